@@ -1,0 +1,1 @@
+"""The edge of the system: each module is the only importer of its foreign library."""

@@ -1,0 +1,55 @@
+"""What the worker needs of a queue driver, and a queue driver of the core. Protocols only.
+
+Imports `model` and nothing else. A further driver (another library, another datapath) is a
+module beside the first that satisfies `PacketQueue`.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class PacketHandler(Protocol):
+    """The core, as a driver sees it (see `featherlb.core.balancer.Balancer`)."""
+
+    def handle_packet(
+        self, buffer: bytearray, offset: int, length: int, hook: int, info: int, now: float
+    ) -> int:
+        """Decide on the IP packet at `buffer[offset:offset + length]`, rewriting it in place.
+
+        `hook` is a `model.Hook`, `info` a set of `model.PacketInfo`, `now` seconds of a
+        monotonic clock; the answer is a `model.Verdict`.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class QueueCounters:
+    """Counts since the queue was opened, in packets.
+
+    `queue_dropped` and `socket_dropped` are the kernel's (queue full; socket buffer full),
+    from /proc/net/netfilter/nfnetlink_queue.
+    """
+
+    received: int
+    truncated: int
+    queue_dropped: int
+    socket_dropped: int
+    waiting: int
+
+
+class PacketQueue(Protocol):
+    """One NFQUEUE, owned by one worker."""
+
+    def fileno(self) -> int:
+        """A descriptor that is readable when packets wait."""
+        ...
+
+    def process(self, handler: PacketHandler, now: float) -> int:
+        """Handle the packets that wait now, without blocking; how many there were."""
+        ...
+
+    def counters(self) -> QueueCounters: ...
+
+    def close(self) -> None:
+        """Unbind; the kernel drops what still waits."""
+        ...

@@ -1,0 +1,160 @@
+"""The vocabulary: services, VIPs, backends, verdicts. Frozen values, no behaviour, no I/O.
+
+Imports only the standard library's value modules. The words are the same in YAML, on the
+command line, in logs and in tests.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag, StrEnum
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+Address = IPv4Address | IPv6Address
+
+
+class Protocol(IntEnum):
+    """Transport protocols that a service can have, by IANA protocol number."""
+
+    TCP = 6
+    UDP = 17
+
+    def __str__(self) -> str:
+        return self.name.lower()
+
+
+class NatMode(StrEnum):
+    """`dnat` keeps the client's address; `full` replaces it by one of the balancer's."""
+
+    DNAT = "dnat"
+    FULL = "full"
+
+
+class Datapath(StrEnum):
+    """How packets reach the packet processor."""
+
+    NFQUEUE = "nfqueue"
+
+
+class Driver(StrEnum):
+    """Queue drivers of the nfqueue datapath."""
+
+    NETFILTERQUEUE = "netfilterqueue"
+
+
+class Hook(IntEnum):
+    """Netfilter hooks, numbered as in include/uapi/linux/netfilter.h (enum nf_inet_hooks)."""
+
+    PREROUTING = 0
+    INPUT = 1
+    FORWARD = 2
+    OUTPUT = 3
+    POSTROUTING = 4
+
+
+class PacketInfo(IntFlag):
+    """What the kernel says of a queued packet (NFQA_SKB_INFO, linux/netfilter/nfnetlink_queue.h)."""
+
+    NONE = 0
+    CHECKSUM_NOT_READY = 1
+    """The transport checksum field holds only the pseudo-header's sum (CHECKSUM_PARTIAL)."""
+    GSO = 2
+    """A super-packet: the kernel cuts it into segments when it leaves."""
+    TRUNCATED = 256
+    """featherlb's own bit: the copy is shorter than the packet, so it cannot be rewritten."""
+
+
+class Verdict(IntEnum):
+    """What the queue driver does with a packet that the core has looked at."""
+
+    PASS = 0
+    """Let it go on, untouched."""
+    REWRITTEN = 1
+    """Let it go on with the buffer's new content."""
+    DROP = 2
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Endpoint:
+    """An address and a port (0 to 65535)."""
+
+    address: Address
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Endpoint":
+        """Read `10.0.0.1:80` or `[2001:db8::1]:80`; ValueError says what is wrong."""
+        host, port = split_host_port(text)
+        try:
+            address = ip_address(host)
+        except ValueError:
+            raise ValueError(f"'{host}' is not an IP address") from None
+        return cls(address, port)
+
+    def __str__(self) -> str:
+        return join_host_port(str(self.address), self.port)
+
+
+def split_host_port(text: str) -> tuple[str, int]:
+    """Split `host:port` or `[ipv6]:port`; ValueError says what is wrong."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not host:
+        raise ValueError(f"'{text}' is not HOST:PORT")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ValueError(f"'{text}' needs brackets around its IPv6 address: [{host}]:{port}")
+    if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
+        raise ValueError(f"port '{port}' is not a number from 1 to 65535")
+    return host, int(port)
+
+
+def join_host_port(host: str, port: int) -> str:
+    """The inverse of `split_host_port`."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Vip:
+    """Where clients connect: an address, or the unspecified one for every address of this
+    host, and an inclusive range of ports (usually one)."""
+
+    address: Address
+    first_port: int
+    last_port: int
+
+    @property
+    def wildcard(self) -> bool:
+        """Whether it stands for every address of this host (0.0.0.0 or ::)."""
+        return self.address.is_unspecified
+
+    def __str__(self) -> str:
+        text = join_host_port(str(self.address), self.first_port)
+        return text if self.first_port == self.last_port else f"{text}-{self.last_port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """A server of a pool. `local` says that its address belongs to the balancer's host."""
+
+    endpoint: Endpoint
+    weight: int = 1
+    local: bool = False
+
+    def __str__(self) -> str:
+        return str(self.endpoint)
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A VIP endpoint and the pool behind it, with every name resolved.
+
+    `sources` are the balancer's addresses that `full` NAT gives to forward packets; empty
+    in `dnat` mode.
+    """
+
+    name: str
+    protocol: Protocol
+    vips: tuple[Vip, ...]
+    backends: tuple[Backend, ...] = ()
+    scheduler: str = "round-robin"
+    nat: NatMode = NatMode.DNAT
+    sources: tuple[Address, ...] = ()
