@@ -1,0 +1,44 @@
+# Every target sets up what it needs first (Debian packages as root, a virtual environment in .venv).
+VENV ?= .venv
+PYTHON = $(VENV)/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test unit netns-test check fmt lab-up lab-down clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
+
+setup: ## install Debian packages (as root) and the virtual environment
+	@scripts/setup.sh $(VENV)
+
+demo: setup ## balance real connections in network namespaces, with a live table
+	$(VENV)/bin/featherlb demo
+
+test: setup ## all tests; those that need the kernel are skipped without root
+	$(PYTHON) -m pytest
+
+unit: setup ## only the tests that need neither root nor a kernel
+	$(PYTHON) -m pytest tests/unit
+
+netns-test: setup ## only the tests on the real kernel, in network namespaces
+	$(PYTHON) -m pytest tests/netns
+
+check: setup ## lint, types, layers
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(PYTHON) scripts/check_layers.py
+
+fmt: setup ## format the code
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+lab-up: setup ## build the lab (client, balancer, backends) and leave it up
+	$(PYTHON) -m netns up
+
+lab-down: setup ## take the lab down
+	$(PYTHON) -m netns down
+
+clean: ## remove what was built
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find featherlb -name '*.so' -o -name '*.c' | xargs -r rm -f

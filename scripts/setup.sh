@@ -1,0 +1,43 @@
+#!/bin/sh
+# Install what featherlb and its tests need: Debian packages (as root) and a virtual environment.
+# Quick when everything is there. Usage: scripts/setup.sh [VENV]
+set -eu
+cd "$(dirname "$0")/.."
+venv=${1:-.venv}
+
+packages="iptables conntrack iproute2 procps tcpdump wrk iperf3 curl nginx-light
+  libnetfilter-queue-dev gcc python3-dev python3-venv"
+
+missing=
+for package in $packages; do
+    dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' ||
+        missing="$missing $package"
+done
+if [ -n "$missing" ]; then
+    if [ "$(id -u)" -ne 0 ]; then
+        echo "setup: not root, so these Debian packages stay missing:$missing" >&2
+    else
+        echo "setup: installing$missing"
+        apt-get update -q
+        # A service must not start on this machine just because its program is needed by a test.
+        policy=/usr/sbin/policy-rc.d
+        if [ ! -e "$policy" ]; then
+            trap 'rm -f "$policy"' EXIT
+            printf '#!/bin/sh\nexit 101\n' >"$policy"
+            chmod +x "$policy"
+        fi
+        # shellcheck disable=SC2086
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $missing
+    fi
+fi
+
+stamp="$venv/.installed"
+if [ ! -e "$stamp" ] || [ pyproject.toml -nt "$stamp" ] || [ setup.py -nt "$stamp" ]; then
+    python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+        echo "setup: Python 3.11 or newer is needed, this is $(python3 --version)" >&2
+        exit 1
+    }
+    [ -x "$venv/bin/python" ] || python3 -m venv "$venv"
+    "$venv/bin/pip" install --quiet --editable '.[dev]'
+    touch "$stamp"
+fi
