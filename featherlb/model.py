@@ -72,6 +72,11 @@ class Verdict(IntEnum):
     DROP = 2
 
 
+SOURCE_PORTS = range(1024, 32768)
+"""Ports that `full` NAT gives to flows: below Linux's default ephemeral range (32768 to 60999),
+so that connections of the balancer's own host never share a port with a flow."""
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Endpoint:
     """An address and a port (0 to 65535)."""
@@ -133,11 +138,16 @@ class Vip:
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """A server of a pool. `local` says that its address belongs to the balancer's host."""
+    """A server of a pool.
+
+    `local` says that its address belongs to the balancer's host. `sources` are the balancer's
+    addresses that `full` NAT may give to packets towards it; empty in `dnat` mode.
+    """
 
     endpoint: Endpoint
     weight: int = 1
     local: bool = False
+    sources: tuple[Address, ...] = ()
 
     def __str__(self) -> str:
         return str(self.endpoint)
@@ -145,11 +155,7 @@ class Backend:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A VIP endpoint and the pool behind it, with every name resolved.
-
-    `sources` are the balancer's addresses that `full` NAT gives to forward packets; empty
-    in `dnat` mode.
-    """
+    """A VIP endpoint and the pool behind it, with every name resolved."""
 
     name: str
     protocol: Protocol
@@ -157,4 +163,3 @@ class Service:
     backends: tuple[Backend, ...] = ()
     scheduler: str = "round-robin"
     nat: NatMode = NatMode.DNAT
-    sources: tuple[Address, ...] = ()
