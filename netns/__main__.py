@@ -1,0 +1,58 @@
+"""`python -m netns up|down|status`: a lab to play in. Imports `lab` and click."""
+
+import os
+
+import click
+
+from netns.lab import VIP, Lab, labs, nodes_of, remove
+
+
+@click.group()
+def main() -> None:
+    """Network namespaces with clients, a balancer's host and backends. Needs root."""
+    if os.geteuid() != 0:
+        raise click.ClickException("only root makes network namespaces: sudo make lab-up")
+
+
+@main.command()
+@click.argument("lab_id", default="play", metavar="[ID]")
+@click.option("--clients", default=1, show_default=True, type=click.IntRange(1, 100))
+@click.option("--backends", default=3, show_default=True, type=click.IntRange(1, 100))
+@click.option("--arms", default=2, show_default=True, type=click.IntRange(1, 2))
+def up(lab_id: str, clients: int, backends: int, arms: int) -> None:
+    """Build a lab and leave it up."""
+    lab = Lab(clients, backends, arms, lab_id)
+    try:
+        lab.up()
+    except FileExistsError:
+        raise click.ClickException(
+            f"lab {lab_id} is up already; take it down with: python -m netns down {lab_id}"
+        ) from None
+    for node in lab.nodes:
+        for interface, addresses in node.addresses.items():
+            click.echo(f"{node.namespace:24} {interface:6} {'  '.join(addresses)}")
+    click.echo(f"\n{VIP} is free for a VIP. A command in a node:")
+    click.echo(f"  ip netns exec {lab.client.namespace} ping {lab.balancer.address}")
+
+
+@main.command()
+@click.argument("lab_id", required=False, metavar="[ID]")
+def down(lab_id: str | None) -> None:
+    """Take one lab down; without ID every lab that no running process holds."""
+    chosen = [lab_id] if lab_id else [name for name, held in labs().items() if not held]
+    for name in chosen:
+        remove(name)
+        click.echo(f"lab {name} is down")
+
+
+@main.command()
+def status() -> None:
+    """List the labs of this machine and their namespaces."""
+    for name, held in labs().items():
+        click.echo(f"{name}  {'in use' if held else 'up'}")
+        for node in nodes_of(name):
+            click.echo(f"  {node.namespace:24} {len(node.pids())} processes")
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m netns")
