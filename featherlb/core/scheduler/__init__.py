@@ -1,0 +1,25 @@
+"""Schedulers: who gets the next flow. One file per strategy, behind one registry.
+
+Importing this package registers the built-ins.
+"""
+
+from featherlb.core.scheduler import (  # noqa: F401 (imported to register)
+    round_robin,
+    weighted_random,
+)
+from featherlb.core.scheduler.base import Member, NewFlow, Scheduler
+from featherlb.core.scheduler.registry import canonical_name, create, names, register, scheduler
+from featherlb.core.scheduler.user import PickFunction, UserScheduler
+
+__all__ = [
+    "Member",
+    "NewFlow",
+    "PickFunction",
+    "Scheduler",
+    "UserScheduler",
+    "canonical_name",
+    "create",
+    "names",
+    "register",
+    "scheduler",
+]
