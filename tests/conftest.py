@@ -1,0 +1,30 @@
+"""Which tests can run here: those marked `kernel` need root, namespaces and NFQUEUE."""
+
+import functools
+import os
+import shutil
+import subprocess
+
+import pytest
+
+PROGRAMS = ("ip", "unshare", "iptables", "ip6tables", "iptables-legacy", "ss", "nginx")
+
+
+@functools.cache
+def kernel_obstacle() -> str | None:
+    """Why kernel tests can't run here, with the way out; None if they can."""
+    if os.geteuid() != 0:
+        return "kernel tests need root: sudo make test"
+    if missing := [program for program in PROGRAMS if not shutil.which(program)]:
+        return f"kernel tests need {', '.join(missing)}: sudo make setup"
+    rule = "iptables -t raw -A PREROUTING -j NFQUEUE --queue-num 0"
+    trial = subprocess.run(["unshare", "--net", *rule.split()], capture_output=True, text=True)
+    if trial.returncode:
+        return f"kernel tests need network namespaces and NFQUEUE: {trial.stderr.strip()}"
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("kernel") and (obstacle := kernel_obstacle()):
+            item.add_marker(pytest.mark.skip(reason=obstacle))

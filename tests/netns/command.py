@@ -1,0 +1,121 @@
+"""The `featherlb` command as a user starts it: in the balancer's namespace, by its name."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from queue import Empty, Queue
+from types import TracebackType
+from typing import Self
+
+from netns import Node
+
+PROGRAM = str(Path(sys.executable).with_name("featherlb"))
+START_TIMEOUT = 20
+STOP_TIMEOUT = 10
+
+
+def run(node: Node, *arguments: str, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
+    """Run `featherlb ARGUMENTS` to its end."""
+    return subprocess.run(
+        node.command([PROGRAM, *arguments]),
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=START_TIMEOUT,
+    )
+
+
+class Featherlb:
+    """A running `featherlb up`; a context manager, see the `featherlb` fixture."""
+
+    def __init__(self, node: Node, arguments: Sequence[str], directory: Path) -> None:
+        self.node = node
+        self.arguments = arguments
+        self.directory = directory
+        self._killed = False
+
+    def __enter__(self) -> Self:
+        # A file, because a pipe that nobody reads would block a talkative program.
+        self._log = tempfile.TemporaryFile("w+")
+        self.process = self.node.popen(
+            [PROGRAM, *self.arguments],
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            cwd=self.directory,
+        )
+        self._lines: Queue[str | None] = Queue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        try:
+            while (line := self._lines.get(timeout=START_TIMEOUT)) != "ready\n":
+                assert line is not None, f"featherlb ended without `ready`:\n{self.log}"
+        except (AssertionError, Empty):
+            self.kill()
+            self._end()
+            raise
+        return self
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._lines.put(line)
+        self._lines.put(None)
+
+    @property
+    def log(self) -> str:
+        """What it wrote to stderr so far."""
+        # pread leaves the offset alone, which the program shares.
+        return os.pread(self._log.fileno(), 1 << 24, 0).decode()
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def kill(self) -> None:
+        """kill -9 every process of it, as an operator or the kernel would."""
+        self._killed = True
+        for pid in (*_descendants(self.pid), self.pid):
+            os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+    def stop(self) -> int:
+        """SIGTERM, and its exit code."""
+        self.process.terminate()
+        try:
+            return self.process.wait(STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if not self._killed:
+                assert self.stop() == 0
+                assert "Traceback" not in self.log
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        print(f"--- log of featherlb {' '.join(self.arguments)}\n{self.log}---")
+        self._log.close()
+        self._reader.join()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+def _descendants(pid: int) -> list[int]:
+    children = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in map(int, (task / "children").read_text().split()):
+            children += [child, *_descendants(child)]
+    return children

@@ -1,0 +1,65 @@
+"""What the kernel tests share: a lab, and the installed `featherlb` command running in it."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from netns import Lab
+from netns.servers import HttpServer
+from tests.netns.command import Featherlb
+
+DRIVERS = ("netfilterqueue",)
+"""The queue drivers that every test of the data path runs with."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.kernel)
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    """A two-armed lab with two clients and three backends."""
+    with Lab(clients=2, backends=3) as lab:
+        yield lab
+
+
+@pytest.fixture
+def servers(lab: Lab) -> Iterator[list[HttpServer]]:
+    """HTTP servers on port 8080 of every backend; their names are the backends'."""
+    servers = [HttpServer(node) for node in lab.backends]
+    for server in servers:
+        server.__enter__()
+    yield servers
+    for server in servers:
+        server.__exit__(None, None, None)
+
+
+@pytest.fixture(params=DRIVERS)
+def driver(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+class Up(Protocol):
+    def __call__(self, lab: Lab, *arguments: str) -> AbstractContextManager[Featherlb]: ...
+
+
+@pytest.fixture
+def featherlb(driver: str, tmp_path: Path) -> Up:
+    """`with featherlb(lab, "--vip", ...) as running:` runs `featherlb up` on the lab's balancer.
+
+    It has printed `ready` when the block begins. When the block ends it is stopped by SIGTERM,
+    must exit with 0, and its log goes to the test's output.
+    """
+
+    def up(lab: Lab, *arguments: str) -> AbstractContextManager[Featherlb]:
+        return Featherlb(lab.balancer, ("up", "--driver", driver, *arguments), tmp_path)
+
+    return up
