@@ -4,8 +4,15 @@ Importing this package registers the built-ins.
 """
 
 from featherlb.core.scheduler import (  # noqa: F401 (imported to register)
+    five_tuple_hash,
+    least_connections,
+    maglev,
     round_robin,
+    source_hash,
+    two_choices,
+    weighted_least_connections,
     weighted_random,
+    weighted_round_robin,
 )
 from featherlb.core.scheduler.base import Member, NewFlow, Scheduler
 from featherlb.core.scheduler.registry import canonical_name, create, names, register, scheduler

@@ -45,9 +45,9 @@ class UserScheduler(Scheduler):
         self._fallback = WeightedDraw(seed)
         self._scheduler: Scheduler | None = None
         try:
-            if isinstance(code, type):
+            if isinstance(code, type) and issubclass(code, Scheduler):
                 self._scheduler = code(seed=seed, key=key)
-                self.consistent = bool(code.consistent)
+                self.consistent = code.consistent
             else:
                 self._scheduler = _FunctionScheduler(code)
         except Exception as error:

@@ -1,0 +1,83 @@
+"""Maglev hashing: a flow's 5-tuple looks its member up in a table. O(1).
+
+Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load Balancer", NSDI 2016,
+section 3.4. Every member has a preference list, a permutation of the slots; the members take
+turns, and each takes the first slot of its list that is still free. The table is split almost
+exactly by weight (within a slot or two of the ideal), and a change moves few slots beyond
+those it must.
+
+A member of weight w has a turn every 1/w units of time: equal weights take turns as in the
+paper, and every member with a weight gets at least one slot.
+"""
+
+from collections.abc import Sequence
+from heapq import heapify, heapreplace
+
+from featherlb.core.scheduler.base import Member, NewFlow, Scheduler
+from featherlb.core.scheduler.hashing import KeyedHash, endpoint_bytes, five_tuple_bytes
+from featherlb.core.scheduler.registry import register
+
+TABLE_SIZE = 65537
+"""The paper's size for up to some hundred members: a share is then exact to a per cent."""
+
+
+@register
+class Maglev(Scheduler):
+    name = "maglev"
+    aliases = ("mh",)
+    consistent = True
+
+    def __init__(self, *, seed: int, key: bytes, table_size: int = TABLE_SIZE) -> None:
+        """`table_size` must be a prime, or else preference lists would miss slots."""
+        if table_size < 2 or any(table_size % n == 0 for n in range(2, int(table_size**0.5) + 1)):
+            raise ValueError(f"Maglev table size {table_size} is not a prime number")
+        self._size = table_size
+        self._hash_flow = KeyedHash(key, b"flow")
+        self._hash_offset = KeyedHash(key, b"maglev offset")
+        self._hash_skip = KeyedHash(key, b"maglev skip")
+        self._shares: list[tuple[bytes, int, Member]] = []
+        self._table: list[Member] = []
+
+    def update(self, members: Sequence[Member]) -> None:
+        # In the order of the endpoints, so that the order of the configuration doesn't matter.
+        shares = sorted(
+            (
+                (endpoint_bytes(member.endpoint), member.weight, member)
+                for member in members
+                if member.weight > 0
+            ),
+            key=lambda share: share[:2],
+        )
+        if shares != self._shares:
+            self._shares = shares
+            self._table = self._populate() if shares else []
+
+    def pick(self, flow: NewFlow) -> Member | None:
+        table = self._table
+        if not table:
+            return None
+        return table[self._hash_flow(five_tuple_bytes(flow)) % self._size]
+
+    def _populate(self) -> list[Member]:
+        size = self._size
+        members = [member for _, _, member in self._shares]
+        slots = [self._hash_offset(name) % size for name, _, _ in self._shares]
+        skips = [self._hash_skip(name) % (size - 1) + 1 for name, _, _ in self._shares]
+        steps = [1 / weight for _, weight, _ in self._shares]
+        turns = [(0.0, index) for index in range(len(members))]
+        heapify(turns)
+        taken = bytearray(size)
+        table = members[:1] * size
+        for _ in range(size):
+            time, index = turns[0]
+            slot = slots[index]
+            skip = skips[index]
+            while taken[slot]:
+                slot += skip
+                if slot >= size:
+                    slot -= size
+            taken[slot] = 1
+            table[slot] = members[index]
+            slots[index] = slot
+            heapreplace(turns, (time + steps[index], index))
+        return table
