@@ -1,7 +1,6 @@
 """The `featherlb` command as a user starts it: in the balancer's namespace, by its name."""
 
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -77,10 +76,9 @@ class Featherlb:
         return self.process.pid
 
     def kill(self) -> None:
-        """kill -9 every process of it, as an operator or the kernel would."""
+        """kill -9, as an operator or the kernel would."""
         self._killed = True
-        for pid in (*_descendants(self.pid), self.pid):
-            os.kill(pid, signal.SIGKILL)
+        self.process.kill()
         self.process.wait()
 
     def stop(self) -> int:
@@ -111,11 +109,3 @@ class Featherlb:
         self._reader.join()
         assert self.process.stdout is not None
         self.process.stdout.close()
-
-
-def _descendants(pid: int) -> list[int]:
-    children = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in map(int, (task / "children").read_text().split()):
-            children += [child, *_descendants(child)]
-    return children
