@@ -7,9 +7,9 @@ of the same: ports are counted per protocol, source address and backend endpoint
 31744 flows per source address and *backend*. Linux's SNAT keeps the same rule
 (net/netfilter/nf_nat_core.c, `nf_nat_used_tuple`: a reply tuple must be unique).
 
-RFC 4787 REQ-3 and RFC 5382 REQ-7 forbid a NAT to overload a port, where one port stands for
-several inside endpoints towards the *same* outside endpoint: that never happens here. When no
-port is left a flow isn't opened, instead of a port given twice.
+RFC 4787 REQ-3 and RFC 5382 REQ-7 forbid a NAT to overload ports, that is to let two flows share
+one where they can collide. Towards different endpoints they can't, and RFC 7857 section 3 ("port
+overlapping") allows it. When no port is left a flow isn't opened, rather than a port given twice.
 
 The port that rested longest is given first, so that the backend's TIME_WAIT of its last flow
 has passed as surely as it can. Ports that were never used are drawn at random (RFC 6056,

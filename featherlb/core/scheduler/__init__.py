@@ -15,7 +15,14 @@ from featherlb.core.scheduler import (  # noqa: F401 (imported to register)
     weighted_round_robin,
 )
 from featherlb.core.scheduler.base import Member, NewFlow, Scheduler
-from featherlb.core.scheduler.registry import canonical_name, create, names, register, scheduler
+from featherlb.core.scheduler.registry import (
+    canonical_name,
+    create,
+    is_file_reference,
+    names,
+    register,
+    scheduler,
+)
 from featherlb.core.scheduler.user import PickFunction, UserScheduler
 
 __all__ = [
@@ -26,6 +33,7 @@ __all__ = [
     "UserScheduler",
     "canonical_name",
     "create",
+    "is_file_reference",
     "names",
     "register",
     "scheduler",

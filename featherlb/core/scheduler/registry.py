@@ -57,22 +57,34 @@ def scheduler(name: str) -> Callable[[_UserCode], _UserCode]:
     return join
 
 
-def canonical_name(name: str) -> str:
-    """`name` as the registry spells it: `rr` is `round-robin`.
+def is_file_reference(name: str) -> bool:
+    """Whether `name` refers to a user's file, as `./my_sched.py:pick` does."""
+    path, _, attribute = name.rpartition(":")
+    return path.endswith(".py") and attribute.isidentifier()
 
-    ValueError for an unknown one: lists the known names, the closest first.
+
+def canonical_name(name: str) -> str:
+    """`name` as the registry spells it: `rr` is `round-robin`; a file reference is its own.
+
+    ValueError for an unknown one: lists the known names and hints at the closest.
     """
     found = _canonical.get(name) or _canonical.get(name.lower().replace("_", "-"))
     if found is not None:
         return found
+    if is_file_reference(name):
+        return name
     close = difflib.get_close_matches(name.lower(), _canonical, n=1)
     hint = f", did you mean '{close[0]}'?" if close else ""
     raise ValueError(f"unknown scheduler '{name}'{hint} (known: {', '.join(names())})")
 
 
 def create(name: str, *, seed: int, key: bytes) -> Scheduler:
-    """A new scheduler by any of its names; ValueError as `canonical_name`."""
-    return _factories[canonical_name(name)](seed=seed, key=key)
+    """A new scheduler by any of its names; ValueError as `canonical_name`, and for a file that
+    `featherlb.plugins` has not loaded."""
+    factory = _factories.get(canonical_name(name))
+    if factory is None:
+        raise ValueError(f"scheduler '{name}' has not been loaded")
+    return factory(seed=seed, key=key)
 
 
 def names() -> list[str]:

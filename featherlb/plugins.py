@@ -1,0 +1,78 @@
+"""Loads schedulers that users wrote, from files and entry points, and registers them.
+
+Imports `errors` and `core.scheduler`. The core does no I/O, so who starts a process calls this
+before it reads the configuration (entry points) or creates a balancer (files).
+"""
+
+import importlib.metadata
+import importlib.util
+import inspect
+from pathlib import Path
+
+from featherlb.core.scheduler import Scheduler, scheduler
+from featherlb.errors import ConfigError
+
+ENTRY_POINT_GROUP = "featherlb.schedulers"
+
+
+def load_file(reference: str, directory: Path) -> None:
+    """Register the class or function that a reference such as `./my_sched.py:pick` names, as a
+    scheduler of that name. A relative path starts at `directory`.
+
+    Runs the file each time, so that a reload takes the edited code. ConfigError says what is
+    wrong with it.
+    """
+    text, _, attribute = reference.rpartition(":")
+    path = directory / text
+    if not path.is_file():
+        raise ConfigError([f"scheduler '{reference}': there is no file {path}, correct the path"])
+    spec = importlib.util.spec_from_file_location(f"featherlb_user_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError([f"scheduler '{reference}' is not a Python file: write PATH.py:NAME"])
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(
+            [f"scheduler '{reference}' fails to load ({error!r}): correct {path}"]
+        ) from error
+    if not hasattr(module, attribute):
+        raise ConfigError([f"scheduler '{reference}': {path} defines no '{attribute}', add it"])
+    _register(reference, getattr(module, attribute))
+
+
+def load_entry_points() -> None:
+    """Register the schedulers that installed packages offer, by the names of their entry
+    points (group `featherlb.schedulers`). ConfigError if one fails to load."""
+    for entry_point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
+        try:
+            code = entry_point.load()
+        except Exception as error:
+            raise ConfigError(
+                [
+                    f"scheduler '{entry_point.name}' ({entry_point.value}) fails to load "
+                    f"({error!r}): repair or uninstall the package that brings it"
+                ]
+            ) from error
+        _register(entry_point.name, code)
+
+
+def _register(name: str, code: object) -> None:
+    """Check what can be checked without a packet, then register."""
+    fault = None
+    if isinstance(code, type) and issubclass(code, Scheduler):
+        if inspect.isabstract(code):
+            fault = "lacks one of the methods __init__, update and pick: define it"
+    elif isinstance(code, type) or not callable(code):
+        fault = "is neither a Scheduler class nor a function pick(flow, backends): write either"
+    else:
+        try:
+            inspect.signature(code).bind("flow", "backends")
+        except TypeError:
+            fault = "does not take two arguments: define it as pick(flow, backends)"
+    if fault is not None:
+        raise ConfigError([f"scheduler '{name}' {fault}"])
+    try:
+        scheduler(name)(code)  # type: ignore[type-var]  # checked above
+    except ValueError as error:
+        raise ConfigError([f"scheduler '{name}': {error}"]) from None
