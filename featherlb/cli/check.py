@@ -1,0 +1,43 @@
+"""`featherlb check FILE`: is a configuration right, and what does featherlb understand of it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from featherlb import config as configuration
+from featherlb.errors import ConfigError
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.pass_context
+def check(context: click.Context, file: Path) -> None:
+    """Validate a configuration FILE and show what it means.
+
+    Names are not looked up, so the answer doesn't depend on the network.
+    """
+    try:
+        config = configuration.load(file)
+    except ConfigError as error:
+        click.echo(error, err=True)
+        context.exit(error.exit_code)
+    for service in config.services:
+        click.echo(f"service {service.name}")
+        for label, value in _described(service):
+            click.echo(f"  {label:<10} {value}")
+    click.echo(f"{file}: ok")
+
+
+def _described(service: configuration.ServiceConfig) -> Iterator[tuple[str, str]]:
+    for vip in service.vips:
+        yield "vip", f"{vip}/{service.protocol}"
+    yield "scheduler", service.scheduler
+    yield "nat", str(service.nat)
+    for source in service.source_addresses:
+        yield "source", str(source.address)
+    width = max((len(str(backend)) for backend in service.backends), default=0)
+    for backend in service.backends:
+        yield "backend", f"{backend!s:<{width}}  weight {backend.weight}"
+    if not service.backends:
+        yield "backend", "none: connections are refused"

@@ -1,0 +1,74 @@
+"""Configuration: YAML text or command-line options to a checked, frozen `Config`.
+
+Two steps: `loader` turns text into plain data that knows its lines, `schema` and `checks`
+turn data into meaning. `resolve` then replaces names by addresses. Every fault of an input is
+reported together, as one ConfigError.
+"""
+
+from pathlib import Path
+
+from featherlb.config import checks, loader, routes, schema, services
+from featherlb.config.command_line import from_command_line
+from featherlb.config.faults import Fault, refuse
+from featherlb.config.resolve import resolve
+from featherlb.config.types import (
+    BackendConfig,
+    Config,
+    ServiceConfig,
+    SourceConfig,
+    Timeouts,
+    VipConfig,
+)
+from featherlb.errors import ConfigError
+
+__all__ = [
+    "BackendConfig",
+    "Config",
+    "ServiceConfig",
+    "SourceConfig",
+    "Timeouts",
+    "VipConfig",
+    "find_config",
+    "from_command_line",
+    "load",
+    "parse",
+    "resolve",
+]
+
+SEARCH_PATH = (Path("featherlb.yaml"), Path("/etc/featherlb/featherlb.yaml"))
+
+
+def find_config() -> Path | None:
+    """The file that is read when none is named: the first that exists of `SEARCH_PATH`."""
+    return next((path for path in SEARCH_PATH if path.is_file()), None)
+
+
+def load(path: Path) -> Config:
+    """Read a configuration file; ConfigError if it can't be read or has faults."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ConfigError([f"{path}:{line}: this is not UTF-8 text"]) from None
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ConfigError([f"{path}: the configuration can't be read: {reason}"]) from None
+    return parse(text, str(path))
+
+
+def parse(text: str, source: str) -> Config:
+    """Read the text of a configuration file; ConfigError with all its faults, by line.
+
+    `source` is the name of the file in the faults.
+    """
+    document = loader.read(text, source)
+    faults = document.faults
+    if not isinstance(document.data, dict):
+        refuse([schema.unknown_file(document)])
+    if "routes" in document.data and "services" in document.data:
+        text = "stands beside 'services' (expected one of the two)"
+        refuse([*faults, Fault(document.origin(("routes",)), text)])
+    read = routes.read if "routes" in document.data else services.read
+    config = read(document, faults)
+    refuse([*faults, *checks.check(config)])
+    return config

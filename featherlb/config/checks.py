@@ -1,0 +1,152 @@
+"""What no single value shows: services, VIPs and backends that don't go together.
+
+The same checks serve files, the command line and, with names replaced by their addresses,
+the resolved configuration. A host that still is a name equals nothing but the same name.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv6Address
+
+from featherlb.config.faults import Fault
+from featherlb.config.types import BackendConfig, Config, Host, ServiceConfig, VipConfig
+from featherlb.model import NatMode, Protocol
+
+_BROADCAST = IPv4Address("255.255.255.255")
+
+
+def check(config: Config) -> Iterator[Fault]:
+    """Every fault between the parts of a configuration."""
+    known = _KnownVips()
+    names: dict[str, ServiceConfig] = {}
+    for service in config.services:
+        first = names.setdefault(service.name, service)
+        if first is not service and first.vips[0] != service.vips[0]:
+            text = f"the name '{service.name}' is taken by another service ({first.origin.place})"
+            yield Fault(service.origin, text)
+        for vip in service.vips:
+            yield from _usable(vip)
+            yield from known.add(service, vip)
+    for service in config.services:
+        yield from _pool(service, known)
+        yield from _sources(service)
+        yield from _families(service)
+
+
+class _KnownVips:
+    """The VIPs seen so far, by what a packet's destination says."""
+
+    def __init__(self) -> None:
+        self._by_host: dict[tuple[Protocol, Host], list[tuple[ServiceConfig, VipConfig]]] = (
+            defaultdict(list)
+        )
+
+    def add(self, service: ServiceConfig, vip: VipConfig) -> Iterator[Fault]:
+        """Take in a VIP; a fault if some packets would belong to an earlier one as well."""
+        everywhere = not isinstance(vip.host, str) and vip.host.is_unspecified
+        for (protocol, host), owned in self._by_host.items() if everywhere else ():
+            if protocol == service.protocol and _family(host) == _family(vip.host):
+                yield from _overlap(service, vip, owned)
+        if not everywhere:
+            yield from _overlap(service, vip, self._at(service.protocol, vip.host))
+            yield from _overlap(service, vip, self._everywhere(service.protocol, vip.host))
+        self._by_host[service.protocol, vip.host].append((service, vip))
+
+    def owner(self, protocol: Protocol, backend: BackendConfig) -> ServiceConfig | None:
+        """The service that packets to a backend would come back to."""
+        here = self._at(protocol, backend.host)
+        if not isinstance(backend.host, str) and backend.host.is_loopback:
+            here = here + self._everywhere(protocol, backend.host)
+        return next(
+            (owner for owner, vip in here if vip.first_port <= backend.port <= vip.last_port), None
+        )
+
+    def _at(self, protocol: Protocol, host: Host) -> list[tuple[ServiceConfig, VipConfig]]:
+        return self._by_host.get((protocol, host), [])
+
+    def _everywhere(self, protocol: Protocol, host: Host) -> list[tuple[ServiceConfig, VipConfig]]:
+        return [] if isinstance(host, str) else self._at(protocol, type(host)(0))
+
+
+def _overlap(
+    service: ServiceConfig, vip: VipConfig, others: list[tuple[ServiceConfig, VipConfig]]
+) -> Iterator[Fault]:
+    for owner, other in others:
+        if vip.first_port <= other.last_port and other.first_port <= vip.last_port:
+            whose = "this service" if owner is service else f"service '{owner.name}'"
+            text = f"{vip} overlaps with the VIP {other} of {whose} ({other.origin.place})"
+            yield Fault(vip.origin, text)
+            return
+
+
+def _usable(vip: VipConfig) -> Iterator[Fault]:
+    if problem := _useless(vip.host):
+        yield Fault(vip.origin, f"{vip.host} is {problem} (expected an address of one host)")
+
+
+def _pool(service: ServiceConfig, known: _KnownVips) -> Iterator[Fault]:
+    first: dict[tuple[Host, int], BackendConfig] = {}
+    for backend in service.backends:
+        earlier = first.setdefault((backend.host, backend.port), backend)
+        if earlier is not backend:
+            text = f"{backend} is a backend of this service already ({earlier.origin.place})"
+            yield Fault(backend.origin, text)
+        problem = _useless(backend.host)
+        if not problem and not isinstance(backend.host, str) and backend.host.is_unspecified:
+            problem = "not the address of a host"
+        if problem:
+            text = f"{backend.host} is {problem} (expected an address of one host)"
+            yield Fault(backend.origin, text)
+        elif owner := known.owner(service.protocol, backend):
+            text = f"{backend} is a VIP of service '{owner.name}' (expected a server of its pool)"
+            yield Fault(backend.origin, text)
+
+
+def _sources(service: ServiceConfig) -> Iterator[Fault]:
+    if service.source_addresses and service.nat is not NatMode.FULL:
+        text = "source addresses have a use in full NAT only (expected nat: full beside them)"
+        yield Fault(service.source_addresses[0].origin, text)
+    first = set()
+    for source in service.source_addresses:
+        if source.address in first:
+            yield Fault(source.origin, f"{source.address} stands here twice")
+        first.add(source.address)
+        if problem := _useless(source.address):
+            text = f"{source.address} is {problem} (expected an address of this host)"
+            yield Fault(source.origin, text)
+        elif source.address.is_unspecified:
+            text = f"{source.address} is not an address (expected one of this host)"
+            yield Fault(source.origin, text)
+
+
+def _families(service: ServiceConfig) -> Iterator[Fault]:
+    """A translated packet stays IPv4 or IPv6, so all addresses of a service are of one kind."""
+    others = [
+        *((vip.host, vip.origin) for vip in service.vips),
+        *((source.address, source.origin) for source in service.source_addresses),
+        *((backend.host, backend.origin) for backend in service.backends),
+    ]
+    expected, first = next(
+        ((family, host) for host, _ in others if (family := _family(host))), (None, None)
+    )
+    for host, origin in others:
+        if (family := _family(host)) and family != expected:
+            text = f"{host} is IPv{family} and {first} is IPv{expected} (expected one kind)"
+            yield Fault(origin, text)
+
+
+def _family(host: Host) -> int | None:
+    return None if isinstance(host, str) else host.version
+
+
+def _useless(host: Host) -> str | None:
+    """Why no connection can ever have this address, in words."""
+    if isinstance(host, str):
+        return None
+    if host.is_multicast:
+        return "a multicast address"
+    if host == _BROADCAST:
+        return "the broadcast address"
+    if isinstance(host, IPv6Address) and host.ipv4_mapped:
+        return f"IPv4 in disguise: write {host.ipv4_mapped}"
+    return None

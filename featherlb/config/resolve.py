@@ -1,0 +1,91 @@
+"""Names to addresses: from a `Config` to the services that the data plane takes.
+
+Sans-IO: the caller passes the resolver in.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from featherlb import model
+from featherlb.config import checks
+from featherlb.config.faults import Fault, Origin, refuse
+from featherlb.config.types import Config, Host, ServiceConfig
+
+Lookup = Callable[[str], Sequence[model.Address]]
+"""The addresses of a host name; empty if it has none."""
+
+
+def resolve(config: Config, lookup: Lookup) -> tuple[model.Service, ...]:
+    """The services with every name replaced by its addresses.
+
+    A backend's name stands for all its addresses of the VIP's family, a VIP's name for the
+    first of them. Which addresses are this host's is not known here: `Backend.local` stays
+    False, and `Backend.sources` holds the configured addresses only.
+
+    ConfigError for names without such an address, and for everything that `checks` finds once
+    the addresses are known.
+    """
+    faults: list[Fault] = []
+    services = tuple(_with_addresses(service, lookup, faults) for service in config.services)
+    refuse([*faults, *checks.check(replace(config, services=services))])
+    return tuple(_service(service) for service in services)
+
+
+def _with_addresses(service: ServiceConfig, lookup: Lookup, faults: list[Fault]) -> ServiceConfig:
+    version = _version(service, lookup)
+
+    def addresses(host: Host, origin: Origin) -> Sequence[Host]:
+        if not isinstance(host, str):
+            return [host]
+        found = list(dict.fromkeys(a for a in lookup(host) if a.version == version))
+        if not found:
+            text = f"the name '{host}' has no IPv{version} address (check it with: getent ahosts)"
+            faults.append(Fault(origin, text))
+        return found or [host]
+
+    return replace(
+        service,
+        vips=tuple(replace(v, host=addresses(v.host, v.origin)[0]) for v in service.vips),
+        backends=tuple(
+            replace(backend, host=address)
+            for backend in service.backends
+            for address in addresses(backend.host, backend.origin)
+        ),
+    )
+
+
+def _version(service: ServiceConfig, lookup: Lookup) -> int:
+    """4 or 6: the family of the addresses that stand in the service; failing any, that of its
+    VIP's name, IPv4 first."""
+    hosts = [vip.host for vip in service.vips] + [backend.host for backend in service.backends]
+    for host in hosts:
+        if not isinstance(host, str):
+            return host.version
+    versions = [address.version for name in hosts[:1] for address in lookup(str(name))]
+    return min(versions, default=4)
+
+
+def _service(service: ServiceConfig) -> model.Service:
+    sources = tuple(source.address for source in service.source_addresses)
+    return model.Service(
+        name=service.name,
+        protocol=service.protocol,
+        vips=tuple(
+            model.Vip(_address(vip.host), vip.first_port, vip.last_port) for vip in service.vips
+        ),
+        backends=tuple(
+            model.Backend(
+                model.Endpoint(_address(backend.host), backend.port),
+                weight=backend.weight,
+                sources=sources,
+            )
+            for backend in service.backends
+        ),
+        scheduler=service.scheduler,
+        nat=service.nat,
+    )
+
+
+def _address(host: Host) -> model.Address:
+    assert not isinstance(host, str), "names were replaced before"
+    return host

@@ -1,0 +1,227 @@
+"""The shape of configuration files, as pydantic models; the only importer of pydantic.
+
+A field's type is a reader of `values`, its description says what is expected of it. Pydantic
+walks the structure and collects; its own messages are replaced by ones for operators.
+`services` files refuse keys that they don't know; `routes` files, which belong to another
+program, ignore them as that program does.
+"""
+
+import difflib
+from dataclasses import replace
+from typing import Annotated, Any, TypeVar, get_args
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    WrapValidator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from featherlb.config import values
+from featherlb.config.faults import Fault, Origin
+from featherlb.config.loader import Document, Path, show_path
+from featherlb.config.types import Config, Host, Timeouts
+from featherlb.model import Address, Driver, NatMode, Protocol, Vip
+
+DISCARDED: Any = object()
+"""Stands in lists in the place of an item that has a fault; builders skip it."""
+
+# Whether these are right decides about others: without them a service can't be judged.
+_NEEDED = {"protocol", "nat"}
+
+_keep_discarded = WrapValidator(
+    lambda value, validate: DISCARDED if value is DISCARDED else validate(value)
+)
+_one_or_list = BeforeValidator(lambda value: value if isinstance(value, list) else [value])
+
+
+def _backend(value: object) -> object:
+    """The mapping that a backend's short form stands for."""
+    if isinstance(value, str):
+        return {"address": value}
+    if not isinstance(value, dict):
+        raise values.wrong_type(value, "HOST:PORT, or a mapping with address and weight")
+    return value
+
+
+_Port = Annotated[int, PlainValidator(values.port)]
+_Host = Annotated[Host, PlainValidator(values.host)]
+_Duration = Annotated[float, PlainValidator(values.duration)]
+_SourceAddress = Annotated[Address, PlainValidator(values.address), _keep_discarded]
+_Vip = Annotated[Vip, PlainValidator(values.vip), _keep_discarded]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Lenient(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class BackendEntry(_Strict):
+    address: Annotated[tuple[Host, int], PlainValidator(values.host_port)] = Field(
+        description="HOST:PORT"
+    )
+    weight: Annotated[int, PlainValidator(values.weight)] = 1
+
+
+class ServiceEntry(_Strict):
+    name: Annotated[str | None, PlainValidator(values.name)] = None
+    vip: Annotated[list[_Vip], _one_or_list] = Field(
+        min_length=1, description="IP:PORT, or a list of them"
+    )
+    protocol: Annotated[Protocol, PlainValidator(values.protocol)] = Protocol.TCP
+    scheduler: Annotated[str, PlainValidator(values.scheduler)] = "round-robin"
+    nat: Annotated[NatMode, PlainValidator(values.nat)] = NatMode.DNAT
+    source_addresses: list[_SourceAddress] = []
+    backends: list[Annotated[BackendEntry, BeforeValidator(_backend), _keep_discarded]] = []
+
+
+class TimeoutsEntry(_Strict):
+    half_open: _Duration = Timeouts().half_open
+    established: _Duration = Timeouts().established
+    fin: _Duration = Timeouts().fin
+    closed: _Duration = Timeouts().closed
+
+
+class ServicesFile(_Strict):
+    services: list[Annotated[ServiceEntry, _keep_discarded]] = Field(
+        description="a list of services"
+    )
+    queue: Annotated[int | None, PlainValidator(values.integer(0, 65535))] = Config().queue
+    workers: Annotated[int, PlainValidator(values.integer(1, 256))] = Config().workers
+    fail_open: Annotated[bool, PlainValidator(values.boolean)] = Config().fail_open
+    driver: Annotated[Driver, PlainValidator(values.driver)] = Config().driver
+    hash_key: Annotated[str, PlainValidator(values.hash_key)] = Config().hash_key
+    max_flows: Annotated[int, PlainValidator(values.integer(1, 100_000_000))] = Config().max_flows
+    timeouts: TimeoutsEntry = TimeoutsEntry()
+
+
+class EndpointEntry(_Lenient):
+    host: _Host = Field(description="an IP address or a host name")
+    port: _Port = Field(description="an integer from 1 to 65535")
+
+
+class RouteEntry(_Lenient):
+    host: _Host = Field(description="an IP address or a host name")
+    port: _Port = Field(description="an integer from 1 to 65535")
+    strategy: Annotated[str, PlainValidator(values.strategy)] = Field(
+        description="roundrobin, random or iphash"
+    )
+    endpoints: list[Annotated[EndpointEntry, _keep_discarded]] = Field(
+        min_length=1, description="a list of endpoints"
+    )
+
+
+class RoutesFile(_Lenient):
+    routes: list[Annotated[RouteEntry, _keep_discarded]] = Field(
+        min_length=1, description="a list of routes"
+    )
+
+
+_File = TypeVar("_File", bound=BaseModel)
+
+
+def validate(model: type[_File], document: Document, faults: list[Fault]) -> _File | None:
+    """Read a document as a `model` and add what is wrong to `faults`.
+
+    With faults the answer holds the parts that are right, so that they can be checked against
+    each other; None where nothing can be made of it. Takes the faulty parts out of
+    `document.data`.
+    """
+    try:
+        return model.model_validate(document.data)
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+    for detail in details:
+        path = _path(detail)
+        origin = document.origin(path)
+        if detail["type"] == "missing":
+            origin = replace(origin, path=show_path(path))
+        faults.append(Fault(origin, _explain(model, detail)))
+    for detail in details:
+        _discard(model, document.data, document.existing(_path(detail)))
+    try:
+        return model.model_validate(document.data)
+    except ValidationError:
+        return None
+
+
+def unknown_file(document: Document) -> Fault:
+    """The fault of a document that is not a mapping."""
+    text = "the file is empty" if document.data is None else "this is not a mapping"
+    return Fault(Origin(document.source, 1, ""), f"{text} (expected the key 'services')")
+
+
+def _path(detail: ErrorDetails) -> Path:
+    return tuple(detail["loc"])
+
+
+def _explain(model: type[BaseModel], detail: ErrorDetails) -> str:
+    """One error of pydantic's (docs.pydantic.dev/latest/errors/validation_errors) in words."""
+    path, value = _path(detail), detail["input"]
+    match detail["type"]:
+        case "value_error":
+            return str(detail["ctx"]["error"])
+        case "missing":
+            return f"is missing (expected {_field(model, path).description})"
+        case "extra_forbidden":
+            return _unknown_key(str(path[-1]), list(_holder(model, path).model_fields))
+        case "list_type":
+            return str(values.wrong_type(value, "a list"))
+        case "too_short":
+            return "the list is empty (expected at least one entry)"
+        case _:
+            # What is left of the structure is a mapping that isn't one.
+            keys = _holder(model, (*path, "")).model_fields
+            return str(values.wrong_type(value, f"a mapping with {', '.join(keys)}"))
+
+
+def _unknown_key(key: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(key.lower().replace("-", "_"), known, n=1)
+    hint = f"did you mean '{close[0]}'?" if close else f"expected one of {', '.join(known)}"
+    return f"unknown key ({hint})"
+
+
+def _discard(model: type[BaseModel], data: Any, path: Path) -> None:
+    """Take the smallest part with the fault at `path` out of `data`, if there is one."""
+    while path:
+        *parents, last = path
+        owner = data
+        for part in parents:
+            owner = owner[part]
+            if owner is DISCARDED:
+                return
+        if isinstance(last, int):
+            owner[last] = DISCARDED
+            return
+        field = _holder(model, path).model_fields.get(last)
+        if field is None or not (field.is_required() or last in _NEEDED):
+            owner.pop(last, None)
+            return
+        path = tuple(parents)
+
+
+def _field(model: type[BaseModel], path: Path) -> FieldInfo:
+    return _holder(model, path).model_fields[str(path[-1])]
+
+
+def _holder(model: type[BaseModel], path: Path) -> type[BaseModel]:
+    """The model that has the last key of `path` as a field."""
+    for part in path[:-1]:
+        if isinstance(part, str):
+            model = _nested(model.model_fields[part].annotation) or model
+    return model
+
+
+def _nested(annotation: Any) -> type[BaseModel] | None:
+    """The model inside an annotation such as `list[Annotated[Model, ...]]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_nested, get_args(annotation))), None)

@@ -1,0 +1,74 @@
+"""featherlb's own configuration file: `services` and the keys beside it."""
+
+from featherlb.config import schema
+from featherlb.config.faults import Fault
+from featherlb.config.loader import Document, Path
+from featherlb.config.types import (
+    BackendConfig,
+    Config,
+    ServiceConfig,
+    SourceConfig,
+    Timeouts,
+    VipConfig,
+    default_name,
+)
+
+
+def read(document: Document, faults: list[Fault]) -> Config:
+    """What can be understood of a `services` file; what can't is added to `faults`."""
+    file = schema.validate(schema.ServicesFile, document, faults)
+    if file is None:
+        return Config()
+    if file.queue is not None and file.queue + file.workers > 65536:
+        last = (
+            f"the last of {file.workers} workers would have queue {file.queue + file.workers - 1}"
+        )
+        faults.append(Fault(document.origin(("queue",)), f"{last} (expected at most 65535)"))
+    services = (
+        _service(entry, document, ("services", i))
+        for i, entry in enumerate(file.services)
+        if entry is not schema.DISCARDED
+    )
+    return Config(
+        services=tuple(service for service in services if service),
+        queue=file.queue,
+        workers=file.workers,
+        fail_open=file.fail_open,
+        driver=file.driver,
+        hash_key=file.hash_key,
+        max_flows=file.max_flows,
+        timeouts=Timeouts(**file.timeouts.model_dump()),
+    )
+
+
+def _service(entry: schema.ServiceEntry, document: Document, path: Path) -> ServiceConfig | None:
+    """The service of an entry, unless none of its VIPs is right."""
+    vips = tuple(
+        VipConfig(vip.address, vip.first_port, vip.last_port, document.origin((*path, "vip", i)))
+        for i, vip in enumerate(entry.vip)
+        if vip is not schema.DISCARDED
+    )
+    if not vips:
+        return None
+    return ServiceConfig(
+        name=entry.name or default_name(vips[0], entry.protocol),
+        vips=vips,
+        origin=document.origin((*path, "name")),
+        protocol=entry.protocol,
+        scheduler=entry.scheduler,
+        nat=entry.nat,
+        source_addresses=tuple(
+            SourceConfig(address, document.origin((*path, "source_addresses", i)))
+            for i, address in enumerate(entry.source_addresses)
+            if address is not schema.DISCARDED
+        ),
+        backends=tuple(
+            BackendConfig(
+                *backend.address,
+                origin=document.origin((*path, "backends", i, "address")),
+                weight=backend.weight,
+            )
+            for i, backend in enumerate(entry.backends)
+            if backend is not schema.DISCARDED
+        ),
+    )

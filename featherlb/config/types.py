@@ -1,0 +1,92 @@
+"""The validated configuration: frozen values, names not yet resolved. Imports `model`.
+
+Each value that can still turn out wrong (a name without an address, a VIP that another
+service has too) carries its origin. Origins don't take part in comparisons: two
+configurations are equal when they mean the same.
+"""
+
+from dataclasses import dataclass, field
+
+from featherlb.config.faults import Origin
+from featherlb.model import Address, Driver, NatMode, Protocol, join_host_port
+
+Host = Address | str
+"""An IP address, or a name that is resolved later."""
+
+
+@dataclass(frozen=True, slots=True)
+class VipConfig:
+    """Where clients connect; like `model.Vip`, but the host may be a name."""
+
+    host: Host
+    first_port: int
+    last_port: int
+    origin: Origin = field(compare=False)
+
+    def __str__(self) -> str:
+        text = join_host_port(str(self.host), self.first_port)
+        return text if self.first_port == self.last_port else f"{text}-{self.last_port}"
+
+
+@dataclass(frozen=True, slots=True)
+class BackendConfig:
+    """A server of the pool; weight 0 takes no new flows."""
+
+    host: Host
+    port: int
+    origin: Origin = field(compare=False)
+    weight: int = 1
+
+    def __str__(self) -> str:
+        return join_host_port(str(self.host), self.port)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceConfig:
+    """An address of the balancer that `full` NAT may use."""
+
+    address: Address
+    origin: Origin = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceConfig:
+    """A service as configured; `scheduler` is a canonical name of the registry."""
+
+    name: str
+    vips: tuple[VipConfig, ...]
+    origin: Origin = field(compare=False)
+    protocol: Protocol = Protocol.TCP
+    scheduler: str = "round-robin"
+    nat: NatMode = NatMode.DNAT
+    source_addresses: tuple[SourceConfig, ...] = ()
+    backends: tuple[BackendConfig, ...] = ()
+
+
+def default_name(vip: VipConfig, protocol: Protocol) -> str:
+    """The name of a service that was given none: `10.0.0.10:80/tcp`."""
+    return f"{vip}/{protocol}"
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long a flow may be silent in each state, in seconds."""
+
+    half_open: float = 30.0
+    established: float = 900.0
+    fin: float = 120.0
+    closed: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A whole configuration. `queue` is None where featherlb chooses a free number."""
+
+    services: tuple[ServiceConfig, ...] = ()
+    queue: int | None = None
+    workers: int = 1
+    fail_open: bool = False
+    driver: Driver = Driver.NETFILTERQUEUE
+    hash_key: str = ""
+    max_flows: int = 262144
+    timeouts: Timeouts = Timeouts()

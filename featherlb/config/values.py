@@ -1,0 +1,183 @@
+"""Single values: from YAML's scalars or the command line's words to typed ones.
+
+Imports `model` and the names of the schedulers. Nothing is converted silently: text is not
+a number, a number not text, a boolean neither. Each reader takes what was written and raises
+ValueError with a text for the operator: the offending value, then what was expected.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from ipaddress import ip_address
+from typing import TypeVar
+
+from featherlb.config.types import Host
+from featherlb.core.scheduler import canonical_name
+from featherlb.model import Address, Driver, NatMode, Protocol, Vip, split_host_port
+
+T = TypeVar("T")
+
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_LONGEST_SECONDS = 720 * 3600.0
+_DURATION = "a duration such as 500ms, 30s, 5m or 1h, at most 720h"
+_LONGEST_SHOWN = 60
+
+
+def wrong_type(value: object, expected: str) -> ValueError:
+    """The error for a value of another type than `expected` describes."""
+    match value:
+        case None:
+            found = "the value is missing"
+        case bool():
+            found = f"{str(value).lower()} is a boolean"
+        case int() | float():
+            found = f"{value} is a number"
+        case str():
+            found = f"{quote(value)} is text"
+        case list():
+            found = "this is a list"
+        case _:
+            found = "this is a mapping"
+    return ValueError(f"{found} (expected {expected})")
+
+
+def quote(text: str) -> str:
+    """Text in quotes, on one line and shortened."""
+    return ascii(text) if len(text) <= _LONGEST_SHOWN else ascii(text[:_LONGEST_SHOWN]) + "…"
+
+
+def integer(low: int, high: int) -> Callable[[object], int]:
+    """A reader of integers from `low` to `high`."""
+    expected = f"an integer from {low} to {high}"
+
+    def read(value: object) -> int:
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise wrong_type(value, expected)
+        if not low <= value <= high:
+            size = "small" if value < low else "large"
+            raise ValueError(f"{value} is too {size} (expected {expected})")
+        return value
+
+    return read
+
+
+def boolean(value: object) -> bool:
+    """`true` or `false`, and no other spelling."""
+    if not isinstance(value, bool):
+        raise wrong_type(value, "true or false")
+    return value
+
+
+def text(value: object, expected: str = "text, in quotes if it looks like a number") -> str:
+    """Text of one line that can be shown on a terminal."""
+    if not isinstance(value, str):
+        raise wrong_type(value, expected)
+    if not value:
+        raise ValueError(f"the text is empty (expected {expected})")
+    if not value.isprintable():
+        raise ValueError(f"{quote(value)} holds characters that cannot be shown")
+    return value
+
+
+def hash_key(value: object) -> str:
+    """Text that fits the schedulers' hashes: up to 64 bytes of UTF-8."""
+    key = text(value)
+    if len(key.encode()) > 64:
+        raise ValueError(f"{quote(key)} is too long (expected up to 64 bytes)")
+    return key
+
+
+def name(value: object) -> str:
+    """A name for commands, logs and metrics."""
+    word = text(value)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", word):
+        raise ValueError(
+            f"{quote(word)} is no name (expected up to 63 letters, digits, '.', '_' and '-', "
+            "a letter or digit first)"
+        )
+    return word
+
+
+def one_of(choices: Mapping[str, T]) -> Callable[[object], T]:
+    """A reader of words that stand for the values of `choices`."""
+    expected = " or ".join(choices)
+
+    def read(value: object) -> T:
+        word = text(value, expected)
+        if word not in choices:
+            raise ValueError(f"{quote(word)} is unknown (expected {expected})")
+        return choices[word]
+
+    return read
+
+
+def scheduler(value: object) -> str:
+    """The canonical name of a scheduler, from its name or an alias."""
+    return canonical_name(text(value, "the name of a scheduler"))
+
+
+def duration(value: object) -> float:
+    """Seconds, from a plain number of them or from text with a unit."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise wrong_type(value, _DURATION)
+    if isinstance(value, str):
+        match = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)(ms|s|m|h)", value)
+        if match is None:
+            raise ValueError(f"{quote(value)} is no duration (expected {_DURATION})")
+        seconds = float(match[1]) * _SECONDS[match[2]]
+    else:
+        seconds = float(value)
+    if not 0 < seconds <= _LONGEST_SECONDS:
+        shown = quote(value) if isinstance(value, str) else value
+        size = "long" if seconds > _LONGEST_SECONDS else "short"
+        raise ValueError(f"{shown} is too {size} (expected {_DURATION})")
+    return seconds
+
+
+def address(value: object) -> Address:
+    """An IP address, without a zone."""
+    word = text(value, "an IP address")
+    try:
+        if "%" not in word:
+            return ip_address(word)
+    except ValueError:
+        pass
+    raise ValueError(f"{quote(word)} is not an IP address")
+
+
+def host(value: object) -> Host:
+    """An IP address or a host name (RFC 1123 section 2.1, underscores allowed)."""
+    word = text(value, "an IP address or a host name")
+    labels = word.removesuffix(".").split(".")
+    # No top-level domain is a number, so such a name is a mistyped address.
+    if ":" in word or labels[-1].isdecimal():
+        return address(word)
+    label = r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)"
+    if len(word) > 253 or not all(re.fullmatch(label, each) for each in labels):
+        raise ValueError(f"{quote(word)} is neither an IP address nor a host name")
+    return word
+
+
+def host_port(value: object) -> tuple[Host, int]:
+    """`HOST:PORT` or `[IPV6]:PORT`, where the host may be a name."""
+    hostname, port = split_host_port(text(value, "HOST:PORT"))
+    return host(hostname), port
+
+
+def vip(value: object) -> Vip:
+    """`IP:PORT`, `[IPV6]:PORT`, or either with a range of ports such as `8000-8010`."""
+    word = text(value, "IP:PORT")
+    match = re.fullmatch(r"(.*:[0-9]+)-([^:]*)", word)
+    hostname, first = split_host_port(match[1] if match else word)
+    last = split_host_port(f"[{hostname}]:{match[2]}")[1] if match else first
+    if last < first:
+        raise ValueError(f"{quote(word)} counts down (expected IP:LOW-HIGH)")
+    return Vip(address(hostname), first, last)
+
+
+port = integer(1, 65535)
+weight = integer(0, 65535)
+protocol = one_of({str(choice): choice for choice in (Protocol.TCP,)})
+nat = one_of({str(choice): choice for choice in NatMode})
+driver = one_of({str(choice): choice for choice in Driver})
+strategy = one_of({choice: canonical_name(choice) for choice in ("roundrobin", "random", "iphash")})
+"""The strategies of the Go featherlb, as names of schedulers."""
