@@ -1,0 +1,179 @@
+"""Start, stop, kill -9 and start again: what a run leaves on its host is nothing."""
+
+import re
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from netns import Lab, Node
+from netns.lab import VIP
+from netns.servers import HttpServer
+from tests.netns.command import run
+from tests.netns.conftest import Up
+from tests.netns.traffic import Session, ask, wait_for
+
+OPTIONS = ("--vip", f"{VIP}:80", "--backend", "10.0.1.2:8080")
+NAT_MODES = pytest.mark.parametrize("nat", ["dnat", "full"])
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    """With an HTTP server on port 8080 of the first backend."""
+    with Lab(backends=1) as lab, HttpServer(lab.backends[0]):
+        yield lab
+
+
+def snapshot(node: Node) -> dict[str, list[str]]:
+    """Everything that `up` may touch on a host: rules, addresses, routes, neighbours, sysctls."""
+    commands = {
+        "iptables-save": "iptables-save",
+        "ip6tables-save": "ip6tables-save",
+        "addresses": "ip -details addr",
+        "routes": "ip route show table all",
+        "IPv6 routes": "ip -6 route show table all",
+        "rules": "ip rule",
+        "neighbours": "ip neigh show nud permanent",
+        "proxies": "ip neigh show proxy",
+        "sysctls": "sysctl --all --pattern ^net",
+    }
+    found = {what: node.run(command.split()).stdout for what, command in commands.items()}
+    for what in ("iptables-save", "ip6tables-save"):
+        # A table that was never used doesn't show; one whose chains are empty again does.
+        idle = r"#.*|\*.*|COMMIT|:[A-Z]+ ACCEPT \[.*\]"
+        found[what] = re.sub(r"\[\d+:\d+\]", "", re.sub(rf"(?m)^(?:{idle})\n", "", found[what]))
+    return {
+        what: [line for line in text.splitlines() if not line.startswith(COUNTERS_OF_KERNEL)]
+        for what, text in found.items()
+    }
+
+
+COUNTERS_OF_KERNEL = ("net.netfilter.nf_conntrack_count",)
+"""Sysctls that count and aren't settings."""
+
+
+@NAT_MODES
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
+def test_stopping_restores_the_host(lab: Lab, featherlb: Up, nat: str, end: signal.Signals) -> None:
+    # Something of the operator's own, which must stay.
+    lab.balancer.run("iptables -t raw -A PREROUTING -s 192.0.2.9 -j DROP".split())
+    before = snapshot(lab.balancer)
+    with featherlb(lab, *OPTIONS, "--nat", nat) as running:
+        assert ask(lab.client).backend == "backend1"
+        assert snapshot(lab.balancer) != before
+        running.process.send_signal(end)
+        assert running.process.wait(10) == 0
+    assert snapshot(lab.balancer) == before
+    assert lab.balancer.pids() == []
+
+
+@NAT_MODES
+def test_the_next_run_repairs_what_a_killed_one_left(lab: Lab, featherlb: Up, nat: str) -> None:
+    before = snapshot(lab.balancer)
+    options = (*OPTIONS, "--nat", nat)
+    with featherlb(lab, *options) as running:
+        assert ask(lab.client).backend == "backend1"
+        during = snapshot(lab.balancer)
+        running.kill()
+    with featherlb(lab, *options):
+        assert ask(lab.client).backend == "backend1"
+        assert snapshot(lab.balancer) == during
+    assert snapshot(lab.balancer) == before
+
+
+@NAT_MODES
+def test_down_removes_what_a_killed_run_left(lab: Lab, featherlb: Up, nat: str) -> None:
+    before = snapshot(lab.balancer)
+    with featherlb(lab, *OPTIONS, "--nat", nat) as running:
+        assert ask(lab.client).backend == "backend1"
+        running.kill()
+        wait_for(lambda: not lab.balancer.pids(), "no process of the killed run is left")
+    assert snapshot(lab.balancer) != before
+    ended = run(lab.balancer, "down")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert snapshot(lab.balancer) == before
+
+
+def test_down_leaves_a_running_instance_alone(lab: Lab, featherlb: Up) -> None:
+    with featherlb(lab, *OPTIONS):
+        during = snapshot(lab.balancer)
+        run(lab.balancer, "down")
+        assert snapshot(lab.balancer) == during
+        assert ask(lab.client).backend == "backend1"
+
+
+def test_instances_for_different_vips_do_not_disturb_each_other(lab: Lab, featherlb: Up) -> None:
+    other = ("--vip", "10.0.0.11:80", "--backend", "10.0.1.2:8080", "--nat", "full")
+    before = snapshot(lab.balancer)
+    with featherlb(lab, *OPTIONS):
+        alone = snapshot(lab.balancer)
+        with Session(lab.client) as session:
+            with featherlb(lab, *other):
+                assert ask(lab.client, "10.0.0.11").peer == lab.balancer.addresses["back"][0]
+                assert ask(lab.client).peer == lab.client.address
+                assert session.ask().backend == "backend1"
+            assert session.ask().backend == "backend1"
+        assert ask(lab.client).peer == lab.client.address
+        assert snapshot(lab.balancer) == alone
+    assert snapshot(lab.balancer) == before
+
+
+def test_the_first_of_two_instances_may_end_first(lab: Lab, featherlb: Up) -> None:
+    before = snapshot(lab.balancer)
+    first = featherlb(lab, *OPTIONS)
+    first.__enter__()
+    with featherlb(lab, "--vip", "10.0.0.11:80", "--backend", "10.0.1.2:8080"):
+        first.__exit__(None, None, None)
+        assert ask(lab.client, "10.0.0.11").backend == "backend1"
+    assert snapshot(lab.balancer) == before
+
+
+def test_a_second_instance_for_a_vip_is_refused(lab: Lab, featherlb: Up, driver: str) -> None:
+    with featherlb(lab, *OPTIONS) as running:
+        during = snapshot(lab.balancer)
+        second = run(lab.balancer, "up", "--driver", driver, *OPTIONS)
+        assert second.returncode == 1
+        assert str(running.pid) in second.stderr
+        assert "ready" not in second.stdout
+        assert snapshot(lab.balancer) == during
+        assert ask(lab.client).backend == "backend1"
+
+
+def test_a_port_that_a_local_server_has_is_refused(lab: Lab, driver: str) -> None:
+    before = snapshot(lab.balancer)
+    options = ("--vip", "10.0.0.1:80", "--backend", "10.0.1.2:8080")
+    with lab.balancer.listen("10.0.0.1", 80):
+        ended = run(lab.balancer, "up", "--driver", driver, *options)
+    assert ended.returncode == 1
+    assert "10.0.0.1:80" in ended.stderr
+    assert len(ended.stderr.strip().splitlines()) == 1
+    assert snapshot(lab.balancer) == before
+
+
+def test_a_dry_run_changes_nothing(lab: Lab, driver: str) -> None:
+    before = snapshot(lab.balancer)
+    ended = run(lab.balancer, "up", "--driver", driver, *OPTIONS, "--dry-run")
+    assert ended.returncode == 0, ended.stderr
+    assert "FEATHERLB" in ended.stdout
+    assert snapshot(lab.balancer) == before
+
+
+def test_a_consistent_scheduler_keeps_connections_over_a_restart(lab: Lab, featherlb: Up) -> None:
+    options = (*OPTIONS, "--scheduler", "maglev")
+    with featherlb(lab, *options):
+        session = Session(lab.client)
+        session.ask()
+    with session, featherlb(lab, *options):
+        assert session.ask().backend == "backend1"
+
+
+def test_other_schedulers_reset_connections_they_do_not_know(lab: Lab, featherlb: Up) -> None:
+    with featherlb(lab, *OPTIONS, "--scheduler", "rr"):
+        session = Session(lab.client)
+        session.ask()
+    with (
+        session,
+        featherlb(lab, *OPTIONS, "--scheduler", "rr"),
+        pytest.raises(ConnectionResetError),
+    ):
+        session.ask()

@@ -1,0 +1,258 @@
+"""Whole lives of TCP connections through the balancer, in both NAT modes."""
+
+import hashlib
+import os
+import signal
+import socket
+import struct
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
+import pytest
+
+from netns import Lab, Node
+from netns.lab import VIP
+from netns.servers import HttpServer, Nginx
+from tests.netns.conftest import Up
+from tests.netns.traffic import (
+    Session,
+    ask,
+    ask_concurrently,
+    pair,
+    receive_all,
+    reset,
+    wait_for,
+)
+
+BACKENDS = [
+    option
+    for address in ("10.0.1.2", "10.0.1.3", "10.0.1.4")
+    for option in ("--backend", f"{address}:8080")
+]
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab(clients=2, backends=3) as lab:
+        yield lab
+
+
+@pytest.fixture(params=["dnat", "full"])
+def running(lab: Lab, featherlb: Up, request: pytest.FixtureRequest) -> Iterator[None]:
+    """VIP:80 with three backends on port 8080, balanced by least-connections."""
+    options = ("--vip", f"{VIP}:80", "--scheduler", "lc", "--nat", request.param)
+    with featherlb(lab, *options, *BACKENDS):
+        yield
+
+
+@pytest.fixture(params=["dnat", "full"])
+def ends(
+    lab: Lab, featherlb: Up, request: pytest.FixtureRequest
+) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """The client's and the server's end of one connection through the VIP."""
+    options = ("--vip", f"{VIP}:80", "--backend", "10.0.1.2:9000", "--nat", request.param)
+    with featherlb(lab, *options), pair(lab, 9000) as ends:
+        yield ends
+
+
+Ends = tuple[socket.socket, socket.socket]
+PAYLOAD = os.urandom(1 << 20)
+
+
+def exchange(source: socket.socket, sink: socket.socket, payload: bytes) -> bytes:
+    """Send, close the sending direction, and return what arrived."""
+    with ThreadPoolExecutor(1) as sender:
+        done = sender.submit(source.sendall, payload)
+        done.add_done_callback(lambda _: source.shutdown(socket.SHUT_WR))
+        received = receive_all(sink)
+        done.result()
+    return received
+
+
+def test_the_other_direction_lives_on_after_the_client_closed_its_own(ends: Ends) -> None:
+    client, server = ends
+    assert exchange(client, server, b"request") == b"request"
+    assert exchange(server, client, PAYLOAD) == PAYLOAD
+
+
+def test_the_other_direction_lives_on_after_the_server_closed_its_own(ends: Ends) -> None:
+    client, server = ends
+    assert exchange(server, client, b"greeting") == b"greeting"
+    assert exchange(client, server, PAYLOAD) == PAYLOAD
+
+
+def test_a_reset_by_the_client_reaches_the_server(ends: Ends) -> None:
+    client, server = ends
+    reset(client)
+    with pytest.raises(ConnectionResetError):
+        server.recv(1)
+
+
+def test_a_reset_by_the_server_reaches_the_client(ends: Ends) -> None:
+    client, server = ends
+    reset(server)
+    with pytest.raises(ConnectionResetError):
+        client.recv(1)
+
+
+def test_both_sides_close_at_the_same_time(lab: Lab, ends: Ends) -> None:
+    client, server = ends
+    client_port, server_port = client.getsockname()[1], server.getsockname()[1]
+    balancer = lab.balancer.pids()
+    # While the balancer stands still, both FINs wait in its queue: they cross.
+    try:
+        for pid in balancer:
+            os.kill(pid, signal.SIGSTOP)
+        for end in ends:
+            end.shutdown(socket.SHUT_WR)
+        wait_for(
+            lambda: (
+                tcp_state(lab.client, client_port) == "FIN-WAIT-1"
+                and tcp_state(lab.backends[0], server_port) == "FIN-WAIT-1"
+            ),
+            "both sides sent a FIN",
+        )
+    finally:
+        for pid in balancer:
+            os.kill(pid, signal.SIGCONT)
+    assert client.recv(1) == server.recv(1) == b""
+    # Only a simultaneous close leaves both in this state (RFC 9293, section 3.6).
+    wait_for(
+        lambda: (
+            tcp_state(lab.client, client_port)
+            == tcp_state(lab.backends[0], server_port)
+            == "TIME-WAIT"
+        ),
+        "both sides are in TIME-WAIT",
+    )
+
+
+def tcp_state(node: Node, port: int) -> str:
+    """The state of the connection at a local port, as `ss` calls it; "" if there is none."""
+    lines = node.run(["ss", "-Htan", "state", "connected", f"sport = :{port}"]).stdout
+    return lines.split()[0] if lines else ""
+
+
+def test_keep_alive_probes_hold_an_idle_connection(ends: Ends) -> None:
+    client, server = ends
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT):
+        client.setsockopt(socket.IPPROTO_TCP, option, 1)
+
+    def milliseconds_since_ack() -> tuple[int, int]:
+        # struct tcp_info (linux/tcp.h): tcpi_last_data_sent, tcpi_last_ack_recv.
+        info = client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+        data, _, _, ack = struct.unpack_from("4I", info, 44)
+        return data, ack
+
+    client.sendall(b"x")
+    assert server.recv(1) == b"x"
+
+    def probed() -> bool:
+        since_data, since_ack = milliseconds_since_ack()
+        return since_data > 2500 and since_ack < since_data - 1500
+
+    wait_for(probed, "probes of an idle connection are answered")
+    client.sendall(b"y")
+    assert server.recv(1) == b"y"
+
+
+@pytest.mark.usefixtures("running")
+def test_a_thousand_connections_of_two_clients(lab: Lab) -> None:
+    with ExitStack() as stack:
+        servers = [stack.enter_context(HttpServer(node)) for node in lab.backends]
+        with ThreadPoolExecutor(2) as clients:
+            answers = clients.map(lambda node: ask_concurrently(node, 500, 50), lab.clients)
+            count = Counter(answer.backend for batch in answers for answer in batch)
+        assert count.total() == 1000
+        assert {server.node.name: server.counters()["connections"] for server in servers} == count
+        assert min(count.values()) > 200
+
+
+@pytest.mark.usefixtures("running")
+def test_long_connections_stay_while_others_come_and_go(lab: Lab) -> None:
+    with ExitStack() as stack:
+        servers = [stack.enter_context(HttpServer(node)) for node in lab.backends]
+        held = [stack.enter_context(Session(lab.client)) for _ in range(50)]
+        first = [session.ask() for session in held]
+        assert len({answer.backend for answer in first}) == 3
+        with ThreadPoolExecutor(1) as others:
+            load = others.submit(ask_concurrently, lab.clients[1], 300, 20)
+            while not load.done():
+                assert [session.ask() for session in held] == first
+            assert len(load.result()) == 300
+        for pid in lab.backends[2].pids():
+            os.kill(pid, signal.SIGKILL)
+        survivors = [
+            (session, answer)
+            for session, answer in zip(held, first, strict=True)
+            if answer.backend != "backend3"
+        ]
+        assert [session.ask() for session, _ in survivors] == [answer for _, answer in survivors]
+
+
+@pytest.mark.usefixtures("running")
+def test_the_backends_port_may_differ_from_the_vips(lab: Lab) -> None:
+    with pair(lab, 8080) as (client, server):
+        assert client.getpeername() == (VIP, 80)
+        assert server.getsockname() == (lab.backends[0].address, 8080)
+
+
+@pytest.mark.parametrize("nat", ["dnat", "full"])
+def test_100_megabytes_arrive_as_they_were(lab: Lab, featherlb: Up, nat: str) -> None:
+    options = ("--vip", f"{VIP}:80", "--backend", "10.0.1.2:8080", "--nat", nat)
+    block = os.urandom(1 << 20)
+    with Nginx(lab.backends[0]) as server, featherlb(lab, *options):
+        expected = hashlib.sha256()
+        with (server.files / "big").open("wb") as file:
+            for number in range(100):
+                # No two blocks are equal, so a lost or doubled one shows.
+                part = number.to_bytes(4, "big") + block[4:]
+                file.write(part)
+                expected.update(part)
+        download = f"curl --silent --fail --max-time 120 http://{VIP}/files/big | sha256sum"
+        got = lab.client.run(["bash", "-o", "pipefail", "-c", download]).stdout
+    assert got.split()[0] == expected.hexdigest()
+
+
+@pytest.mark.parametrize(("nat", "seen"), [("dnat", "client"), ("full", "balancer")])
+def test_whose_address_the_backend_sees(lab: Lab, featherlb: Up, nat: str, seen: str) -> None:
+    options = ("--vip", f"{VIP}:80", "--backend", "10.0.1.2:8080", "--nat", nat)
+    with HttpServer(lab.backends[0]), featherlb(lab, *options):
+        for client in lab.clients:
+            expected = client.address if seen == "client" else lab.balancer.addresses["back"][0]
+            assert ask(client).peer == expected
+
+
+@pytest.mark.parametrize("nat", ["dnat", "full"])
+def test_without_backends_connections_are_refused(lab: Lab, featherlb: Up, nat: str) -> None:
+    with (
+        featherlb(lab, "--vip", f"{VIP}:80", "--nat", nat),
+        pytest.raises(ConnectionRefusedError),
+    ):
+        lab.client.connect(VIP, 80)
+
+
+@pytest.mark.parametrize("nat", ["dnat", "full"])
+def test_a_refusal_by_the_backend_reaches_the_client(lab: Lab, featherlb: Up, nat: str) -> None:
+    options = ("--vip", f"{VIP}:80", "--backend", "10.0.1.2:9999", "--nat", nat)
+    with featherlb(lab, *options), pytest.raises(ConnectionRefusedError):
+        lab.client.connect(VIP, 80)
+
+
+@pytest.mark.parametrize("nat", ["dnat", "full"])
+def test_a_client_port_is_used_again_at_once(lab: Lab, featherlb: Up, nat: str) -> None:
+    options = ("--vip", f"{VIP}:80", "--scheduler", "rr", "--nat", nat)
+    with ExitStack() as stack:
+        for node in lab.backends:
+            stack.enter_context(HttpServer(node))
+        stack.enter_context(featherlb(lab, *options, *BACKENDS))
+        turns = []
+        for _ in range(6):
+            with Session(lab.client, source=(lab.client.address, 20000)) as session:
+                turns.append(session.ask().backend)
+                session.reset()
+    # Each SYN was a new connection for the scheduler, not a late packet of the closed one.
+    assert Counter(turns) == {"backend1": 2, "backend2": 2, "backend3": 2}

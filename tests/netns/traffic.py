@@ -1,0 +1,132 @@
+"""Clients: connections from the lab's nodes, and what the HTTP servers behind a VIP answer."""
+
+import asyncio
+import json
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from netns import Lab, Node
+from netns.lab import VIP
+
+REQUEST = b"GET / HTTP/1.1\r\nHost: vip\r\n\r\n"
+REQUEST_AND_CLOSE = b"GET / HTTP/1.1\r\nHost: vip\r\nConnection: close\r\n\r\n"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Who answered, and the client's address as that server saw it."""
+
+    backend: str
+    peer: str
+
+
+def parse(response: bytes) -> Answer:
+    head, _, body = response.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 "), response
+    return Answer(**json.loads(body))
+
+
+class Session:
+    """A client's kept connection to a VIP with HTTP servers behind it."""
+
+    def __init__(
+        self, node: Node, address: str = VIP, port: int = 80, source: tuple[str, int] | None = None
+    ) -> None:
+        self.socket = node.call(socket.create_connection, (address, port), 10, source)
+
+    def ask(self) -> Answer:
+        self.socket.sendall(REQUEST)
+        response = b""
+        while not response.endswith(b"}\n"):
+            part = self.socket.recv(4096)
+            assert part, f"connection closed after {response!r}"
+            response += part
+        return parse(response)
+
+    def close(self) -> None:
+        """Close, and wait for the server to close as well."""
+        self.socket.shutdown(socket.SHUT_WR)
+        assert self.socket.recv(1) == b""
+        self.socket.close()
+
+    def reset(self) -> None:
+        """Close with a RST."""
+        reset(self.socket)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.socket.close()
+
+
+def ask(node: Node, address: str = VIP, port: int = 80) -> Answer:
+    """Ask once, over a connection of its own."""
+    with Session(node, address, port) as session:
+        answer = session.ask()
+        session.close()
+    return answer
+
+
+def ask_concurrently(node: Node, count: int, parallel: int) -> list[Answer]:
+    """Ask over `count` connections, `parallel` of them at a time; any error is raised."""
+
+    async def one(turn: asyncio.Semaphore) -> Answer:
+        async with turn, asyncio.timeout(10):
+            reader, writer = await asyncio.open_connection(VIP, 80)
+            writer.write(REQUEST_AND_CLOSE)
+            answer = parse(await reader.read())
+            writer.close()
+            await writer.wait_closed()
+            return answer
+
+    async def all_of_them() -> list[Answer]:
+        turn = asyncio.Semaphore(parallel)
+        return await asyncio.gather(*(one(turn) for _ in range(count)))
+
+    return node.call(asyncio.run, all_of_them())
+
+
+def reset(connection: socket.socket) -> None:
+    """Close a connection with a RST: SO_LINGER with a time of 0."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+def receive_all(connection: socket.socket) -> bytes:
+    """What arrives until the other side closes its direction."""
+    parts = []
+    while part := connection.recv(1 << 16):
+        parts.append(part)
+    return b"".join(parts)
+
+
+def wait_for(condition: Callable[[], bool], what: str, timeout: float = 10) -> None:
+    """Poll until `condition()`; AssertionError names `what` after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout} s: {what}"
+        time.sleep(0.01)
+
+
+@contextmanager
+def pair(lab: Lab, backend_port: int) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Both ends of a connection through the VIP: the client's, and the one that the first
+    backend accepted on `backend_port`."""
+    with lab.backends[0].listen("0.0.0.0", backend_port) as listener:
+        client = lab.client.connect(VIP, 80)
+        server, _ = listener.accept()
+    server.settimeout(10)
+    with client, server:
+        yield client, server
