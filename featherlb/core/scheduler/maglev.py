@@ -11,7 +11,7 @@ paper, and every member with a weight gets at least one slot.
 """
 
 from collections.abc import Sequence
-from heapq import heapify, heapreplace
+from heapq import heapreplace
 
 from featherlb.core.scheduler.base import Member, NewFlow, Scheduler
 from featherlb.core.scheduler.hashing import KeyedHash, endpoint_bytes, five_tuple_bytes
@@ -59,25 +59,38 @@ class Maglev(Scheduler):
         return table[self._hash_flow(five_tuple_bytes(flow)) % self._size]
 
     def _populate(self) -> list[Member]:
-        size = self._size
+        offsets = [self._hash_offset(name) % self._size for name, _, _ in self._shares]
+        skips = [self._hash_skip(name) % (self._size - 1) + 1 for name, _, _ in self._shares]
+        weights = [weight for _, weight, _ in self._shares]
         members = [member for _, _, member in self._shares]
-        slots = [self._hash_offset(name) % size for name, _, _ in self._shares]
-        skips = [self._hash_skip(name) % (size - 1) + 1 for name, _, _ in self._shares]
-        steps = [1 / weight for _, weight, _ in self._shares]
-        turns = [(0.0, index) for index in range(len(members))]
-        heapify(turns)
-        taken = bytearray(size)
-        table = members[:1] * size
-        for _ in range(size):
-            time, index = turns[0]
-            slot = slots[index]
-            skip = skips[index]
-            while taken[slot]:
-                slot += skip
-                if slot >= size:
-                    slot -= size
-            taken[slot] = 1
-            table[slot] = members[index]
-            slots[index] = slot
-            heapreplace(turns, (time + steps[index], index))
-        return table
+        return [members[index] for index in fill(self._size, offsets, skips, weights)]
+
+
+def fill(
+    size: int, offsets: Sequence[int], skips: Sequence[int], weights: Sequence[int]
+) -> list[int]:
+    """The table of `size` slots, each holding the number of the member that owns it.
+
+    The preference list of member i is `offsets[i] + j * skips[i]` modulo `size`, for j = 0, 1, …
+    Takes some `size * log(size)` steps, however many members there are.
+    """
+    slots = list(offsets)
+    counts = [0] * len(slots)
+    turns = [(0.0, index) for index in range(len(slots))]
+    taken = bytearray(size)
+    table = [0] * size
+    for _ in range(size):
+        index = turns[0][1]
+        slot = slots[index]
+        skip = skips[index]
+        while taken[slot]:
+            slot += skip
+            if slot >= size:
+                slot -= size
+        taken[slot] = 1
+        table[slot] = index
+        slots[index] = slot
+        # A quotient, not a running sum: turns that fall together must compare as equal.
+        counts[index] += 1
+        heapreplace(turns, (counts[index] / weights[index], index))
+    return table

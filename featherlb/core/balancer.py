@@ -1,0 +1,657 @@
+"""The packet path. Sans-IO: packets come in as bytes in a buffer, verdicts go out.
+
+Imports the rest of `core` and `model`. Reads no clock, opens no socket, writes no log. Driven by
+four doors: `handle_packet`, `handle_timer`, `apply` (the services), and `take_crafted` (packets
+to send). The numbers of the stages are those of docs/packet-path.md. Not thread-safe: a worker
+calls one door at a time.
+"""
+
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from ipaddress import IPv4Address, IPv6Address
+
+import cython
+
+from featherlb.core.craft import tcp_reset
+from featherlb.core.flow import FlowTable
+from featherlb.core.packet import Packet
+from featherlb.core.pool import Pool
+from featherlb.core.ports import PortAllocator
+from featherlb.core.scheduler import Member, NewFlow
+from featherlb.core.stats import DROPPED, PASSED, TRANSLATED, Reason
+from featherlb.core.tcpstate import (
+    ACTIVE,
+    REUSABLE,
+    TIMEOUT_CLASS,
+    TRANSITIONS,
+    Event,
+    State,
+    TimeoutClass,
+)
+from featherlb.model import Address, Backend, Endpoint, Hook, PacketInfo, Protocol, Service, Verdict
+
+if not cython.compiled:
+    from featherlb.core.checksum import fold, words
+    from featherlb.core.flow import (
+        ADDRESS_DELTA,
+        BYTES,
+        CREATED,
+        EXPECTED,
+        FLAGS,
+        FULL,
+        IPV6,
+        LOCAL_BACKEND,
+        LOCAL_CLIENT,
+        MEMBER,
+        PORTS,
+        PROTOCOL,
+        SEEN,
+        STATE,
+        TRANSPORT_DELTA,
+    )
+    from featherlb.core.nat import translate
+    from featherlb.core.packet import ACK, FIN, MAPPED, MASK32, OK, RST, SYN, TCP
+
+MAX_CRAFTED = 512
+"""Answers that wait to be sent; beyond them refusals are silent, so a flood costs no memory."""
+MAX_EXPIRED_AT_ONCE = 1024
+"""Flows that one call of `handle_timer` may end, so that it never delays a packet for long."""
+MAX_PORT_RECLAIMS = 64
+"""Closing flows given up to find a free source port before a new flow is refused."""
+MAX_MEMBERS = 65535
+
+# The tables of enumerations as flat bytes, for the compiled build.
+EVENTS = len(Event)
+NEXT_STATE = memoryview(
+    bytearray(state for by_direction in TRANSITIONS for row in by_direction for state in row)
+)
+IS_ACTIVE = memoryview(bytearray(state in ACTIVE for state in State))
+IS_REUSABLE = memoryview(bytearray(state in REUSABLE for state in State))
+EVENT_SYN, EVENT_SYN_ACK, EVENT_FIN, EVENT_RST, EVENT_ACK = (int(event) for event in Event)
+
+NEW = int(State.NEW)
+SYN_SENT = int(State.SYN_SENT)
+PREROUTING = int(Hook.PREROUTING)
+OUTPUT = int(Hook.OUTPUT)
+TRUNCATED = int(PacketInfo.TRUNCATED)
+TRUNCATED_REASON = int(Reason.TRUNCATED)
+NOT_OURS = int(Reason.NOT_OURS)
+NO_BACKEND = int(Reason.NO_BACKEND)
+NO_FLOW = int(Reason.NO_FLOW)
+NO_SOURCE_PORT = int(Reason.NO_SOURCE_PORT)
+TUPLE_IN_USE = int(Reason.TUPLE_IN_USE)
+PASS = int(Verdict.PASS)
+REWRITTEN = int(Verdict.REWRITTEN)
+DROP = int(Verdict.DROP)
+
+COUNTERS = 8
+"""Per member: packets and bytes forward, packets and bytes of replies, flows opened."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds without a packet after which a flow is forgotten, by kind of state."""
+
+    half_open: float = 30.0
+    established: float = 900.0
+    fin: float = 120.0
+    closed: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class FlowView:
+    """One flow, for people. Ages are seconds; `source` is what the backend sees."""
+
+    service: str
+    protocol: Protocol
+    state: State
+    client: Endpoint
+    vip: Endpoint
+    backend: Endpoint
+    source: Endpoint
+    age: float
+    idle: float
+    bytes_forward: int
+    bytes_reply: int
+
+
+@dataclass(frozen=True, slots=True)
+class BackendStats:
+    """Counts of one backend since it joined the pool."""
+
+    service: str
+    backend: Backend
+    active: int
+    flows: int
+    packets_forward: int
+    bytes_forward: int
+    packets_reply: int
+    bytes_reply: int
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """A snapshot. received = translated + passed + dropped, in packets; `reasons` adds up to it."""
+
+    received: int
+    translated: int
+    passed: int
+    dropped: int
+    reasons: dict[Reason, int]
+    flows: int
+    capacity: int
+    evicted: int
+    backends: tuple[BackendStats, ...]
+
+
+class Balancer:
+    """Decides what happens to each packet."""
+
+    def __init__(
+        self,
+        *,
+        capacity: int,
+        secret: bytes,
+        hash_key: bytes,
+        timeouts: Timeouts,
+    ) -> None:
+        """`capacity` limits the flows. `secret` is the process's randomness (16 bytes or more);
+        `hash_key` keys placement and must be the same where nodes are to agree."""
+        self.flows = FlowTable(capacity, secret)
+        self.packet = Packet()
+        self.packet.attach(bytearray(64))
+        self._seed = int.from_bytes(secret, "big")
+        self._hash_key = hash_key
+        self.source_ports = PortAllocator(self._seed)
+        seconds = {
+            TimeoutClass.HALF_OPEN: timeouts.half_open,
+            TimeoutClass.ESTABLISHED: timeouts.established,
+            TimeoutClass.FIN: timeouts.fin,
+            TimeoutClass.CLOSED: timeouts.closed,
+        }
+        queues = {kind: self.flows.add_queue(int(kind), seconds[kind]) for kind in TimeoutClass}
+        self.queue_of = memoryview(bytearray(queues[TIMEOUT_CLASS[state]] for state in State))
+        self.closed_queue = queues[TimeoutClass.CLOSED]
+        self.reasons = memoryview(array("Q", bytes(8 * len(Reason))))
+        self.counters = memoryview(array("Q", bytes(8 * COUNTERS)))
+        self.evicted = 0
+        self.crafted: list[bytes] = []
+        self.opened: list[int] | None = None
+        self.refusal = PASS
+        self._pools: dict[str, Pool] = {}
+        self._slots: list[Slot] = []
+        self._free_slots: list[int] = []
+        self._services: dict[tuple[int, int, int, int], Pool] = {}
+        self._wildcards = False
+
+    # Doors
+
+    def attach(self, buffer: bytearray) -> None:
+        """Packets stand in this buffer from now on."""
+        self.packet.attach(buffer)
+
+    def handle_packet(self, offset: int, length: int, hook: int, info: int, now: float) -> int:
+        """Decide on the IP packet at `offset` of the buffer, rewriting it in place.
+
+        `length` is in bytes; of a truncated packet (`info`) it is the length before it was cut.
+        `hook` is a `model.Hook`, `info` bits of `model.PacketInfo`, `now` seconds of a monotonic
+        clock. The answer is a `model.Verdict`. Never raises for what a packet contains.
+        """
+        packet = self.packet
+        flows = self.flows
+        ticks = int(now * 10)
+
+        # 1. Parse: every length is checked, nothing else is trusted.
+        reason = packet.parse(offset, length)
+        if reason != OK:
+            return self.drop(reason)
+
+        # 2. Find the flow, in either direction. A reply in `dnat` mode is rewritten after the
+        # routing decision, everything else before it.
+        early = hook in (PREROUTING, OUTPUT)
+        ref = flows.find(
+            packet.src_high,
+            packet.src_low,
+            packet.dst_high,
+            packet.dst_low,
+            packet.ports,
+            packet.protocol,
+        )
+        flow = ref >> 1
+        reply = ref & 1
+        if ref:
+            late = reply and not flows.u8[flow * 128 + FLAGS] & FULL
+            if early == late:
+                return self.pass_on()
+            if not reply and packet.flags == SYN and self.reopens(flow):
+                self.close(flow)
+                ref = 0
+        elif not early:
+            return self.pass_on()
+
+        # 3. to 5. Of no flow: it may open one.
+        if not ref:
+            flow = self.open(hook, info, ticks)
+            if not flow:
+                return self.refusal
+        elif info & TRUNCATED:
+            return self.drop(TRUNCATED_REASON)
+
+        # 6. Follow the connection's state, translate, count.
+        self.track(flow, reply, ticks)
+        translate(packet, flows, flow, reply, info)
+        at = flows.u16[flow * 64 + MEMBER] * COUNTERS + 2 * reply
+        self.counters[at] += 1
+        self.counters[at + 1] += length
+        flows.u64[flow * 16 + BYTES + reply] += length
+        self.reasons[reply] += 1
+        return REWRITTEN
+
+    def handle_timer(self, now: float) -> bool:
+        """End flows whose timeout has passed; True if more are due. Call it every 0.1 s or so."""
+        ticks = int(now * 10)
+        for _ in range(MAX_EXPIRED_AT_ONCE):
+            flow = self.flows.expired(ticks)
+            if not flow:
+                return False
+            self.close(flow)
+        return True
+
+    def apply(self, services: Sequence[Service]) -> None:
+        """Serve these services from now on; flows of backends that leave go on."""
+        pools: dict[str, Pool] = {}
+        for service in services:
+            pool = self._pools.pop(service.name, None)
+            if pool is None:
+                pool = Pool(service, seed=self._seed, key=self._hash_key)
+            gone = pool.update(service, partial(self._add_member, pool))
+            pools[service.name] = pool
+            for member in gone:
+                self._retire(member)
+            for member in pool.members.values():
+                self._slots[member.index].take_backend(member.backend)
+        for pool in self._pools.values():
+            for member in pool.members.values():
+                self._retire(member)
+        self._pools = pools
+        self._index_services()
+
+    def take_crafted(self) -> list[bytes]:
+        """Packets to send, with their IP headers, since the last call."""
+        crafted = self.crafted
+        if crafted:
+            self.crafted = []
+        return crafted
+
+    # Stages
+
+    def reopens(self, flow: int) -> bool:
+        """Whether a SYN on this flow is a new connection: the old one is closing (the client
+        uses its port again), or nobody has answered and the backend has left the pool."""
+        state = self.flows.u8[flow * 128 + STATE]
+        if IS_REUSABLE[state]:
+            return True
+        return state == SYN_SENT and self._slots[self.flows.u16[flow * 64 + MEMBER]].retired
+
+    def open(self, hook: int, info: int, ticks: int) -> int:
+        """A flow for the parsed packet; 0 if there is to be none, and `refusal` is the verdict."""
+        packet = self.packet
+        port = packet.ports & 0xFFFF
+        pool = self._find_pool(packet.dst_high, packet.dst_low, packet.protocol, port)
+        if pool is None:
+            self.refusal = self.pass_on()
+            return 0
+        if info & TRUNCATED:
+            self.refusal = self.drop(TRUNCATED_REASON)
+            return 0
+
+        # 4. Mid-stream: join it where the same backend is certain to be chosen again.
+        if (
+            packet.protocol == TCP
+            and packet.flags != SYN
+            and (packet.flags & SYN or not pool.adopts)
+        ):
+            return self.refuse(NO_FLOW)
+
+        # 3. Schedule.
+        member = pool.pick(
+            NewFlow(
+                packet.protocol,
+                packet.version,
+                _number(packet.version, packet.src_high, packet.src_low),
+                packet.ports >> 16,
+                _number(packet.version, packet.dst_high, packet.dst_low),
+                port,
+            )
+        )
+        # 5. No usable backend.
+        if member is None:
+            return self.refuse(NO_BACKEND)
+        return self.insert(pool, self._slots[member.index], hook, ticks)
+
+    def insert(self, pool: Pool, slot: "Slot", hook: int, ticks: int) -> int:
+        """Enter a flow from the parsed packet to a pool's member, as `open` does."""
+        packet = self.packet
+        flows = self.flows
+        flags = slot.flags
+        if packet.version == 6:
+            flags |= IPV6
+        if hook == OUTPUT:
+            flags |= LOCAL_CLIENT
+        if pool.full:
+            flags |= FULL
+            source = self._allocate_source(slot)
+            if source is None:
+                self.refusal = self.drop(NO_SOURCE_PORT)
+                return 0
+            source_high, source_low, source_port = source
+        else:
+            source_high, source_low = packet.src_high, packet.src_low
+            source_port = packet.ports >> 16
+            clash = flows.find(
+                slot.high,
+                slot.low,
+                source_high,
+                source_low,
+                slot.port << 16 | source_port,
+                packet.protocol,
+            )
+            # A client may use one port towards two VIPs with the same backend behind them.
+            if clash and not IS_REUSABLE[flows.u8[(clash >> 1) * 128 + STATE]]:
+                self.refusal = self.drop(TUPLE_IN_USE)
+                return 0
+            if clash:
+                self.close(clash >> 1)
+        if flows.count == flows.capacity:
+            self.close(flows.victim())
+            self.evicted += 1
+        flow = flows.insert(
+            packet.protocol,
+            packet.src_high,
+            packet.src_low,
+            packet.dst_high,
+            packet.dst_low,
+            packet.ports,
+            slot.high,
+            slot.low,
+            source_high,
+            source_low,
+            slot.port << 16 | source_port,
+            self.queue_of[NEW],
+            ticks,
+        )
+        flows.u8[flow * 128 + FLAGS] = flags
+        flows.u8[flow * 128 + STATE] = NEW
+        flows.u16[flow * 64 + MEMBER] = slot.member.index
+        goes = words(packet.src_high, packet.src_low) + words(packet.dst_high, packet.dst_low)
+        comes = words(source_high, source_low) + words(slot.high, slot.low)
+        # Each of the 16 words that go is complemented; the mapping prefixes cancel out.
+        address_delta = fold(16 * 0xFFFF - goes + comes)
+        ports_go = (packet.ports >> 16) + (packet.ports & 0xFFFF)
+        flows.u16[flow * 64 + ADDRESS_DELTA] = address_delta
+        flows.u16[flow * 64 + TRANSPORT_DELTA] = fold(
+            address_delta + 2 * 0xFFFF - ports_go + slot.port + source_port
+        )
+        slot.held += 1
+        self.counters[slot.member.index * COUNTERS + 4] += 1
+        if self.opened is not None:
+            self.opened.append(flow)
+        return flow
+
+    def track(self, flow: int, reply: int, ticks: int) -> None:
+        """Take the parsed packet into account: state, timeout, expected sequence numbers."""
+        packet = self.packet
+        flows = self.flows
+        state = flows.u8[flow * 128 + STATE]
+        flags = packet.flags
+        if flags & RST:
+            event = EVENT_RST
+        elif flags & SYN:
+            event = EVENT_SYN_ACK if flags & ACK else EVENT_SYN
+        elif flags & FIN:
+            event = EVENT_FIN
+        else:
+            event = EVENT_ACK
+        following = NEXT_STATE[(state * 2 + reply) * EVENTS + event]
+        if flags & ACK:
+            flows.u32[flow * 32 + EXPECTED + reply] = packet.acknowledgement
+        if following == state:
+            flows.touch(flow, ticks)
+            return
+        flows.u8[flow * 128 + STATE] = following
+        flows.move(flow, self.queue_of[following], ticks)
+        if IS_ACTIVE[following] != IS_ACTIVE[state]:
+            member = self._slots[flows.u16[flow * 64 + MEMBER]].member
+            member.active += 1 if IS_ACTIVE[following] else -1
+
+    def close(self, flow: int) -> None:
+        """Forget a flow and give back what it held."""
+        flows = self.flows
+        slot = self._slots[flows.u16[flow * 64 + MEMBER]]
+        if IS_ACTIVE[flows.u8[flow * 128 + STATE]]:
+            slot.member.active -= 1
+        if flows.u8[flow * 128 + FLAGS] & FULL:
+            self.source_ports.release(
+                slot.target,
+                (flows.u64[flow * 16 + 6], flows.u64[flow * 16 + 7]),
+                flows.u32[flow * 32 + PORTS + 1] & 0xFFFF,
+            )
+        slot.held -= 1
+        flows.remove(flow)
+        if slot.retired and not slot.held:
+            self._free_slot(slot)
+
+    def refuse(self, reason: int) -> int:
+        """Drop the parsed packet and answer it with a RST, if it is one that is answered."""
+        answered = self.packet.protocol == TCP and not self.packet.flags & RST
+        if answered and len(self.crafted) < MAX_CRAFTED:
+            self.crafted.append(tcp_reset(self.packet))
+        self.refusal = self.drop(reason)
+        return 0
+
+    def drop(self, reason: int) -> int:
+        """Count why, and say so."""
+        self.reasons[reason] += 1
+        return DROP
+
+    def pass_on(self) -> int:
+        """Not ours: it goes on as it came."""
+        self.reasons[NOT_OURS] += 1
+        return PASS
+
+    # Pools and members
+
+    def _find_pool(self, high: int, low: int, protocol: int, port: int) -> Pool | None:
+        pool = self._services.get((high, low, protocol, port))
+        if pool is None and self._wildcards:
+            family = MAPPED if not high and low >> 32 == 0xFFFF else 0
+            pool = self._services.get((0, family, protocol, port))
+        return pool
+
+    def _index_services(self) -> None:
+        services: dict[tuple[int, int, int, int], Pool] = {}
+        excluded: list[tuple[tuple[int, int], int]] = []
+        self._wildcards = False
+        sources = {
+            _words(source)
+            for pool in self._pools.values()
+            for member in pool.members.values()
+            for source in member.backend.sources
+        }
+        for pool in self._pools.values():
+            for vip in pool.service.vips:
+                high, low = _words(vip.address)
+                self._wildcards |= vip.wildcard
+                for port in range(vip.first_port, vip.last_port + 1):
+                    services[high, low, int(pool.service.protocol), port] = pool
+                    for source in sources if vip.wildcard else [(high, low)]:
+                        excluded.append((source, port))
+        self._services = services
+        self.source_ports.exclude(excluded)
+
+    def _add_member(self, pool: Pool, backend: Backend) -> Member:
+        if self._free_slots:
+            index = self._free_slots.pop()
+        else:
+            index = len(self._slots)
+            if index >= MAX_MEMBERS:
+                raise ValueError(f"more than {MAX_MEMBERS} backends")
+            if len(self.counters) < (index + 1) * COUNTERS:
+                larger = array("Q", bytes(2 * self.counters.nbytes))
+                larger[: len(self.counters)] = array("Q", self.counters)
+                self.counters = memoryview(larger)
+        for i in range(COUNTERS):
+            self.counters[index * COUNTERS + i] = 0
+        member = Member(backend, index)
+        self._slots[index : index + 1] = [Slot(pool, member)]
+        return member
+
+    def _retire(self, member: Member) -> None:
+        slot = self._slots[member.index]
+        slot.retired = True
+        if not slot.held:
+            self._free_slot(slot)
+
+    def _free_slot(self, slot: "Slot") -> None:
+        self.source_ports.forget(slot.target)
+        self._free_slots.append(slot.member.index)
+
+    def _allocate_source(self, slot: "Slot") -> tuple[int, int, int] | None:
+        """A source address and port towards a backend; closing flows make room if need be."""
+        for _ in range(MAX_PORT_RECLAIMS):
+            found = self.source_ports.allocate(slot.target, slot.sources)
+            if found is not None:
+                (high, low), port = found
+                return high, low, port
+            oldest = self.flows.head[self.closed_queue]
+            if not oldest:
+                break
+            self.close(oldest)
+        return None
+
+    # For people
+
+    def list_flows(self, now: float, first: int = 1, limit: int = 1000) -> Iterator[FlowView]:
+        """Up to `limit` flows from record `first` on, in no particular order."""
+        for flow in range(first, self.flows.last_record() + 1):
+            if limit <= 0:
+                return
+            if self.flows.u8[flow * 128 + PROTOCOL]:
+                limit -= 1
+                yield self.view(flow, now)
+
+    def view(self, flow: int, now: float) -> FlowView:
+        """A flow as people see it."""
+        flows = self.flows
+        ticks = int(now * 10)
+        slot = self._slots[flows.u16[flow * 64 + MEMBER]]
+        at = flow * 16
+        forward = flows.u32[flow * 32 + PORTS]
+        back = flows.u32[flow * 32 + PORTS + 1]
+        return FlowView(
+            service=slot.pool.service.name,
+            protocol=Protocol(flows.u8[flow * 128 + PROTOCOL]),
+            state=State(flows.u8[flow * 128 + STATE]),
+            client=_endpoint(flows.u64[at], flows.u64[at + 1], forward >> 16),
+            vip=_endpoint(flows.u64[at + 2], flows.u64[at + 3], forward & 0xFFFF),
+            backend=_endpoint(flows.u64[at + 4], flows.u64[at + 5], back >> 16),
+            source=_endpoint(flows.u64[at + 6], flows.u64[at + 7], back & 0xFFFF),
+            age=(ticks - flows.u32[flow * 32 + CREATED]) / 10,
+            idle=(ticks - flows.u32[flow * 32 + SEEN]) / 10,
+            bytes_forward=flows.u64[at + BYTES],
+            bytes_reply=flows.u64[at + BYTES + 1],
+        )
+
+    def take_opened(self, now: float) -> list[FlowView]:
+        """Flows opened since the last call, if `opened` is a list (it is None by default)."""
+        if not self.opened:
+            return []
+        views = [self.view(flow, now) for flow in self.opened if self._is_open(flow)]
+        self.opened = []
+        return views
+
+    def _is_open(self, flow: int) -> bool:
+        return bool(self.flows.u8[flow * 128 + PROTOCOL])
+
+    def statistics(self) -> Statistics:
+        """A snapshot of all counts."""
+        reasons = {reason: self.reasons[int(reason)] for reason in Reason}
+        backends = []
+        for pool in self._pools.values():
+            for member in pool.members.values():
+                at = member.index * COUNTERS
+                backends.append(
+                    BackendStats(
+                        service=pool.service.name,
+                        backend=member.backend,
+                        active=member.active,
+                        flows=self.counters[at + 4],
+                        packets_forward=self.counters[at],
+                        bytes_forward=self.counters[at + 1],
+                        packets_reply=self.counters[at + 2],
+                        bytes_reply=self.counters[at + 3],
+                    )
+                )
+        return Statistics(
+            received=sum(reasons.values()),
+            translated=sum(reasons[reason] for reason in TRANSLATED),
+            passed=sum(reasons[reason] for reason in PASSED),
+            dropped=sum(reasons[reason] for reason in DROPPED),
+            reasons=reasons,
+            flows=self.flows.count,
+            capacity=self.flows.capacity,
+            evicted=self.evicted,
+            backends=tuple(backends),
+        )
+
+
+class Slot:
+    """What the packet path needs of a pool member: its address as words, and who holds it."""
+
+    __slots__ = (
+        "flags",
+        "held",
+        "high",
+        "low",
+        "member",
+        "pool",
+        "port",
+        "retired",
+        "sources",
+        "target",
+    )
+
+    def __init__(self, pool: Pool, member: Member) -> None:
+        self.pool = pool
+        self.member = member
+        self.held = 0
+        self.retired = False
+        endpoint = member.endpoint
+        self.high, self.low = _words(endpoint.address)
+        self.port = endpoint.port
+        self.target = (int(pool.service.protocol), self.high, self.low, self.port)
+        self.take_backend(member.backend)
+
+    def take_backend(self, backend: Backend) -> None:
+        """Follow a change of the backend's configuration."""
+        self.flags = LOCAL_BACKEND if backend.local else 0
+        self.sources = tuple(_words(source) for source in backend.sources)
+
+
+def _words(address: Address) -> tuple[int, int]:
+    """An address as two 64-bit words, IPv4 in its mapped form."""
+    if isinstance(address, IPv4Address):
+        return 0, MAPPED | int(address)
+    return int(address) >> 64, int(address) & 0xFFFFFFFFFFFFFFFF
+
+
+def _number(version: int, high: int, low: int) -> int:
+    return low & MASK32 if version == 4 else high << 64 | low
+
+
+def _endpoint(high: int, low: int, port: int) -> Endpoint:
+    if not high and low >> 32 == 0xFFFF:
+        return Endpoint(IPv4Address(low & MASK32), port)
+    return Endpoint(IPv6Address(high << 64 | low), port)

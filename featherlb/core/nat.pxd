@@ -1,0 +1,15 @@
+# C types of nat.py, for the compiled build.
+cimport cython
+from featherlb.core.checksum cimport negate, update, update_partial
+from featherlb.core.flow cimport (
+    ADDRESS_DELTA, FLAGS, LOCAL_BACKEND, LOCAL_CLIENT, PORTS, TRANSPORT_DELTA, FlowTable)
+from featherlb.core.packet cimport TCP, Packet
+
+cdef int NOT_READY, GSO
+
+@cython.locals(
+    at=cython.Py_ssize_t, field=cython.Py_ssize_t, tcp=cython.bint, local=cython.int,
+    address_delta=cython.ulonglong, delta=cython.ulonglong, check=cython.ulonglong,
+    src_high=cython.ulonglong, src_low=cython.ulonglong,
+    dst_high=cython.ulonglong, dst_low=cython.ulonglong, ports=cython.uint)
+cpdef void translate(Packet packet, FlowTable flows, Py_ssize_t flow, bint reply, int info) noexcept

@@ -1,0 +1,211 @@
+"""An IP packet in a buffer: parsed by offsets, rewritten in place. No copies, no objects.
+
+Imports `checksum` and `stats`. One `Packet` is used for all packets of a buffer: `attach` it
+once, `parse` each packet. Every length is checked before a byte behind it is read. Addresses are
+128 bits in two words, IPv4 in IPv6's mapped form, so what uses them need not know the family.
+All values are in host order; the buffer is in network order.
+"""
+
+import cython
+
+from featherlb.core.stats import Reason
+
+if not cython.compiled:
+    from featherlb.core.checksum import fold, sum_bytes, words
+
+MAPPED = 0xFFFF << 32  # ::ffff:0:0/96, RFC 4291 section 2.5.5.2
+MASK16 = 0xFFFF
+MASK32 = 0xFFFFFFFF
+
+TCP = 6
+UDP = 17
+
+# RFC 9293 section 3.1; the ECN bits and PSH, URG say nothing about the state.
+FIN = 0x01
+SYN = 0x02
+RST = 0x04
+ACK = 0x10
+STATE_FLAGS = FIN | SYN | RST | ACK
+
+OK = -1
+MALFORMED = int(Reason.MALFORMED)
+BAD_FLAGS = int(Reason.BAD_FLAGS)
+FRAGMENT = int(Reason.FRAGMENT)
+UNSUPPORTED = int(Reason.UNSUPPORTED)
+
+# IPv6 extension headers that may stand before the transport header (RFC 8200 section 4).
+HOP_BY_HOP = 0
+ROUTING = 43
+FRAGMENT_HEADER = 44
+DESTINATION_OPTIONS = 60
+MAX_EXTENSION_HEADERS = 8
+
+
+class Packet:
+    """The packet that was parsed last; see the module's docstring.
+
+    `ip` and `transport` are offsets of the headers in the buffer, `end` is the packet's end
+    by its IP header. `ports` is source << 16 | destination. `sequence`, `acknowledgement` and
+    `flags` are of TCP.
+    """
+
+    def attach(self, buffer: bytearray) -> None:
+        """Look at this buffer from now on."""
+        self.data = memoryview(buffer)
+
+    def parse(self, offset: int, length: int) -> int:
+        """Read the headers of the packet at `offset`; OK (-1) or the reason why not."""
+        if length < 20:
+            return MALFORMED
+        self.ip = offset
+        version = self.data[offset] >> 4
+        if version == 4:
+            reason = self.parse_ipv4(offset, length)
+        elif version == 6:
+            reason = self.parse_ipv6(offset, length)
+        else:
+            reason = MALFORMED
+        if reason != OK:
+            return reason
+        if self.protocol == TCP:
+            return self.parse_tcp()
+        if self.protocol == UDP:
+            return self.parse_udp()
+        return UNSUPPORTED
+
+    def parse_ipv4(self, offset: int, length: int) -> int:
+        """RFC 791 section 3.1. Options are kept as they are."""
+        header = (self.data[offset] & 15) * 4
+        total = self.read16(offset + 2)
+        if header < 20 or total < header or total > length:
+            return MALFORMED
+        if self.read16(offset + 6) & 0x3FFF:  # more fragments, or an offset
+            return FRAGMENT
+        self.version = 4
+        self.protocol = self.data[offset + 9]
+        self.src_high = 0
+        self.dst_high = 0
+        self.src_low = MAPPED | self.read32(offset + 12)
+        self.dst_low = MAPPED | self.read32(offset + 16)
+        self.transport = offset + header
+        self.end = offset + total
+        return OK
+
+    def parse_ipv6(self, offset: int, length: int) -> int:
+        """RFC 8200 section 3; extension headers are skipped, fragments refused."""
+        if length < 40:
+            return MALFORMED
+        end = offset + 40 + self.read16(offset + 4)
+        if end > offset + length:
+            return MALFORMED
+        following = self.data[offset + 6]
+        at = offset + 40
+        for _ in range(MAX_EXTENSION_HEADERS):
+            if following == FRAGMENT_HEADER:
+                return FRAGMENT
+            if following not in (HOP_BY_HOP, ROUTING, DESTINATION_OPTIONS):
+                break
+            if at + 8 > end:
+                return MALFORMED
+            following = self.data[at]
+            at += (self.data[at + 1] + 1) * 8
+        if at > end:
+            return MALFORMED
+        self.version = 6
+        self.protocol = following
+        self.src_high = self.read32(offset + 8) << 32 | self.read32(offset + 12)
+        self.src_low = self.read32(offset + 16) << 32 | self.read32(offset + 20)
+        self.dst_high = self.read32(offset + 24) << 32 | self.read32(offset + 28)
+        self.dst_low = self.read32(offset + 32) << 32 | self.read32(offset + 36)
+        self.transport = at
+        self.end = end
+        return OK
+
+    def parse_tcp(self) -> int:
+        """RFC 9293 section 3.1."""
+        at = self.transport
+        if self.end - at < 20:
+            return MALFORMED
+        header = (self.data[at + 12] >> 4) * 4
+        if header < 20 or at + header > self.end:
+            return MALFORMED
+        self.ports = self.read32(at)
+        self.sequence = self.read32(at + 4)
+        self.acknowledgement = self.read32(at + 8)
+        self.payload = at + header
+        self.flags = flags = self.data[at + 13] & STATE_FLAGS
+        # Anything but an opening SYN and a RST carries an ACK; SYN, FIN and RST exclude each
+        # other (net/netfilter/nf_conntrack_proto_tcp.c, tcp_valid_flags).
+        if flags in (ACK, SYN, SYN | ACK, FIN | ACK, RST, RST | ACK):
+            return OK
+        return BAD_FLAGS
+
+    def parse_udp(self) -> int:
+        """RFC 768."""
+        at = self.transport
+        if self.end - at < 8:
+            return MALFORMED
+        size = self.read16(at + 4)
+        if size < 8 or at + size > self.end:
+            return MALFORMED
+        self.ports = self.read32(at)
+        self.payload = at + 8
+        self.flags = 0
+        return OK
+
+    # Fields
+
+    def read16(self, offset: int) -> int:
+        """Two bytes, big-endian."""
+        value = self.data[offset]
+        return value << 8 | self.data[offset + 1]
+
+    def read32(self, offset: int) -> int:
+        """Four bytes, big-endian."""
+        value = self.data[offset]
+        value = value << 8 | self.data[offset + 1]
+        value = value << 8 | self.data[offset + 2]
+        return value << 8 | self.data[offset + 3]
+
+    def write16(self, offset: int, value: int) -> None:
+        """Two bytes, big-endian."""
+        self.data[offset] = value >> 8
+        self.data[offset + 1] = value & 0xFF
+
+    def write32(self, offset: int, value: int) -> None:
+        """Four bytes, big-endian."""
+        self.data[offset] = value >> 24
+        self.data[offset + 1] = value >> 16 & 0xFF
+        self.data[offset + 2] = value >> 8 & 0xFF
+        self.data[offset + 3] = value & 0xFF
+
+    def write_source(self, high: int, low: int) -> None:
+        """Replace the source address in the IP header; checksums are the caller's business."""
+        if self.version == 4:
+            self.write32(self.ip + 12, low & MASK32)
+        else:
+            self.write_address(self.ip + 8, high, low)
+
+    def write_destination(self, high: int, low: int) -> None:
+        """Replace the destination address in the IP header, likewise."""
+        if self.version == 4:
+            self.write32(self.ip + 16, low & MASK32)
+        else:
+            self.write_address(self.ip + 24, high, low)
+
+    def write_address(self, offset: int, high: int, low: int) -> None:
+        """The 16 bytes of an IPv6 address."""
+        self.write32(offset, high >> 32)
+        self.write32(offset + 4, high & MASK32)
+        self.write32(offset + 8, low >> 32)
+        self.write32(offset + 12, low & MASK32)
+
+    def transport_checksum(self, src_high: int, src_low: int, dst_high: int, dst_low: int) -> int:
+        """The checksum over pseudo-header and transport as they are in the buffer, whose own
+        checksum field must be zero (RFC 9293 section 3.1, RFC 8200 section 8.1)."""
+        length = self.end - self.transport
+        if self.version == 4:  # without the mapping prefix
+            src_low &= MASK32
+            dst_low &= MASK32
+        total = words(src_high, src_low) + words(dst_high, dst_low) + self.protocol + length
+        return fold(total + sum_bytes(self.data, self.transport, length)) ^ MASK16

@@ -1,0 +1,54 @@
+"""The backends of a service while it runs. Imports `model` and the schedulers.
+
+A `Pool` is a service with its scheduler and its members. Members keep their identity, and so
+their counts of open flows, when the configuration changes around them.
+"""
+
+from collections.abc import Callable, Iterable
+
+from featherlb.core.scheduler import Member, NewFlow, Scheduler, create
+from featherlb.model import Backend, Endpoint, NatMode, Service
+
+
+class Pool:
+    """A running service. Changed by `update` only."""
+
+    def __init__(self, service: Service, *, seed: int, key: bytes) -> None:
+        """`seed` and `key` are for the scheduler. The pool is empty until `update`."""
+        self.service = service
+        self.members: dict[Endpoint, Member] = {}
+        self._seed = seed
+        self._key = key
+        self.scheduler: Scheduler = create(service.scheduler, seed=seed, key=key)
+
+    @property
+    def full(self) -> bool:
+        return self.service.nat is NatMode.FULL
+
+    @property
+    def adopts(self) -> bool:
+        """Whether a connection that is already under way can be joined: the scheduler would
+        have put it on the same backend, and nothing but the backend had to be chosen."""
+        return self.scheduler.consistent and not self.full
+
+    def update(self, service: Service, new_member: Callable[[Backend], Member]) -> Iterable[Member]:
+        """Become `service`; the members that it no longer has are returned."""
+        if service.scheduler != self.service.scheduler:
+            self.scheduler = create(service.scheduler, seed=self._seed, key=self._key)
+        gone = dict(self.members)
+        members: dict[Endpoint, Member] = {}
+        for backend in service.backends:
+            member = gone.pop(backend.endpoint, None)
+            if member is None:
+                member = new_member(backend)
+            member.backend = backend
+            member.weight = backend.weight
+            members[backend.endpoint] = member
+        self.service = service
+        self.members = members
+        self.scheduler.update(list(members.values()))
+        return gone.values()
+
+    def pick(self, flow: NewFlow) -> Member | None:
+        """The member for a new flow, None if no backend is usable."""
+        return self.scheduler.pick(flow)

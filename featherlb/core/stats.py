@@ -1,0 +1,48 @@
+"""Why each packet met its fate, and the counters that add up.
+
+Imports nothing of featherlb. Every packet that enters the core is counted under exactly one
+`Reason`, so that received = translated + passed + dropped holds at any time.
+"""
+
+from enum import IntEnum
+
+
+class Reason(IntEnum):
+    """What became of a packet. The name, in lower case with dashes, is shown to people."""
+
+    # translated
+    FORWARD = 0
+    """Client to backend."""
+    REPLY = 1
+    """Backend to client."""
+    # passed on untouched
+    NOT_OURS = 2
+    """Of no service and no flow."""
+    # dropped
+    MALFORMED = 3
+    """A length or version that cannot be."""
+    BAD_FLAGS = 4
+    """TCP flags that no stack sends (SYN+FIN, none, ...)."""
+    FRAGMENT = 5
+    """An IP fragment: it cannot be attributed to a flow."""
+    UNSUPPORTED = 6
+    """A transport protocol that featherlb does not balance."""
+    TRUNCATED = 7
+    """The queue delivered only a part of it, so it cannot be rewritten."""
+    NO_BACKEND = 8
+    """Opens a connection, but no backend is usable; answered with a RST."""
+    NO_FLOW = 9
+    """Belongs to no known connection; answered with a RST."""
+    NO_SOURCE_PORT = 10
+    """`full` NAT has no source port left towards that backend."""
+    TUPLE_IN_USE = 11
+    """The backend already has a connection from this client's address and port."""
+
+    @property
+    def label(self) -> str:
+        return self.name.lower().replace("_", "-")
+
+
+TRANSLATED = frozenset({Reason.FORWARD, Reason.REPLY})
+PASSED = frozenset({Reason.NOT_OURS})
+DROPPED = frozenset(Reason) - TRANSLATED - PASSED

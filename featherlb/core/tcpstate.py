@@ -1,0 +1,101 @@
+"""The states of a flow as one table of transitions, and the timeout class of each state.
+
+Imports nothing. A middlebox sees both directions but owns neither end, so the states are those
+of a tracker, not of RFC 9293: what matters is whether the handshake completed, who has sent a
+FIN, and whether a RST ended it. The table reads `TRANSITIONS[state][direction][event]`.
+
+    NEW ─SYN→ SYN_SENT ─SYN-ACK← SYN_RECEIVED ─ACK→ ESTABLISHED
+    ESTABLISHED ─FIN→ FIN_WAIT ─FIN← CLOSING          (the client closes first)
+    ESTABLISHED ─FIN← CLOSE_WAIT ─FIN→ CLOSING        (the backend closes first)
+    any ─RST→ or ─RST← CLOSED
+
+Sequence numbers are not checked: a forged RST shortens a flow's timeout, but packets of a live
+connection keep it, as they do in IPVS.
+"""
+
+from enum import IntEnum
+
+
+class State(IntEnum):
+    """Of a tracked flow. `active` ones count as load of their backend."""
+
+    NEW = 0
+    SYN_SENT = 1
+    SYN_RECEIVED = 2
+    ESTABLISHED = 3
+    FIN_WAIT = 4
+    CLOSE_WAIT = 5
+    CLOSING = 6
+    CLOSED = 7
+
+
+class Event(IntEnum):
+    """What a TCP segment means to the tracker, in the order of precedence RST, SYN, FIN."""
+
+    SYN = 0
+    SYN_ACK = 1
+    FIN = 2
+    RST = 3
+    ACK = 4
+
+
+class TimeoutClass(IntEnum):
+    """Groups of states that share a timeout; in the order in which a full table evicts them."""
+
+    HALF_OPEN = 0
+    CLOSED = 1
+    FIN = 2
+    ESTABLISHED = 3
+
+
+FORWARD = 0
+REPLY = 1
+
+_NEW, _SENT, _RECV, _ESTAB, _FIN, _CLOSEW, _CLOSING, _CLOSED = State
+
+# fmt: off
+#              direction      SYN      SYN-ACK  FIN       RST      other
+TRANSITIONS: tuple[tuple[tuple[State, ...], tuple[State, ...]], ...] = (
+    # NEW: the first packet comes from the client; mid-stream ones are adopted flows
+    (          (             _SENT,   _ESTAB,  _FIN,     _CLOSED, _ESTAB  ),
+               (             _NEW,    _NEW,    _NEW,     _CLOSED, _NEW    )),
+    # SYN_SENT
+    (          (             _SENT,   _SENT,   _SENT,    _CLOSED, _SENT   ),
+               (             _SENT,   _RECV,   _SENT,    _CLOSED, _SENT   )),
+    # SYN_RECEIVED: only the client's ACK completes the handshake
+    (          (             _RECV,   _RECV,   _FIN,     _CLOSED, _ESTAB  ),
+               (             _RECV,   _RECV,   _CLOSEW,  _CLOSED, _RECV   )),
+    # ESTABLISHED
+    (          (             _ESTAB,  _ESTAB,  _FIN,     _CLOSED, _ESTAB  ),
+               (             _ESTAB,  _ESTAB,  _CLOSEW,  _CLOSED, _ESTAB  )),
+    # FIN_WAIT: the client has closed its direction
+    (          (             _FIN,    _FIN,    _FIN,     _CLOSED, _FIN    ),
+               (             _FIN,    _FIN,    _CLOSING, _CLOSED, _FIN    )),
+    # CLOSE_WAIT: the backend has closed its direction
+    (          (             _CLOSEW, _CLOSEW, _CLOSING, _CLOSED, _CLOSEW ),
+               (             _CLOSEW, _CLOSEW, _CLOSEW,  _CLOSED, _CLOSEW )),
+    # CLOSING: both have closed, last acknowledgements are under way
+    (          (             _CLOSING, _CLOSING, _CLOSING, _CLOSED, _CLOSING ),
+               (             _CLOSING, _CLOSING, _CLOSING, _CLOSED, _CLOSING )),
+    # CLOSED: reset; stragglers are still translated
+    (          (             _CLOSED, _CLOSED, _CLOSED,  _CLOSED, _CLOSED ),
+               (             _CLOSED, _CLOSED, _CLOSED,  _CLOSED, _CLOSED )),
+)
+# fmt: on
+
+TIMEOUT_CLASS: dict[State, TimeoutClass] = {
+    State.NEW: TimeoutClass.HALF_OPEN,
+    State.SYN_SENT: TimeoutClass.HALF_OPEN,
+    State.SYN_RECEIVED: TimeoutClass.HALF_OPEN,
+    State.ESTABLISHED: TimeoutClass.ESTABLISHED,
+    State.FIN_WAIT: TimeoutClass.FIN,
+    State.CLOSE_WAIT: TimeoutClass.FIN,
+    State.CLOSING: TimeoutClass.CLOSED,
+    State.CLOSED: TimeoutClass.CLOSED,
+}
+
+ACTIVE = frozenset({State.SYN_SENT, State.SYN_RECEIVED, State.ESTABLISHED})
+"""States in which a flow counts as load of its backend (least-connections)."""
+
+REUSABLE = frozenset({State.FIN_WAIT, State.CLOSE_WAIT, State.CLOSING, State.CLOSED})
+"""States in which a new SYN of the same 5-tuple is a new connection (IPVS conn_reuse_mode)."""
