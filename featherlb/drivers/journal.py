@@ -1,0 +1,124 @@
+"""What each instance has changed on this host, on disk before it is done. Standard library only.
+
+One JSON file per instance lies in /run/featherlb/<network namespace>/; /run is emptied by a
+reboot, as are the changes. A record carries the owner's pid and its start time, so that a
+recycled pid isn't taken for the owner. Readers and writers hold the journal's lock: changes to
+the host and their records are made by one process at a time.
+"""
+
+import fcntl
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from featherlb.errors import HostError
+
+ROOT = Path("/run/featherlb")
+
+_SO_NETNS_COOKIE = 71  # asm-generic/socket.h, Linux 5.14
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One instance: its owner, what it serves and what it has changed, in order."""
+
+    instance: int
+    workers: int
+    pid: int
+    started: int
+    """Clock ticks from boot to the owner's start (proc_pid_stat(5), field 22)."""
+    vips: tuple[tuple[str, str, int, int], ...]
+    """Protocol, address, first and last port."""
+    changes: tuple[dict[str, Any], ...]
+
+    @property
+    def alive(self) -> bool:
+        """Whether the owner still runs."""
+        return start_time(self.pid) == self.started
+
+
+class Journal:
+    """The records of this network namespace; HostError if /run cannot be written."""
+
+    def __init__(self, root: Path = ROOT) -> None:
+        self._root = root
+        self._directory = root / _namespace()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the lock that all instances of this host share; not reentrant."""
+        try:
+            self._root.mkdir(mode=0o755, parents=True, exist_ok=True)
+            descriptor = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise HostError(
+                f"cannot use {self._root}: {error.strerror}; featherlb keeps its record of what"
+                " to undo there and needs to write it"
+            ) from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def records(self) -> list[Record]:
+        """All records, by instance, of owners alive and dead."""
+        found = []
+        for path in sorted(self._directory.glob("*.json")):
+            # Complete whenever it exists (renamed into place); it may just have been removed.
+            with suppress(FileNotFoundError):
+                found.append(_decode(path.read_text()))
+        return sorted(found, key=lambda record: record.instance)
+
+    def write(self, record: Record) -> None:
+        """Put the record on disk, in place of the instance's previous one."""
+        self._directory.mkdir(exist_ok=True)
+        path = self._path(record.instance)
+        fresh = path.with_suffix(".new")
+        with fresh.open("w") as file:
+            json.dump(asdict(record), file)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.rename(path)
+
+    def remove(self, instance: int) -> None:
+        """Forget the instance; no error if there is no record."""
+        self._path(instance).unlink(missing_ok=True)
+        with suppress(OSError):
+            self._directory.rmdir()  # only when it is empty
+
+    def _path(self, instance: int) -> Path:
+        return self._directory / f"{instance}.json"
+
+
+def start_time(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot; None if it is gone or only a zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    # The name, field 2, is in parentheses and may hold anything, even parentheses.
+    fields = stat.rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def _decode(text: str) -> Record:
+    data = json.loads(text)
+    vips = tuple((vip[0], vip[1], vip[2], vip[3]) for vip in data.pop("vips"))
+    return Record(vips=vips, changes=tuple(data.pop("changes")), **data)
+
+
+def _namespace() -> str:
+    """A name for this network namespace: its cookie, or on old kernels its inode."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            cookie = probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
+        return f"net-{int.from_bytes(cookie, sys.byteorder)}"
+    except OSError:
+        return f"inode-{os.stat('/proc/self/ns/net').st_ino}"

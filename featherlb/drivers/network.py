@@ -1,0 +1,162 @@
+"""Addresses, routes and neighbours of this host, through pyroute2 and AF_PACKET frames.
+
+Imports pyroute2 and `model`. Everything concerns the network namespace of the calling process.
+pyroute2's synchronous calls don't work inside a running asyncio loop: call from a thread there.
+"""
+
+import errno
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
+from typing import Any
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from featherlb.errors import HostError
+from featherlb.model import Address
+
+LOOPBACK = "lo"
+ANNOUNCEMENTS = 3
+"""How often a new address is announced; RFC 5227 asks for 2, one more for a lossy network."""
+
+_RTN_LOCAL = 2  # linux/rtnetlink.h
+_IFA_F_NODAD = 0x02  # linux/if_addr.h
+_ETH_P_ARP = 0x0806
+_ARP_REQUEST = 1
+_BROADCAST = b"\xff" * 6
+_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """How the kernel would send to an address: through `interface`, from `source`.
+
+    `local` says that the address belongs to this host.
+    """
+
+    interface: str
+    source: Address
+    local: bool
+
+
+@dataclass(frozen=True, slots=True)
+class HostAddress:
+    """An address of this host with its subnet, and the interface that has it."""
+
+    interface: str
+    address: IPv4Interface | IPv6Interface
+
+
+def addresses() -> list[HostAddress]:
+    """All addresses of this host's interfaces."""
+    with _open() as ipr:
+        names = _names(ipr)
+        return [
+            HostAddress(names[entry["index"]], ip_interface(f"{text}/{entry['prefixlen']}"))
+            for entry in ipr.get_addr()
+            if (text := entry.get_attr("IFA_LOCAL") or entry.get_attr("IFA_ADDRESS"))
+        ]
+
+
+def route(destination: Address) -> Route | None:
+    """The kernel's route to an address, None if it has none."""
+    with _open() as ipr:
+        try:
+            answer = next(
+                iter(ipr.route("get", dst=str(destination), family=_FAMILIES[destination.version]))
+            )
+        except NetlinkError:
+            return None
+        source = answer.get_attr("RTA_PREFSRC")
+        if source is None:
+            return None
+        return Route(
+            interface=_names(ipr)[answer.get_attr("RTA_OIF")],
+            source=ip_address(source),
+            local=answer["type"] == _RTN_LOCAL,
+        )
+
+
+def add_address(address: Address, interface: str) -> bool:
+    """Give this host the address alone, without a subnet; False if it was there already."""
+    options = {"flags": _IFA_F_NODAD} if address.version == 6 else {}
+    try:
+        with _open() as ipr:
+            ipr.addr(
+                "add",
+                index=_index(ipr, interface),
+                address=str(address),
+                prefixlen=address.max_prefixlen,
+                **options,
+            )
+    except NetlinkError as error:
+        if error.code == errno.EEXIST:
+            return False
+        raise HostError(
+            f"cannot add {address} to interface {interface}: {error.args[-1]}"
+        ) from None
+    return True
+
+
+def remove_address(address: Address, interface: str) -> None:
+    """Take the address away; no error if it, or the interface, has gone."""
+    try:
+        with _open() as ipr:
+            ipr.addr(
+                "del",
+                index=_index(ipr, interface),
+                address=str(address),
+                prefixlen=address.max_prefixlen,
+            )
+    except NetlinkError as error:
+        if error.code not in (errno.EADDRNOTAVAIL, errno.ENODEV):
+            raise HostError(
+                f"cannot remove {address} from interface {interface}: {error.args[-1]}"
+            ) from None
+
+
+def announce(address: Address, interface: str) -> None:
+    """Tell the neighbours that the address is here now: gratuitous ARP (RFC 5227 section 2.3)."""
+    if interface == LOOPBACK or address.version == 6:
+        return
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sender:
+        sender.bind((interface, 0))
+        mac: bytes = sender.getsockname()[4]
+        if len(mac) != 6:
+            return  # not an Ethernet: no neighbours to tell
+        for _ in range(ANNOUNCEMENTS):
+            sender.send(_arp_request(mac, sender_ip=address, target_ip=address))
+
+
+def _arp_request(mac: bytes, sender_ip: Address, target_ip: Address) -> bytes:
+    """An Ethernet frame with an ARP request to everybody (RFC 826)."""
+    return (
+        _BROADCAST
+        + mac
+        + struct.pack("!HHHBBH", _ETH_P_ARP, 1, 0x0800, 6, 4, _ARP_REQUEST)
+        + mac
+        + sender_ip.packed
+        + bytes(6)
+        + target_ip.packed
+    )
+
+
+@contextmanager
+def _open() -> Iterator[Any]:
+    with IPRoute() as ipr:
+        yield ipr
+
+
+def _names(ipr: Any) -> dict[int, str]:
+    return {link["index"]: link.get_attr("IFLA_IFNAME") for link in ipr.get_links()}
+
+
+def _index(ipr: Any, interface: str) -> int:
+    for index, name in _names(ipr).items():
+        if name == interface:
+            return index
+    raise NetlinkError(errno.ENODEV, f"no interface {interface}")

@@ -1,0 +1,217 @@
+"""One instance's changes to the host: made, replaced while running, undone; and what others left.
+
+Imports the drivers, `plan` and `changes`. Each change is in the journal before it is made, so
+nothing is lost when this process is killed in between. Not for a running asyncio loop (pyroute2's
+synchronous calls refuse that): call from a thread there.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from ipaddress import ip_address
+from types import TracebackType
+
+from featherlb.drivers import ipset, iptables, journal, network, sysctl
+from featherlb.errors import HostError
+from featherlb.host.changes import Assignment, Change, Rules, Sets, Setting, decode, encode
+from featherlb.host.plan import HostPlan
+
+
+class Host:
+    """What one instance has changed. As a context manager it undoes that on leaving."""
+
+    def __init__(self, log: journal.Journal | None = None) -> None:
+        self._journal = log or journal.Journal()
+        self._plan: HostPlan | None = None
+        self._changes: list[Change] = []
+
+    def apply(self, plan: HostPlan) -> None:
+        """Make the plan's changes. HostError if the host refuses one; nothing is left then."""
+        with self._journal.locked():
+            try:
+                self._move_to(plan)
+            except BaseException:
+                self._undo(self._changes)
+                raise
+
+    def update(self, plan: HostPlan) -> None:
+        """Go over to another plan of the same instance without a gap in the balancing.
+
+        HostError if the host refuses a change; the old plan is in force then.
+        """
+        if self._plan is None or plan.options != self._plan.options:
+            raise ValueError("an update needs an applied plan with the same options")
+        with self._journal.locked():
+            old = self._plan
+            try:
+                self._move_to(plan)
+            except BaseException:
+                self._move_to(old)
+                raise
+
+    def undo(self) -> list[str]:
+        """Undo everything; what could not be undone, as sentences, and stays in the journal."""
+        with self._journal.locked():
+            return self._undo(self._changes)
+
+    def __enter__(self) -> "Host":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.undo()
+
+    def _move_to(self, plan: HostPlan) -> None:
+        """Make what the plan needs and doesn't stand yet, then undo what it doesn't need."""
+        self._plan = plan
+        wanted = list(self._wanted(plan))
+        resources = {change.resource for change in wanted}
+        standing = {change.resource for change in self._changes}
+        for change in wanted:
+            if change.resource not in standing:
+                self._changes.append(change)
+                self._write()
+            _make(change, plan)
+        self._undo([change for change in self._changes if change.resource not in resources])
+        if plan.sets:
+            ipset.remove(plan.instance, keep=frozenset(wanted.name for wanted in plan.sets))
+
+    def _wanted(self, plan: HostPlan) -> Iterator[Change]:
+        claimed = {
+            change.resource: change
+            for record in self._journal.records()
+            for change in map(decode, record.changes)
+        }
+        for key, value in plan.settings:
+            now = sysctl.read(key)
+            if now is None:
+                continue
+            setting = Setting(key, value, ((key, now), *sysctl.changed_along(key)))
+            # Who changed it first knows how it was before; if nobody did, it may be right as is.
+            if (first := claimed.get(setting.resource)) is not None:
+                yield first
+            elif now != value:
+                yield setting
+        if plan.sets:
+            yield Sets(plan.instance)
+        for family in plan.rules:
+            yield Rules(plan.instance, family)
+        for address, interface in plan.addresses:
+            yield Assignment(str(address), interface)
+
+    def _undo(self, changes: Iterable[Change]) -> list[str]:
+        """Undo these changes, the last one first, but for those that another instance needs."""
+        if self._plan is None:
+            return []
+        others = {
+            change.resource
+            for record in self._journal.records()
+            if record.instance != self._plan.instance
+            for change in map(decode, record.changes)
+        }
+        failures = []
+        for change in reversed(list(changes)):
+            try:
+                if change.resource not in others:
+                    change.undo()
+                self._changes.remove(change)
+            except HostError as error:
+                failures.append(str(error))
+        self._write()
+        return failures
+
+    def _write(self) -> None:
+        assert self._plan is not None
+        if not self._changes:
+            self._journal.remove(self._plan.instance)
+            return
+        pid = os.getpid()
+        started = journal.start_time(pid)
+        assert started is not None
+        self._journal.write(
+            journal.Record(
+                instance=self._plan.instance,
+                workers=self._plan.options.workers,
+                pid=pid,
+                started=started,
+                vips=tuple(
+                    (str(protocol), str(vip.address), vip.first_port, vip.last_port)
+                    for protocol, vip in self._plan.vips
+                ),
+                changes=tuple(map(encode, self._changes)),
+            )
+        )
+
+
+def remove_leftovers(log: journal.Journal | None = None) -> list[str]:
+    """Undo what instances have left that are no longer alive; a line for each thing removed.
+
+    Chains and sets of featherlb's that no record knows are removed as well. HostError at the
+    end if something could not be undone: its record stays, so that this can be called again.
+    """
+    log = log or journal.Journal()
+    with log.locked():
+        return _remove_leftovers(log)
+
+
+def _remove_leftovers(log: journal.Journal) -> list[str]:
+    removed: list[str] = []
+    failures: list[str] = []
+    records = log.records()
+    needed = {
+        change.resource
+        for record in records
+        if record.alive
+        for change in map(decode, record.changes)
+    }
+    for record in records:
+        if record.alive:
+            continue
+        failed = []
+        for data in reversed(record.changes):
+            change = decode(data)
+            if change.resource in needed:
+                continue
+            try:
+                change.undo()
+                removed.append(f"{change.resource}, left by pid {record.pid}")
+            except HostError as error:
+                failed.append(str(error))
+        if not failed:
+            log.remove(record.instance)
+        failures += failed
+    known = {record.instance for record in records}
+    strays: list[Change] = [
+        Rules(instance, family)
+        for family in iptables.COMMANDS
+        for instance in sorted(iptables.instances(family) - known)
+    ]
+    strays += [Sets(instance) for instance in sorted(ipset.instances() - known)]
+    for change in strays:
+        try:
+            change.undo()
+            removed.append(f"{change.resource}, of an instance without a record")
+        except HostError as error:
+            failures.append(str(error))
+    if failures:
+        raise HostError("; ".join(failures))
+    return removed
+
+
+def _make(change: Change, plan: HostPlan) -> None:
+    """Bring the change about; one that stands already is brought up to date."""
+    match change:
+        case Setting(key, value):
+            if sysctl.read(key) != value:
+                sysctl.write(key, value)
+        case Sets():
+            for wanted in plan.sets:
+                ipset.replace(wanted, plan.instance)
+        case Rules(instance, family):
+            iptables.replace(family, instance, plan.rules[family])
+        case Assignment(address, interface):
+            if network.add_address(ip_address(address), interface):
+                network.announce(ip_address(address), interface)

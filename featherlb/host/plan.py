@@ -1,0 +1,390 @@
+"""What an instance needs of the host, as a value: rules, sets, addresses, settings. No I/O.
+
+Imports `model` and the value types of the drivers. `build` turns services into a `HostPlan`; all
+that it has to know about the host comes in as `Facts`. docs/packet-path.md walks through the
+hooks; in short:
+
+- raw PREROUTING and OUTPUT take packets to a VIP and, in `full` mode, the replies to the
+  addresses that were given to them, out of connection tracking and into the queue.
+- Replies in `dnat` mode keep their source until the routing decision is made (a packet from
+  outside that carries an address of this host would be dropped there as a martian). They are
+  taken out of connection tracking in raw, and queued in mangle POSTROUTING and INPUT.
+- filter lets pass what featherlb itself took out of connection tracking, and nothing else.
+
+The verdict on a queued packet ends its way through that table, so featherlb's rules stand last
+in raw and mangle, behind the host's own. The guards stand first.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+
+from featherlb.drivers import ipset, iptables, sysctl
+from featherlb.drivers.network import LOOPBACK, HostAddress
+from featherlb.model import SOURCE_PORTS, Address, Endpoint, NatMode, Protocol, Service, Vip
+
+LOOPBACK_NETWORK = IPv4Network("127.0.0.0/8")
+MARK_BASE = 0xFEA70000
+"""Packet marks from here on name the worker, so that small marks stay free for the host's use."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How an instance runs. Its first queue number is also its identity on this host."""
+
+    queue: int = 0
+    workers: int = 1
+    fail_open: bool = False
+    """Let packets pass, unbalanced, while no worker is bound to its queue."""
+    assign: bool = True
+    """Give the host the VIPs that it doesn't have."""
+    hash_seed: int = 0
+    """Seed of the hash that spreads flows over several workers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What a plan depends on and only the host can tell (see `survey`)."""
+
+    addresses: tuple[HostAddress, ...] = ()
+    """Without those that featherlb instances have assigned."""
+    local_vips: frozenset[Address] = frozenset()
+    """VIPs that belong to this host without featherlb, by an address or by a route."""
+    backend_interfaces: tuple[str, ...] = ()
+    """Interfaces through which backends of other hosts are reached."""
+    sets: bool = True
+    """Whether rules can ask for membership in an ipset."""
+    conntrack: bool = True
+    """Whether rules can ask for the connection tracking state."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostPlan:
+    """Everything that `Host.apply` changes; equal plans change the same."""
+
+    options: Options
+    vips: tuple[tuple[Protocol, Vip], ...]
+    settings: tuple[sysctl.Setting, ...]
+    sets: tuple[ipset.Set, ...]
+    rules: Mapping[int, iptables.Ruleset]
+    """By address family, 4 or 6."""
+    addresses: tuple[tuple[Address, str], ...]
+    """VIPs to assign, each with the interface that gets it."""
+
+    @property
+    def instance(self) -> int:
+        return self.options.queue
+
+    def describe(self) -> list[str]:
+        """The exact changes as shell commands that would have the same effect."""
+        return [
+            *(f"sysctl -w {sysctl.dotted(key)}={value}" for key, value in self.settings),
+            *(line for wanted in self.sets for line in wanted.commands()),
+            *(
+                line
+                for family, rules in self.rules.items()
+                for line in iptables.commands(family, rules)
+            ),
+            *(
+                f"ip address add {address}/{address.max_prefixlen} dev {interface}"
+                for address, interface in self.addresses
+            ),
+        ]
+
+
+def build(services: Sequence[Service], options: Options, facts: Facts) -> HostPlan:
+    """The plan for `services`, whose backends have `local` and `sources` filled in."""
+    vips = tuple(sorted({(service.protocol, vip) for service in services for vip in service.vips}))
+    families = sorted({vip.address.version for _, vip in vips})
+    parts = [_Parts.of(services, family, options.queue) for family in families]
+    return HostPlan(
+        options=options,
+        vips=vips,
+        settings=tuple(_settings(parts, facts)),
+        sets=tuple(wanted for part in parts for wanted in part.sets()) if facts.sets else (),
+        rules={part.family: _rules(part, options, facts) for part in parts},
+        addresses=tuple(_assignments(vips, facts)) if options.assign else (),
+    )
+
+
+def subnet_interface(address: Address, addresses: Iterable[HostAddress]) -> str | None:
+    """The interface whose subnet has the address: the longest prefix wins."""
+    candidates = [
+        own
+        for own in addresses
+        if own.address.version == address.version and address in own.address.network
+    ]
+    if not candidates:
+        return None
+    return max(candidates, key=lambda own: own.address.network.prefixlen).interface
+
+
+def source_ports(worker: int, workers: int) -> range:
+    """The part of `SOURCE_PORTS` that one of the workers gives out in `full` mode.
+
+    Its replies find the worker by their destination port: the client, whose address spreads all
+    other packets, isn't in them.
+    """
+    size = len(SOURCE_PORTS) // workers
+    last = SOURCE_PORTS.stop if worker == workers - 1 else SOURCE_PORTS.start + (worker + 1) * size
+    return range(SOURCE_PORTS.start + worker * size, last)
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Endpoints that rules treat alike, and the name of their set."""
+
+    set_name: str
+    family: int
+    entries: tuple[ipset.Entry, ...]
+
+    @property
+    def protocols(self) -> list[Protocol]:
+        return sorted({entry.protocol for entry in self.entries})
+
+    def matches(self, side: str, use_set: bool, *, ports: str = "", tcp: str = "") -> list[str]:
+        """Rule matches for packets whose `side`, `dst` or `src`, is one of the endpoints.
+
+        `ports` is a further match for each protocol, `tcp` one for TCP alone.
+        """
+        other = "src" if side == "dst" else "dst"
+        extra = {Protocol.TCP: tcp + ports, Protocol.UDP: ports}
+        if use_set:
+            sides = f"{side},{side}"
+            if self.entries and self.entries[0].peer is not None:
+                sides += f",{other}"
+            return [
+                f"-p {protocol}{extra[protocol]} -m set --match-set {self.set_name} {sides}"
+                for protocol in self.protocols
+            ]
+        return [
+            f"-p {entry.protocol}{extra[entry.protocol]}"
+            f" -{side[0]} {entry.endpoint.address} --{side[0]}port {entry.endpoint.port}"
+            + (f" -{other[0]} {entry.peer}" if entry.peer is not None else "")
+            for entry in self.entries
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What the services of one address family are made of."""
+
+    family: int
+    vips: _Group
+    """VIPs of one port. Others can't be in a set (wildcards) or would fill it (ranges)."""
+    other_vips: tuple[tuple[Protocol, Vip], ...]
+    kept: _Group
+    """Backends that see the client's address (`dnat`)."""
+    replaced: _Group
+    """Backends that see one of this host's addresses, their entry's peer (`full`)."""
+    forwards: bool
+    """Some backend is on another host."""
+    full: bool
+    """Some service is in `full` mode."""
+    loopback: bool
+    """Some packets between other hosts and this one carry a 127.0.0.0/8 address inside."""
+
+    @classmethod
+    def of(cls, services: Sequence[Service], family: int, instance: int) -> "_Parts":
+        vips = {
+            (service.protocol, vip)
+            for service in services
+            for vip in service.vips
+            if vip.address.version == family
+        }
+        backends = {
+            (service.protocol, service.nat, backend)
+            for service in services
+            for backend in service.backends
+            if backend.endpoint.address.version == family
+        }
+        full = any(
+            service.nat is NatMode.FULL and vip.address.version == family
+            for service in services
+            for vip in service.vips
+        )
+
+        def group(role: str, entries: Iterable[ipset.Entry]) -> _Group:
+            unique = sorted(set(entries), key=str)
+            return _Group(f"featherlb-{instance}-{role}{family}", family, tuple(unique))
+
+        return cls(
+            family=family,
+            vips=group(
+                "vips",
+                (
+                    ipset.Entry(Endpoint(vip.address, vip.first_port), protocol)
+                    for protocol, vip in vips
+                    if _single(vip)
+                ),
+            ),
+            other_vips=tuple(sorted(entry for entry in vips if not _single(entry[1]))),
+            kept=group(
+                "backends",
+                (
+                    ipset.Entry(backend.endpoint, protocol)
+                    for protocol, nat, backend in backends
+                    if nat is NatMode.DNAT
+                ),
+            ),
+            replaced=group(
+                "sources",
+                (
+                    ipset.Entry(backend.endpoint, protocol, source)
+                    for protocol, nat, backend in backends
+                    if nat is NatMode.FULL
+                    for source in backend.sources
+                ),
+            ),
+            forwards=any(not backend.local for _, _, backend in backends),
+            full=full,
+            loopback=any(backend.endpoint.address.is_loopback for _, _, backend in backends)
+            or (full and any(vip.address.is_loopback for _, vip in vips)),
+        )
+
+    def sets(self) -> Iterator[ipset.Set]:
+        for group in (self.vips, self.kept, self.replaced):
+            if group.entries:
+                yield ipset.Set(group.set_name, group.family, group.entries)
+
+    def vip_matches(self, side: str, use_set: bool) -> list[str]:
+        matches = self.vips.matches(side, use_set)
+        for protocol, vip in self.other_vips:
+            where = (
+                f"-m addrtype --{side}-type LOCAL" if vip.wildcard else f"-{side[0]} {vip.address}"
+            )
+            ports = f"{vip.first_port}:{vip.last_port}"
+            matches.append(f"-p {protocol} {where} --{side[0]}port {ports}")
+        return matches
+
+
+def _single(vip: Vip) -> bool:
+    return not vip.wildcard and vip.first_port == vip.last_port
+
+
+def _rules(parts: _Parts, options: Options, facts: Facts) -> iptables.Ruleset:
+    sets = facts.sets
+    given = f"{SOURCE_PORTS.start}:{SOURCE_PORTS.stop - 1}"
+    # A backend's own connection from its service port starts with a SYN: that is no reply, and
+    # without this exception it would pass the filter as one.
+    kept_replies = parts.kept.matches("src", sets, tcp=" ! --syn")
+    replaced_replies = parts.replaced.matches("src", sets, ports=f" --dport {given}")
+    accepted = [
+        *parts.kept.matches("dst", sets),
+        *kept_replies,
+        *parts.replaced.matches("dst", sets, ports=f" --sport {given}"),
+        *parts.vip_matches("src", sets),
+    ]
+
+    def chain(role: str) -> str:
+        return f"FEATHERLB-{role}-{options.queue}"
+
+    # Out of connection tracking before the queue: the verdict ends the way through the table.
+    untrack = "-j CT --notrack"
+    # The narrowest match first: a port given in `full` mode can equal a wildcard VIP's.
+    raw = {
+        chain("RAW"): (
+            *(f"{match} -g {chain('REPLY')}" for match in replaced_replies),
+            *(f"{match} -g {chain('FORWARD')}" for match in parts.vip_matches("dst", sets)),
+            *(f"{match} {untrack}" for match in kept_replies),
+        ),
+        chain("FORWARD"): (untrack, *_queue_by_client("src,sport", options)),
+    }
+    raw_jumps = [f"-A {hook} -j {chain('RAW')}" for hook in ("PREROUTING", "OUTPUT")]
+    if replaced_replies:
+        raw[chain("REPLY")] = (untrack, *_queue_by_port(parts.replaced.protocols, options))
+    if guards := tuple(_guards(parts)):
+        raw[chain("GUARD")] = guards
+        raw_jumps.append(f"-I PREROUTING 1 -j {chain('GUARD')}")
+    mangle = {}
+    if kept_replies:
+        mangle = {
+            chain("MANGLE"): tuple(f"{match} -g {chain('REPLY')}" for match in kept_replies),
+            chain("REPLY"): tuple(_queue_by_client("dst,dport", options)),
+        }
+    state = "-m conntrack --ctstate UNTRACKED " if facts.conntrack else ""
+    # Packets are steered last, when everything else stands.
+    return {
+        "filter": iptables.Table(
+            chains={chain("FILTER"): tuple(f"{match} -j ACCEPT" for match in accepted)},
+            jumps=tuple(
+                f"-I {hook} 1 {state}-j {chain('FILTER')}"
+                for hook in ("INPUT", "FORWARD", "OUTPUT")
+            ),
+        ),
+        "mangle": iptables.Table(
+            chains=mangle,
+            jumps=tuple(f"-A {hook} -j {chain('MANGLE')}" for hook in ("POSTROUTING", "INPUT"))
+            if mangle
+            else (),
+        ),
+        "raw": iptables.Table(chains=raw, jumps=tuple(raw_jumps)),
+    }
+
+
+def _queue_by_client(client: str, options: Options) -> Iterator[str]:
+    """To the worker that the client's address and port select, the same for both directions."""
+    if options.workers > 1:
+        yield (
+            f"-j HMARK --hmark-tuple {client} --hmark-rnd {options.hash_seed:#010x}"
+            f" --hmark-mod {options.workers} --hmark-offset {MARK_BASE:#x}"
+        )
+    for worker in range(1, options.workers):
+        yield f"-m mark --mark {MARK_BASE + worker:#x} {_queue(worker, options)}"
+    # Without a condition: no packet of a VIP gets past the workers.
+    yield _queue(0, options)
+
+
+def _queue_by_port(protocols: Iterable[Protocol], options: Options) -> Iterator[str]:
+    """To the worker that has given the destination port to a flow."""
+    for worker in range(1, options.workers):
+        ports = source_ports(worker, options.workers)
+        for protocol in protocols:
+            match = f"-p {protocol} --dport {ports.start}:{ports.stop - 1}"
+            yield f"{match} {_queue(worker, options)}"
+    yield _queue(0, options)
+
+
+def _queue(worker: int, options: Options) -> str:
+    bypass = " --queue-bypass" if options.fail_open else ""
+    return f"-j NFQUEUE --queue-num {options.queue + worker}{bypass}"
+
+
+def _guards(parts: _Parts) -> Iterator[str]:
+    """Drops what the kernel dropped before `_settings` made it accept featherlb's packets."""
+    if parts.family != 4:
+        return
+    if parts.full:
+        yield "! -i lo -m addrtype --src-type LOCAL -j DROP"
+    if parts.loopback:
+        yield f"! -i lo -s {LOOPBACK_NETWORK} -j DROP"
+        yield f"! -i lo -d {LOOPBACK_NETWORK} -j DROP"
+
+
+def _settings(parts: Iterable[_Parts], facts: Facts) -> Iterator[sysctl.Setting]:
+    for part in parts:
+        if part.forwards:
+            yield (
+                ("net/ipv4/ip_forward" if part.family == 4 else "net/ipv6/conf/all/forwarding"),
+                "1",
+            )
+        if part.family != 4:
+            continue
+        if part.forwards:
+            # One-armed, a redirect would tell a backend the way around the balancer.
+            for interface in ("all", *facts.backend_interfaces):
+                yield f"net/ipv4/conf/{interface}/send_redirects", "0"
+        if part.full:
+            # The source is one of this host's addresses before the routing decision.
+            yield "net/ipv4/conf/all/accept_local", "1"
+        if part.loopback:
+            yield "net/ipv4/conf/all/route_localnet", "1"
+
+
+def _assignments(
+    vips: Iterable[tuple[Protocol, Vip]], facts: Facts
+) -> Iterator[tuple[Address, str]]:
+    for address in sorted({vip.address for _, vip in vips}, key=str):
+        if address.is_unspecified or address.is_loopback or address in facts.local_vips:
+            continue
+        yield address, subnet_interface(address, facts.addresses) or LOOPBACK

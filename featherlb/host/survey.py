@@ -1,0 +1,100 @@
+"""What the plan has to know about this host, looked up. Imports the drivers, `plan`, `changes`."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from ipaddress import ip_address
+from pathlib import Path
+
+from featherlb.drivers import ipset, iptables, journal, network, sockets
+from featherlb.errors import HostError
+from featherlb.host.changes import Assignment, decode
+from featherlb.host.plan import Facts
+from featherlb.model import Address, Backend, NatMode, Service
+
+CAP_NET_ADMIN = 12  # linux/capability.h
+CAP_NET_RAW = 13
+
+
+def prepare(services: Sequence[Service]) -> list[Service]:
+    """Fill in which backends are on this host and, for `full` mode without configured sources,
+    the address that the kernel would send from. HostError for a `full` backend without route."""
+    return [
+        replace(
+            service,
+            backends=tuple(_prepare_backend(backend, service.nat) for backend in service.backends),
+        )
+        for service in services
+    ]
+
+
+def survey(services: Sequence[Service], log: journal.Journal | None = None) -> Facts:
+    """The facts for a plan of `services`, whose backends are prepared.
+
+    Without CAP_NET_ADMIN the kernel's features can't be probed, and are taken for granted.
+    """
+    log = log or journal.Journal()
+    assigned = {
+        ip_address(change.address)
+        for record in log.records()
+        for change in map(decode, record.changes)
+        if isinstance(change, Assignment)
+    }
+    vips = {vip.address for service in services for vip in service.vips}
+    routes = [
+        network.route(backend.endpoint.address)
+        for service in services
+        for backend in service.backends
+        if not backend.local
+    ]
+    families = sorted({address.version for address in vips})
+    probe = has_capability(CAP_NET_ADMIN)
+    return Facts(
+        addresses=tuple(own for own in network.addresses() if own.address.ip not in assigned),
+        local_vips=frozenset(vip for vip in vips - assigned if is_local(vip)),
+        backend_interfaces=tuple(sorted({route.interface for route in routes if route})),
+        sets=not probe
+        or (ipset.supported() and not _missing(families, "-m set --match-set - dst")),
+        conntrack=not probe or not _missing(families, "-m conntrack --ctstate UNTRACKED"),
+    )
+
+
+def is_local(address: Address) -> bool:
+    """Whether packets to the address are for this host."""
+    route = network.route(address)
+    return route is not None and route.local
+
+
+def has_capability(number: int) -> bool:
+    """Whether this process has a capability (capabilities(7)) in its effective set."""
+    status = Path("/proc/self/status").read_text()
+    effective = next(line for line in status.splitlines() if line.startswith("CapEff:"))
+    return bool(int(effective.split()[1], 16) >> number & 1)
+
+
+def free_queue(workers: int, log: journal.Journal | None = None) -> int:
+    """The lowest queue number that begins `workers` free ones."""
+    taken = set(sockets.bound_queues())
+    for record in (log or journal.Journal()).records():
+        taken.update(range(record.instance, record.instance + record.workers))
+    for first in range(65536 - workers + 1):
+        if taken.isdisjoint(range(first, first + workers)):
+            return first
+    raise HostError(f"no {workers} consecutive queue numbers are free; use fewer workers")
+
+
+def _prepare_backend(backend: Backend, nat: NatMode) -> Backend:
+    address = backend.endpoint.address
+    route = network.route(address)
+    sources = backend.sources
+    if nat is NatMode.FULL and not sources:
+        if route is None:
+            raise HostError(
+                f"backend {backend} has no route, so `nat: full` finds no address to send from;"
+                " add a route to it"
+            )
+        sources = (route.source,)
+    return replace(backend, local=route is not None and route.local, sources=sources)
+
+
+def _missing(families: Sequence[int], rule: str) -> bool:
+    return any(iptables.missing(family, [rule]) for family in families)
