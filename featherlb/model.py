@@ -51,7 +51,7 @@ class Hook(IntEnum):
 
 
 class PacketInfo(IntFlag):
-    """What the kernel says of a queued packet (NFQA_SKB_INFO, linux/netfilter/nfnetlink_queue.h)."""
+    """What the kernel says of a queued packet (NFQA_SKB_INFO in nfnetlink_queue.h)."""
 
     NONE = 0
     CHECKSUM_NOT_READY = 1
@@ -75,6 +75,13 @@ class Verdict(IntEnum):
 SOURCE_PORTS = range(1024, 32768)
 """Ports that `full` NAT gives to flows: below Linux's default ephemeral range (32768 to 60999),
 so that connections of the balancer's own host never share a port with a flow."""
+
+
+def source_ports(worker: int, workers: int) -> range:
+    """The share of `SOURCE_PORTS` that belongs to one of several workers: a reply's destination
+    port then says whose flow it is."""
+    size = len(SOURCE_PORTS) // workers
+    return SOURCE_PORTS[worker * size : (worker + 1) * size]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -163,3 +170,13 @@ class Service:
     backends: tuple[Backend, ...] = ()
     scheduler: str = "round-robin"
     nat: NatMode = NatMode.DNAT
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds without a packet after which a flow is forgotten, by kind of state."""
+
+    half_open: float = 30.0
+    established: float = 900.0
+    fin: float = 120.0
+    closed: float = 10.0

@@ -25,8 +25,8 @@ from pydantic_core import ErrorDetails
 from featherlb.config import values
 from featherlb.config.faults import Fault, Origin
 from featherlb.config.loader import Document, Path, show_path
-from featherlb.config.types import Config, Host, Timeouts
-from featherlb.model import Address, Driver, NatMode, Protocol, Vip
+from featherlb.config.types import Config, Host
+from featherlb.model import Address, Driver, NatMode, Protocol, Timeouts, Vip
 
 DISCARDED: Any = object()
 """Stands in lists in the place of an item that has a fault; builders skip it."""

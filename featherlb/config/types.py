@@ -8,7 +8,7 @@ configurations are equal when they mean the same.
 from dataclasses import dataclass, field
 
 from featherlb.config.faults import Origin
-from featherlb.model import Address, Driver, NatMode, Protocol, join_host_port
+from featherlb.model import Address, Driver, NatMode, Protocol, Timeouts, join_host_port
 
 Host = Address | str
 """An IP address, or a name that is resolved later."""
@@ -69,16 +69,6 @@ def default_name(vip: VipConfig, protocol: Protocol) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Timeouts:
-    """How long a flow may be silent in each state, in seconds."""
-
-    half_open: float = 30.0
-    established: float = 900.0
-    fin: float = 120.0
-    closed: float = 10.0
-
-
-@dataclass(frozen=True, slots=True)
 class Config:
     """A whole configuration. `queue` is None where featherlb chooses a free number."""
 
@@ -89,4 +79,4 @@ class Config:
     driver: Driver = Driver.NETFILTERQUEUE
     hash_key: str = ""
     max_flows: int = 262144
-    timeouts: Timeouts = Timeouts()
+    timeouts: Timeouts = field(default_factory=Timeouts)

@@ -30,7 +30,18 @@ from featherlb.core.tcpstate import (
     State,
     TimeoutClass,
 )
-from featherlb.model import Address, Backend, Endpoint, Hook, PacketInfo, Protocol, Service, Verdict
+from featherlb.model import (
+    SOURCE_PORTS,
+    Address,
+    Backend,
+    Endpoint,
+    Hook,
+    PacketInfo,
+    Protocol,
+    Service,
+    Timeouts,
+    Verdict,
+)
 
 if not cython.compiled:
     from featherlb.core.checksum import fold, words
@@ -91,16 +102,6 @@ COUNTERS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Timeouts:
-    """Seconds without a packet after which a flow is forgotten, by kind of state."""
-
-    half_open: float = 30.0
-    established: float = 900.0
-    fin: float = 120.0
-    closed: float = 10.0
-
-
-@dataclass(frozen=True, slots=True)
 class FlowView:
     """One flow, for people. Ages are seconds; `source` is what the backend sees."""
 
@@ -156,15 +157,17 @@ class Balancer:
         secret: bytes,
         hash_key: bytes,
         timeouts: Timeouts,
+        source_ports: range = SOURCE_PORTS,
     ) -> None:
         """`capacity` limits the flows. `secret` is the process's randomness (16 bytes or more);
-        `hash_key` keys placement and must be the same where nodes are to agree."""
+        `hash_key` keys placement and must be the same where nodes are to agree. `source_ports`
+        are for `full` NAT."""
         self.flows = FlowTable(capacity, secret)
         self.packet = Packet()
         self.packet.attach(bytearray(64))
         self._seed = int.from_bytes(secret, "big")
         self._hash_key = hash_key
-        self.source_ports = PortAllocator(self._seed)
+        self.source_ports = PortAllocator(self._seed, source_ports)
         seconds = {
             TimeoutClass.HALF_OPEN: timeouts.half_open,
             TimeoutClass.ESTABLISHED: timeouts.established,

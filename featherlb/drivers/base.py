@@ -11,13 +11,16 @@ from typing import Protocol
 class PacketHandler(Protocol):
     """The core, as a driver sees it (see `featherlb.core.balancer.Balancer`)."""
 
-    def handle_packet(
-        self, buffer: bytearray, offset: int, length: int, hook: int, info: int, now: float
-    ) -> int:
-        """Decide on the IP packet at `buffer[offset:offset + length]`, rewriting it in place.
+    def attach(self, buffer: bytearray) -> None:
+        """Packets stand in this buffer from now on."""
+        ...
 
-        `hook` is a `model.Hook`, `info` a set of `model.PacketInfo`, `now` seconds of a
-        monotonic clock; the answer is a `model.Verdict`.
+    def handle_packet(self, offset: int, length: int, hook: int, info: int, now: float) -> int:
+        """Decide on the IP packet at `offset` of the attached buffer, rewriting it in place.
+
+        `length` is in bytes (of a truncated packet, before it was cut), `hook` a `model.Hook`,
+        `info` a set of `model.PacketInfo`, `now` seconds of a monotonic clock; the answer is a
+        `model.Verdict`.
         """
         ...
 

@@ -1,0 +1,66 @@
+"""NFQUEUE's configuration messages and counters, shared by the queue drivers.
+
+Imports the standard library only. Byte order and numbers are those of
+include/uapi/linux/netfilter/nfnetlink_queue.h: netlink headers are in host order, attribute
+payloads and the queue number in network order.
+"""
+
+import struct
+from pathlib import Path
+
+COPY_RANGE = 65531
+"""NFQNL_MAX_COPY_RANGE in net/netfilter/nfnetlink_queue.c: longer packets arrive cut."""
+
+_SUBSYS_QUEUE = 3
+_MSG_CONFIG = 2
+_NLM_F_REQUEST = 1
+
+_CMD, _PARAMS, _QUEUE_MAXLEN, _MASK, _FLAGS = 1, 2, 3, 4, 5
+_CMD_BIND = 1
+_COPY_PACKET = 2
+
+FLAG_FAIL_OPEN = 1
+FLAG_GSO = 4
+
+PROC = Path("/proc/net/netfilter/nfnetlink_queue")
+
+
+def attribute(kind: int, payload: bytes) -> bytes:
+    """A netlink attribute, padded to four bytes (RFC 3549 section 2.2)."""
+    length = 4 + len(payload)
+    return struct.pack("=HH", length, kind) + payload + bytes(-length % 4)
+
+
+def config_message(queue: int, attributes: bytes) -> bytes:
+    """An NFQNL_MSG_CONFIG without acknowledgement."""
+    body = struct.pack("!BBH", 0, 0, queue) + attributes
+    kind = _SUBSYS_QUEUE << 8 | _MSG_CONFIG
+    return struct.pack("=IHHII", 16 + len(body), kind, _NLM_F_REQUEST, 0, 0) + body
+
+
+def bind_attributes() -> bytes:
+    """Bind the queue to the sending socket."""
+    return attribute(_CMD, struct.pack("!BBH", _CMD_BIND, 0, 0))
+
+
+def copy_attributes(max_length: int, flags: int, mask: int) -> bytes:
+    """Deliver whole packets, hold up to `max_length` of them, set `flags` within `mask`."""
+    return (
+        attribute(_PARAMS, struct.pack("!IB", COPY_RANGE, _COPY_PACKET))
+        + attribute(_QUEUE_MAXLEN, struct.pack("!I", max_length))
+        + attribute(_FLAGS, struct.pack("!I", flags))
+        + attribute(_MASK, struct.pack("!I", mask))
+    )
+
+
+def kernel_counters(queue: int) -> tuple[int, int, int]:
+    """Packets waiting, dropped as the queue was full, dropped as the socket was full."""
+    try:
+        lines = PROC.read_text().splitlines()
+    except OSError:
+        return 0, 0, 0
+    for line in lines:
+        fields = line.split()
+        if int(fields[0]) == queue:
+            return int(fields[2]), int(fields[5]), int(fields[6])
+    return 0, 0, 0

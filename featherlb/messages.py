@@ -1,0 +1,135 @@
+"""What supervisor and worker say to each other, and the channel they say it over.
+
+Imports `model`, and of `core` the values that are reported. The channel is a SOCK_SEQPACKET
+socketpair: one pickled message a packet, between two processes of the same program. Sending never
+blocks: what does not fit now waits in memory and goes with `flush`.
+"""
+
+import pickle
+import socket
+from collections import deque
+from dataclasses import dataclass
+
+from featherlb.core.balancer import Statistics
+from featherlb.drivers.base import QueueCounters
+from featherlb.model import Driver, Service, Timeouts
+
+_BUFFER = 4 << 20
+"""Bytes of kernel memory per direction; a message must fit into it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """To the worker, first: bind `queue`. It answers `Ready` or `Failed`.
+
+    It is number `worker` (from 0) of `workers`.
+    """
+
+    worker: int
+    workers: int
+    queue: int
+    driver: Driver
+    queue_length: int
+    fail_open: bool
+    max_flows: int
+    timeouts: Timeouts
+    hash_key: bytes
+    log_flows: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """To the worker: serve these services. It answers `Applied`."""
+
+    services: tuple[Service, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GetStatistics:
+    """To the worker: it answers `WorkerStatistics`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """From the worker: the queue is bound."""
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """From the worker: the services are in force."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """From the worker: it cannot go on, for this reason (one sentence)."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """From the worker: a line for the log, with a level of the `logging` module."""
+
+    level: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatistics:
+    """From the worker: all its counts."""
+
+    core: Statistics
+    queue: QueueCounters
+    unsent: int
+
+
+ToWorker = Start | Apply | GetStatistics
+FromWorker = Ready | Applied | Failed | Log | WorkerStatistics
+
+
+class Channel:
+    """One end of the pair."""
+
+    def __init__(self, end: socket.socket) -> None:
+        end.setblocking(False)
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            end.setsockopt(socket.SOL_SOCKET, option, _BUFFER)
+        self._socket = end
+        self._pending: deque[bytes] = deque()
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def send(self, message: ToWorker | FromWorker) -> None:
+        """Send, now or with a later `flush`."""
+        self._pending.append(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
+        self.flush()
+
+    def flush(self) -> bool:
+        """Send what waits; whether all of it has gone."""
+        while self._pending:
+            try:
+                self._socket.send(self._pending[0])
+            except BlockingIOError:
+                return False
+            except (BrokenPipeError, ConnectionResetError):
+                self._pending.clear()
+                break
+            self._pending.popleft()
+        return True
+
+    def receive(self) -> ToWorker | FromWorker | None:
+        """The next message, None if there is none now; EOFError when the other end is gone."""
+        try:
+            packet = self._socket.recv(_BUFFER)
+        except BlockingIOError:
+            return None
+        except ConnectionResetError:
+            packet = b""
+        if not packet:
+            raise EOFError
+        message: ToWorker | FromWorker = pickle.loads(packet)
+        return message
+
+    def close(self) -> None:
+        self._socket.close()

@@ -1,0 +1,150 @@
+"""The data plane: one process, one queue, one core. Started by the supervisor.
+
+Imports core, drivers and messages; nothing of configuration, host set-up or command line. It owns
+its flows and shares nothing. The loop waits for packets, for the supervisor and for the clock,
+in this order of importance; nothing in it blocks.
+"""
+
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+import time
+
+from featherlb.core.balancer import Balancer, FlowView
+from featherlb.drivers.base import PacketQueue
+from featherlb.drivers.netfilterqueue import NetfilterQueueDriver
+from featherlb.drivers.rawsocket import RawSender
+from featherlb.errors import HostError
+from featherlb.messages import (
+    Applied,
+    Apply,
+    Channel,
+    Failed,
+    GetStatistics,
+    Log,
+    Ready,
+    Start,
+    ToWorker,
+    WorkerStatistics,
+)
+from featherlb.model import source_ports
+
+TICK = 0.1
+"""Seconds between two looks at the clock's business: expiry, and log lines."""
+
+
+class Worker:
+    """Carries packets from its queue through the core and back."""
+
+    def __init__(self, channel: Channel, start: Start) -> None:
+        """Bind the queue; HostError if that fails."""
+        self._channel = channel
+        self._sender = RawSender()
+        self._balancer = Balancer(
+            capacity=start.max_flows,
+            secret=os.urandom(32),
+            hash_key=start.hash_key,
+            timeouts=start.timeouts,
+            source_ports=source_ports(start.worker, start.workers),
+        )
+        self._balancer.opened = [] if start.log_flows else None
+        self._queue = open_queue(start)
+
+    def run(self) -> None:
+        """Work until the supervisor goes away."""
+        poller = select.poll()
+        poller.register(self._queue.fileno(), select.POLLIN)
+        poller.register(self._channel.fileno(), select.POLLIN)
+        next_tick = time.monotonic()
+        while True:
+            poller.poll(TICK * 1000)
+            now = time.monotonic()
+            self._queue.process(self._balancer, now)
+            for packet in self._balancer.take_crafted():
+                self._sender.send(packet)
+            if now >= next_tick:
+                next_tick = now + TICK
+                self._balancer.handle_timer(now)
+                self._log_flows(now)
+                self._channel.flush()
+            try:
+                while (message := self._channel.receive()) is not None:
+                    self._obey(message)
+            except EOFError:
+                return
+
+    def close(self) -> None:
+        self._queue.close()
+        self._sender.close()
+
+    def _obey(self, message: object) -> None:
+        match message:
+            case Apply(services):
+                self._balancer.apply(services)
+                self._channel.send(Applied())
+            case GetStatistics():
+                self._channel.send(
+                    WorkerStatistics(
+                        self._balancer.statistics(), self._queue.counters(), self._sender.failed
+                    )
+                )
+
+    def _log_flows(self, now: float) -> None:
+        for flow in self._balancer.take_opened(now):
+            self._channel.send(Log(logging.DEBUG, describe(flow)))
+
+
+def open_queue(start: Start) -> PacketQueue:
+    """Bind the queue with the driver that was asked for."""
+    return NetfilterQueueDriver(
+        start.queue, max_length=start.queue_length, fail_open=start.fail_open
+    )
+
+
+def describe(flow: FlowView) -> str:
+    """One line for the log."""
+    source = "" if flow.source == flow.client else f" from {flow.source}"
+    return (
+        f"{flow.service}: new {flow.protocol} flow {flow.client} -> {flow.vip}"
+        f" to {flow.backend}{source}"
+    )
+
+
+def main() -> None:
+    """Entry of `python -m featherlb.worker FD`, where FD is the supervisor's socket."""
+    # The supervisor decides when to stop; a Ctrl-C at the terminal reaches it as well.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
+    start = wait_for_start(channel)
+    if start is None:
+        return
+    try:
+        worker = Worker(channel, start)
+    except (HostError, OSError) as error:
+        channel.send(Failed(str(error)))
+        return
+    channel.send(Ready())
+    try:
+        worker.run()
+    finally:
+        worker.close()
+
+
+def wait_for_start(channel: Channel) -> Start | None:
+    """The supervisor's first message, None if it went away instead."""
+    while True:
+        select.select([channel.fileno()], [], [])
+        try:
+            message: ToWorker | object = channel.receive()
+        except EOFError:
+            return None
+        if isinstance(message, Start):
+            return message
+
+
+if __name__ == "__main__":
+    main()
