@@ -123,8 +123,12 @@ class Node:
             raise
 
     def popen(self, command: Sequence[str], **options: Any) -> "subprocess.Popen[str]":
-        """Start a program in this namespace; its pid is the program's. Ends with the lab."""
-        return subprocess.Popen(self.command(command), text=True, **options)
+        """Start a program in this namespace; its pid is the program's. Ends with the lab.
+
+        It is in a session of its own: Ctrl-C is for the owner of the lab to handle.
+        """
+        command = self.command(command)
+        return subprocess.Popen(command, text=True, start_new_session=True, **options)
 
     def sysctl(self, name: str, value: int | str | None = None) -> str:
         """Read (and set first, if there is a value) a sysctl: `net.ipv4.conf.eth0.rp_filter`.

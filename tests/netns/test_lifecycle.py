@@ -56,7 +56,8 @@ COUNTERS_OF_KERNEL = ("net.netfilter.nf_conntrack_count",)
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
 def test_stopping_restores_the_host(lab: Lab, featherlb: Up, nat: str, end: signal.Signals) -> None:
     # Something of the operator's own, which must stay.
-    lab.balancer.run("iptables -t raw -A PREROUTING -s 192.0.2.9 -j DROP".split())
+    rule = ["-t", "raw", "-A", "PREROUTING", "-s", "192.0.2.9", "-j", "DROP"]
+    lab.balancer.run(["iptables", *rule])
     before = snapshot(lab.balancer)
     with featherlb(lab, *OPTIONS, "--nat", nat) as running:
         assert ask(lab.client).backend == "backend1"

@@ -174,7 +174,8 @@ def test_a_thousand_connections_of_two_clients(lab: Lab) -> None:
 @pytest.mark.usefixtures("running")
 def test_long_connections_stay_while_others_come_and_go(lab: Lab) -> None:
     with ExitStack() as stack:
-        servers = [stack.enter_context(HttpServer(node)) for node in lab.backends]
+        for node in lab.backends:
+            stack.enter_context(HttpServer(node))
         held = [stack.enter_context(Session(lab.client)) for _ in range(50)]
         first = [session.ask() for session in held]
         assert len({answer.backend for answer in first}) == 3

@@ -1,0 +1,69 @@
+"""Single packets: sent as they are, and captured as they are, on a node's interface."""
+
+import socket
+from types import TracebackType
+from typing import Self
+
+from scapy.layers.inet import IP
+from scapy.packet import Packet
+
+from netns import Lab, Node
+
+ETH_P_IP = 0x0800
+ETH_P_ALL = 0x0003
+
+
+def send(lab: Lab, packets: list[bytes]) -> None:
+    """Send IPv4 packets from the client to the balancer, nothing added and nothing corrected."""
+    mac = bytes.fromhex(
+        lab.balancer.run(["cat", "/sys/class/net/front/address"]).stdout.strip().replace(":", "")
+    )
+    with lab.client.call(socket.socket, socket.AF_PACKET, socket.SOCK_DGRAM, 0) as wire:
+        for packet in packets:
+            wire.sendto(packet, ("eth0", ETH_P_IP, 0, 0, mac))
+
+
+class Capture:
+    """Everything that an interface receives and sends, from `__enter__` on."""
+
+    def __init__(self, node: Node, interface: str) -> None:
+        self.node = node
+        self.interface = interface
+
+    def __enter__(self) -> Self:
+        self._socket = self.node.call(
+            socket.socket, socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETH_P_ALL)
+        )
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+        self._socket.bind((self.interface, ETH_P_ALL))
+        self._socket.setblocking(False)
+        self._packets: list[Packet] = []
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._socket.close()
+
+    def packets(self, address: str) -> list[Packet]:
+        """The IPv4 packets so far with this source or destination."""
+        while True:
+            try:
+                data, origin = self._socket.recvfrom(1 << 16)
+            except BlockingIOError:
+                break
+            if origin[1] == ETH_P_IP:
+                self._packets.append(IP(data))
+        return [packet for packet in self._packets if address in (packet.src, packet.dst)]
+
+
+def with_right_checksums(packet: Packet) -> bytes:
+    """The packet as scapy would have written its IP and transport checksums."""
+    copy = packet.copy()
+    del copy.chksum
+    if copy.payload.fields.get("chksum") is not None:
+        del copy.payload.chksum
+    return bytes(copy)
