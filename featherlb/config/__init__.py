@@ -16,7 +16,6 @@ from featherlb.config.types import (
     Config,
     ServiceConfig,
     SourceConfig,
-    Timeouts,
     VipConfig,
 )
 from featherlb.errors import ConfigError
@@ -26,7 +25,6 @@ __all__ = [
     "Config",
     "ServiceConfig",
     "SourceConfig",
-    "Timeouts",
     "VipConfig",
     "find_config",
     "from_command_line",

@@ -8,10 +8,10 @@ from featherlb.config.types import (
     Config,
     ServiceConfig,
     SourceConfig,
-    Timeouts,
     VipConfig,
     default_name,
 )
+from featherlb.model import Timeouts
 
 
 def read(document: Document, faults: list[Fault]) -> Config:
