@@ -131,8 +131,8 @@ def _families(service: ServiceConfig) -> Iterator[Fault]:
     )
     for host, origin in others:
         if (family := _family(host)) and family != expected:
-            text = f"{host} is IPv{family} and {first} is IPv{expected} (expected one kind)"
-            yield Fault(origin, text)
+            text = f"{host} is IPv{family} and {first} is IPv{expected}"
+            yield Fault(origin, f"{text} (expected IPv{expected} throughout)")
 
 
 def _family(host: Host) -> int | None:

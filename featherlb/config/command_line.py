@@ -1,5 +1,6 @@
 """The options of `featherlb up` that describe services, merged with a configuration file."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
@@ -100,7 +101,7 @@ def _backend(word: str, origin: Origin) -> BackendConfig:
 
 
 def _weight(word: str) -> int:
-    return values.weight(int(word) if word.isascii() and word.isdecimal() else word)
+    return values.weight(int(word) if re.fullmatch(r"-?[0-9]{1,18}", word) else word)
 
 
 def _has(old: ServiceConfig, new: ServiceConfig) -> bool:

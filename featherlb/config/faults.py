@@ -45,7 +45,10 @@ class Fault:
 
 
 def refuse(faults: Iterable[Fault]) -> None:
-    """Raise a ConfigError with the faults in the order of their lines, if there are any."""
-    ordered = sorted(faults, key=lambda fault: fault.origin.line)
+    """Raise a ConfigError with the faults in the order of their lines, if there are any.
+
+    A value that is used in several places has its fault reported once.
+    """
+    ordered = sorted(dict.fromkeys(faults), key=lambda fault: fault.origin.line)
     if ordered:
         raise ConfigError([str(fault) for fault in ordered])

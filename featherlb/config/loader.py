@@ -3,8 +3,8 @@
 Scalars are read by the core schema of YAML 1.2 (section 10.3), because that of YAML 1.1,
 PyYAML's own, holds traps for operators: `no` is a boolean, `10:30` the number 630, `010` the
 number 8. Here they are text, and a number with leading zeros is text too, since readers
-disagree about it. Keys are always text. Merge keys (`<<`) and aliases work; an alias inside
-its own anchor is a fault.
+disagree about it. Floats are decimal fractions only: nothing here needs an exponent. Keys are
+always text. Merge keys (`<<`) and aliases work; an alias inside its own anchor is a fault.
 """
 
 import re
@@ -32,12 +32,12 @@ def _resolve(kind: str, pattern: str, first: str) -> None:
     _Loader.add_implicit_resolver(_TAG + kind, re.compile(rf"(?:{pattern})\Z"), list(first) or [""])
 
 
-_resolve("null", "~|null|Null|NULL|", "")
+_resolve("null", "", "")
 _resolve("null", "~|null|Null|NULL", "~nN")
 _resolve("bool", "true|True|TRUE|false|False|FALSE", "tTfF")
 # Eighteen digits are beyond every limit here and still cheap to convert.
 _resolve("int", "[-+]?(?:0|[1-9][0-9]{0,17})|0o[0-7]{1,18}|0x[0-9a-fA-F]{1,16}", "-+0123456789")
-_resolve("float", r"[-+]?(?:0|[1-9][0-9]*)?(?:\.[0-9]+)?(?:[eE][-+]?[0-9]{1,3})?", "-+.0123456789")
+_resolve("float", r"[-+]?(?:0|[1-9][0-9]{0,17})?\.[0-9]{1,18}", "-+.0123456789")
 _resolve("merge", "<<", "<")
 
 
@@ -154,7 +154,7 @@ def read(text: str, source: str) -> Document:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
         problem = " ".join(part for part in (error.context, error.problem) if part)
-        fault = f"{source}:{line}: not valid YAML: {problem}"
+        fault = f"{source}:{line}: not valid YAML: {problem}{_hint(text, line)}"
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         fault = f"{source}:{line}: not valid YAML: the character {chr(error.character)!a}"
@@ -178,6 +178,14 @@ def show_path(path: Path) -> str:
             plain = part if re.fullmatch(r"[\w-]+", part, re.ASCII) else ascii(part)
             text += f".{plain}" if text else plain
     return text
+
+
+def _hint(text: str, line: int) -> str:
+    """What is often behind a syntax error: brackets begin a list in YAML."""
+    lines = text.splitlines()
+    if line <= len(lines) and re.search(r"\[[0-9A-Fa-f:.]+\]:", lines[line - 1]):
+        return " (an IPv6 address in brackets needs quotes)"
+    return ""
 
 
 def _position(node: yaml.Node) -> tuple[int, int]:

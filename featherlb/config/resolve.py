@@ -39,8 +39,8 @@ def _with_addresses(service: ServiceConfig, lookup: Lookup, faults: list[Fault])
             return [host]
         found = list(dict.fromkeys(a for a in lookup(host) if a.version == version))
         if not found:
-            text = f"the name '{host}' has no IPv{version} address (check it with: getent ahosts)"
-            faults.append(Fault(origin, text))
+            text = f"the name '{host}' has no IPv{version} address"
+            faults.append(Fault(origin, f"{text} (check it with: getent ahosts {host})"))
         return found or [host]
 
     return replace(

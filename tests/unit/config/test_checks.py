@@ -1,0 +1,181 @@
+"""What no single value shows: one small document per fault, with its exact line."""
+
+import pytest
+
+from featherlb.config import parse
+from featherlb.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("text", "faults"),
+    [
+        (
+            "- {name: a, vip: '10.0.0.1:80'}\n- {name: a, vip: '10.0.0.2:80'}",
+            ["f:3: services[1].name: the name 'a' is taken by another service (line 2)"],
+        ),
+        # VIPs that overlap.
+        (
+            "- vip: 10.0.0.1:80\n- vip: 10.0.0.1:80",
+            [
+                "f:3: services[1].vip: 10.0.0.1:80 overlaps with the VIP 10.0.0.1:80 "
+                "of service '10.0.0.1:80/tcp' (line 2)"
+            ],
+        ),
+        (
+            "- vip: [10.0.0.1:80, 10.0.0.1:80]",
+            [
+                "f:2: services[0].vip[1]: 10.0.0.1:80 overlaps with the VIP 10.0.0.1:80 "
+                "of this service (line 2)"
+            ],
+        ),
+        (
+            "- vip: 10.0.0.1:8000-8010\n- {name: b, vip: '10.0.0.1:8010-8020'}",
+            [
+                "f:3: services[1].vip: 10.0.0.1:8010-8020 overlaps with the VIP "
+                "10.0.0.1:8000-8010 of service '10.0.0.1:8000-8010/tcp' (line 2)"
+            ],
+        ),
+        (
+            "- {name: all, vip: '0.0.0.0:80'}\n- vip: 10.0.0.1:80",
+            [
+                "f:3: services[1].vip: 10.0.0.1:80 overlaps with the VIP 0.0.0.0:80 "
+                "of service 'all' (line 2)"
+            ],
+        ),
+        (
+            "- {name: one, vip: '10.0.0.1:80'}\n- vip: 0.0.0.0:70-90",
+            [
+                "f:3: services[1].vip: 0.0.0.0:70-90 overlaps with the VIP 10.0.0.1:80 "
+                "of service 'one' (line 2)"
+            ],
+        ),
+        # Backends that lead back.
+        (
+            "- {vip: '10.0.0.1:80', backends: ['10.0.0.1:80']}",
+            [
+                "f:2: services[0].backends[0]: 10.0.0.1:80 is a VIP of service "
+                "'10.0.0.1:80/tcp' (expected a server of its pool)"
+            ],
+        ),
+        (
+            "- {vip: '10.0.0.1:80', backends: ['10.0.0.2:85']}\n- {name: b, vip: '10.0.0.2:80-90'}",
+            [
+                "f:2: services[0].backends[0]: 10.0.0.2:85 is a VIP of service 'b' "
+                "(expected a server of its pool)"
+            ],
+        ),
+        (
+            "- {name: a, vip: '0.0.0.0:80', backends: ['127.0.0.1:80']}",
+            [
+                "f:2: services[0].backends[0]: 127.0.0.1:80 is a VIP of service 'a' "
+                "(expected a server of its pool)"
+            ],
+        ),
+        # Backends listed twice.
+        (
+            "- vip: 10.0.0.1:80\n  backends:\n  - 10.0.1.1:80\n  - {address: '10.0.1.1:80'}",
+            [
+                "f:5: services[0].backends[1].address: 10.0.1.1:80 is a backend of this "
+                "service already (line 4)"
+            ],
+        ),
+        (
+            "- vip: 10.0.0.1:80\n  backends: [web:80, web:80]",
+            ["f:3: services[0].backends[1]: web:80 is a backend of this service already (line 3)"],
+        ),
+        # Families.
+        (
+            "- {vip: '10.0.0.1:80', backends: ['[2001:db8::1]:80']}",
+            [
+                "f:2: services[0].backends[0]: 2001:db8::1 is IPv6 and 10.0.0.1 is IPv4 "
+                "(expected IPv4 throughout)"
+            ],
+        ),
+        (
+            "- vip: ['[2001:db8::1]:80', '10.0.0.1:80']",
+            [
+                "f:2: services[0].vip[1]: 10.0.0.1 is IPv4 and 2001:db8::1 is IPv6 "
+                "(expected IPv6 throughout)"
+            ],
+        ),
+        (
+            "- {vip: '10.0.0.1:80', nat: full, source_addresses: ['2001:db8::1']}",
+            [
+                "f:2: services[0].source_addresses[0]: 2001:db8::1 is IPv6 and 10.0.0.1 is IPv4 "
+                "(expected IPv4 throughout)"
+            ],
+        ),
+        # Addresses that no host has.
+        (
+            "- vip: 224.0.0.1:80",
+            [
+                "f:2: services[0].vip: 224.0.0.1 is a multicast address "
+                "(expected an address of one host)"
+            ],
+        ),
+        (
+            "- vip: 255.255.255.255:80",
+            [
+                "f:2: services[0].vip: 255.255.255.255 is the broadcast address "
+                "(expected an address of one host)"
+            ],
+        ),
+        (
+            "- vip: '[::ffff:10.0.0.1]:80'",
+            [
+                "f:2: services[0].vip: ::ffff:a00:1 is IPv4 in disguise: write 10.0.0.1 "
+                "(expected an address of one host)"
+            ],
+        ),
+        (
+            "- {vip: '10.0.0.1:80', backends: ['0.0.0.0:80', '224.0.0.1:80']}",
+            [
+                "f:2: services[0].backends[0]: 0.0.0.0 is not the address of a host "
+                "(expected an address of one host)",
+                "f:2: services[0].backends[1]: 224.0.0.1 is a multicast address "
+                "(expected an address of one host)",
+            ],
+        ),
+        # Source addresses.
+        (
+            "- {vip: '10.0.0.1:80', source_addresses: ['10.0.0.2']}",
+            [
+                "f:2: services[0].source_addresses[0]: source addresses have a use in full NAT "
+                "only (expected nat: full beside them)"
+            ],
+        ),
+        (
+            "- vip: 10.0.0.1:80\n  nat: full\n"
+            "  source_addresses: [10.0.0.2, 10.0.0.2, 0.0.0.0, 224.0.0.1]",
+            [
+                "f:4: services[0].source_addresses[1]: 10.0.0.2 stands here twice",
+                "f:4: services[0].source_addresses[2]: 0.0.0.0 is not an address "
+                "(expected one of this host)",
+                "f:4: services[0].source_addresses[3]: 224.0.0.1 is a multicast address "
+                "(expected an address of this host)",
+            ],
+        ),
+    ],
+)
+def test_faults_between_values(text: str, faults: list[str]) -> None:
+    with pytest.raises(ConfigError) as raised:
+        parse(f"services:\n{text}", "f")
+    assert list(raised.value.faults) == faults
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "- vip: 10.0.0.1:80\n- vip: 10.0.0.1:81\n- vip: 10.0.0.2:80",
+        "- vip: 0.0.0.0:80\n- vip: '[::]:80'\n- vip: '[2001:db8::1]:81'",
+        "- vip: 10.0.0.1:8000-8010\n- vip: 10.0.0.1:8011-8020",
+        "- {vip: '10.0.0.1:80', backends: ['10.0.0.1:8080', '127.0.0.1:80']}",
+        "- {vip: '0.0.0.0:80', backends: ['127.0.0.1:8080', '10.0.0.9:80']}",
+        "- {vip: '10.0.0.1:80', backends: ['10.0.1.1:80', '10.0.1.1:81', 'web:80']}",
+        "- {vip: '10.0.0.1:80', backends: [{address: '10.0.1.1:80', weight: 0}]}",
+        "- {vip: '10.0.0.1:80', backends: []}",
+        "- {vip: '10.0.0.1:80', nat: full, source_addresses: ['10.0.0.1']}",
+    ],
+)
+def test_what_only_looks_like_a_fault_is_accepted(text: str) -> None:
+    assert parse(f"services:\n{text}", "f").services
