@@ -5,9 +5,10 @@ before it reads the configuration (entry points) or creates a balancer (files).
 """
 
 import importlib.metadata
-import importlib.util
 import inspect
+import sys
 from pathlib import Path
+from types import ModuleType
 
 from featherlb.core.scheduler import Scheduler, scheduler
 from featherlb.errors import ConfigError
@@ -19,19 +20,20 @@ def load_file(reference: str, directory: Path) -> None:
     """Register the class or function that a reference such as `./my_sched.py:pick` names, as a
     scheduler of that name. A relative path starts at `directory`.
 
-    Runs the file each time, so that a reload takes the edited code. ConfigError says what is
+    Runs the file each time, so a reload takes the edited code. ConfigError says what is
     wrong with it.
     """
     text, _, attribute = reference.rpartition(":")
     path = directory / text
     if not path.is_file():
         raise ConfigError([f"scheduler '{reference}': there is no file {path}, correct the path"])
-    spec = importlib.util.spec_from_file_location(f"featherlb_user_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ConfigError([f"scheduler '{reference}' is not a Python file: write PATH.py:NAME"])
-    module = importlib.util.module_from_spec(spec)
+    # Not through the import system: its cache of bytecode misses an edit within a second, and
+    # would leave a directory of root's beside the user's file.
+    module = ModuleType(f"featherlb_user_{path.stem}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module
     try:
-        spec.loader.exec_module(module)
+        exec(compile(path.read_bytes(), path, "exec"), module.__dict__)
     except Exception as error:
         raise ConfigError(
             [f"scheduler '{reference}' fails to load ({error!r}): correct {path}"]

@@ -114,7 +114,7 @@ def test_few_slots_move_beyond_those_of_a_member_that_leaves(gone: int) -> None:
     others = [(old, new) for old, new in zip(before, after, strict=True) if old is not pool[gone]]
     moved = sum(old is not new for old, new in others)
     # Rehashing modulo the size of the pool would move 90 %.
-    assert moved / 65537 < 0.02
+    assert moved / 65537 < 0.01
 
 
 def test_few_slots_move_when_a_weight_changes() -> None:
@@ -124,7 +124,7 @@ def test_few_slots_move_when_a_weight_changes() -> None:
     pool[0].weight = 11
     scheduler.update(pool)
     moved = sum(old is not new for old, new in zip(before, scheduler._table, strict=True))
-    assert 0 < moved / 65537 < 0.08
+    assert 0 < moved / 65537 < 0.04
 
 
 def test_ports_of_one_address_are_members_of_their_own() -> None:
