@@ -1,0 +1,136 @@
+"""Files, and the promise that no text makes `parse` raise anything but ConfigError."""
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from featherlb import config
+from featherlb.errors import ConfigError
+
+WORDS = re.findall(
+    r"\S+",
+    """
+    services routes name vip protocol scheduler nat source_addresses backends address weight
+    queue workers fail_open driver hash_key max_flows timeouts half_open fin host port strategy
+    endpoints 10.0.0.1:80 10.0.0.2 [::1]:80 '[::1]:80' 0.0.0.0:1-9 web:80 rr full dnat tcp
+    roundrobin 1 -1 010 1.5 10:30 30s true null ~ << *a &a ! !!int !!set | > --- ... %YAML ? @
+    """,
+)
+PUNCTUATION = ["\n", "\n- ", "\n  ", "\n  - ", "\n    ", ": ", ", ", "[", "]", "{", "}", '"', " "]
+
+scalars = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.sampled_from(WORDS),
+    st.text(max_size=5),
+)
+keys = st.sampled_from(WORDS) | st.text(max_size=3)
+documents = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=6),
+    max_leaves=30,
+)
+
+
+def faults_of(text: str) -> tuple[str, ...]:
+    try:
+        config.parse(text, "f")
+    except ConfigError as error:
+        return error.faults
+    return ()
+
+
+def check_promise(text: str) -> None:
+    faults = faults_of(text)
+    assert len(set(faults)) == len(faults)
+    for fault in faults:
+        assert fault.isprintable()
+        assert "pydantic" not in fault
+        assert "Input should be" not in fault
+    lines = [int(fault.split(":")[1]) for fault in faults]
+    assert lines == sorted(lines)
+
+
+# The machine may be busy, and PyYAML is slow on deep nesting.
+unhurried = settings(deadline=None)
+
+
+@unhurried
+@given(st.text())
+@example("[" * 2000)
+@example('a: "\\UFFFFFFFF"')
+@example('services: [{vip: "\\uD800"}]')
+@example("%YAML " + "9" * 5000 + ".1\n---\na")
+@example("? [a]\n: b")
+@example("services: &a [*a]")
+def test_no_text_raises_anything_but_config_error(text: str) -> None:
+    check_promise(text)
+
+
+@unhurried
+@given(st.lists(st.sampled_from(WORDS + PUNCTUATION), max_size=40))
+def test_nor_does_any_mixture_of_the_words_of_the_format(words: list[str]) -> None:
+    check_promise("".join(words))
+
+
+@unhurried
+@given(documents)
+def test_nor_does_any_structure(document: object) -> None:
+    # A Python literal of these types is YAML in flow style, but for None and the booleans.
+    text = repr(document).replace("None", "null").replace("True", "true").replace("False", "false")
+    check_promise(text)
+
+
+@unhurried
+@given(st.fixed_dictionaries({"services": st.lists(st.dictionaries(keys, documents), max_size=3)}))
+def test_nor_does_anything_that_resembles_services(document: object) -> None:
+    check_promise(repr(document).replace("None", "null"))
+
+
+def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as raised:
+        config.load(tmp_path / "lb.yaml")
+    assert list(raised.value.faults) == [
+        f"{tmp_path}/lb.yaml: the configuration can't be read: no such file or directory"
+    ]
+    with pytest.raises(ConfigError) as raised:
+        config.load(tmp_path)
+    assert list(raised.value.faults) == [
+        f"{tmp_path}: the configuration can't be read: is a directory"
+    ]
+
+
+def test_a_file_that_is_not_text_is_one_fault(tmp_path: Path) -> None:
+    path = tmp_path / "lb.yaml"
+    path.write_bytes(b"services: []\n# caf\xe9\n")
+    with pytest.raises(ConfigError) as raised:
+        config.load(path)
+    assert list(raised.value.faults) == [f"{path}:2: this is not UTF-8 text"]
+
+
+def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
+    path = tmp_path / "lb.yaml"
+    path.write_bytes(b"\xef\xbb\xbfservices: []\r\n")
+    assert config.load(path) == config.Config()
+
+
+def test_the_nearest_file_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    etc = tmp_path / "etc.yaml"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(config, "SEARCH_PATH", (config.SEARCH_PATH[0], etc))
+    assert config.find_config() is None
+    etc.touch()
+    assert config.find_config() == etc
+    Path("featherlb.yaml").touch()
+    assert config.find_config() == Path("featherlb.yaml")
+
+
+def test_it_looks_where_the_manual_says() -> None:
+    assert [str(path) for path in config.SEARCH_PATH] == [
+        "featherlb.yaml",
+        "/etc/featherlb/featherlb.yaml",
+    ]
