@@ -2,8 +2,9 @@
 
 Asks the HTTP servers behind a VIP over KEPT connections that stay open, and by SHORT workers
 that open a new connection for every request, as fast as they answer. Prints a line of JSON four
-times a second and a last one when SIGTERM ends it: `requests`, `connections`, `errors`, `last_error`
-and `last_answer` so far. A script that imports only the standard library, so that it starts fast.
+times a second and a last one when SIGTERM ends it: `requests`, `connections`, `errors`,
+`last_error` and `last_answer` so far. A script that imports only the standard library, so that
+it starts fast.
 """
 
 import asyncio

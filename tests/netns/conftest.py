@@ -8,7 +8,6 @@ from typing import Protocol
 import pytest
 
 from netns import Lab
-from netns.servers import HttpServer
 from tests.netns.command import Featherlb
 
 DRIVERS = ("netfilterqueue",)
@@ -28,17 +27,6 @@ def lab() -> Iterator[Lab]:
     """A two-armed lab with two clients and three backends."""
     with Lab(clients=2, backends=3) as lab:
         yield lab
-
-
-@pytest.fixture
-def servers(lab: Lab) -> Iterator[list[HttpServer]]:
-    """HTTP servers on port 8080 of every backend; their names are the backends'."""
-    servers = [HttpServer(node) for node in lab.backends]
-    for server in servers:
-        server.__enter__()
-    yield servers
-    for server in servers:
-        server.__exit__(None, None, None)
 
 
 @pytest.fixture(params=DRIVERS)

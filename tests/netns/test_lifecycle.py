@@ -5,6 +5,7 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from pyroute2 import IPSet
 
 from netns import Lab, Node
 from netns.lab import VIP
@@ -25,7 +26,7 @@ def lab() -> Iterator[Lab]:
 
 
 def snapshot(node: Node) -> dict[str, list[str]]:
-    """Everything that `up` may touch on a host: rules, addresses, routes, neighbours, sysctls."""
+    """What `up` may touch on a host: rules, sets, addresses, routes, neighbours, sysctls."""
     commands = {
         "iptables-save": "iptables-save",
         "ip6tables-save": "ip6tables-save",
@@ -42,10 +43,16 @@ def snapshot(node: Node) -> dict[str, list[str]]:
         # A table that was never used doesn't show; one whose chains are empty again does.
         idle = r"#.*|\*.*|COMMIT|:[A-Z]+ ACCEPT \[.*\]"
         found[what] = re.sub(r"\[\d+:\d+\]", "", re.sub(rf"(?m)^(?:{idle})\n", "", found[what]))
+    found["sets"] = "\n".join(node.call(set_names))
     return {
         what: [line for line in text.splitlines() if not line.startswith(COUNTERS_OF_KERNEL)]
         for what, text in found.items()
     }
+
+
+def set_names() -> list[str]:
+    with IPSet() as ipset:
+        return sorted(reply.get("SETNAME") for reply in ipset.list())
 
 
 COUNTERS_OF_KERNEL = ("net.netfilter.nf_conntrack_count",)

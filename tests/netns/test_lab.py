@@ -1,0 +1,68 @@
+"""The lab itself: what it builds, and that nothing of it stays."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from netns import Lab, Node
+from netns.lab import labs
+from tests.netns.traffic import wait_for
+
+
+def namespaces(run_id: str) -> list[str]:
+    return [path.name for path in Path("/run/netns").glob(f"flb-{run_id}-*")]
+
+
+@pytest.mark.parametrize("arms", [1, 2])
+def test_every_address_is_reached_by_its_neighbours(arms: int) -> None:
+    with Lab(clients=2, backends=2, arms=arms) as lab:
+        front, *back = lab.balancer.addresses.values()
+        for nodes, addresses in ((lab.clients, front), (lab.backends, back[0] if back else front)):
+            for node in nodes:
+                for address in addresses:
+                    node.run(["ping", "-c1", "-W2", address])
+
+
+def test_a_failing_block_leaves_nothing() -> None:
+    started = []
+
+    def fail(node: Node) -> None:
+        started.append(node.popen(["sleep", "1000"]))
+        wait_for(lambda: node.pids() == [started[0].pid], "the program runs in its namespace")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), Lab(backends=1) as lab:
+        fail(lab.backends[0])
+    assert started[0].wait() == -signal.SIGKILL
+    assert namespaces(lab.run_id) == []
+    assert lab.run_id not in labs()
+
+
+def test_labs_of_one_id_exclude_each_other() -> None:
+    with Lab(backends=1) as lab:
+        with pytest.raises(FileExistsError):
+            Lab(backends=1, run_id=lab.run_id).up()
+        lab.client.run(["ping", "-c1", "-W2", lab.balancer.address])
+
+
+def test_the_lab_of_a_killed_process_is_known_as_such_and_removed() -> None:
+    program = (
+        "import netns, os\n"
+        "lab = netns.Lab(backends=1)\n"
+        "lab.up()\n"
+        "print(lab.run_id, flush=True)\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    killed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    dead = killed.stdout.strip()
+    assert len(namespaces(dead)) == 4
+    assert labs()[dead] is False
+    with Lab(backends=1) as lab:
+        subprocess.run([sys.executable, "-m", "netns", "down", dead], check=True)
+        assert namespaces(dead) == []
+        assert dead not in labs()
+        assert labs()[lab.run_id] is True
+        assert len(namespaces(lab.run_id)) == 4
