@@ -1,5 +1,54 @@
-"""The command line: click commands, and errors turned into exit codes."""
+"""The command line: click commands, and errors turned into one line and an exit code.
+
+Imports everything else; nothing imports it. Exit codes: 0 fine, 1 runtime failure, 2 usage or
+configuration.
+"""
+
+import importlib
+import sys
+
+import click
+
+from featherlb import __version__
+from featherlb.errors import FeatherlbError
+
+_COMMANDS = {
+    "up": "Balance connections until stopped.",
+    "down": "Remove what a dead instance left.",
+    "check": "Validate a configuration file.",
+    "demo": "Show it all in network namespaces, with load.",
+}
+
+
+class _Commands(click.Group):
+    """Imports a command's module when it is called, so that `--version` needs none of them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"featherlb.cli.{cmd_name}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="featherlb")
+def cli() -> None:
+    """A layer-4 NAT load balancer whose packet processor is written in Python."""
 
 
 def main() -> None:
-    raise SystemExit(2)
+    """The `featherlb` command."""
+    try:
+        cli()
+    except FeatherlbError as error:
+        for line in str(error).splitlines():
+            click.echo(f"featherlb: {line}", err=True)
+        sys.exit(error.exit_code)

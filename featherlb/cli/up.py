@@ -1,0 +1,130 @@
+"""`featherlb up`: balance until stopped."""
+
+import asyncio
+import json
+import logging
+import sys
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from featherlb.config import Config, find_config, from_command_line, load
+from featherlb.core.scheduler import names
+from featherlb.model import Datapath, Driver, NatMode
+from featherlb.supervisor import Settings, Supervisor, prepare
+
+
+class _JsonFormatter(logging.Formatter):
+    """One JSON object a line, with an ISO 8601 time in UTC."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        line = {"time": time, "level": record.levelname.lower(), "message": record.getMessage()}
+        return json.dumps(line)
+
+
+@click.command()
+@click.option(
+    "--vip",
+    "vips",
+    multiple=True,
+    metavar="IP:PORT[/tcp]",
+    help="Where clients connect. Selects a service of the configuration, or makes a new one.",
+)
+@click.option(
+    "--backend",
+    "backends",
+    multiple=True,
+    metavar="IP:PORT[@WEIGHT]",
+    help="A server behind the VIP; repeat it for more.",
+)
+@click.option("--scheduler", metavar="NAME", help=f"Who gets a new flow: {', '.join(names())}.")
+@click.option(
+    "--nat",
+    type=click.Choice([str(mode) for mode in NatMode]),
+    help="dnat keeps the client's address, full replaces it by the balancer's.",
+)
+@click.option(
+    "--datapath",
+    type=click.Choice([str(datapath) for datapath in Datapath]),
+    default=str(Datapath.NFQUEUE),
+    show_default=True,
+    help="How packets get to featherlb.",
+)
+@click.option(
+    "--driver",
+    type=click.Choice([str(driver) for driver in Driver]),
+    help="The queue driver of the nfqueue datapath.",
+)
+@click.option("--workers", type=click.IntRange(1, 256), metavar="N", help="Packet processes.")
+@click.option(
+    "--fail-open",
+    is_flag=True,
+    help="Let packets pass, not balanced, while featherlb can't handle them (default: drop).",
+)
+@click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Default: ./featherlb.yaml, then /etc/featherlb/featherlb.yaml.",
+)
+@click.option("--no-assign", is_flag=True, help="Don't give this host the VIPs it doesn't have.")
+@click.option("--dry-run", is_flag=True, help="Print the rules and changes, make none.")
+@click.option("--log-format", type=click.Choice(["text", "json"]), default="text")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning"]), default="info")
+def up(
+    vips: tuple[str, ...],
+    backends: tuple[str, ...],
+    scheduler: str | None,
+    nat: str | None,
+    datapath: str,
+    driver: str | None,
+    workers: int | None,
+    fail_open: bool,
+    config_path: Path | None,
+    no_assign: bool,
+    dry_run: bool,
+    log_format: str,
+    log_level: str,
+) -> None:
+    """Balance the connections to the VIPs until SIGINT or SIGTERM; SIGHUP reloads.
+
+    Runs in the foreground and prints `ready` when packets are being balanced. What it changes
+    on this host is undone when it stops.
+    """
+
+    def read_config() -> Config:
+        path = config_path or find_config()
+        base = load(path) if path else None
+        config = from_command_line(vips, backends, scheduler, nat, base)
+        if driver:
+            config = replace(config, driver=Driver(driver))
+        if workers:
+            config = replace(config, workers=workers)
+        if fail_open:
+            config = replace(config, fail_open=True)
+        return config
+
+    _set_up_log(log_format, log_level)
+    if dry_run:
+        _, plan = prepare(read_config(), not no_assign)
+        for line in plan.describe():
+            click.echo(line)
+        return
+    settings = Settings(load=read_config, assign=not no_assign)
+    asyncio.run(Supervisor(settings).run(lambda: click.echo("ready")))
+
+
+def _set_up_log(log_format: str, log_level: str) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        _JsonFormatter()
+        if log_format == "json"
+        else logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    )
+    logger = logging.getLogger("featherlb")
+    logger.handlers = [handler]
+    logger.setLevel(log_level.upper())
