@@ -11,18 +11,18 @@ EXAMPLE = Path(__file__).parents[3] / "examples" / "featherlb.yaml"
 
 def test_the_example_is_understood() -> None:
     config = load(EXAMPLE)
-    web, ftp = config.services
+    web, api = config.services
     assert (web.name, web.protocol, web.nat) == ("web", Protocol.TCP, NatMode.DNAT)
     assert web.scheduler == "weighted-least-connections"
-    assert [str(vip) for vip in web.vips] == ["10.0.0.10:80", "10.0.0.10:443"]
+    assert [str(vip) for vip in web.vips] == ["10.0.0.10:80", "10.0.0.11:80"]
     assert [(str(backend), backend.weight) for backend in web.backends] == [
         ("10.0.1.2:8080", 1),
         ("10.0.1.3:8080", 3),
         ("backend4:8080", 0),
     ]
-    assert [str(vip) for vip in ftp.vips] == ["10.0.0.11:50000-50100"]
-    assert ftp.nat is NatMode.FULL
-    assert [source.address for source in ftp.source_addresses] == [
+    assert [str(vip) for vip in api.vips] == ["10.0.0.10:9000-9010"]
+    assert api.nat is NatMode.FULL
+    assert [source.address for source in api.source_addresses] == [
         ip_address("10.0.0.2"),
         ip_address("10.0.0.3"),
     ]
