@@ -307,6 +307,14 @@ def test_a_service_that_is_not_understood_is_not_blamed_for_what_follows() -> No
     assert faults_of(text) == ["f:3: services[0].nat: 'ful' is unknown (expected dnat or full)"]
 
 
+def test_a_service_without_a_right_vip_is_not_judged_further() -> None:
+    text = "services:\n- vip: [oops, ouch]\n  backends: [10.0.0.1:80, 10.0.0.1:80]"
+    assert faults_of(text) == [
+        "f:2: services[0].vip[0]: 'oops' is not HOST:PORT",
+        "f:2: services[0].vip[1]: 'ouch' is not HOST:PORT",
+    ]
+
+
 def test_a_fault_behind_an_alias_is_reported_once_per_place() -> None:
     text = (
         "services:\n- vip: 10.0.0.10:80\n  backends: &pool [oops]\n"
