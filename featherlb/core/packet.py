@@ -44,9 +44,9 @@ MAX_EXTENSION_HEADERS = 8
 class Packet:
     """The packet that was parsed last; see the module's docstring.
 
-    `ip` and `transport` are offsets of the headers in the buffer, `end` is the packet's end
-    by its IP header. `ports` is source << 16 | destination. `sequence`, `acknowledgement` and
-    `flags` are of TCP.
+    `ip` and `transport` are offsets of the headers in the buffer, `end` is the transport's end
+    by the length in its header or else in the IP header. `ports` is source << 16 | destination.
+    `sequence`, `acknowledgement` and `flags` are of TCP.
     """
 
     def attach(self, buffer: bytearray) -> None:
@@ -117,6 +117,11 @@ class Packet:
         self.src_low = self.read32(offset + 16) << 32 | self.read32(offset + 20)
         self.dst_high = self.read32(offset + 24) << 32 | self.read32(offset + 28)
         self.dst_low = self.read32(offset + 32) << 32 | self.read32(offset + 36)
+        # In here mapped addresses stand for IPv4; none may be on the wire (RFC 4942 section 2.2).
+        if not self.src_high and self.src_low >> 32 == MASK16:
+            return MALFORMED
+        if not self.dst_high and self.dst_low >> 32 == MASK16:
+            return MALFORMED
         self.transport = at
         self.end = end
         return OK
@@ -150,6 +155,7 @@ class Packet:
             return MALFORMED
         self.ports = self.read32(at)
         self.payload = at + 8
+        self.end = at + size  # what the checksum covers; the packet may be longer (RFC 9868)
         self.flags = 0
         return OK
 
