@@ -134,3 +134,8 @@ def test_ports_of_one_address_are_members_of_their_own() -> None:
     ]
     counted = Counter(make(pool, 251)._table)
     assert all(counted[member] in (62, 63) for member in pool)
+
+
+def test_the_order_of_the_pool_does_not_change_a_slot() -> None:
+    pool = make_pool(*[1] * 10, *[2] * 10)
+    assert make(pool[::-1])._table == make(pool)._table
