@@ -35,6 +35,8 @@ class Record:
     """Clock ticks from boot to the owner's start (proc_pid_stat(5), field 22)."""
     vips: tuple[tuple[str, str, int, int], ...]
     """Protocol, address, first and last port."""
+    sources: tuple[str, ...]
+    """Backends with the addresses that `full` mode sends to them from."""
     changes: tuple[dict[str, Any], ...]
 
     @property
@@ -111,7 +113,9 @@ def start_time(pid: int) -> int | None:
 def _decode(text: str) -> Record:
     data = json.loads(text)
     vips = tuple((vip[0], vip[1], vip[2], vip[3]) for vip in data.pop("vips"))
-    return Record(vips=vips, changes=tuple(data.pop("changes")), **data)
+    return Record(
+        vips=vips, sources=tuple(data.pop("sources")), changes=tuple(data.pop("changes")), **data
+    )
 
 
 def _namespace() -> str:

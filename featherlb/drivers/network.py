@@ -1,4 +1,4 @@
-"""Addresses, routes and neighbours of this host, through pyroute2 and AF_PACKET frames.
+"""Addresses, routes and proxy neighbours of this host, through pyroute2.
 
 Imports pyroute2 and `model`. Everything concerns the network namespace of the calling process.
 pyroute2's synchronous calls don't work inside a running asyncio loop: call from a thread there.
@@ -6,7 +6,6 @@ pyroute2's synchronous calls don't work inside a running asyncio loop: call from
 
 import errno
 import socket
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,14 +19,9 @@ from featherlb.errors import HostError
 from featherlb.model import Address
 
 LOOPBACK = "lo"
-ANNOUNCEMENTS = 3
-"""How often a new address is announced; RFC 5227 asks for 2, one more for a lossy network."""
-
 _RTN_LOCAL = 2  # linux/rtnetlink.h
 _IFA_F_NODAD = 0x02  # linux/if_addr.h
-_ETH_P_ARP = 0x0806
-_ARP_REQUEST = 1
-_BROADCAST = b"\xff" * 6
+_NTF_PROXY = 0x08  # linux/neighbour.h
 _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
@@ -119,30 +113,15 @@ def remove_address(address: Address, interface: str) -> None:
             ) from None
 
 
-def announce(address: Address, interface: str) -> None:
-    """Tell the neighbours that the address is here now: gratuitous ARP (RFC 5227 section 2.3)."""
-    if interface == LOOPBACK or address.version == 6:
-        return
-    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sender:
-        sender.bind((interface, 0))
-        mac: bytes = sender.getsockname()[4]
-        if len(mac) != 6:
-            return  # not an Ethernet: no neighbours to tell
-        for _ in range(ANNOUNCEMENTS):
-            sender.send(_arp_request(mac, sender_ip=address, target_ip=address))
-
-
-def _arp_request(mac: bytes, sender_ip: Address, target_ip: Address) -> bytes:
-    """An Ethernet frame with an ARP request to everybody (RFC 826)."""
-    return (
-        _BROADCAST
-        + mac
-        + struct.pack("!HHHBBH", _ETH_P_ARP, 1, 0x0800, 6, 4, _ARP_REQUEST)
-        + mac
-        + sender_ip.packed
-        + bytes(6)
-        + target_ip.packed
-    )
+def has_proxy(address: Address, interface: str) -> bool:
+    """Whether this host answers the neighbours' questions for an address that it hasn't got, by
+    an entry of its own (`ip neigh add proxy`)."""
+    try:
+        with _open() as ipr:
+            ipr.neigh("get", dst=str(address), ifindex=_index(ipr, interface), flags=_NTF_PROXY)
+    except NetlinkError:
+        return False
+    return True
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from featherlb.host.instance import Host, remove_leftovers
 from featherlb.host.plan import Facts, HostPlan, Options, build, source_ports
+from featherlb.host.refusals import refuse
 from featherlb.host.survey import free_queue, prepare, survey
 from featherlb.model import Service
 
@@ -22,6 +23,7 @@ __all__ = [
     "HostPlan",
     "Options",
     "build",
+    "check",
     "free_queue",
     "plan",
     "prepare",
@@ -29,6 +31,12 @@ __all__ = [
     "source_ports",
     "survey",
 ]
+
+
+def check(services: Sequence[Service], options: Options) -> None:
+    """HostError with the first thing on this host that would keep `services`, whose backends are
+    prepared, from working."""
+    refuse(services, options, survey(services))
 
 
 def plan(services: Sequence[Service], options: Options) -> HostPlan:

@@ -10,10 +10,11 @@ from collections.abc import Iterable, Iterator
 from ipaddress import ip_address
 from types import TracebackType
 
-from featherlb.drivers import ipset, iptables, journal, network, sysctl
+from featherlb.drivers import ipset, iptables, journal, neighbours, network, sysctl
 from featherlb.errors import HostError
 from featherlb.host.changes import Assignment, Change, Rules, Sets, Setting, decode, encode
 from featherlb.host.plan import HostPlan
+from featherlb.host.survey import require_privileges
 
 
 class Host:
@@ -141,6 +142,7 @@ class Host:
                     (str(protocol), str(vip.address), vip.first_port, vip.last_port)
                     for protocol, vip in self._plan.vips
                 ),
+                sources=tuple(sorted(self._plan.sources)),
                 changes=tuple(map(encode, self._changes)),
             )
         )
@@ -152,6 +154,7 @@ def remove_leftovers(log: journal.Journal | None = None) -> list[str]:
     Chains and sets of featherlb's that no record knows are removed as well. HostError at the
     end if something could not be undone: its record stays, so that this can be called again.
     """
+    require_privileges()
     log = log or journal.Journal()
     with log.locked():
         return _remove_leftovers(log)
@@ -214,4 +217,4 @@ def _make(change: Change, plan: HostPlan) -> None:
             iptables.replace(family, instance, plan.rules[family])
         case Assignment(address, interface):
             if network.add_address(ip_address(address), interface):
-                network.announce(ip_address(address), interface)
+                neighbours.announce(interface, [ip_address(address)])

@@ -70,6 +70,8 @@ class HostPlan:
     """By address family, 4 or 6."""
     addresses: tuple[tuple[Address, str], ...]
     """VIPs to assign, each with the interface that gets it."""
+    sources: frozenset[str]
+    """See `source_entries`."""
 
     @property
     def instance(self) -> int:
@@ -104,6 +106,21 @@ def build(services: Sequence[Service], options: Options, facts: Facts) -> HostPl
         sets=tuple(wanted for part in parts for wanted in part.sets()) if facts.sets else (),
         rules={part.family: _rules(part, options, facts) for part in parts},
         addresses=tuple(_assignments(vips, facts)) if options.assign else (),
+        sources=source_entries(services),
+    )
+
+
+def source_entries(services: Iterable[Service]) -> frozenset[str]:
+    """Each backend with a source address that `full` mode gives to packets towards it, as text.
+
+    Only one instance of a host may use such a pair: two would give out the same ports.
+    """
+    return frozenset(
+        str(ipset.Entry(backend.endpoint, service.protocol, source))
+        for service in services
+        if service.nat is NatMode.FULL
+        for backend in service.backends
+        for source in backend.sources
     )
 
 

@@ -11,8 +11,8 @@ from featherlb.host.changes import Assignment, decode
 from featherlb.host.plan import Facts
 from featherlb.model import Address, Backend, NatMode, Service
 
-CAP_NET_ADMIN = 12  # linux/capability.h
-CAP_NET_RAW = 13
+CAP_NET_ADMIN, CAP_NET_RAW = 12, 13  # linux/capability.h
+_CAPABILITIES = {CAP_NET_ADMIN: "CAP_NET_ADMIN", CAP_NET_RAW: "CAP_NET_RAW"}
 
 
 def prepare(services: Sequence[Service]) -> list[Service]:
@@ -62,6 +62,13 @@ def is_local(address: Address) -> bool:
     """Whether packets to the address are for this host."""
     route = network.route(address)
     return route is not None and route.local
+
+
+def require_privileges() -> None:
+    """HostError if this process may not change the network."""
+    for number, name in _CAPABILITIES.items():
+        if not has_capability(number):
+            raise HostError(f"featherlb needs the capability {name}; run it as root, with sudo")
 
 
 def has_capability(number: int) -> bool:

@@ -1,0 +1,12 @@
+"""`featherlb down`: remove what instances have left that ended without cleaning up."""
+
+import click
+
+from featherlb import host
+
+
+@click.command()
+def down() -> None:
+    """Remove what a killed instance left on this host; running instances stay."""
+    for line in host.remove_leftovers():
+        click.echo(f"removed {line}")

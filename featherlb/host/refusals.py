@@ -1,0 +1,250 @@
+"""Refusals: what on this host would keep the services from working, each in one sentence.
+
+Imports the drivers, `plan` and `survey`. Nothing on the host is changed.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from ipaddress import ip_address
+from itertools import product
+from pathlib import Path
+
+from featherlb.drivers import iptables, journal, neighbours, network, sockets, sysctl
+from featherlb.errors import HostError
+from featherlb.host.plan import Facts, Options, source_entries, subnet_interface
+from featherlb.host.survey import require_privileges
+from featherlb.model import Address, Backend, NatMode, Protocol, Service, Vip
+
+NOWHERE = ""
+"""Instead of an interface's name: no route leads to the address."""
+
+
+def refuse(
+    services: Sequence[Service],
+    options: Options,
+    facts: Facts,
+    log: journal.Journal | None = None,
+) -> None:
+    """HostError with the first obstacle found; the backends of `services` are prepared.
+
+    For a new instance, and for one that goes over to other services. Takes a few tenths of a
+    second where a VIP is to be assigned: its subnet is asked whether somebody has it.
+    """
+    require_privileges()
+    _check_kernel(services, options)
+    _check_services(services)
+    records = [record for record in (log or journal.Journal()).records() if record.alive]
+    others = [record for record in records if record.pid != os.getpid()]
+    _check_others(services, others)
+    if len(others) == len(records):
+        _check_queues(options, others)
+    _check_listeners(services)
+    _check_reverse_path(services, options, facts)
+    _check_vip_addresses(services, options, facts)
+
+
+def _check_kernel(services: Sequence[Service], options: Options) -> None:
+    for family in sorted({vip.address.version for _, _, vip in _vips(services)}):
+        for table in ("raw", "mangle", "filter"):
+            iptables.require_table(family, table)
+        rules = ["-j NFQUEUE --queue-num 0", "-j CT --notrack", "-m addrtype --dst-type LOCAL"]
+        if options.workers > 1:
+            rules.append("-j HMARK --hmark-tuple src,sport --hmark-mod 2 --hmark-rnd 1")
+        if missing := iptables.missing(family, rules):
+            raise HostError(
+                f"this kernel has no iptables extension {', '.join(missing)}; load its module,"
+                f" for example with `modprobe xt_{missing[0]}`, or use a kernel that has it"
+            )
+
+
+def _check_services(services: Sequence[Service]) -> None:
+    vips = list(_vips(services))
+    for service in services:
+        for backend in service.backends:
+            for _, protocol, vip in vips:
+                if protocol is service.protocol and _serves(vip, backend):
+                    raise HostError(
+                        f"backend {backend} of service '{service.name}' is the VIP {vip} itself:"
+                        " its packets would go round in circles; name the server's own address"
+                        " or another port"
+                    )
+    for service, _, vip in vips:
+        if vip.address.is_loopback and service.nat is NatMode.DNAT:
+            for backend in service.backends:
+                if not backend.local:
+                    raise HostError(
+                        f"backend {backend} cannot answer the clients of VIP {vip}, whose"
+                        f" addresses are loopback addresses as well; set `nat: full` for service"
+                        f" '{service.name}'"
+                    )
+
+
+def _check_others(services: Sequence[Service], others: Sequence[journal.Record]) -> None:
+    sources = source_entries(services)
+    for record in others:
+        theirs = [
+            (protocol, Vip(ip_address(address), first, last))
+            for protocol, address, first, last in record.vips
+        ]
+        for (_, protocol, vip), (their_protocol, their_vip) in product(_vips(services), theirs):
+            if str(protocol) == their_protocol and _overlap(vip, their_vip):
+                raise HostError(
+                    f"VIP {vip}/{protocol} is already served by the featherlb with pid"
+                    f" {record.pid}; stop that one first"
+                )
+        if common := sources.intersection(record.sources):
+            raise HostError(
+                f"the featherlb with pid {record.pid} sends to the same backend from the same"
+                f" source address ({min(common)}), so their ports would collide; give the"
+                " service another source address"
+            )
+
+
+def _check_queues(options: Options, others: Sequence[journal.Record]) -> None:
+    owners = {number: _process(port_id) for number, port_id in sockets.bound_queues().items()}
+    for record in others:
+        for number in range(record.instance, record.instance + record.workers):
+            owners[number] = f"the featherlb with pid {record.pid}"
+    for number in range(options.queue, options.queue + options.workers):
+        if number in owners:
+            raise HostError(
+                f"queue {number} is in use by {owners[number]}; choose another queue number"
+            )
+
+
+def _check_listeners(services: Sequence[Service]) -> None:
+    listeners = sockets.listeners({service.protocol for service in services})
+    for service, protocol, vip in _vips(services):
+        for listener in listeners:
+            if (
+                listener.protocol is protocol
+                and vip.first_port <= listener.endpoint.port <= vip.last_port
+                and (vip.wildcard or listener.accepts(vip.address))
+                and not any(
+                    backend.local
+                    and backend.endpoint.port == listener.endpoint.port
+                    and listener.accepts(backend.endpoint.address)
+                    for backend in service.backends
+                )
+            ):
+                raise HostError(
+                    f"{listener.owner()} listens on {listener.endpoint}/{protocol} and would get"
+                    f" no more connections to VIP {vip}; stop it, or bind it to another address"
+                    " or port"
+                )
+
+
+def _check_reverse_path(services: Sequence[Service], options: Options, facts: Facts) -> None:
+    """`full` mode: packets carry an address of this host before they are routed.
+
+    A strict rp_filter (the greater one of the interface's and `all`) takes such a packet only
+    on the interface that has the address; a loose one asks only that there is a route to it
+    (net/ipv4/fib_frontend.c: __fib_validate_source). IPv6 has no such filter.
+    """
+    owners = {own.address.ip: own.interface for own in network.addresses()}
+    outside = sorted({name for name in owners.values() if name != network.LOOPBACK})
+    for service, _, vip in _vips(services):
+        if service.nat is not NatMode.FULL or vip.address.version != 4:
+            continue
+        own = subnet_interface(vip.address, facts.addresses)
+        if vip.wildcard:
+            vip_interfaces = outside
+        elif vip.address in owners:
+            vip_interfaces = [owners[vip.address]]
+        elif options.assign:
+            vip_interfaces = [own or network.LOOPBACK]
+        else:
+            route = network.route(vip.address)
+            vip_interfaces = [route.interface if route else NOWHERE]
+        # Where clients come in: anywhere, unless the VIP's subnet says more.
+        client_interfaces = [name for name in vip_interfaces if name in outside] or outside
+        for backend in service.backends:
+            for source, client in product(backend.sources, client_interfaces):
+                _check_interface(client, owners.get(source, network.LOOPBACK), service)
+            back = network.route(backend.endpoint.address)
+            if back is not None and not back.local:
+                for vip_interface in vip_interfaces:
+                    _check_interface(back.interface, vip_interface, service)
+
+
+def _check_interface(arrival: str, owner: str, service: Service) -> None:
+    """Refuse if `arrival` drops packets from an address that is routed to `owner`."""
+    keys = [f"net/ipv4/conf/{name}/rp_filter" for name in ("all", arrival)]
+    strictness = max(int(sysctl.read(key) or 0) for key in keys)
+    if strictness == 1 and owner not in (arrival, NOWHERE):
+        fix = f"{sysctl.dotted(keys[1])}=2"
+    elif strictness and owner == NOWHERE:
+        fix = " ".join(f"{sysctl.dotted(key)}=0" for key in keys)
+    else:
+        return
+    raise HostError(
+        f"rp_filter={strictness} makes interface {arrival} drop packets of service"
+        f" '{service.name}', which uses `nat: full`; run `sysctl -w {fix}`"
+    )
+
+
+def _check_vip_addresses(services: Sequence[Service], options: Options, facts: Facts) -> None:
+    """Whether clients find the VIPs here, and only here."""
+    here = {own.address.ip for own in network.addresses()} | facts.local_vips
+    on_link: dict[str, list[Address]] = {}
+    for address in {vip.address for _, _, vip in _vips(services)} - here:
+        interface = subnet_interface(address, facts.addresses)
+        if interface and not address.is_unspecified:
+            on_link.setdefault(interface, []).append(address)
+    for interface, addresses in sorted(on_link.items()):
+        if options.assign:
+            for address, mac in neighbours.owners(interface, addresses).items():
+                raise HostError(
+                    f"VIP {address} already belongs to the host with the MAC address {mac} on"
+                    f" {interface}; take it away there, or choose another VIP"
+                )
+            continue
+        for address in addresses:
+            if not _answered(address, interface):
+                raise HostError(
+                    f"nobody can reach VIP {address}: it is in the subnet of {interface}, but no"
+                    " address of this host; leave out --no-assign, or run"
+                    f" `ip addr add {address}/{address.max_prefixlen} dev {interface}`"
+                )
+
+
+def _answered(address: Address, interface: str) -> bool:
+    """Whether this host answers for an address that it hasn't got."""
+    settings = [f"net/ipv4/conf/{name}/proxy_arp" for name in ("all", interface)]
+    return (
+        address.version == 4 and any(sysctl.read(key) == "1" for key in settings)
+    ) or network.has_proxy(address, interface)
+
+
+def _vips(services: Sequence[Service]) -> Iterator[tuple[Service, Protocol, Vip]]:
+    for service in services:
+        for vip in service.vips:
+            yield service, service.protocol, vip
+
+
+def _serves(vip: Vip, backend: Backend) -> bool:
+    """Whether packets to the backend are packets to the VIP."""
+    address, port = backend.endpoint.address, backend.endpoint.port
+    same = backend.local and vip.address.version == address.version
+    return vip.first_port <= port <= vip.last_port and (
+        same if vip.wildcard else vip.address == address
+    )
+
+
+def _overlap(one: Vip, other: Vip) -> bool:
+    """Whether some packet could be for both."""
+    return (
+        one.address.version == other.address.version
+        and (one.wildcard or other.wildcard or one.address == other.address)
+        and one.first_port <= other.last_port
+        and other.first_port <= one.last_port
+    )
+
+
+def _process(port_id: int) -> str:
+    """The process that probably has this netlink port id: the kernel gives the first socket
+    of a process its pid."""
+    try:
+        return f"{Path(f'/proc/{port_id}/comm').read_text().strip()} (pid {port_id})"
+    except OSError:
+        return "another program"
