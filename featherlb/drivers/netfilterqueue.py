@@ -7,6 +7,7 @@ buffer. The package shows no packet metadata, so the kernel is left to cut super
 complete checksums before it queues them (no NFQA_CFG_F_GSO).
 """
 
+import errno
 import os
 import socket
 
@@ -41,7 +42,7 @@ class _Reader:
 
     def recv(self, _size: int) -> bytes:
         if not self.left:
-            raise BlockingIOError
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         self.left -= 1
         while True:
             try:
@@ -50,7 +51,7 @@ class _Reader:
                 raise
             except OSError as error:
                 # ENOBUFS: packets were dropped since the last read; the kernel counts them.
-                if error.errno != 105:
+                if error.errno != errno.ENOBUFS:
                     raise
 
 
