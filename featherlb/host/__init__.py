@@ -1,21 +1,19 @@
-"""What `featherlb up` changes on this host: planned, checked, made and undone.
+"""What `featherlb up` changes on this host: surveyed, checked, planned, made and undone.
 
     services = host.prepare(services)
-    host.check(services, options)
+    facts = host.survey(services)
+    host.check(services, options, facts)
     with host.Host() as instance:
-        instance.apply(host.plan(services, options))
+        instance.apply(host.build(services, options, facts))
         ...
 
-Composes the drivers; `plan` is pure. None of it may be called from a running asyncio loop.
+Composes the drivers; `build` is pure. None of it may be called from a running asyncio loop.
 """
-
-from collections.abc import Sequence
 
 from featherlb.host.instance import Host, remove_leftovers
 from featherlb.host.plan import Facts, HostPlan, Options, build, source_ports
-from featherlb.host.refusals import refuse
+from featherlb.host.refusals import check
 from featherlb.host.survey import free_queue, prepare, survey
-from featherlb.model import Service
 
 __all__ = [
     "Facts",
@@ -25,20 +23,8 @@ __all__ = [
     "build",
     "check",
     "free_queue",
-    "plan",
     "prepare",
     "remove_leftovers",
     "source_ports",
     "survey",
 ]
-
-
-def check(services: Sequence[Service], options: Options) -> None:
-    """HostError with the first thing on this host that would keep `services`, whose backends are
-    prepared, from working."""
-    refuse(services, options, survey(services))
-
-
-def plan(services: Sequence[Service], options: Options) -> HostPlan:
-    """What an instance for `services`, whose backends are prepared, would change here."""
-    return build(services, options, survey(services))

@@ -19,7 +19,7 @@ NOWHERE = ""
 """Instead of an interface's name: no route leads to the address."""
 
 
-def refuse(
+def check(
     services: Sequence[Service],
     options: Options,
     facts: Facts,
