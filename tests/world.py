@@ -1,0 +1,319 @@
+"""The world around a balancer, in memory: clients, backends, a clock that tests move by hand.
+
+Nothing is pretended: packets are real bytes, and every one that leaves the balancer is compared
+with what scapy makes of the packet that came in. After each step `World.check` asks for what
+must hold at any time. Works the same with the interpreted and the compiled core.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+from featherlb.core.balancer import Balancer, FlowView, Statistics
+from featherlb.core.stats import Reason
+from featherlb.core.tcpstate import ACTIVE
+from featherlb.model import (
+    SOURCE_PORTS,
+    Backend,
+    Endpoint,
+    Hook,
+    NatMode,
+    PacketInfo,
+    Protocol,
+    Service,
+    Timeouts,
+    Verdict,
+    Vip,
+)
+from tests.builders import parse, readdressed, tcp
+
+VIP = "192.0.2.10:80"
+ONE, TWO, THREE = BACKENDS = ("10.1.0.1:8080", "10.1.0.2:8080", "10.1.0.3:8080")
+CLIENT = "198.51.100.7:40000"
+GUARD = b"\xa5" * 24
+SECRET = bytes(range(16))
+
+
+def client(number: int, port: int = 40000) -> str:
+    """The endpoint of one of many clients."""
+    return f"198.51.{100 + number // 200}.{number % 200 + 1}:{port}"
+
+
+def vip(text: str) -> Vip:
+    """`192.0.2.10:80`, or with a range of ports `192.0.2.10:8000-8010`."""
+    host, _, ports = text.rpartition(":")
+    first, _, last = ports.partition("-")
+    return Vip(ip_address(host.strip("[]")), int(first), int(last or first))
+
+
+def backend(text: str, weight: int = 1, **fields: object) -> Backend:
+    """`fields` are those of `model.Backend`."""
+    return Backend(Endpoint.parse(text), weight, **fields)  # type: ignore[arg-type]
+
+
+def service(
+    *backends: str | Backend,
+    name: str = "web",
+    vips: str | Sequence[str] = VIP,
+    scheduler: str = "round-robin",
+    nat: str = "dnat",
+    protocol: Protocol = Protocol.TCP,
+    sources: Sequence[str] = ("10.1.0.254",),
+    local: bool = False,
+) -> Service:
+    """A service; backends given as text get `sources` (in `full` mode) and `local`."""
+    mode = NatMode(nat)
+    addresses = tuple(ip_address(source) for source in sources) if mode is NatMode.FULL else ()
+    return Service(
+        name=name,
+        protocol=protocol,
+        vips=tuple(vip(text) for text in ([vips] if isinstance(vips, str) else vips)),
+        backends=tuple(
+            one if isinstance(one, Backend) else backend(one, local=local, sources=addresses)
+            for one in backends
+        ),
+        scheduler=scheduler,
+        nat=mode,
+    )
+
+
+def endpoints(packet: bytes) -> tuple[str, str]:
+    """Source and destination of a packet."""
+    seen = parse(packet)
+    transport = seen["TCP"] if "TCP" in seen else seen["UDP"]
+    return (
+        str(Endpoint(ip_address(seen.src), transport.sport)),
+        str(Endpoint(ip_address(seen.dst), transport.dport)),
+    )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the balancer did with a packet; `packet` is the buffer's content afterwards."""
+
+    verdict: Verdict
+    reason: Reason
+    packet: bytes
+    answers: tuple[bytes, ...]
+    """What it sends by itself because of it."""
+
+    @property
+    def source(self) -> str:
+        return endpoints(self.packet)[0]
+
+    @property
+    def destination(self) -> str:
+        return endpoints(self.packet)[1]
+
+
+class World:
+    """A balancer with its clock. Doors of the balancer are called through here."""
+
+    def __init__(
+        self,
+        *services: Service,
+        capacity: int = 64,
+        timeouts: Timeouts | None = None,
+        source_ports: range = SOURCE_PORTS,
+    ) -> None:
+        self.balancer = Balancer(
+            capacity=capacity,
+            secret=SECRET,
+            hash_key=b"placement",
+            timeouts=timeouts or Timeouts(),
+            source_ports=source_ports,
+        )
+        self.now = 1000.0
+        self.received = 0
+        self._orphans: set[tuple[object, ...]] = set()
+        self._services: tuple[Service, ...] = ()
+        self.apply(*services)
+
+    # The balancer's doors
+
+    def handle(
+        self,
+        packet: bytes,
+        hook: Hook = Hook.PREROUTING,
+        info: PacketInfo = PacketInfo.NONE,
+        length: int | None = None,
+    ) -> Outcome:
+        """Give the balancer a packet; `length` is the one before it was cut."""
+        before = self.statistics().reasons
+        buffer = bytearray(GUARD + packet + GUARD)
+        self.balancer.attach(buffer)
+        size = len(packet) if length is None else length
+        verdict = self.balancer.handle_packet(len(GUARD), size, int(hook), int(info), self.now)
+        self.received += 1
+        after = self.statistics().reasons
+        (reason,) = [reason for reason in Reason if after[reason] != before[reason]]
+        result = bytes(buffer[len(GUARD) : -len(GUARD)])
+        assert buffer.startswith(GUARD)
+        assert buffer.endswith(GUARD)
+        if verdict != Verdict.REWRITTEN:
+            assert result == packet
+        self.check()
+        return Outcome(Verdict(verdict), reason, result, tuple(self.balancer.take_crafted()))
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass; the timer rings once at the end."""
+        self.now += seconds
+        while self.balancer.handle_timer(self.now):
+            pass
+        self.check()
+
+    def apply(self, *services: Service) -> None:
+        """Another configuration."""
+        kept = {(one.name, each.endpoint) for one in services for each in one.backends}
+        for view in self.flows():
+            if (view.service, view.backend) not in kept:
+                self._orphans.add(self._identity(view))
+        self._services = services
+        self.balancer.apply(services)
+        self.check()
+
+    # What can be seen
+
+    def flows(self) -> list[FlowView]:
+        return list(self.balancer.list_flows(self.now, limit=1_000_000))
+
+    def states(self) -> list[str]:
+        """Of all flows, by name."""
+        return sorted(view.state.name for view in self.flows())
+
+    def statistics(self) -> Statistics:
+        return self.balancer.statistics()
+
+    def active(self) -> dict[str, int]:
+        """Active flows by backend."""
+        return {str(one.backend): one.active for one in self.statistics().backends}
+
+    def check(self) -> None:
+        """What must hold at any time."""
+        statistics = self.statistics()
+        flows = self.flows()
+        assert statistics.received == self.received
+        assert statistics.received == statistics.translated + statistics.passed + statistics.dropped
+        assert statistics.received == sum(statistics.reasons.values())
+        assert statistics.flows == len(flows) <= statistics.capacity
+        # Each direction of each flow is told from all others.
+        forward = Counter((view.protocol, view.client, view.vip) for view in flows)
+        replies = Counter((view.protocol, view.backend, view.source) for view in flows)
+        assert set((forward | replies).values()) <= {1}
+        # Every active flow counts as load of its backend, and nothing else does.
+        identities = {self._identity(view) for view in flows}
+        self._orphans &= identities
+        load = Counter(
+            (view.service, view.backend)
+            for view in flows
+            if view.state in ACTIVE and self._identity(view) not in self._orphans
+        )
+        assert {(one.service, one.backend.endpoint): one.active for one in statistics.backends} == {
+            (one.name, each.endpoint): load[one.name, each.endpoint]
+            for one in self._services
+            for each in one.backends
+        }
+
+    def _identity(self, view: FlowView) -> tuple[object, ...]:
+        created = round(self.now - view.age, 1)
+        return view.service, view.protocol, view.client, view.vip, view.backend, created
+
+    # Stories
+
+    def connect(self, client: str = CLIENT, vip: str = VIP, *, local: bool = False) -> "Connection":
+        """A connection whose handshake is complete."""
+        connection = Connection(self, client, vip, local=local)
+        connection.handshake()
+        return connection
+
+
+class Connection:
+    """A TCP connection as both its ends see it; the test says who sends what.
+
+    Sequence numbers go on as in a real one. `server` is where the client's packets arrived
+    last, `source` where they seemed to come from.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        client: str = CLIENT,
+        vip: str = VIP,
+        *,
+        local: bool = False,
+        sequence: int = 0xFFFFFFF0,
+    ) -> None:
+        """`local` puts the client on the balancer's host."""
+        self.world = world
+        self.client = client
+        self.vip = vip
+        self.local = local
+        self.server = ""
+        self.source = ""
+        self.sent = sequence
+        self.replied = 5000
+
+    def handshake(self) -> None:
+        self.send("S")
+        self.reply("SA")
+        self.send("A")
+
+    def segment(self, flags: str = "A", payload: bytes = b"") -> bytes:
+        """What the client sends next."""
+        acknowledged = self.replied if "A" in flags else 0
+        return tcp(self.client, self.vip, flags, seq=self.sent, ack=acknowledged, payload=payload)
+
+    def send(self, flags: str = "A", payload: bytes = b"") -> Outcome:
+        """The client sends, the balancer translates, the backend receives."""
+        outcome = self.lose(flags, payload)
+        assert outcome.verdict is Verdict.REWRITTEN, outcome
+        self.sent = (self.sent + len(payload) + _consumed(flags)) & 0xFFFFFFFF
+        return outcome
+
+    def lose(self, flags: str = "A", payload: bytes = b"") -> Outcome:
+        """The client sends, the balancer decides, nobody receives: what it sends next is the
+        same again."""
+        segment = self.segment(flags, payload)
+        hook = Hook.OUTPUT if self.local else Hook.PREROUTING
+        outcome = self.world.handle(segment, hook)
+        if outcome.verdict is Verdict.REWRITTEN:
+            assert outcome.reason is Reason.FORWARD
+            self.source, self.server = endpoints(outcome.packet)
+            assert outcome.packet == readdressed(segment, self.source, self.server)
+        return outcome
+
+    def reply(self, flags: str = "A", payload: bytes = b"") -> Outcome:
+        """The backend sends, the balancer translates, the client receives."""
+        acknowledged = self.sent if "A" in flags else 0
+        segment = tcp(
+            self.server, self.source, flags, seq=self.replied, ack=acknowledged, payload=payload
+        )
+        outcome = self.world.handle(segment, self.reply_hook)
+        assert outcome.verdict is Verdict.REWRITTEN, outcome
+        assert outcome.reason is Reason.REPLY
+        assert outcome.packet == readdressed(segment, self.vip, self.client)
+        self.replied = (self.replied + len(payload) + _consumed(flags)) & 0xFFFFFFFF
+        return outcome
+
+    @property
+    def reply_hook(self) -> Hook:
+        """Where replies are taken: late if the client's address was kept."""
+        if self.source != self.client:
+            return Hook.PREROUTING
+        return Hook.INPUT if self.local else Hook.POSTROUTING
+
+    @property
+    def state(self) -> str:
+        """The state of its flow."""
+        (view,) = [
+            view
+            for view in self.world.flows()
+            if (str(view.client), str(view.vip)) == (self.client, self.vip)
+        ]
+        return view.state.name
+
+
+def _consumed(flags: str) -> int:
+    """Sequence numbers that SYN and FIN take up (RFC 9293 section 3.4)."""
+    return ("S" in flags) + ("F" in flags)
