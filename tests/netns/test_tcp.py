@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -105,6 +106,7 @@ def test_both_sides_close_at_the_same_time(lab: Lab, ends: Ends) -> None:
     try:
         for pid in balancer:
             os.kill(pid, signal.SIGSTOP)
+        wait_for(lambda: all(map(is_stopped, balancer)), "the balancer stands still")
         for end in ends:
             end.shutdown(socket.SHUT_WR)
         wait_for(
@@ -127,6 +129,11 @@ def test_both_sides_close_at_the_same_time(lab: Lab, ends: Ends) -> None:
         ),
         "both sides are in TIME-WAIT",
     )
+
+
+def is_stopped(pid: int) -> bool:
+    states = [(task / "stat").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+    return all(state.rpartition(")")[2].split()[0] == "T" for state in states)
 
 
 def tcp_state(node: Node, port: int) -> str:

@@ -1,5 +1,6 @@
 """Wrong, odd and stray packets at the VIP, while good traffic goes on."""
 
+import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -25,10 +26,13 @@ def lab() -> Iterator[Lab]:
         yield lab
 
 
+ports = itertools.count(4000)
+
+
 def tcp(flags: str, **fields: int) -> Packet:
-    """A packet of the stranger's to the VIP; `fields` are TCP's."""
+    """A packet of the stranger's to the VIP, from a port of its own; `fields` are TCP's."""
     return IP(src=STRANGER, dst=VIP, ttl=64) / TCP(
-        sport=fields.pop("sport", 4000), dport=80, seq=1000, flags=flags, **fields
+        sport=next(ports), dport=80, seq=1000, flags=flags, **fields
     )
 
 
@@ -87,7 +91,7 @@ def test_wrong_packets_get_no_answer_and_disturb_nobody(lab: Lab, featherlb: Up,
 
 def test_ip_options_pass_through_the_translation(lab: Lab, featherlb: Up) -> None:
     options = [IPOption_NOP() for _ in range(8)]
-    syn = IP(src=STRANGER, dst=VIP, options=options) / TCP(sport=4001, dport=80, flags="S")
+    syn = IP(src=STRANGER, dst=VIP, options=options) / tcp("S")[TCP]
     with (
         featherlb(lab, "--vip", f"{VIP}:80", "--backend", "10.0.1.2:8080"),
         Capture(lab.backends[0], "eth0") as at_backend,
@@ -115,7 +119,7 @@ def test_a_packet_of_an_unknown_connection_is_answered_with_a_reset(
         Capture(lab.backends[0], "eth0") as at_backend,
         Capture(lab.client, "eth0") as at_client,
     ):
-        stray = tcp("PA", sport=4002, ack=77777)
+        stray = tcp("PA", ack=77777)
         send(lab, [bytes(stray / Raw(b"hello"))])
 
         def answers() -> list[Packet]:
@@ -125,7 +129,7 @@ def test_a_packet_of_an_unknown_connection_is_answered_with_a_reset(
         (answer,) = answers()
         ask(lab.client)
         assert at_backend.packets(STRANGER) == []
-    assert (answer.src, answer[TCP].sport, answer[TCP].dport) == (VIP, 80, 4002)
+    assert (answer.src, answer[TCP].sport, answer[TCP].dport) == (VIP, 80, stray.sport)
     # RFC 9293, section 3.5.2: <SEQ=SEG.ACK><CTL=RST>.
     assert (answer[TCP].flags, answer[TCP].seq) == ("R", 77777)
     assert bytes(answer) == with_right_checksums(answer)
@@ -136,7 +140,7 @@ def test_the_reset_of_a_refused_connection_acknowledges_its_syn(lab: Lab, feathe
         featherlb(lab, "--vip", f"{VIP}:80"),
         Capture(lab.client, "eth0") as at_client,
     ):
-        send(lab, [bytes(tcp("S", sport=4003))])
+        send(lab, [bytes(tcp("S"))])
 
         def answers() -> list[Packet]:
             return [p for p in at_client.packets(STRANGER) if p.dst == STRANGER]
@@ -150,7 +154,7 @@ def test_the_reset_of_a_refused_connection_acknowledges_its_syn(lab: Lab, feathe
 
 
 def test_a_packet_whose_ttl_ends_here_comes_back_as_icmp(lab: Lab, featherlb: Up) -> None:
-    syn = IP(src=STRANGER, dst=VIP, ttl=1) / TCP(sport=4004, dport=80, flags="S")
+    syn = IP(src=STRANGER, dst=VIP, ttl=1) / tcp("S")[TCP]
     with (
         featherlb(lab, "--vip", f"{VIP}:80", "--backend", "10.0.1.2:8080"),
         Capture(lab.backends[0], "eth0") as at_backend,
