@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from featherlb.errors import HostError
@@ -21,20 +21,31 @@ LOCK_TIMEOUT = 10
 """Seconds to wait for another program's iptables run (the legacy flavour's lock)."""
 
 _CHAIN = re.compile(r"^:(FEATHERLB-[A-Z]+-(\d+)) ")
-_RULE = re.compile(r"^-A (\S+) .*(?:-j|-g) FEATHERLB-[A-Z]+-(\d+)$")
+_RULE = re.compile(r"^-A (\S+) (.*)$")
+_TARGET = re.compile(r"(?:-j|-g) FEATHERLB-([A-Z]+)-(\d+)$")
 _UNSUPPORTED = re.compile(r"Extension (\S+) revision \d+ not supported")
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
-    """What one instance has in one table.
+class Jump:
+    """A rule that leads from a built-in chain to one of featherlb's, named at its end.
 
-    `chains` holds its own chains by name, each a tuple of rules without `-A NAME`; `jumps` are
-    whole commands that lead there from the built-in chains (`-A PREROUTING -j NAME`).
+    It stands `first` of all, or behind the host's own rules; there it stands in front of those
+    that lead other instances' packets to chains of the same role.
     """
 
+    hook: str
+    rule: str
+    first: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """What one instance has in one table: its chains by name, each with its rules, and the jumps
+    to them."""
+
     chains: Mapping[str, tuple[str, ...]]
-    jumps: tuple[str, ...]
+    jumps: tuple[Jump, ...]
 
 
 Ruleset = Mapping[str, Table]
@@ -43,10 +54,12 @@ Ruleset = Mapping[str, Table]
 
 @dataclass(slots=True)
 class _Standing:
-    """An instance's part of a table as iptables-save shows it."""
+    """A table as iptables-save shows it: featherlb's chains, and the rules of the others."""
 
-    chains: list[str] = field(default_factory=list)
-    jumps: list[str] = field(default_factory=list)
+    chains: list[tuple[str, int]] = field(default_factory=list)
+    """Name and instance."""
+    rules: dict[str, list[str]] = field(default_factory=dict)
+    """By chain, in order."""
 
 
 def replace(family: int, instance: int, rules: Ruleset) -> None:
@@ -54,20 +67,14 @@ def replace(family: int, instance: int, rules: Ruleset) -> None:
 
     HostError with the program's own words if it refuses.
     """
-    standing = _standing(family, instance)
-    names = [*rules, *(table for table in standing if table not in rules)]
+    standing = _standing(family)
     script: list[str] = []
-    for name in names:
-        old = standing.get(name, _Standing())
-        new = rules.get(name, Table({}, ()))
-        script.append(f"*{name}")
-        # Naming a chain creates it, or empties one that stands.
-        script += [f":{chain} - [0:0]" for chain in dict.fromkeys([*new.chains, *old.chains])]
-        script += [f"-D {jump}" for jump in old.jumps]
-        script += [f"-A {chain} {rule}" for chain, rules in new.chains.items() for rule in rules]
-        script += new.jumps
-        script += [f"-X {chain}" for chain in old.chains if chain not in new.chains]
-        script.append("COMMIT")
+    for name in [*rules, *(table for table in standing if table not in rules)]:
+        changes = _changes(
+            rules.get(name, Table({}, ())), standing.get(name, _Standing()), instance
+        )
+        if changes:
+            script += [f"*{name}", *changes, "COMMIT"]
     if script:
         _restore(family, "\n".join(script) + "\n")
 
@@ -81,7 +88,7 @@ def instances(family: int) -> set[int]:
     """The instances that have chains, in any table; empty without the program."""
     if _find(f"{COMMANDS[family]}-save") is None:
         return set()
-    return {instance for _, _, instance in _chains(_save(family))}
+    return {owner for table in _standing(family).values() for _, owner in table.chains}
 
 
 def missing(family: int, rules: Sequence[str]) -> list[str]:
@@ -113,36 +120,59 @@ def commands(family: int, rules: Ruleset) -> list[str]:
         lines += [
             f"{command} -A {chain} {rule}" for chain, rules in part.chains.items() for rule in rules
         ]
-        lines += [f"{command} {jump}" for jump in part.jumps]
+        lines += [
+            f"{command} {f'-I {jump.hook} 1' if jump.first else f'-A {jump.hook}'} {jump.rule}"
+            for jump in part.jumps
+        ]
     return lines
 
 
-def _standing(family: int, instance: int) -> dict[str, _Standing]:
-    saved = _save(family)
+def _changes(new: Table, standing: _Standing, instance: int) -> list[str]:
+    """The commands of iptables-restore that turn the instance's part of a table into `new`.
+
+    A jump that stands stays where it is.
+    """
+    chains = [name for name, owner in standing.chains if owner == instance]
+    jumps = {
+        (hook, rule)
+        for hook, rules in standing.rules.items()
+        for rule in rules
+        if (target := _TARGET.search(rule)) and int(target[2]) == instance
+    }
+    added = [jump for jump in new.jumps if (jump.hook, jump.rule) not in jumps]
+    removed = sorted(jumps - {(jump.hook, jump.rule) for jump in new.jumps})
+    return [
+        # Naming a chain creates it, or empties one that stands.
+        *(f":{chain} - [0:0]" for chain in dict.fromkeys([*new.chains, *chains])),
+        *(f"-A {chain} {rule}" for chain, rules in new.chains.items() for rule in rules),
+        # Counted positions hold as long as nothing is put in front or taken away.
+        *(_insertion(jump, standing) for jump in added if not jump.first),
+        *(f"-I {jump.hook} 1 {jump.rule}" for jump in added if jump.first),
+        *(f"-D {hook} {rule}" for hook, rule in removed),
+        *(f"-X {chain}" for chain in chains if chain not in new.chains),
+    ]
+
+
+def _insertion(jump: Jump, standing: _Standing) -> str:
+    wanted = _TARGET.search(jump.rule)
+    assert wanted is not None
+    for position, rule in enumerate(standing.rules.get(jump.hook, []), 1):
+        if (target := _TARGET.search(rule)) and target[1] == wanted[1]:
+            return f"-I {jump.hook} {position} {jump.rule}"
+    return f"-A {jump.hook} {jump.rule}"
+
+
+def _standing(family: int) -> dict[str, _Standing]:
     tables: dict[str, _Standing] = {}
-    for table, chain, owner in _chains(saved):
-        if owner == instance:
-            tables.setdefault(table, _Standing()).chains.append(chain)
-    table = ""
-    for line in saved:
+    for line in _save(family):
         if line.startswith("*"):
-            table = line[1:]
-        elif (rule := _RULE.match(line)) and int(rule[2]) == instance:
-            part = tables.setdefault(table, _Standing())
-            # A rule inside our own chains goes when the chain is emptied.
-            if rule[1] not in part.chains:
-                part.jumps.append(line.removeprefix("-A "))
-    return tables
-
-
-def _chains(saved: list[str]) -> Iterator[tuple[str, str, int]]:
-    """Table, name and instance of each chain of featherlb's."""
-    table = ""
-    for line in saved:
-        if line.startswith("*"):
-            table = line[1:]
+            table = tables.setdefault(line[1:], _Standing())
         elif chain := _CHAIN.match(line):
-            yield table, chain[1], int(chain[2])
+            table.chains.append((chain[1], int(chain[2])))
+        # Rules in featherlb's own chains go when the chain is emptied.
+        elif (rule := _RULE.match(line)) and not rule[1].startswith("FEATHERLB-"):
+            table.rules.setdefault(rule[1], []).append(rule[2])
+    return tables
 
 
 def _save(family: int) -> list[str]:

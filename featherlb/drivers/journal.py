@@ -26,7 +26,7 @@ _SO_NETNS_COOKIE = 71  # asm-generic/socket.h, Linux 5.14
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One instance: its owner, what it serves and what it has changed, in order."""
+    """One instance: its owner, what it serves and what it has changed."""
 
     instance: int
     workers: int
@@ -37,7 +37,12 @@ class Record:
     """Protocol, address, first and last port."""
     sources: tuple[str, ...]
     """Backends with the addresses that `full` mode sends to them from."""
+    order: int
+    """Greater than that of each instance that ran when this one started."""
+    earlier: tuple[int, ...]
+    """The orders of those instances."""
     changes: tuple[dict[str, Any], ...]
+    """As `featherlb.host.changes` encodes them, in the order they were made."""
 
     @property
     def alive(self) -> bool:
@@ -113,9 +118,10 @@ def start_time(pid: int) -> int | None:
 def _decode(text: str) -> Record:
     data = json.loads(text)
     vips = tuple((vip[0], vip[1], vip[2], vip[3]) for vip in data.pop("vips"))
-    return Record(
-        vips=vips, sources=tuple(data.pop("sources")), changes=tuple(data.pop("changes")), **data
-    )
+    lists: dict[str, Any] = {
+        name: tuple(data.pop(name)) for name in ("sources", "earlier", "changes")
+    }
+    return Record(vips=vips, **lists, **data)
 
 
 def _namespace() -> str:

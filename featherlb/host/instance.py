@@ -14,7 +14,7 @@ from featherlb.drivers import ipset, iptables, journal, neighbours, network, sys
 from featherlb.errors import HostError
 from featherlb.host.changes import Assignment, Change, Rules, Sets, Setting, decode, encode
 from featherlb.host.plan import HostPlan
-from featherlb.host.survey import require_privileges
+from featherlb.host.survey import place, require_privileges
 
 
 class Host:
@@ -28,6 +28,11 @@ class Host:
     def apply(self, plan: HostPlan) -> None:
         """Make the plan's changes. HostError if the host refuses one; nothing is left then."""
         with self._journal.locked():
+            if place(self._journal) != (plan.order, plan.earlier):
+                raise HostError(
+                    "another instance of featherlb has started or stopped at the same moment;"
+                    " try again"
+                )
             try:
                 self._move_to(plan)
             except BaseException:
@@ -143,6 +148,8 @@ class Host:
                     for protocol, vip in self._plan.vips
                 ),
                 sources=tuple(sorted(self._plan.sources)),
+                order=self._plan.order,
+                earlier=self._plan.earlier,
                 changes=tuple(map(encode, self._changes)),
             )
         )

@@ -24,8 +24,10 @@ from featherlb.drivers.network import LOOPBACK, HostAddress
 from featherlb.model import SOURCE_PORTS, Address, Endpoint, NatMode, Protocol, Service, Vip
 
 LOOPBACK_NETWORK = IPv4Network("127.0.0.0/8")
-MARK_BASE = 0xFEA70000
-"""Packet marks from here on name the worker, so that small marks stay free for the host's use."""
+WORKER_MARKS = 0xFEA60000
+"""Packet marks from here on name the worker; small ones stay free for the host's own use."""
+PASS_MARKS = 0xFEA70000
+"""Packet marks from here on name, by its order, the instance that has just passed a reply on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +58,10 @@ class Facts:
     """Whether rules can ask for membership in an ipset."""
     conntrack: bool = True
     """Whether rules can ask for the connection tracking state."""
+    order: int = 0
+    """Greater than that of each instance that ran when this one started."""
+    earlier: tuple[int, ...] = ()
+    """The orders of those instances."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +78,20 @@ class HostPlan:
     """VIPs to assign, each with the interface that gets it."""
     sources: frozenset[str]
     """See `source_entries`."""
+    order: int
+    earlier: tuple[int, ...]
+    """See `Facts`."""
+
+    @property
+    def pass_mark(self) -> int | None:
+        """The mark with which workers repeat (NF_REPEAT) replies that they don't know, if others
+        run on this host.
+
+        A backend's reply in `dnat` mode doesn't tell the VIP. Instances with the same backend
+        see each other's replies, the latest instance first: it passes on what isn't in its flow
+        table. Accepting instead would end the way through the table, before the others' rules.
+        """
+        return PASS_MARKS + self.order if self.earlier else None
 
     @property
     def instance(self) -> int:
@@ -107,6 +127,8 @@ def build(services: Sequence[Service], options: Options, facts: Facts) -> HostPl
         rules={part.family: _rules(part, options, facts) for part in parts},
         addresses=tuple(_assignments(vips, facts)) if options.assign else (),
         sources=source_entries(services),
+        order=facts.order,
+        earlier=facts.earlier,
     )
 
 
@@ -307,16 +329,20 @@ def _rules(parts: _Parts, options: Options, facts: Facts) -> iptables.Ruleset:
         ),
         chain("FORWARD"): (untrack, *_queue_by_client("src,sport", options)),
     }
-    raw_jumps = [f"-A {hook} -j {chain('RAW')}" for hook in ("PREROUTING", "OUTPUT")]
+    raw_jumps = [iptables.Jump(hook, f"-j {chain('RAW')}") for hook in ("PREROUTING", "OUTPUT")]
     if replaced_replies:
         raw[chain("REPLY")] = (untrack, *_queue_by_port(parts.replaced.protocols, options))
     if guards := tuple(_guards(parts)):
         raw[chain("GUARD")] = guards
-        raw_jumps.append(f"-I PREROUTING 1 -j {chain('GUARD')}")
+        raw_jumps.append(iptables.Jump("PREROUTING", f"-j {chain('GUARD')}", first=True))
     mangle = {}
     if kept_replies:
+        seen_by = (*facts.earlier, facts.order) if facts.earlier else ()
         mangle = {
-            chain("MANGLE"): tuple(f"{match} -g {chain('REPLY')}" for match in kept_replies),
+            chain("MANGLE"): (
+                *(f"-m mark --mark {PASS_MARKS + order:#x} -j RETURN" for order in seen_by),
+                *(f"{match} -g {chain('REPLY')}" for match in kept_replies),
+            ),
             chain("REPLY"): tuple(_queue_by_client("dst,dport", options)),
         }
     state = "-m conntrack --ctstate UNTRACKED " if facts.conntrack else ""
@@ -325,15 +351,17 @@ def _rules(parts: _Parts, options: Options, facts: Facts) -> iptables.Ruleset:
         "filter": iptables.Table(
             chains={chain("FILTER"): tuple(f"{match} -j ACCEPT" for match in accepted)},
             jumps=tuple(
-                f"-I {hook} 1 {state}-j {chain('FILTER')}"
+                iptables.Jump(hook, f"{state}-j {chain('FILTER')}", first=True)
                 for hook in ("INPUT", "FORWARD", "OUTPUT")
             ),
         ),
         "mangle": iptables.Table(
             chains=mangle,
-            jumps=tuple(f"-A {hook} -j {chain('MANGLE')}" for hook in ("POSTROUTING", "INPUT"))
-            if mangle
-            else (),
+            jumps=tuple(
+                iptables.Jump(hook, f"-j {chain('MANGLE')}")
+                for hook in ("POSTROUTING", "INPUT")
+                if mangle
+            ),
         ),
         "raw": iptables.Table(chains=raw, jumps=tuple(raw_jumps)),
     }
@@ -344,10 +372,10 @@ def _queue_by_client(client: str, options: Options) -> Iterator[str]:
     if options.workers > 1:
         yield (
             f"-j HMARK --hmark-tuple {client} --hmark-rnd {options.hash_seed:#010x}"
-            f" --hmark-mod {options.workers} --hmark-offset {MARK_BASE:#x}"
+            f" --hmark-mod {options.workers} --hmark-offset {WORKER_MARKS:#x}"
         )
     for worker in range(1, options.workers):
-        yield f"-m mark --mark {MARK_BASE + worker:#x} {_queue(worker, options)}"
+        yield f"-m mark --mark {WORKER_MARKS + worker:#x} {_queue(worker, options)}"
     # Without a condition: no packet of a VIP gets past the workers.
     yield _queue(0, options)
 

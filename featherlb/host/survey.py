@@ -1,5 +1,6 @@
 """What the plan has to know about this host, looked up. Imports the drivers, `plan`, `changes`."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import ip_address
@@ -48,6 +49,7 @@ def survey(services: Sequence[Service], log: journal.Journal | None = None) -> F
     ]
     families = sorted({address.version for address in vips})
     probe = has_capability(CAP_NET_ADMIN)
+    order, earlier = place(log)
     return Facts(
         addresses=tuple(own for own in network.addresses() if own.address.ip not in assigned),
         local_vips=frozenset(vip for vip in vips - assigned if is_local(vip)),
@@ -55,7 +57,19 @@ def survey(services: Sequence[Service], log: journal.Journal | None = None) -> F
         sets=not probe
         or (ipset.supported() and not _missing(families, "-m set --match-set - dst")),
         conntrack=not probe or not _missing(families, "-m conntrack --ctstate UNTRACKED"),
+        order=order,
+        earlier=earlier,
     )
+
+
+def place(log: journal.Journal) -> tuple[int, tuple[int, ...]]:
+    """This process's order among the live instances, and the orders of the earlier ones."""
+    records = [record for record in log.records() if record.alive]
+    for record in records:
+        if record.pid == os.getpid():
+            return record.order, record.earlier
+    earlier = tuple(sorted(record.order for record in records))
+    return (earlier[-1] + 1 if earlier else 0), earlier
 
 
 def is_local(address: Address) -> bool:
