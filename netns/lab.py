@@ -239,6 +239,8 @@ class Lab:
         for host, node in enumerate(self.backends, start=first_backend):
             gateway = self.arms == 2
             self._attach(node, {"eth0": backends.addresses(host)}, backends, gateway=gateway)
+        for node in self.nodes:
+            node.call(_wait_for_links, set(node.addresses))
 
     def _attach(
         self,
@@ -288,6 +290,7 @@ def _configure_host(interfaces: dict[str, tuple[str, ...]], gateways: Sequence[s
         netlink.link("set", ifname="lo", state="up")
         for name, addresses in interfaces.items():
             Path(f"/proc/sys/net/ipv4/conf/{name}/rp_filter").write_text("0")
+            Path(f"/proc/sys/net/ipv6/conf/{name}/accept_dad").write_text("0")
             (index,) = netlink.link_lookup(ifname=name)
             for address in addresses:
                 prefix, flags = (64, IFA_F_NODAD) if ":" in address else (24, 0)
@@ -296,6 +299,21 @@ def _configure_host(interfaces: dict[str, tuple[str, ...]], gateways: Sequence[s
         for gateway in gateways:
             destination = "::/0" if ":" in gateway else "0.0.0.0/0"
             netlink.route("add", dst=destination, gateway=gateway)
+
+
+def _wait_for_links(interfaces: set[str]) -> None:
+    """Wait until interfaces have the address that the kernel gives them when a link comes up, so
+    that a lab doesn't change any more once it is built."""
+    deadline = time.monotonic() + 5
+    while True:
+        # Address, index, prefix length, scope (20: link), flags, interface.
+        table = Path("/proc/thread-self/net/if_inet6").read_text().splitlines()
+        ready = {line.split()[5] for line in table if line.split()[3] == "20"}
+        if interfaces <= ready:
+            return
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"no link on {', '.join(interfaces - ready)}")
+        time.sleep(0.001)
 
 
 def labs() -> dict[str, bool]:

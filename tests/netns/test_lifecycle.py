@@ -52,7 +52,7 @@ def snapshot(node: Node) -> dict[str, list[str]]:
 
 def set_names() -> list[str]:
     with IPSet() as ipset:
-        return sorted(reply.get("SETNAME") for reply in ipset.list())
+        return sorted({reply.get_attr("IPSET_ATTR_SETNAME") for reply in ipset.list()})
 
 
 COUNTERS_OF_KERNEL = ("net.netfilter.nf_conntrack_count",)

@@ -1,0 +1,311 @@
+"""What an instance changes on its host, and that all of it is undone, whoever has to do it."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyroute2 import IPSet
+
+from featherlb import host
+from featherlb.drivers import ipset, journal
+from netns import Lab, Node
+from tests.netns.traffic import wait_for
+
+SERVICE = ("10.0.0.10:80", "10.0.1.2:8080", "10.0.1.3:8080")
+LOCAL = ("10.0.0.11:8000-8010", "127.0.0.1:8080")
+
+
+@pytest.fixture
+def balancer() -> Iterator[Node]:
+    with Lab(backends=1) as lab:
+        # Duplicate address detection of the link-local addresses would look like a change.
+        wait_for(lambda: "tentative" not in lab.balancer.run(["ip", "addr"]).stdout, "addresses")
+        yield lab.balancer
+
+
+@pytest.fixture(params=["legacy", "nft"])
+def flavour(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """iptables of either kind, found by the plain names as update-alternatives arranges it."""
+    kind: str = request.param
+    for family in ("iptables", "ip6tables"):
+        for action in ("save", "restore"):
+            target = shutil.which(f"{family}-{kind}-{action}")
+            assert target
+            (tmp_path / f"{family}-{action}").symlink_to(target)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    return kind
+
+
+class Owner:
+    """A process that owns an instance, see host_owner."""
+
+    def __init__(self, node: Node, *arguments: str) -> None:
+        self.process = node.popen(
+            [sys.executable, "-m", "tests.netns.host_owner", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert self.process.stdout is not None
+        self._stdout = self.process.stdout
+        self._expect("applied")
+
+    def update(self, *backends: str) -> None:
+        assert self.process.stdin is not None
+        print(*backends, file=self.process.stdin, flush=True)
+        self._expect("updated")
+
+    def stop(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self._expect("undone")
+        self.end()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.end()
+
+    def end(self) -> None:
+        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
+            assert pipe is not None
+            pipe.close()
+        self.process.wait()
+
+    def _expect(self, answer: str) -> None:
+        line = self._stdout.readline()
+        if line != f"{answer}\n":
+            assert self.process.stderr is not None
+            error = self.process.stderr.read()
+            self.end()
+            raise AssertionError(f"{line!r} instead of {answer!r}: {error}")
+
+
+def refusal(node: Node, *arguments: str) -> str:
+    """The sentence with which an instance refuses to start."""
+    with pytest.raises(AssertionError, match="instead of 'applied'") as caught:
+        Owner(node, *arguments)
+    return str(caught.value)
+
+
+def set_names() -> list[str]:
+    with IPSet() as sets:
+        return sorted(reply.get_attr("IPSET_ATTR_SETNAME") for reply in sets.list())
+
+
+def snapshot(node: Node) -> dict[str, Any]:
+    """All that an instance may change."""
+    found: dict[str, Any] = {"sets": [name for name in node.call(set_names) if name]}
+    for family in ("iptables", "ip6tables"):
+        saved = node.run([f"{family}-save"]).stdout
+        # A table shows once it was used, even if it is empty again; counters count.
+        rules = re.sub(r"(?m)^(#.*|\*.*|COMMIT|:[A-Z]+ ACCEPT .*)\n", "", saved)
+        found[family] = re.sub(r"\[\d+:\d+\]", "", rules)
+    addresses = json.loads(node.run(["ip", "-json", "addr"]).stdout)
+    found["addresses"] = [
+        (link["ifname"], address["local"], address["prefixlen"])
+        for link in addresses
+        for address in link["addr_info"]
+    ]
+    settings = node.run(["sysctl", "--all", "--pattern", r"^net\.ipv[46]"]).stdout
+    found["settings"] = settings.splitlines()
+    return found
+
+
+@contextmanager
+def unchanged(node: Node) -> Iterator[None]:
+    before = snapshot(node)
+    yield
+    assert snapshot(node) == before
+
+
+@pytest.mark.parametrize("nat", ["dnat", "full"])
+@pytest.mark.parametrize("service", [SERVICE, LOCAL, ("0.0.0.0:80", "10.0.1.2:8080")])
+def test_stopping_undoes_everything(
+    balancer: Node, flavour: str, nat: str, service: tuple[str, ...]
+) -> None:
+    with unchanged(balancer):
+        owner = Owner(balancer, "0", nat, *service)
+        during = snapshot(balancer)
+        assert "FEATHERLB-RAW-0" in during["iptables"]
+        owner.stop()
+
+
+@pytest.mark.parametrize("nat", ["dnat", "full"])
+def test_a_killed_owner_is_cleaned_up_after(balancer: Node, flavour: str, nat: str) -> None:
+    with unchanged(balancer):
+        Owner(balancer, "0", nat, *SERVICE).kill()
+        removed = balancer.call(host.remove_leftovers)
+        assert any("FEATHERLB-*-0" in line for line in removed)
+        assert any("10.0.0.10" in line for line in removed)
+        assert any("ip_forward" in line for line in removed)
+        assert balancer.call(host.remove_leftovers) == []
+
+
+def test_a_setting_that_was_right_before_stays(balancer: Node) -> None:
+    balancer.sysctl("net.ipv4.ip_forward", 1)
+    balancer.sysctl("net.ipv4.conf.back.forwarding", 0)
+    with unchanged(balancer):
+        Owner(balancer, "0", "dnat", *SERVICE).stop()
+
+
+def test_the_forwarding_switch_takes_nothing_else_along(balancer: Node) -> None:
+    balancer.sysctl("net.ipv4.conf.back.forwarding", 1)
+    balancer.sysctl("net.ipv4.conf.all.accept_redirects", 0)
+    with unchanged(balancer):
+        owner = Owner(balancer, "0", "dnat", *SERVICE)
+        assert balancer.sysctl("net.ipv4.conf.front.forwarding") == "1"
+        owner.stop()
+
+
+def test_a_setting_that_the_operator_changed_since_stays(balancer: Node) -> None:
+    owner = Owner(balancer, "0", "full", *SERVICE)
+    balancer.sysctl("net.ipv4.conf.all.accept_local", 0)
+    balancer.sysctl("net.ipv4.ip_forward", 0)
+    balancer.sysctl("net.ipv4.conf.all.accept_redirects", 0)
+    owner.stop()
+    assert balancer.sysctl("net.ipv4.conf.all.accept_redirects") == "0"
+
+
+def test_the_operators_address_stays(balancer: Node) -> None:
+    balancer.run(["ip", "addr", "add", "10.0.0.10/24", "dev", "front"])
+    with unchanged(balancer):
+        Owner(balancer, "0", "dnat", *SERVICE).stop()
+
+
+def test_what_the_operator_removed_already_is_no_failure(balancer: Node, flavour: str) -> None:
+    with unchanged(balancer):
+        owner = Owner(balancer, "0", "dnat", *SERVICE)
+        balancer.run(["ip", "addr", "del", "10.0.0.10/32", "dev", "front"])
+        balancer.run([f"iptables-{flavour}", "-t", "raw", "-F"])
+        balancer.run([f"iptables-{flavour}", "-t", "mangle", "-D", "INPUT", "1"])
+        owner.stop()
+
+
+@pytest.mark.parametrize("first_to_end", [0, 1])
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_two_instances_share(balancer: Node, flavour: str, first_to_end: int, end: str) -> None:
+    with unchanged(balancer):
+        owners = [
+            Owner(balancer, "0", "dnat", "10.0.0.10:80", "10.0.1.2:8080"),
+            Owner(balancer, "1", "dnat", "10.0.0.10:81", "10.0.1.2:8080"),
+        ]
+        getattr(owners.pop(first_to_end), end)()
+        balancer.call(host.remove_leftovers)
+        during = snapshot(balancer)
+        assert balancer.sysctl("net.ipv4.ip_forward") == "1"
+        assert ("front", "10.0.0.10", 32) in during["addresses"]
+        assert f"FEATHERLB-RAW-{1 - first_to_end}" in during["iptables"]
+        assert f"FEATHERLB-RAW-{first_to_end}" not in during["iptables"]
+        getattr(owners.pop(), end)()
+        balancer.call(host.remove_leftovers)
+
+
+def test_a_later_instance_sees_replies_first(balancer: Node, flavour: str) -> None:
+    rule = ["-t", "mangle", "-A", "POSTROUTING", "-d", "192.0.2.9", "-j", "DROP"]
+    balancer.run([f"iptables-{flavour}", *rule])
+    owners = [
+        Owner(balancer, str(queue), "dnat", f"10.0.0.10:8{queue}", "10.0.1.2:8080")
+        for queue in range(3)
+    ]
+    owners[1].update("10.0.1.2:8080", "10.0.1.3:8080")
+    rules = balancer.run([f"iptables-{flavour}", "-t", "mangle", "-S"]).stdout.splitlines()
+    assert [rule for rule in rules if rule.startswith("-A POSTROUTING")] == [
+        "-A POSTROUTING -d 192.0.2.9/32 -j DROP",
+        "-A POSTROUTING -j FEATHERLB-MANGLE-2",
+        "-A POSTROUTING -j FEATHERLB-MANGLE-1",
+        "-A POSTROUTING -j FEATHERLB-MANGLE-0",
+    ]
+    # What one instance has passed on is not for itself again, and not for those in front of it.
+    assert [rule for rule in rules if "RETURN" in rule] == [
+        *(f"-A FEATHERLB-MANGLE-1 -m mark --mark {0xFEA70000 + i:#x} -j RETURN" for i in (0, 1)),
+        *(f"-A FEATHERLB-MANGLE-2 -m mark --mark {0xFEA70000 + i:#x} -j RETURN" for i in (0, 1, 2)),
+    ]
+    for owner in owners:
+        owner.stop()
+
+
+def test_an_update_goes_over_to_other_backends(balancer: Node, flavour: str) -> None:
+    with unchanged(balancer):
+        owner = Owner(balancer, "0", "dnat", "10.0.0.10:80")
+        assert balancer.sysctl("net.ipv4.ip_forward") == "0"
+        owner.update("10.0.1.2:8080", "127.0.0.1:8080")
+        assert balancer.sysctl("net.ipv4.ip_forward") == "1"
+        assert balancer.call(members, "featherlb-0-backends4") == {"10.0.1.2", "127.0.0.1"}
+        rules = snapshot(balancer)["iptables"]
+        assert "FEATHERLB-GUARD-0" in rules
+        owner.update("10.0.1.3:8080")
+        assert balancer.call(members, "featherlb-0-backends4") == {"10.0.1.3"}
+        rules = snapshot(balancer)["iptables"]
+        assert rules.count("-j FEATHERLB-RAW-0") == 2
+        assert "FEATHERLB-GUARD-0" not in rules
+        assert balancer.sysctl("net.ipv4.conf.all.route_localnet") == "0"
+        owner.stop()
+
+
+def members(name: str) -> set[str]:
+    """The addresses in a set."""
+    with IPSet() as sets:
+        return {
+            entry.get_attr("IPSET_ATTR_IP_FROM").get_attr("IPSET_ATTR_IPADDR_IPV4")
+            for reply in sets.list(name)
+            for entry in reply.get_attr("IPSET_ATTR_ADT").get_attrs("IPSET_ATTR_DATA")
+        }
+
+
+def test_what_no_journal_knows_is_found(balancer: Node, flavour: str) -> None:
+    balancer.sysctl("net.ipv4.ip_forward", 1)
+    with unchanged(balancer):
+        owner = Owner(balancer, "7", "dnat", "10.0.0.1:80", "10.0.1.2:8080")
+        shutil.rmtree(balancer.call(journal.Journal).directory)
+        owner.kill()
+        balancer.sysctl("net.ipv4.conf.all.send_redirects", 1)
+        balancer.sysctl("net.ipv4.conf.back.send_redirects", 1)
+        removed = balancer.call(host.remove_leftovers)
+        assert removed == [
+            "iptables chains FEATHERLB-*-7, of an instance without a record",
+            "ipsets featherlb-7-*, of an instance without a record",
+        ]
+
+
+def test_a_running_instance_is_no_leftover(balancer: Node) -> None:
+    owner = Owner(balancer, "0", "dnat", *SERVICE)
+    with unchanged(balancer):
+        assert balancer.call(host.remove_leftovers) == []
+    owner.stop()
+
+
+def test_free_queues_skip_running_instances(balancer: Node) -> None:
+    owner = Owner(balancer, "0", "dnat", *SERVICE)
+    assert balancer.call(host.free_queue, 2) == 1
+    owner.stop()
+    assert balancer.call(host.free_queue, 2) == 0
+
+
+def test_a_refused_change_leaves_nothing(balancer: Node, flavour: str) -> None:
+    # A rule of somebody else's in a chain of our name, which the kernel cannot delete.
+    for rule in (["-N", "FEATHERLB-RAW-0"], ["-A", "OUTPUT", "-g", "FEATHERLB-RAW-0"]):
+        balancer.run([f"iptables-{flavour}", "-t", "raw", *rule])
+    balancer.run(["ip", "link", "set", "front", "down"])
+    with unchanged(balancer):
+        balancer.call(ipset.remove, 0)
+
+
+def test_the_neighbours_hear_of_an_assigned_vip(balancer: Node) -> None:
+    with Lab(backends=1) as lab:
+        lab.client.run(["ip", "neigh", "add", "10.0.0.10", "lladdr", "02:00:00:00:00:01",
+                        "dev", "eth0", "nud", "stale"])
+        owner = Owner(lab.balancer, "0", "dnat", *SERVICE)
+        mac = json.loads(lab.balancer.run(["ip", "-json", "link", "show", "front"]).stdout)
+        wait_for(
+            lambda: mac[0]["address"] in lab.client.run(["ip", "neigh"]).stdout,
+            "the client knows who has the VIP",
+        )
+        owner.stop()
