@@ -11,7 +11,9 @@ from netns import Lab
 from tests.netns.command import Featherlb
 
 DRIVERS = ("netfilterqueue",)
-"""The queue drivers that every test of the data path runs with."""
+"""The queue drivers that the tests of the data path run with."""
+ONE_DRIVER = pytest.mark.parametrize("driver", DRIVERS[:1], indirect=True)
+"""For what the queue driver has no part in: `pytestmark = ONE_DRIVER`."""
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -9,8 +9,10 @@ import pytest
 from netns import Lab
 from netns.lab import VIP
 from netns.servers import HttpServer
-from tests.netns.conftest import Up
+from tests.netns.conftest import ONE_DRIVER, Up
 from tests.netns.traffic import Session, ask
+
+pytestmark = ONE_DRIVER
 
 BACKENDS = ("10.0.1.2:8080", "10.0.1.3:8080", "10.0.1.4:8080")
 CLIENTS = [f"10.0.0.{host}" for host in range(150, 211)]

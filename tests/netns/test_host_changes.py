@@ -15,19 +15,18 @@ import pytest
 from pyroute2 import IPSet
 
 from featherlb import host
-from featherlb.drivers import ipset, journal
+from featherlb.drivers import journal
 from netns import Lab, Node
 from tests.netns.traffic import wait_for
 
 SERVICE = ("10.0.0.10:80", "10.0.1.2:8080", "10.0.1.3:8080")
+SERVICE6 = ("[2001:db8::10]:80", "[2001:db8:1::2]:8080")
 LOCAL = ("10.0.0.11:8000-8010", "127.0.0.1:8080")
 
 
 @pytest.fixture
 def balancer() -> Iterator[Node]:
     with Lab(backends=1) as lab:
-        # Duplicate address detection of the link-local addresses would look like a change.
-        wait_for(lambda: "tentative" not in lab.balancer.run(["ip", "addr"]).stdout, "addresses")
         yield lab.balancer
 
 
@@ -113,6 +112,8 @@ def snapshot(node: Node) -> dict[str, Any]:
         (link["ifname"], address["local"], address["prefixlen"])
         for link in addresses
         for address in link["addr_info"]
+        # The kernel's own come when the link is ready.
+        if address["scope"] != "link"
     ]
     settings = node.run(["sysctl", "--all", "--pattern", r"^net\.ipv[46]"]).stdout
     found["settings"] = settings.splitlines()
@@ -127,7 +128,7 @@ def unchanged(node: Node) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("nat", ["dnat", "full"])
-@pytest.mark.parametrize("service", [SERVICE, LOCAL, ("0.0.0.0:80", "10.0.1.2:8080")])
+@pytest.mark.parametrize("service", [SERVICE, SERVICE6, LOCAL, ("0.0.0.0:80", "10.0.1.2:8080")])
 def test_stopping_undoes_everything(
     balancer: Node, flavour: str, nat: str, service: tuple[str, ...]
 ) -> None:
@@ -290,19 +291,20 @@ def test_free_queues_skip_running_instances(balancer: Node) -> None:
 
 
 def test_a_refused_change_leaves_nothing(balancer: Node, flavour: str) -> None:
-    # A rule of somebody else's in a chain of our name, which the kernel cannot delete.
-    for rule in (["-N", "FEATHERLB-RAW-0"], ["-A", "OUTPUT", "-g", "FEATHERLB-RAW-0"]):
-        balancer.run([f"iptables-{flavour}", "-t", "raw", *rule])
-    balancer.run(["ip", "link", "set", "front", "down"])
+    # The rules are in place when the address, the last change, is refused.
+    for interface in ("front", "back", "lo"):
+        balancer.sysctl(f"net.ipv6.conf.{interface}.disable_ipv6", 1)
     with unchanged(balancer):
-        balancer.call(ipset.remove, 0)
+        assert "cannot add 2001:db8::10" in refusal(balancer, "0", "dnat", "[2001:db8::10]:80")
+        assert balancer.call(host.remove_leftovers) == []
 
 
-def test_the_neighbours_hear_of_an_assigned_vip(balancer: Node) -> None:
+@pytest.mark.parametrize("vip", ["10.0.0.10", "2001:db8::10"])
+def test_the_neighbours_hear_of_an_assigned_vip(vip: str) -> None:
     with Lab(backends=1) as lab:
-        lab.client.run(["ip", "neigh", "add", "10.0.0.10", "lladdr", "02:00:00:00:00:01",
-                        "dev", "eth0", "nud", "stale"])
-        owner = Owner(lab.balancer, "0", "dnat", *SERVICE)
+        stale = f"ip neigh add {vip} lladdr 02:00:00:00:00:01 dev eth0 nud stale"
+        lab.client.run(stale.split())
+        owner = Owner(lab.balancer, "0", "dnat", f"[{vip}]:80")
         mac = json.loads(lab.balancer.run(["ip", "-json", "link", "show", "front"]).stdout)
         wait_for(
             lambda: mac[0]["address"] in lab.client.run(["ip", "neigh"]).stdout,

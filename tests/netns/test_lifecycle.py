@@ -11,8 +11,10 @@ from netns import Lab, Node
 from netns.lab import VIP
 from netns.servers import HttpServer
 from tests.netns.command import run
-from tests.netns.conftest import Up
+from tests.netns.conftest import ONE_DRIVER, Up
 from tests.netns.traffic import Session, ask, wait_for
+
+pytestmark = ONE_DRIVER
 
 OPTIONS = ("--vip", f"{VIP}:80", "--backend", "10.0.1.2:8080")
 NAT_MODES = pytest.mark.parametrize("nat", ["dnat", "full"])

@@ -1,0 +1,188 @@
+"""What an instance refuses, against what the kernel would do."""
+
+import contextlib
+import socket
+import struct
+import sys
+from collections.abc import Iterator
+from ipaddress import IPv4Address, ip_address
+
+import pytest
+
+from featherlb import host
+from featherlb.drivers import neighbours, sysctl
+from featherlb.errors import HostError
+from featherlb.host.plan import Facts
+from featherlb.model import NatMode
+from netns import Lab, Node
+from tests.netns.host_owner import service
+from tests.netns.test_host_changes import Owner, refusal, snapshot
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with Lab(backends=1) as lab:
+        yield lab
+
+
+def refused(node: Node, nat: str, vip: str, *backends: str, assign: bool = True) -> str | None:
+    """The sentence with which a service is refused on this node, None if it isn't."""
+
+    def check() -> None:
+        services = host.prepare([service(nat, vip, list(backends))])
+        host.check(services, host.Options(assign=assign), host.survey(services))
+
+    before = snapshot(node)
+    try:
+        node.call(check)
+    except HostError as error:
+        assert "\n" not in str(error)
+        return str(error)
+    else:
+        return None
+    finally:
+        assert snapshot(node) == before
+
+
+def test_a_plain_service_is_fine(lab: Lab) -> None:
+    assert refused(lab.balancer, "dnat", "10.0.0.10:80", "10.0.1.2:8080") is None
+    assert refused(lab.balancer, "full", "0.0.0.0:80", "10.0.1.2:8080") is None
+    assert refused(lab.balancer, "dnat", "[2001:db8::10]:80", "[2001:db8:1::2]:8080") is None
+
+
+def test_a_queue_in_use(lab: Lab) -> None:
+    from netfilterqueue import NetfilterQueue  # noqa: PLC0415
+
+    queue = NetfilterQueue()
+    lab.balancer.call(queue.bind, 0, lambda packet: packet.accept())
+    try:
+        fault = refused(lab.balancer, "dnat", "10.0.0.10:80")
+        assert fault is not None
+        assert "queue 0 is in use by" in fault
+        assert lab.balancer.call(host.free_queue, 1) == 1
+    finally:
+        queue.unbind()
+
+
+@pytest.mark.parametrize("second", ["10.0.0.10:80", "10.0.0.10:70-90", "0.0.0.0:80"])
+def test_a_vip_that_another_instance_serves(lab: Lab, second: str) -> None:
+    owner = Owner(lab.balancer, "0", "dnat", "10.0.0.10:80", "10.0.1.2:8080")
+    fault = refusal(lab.balancer, "1", "dnat", second, "10.0.1.2:8080")
+    assert f"already served by the featherlb with pid {owner.process.pid}" in fault
+    assert "queue 0 is in use" in refusal(lab.balancer, "0", "dnat", "10.0.0.11:80")
+    owner.stop()
+
+
+def test_full_nat_to_one_backend_from_one_address_twice(lab: Lab) -> None:
+    owner = Owner(lab.balancer, "0", "full", "10.0.0.10:80", "10.0.1.2:8080")
+    fault = refusal(lab.balancer, "1", "full", "10.0.0.11:80", "10.0.1.2:8080")
+    assert f"pid {owner.process.pid}" in fault
+    assert "ports would collide" in fault
+    Owner(lab.balancer, "1", "full", "10.0.0.11:80", "10.0.1.2:8081").stop()
+    owner.stop()
+
+
+@pytest.mark.parametrize("listen", ["10.0.0.1", "0.0.0.0", "::"])
+def test_a_port_that_a_local_process_has(lab: Lab, listen: str) -> None:
+    program = f"import socket; s = socket.create_server(({listen!r}, 80)"
+    if listen == "::":
+        program += ", family=socket.AF_INET6, dualstack_ipv6=True"
+    with lab.balancer.popen([sys.executable, "-c", program + "); print(flush=True); input()"],
+                            stdin=-1, stdout=-1) as server:
+        assert server.stdout is not None
+        server.stdout.readline()
+        for vip in ("10.0.0.1:80", "10.0.0.1:70-90", "0.0.0.0:80"):
+            fault = refused(lab.balancer, "dnat", vip, "10.0.1.2:8080")
+            assert fault is not None
+            assert f"(pid {server.pid}) listens on" in fault
+        assert refused(lab.balancer, "dnat", "10.0.0.1:81", "10.0.1.2:8080") is None
+        server.kill()
+
+
+def test_the_services_own_backend_may_listen_on_the_vips_port(lab: Lab) -> None:
+    with lab.balancer.listen("127.0.0.1", 80):
+        assert refused(lab.balancer, "dnat", "10.0.0.10:80", "127.0.0.1:80") is None
+        assert refused(lab.balancer, "dnat", "127.0.0.1:80", "127.0.0.2:80") is not None
+
+
+def test_a_vip_that_another_host_has(lab: Lab) -> None:
+    for vip, owner in (("10.0.0.101", "10.0.0.101"), ("2001:db8::101", "2001:db8::101")):
+        fault = refused(lab.balancer, "dnat", f"[{vip}]:80")
+        assert fault is not None
+        assert f"VIP {owner} already belongs to the host with the MAC address" in fault
+    assert neighbours.owners("lo", [ip_address("10.0.0.101")]) == {}
+
+
+def test_a_vip_that_nobody_can_reach(lab: Lab) -> None:
+    vip = "10.0.0.10:80"
+    fault = refused(lab.balancer, "dnat", vip, assign=False)
+    assert fault is not None
+    assert "nobody can reach VIP 10.0.0.10" in fault
+    # A router may send it here.
+    assert refused(lab.balancer, "dnat", "192.0.2.1:80", assign=False) is None
+    for way in ("neigh add proxy 10.0.0.10 dev front", "addr add 10.0.0.10/32 dev lo"):
+        lab.balancer.run(["ip", *way.split()])
+        assert refused(lab.balancer, "dnat", vip, assign=False) is None
+        lab.balancer.run(["ip", *way.replace("add", "del", 1).replace("deldr", "addr").split()])
+    lab.balancer.sysctl("net.ipv4.conf.front.proxy_arp", 1)
+    assert refused(lab.balancer, "dnat", vip, assign=False) is None
+
+
+@pytest.mark.parametrize(
+    ("vip", "backend"),
+    [
+        ("10.0.0.10:80", "10.0.0.10:80"),
+        ("10.0.0.10:70-90", "10.0.0.10:80"),
+        ("0.0.0.0:80", "10.0.1.1:80"),
+        ("0.0.0.0:80", "127.0.0.1:80"),
+    ],
+)
+def test_a_backend_that_is_the_vip(lab: Lab, vip: str, backend: str) -> None:
+    fault = refused(lab.balancer, "dnat", vip, backend)
+    assert fault is not None
+    assert "is the VIP" in fault
+
+
+def test_a_loopback_vip_needs_full_nat_for_other_hosts(lab: Lab) -> None:
+    fault = refused(lab.balancer, "dnat", "127.0.0.1:80", "10.0.1.2:8080")
+    assert fault is not None
+    assert "nat: full" in fault
+    assert refused(lab.balancer, "full", "127.0.0.1:80", "10.0.1.2:8080") is None
+    assert refused(lab.balancer, "dnat", "127.0.0.1:80", "127.0.0.1:8080") is None
+
+
+def test_a_full_backend_without_a_route(lab: Lab) -> None:
+    fault = refused(lab.balancer, "full", "10.0.0.10:80", "192.0.2.1:80")
+    assert fault is not None
+    assert "no route" in fault
+    assert refused(lab.balancer, "dnat", "10.0.0.10:80", "192.0.2.1:80") is None
+
+
+def passes(sender: Node, receiver: Node, source: str, target: str, gateway: str) -> bool:
+    """Whether the balancer carries a datagram that claims to come from `source`.
+
+    To the kernel it looks like one that featherlb has just rewritten in PREROUTING.
+    """
+    receiver_socket = receiver.new_socket(kind=socket.SOCK_DGRAM)
+    raw = sender.call(socket.socket, socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+    with raw, receiver_socket:
+        receiver_socket.bind((target, 5555))
+        # The balancer's neighbours are known by then, so a packet takes no time.
+        for claimed in (source, sender.address):
+            datagram = struct.pack("!HHHH", 1024, 5555, 8 + 1, 0) + b"?"
+            header = struct.pack(
+                "!BBHHHBBH4s4s", 0x45, 0, 20 + len(datagram), 0, 0, 64, 17, 0,
+                IPv4Address(claimed).packed, IPv4Address(target).packed,
+            )
+            raw.sendto(header + datagram, (gateway, 0))
+        # They arrive in order: when the honest one comes first, the other was dropped.
+        return receiver_socket.recvfrom(16)[1][0] == source
+
+
+@pytest.mark.parametrize("rp_filter", [0, 1, 2])
+@pytest.mark.parametrize("arms", [1, 2])
+@pytest.mark.parametrize("vip", ["10.0.0.10", "10.0.0.1", "10.0.1.1", "192.0.2.1", "loopback"])
+def test_full_nat_is_refused_just_where_rp_filter_drops_it(
+    arms: int, vip: str, rp_filter: int
+) -> None:
+    ...
