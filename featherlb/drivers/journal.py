@@ -55,7 +55,7 @@ class Journal:
 
     def __init__(self, root: Path = ROOT) -> None:
         self._root = root
-        self._directory = root / _namespace()
+        self.directory = root / _namespace()
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -77,7 +77,7 @@ class Journal:
     def records(self) -> list[Record]:
         """All records, by instance, of owners alive and dead."""
         found = []
-        for path in sorted(self._directory.glob("*.json")):
+        for path in sorted(self.directory.glob("*.json")):
             # Complete whenever it exists (renamed into place); it may just have been removed.
             with suppress(FileNotFoundError):
                 found.append(_decode(path.read_text()))
@@ -85,7 +85,7 @@ class Journal:
 
     def write(self, record: Record) -> None:
         """Put the record on disk, in place of the instance's previous one."""
-        self._directory.mkdir(exist_ok=True)
+        self.directory.mkdir(exist_ok=True)
         path = self._path(record.instance)
         fresh = path.with_suffix(".new")
         with fresh.open("w") as file:
@@ -98,10 +98,10 @@ class Journal:
         """Forget the instance; no error if there is no record."""
         self._path(instance).unlink(missing_ok=True)
         with suppress(OSError):
-            self._directory.rmdir()  # only when it is empty
+            self.directory.rmdir()  # only when it is empty
 
     def _path(self, instance: int) -> Path:
-        return self._directory / f"{instance}.json"
+        return self.directory / f"{instance}.json"
 
 
 def start_time(pid: int) -> int | None:

@@ -1,4 +1,7 @@
-"""Who listens where on this host, and which queues are bound: from /proc. Standard library only."""
+"""Who listens where on this host, and which queues are bound: from /proc.
+
+Imports the standard library and `model` only. Network namespaces are the calling thread's.
+"""
 
 import os
 import struct
@@ -10,6 +13,7 @@ from pathlib import Path
 
 from featherlb.model import Address, Endpoint, Protocol
 
+_NET = Path("/proc/thread-self/net")
 _FILES = {Protocol.TCP: ("tcp", "tcp6"), Protocol.UDP: ("udp", "udp6")}
 # Kernel socket states (include/net/tcp_states.h): a TCP socket listens in TCP_LISTEN; a UDP
 # socket that waits for anybody is in TCP_CLOSE.
@@ -50,7 +54,7 @@ def listeners(protocols: Iterable[Protocol] = tuple(Protocol)) -> list[Listener]
     for protocol in protocols:
         for name in _FILES[protocol]:
             with suppress(FileNotFoundError):
-                for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
+                for line in (_NET / name).read_text().splitlines()[1:]:
                     fields = line.split()
                     if fields[3] == _WAITING[protocol]:
                         endpoint = _parse_endpoint(fields[1])
@@ -62,7 +66,7 @@ def bound_queues() -> dict[int, int]:
     """The NFQUEUE numbers in use in this namespace, each with its owner's netlink port id
     (usually its pid); empty where the kernel has no nfnetlink_queue or nobody is bound."""
     try:
-        lines = Path("/proc/net/netfilter/nfnetlink_queue").read_text().splitlines()
+        lines = (_NET / "netfilter/nfnetlink_queue").read_text().splitlines()
     except OSError:
         return {}
     return {int(fields[0]): int(fields[1]) for line in lines if (fields := line.split())}
