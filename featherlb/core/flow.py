@@ -18,8 +18,8 @@ full. The hash is multilinear (Lemire and Kaser, "Strongly universal string hash
 the next to expire is always a head, expiry and eviction are O(1), and no timer is ever searched.
 Time is kept in ticks of 0.1 s, so a busy flow moves in its queue ten times a second at most.
 
-*Limits.* `capacity` flows, never more. `victim()` names whom to give up for a new one: half-open
-flows first, then closing ones, then the least recently used.
+*Limits.* `capacity` flows, never more. `victim()` names whom to give up for a new one: of the
+queues of the lowest rank the flow that was idle for longest.
 """
 
 import mmap

@@ -42,8 +42,8 @@ class Event(IntEnum):
 class TimeoutClass(IntEnum):
     """Groups of states that share a timeout; in the order in which a full table evicts them."""
 
-    HALF_OPEN = 0
-    CLOSED = 1
+    CLOSED = 0
+    HALF_OPEN = 1
     FIN = 2
     ESTABLISHED = 3
 
