@@ -56,6 +56,7 @@ if not cython.compiled:
         LOCAL_BACKEND,
         LOCAL_CLIENT,
         MEMBER,
+        NEXT,
         PORTS,
         PROTOCOL,
         SEEN,
@@ -70,7 +71,8 @@ MAX_CRAFTED = 512
 MAX_EXPIRED_AT_ONCE = 1024
 """Flows that one call of `handle_timer` may end, so that it never delays a packet for long."""
 MAX_PORT_RECLAIMS = 64
-"""Closing flows given up to find a free source port before a new flow is refused."""
+"""Closing flows looked at to find one whose source port can be given to a new flow, before that
+is refused."""
 MAX_MEMBERS = 65535
 
 # The tables of enumerations as flat bytes, for the compiled build.
@@ -522,17 +524,23 @@ class Balancer:
         self._free_slots.append(slot.member.index)
 
     def _allocate_source(self, slot: "Slot") -> tuple[int, int, int] | None:
-        """A source address and port towards a backend; closing flows make room if need be."""
+        """A source address and port towards a backend; a closing flow makes room if need be."""
+        flows = self.flows
+        found = self.source_ports.allocate(slot.target, slot.sources)
+        closing = flows.head[self.closed_queue]
         for _ in range(MAX_PORT_RECLAIMS):
-            found = self.source_ports.allocate(slot.target, slot.sources)
-            if found is not None:
-                (high, low), port = found
-                return high, low, port
-            oldest = self.flows.head[self.closed_queue]
-            if not oldest:
+            if found is not None or not closing:
                 break
-            self.close(oldest)
-        return None
+            following = flows.u32[closing * 32 + NEXT]
+            holder = self._slots[flows.u16[closing * 64 + MEMBER]]
+            if flows.u8[closing * 128 + FLAGS] & FULL and holder.target == slot.target:
+                self.close(closing)
+                found = self.source_ports.allocate(slot.target, slot.sources)
+            closing = following
+        if found is None:
+            return None
+        (high, low), port = found
+        return high, low, port
 
     # For people
 
