@@ -30,7 +30,7 @@ from tests.builders import parse, readdressed, tcp
 
 VIP = "192.0.2.10:80"
 ONE, TWO, THREE = BACKENDS = ("10.1.0.1:8080", "10.1.0.2:8080", "10.1.0.3:8080")
-CLIENT = "198.51.100.7:40000"
+CLIENT = "198.51.100.250:40000"
 GUARD = b"\xa5" * 24
 SECRET = bytes(range(16))
 
