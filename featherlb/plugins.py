@@ -7,33 +7,38 @@ before it reads the configuration (entry points) or creates a balancer (files).
 import importlib.metadata
 import inspect
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
-from featherlb.core.scheduler import Scheduler, scheduler
+from featherlb.core.scheduler import Scheduler, is_file_reference, scheduler
 from featherlb.errors import ConfigError
 
 ENTRY_POINT_GROUP = "featherlb.schedulers"
 
 
-def load_file(reference: str, directory: Path) -> None:
-    """Register the class or function that a reference such as `./my_sched.py:pick` names, as a
-    scheduler of that name. A relative path starts at `directory`.
+def read_files(names: Iterable[str]) -> dict[str, bytes]:
+    """The text of each user's file among these names of schedulers, by its reference: when it
+    differs, the code has been edited. ConfigError if a file can't be read."""
+    return {name: _read(name, _parts(name)[0]) for name in names if is_file_reference(name)}
+
+
+def load_file(reference: str) -> None:
+    """Register the class or function that a reference such as `/etc/my_sched.py:pick` names, as
+    a scheduler of that name.
 
     Runs the file each time, so a reload takes the edited code. ConfigError says what is
     wrong with it.
     """
-    text, _, attribute = reference.rpartition(":")
-    path = directory / text
-    if not path.is_file():
-        raise ConfigError([f"scheduler '{reference}': there is no file {path}, correct the path"])
+    path, attribute = _parts(reference)
+    text = _read(reference, path)
     # Not through the import system: its cache of bytecode misses an edit within a second, and
     # would leave a directory of root's beside the user's file.
     module = ModuleType(f"featherlb_user_{path.stem}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module
     try:
-        exec(compile(path.read_bytes(), path, "exec"), module.__dict__)
+        exec(compile(text, path, "exec"), module.__dict__)
     except Exception as error:
         raise ConfigError(
             [f"scheduler '{reference}' fails to load ({error!r}): correct {path}"]
@@ -57,6 +62,22 @@ def load_entry_points() -> None:
                 ]
             ) from error
         _register(entry_point.name, code)
+
+
+def _parts(reference: str) -> tuple[Path, str]:
+    """The file, and the name in it."""
+    path, _, attribute = reference.rpartition(":")
+    return Path(path), attribute
+
+
+def _read(reference: str, path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ConfigError(
+            [f"scheduler '{reference}': {path} can't be read ({reason}): correct the path"]
+        ) from None
 
 
 def _register(name: str, code: object) -> None:

@@ -5,6 +5,7 @@ turn data into meaning. `resolve` then replaces names by addresses. Every fault 
 reported together, as one ConfigError.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from featherlb.config import checks, loader, routes, schema, services
@@ -18,6 +19,7 @@ from featherlb.config.types import (
     SourceConfig,
     VipConfig,
 )
+from featherlb.core.scheduler import is_file_reference
 from featherlb.errors import ConfigError
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "ServiceConfig",
     "SourceConfig",
     "VipConfig",
+    "absolute_scheduler",
     "find_config",
     "from_command_line",
     "load",
@@ -42,7 +45,10 @@ def find_config() -> Path | None:
 
 
 def load(path: Path) -> Config:
-    """Read a configuration file; ConfigError if it can't be read or has faults."""
+    """Read a configuration file; ConfigError if it can't be read or has faults.
+
+    Users' schedulers that it names by a relative path are looked for beside it.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -51,7 +57,17 @@ def load(path: Path) -> Config:
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise ConfigError([f"{path}: the configuration can't be read: {reason}"]) from None
-    return parse(text, str(path))
+    config = parse(text, str(path))
+    services = (
+        replace(service, scheduler=absolute_scheduler(service.scheduler, path.parent))
+        for service in config.services
+    )
+    return replace(config, services=tuple(services))
+
+
+def absolute_scheduler(name: str, directory: Path) -> str:
+    """The name of a scheduler with the path, if it is one of a user's file, made absolute."""
+    return str((directory / name).absolute()) if is_file_reference(name) else name
 
 
 def parse(text: str, source: str) -> Config:

@@ -6,7 +6,7 @@ their counts of open flows, when the configuration changes around them.
 
 from collections.abc import Callable, Iterable
 
-from featherlb.core.scheduler import Member, NewFlow, Scheduler, create
+from featherlb.core.scheduler import Member, NewFlow, Scheduler, factory_of
 from featherlb.model import Backend, Endpoint, NatMode, Service
 
 
@@ -19,7 +19,8 @@ class Pool:
         self.members: dict[Endpoint, Member] = {}
         self._seed = seed
         self._key = key
-        self.scheduler: Scheduler = create(service.scheduler, seed=seed, key=key)
+        self._factory = factory_of(service.scheduler)
+        self.scheduler: Scheduler = self._factory(seed=seed, key=key)
 
     @property
     def full(self) -> bool:
@@ -33,8 +34,11 @@ class Pool:
 
     def update(self, service: Service, new_member: Callable[[Backend], Member]) -> Iterable[Member]:
         """Become `service`; the members that it no longer has are returned."""
-        if service.scheduler != self.service.scheduler:
-            self.scheduler = create(service.scheduler, seed=self._seed, key=self._key)
+        factory = factory_of(service.scheduler)
+        # A user's edited code is another factory of the same name.
+        if factory is not self._factory:
+            self._factory = factory
+            self.scheduler = factory(seed=self._seed, key=self._key)
         gone = dict(self.members)
         members: dict[Endpoint, Member] = {}
         for backend in service.backends:

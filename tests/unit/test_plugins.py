@@ -45,31 +45,48 @@ def picked(name: str, flow: NewFlow) -> int | None:
 
 def test_a_function_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(FUNCTION)
-    plugins.load_file("./mine.py:pick", tmp_path)
+    reference = f"{tmp_path}/mine.py:pick"
+    plugins.load_file(reference)
     flow = make_flow(1)
     flow.client_port = 5
-    assert picked("./mine.py:pick", flow) == 2
+    assert picked(reference, flow) == 2
 
 
-def test_a_class_from_a_file_by_an_absolute_path(tmp_path: Path) -> None:
+def test_a_class_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(CLASS)
     reference = f"{tmp_path}/mine.py:First"
-    plugins.load_file(reference, Path("/nowhere"))
+    plugins.load_file(reference)
     assert picked(reference, make_flow(1)) == 0
     assert create(reference, seed=1, key=KEY).consistent
 
 
 def test_a_file_is_read_again(tmp_path: Path) -> None:
+    reference = f"{tmp_path}/mine.py:pick"
     for position in (0, 1):
         (tmp_path / "mine.py").write_text(f"def pick(flow, backends): return backends[{position}]")
-        plugins.load_file("./mine.py:pick", tmp_path)
-        assert picked("./mine.py:pick", make_flow(1)) == position
+        plugins.load_file(reference)
+        assert picked(reference, make_flow(1)) == position
+
+
+def test_an_edited_file_reads_differently(tmp_path: Path) -> None:
+    reference = f"{tmp_path}/mine.py:pick"
+    texts = []
+    for text in ("pick = 1", "pick = 1", "pick = 2"):
+        (tmp_path / "mine.py").write_text(text)
+        texts.append(plugins.read_files(["maglev", reference]))
+    assert texts[0] == texts[1] != texts[2]
+    assert texts[0].keys() == {reference}
+
+
+def test_a_missing_file_is_told_before_it_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="can't be read"):
+        plugins.read_files([f"{tmp_path}/mine.py:pick"])
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (None, "there is no file"),
+        (None, "can't be read (no such file"),
         ("def pick(:", "fails to load (SyntaxError"),
         ("import nonexistent_module", "fails to load (ModuleNotFoundError"),
         ("open('/nonexistent')", "fails to load (FileNotFoundError"),
@@ -85,13 +102,14 @@ def test_faults_of_a_file_are_told_in_one_sentence(
 ) -> None:
     if text is not None:
         (tmp_path / "mine.py").write_text(text)
+    reference = f"{tmp_path}/mine.py:pick"
     with pytest.raises(ConfigError) as caught:
-        plugins.load_file("./mine.py:pick", tmp_path)
+        plugins.load_file(reference)
     (fault,) = caught.value.faults
-    assert fault.startswith("scheduler './mine.py:pick'")
+    assert fault.startswith(f"scheduler '{reference}'")
     assert said in fault
     assert "\n" not in fault
-    assert "./mine.py:pick" not in names()
+    assert reference not in names()
 
 
 def install(directory: Path, entry: str, module: str) -> None:

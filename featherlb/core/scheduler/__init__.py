@@ -18,6 +18,7 @@ from featherlb.core.scheduler.base import Member, NewFlow, Scheduler
 from featherlb.core.scheduler.registry import (
     canonical_name,
     create,
+    factory_of,
     is_file_reference,
     names,
     register,
@@ -33,6 +34,7 @@ __all__ = [
     "UserScheduler",
     "canonical_name",
     "create",
+    "factory_of",
     "is_file_reference",
     "names",
     "register",

@@ -12,14 +12,14 @@ from featherlb.core.scheduler.base import Scheduler
 from featherlb.core.scheduler.user import PickFunction, UserScheduler
 
 
-class _Factory(Protocol):
+class SchedulerFactory(Protocol):
     def __call__(self, *, seed: int, key: bytes) -> Scheduler: ...
 
 
 _BuiltIn = TypeVar("_BuiltIn", bound=type[Scheduler])
 _UserCode = TypeVar("_UserCode", bound=type[Scheduler] | PickFunction)
 
-_factories: dict[str, _Factory] = {}
+_factories: dict[str, SchedulerFactory] = {}
 _canonical: dict[str, str] = {}
 """Every accepted spelling, lower case, to the canonical name."""
 _user_names: set[str] = set()
@@ -78,13 +78,19 @@ def canonical_name(name: str) -> str:
     raise ValueError(f"unknown scheduler '{name}'{hint} (known: {', '.join(names())})")
 
 
-def create(name: str, *, seed: int, key: bytes) -> Scheduler:
-    """A new scheduler by any of its names; ValueError as `canonical_name`, and for a file that
-    `featherlb.plugins` has not loaded."""
+def factory_of(name: str) -> SchedulerFactory:
+    """What makes the scheduler of this name now; another object once the name is registered
+    again. ValueError as `create`."""
     factory = _factories.get(canonical_name(name))
     if factory is None:
         raise ValueError(f"scheduler '{name}' has not been loaded")
-    return factory(seed=seed, key=key)
+    return factory
+
+
+def create(name: str, *, seed: int, key: bytes) -> Scheduler:
+    """A new scheduler by any of its names; ValueError as `canonical_name`, and for a file that
+    `featherlb.plugins` has not loaded."""
+    return factory_of(name)(seed=seed, key=key)
 
 
 def names() -> list[str]:
