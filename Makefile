@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON = $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit netns-test check fmt lab-up lab-down clean
+.PHONY: help setup demo test unit netns-test check fmt bench bench-core lab-up lab-down clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -32,6 +32,13 @@ check: setup ## lint, types, layers
 fmt: setup ## format the code
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+
+bench: ## compare featherlb with HAProxy, nginx and the kernel; QUICK=1: two minutes
+	@scripts/setup.sh $(VENV) bench
+	$(PYTHON) -m scripts.bench $(if $(QUICK),--quick)
+
+bench-core: setup ## measure the packet processor alone
+	$(PYTHON) -m scripts.bench.core
 
 lab-up: setup ## build the lab (client, balancer, backends) and leave it up
 	$(PYTHON) -m netns up

@@ -1,12 +1,18 @@
 #!/bin/sh
 # Install what featherlb and its tests need: Debian packages (as root) and a virtual environment.
-# Quick when everything is there. Usage: scripts/setup.sh [VENV]
+# With `bench`, what the benchmark needs as well: the peers, and a plotting library.
+# Quick when everything is there. Usage: scripts/setup.sh [VENV [bench]]
 set -eu
 cd "$(dirname "$0")/.."
 venv=${1:-.venv}
 
 packages="iptables conntrack iproute2 procps tcpdump wrk iperf3 curl nginx-light
   libnetfilter-queue-dev gcc python3-dev python3-venv"
+extras=dev
+if [ "${2:-}" = bench ]; then
+    packages="$packages haproxy nftables libnginx-mod-stream git"
+    extras=dev,bench
+fi
 
 missing=
 for package in $packages; do
@@ -31,13 +37,13 @@ if [ -n "$missing" ]; then
     fi
 fi
 
-stamp="$venv/.installed"
+stamp="$venv/.installed-$extras"
 if [ ! -e "$stamp" ] || [ pyproject.toml -nt "$stamp" ] || [ setup.py -nt "$stamp" ]; then
     python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
         echo "setup: Python 3.11 or newer is needed, this is $(python3 --version)" >&2
         exit 1
     }
     [ -x "$venv/bin/python" ] || python3 -m venv "$venv"
-    "$venv/bin/pip" install --quiet --editable '.[dev]'
+    "$venv/bin/pip" install --quiet --editable ".[$extras]"
     touch "$stamp"
 fi

@@ -1,0 +1,124 @@
+"""What stands behind the balancers: nginx on every backend, iperf3 on the first.
+
+Servers for load, not for tests: no log, no limit to requests on a connection, long accept queues.
+Imports the lab.
+"""
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from netns import Lab, Node
+from netns.lab import VIP
+from netns.servers import wait_until_listening
+
+HTTP_PORT, BACKEND_PORT, BULK_PORT = 80, 8080, 5201
+STOP_TIMEOUT = 10
+
+NGINX = """
+daemon off;
+user root;
+worker_processes 1;
+pid {directory}/{name}.pid;
+error_log {directory}/{name}.log;
+events {{ worker_connections 16000; }}
+http {{
+    access_log off;
+    client_body_temp_path {directory}/body;
+    proxy_temp_path {directory}/proxy;
+    fastcgi_temp_path {directory}/fastcgi;
+    uwsgi_temp_path {directory}/uwsgi;
+    scgi_temp_path {directory}/scgi;
+    keepalive_requests 1000000000;
+    server {{
+        listen {port} backlog=65535;
+        location / {{ return 200 "{name}\\n"; }}
+    }}
+}}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A lab with servers, ready for a balancer; `directory` is for configuration files."""
+
+    lab: Lab
+    directory: Path
+
+    @property
+    def vip(self) -> str:
+        return VIP
+
+    @property
+    def web(self) -> list[str]:
+        """The HTTP servers, as ADDRESS:PORT."""
+        return [f"{node.address}:{BACKEND_PORT}" for node in self.lab.backends]
+
+    @property
+    def bulk(self) -> str:
+        """The iperf3 server: only one, for all streams of a test must reach the same."""
+        return f"{self.lab.backends[0].address}:{BULK_PORT}"
+
+
+@contextmanager
+def site(backends: int, directory: Path) -> Iterator[Site]:
+    """Build the lab and start the servers."""
+    with Lab(clients=1, backends=backends) as lab, ExitStack() as stack:
+        prepare(lab)
+        for node in lab.backends:
+            path = directory / f"{node.name}.conf"
+            path.write_text(NGINX.format(directory=directory, name=node.name, port=BACKEND_PORT))
+            command = ["nginx", "-c", str(path), "-e", str(directory / f"{node.name}.log")]
+            stack.enter_context(server(node, command, BACKEND_PORT, directory))
+        command = ["iperf3", "-s", "-i", "0"]
+        stack.enter_context(server(lab.backends[0], command, BULK_PORT, directory))
+        yield Site(lab, directory)
+
+
+def prepare(lab: Lab) -> None:
+    """Make room for tens of thousands of new connections a second, in each namespace."""
+    for node in lab.nodes:
+        node.sysctl("net.core.somaxconn", 65535)
+        node.sysctl("net.ipv4.tcp_max_syn_backlog", 65535)
+        # Ports of connections that ended a second ago are used again, for there are no others.
+        node.sysctl("net.ipv4.tcp_tw_reuse", 1)
+    lab.client.sysctl("net.ipv4.ip_local_port_range", "1024 65535")
+    lab.balancer.sysctl("net.ipv4.ip_forward", 1)
+
+
+@contextmanager
+def server(
+    node: Node, command: list[str], port: int, directory: Path
+) -> Iterator["subprocess.Popen[str]"]:
+    """Run a program in a node; it listens on `port` when the block begins, and is gone after.
+
+    Raises RuntimeError with the program's own last words if it doesn't start; they are written
+    in `directory`.
+    """
+    with (
+        (directory / f"{node.name}-{port}.out").open("w+") as output,
+        node.popen(command, stdout=output, stderr=output) as process,
+    ):
+        try:
+            try:
+                wait_until_listening(node, process, port)
+            except (RuntimeError, TimeoutError) as error:
+                output.seek(0)
+                words = output.read().strip().splitlines()
+                raise RuntimeError(f"{command[0]}: {words[-1] if words else error}") from None
+            yield process
+        finally:
+            stop(process)
+
+
+def stop(process: "subprocess.Popen[str]") -> None:
+    """SIGTERM, and SIGKILL where that doesn't end it in time."""
+    with suppress(ProcessLookupError):
+        process.terminate()
+    try:
+        process.wait(STOP_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
