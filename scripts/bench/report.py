@@ -31,7 +31,7 @@ def headline(samples: Sequence[Sample], titles: Titles, facts: Mapping[str, obje
         [title, *(_median(samples, name, figure) for figure in figures)]
         for name, title in titles.items()
     ]
-    return f"{_table(['', *(f.title for f in figures)], rows)}\n\n{origin(samples, facts)}\n"
+    return f"{table(['', *(f.title for f in figures)], rows)}\n\n{origin(samples, facts)}\n"
 
 
 def full(
@@ -118,7 +118,7 @@ def _figures(samples: Sequence[Sample], titles: Titles, figures: Sequence[Figure
         ]
         for name, title in titles.items()
     ]
-    return _table(["", *(figure.title for figure in figures)], rows)
+    return table(["", *(figure.title for figure in figures)], rows)
 
 
 def _ratios(samples: Sequence[Sample], titles: Titles, figures: Sequence[Figure], base: str) -> str:
@@ -131,7 +131,7 @@ def _ratios(samples: Sequence[Sample], titles: Titles, figures: Sequence[Figure]
             for name in titles
         ]
         rows.append([figure.title, *cells])
-    return _table(["", *titles.values()], rows)
+    return table(["", *titles.values()], rows)
 
 
 def _errors(samples: Sequence[Sample]) -> Iterable[str]:
@@ -143,6 +143,6 @@ def _errors(samples: Sequence[Sample]) -> Iterable[str]:
             )
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [header, ["---", *("---:" for _ in header[1:])], *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
