@@ -37,6 +37,7 @@ class Datapath(StrEnum):
 class Driver(StrEnum):
     """Queue drivers of the nfqueue datapath."""
 
+    NETLINK = "netlink"
     NETFILTERQUEUE = "netfilterqueue"
 
 
@@ -170,6 +171,10 @@ class Service:
     backends: tuple[Backend, ...] = ()
     scheduler: str = "round-robin"
     nat: NatMode = NatMode.DNAT
+    one_packet: bool = False
+    """UDP: every datagram is scheduled anew (ipvsadm --ops)."""
+    responses: int | None = None
+    """UDP: datagrams that a backend answers to each datagram; after them the flow ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,3 +185,5 @@ class Timeouts:
     established: float = 900.0
     fin: float = 120.0
     closed: float = 10.0
+    udp_one_way: float = 30.0
+    udp_two_way: float = 120.0

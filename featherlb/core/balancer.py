@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 import cython
 
-from featherlb.core.craft import tcp_reset
+from featherlb.core.craft import has_sender, port_unreachable, tcp_reset
 from featherlb.core.flow import FlowTable
 from featherlb.core.packet import Packet
 from featherlb.core.pool import Pool
@@ -47,7 +47,9 @@ if not cython.compiled:
     from featherlb.core.checksum import fold, words
     from featherlb.core.flow import (
         ADDRESS_DELTA,
+        AWAITED,
         BYTES,
+        COUNTED,
         CREATED,
         EXPECTED,
         FLAGS,
@@ -59,15 +61,18 @@ if not cython.compiled:
         NEXT,
         PORTS,
         PROTOCOL,
+        RESPONSES,
         SEEN,
         STATE,
         TRANSPORT_DELTA,
     )
     from featherlb.core.nat import translate
-    from featherlb.core.packet import ACK, FIN, MAPPED, MASK32, OK, RST, SYN, TCP
+    from featherlb.core.packet import ACK, FIN, MAPPED, MASK32, OK, RST, SYN, TCP, UDP
 
 MAX_CRAFTED = 512
 """Answers that wait to be sent; beyond them refusals are silent, so a flood costs no memory."""
+MAX_ICMP_ERRORS = 100
+"""ICMP errors of our own per tick of 0.1 s (RFC 4443 section 2.4 f; Linux: 1000 a second)."""
 MAX_EXPIRED_AT_ONCE = 1024
 """Flows that one call of `handle_timer` may end, so that it never delays a packet for long."""
 MAX_PORT_RECLAIMS = 64
@@ -86,6 +91,8 @@ EVENT_SYN, EVENT_SYN_ACK, EVENT_FIN, EVENT_RST, EVENT_ACK = (int(event) for even
 
 NEW = int(State.NEW)
 SYN_SENT = int(State.SYN_SENT)
+UDP_ONE_WAY = int(State.UDP_ONE_WAY)
+UDP_TWO_WAY = int(State.UDP_TWO_WAY)
 PREROUTING = int(Hook.PREROUTING)
 OUTPUT = int(Hook.OUTPUT)
 TRUNCATED = int(PacketInfo.TRUNCATED)
@@ -172,16 +179,21 @@ class Balancer:
         self.source_ports = PortAllocator(self._seed, source_ports)
         seconds = {
             TimeoutClass.HALF_OPEN: timeouts.half_open,
-            TimeoutClass.ESTABLISHED: timeouts.established,
-            TimeoutClass.FIN: timeouts.fin,
+            TimeoutClass.UDP_ONE_WAY: timeouts.udp_one_way,
             TimeoutClass.CLOSED: timeouts.closed,
+            TimeoutClass.FIN: timeouts.fin,
+            TimeoutClass.UDP_TWO_WAY: timeouts.udp_two_way,
+            TimeoutClass.ESTABLISHED: timeouts.established,
         }
         queues = {kind: self.flows.add_queue(int(kind), seconds[kind]) for kind in TimeoutClass}
         self.queue_of = memoryview(bytearray(queues[TIMEOUT_CLASS[state]] for state in State))
         self.closed_queue = queues[TimeoutClass.CLOSED]
         self.reasons = memoryview(array("Q", bytes(8 * len(Reason))))
         self.counters = memoryview(array("Q", bytes(8 * COUNTERS)))
+        self.retired = memoryview(bytearray(MAX_MEMBERS))
         self.evicted = 0
+        self.icmp_errors = 0
+        self.icmp_ticks = 0
         self.crafted: list[bytes] = []
         self.opened: list[int] | None = None
         self.refusal = PASS
@@ -230,7 +242,8 @@ class Balancer:
             late = reply and not flows.u8[flow * 128 + FLAGS] & FULL
             if early == late:
                 return self.pass_on()
-            if not reply and packet.flags == SYN and self.reopens(flow):
+            # What may open a flow: a SYN, or a datagram (which has no flags).
+            if not reply and packet.flags <= SYN and self.reopens(flow):
                 self.close(flow)
                 ref = 0
         elif not early:
@@ -252,6 +265,8 @@ class Balancer:
         self.counters[at + 1] += length
         flows.u64[flow * 16 + BYTES + reply] += length
         self.reasons[reply] += 1
+        if packet.protocol == UDP and self.answered(flow, reply):
+            self.close(flow)
         return REWRITTEN
 
     def handle_timer(self, now: float) -> bool:
@@ -293,12 +308,15 @@ class Balancer:
     # Stages
 
     def reopens(self, flow: int) -> bool:
-        """Whether a SYN on this flow is a new connection: the old one is closing (the client
-        uses its port again), or nobody has answered and the backend has left the pool."""
+        """Whether a SYN or datagram of this flow is to be scheduled anew: the old connection
+        is closing (the client uses its port again), or the backend has left the pool and there
+        is no connection that would break."""
         state = self.flows.u8[flow * 128 + STATE]
         if IS_REUSABLE[state]:
             return True
-        return state == SYN_SENT and self._slots[self.flows.u16[flow * 64 + MEMBER]].retired
+        if not self.retired[self.flows.u16[flow * 64 + MEMBER]]:
+            return False
+        return state in (SYN_SENT, UDP_ONE_WAY, UDP_TWO_WAY)
 
     def open(self, hook: int, info: int, ticks: int) -> int:
         """A flow for the parsed packet; 0 if there is to be none, and `refusal` is the verdict."""
@@ -318,7 +336,7 @@ class Balancer:
             and packet.flags != SYN
             and (packet.flags & SYN or not pool.adopts)
         ):
-            return self.refuse(NO_FLOW)
+            return self.refuse(NO_FLOW, ticks)
 
         # 3. Schedule.
         member = pool.pick(
@@ -333,7 +351,7 @@ class Balancer:
         )
         # 5. No usable backend.
         if member is None:
-            return self.refuse(NO_BACKEND)
+            return self.refuse(NO_BACKEND, ticks)
         return self.insert(pool, self._slots[member.index], hook, ticks)
 
     def insert(self, pool: Pool, slot: "Slot", hook: int, ticks: int) -> int:
@@ -363,15 +381,20 @@ class Balancer:
                 slot.port << 16 | source_port,
                 packet.protocol,
             )
-            # A client may use one port towards two VIPs with the same backend behind them.
-            if clash and not IS_REUSABLE[flows.u8[(clash >> 1) * 128 + STATE]]:
-                self.refusal = self.drop(TUPLE_IN_USE)
-                return 0
+            # A client may use one port towards two VIPs with the same backend behind them: a
+            # connection keeps it until it closes, of datagrams the last ones have it.
             if clash:
-                self.close(clash >> 1)
+                flow = clash >> 1
+                if pool.one_packet and self.serves(flow, slot.member.index):
+                    return flow
+                if packet.protocol == TCP and not IS_REUSABLE[flows.u8[flow * 128 + STATE]]:
+                    self.refusal = self.drop(TUPLE_IN_USE)
+                    return 0
+                self.close(flow)
         if flows.count == flows.capacity:
             self.close(flows.victim())
             self.evicted += 1
+        state = NEW if packet.protocol == TCP else UDP_ONE_WAY
         flow = flows.insert(
             packet.protocol,
             packet.src_high,
@@ -384,11 +407,19 @@ class Balancer:
             source_high,
             source_low,
             slot.port << 16 | source_port,
-            self.queue_of[NEW],
+            self.queue_of[state],
             ticks,
         )
         flows.u8[flow * 128 + FLAGS] = flags
-        flows.u8[flow * 128 + STATE] = NEW
+        flows.u8[flow * 128 + STATE] = state
+        if IS_ACTIVE[state]:
+            slot.member.active += 1
+        if pool.one_packet:
+            flows.hide(flow)
+        responses = pool.service.responses
+        if responses is not None:
+            flows.u8[flow * 128 + FLAGS] |= COUNTED
+            flows.u16[flow * 64 + RESPONSES] = responses
         flows.u16[flow * 64 + MEMBER] = slot.member.index
         goes = words(packet.src_high, packet.src_low) + words(packet.dst_high, packet.dst_low)
         comes = words(source_high, source_low) + words(slot.high, slot.low)
@@ -431,6 +462,32 @@ class Balancer:
             member = self._slots[flows.u16[flow * 64 + MEMBER]].member
             member.active += 1 if IS_ACTIVE[following] else -1
 
+    def serves(self, flow: int, member: int) -> bool:
+        """Whether the parsed datagram may join this one-packet flow of the same client and
+        backend: to which VIP it went is all that could differ."""
+        packet = self.packet
+        flows = self.flows
+        return (
+            flows.u16[flow * 64 + MEMBER] == member
+            and flows.u32[flow * 32 + PORTS] == packet.ports
+            and flows.u64[flow * 16 + 2] == packet.dst_high
+            and flows.u64[flow * 16 + 3] == packet.dst_low
+        )
+
+    def answered(self, flow: int, reply: int) -> bool:
+        """Count a datagram of a flow that expects a number of responses; True if it was the
+        last one."""
+        flows = self.flows
+        if not flows.u8[flow * 128 + FLAGS] & COUNTED:
+            return False
+        awaited = flows.u32[flow * 32 + AWAITED]
+        if not reply:
+            awaited = min(awaited + flows.u16[flow * 64 + RESPONSES], MASK32)
+        elif awaited:
+            awaited -= 1
+        flows.u32[flow * 32 + AWAITED] = awaited
+        return not awaited
+
     def close(self, flow: int) -> None:
         """Forget a flow and give back what it held."""
         flows = self.flows
@@ -445,15 +502,24 @@ class Balancer:
             )
         slot.held -= 1
         flows.remove(flow)
-        if slot.retired and not slot.held:
+        if self.retired[slot.member.index] and not slot.held:
             self._free_slot(slot)
 
-    def refuse(self, reason: int) -> int:
-        """Drop the parsed packet and answer it with a RST, if it is one that is answered."""
-        answered = self.packet.protocol == TCP and not self.packet.flags & RST
-        if answered and len(self.crafted) < MAX_CRAFTED:
-            self.crafted.append(tcp_reset(self.packet))
+    def refuse(self, reason: int, ticks: int) -> int:
+        """Drop the parsed packet, and answer it with a RST or ICMP port unreachable if it is
+        one that is answered."""
+        packet = self.packet
         self.refusal = self.drop(reason)
+        if len(self.crafted) >= MAX_CRAFTED or not has_sender(packet):
+            return 0
+        if packet.protocol == UDP:
+            if self.icmp_ticks != ticks:
+                self.icmp_ticks, self.icmp_errors = ticks, 0
+            if self.icmp_errors < MAX_ICMP_ERRORS:
+                self.icmp_errors += 1
+                self.crafted.append(port_unreachable(packet))
+        elif not packet.flags & RST:
+            self.crafted.append(tcp_reset(packet))
         return 0
 
     def drop(self, reason: int) -> int:
@@ -510,12 +576,13 @@ class Balancer:
         for i in range(COUNTERS):
             self.counters[index * COUNTERS + i] = 0
         member = Member(backend, index)
+        self.retired[index] = 0
         self._slots[index : index + 1] = [Slot(pool, member)]
         return member
 
     def _retire(self, member: Member) -> None:
         slot = self._slots[member.index]
-        slot.retired = True
+        self.retired[member.index] = 1
         if not slot.held:
             self._free_slot(slot)
 
@@ -629,7 +696,6 @@ class Slot:
         "member",
         "pool",
         "port",
-        "retired",
         "sources",
         "target",
     )
@@ -638,7 +704,6 @@ class Slot:
         self.pool = pool
         self.member = member
         self.held = 0
-        self.retired = False
         endpoint = member.endpoint
         self.high, self.low = _words(endpoint.address)
         self.port = endpoint.port

@@ -1,4 +1,4 @@
-"""Packets that featherlb itself originates: TCP resets. Imports `checksum` and `packet`.
+"""Packets that featherlb itself originates: refusals. Imports `checksum` and `packet`.
 
 Not on the fast path. What is made here leaves through a raw socket with its IP header.
 """
@@ -11,6 +11,8 @@ from featherlb.core.packet import Packet
 _RST, _ACK, _SYN, _FIN = 0x04, 0x10, 0x02, 0x01
 _TTL = 64
 _TCP = 6
+_ICMP = 1
+_ICMPV6 = 58
 
 
 def tcp_reset(packet: Packet) -> bytes:
@@ -42,7 +44,36 @@ def tcp_reset(packet: Packet) -> bytes:
     pseudo = source + destination + struct.pack("!II", len(header), _TCP)
     segment = bytearray(header)
     struct.pack_into("!H", segment, 16, _checksum(pseudo + header))
-    return _ip_header(packet.version, source, destination, len(segment)) + bytes(segment)
+    return _ip_header(packet.version, source, destination, len(segment), _TCP) + bytes(segment)
+
+
+def port_unreachable(packet: Packet) -> bytes:
+    """The ICMP error that answers the parsed datagram as its receiver, with IP header.
+
+    Type 3 code 3 (RFC 792, RFC 1122 section 4.1.3.1), in ICMPv6 type 1 code 4 (RFC 4443 section
+    3.1). It quotes as much of the datagram as every host must be able to receive.
+    """
+    source = _wire_address(packet.version, packet.dst_high, packet.dst_low)
+    destination = _wire_address(packet.version, packet.src_high, packet.src_low)
+    if packet.version == 4:
+        protocol, kind, code, room = _ICMP, 3, 3, 576 - 20 - 8
+    else:
+        protocol, kind, code, room = _ICMPV6, 1, 4, 1280 - 40 - 8
+    message = bytearray(struct.pack("!BBHI", kind, code, 0, 0) + packet.quote(room))
+    pseudo = b""
+    if packet.version == 6:
+        pseudo = source + destination + struct.pack("!II", len(message), protocol)
+    struct.pack_into("!H", message, 2, _checksum(pseudo + bytes(message)))
+    return _ip_header(packet.version, source, destination, len(message), protocol) + bytes(message)
+
+
+def has_sender(packet: Packet) -> bool:
+    """Whether the source of the parsed packet is one host, so that it may be answered
+    (RFC 1122 section 3.2.2, RFC 4443 section 2.4 e)."""
+    if packet.version == 4:
+        first = packet.src_low >> 24 & 0xFF
+        return 0 < first < 224
+    return packet.src_high >> 56 != 0xFF and bool(packet.src_high or packet.src_low)
 
 
 def _wire_address(version: int, high: int, low: int) -> bytes:
@@ -51,11 +82,13 @@ def _wire_address(version: int, high: int, low: int) -> bytes:
     return struct.pack("!QQ", high, low)
 
 
-def _ip_header(version: int, source: bytes, destination: bytes, length: int) -> bytes:
+def _ip_header(
+    version: int, source: bytes, destination: bytes, length: int, protocol: int
+) -> bytes:
     if version == 6:
-        return struct.pack("!IHBB", 6 << 28, length, _TCP, _TTL) + source + destination
+        return struct.pack("!IHBB", 6 << 28, length, protocol, _TTL) + source + destination
     dont_fragment = 0x4000
-    header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + length, 0, dont_fragment, _TTL, _TCP, 0)
+    header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + length, 0, dont_fragment, _TTL, protocol, 0)
     header += source + destination
     return header[:10] + struct.pack("!H", _checksum(header)) + header[12:]
 

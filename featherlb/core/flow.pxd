@@ -2,9 +2,9 @@
 cimport cython
 
 cdef unsigned long long MASK32, MASK64
-cdef Py_ssize_t FORWARD_KEY, REPLY_KEY, PORTS, PROTOCOL, STATE, QUEUE, FLAGS, MEMBER
-cdef Py_ssize_t ADDRESS_DELTA, TRANSPORT_DELTA, CREATED, PREVIOUS, NEXT, SEEN, EXPECTED, BYTES
-cdef int IPV6, FULL, LOCAL_BACKEND, LOCAL_CLIENT
+cdef Py_ssize_t FORWARD_KEY, REPLY_KEY, PORTS, PROTOCOL, STATE, QUEUE, FLAGS, MEMBER, RESPONSES
+cdef Py_ssize_t ADDRESS_DELTA, TRANSPORT_DELTA, CREATED, PREVIOUS, NEXT, SEEN, EXPECTED, AWAITED, BYTES
+cdef int IPV6, FULL, LOCAL_BACKEND, LOCAL_CLIENT, REPLY_ONLY, COUNTED
 
 
 cdef class FlowTable:
@@ -36,6 +36,7 @@ cdef class FlowTable:
         unsigned long long backend_high, unsigned long long backend_low,
         unsigned long long source_high, unsigned long long source_low, unsigned int reply_ports,
         Py_ssize_t queue, unsigned int ticks) noexcept
+    cpdef void hide(self, Py_ssize_t flow) noexcept
     cpdef void remove(self, Py_ssize_t flow) noexcept
     cpdef void move(self, Py_ssize_t flow, Py_ssize_t queue, unsigned int ticks) noexcept
     cpdef void touch(self, Py_ssize_t flow, unsigned int ticks) noexcept

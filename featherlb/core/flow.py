@@ -39,13 +39,15 @@ STATE = 73  # u8
 QUEUE = 74  # u8
 FLAGS = 75  # u8
 MEMBER = 38  # u16: index of the pool member
+RESPONSES = 39  # u16: datagrams that answer each datagram, of a counted flow
 ADDRESS_DELTA = 40  # u16: checksum delta of the addresses, forward
 TRANSPORT_DELTA = 41  # u16: of addresses and ports, forward
 CREATED = 21  # u32, ticks
 PREVIOUS = 22  # u32, flow
 NEXT = 23  # u32, flow
 SEEN = 24  # u32, ticks of the last packet
-EXPECTED = 26  # u32: next sequence number that the client, the backend expects
+EXPECTED = 26  # u32: TCP: next sequence number that the client, the backend expects
+AWAITED = 26  # u32: UDP: datagrams that a counted flow still waits for
 BYTES = 14  # u64: forward, reply
 
 # Bits of FLAGS.
@@ -53,6 +55,8 @@ IPV6 = 1
 FULL = 2
 LOCAL_BACKEND = 4
 LOCAL_CLIENT = 8
+REPLY_ONLY = 16  # the index holds the key of its replies only (one-packet scheduling)
+COUNTED = 32  # ends after the expected number of responses
 
 MAX_QUEUES = 255
 
@@ -210,9 +214,15 @@ class FlowTable:
         self.count += 1
         return flow
 
+    def hide(self, flow: int) -> None:
+        """Find this flow by its replies only from now on: many may have one forward key."""
+        self.unlink(flow << 1)
+        self.u8[flow * 128 + FLAGS] |= REPLY_ONLY
+
     def remove(self, flow: int) -> None:
         """Forget a flow; its record is used again."""
-        self.unlink(flow << 1)
+        if not self.u8[flow * 128 + FLAGS] & REPLY_ONLY:
+            self.unlink(flow << 1)
         self.unlink(flow << 1 | 1)
         self.take(flow)
         self.u8[flow * 128 + PROTOCOL] = 0

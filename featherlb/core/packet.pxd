@@ -26,6 +26,7 @@ cdef class Packet:
     cdef int parse_tcp(self) noexcept
     @cython.locals(at=cython.Py_ssize_t, size=cython.Py_ssize_t)
     cdef int parse_udp(self) noexcept
+    cpdef bytes quote(self, Py_ssize_t limit)
     @cython.locals(value=cython.uint)
     cdef unsigned int read16(self, Py_ssize_t offset) noexcept
     @cython.locals(value=cython.uint)

@@ -161,6 +161,10 @@ class Packet:
 
     # Fields
 
+    def quote(self, limit: int) -> bytes:
+        """A copy of the packet from its IP header on, of at most `limit` bytes."""
+        return bytes(self.data[self.ip : min(self.end, self.ip + limit)])
+
     def read16(self, offset: int) -> int:
         """Two bytes, big-endian."""
         value = self.data[offset]

@@ -27,6 +27,10 @@ class Pool:
         return self.service.nat is NatMode.FULL
 
     @property
+    def one_packet(self) -> bool:
+        return self.service.one_packet
+
+    @property
     def adopts(self) -> bool:
         """Whether a connection that is already under way can be joined: the scheduler would
         have put it on the same backend, and nothing but the backend had to be chosen."""

@@ -30,7 +30,7 @@ class Reason(IntEnum):
     TRUNCATED = 7
     """The queue delivered only a part of it, so it cannot be rewritten."""
     NO_BACKEND = 8
-    """Opens a connection, but no backend is usable; answered with a RST."""
+    """Opens a flow, but no backend is usable; answered with a RST or ICMP port unreachable."""
     NO_FLOW = 9
     """Belongs to no known connection; answered with a RST."""
     NO_SOURCE_PORT = 10

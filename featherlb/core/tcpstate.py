@@ -1,6 +1,6 @@
 """The states of a flow as one table of transitions, and the timeout class of each state.
 
-Imports nothing. A middlebox sees both directions but owns neither end, so the states are those
+Imports nothing. A middlebox sees both directions but owns neither end, so TCP's states are those
 of a tracker, not of RFC 9293: what matters is whether the handshake completed, who has sent a
 FIN, and whether a RST ended it. The table reads `TRANSITIONS[state][direction][event]`.
 
@@ -11,6 +11,8 @@ FIN, and whether a RST ended it. The table reads `TRANSITIONS[state][direction][
 
 Sequence numbers are not checked: a forged RST shortens a flow's timeout, but packets of a live
 connection keep it, as they do in IPVS.
+
+UDP has no connections to follow. UDP_ONE_WAY turns into UDP_TWO_WAY when the backend answers.
 """
 
 from enum import IntEnum
@@ -27,10 +29,13 @@ class State(IntEnum):
     CLOSE_WAIT = 5
     CLOSING = 6
     CLOSED = 7
+    UDP_ONE_WAY = 8
+    UDP_TWO_WAY = 9
 
 
 class Event(IntEnum):
-    """What a TCP segment means to the tracker, in the order of precedence RST, SYN, FIN."""
+    """What a TCP segment means to the tracker, in the order of precedence RST, SYN, FIN; every
+    UDP datagram counts as the last one."""
 
     SYN = 0
     SYN_ACK = 1
@@ -44,14 +49,16 @@ class TimeoutClass(IntEnum):
 
     CLOSED = 0
     HALF_OPEN = 1
-    FIN = 2
-    ESTABLISHED = 3
+    UDP_ONE_WAY = 2
+    FIN = 3
+    UDP_TWO_WAY = 4
+    ESTABLISHED = 5
 
 
 FORWARD = 0
 REPLY = 1
 
-_NEW, _SENT, _RECV, _ESTAB, _FIN, _CLOSEW, _CLOSING, _CLOSED = State
+_NEW, _SENT, _RECV, _ESTAB, _FIN, _CLOSEW, _CLOSING, _CLOSED, _ONE, _TWO = State
 
 # fmt: off
 #              direction      SYN      SYN-ACK  FIN       RST      other
@@ -80,6 +87,12 @@ TRANSITIONS: tuple[tuple[tuple[State, ...], tuple[State, ...]], ...] = (
     # CLOSED: reset; stragglers are still translated
     (          (             _CLOSED, _CLOSED, _CLOSED,  _CLOSED, _CLOSED ),
                (             _CLOSED, _CLOSED, _CLOSED,  _CLOSED, _CLOSED )),
+    # UDP_ONE_WAY: only the client has been heard
+    (          (             _ONE,    _ONE,    _ONE,     _ONE,    _ONE    ),
+               (             _TWO,    _TWO,    _TWO,     _TWO,    _TWO    )),
+    # UDP_TWO_WAY: the backend has answered
+    (          (             _TWO,    _TWO,    _TWO,     _TWO,    _TWO    ),
+               (             _TWO,    _TWO,    _TWO,     _TWO,    _TWO    )),
 )
 # fmt: on
 
@@ -92,9 +105,19 @@ TIMEOUT_CLASS: dict[State, TimeoutClass] = {
     State.CLOSE_WAIT: TimeoutClass.FIN,
     State.CLOSING: TimeoutClass.CLOSED,
     State.CLOSED: TimeoutClass.CLOSED,
+    State.UDP_ONE_WAY: TimeoutClass.UDP_ONE_WAY,
+    State.UDP_TWO_WAY: TimeoutClass.UDP_TWO_WAY,
 }
 
-ACTIVE = frozenset({State.SYN_SENT, State.SYN_RECEIVED, State.ESTABLISHED})
+ACTIVE = frozenset(
+    {
+        State.SYN_SENT,
+        State.SYN_RECEIVED,
+        State.ESTABLISHED,
+        State.UDP_ONE_WAY,
+        State.UDP_TWO_WAY,
+    }
+)
 """States in which a flow counts as load of its backend (least-connections)."""
 
 REUSABLE = frozenset({State.FIN_WAIT, State.CLOSE_WAIT, State.CLOSING, State.CLOSED})

@@ -1,0 +1,70 @@
+# C types of balancer.py, for the compiled build.
+cimport cython
+from featherlb.core.checksum cimport fold, words
+from featherlb.core.flow cimport (
+    ADDRESS_DELTA, AWAITED, BYTES, COUNTED, CREATED, EXPECTED, FLAGS, FULL, IPV6, LOCAL_BACKEND,
+    LOCAL_CLIENT, MEMBER, NEXT, PORTS, PROTOCOL, QUEUE, RESPONSES, SEEN, STATE, TRANSPORT_DELTA,
+    FlowTable)
+from featherlb.core.nat cimport translate
+from featherlb.core.packet cimport ACK, FIN, MAPPED, MASK32, OK, RST, SYN, TCP, UDP, Packet
+
+cdef Py_ssize_t EVENTS, COUNTERS
+cdef unsigned char[::1] NEXT_STATE, IS_ACTIVE, IS_REUSABLE
+cdef int EVENT_SYN, EVENT_SYN_ACK, EVENT_FIN, EVENT_RST, EVENT_ACK
+cdef int NEW, SYN_SENT, UDP_ONE_WAY, UDP_TWO_WAY, PREROUTING, OUTPUT, TRUNCATED, PASS, REWRITTEN, DROP
+cdef int TRUNCATED_REASON, NOT_OURS, NO_BACKEND, NO_FLOW, NO_SOURCE_PORT, TUPLE_IN_USE
+
+
+cdef class Balancer:
+    cdef readonly FlowTable flows
+    cdef readonly Packet packet
+    cdef readonly object source_ports
+    cdef readonly Py_ssize_t evicted
+    cdef readonly int refusal
+    cdef public list crafted
+    cdef public object opened
+    cdef unsigned char[::1] queue_of, retired
+    cdef unsigned long long[::1] reasons, counters
+    cdef Py_ssize_t closed_queue
+    cdef unsigned int icmp_errors, icmp_ticks
+    cdef object _seed, _hash_key
+    cdef bint _wildcards
+    cdef dict _pools, _services
+    cdef list _slots, _free_slots
+
+    @cython.locals(
+        packet=Packet, flows=FlowTable, ticks=cython.uint, reason=cython.int, early=cython.bint,
+        ref=cython.Py_ssize_t, flow=cython.Py_ssize_t, reply=cython.Py_ssize_t, late=cython.bint,
+        at=cython.Py_ssize_t)
+    cpdef int handle_packet(
+        self, Py_ssize_t offset, Py_ssize_t length, int hook, int info, double now) except -1
+    @cython.locals(ticks=cython.uint, flow=cython.Py_ssize_t, _=cython.int)
+    cpdef bint handle_timer(self, double now) except -1
+    cpdef list take_crafted(self)
+    @cython.locals(state=cython.int)
+    cdef bint reopens(self, Py_ssize_t flow) except -1
+    @cython.locals(packet=Packet, port=cython.uint)
+    cdef Py_ssize_t open(self, int hook, int info, unsigned int ticks) except -1
+    @cython.locals(
+        packet=Packet, flows=FlowTable, flags=cython.int, flow=cython.Py_ssize_t,
+        clash=cython.Py_ssize_t, source_high=cython.ulonglong, source_low=cython.ulonglong,
+        source_port=cython.uint, goes=cython.ulonglong, comes=cython.ulonglong,
+        address_delta=cython.ulonglong, ports_go=cython.ulonglong, state=cython.int,
+        high=cython.ulonglong, low=cython.ulonglong, back=cython.uint, port=cython.uint)
+    cdef Py_ssize_t insert(self, pool, slot, int hook, unsigned int ticks) except -1
+    @cython.locals(
+        packet=Packet, flows=FlowTable, state=cython.int, following=cython.int, event=cython.int,
+        flags=cython.int)
+    cdef void track(self, Py_ssize_t flow, Py_ssize_t reply, unsigned int ticks) except *
+    @cython.locals(packet=Packet, flows=FlowTable)
+    cdef bint serves(self, Py_ssize_t flow, Py_ssize_t member) except -1
+    @cython.locals(flows=FlowTable, awaited=cython.ulonglong)
+    cdef bint answered(self, Py_ssize_t flow, Py_ssize_t reply) noexcept
+    @cython.locals(flows=FlowTable)
+    cdef void close(self, Py_ssize_t flow) except *
+    cdef int refuse(self, int reason, unsigned int ticks) except -1
+    cdef int drop(self, int reason) noexcept
+    cdef int pass_on(self) noexcept
+    @cython.locals(
+        flows=FlowTable, closing=cython.Py_ssize_t, following=cython.Py_ssize_t, _=cython.int)
+    cdef object _allocate_source(self, slot)
