@@ -40,9 +40,10 @@ class Listener:
         target = f"socket:[{self.inode}]"
         for process in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
-                for descriptor in os.scandir(process / "fd"):
-                    with suppress(OSError):
-                        if os.readlink(descriptor.path) == target:
+                for descriptor in os.listdir(process / "fd"):
+                    # Closed since it was listed, perhaps.
+                    with suppress(FileNotFoundError):
+                        if os.readlink(process / "fd" / descriptor) == target:
                             name = (process / "comm").read_text().strip()
                             return f"{name} (pid {process.name})"
         return "another process"

@@ -141,17 +141,36 @@ def _check_reverse_path(services: Sequence[Service], options: Options, facts: Fa
     on the interface that has the address; a loose one asks only that there is a route to it
     (net/ipv4/fib_frontend.c: __fib_validate_source). IPv6 has no such filter.
     """
+    settings: dict[str, int] = {}
+    for service in services:
+        if service.nat is not NatMode.FULL:
+            continue
+        for arrival, owner in _crossings(service, options, facts):
+            keys = [f"net/ipv4/conf/{name}/rp_filter" for name in ("all", arrival)]
+            strictness = max(int(sysctl.read(key) or 0) for key in keys)
+            if owner == NOWHERE and strictness:
+                settings |= dict.fromkeys(keys, 0)
+            elif owner not in (arrival, NOWHERE) and strictness == 1:
+                settings.setdefault(keys[1], 2)
+    if settings:
+        fix = " ".join(f"{sysctl.dotted(key)}={value}" for key, value in settings.items())
+        raise HostError(f"rp_filter would drop packets in the NAT mode full; run `sysctl -w {fix}`")
+
+
+def _crossings(service: Service, options: Options, facts: Facts) -> Iterator[tuple[str, str]]:
+    """Where packets of a `full` service arrive, each with the interface to whose address their
+    source is rewritten there."""
     owners = {own.address.ip: own.interface for own in network.addresses()}
     outside = sorted({name for name in owners.values() if name != network.LOOPBACK})
-    for service, _, vip in _vips(services):
-        if service.nat is not NatMode.FULL or vip.address.version != 4:
+    for vip in service.vips:
+        if vip.address.version != 4:
             continue
-        own = subnet_interface(vip.address, facts.addresses)
         if vip.wildcard:
             vip_interfaces = outside
         elif vip.address in owners:
             vip_interfaces = [owners[vip.address]]
         elif options.assign:
+            own = subnet_interface(vip.address, facts.addresses)
             vip_interfaces = [own or network.LOOPBACK]
         else:
             route = network.route(vip.address)
@@ -159,28 +178,12 @@ def _check_reverse_path(services: Sequence[Service], options: Options, facts: Fa
         # Where clients come in: anywhere, unless the VIP's subnet says more.
         client_interfaces = [name for name in vip_interfaces if name in outside] or outside
         for backend in service.backends:
-            for source, client in product(backend.sources, client_interfaces):
-                _check_interface(client, owners.get(source, network.LOOPBACK), service)
+            for source, client_interface in product(backend.sources, client_interfaces):
+                yield client_interface, owners.get(source, network.LOOPBACK)
             back = network.route(backend.endpoint.address)
             if back is not None and not back.local:
                 for vip_interface in vip_interfaces:
-                    _check_interface(back.interface, vip_interface, service)
-
-
-def _check_interface(arrival: str, owner: str, service: Service) -> None:
-    """Refuse if `arrival` drops packets from an address that is routed to `owner`."""
-    keys = [f"net/ipv4/conf/{name}/rp_filter" for name in ("all", arrival)]
-    strictness = max(int(sysctl.read(key) or 0) for key in keys)
-    if strictness == 1 and owner not in (arrival, NOWHERE):
-        fix = f"{sysctl.dotted(keys[1])}=2"
-    elif strictness and owner == NOWHERE:
-        fix = " ".join(f"{sysctl.dotted(key)}=0" for key in keys)
-    else:
-        return
-    raise HostError(
-        f"rp_filter={strictness} makes interface {arrival} drop packets of service"
-        f" '{service.name}', which uses `nat: full`; run `sysctl -w {fix}`"
-    )
+                    yield back.interface, vip_interface
 
 
 def _check_vip_addresses(services: Sequence[Service], options: Options, facts: Facts) -> None:
