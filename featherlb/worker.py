@@ -16,6 +16,7 @@ import time
 from featherlb.core.balancer import Balancer, FlowView
 from featherlb.drivers.base import PacketQueue
 from featherlb.drivers.netfilterqueue import NetfilterQueueDriver
+from featherlb.drivers.netlink import NetlinkDriver
 from featherlb.drivers.rawsocket import RawSender
 from featherlb.errors import HostError
 from featherlb.messages import (
@@ -30,7 +31,7 @@ from featherlb.messages import (
     ToWorker,
     WorkerStatistics,
 )
-from featherlb.model import source_ports
+from featherlb.model import Driver, source_ports
 
 TICK = 0.1
 """Seconds between two looks at the clock's business: expiry, and log lines."""
@@ -99,7 +100,11 @@ class Worker:
 
 def open_queue(start: Start) -> PacketQueue:
     """Bind the queue with the driver that was asked for."""
-    return NetfilterQueueDriver(
+    drivers: dict[Driver, type[NetlinkDriver] | type[NetfilterQueueDriver]] = {
+        Driver.NETLINK: NetlinkDriver,
+        Driver.NETFILTERQUEUE: NetfilterQueueDriver,
+    }
+    return drivers[start.driver](
         start.queue, max_length=start.queue_length, fail_open=start.fail_open
     )
 

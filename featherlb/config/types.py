@@ -76,7 +76,7 @@ class Config:
     queue: int | None = None
     workers: int = 1
     fail_open: bool = False
-    driver: Driver = Driver.NETFILTERQUEUE
+    driver: Driver = Driver.NETLINK
     hash_key: str = ""
     max_flows: int = 262144
     timeouts: Timeouts = field(default_factory=Timeouts)

@@ -14,6 +14,7 @@ COPY_RANGE = 65531
 _SUBSYS_QUEUE = 3
 _MSG_CONFIG = 2
 _NLM_F_REQUEST = 1
+_NLM_F_ACK = 4
 
 _CMD, _PARAMS, _QUEUE_MAXLEN, _MASK, _FLAGS = 1, 2, 3, 4, 5
 _CMD_BIND = 1
@@ -31,11 +32,12 @@ def attribute(kind: int, payload: bytes) -> bytes:
     return struct.pack("=HH", length, kind) + payload + bytes(-length % 4)
 
 
-def config_message(queue: int, attributes: bytes) -> bytes:
-    """An NFQNL_MSG_CONFIG without acknowledgement."""
+def config_message(queue: int, attributes: bytes, *, acknowledge: bool = False) -> bytes:
+    """An NFQNL_MSG_CONFIG."""
+    flags = _NLM_F_REQUEST | (_NLM_F_ACK if acknowledge else 0)
     body = struct.pack("!BBH", 0, 0, queue) + attributes
     kind = _SUBSYS_QUEUE << 8 | _MSG_CONFIG
-    return struct.pack("=IHHII", 16 + len(body), kind, _NLM_F_REQUEST, 0, 0) + body
+    return struct.pack("=IHHII", 16 + len(body), kind, flags, 0, 0) + body
 
 
 def bind_attributes() -> bytes:

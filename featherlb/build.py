@@ -1,0 +1,72 @@
+"""Which form of the hot modules runs: compiled, or the same source interpreted.
+
+Imports the standard library only. A hot module is one with a `.pxd` (its C types) beside it.
+They are used in one form, all of them: what they share in C is invisible to Python.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec
+from importlib.util import spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
+PACKAGE = Path(__file__).parent
+
+
+def hot_modules() -> dict[str, Path]:
+    """Names and sources of the modules that can be compiled."""
+    sources = (path.with_suffix(".py") for path in sorted(PACKAGE.rglob("*.pxd")))
+    return {
+        ".".join(source.relative_to(PACKAGE.parent).with_suffix("").parts): source
+        for source in sources
+    }
+
+
+def binary(source: Path) -> Path | None:
+    """The compiled form of a source file, if there is one for this Python."""
+    candidates = (source.with_suffix(suffix) for suffix in EXTENSION_SUFFIXES)
+    return next((path for path in candidates if path.exists()), None)
+
+
+def up_to_date() -> bool:
+    """Whether every hot module has been compiled, and none was edited since.
+
+    Only a checkout is edited; what a package manager installed is taken as it is.
+    """
+    in_checkout = (PACKAGE.parent / "setup.py").exists()
+    for source in hot_modules().values():
+        compiled = binary(source)
+        if compiled is None:
+            return False
+        if in_checkout:
+            built = compiled.stat().st_mtime
+            if any(p.stat().st_mtime > built for p in (source, source.with_suffix(".pxd"))):
+                return False
+    return True
+
+
+class SourceFinder(MetaPathFinder):
+    """Finds the source of the hot modules before Python would find their compiled form."""
+
+    def __init__(self) -> None:
+        self._sources = hot_modules()
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        source = self._sources.get(fullname)
+        return None if source is None else spec_from_file_location(fullname, source)
+
+
+def choose() -> bool:
+    """Make the hot modules importable in one form; True if that is the compiled one.
+
+    FEATHERLB_PURE=1 in the environment forces the interpreter.
+    """
+    if os.environ.get("FEATHERLB_PURE") != "1" and up_to_date():
+        return True
+    sys.meta_path.insert(0, SourceFinder())
+    return False

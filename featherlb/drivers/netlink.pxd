@@ -1,0 +1,34 @@
+# C types of netlink.py, for the compiled build. Compiled, the handler is the core's Balancer
+# itself, so that a packet costs no Python call.
+cimport cython
+from featherlb.core.balancer cimport Balancer
+from featherlb.drivers.mmsg cimport MessageBatch
+
+cdef Py_ssize_t SLOTS, SLOT_SIZE, MAX_BATCHES, HEADER, VERDICT_SIZE
+cdef int PACKET_MESSAGE, VERDICT_MESSAGE, NLM_F_REQUEST, NLMSG_ERROR
+cdef int NFQA_PACKET_HDR, NFQA_VERDICT_HDR, NFQA_PAYLOAD, NFQA_CAP_LEN, NFQA_SKB_INFO
+cdef int REWRITTEN, DROP, TRUNCATED
+
+
+cdef class NetlinkDriver:
+    cdef readonly int number
+    cdef readonly Py_ssize_t received, truncated, lost
+    cdef object handler, _socket
+    cdef MessageBatch batch
+    cdef unsigned char[::1] u8
+    cdef unsigned short[::1] u16
+    cdef unsigned int[::1] u32
+
+    @cython.locals(
+        batch=MessageBatch, before=cython.Py_ssize_t, _=cython.int, count=cython.int,
+        slot=cython.int, start=cython.Py_ssize_t)
+    cpdef Py_ssize_t process(self, Balancer handler, double now) except -1
+    @cython.locals(length=cython.Py_ssize_t)
+    cdef void handle(
+        self, Py_ssize_t at, Py_ssize_t end, Balancer handler, double now) except *
+    @cython.locals(
+        packet_id=cython.uint, hook=cython.int, info=cython.int, payload=cython.Py_ssize_t,
+        size=cython.Py_ssize_t, length=cython.Py_ssize_t, at=cython.Py_ssize_t,
+        step=cython.Py_ssize_t, kind=cython.int, verdict=cython.int, total=cython.Py_ssize_t)
+    cdef void handle_message(
+        self, Py_ssize_t start, Py_ssize_t end, Balancer handler, double now) except *
