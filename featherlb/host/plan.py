@@ -292,7 +292,9 @@ class _Parts:
             where = (
                 f"-m addrtype --{side}-type LOCAL" if vip.wildcard else f"-{side[0]} {vip.address}"
             )
-            ports = f"{vip.first_port}:{vip.last_port}"
+            ports = f"{vip.first_port}"
+            if vip.first_port != vip.last_port:
+                ports += f":{vip.last_port}"
             matches.append(f"-p {protocol} {where} --{side[0]}port {ports}")
         return matches
 

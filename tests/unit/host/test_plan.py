@@ -1,0 +1,247 @@
+"""The plan's exact text, for services of each kind."""
+
+from ipaddress import ip_address, ip_interface
+
+import pytest
+
+from featherlb.drivers.network import HostAddress
+from featherlb.host.plan import Facts, Options, build, source_ports, subnet_interface
+from featherlb.model import SOURCE_PORTS, Backend, Endpoint, NatMode, Protocol, Service, Vip
+
+FRONT = HostAddress("front", ip_interface("10.0.0.1/24"))
+BACK = HostAddress("back", ip_interface("10.0.1.1/24"))
+
+
+def vip(text: str, last: int | None = None) -> Vip:
+    host, _, port = text.rpartition(":")
+    return Vip(ip_address(host.strip("[]")), int(port), last or int(port))
+
+
+def backend(text: str, *sources: str) -> Backend:
+    endpoint = Endpoint.parse(text)
+    local = endpoint.address.is_loopback
+    return Backend(endpoint, local=local, sources=tuple(map(ip_address, sources)))
+
+
+def service(
+    *vips: Vip,
+    backends: tuple[Backend, ...] = (),
+    nat: NatMode = NatMode.DNAT,
+    protocol: Protocol = Protocol.TCP,
+) -> Service:
+    return Service("web", protocol, vips, backends, nat=nat)
+
+
+def describe(*services: Service, options: Options | None = None, **facts: object) -> list[str]:
+    known = Facts(addresses=(FRONT, BACK), backend_interfaces=("back",), **facts)  # type: ignore[arg-type]
+    return build(services, options or Options(), known).describe()
+
+
+WEB = service(vip("10.0.0.10:80"), backends=(backend("10.0.1.3:8080"), backend("10.0.1.2:8080")))
+
+
+def test_dnat() -> None:
+    assert (
+        describe(WEB)
+        == """\
+sysctl -w net.ipv4.ip_forward=1
+sysctl -w net.ipv4.conf.all.send_redirects=0
+sysctl -w net.ipv4.conf.back.send_redirects=0
+ipset create featherlb-0-vips4 hash:ip,port family inet maxelem 1048576
+ipset add featherlb-0-vips4 10.0.0.10,tcp:80
+ipset create featherlb-0-backends4 hash:ip,port family inet maxelem 1048576
+ipset add featherlb-0-backends4 10.0.1.2,tcp:8080
+ipset add featherlb-0-backends4 10.0.1.3,tcp:8080
+iptables -t filter -N FEATHERLB-FILTER-0
+iptables -t filter -A FEATHERLB-FILTER-0 -p tcp -m set --match-set featherlb-0-backends4 dst,dst \
+-j ACCEPT
+iptables -t filter -A FEATHERLB-FILTER-0 -p tcp ! --syn -m set --match-set featherlb-0-backends4 \
+src,src -j ACCEPT
+iptables -t filter -A FEATHERLB-FILTER-0 -p tcp -m set --match-set featherlb-0-vips4 src,src \
+-j ACCEPT
+iptables -t filter -I INPUT 1 -m conntrack --ctstate UNTRACKED -j FEATHERLB-FILTER-0
+iptables -t filter -I FORWARD 1 -m conntrack --ctstate UNTRACKED -j FEATHERLB-FILTER-0
+iptables -t filter -I OUTPUT 1 -m conntrack --ctstate UNTRACKED -j FEATHERLB-FILTER-0
+iptables -t mangle -N FEATHERLB-MANGLE-0
+iptables -t mangle -N FEATHERLB-REPLY-0
+iptables -t mangle -A FEATHERLB-MANGLE-0 -p tcp ! --syn -m set --match-set featherlb-0-backends4 \
+src,src -g FEATHERLB-REPLY-0
+iptables -t mangle -A FEATHERLB-REPLY-0 -j NFQUEUE --queue-num 0
+iptables -t mangle -A POSTROUTING -j FEATHERLB-MANGLE-0
+iptables -t mangle -A INPUT -j FEATHERLB-MANGLE-0
+iptables -t raw -N FEATHERLB-RAW-0
+iptables -t raw -N FEATHERLB-FORWARD-0
+iptables -t raw -A FEATHERLB-RAW-0 -p tcp -m set --match-set featherlb-0-vips4 dst,dst \
+-g FEATHERLB-FORWARD-0
+iptables -t raw -A FEATHERLB-RAW-0 -p tcp ! --syn -m set --match-set featherlb-0-backends4 \
+src,src -j CT --notrack
+iptables -t raw -A FEATHERLB-FORWARD-0 -j CT --notrack
+iptables -t raw -A FEATHERLB-FORWARD-0 -j NFQUEUE --queue-num 0
+iptables -t raw -A PREROUTING -j FEATHERLB-RAW-0
+iptables -t raw -A OUTPUT -j FEATHERLB-RAW-0
+ip address add 10.0.0.10/32 dev front
+""".splitlines()
+    )
+
+
+def test_full_with_workers_and_without_sets() -> None:
+    web = service(
+        vip("10.0.0.10:80"), backends=(backend("10.0.1.2:8080", "10.0.1.1"),), nat=NatMode.FULL
+    )
+    options = Options(queue=4, workers=3, fail_open=True, hash_seed=0xCAFE)
+    lines = describe(web, options=options, sets=False, conntrack=False)
+    assert (
+        [line for line in lines if " -t raw " in line or "ctstate" in line]
+        == """\
+iptables -t raw -N FEATHERLB-RAW-4
+iptables -t raw -N FEATHERLB-FORWARD-4
+iptables -t raw -N FEATHERLB-REPLY-4
+iptables -t raw -N FEATHERLB-GUARD-4
+iptables -t raw -A FEATHERLB-RAW-4 -p tcp --dport 1024:32767 -s 10.0.1.2 --sport 8080 \
+-d 10.0.1.1 -g FEATHERLB-REPLY-4
+iptables -t raw -A FEATHERLB-RAW-4 -p tcp -d 10.0.0.10 --dport 80 -g FEATHERLB-FORWARD-4
+iptables -t raw -A FEATHERLB-FORWARD-4 -j CT --notrack
+iptables -t raw -A FEATHERLB-FORWARD-4 -j HMARK --hmark-tuple src,sport --hmark-rnd 0x0000cafe \
+--hmark-mod 3 --hmark-offset 0xfea60000
+iptables -t raw -A FEATHERLB-FORWARD-4 -m mark --mark 0xfea60001 -j NFQUEUE --queue-num 5 \
+--queue-bypass
+iptables -t raw -A FEATHERLB-FORWARD-4 -m mark --mark 0xfea60002 -j NFQUEUE --queue-num 6 \
+--queue-bypass
+iptables -t raw -A FEATHERLB-FORWARD-4 -j NFQUEUE --queue-num 4 --queue-bypass
+iptables -t raw -A FEATHERLB-REPLY-4 -j CT --notrack
+iptables -t raw -A FEATHERLB-REPLY-4 -p tcp --dport 11605:22185 -j NFQUEUE --queue-num 5 \
+--queue-bypass
+iptables -t raw -A FEATHERLB-REPLY-4 -p tcp --dport 22186:32767 -j NFQUEUE --queue-num 6 \
+--queue-bypass
+iptables -t raw -A FEATHERLB-REPLY-4 -j NFQUEUE --queue-num 4 --queue-bypass
+iptables -t raw -A FEATHERLB-GUARD-4 ! -i lo -m addrtype --src-type LOCAL -j DROP
+iptables -t raw -A PREROUTING -j FEATHERLB-RAW-4
+iptables -t raw -A OUTPUT -j FEATHERLB-RAW-4
+iptables -t raw -I PREROUTING 1 -j FEATHERLB-GUARD-4
+""".splitlines()
+    )
+    assert "sysctl -w net.ipv4.conf.all.accept_local=1" in lines
+    assert not any("ipset" in line or "-t mangle" in line for line in lines)
+    assert "iptables -t filter -I FORWARD 1 -j FEATHERLB-FILTER-4" in lines
+    assert (
+        "iptables -t filter -A FEATHERLB-FILTER-4 -p tcp --sport 1024:32767 -d 10.0.1.2"
+        " --dport 8080 -s 10.0.1.1 -j ACCEPT"
+    ) in lines
+
+
+def test_both_directions_of_a_flow_hash_alike() -> None:
+    lines = describe(WEB, options=Options(workers=2, hash_seed=7))
+    forward, reply = (line.split(" -j HMARK ")[1] for line in lines if "HMARK" in line)
+    assert {forward, reply} == {
+        f"--hmark-tuple {client} --hmark-rnd 0x00000007 --hmark-mod 2 --hmark-offset 0xfea60000"
+        for client in ("src,sport", "dst,dport")
+    }
+
+
+def test_wildcards_and_ranges_are_rules_of_their_own() -> None:
+    lines = describe(service(vip("0.0.0.0:8080"), vip("10.0.0.1:8000", 8010)))
+    raw = [line for line in lines if "-A FEATHERLB-RAW-0" in line]
+    assert [line.removeprefix("iptables -t raw -A FEATHERLB-RAW-0 ") for line in raw] == [
+        "-p tcp -m addrtype --dst-type LOCAL --dport 8080 -g FEATHERLB-FORWARD-0",
+        "-p tcp -d 10.0.0.1 --dport 8000:8010 -g FEATHERLB-FORWARD-0",
+    ]
+    assert not any("ipset" in line for line in lines)
+
+
+def test_the_number_of_rules_does_not_depend_on_the_number_of_endpoints() -> None:
+    many = [
+        service(
+            vip(f"10.1.{i}.10:80"),
+            backends=tuple(backend(f"10.2.{i}.{j}:80") for j in range(1, 20)),
+        )
+        for i in range(50)
+    ]
+    rules = [line for line in describe(*many) if line.startswith("iptables")]
+    assert len(rules) == len([line for line in describe(WEB) if line.startswith("iptables")])
+
+
+def test_protocols_and_families_have_rules_of_their_own() -> None:
+    dns = service(
+        vip("[2001:db8::10]:53"),
+        backends=(backend("[2001:db8:1::2]:53"),),
+        protocol=Protocol.UDP,
+    )
+    lines = describe(WEB, dns)
+    assert "sysctl -w net.ipv6.conf.all.forwarding=1" in lines
+    assert "ipset add featherlb-0-vips6 2001:db8::10,udp:53" in lines
+    assert "ipset create featherlb-0-vips6 hash:ip,port family inet6 maxelem 1048576" in lines
+    assert (
+        "ip6tables -t raw -A FEATHERLB-RAW-0 -p udp -m set --match-set featherlb-0-backends6"
+        " src,src -j CT --notrack"
+    ) in lines
+    assert "ip address add 2001:db8::10/128 dev lo" in lines
+
+
+def test_a_loopback_backend_is_guarded() -> None:
+    lines = describe(service(vip("10.0.0.10:80"), backends=(backend("127.0.0.1:8080"),)))
+    assert [line for line in lines if line.startswith("sysctl")] == [
+        "sysctl -w net.ipv4.conf.all.route_localnet=1"
+    ]
+    assert [line for line in lines if "GUARD-0 " in line] == [
+        "iptables -t raw -A FEATHERLB-GUARD-0 ! -i lo -s 127.0.0.0/8 -j DROP",
+        "iptables -t raw -A FEATHERLB-GUARD-0 ! -i lo -d 127.0.0.0/8 -j DROP",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "facts", "expected"),
+    [
+        ("10.0.0.10:80", Options(), {}, ["10.0.0.10/32 dev front"]),
+        ("192.0.2.1:80", Options(), {}, ["192.0.2.1/32 dev lo"]),
+        ("10.0.0.10:80", Options(assign=False), {}, []),
+        ("10.0.0.1:80", Options(), {"local_vips": frozenset({ip_address("10.0.0.1")})}, []),
+        ("0.0.0.0:80", Options(), {}, []),
+        ("127.0.0.2:80", Options(), {}, []),
+    ],
+)
+def test_vips_are_assigned_where_they_belong(
+    text: str, options: Options, facts: dict[str, object], expected: list[str]
+) -> None:
+    lines = describe(service(vip(text)), options=options, **facts)
+    added = [line for line in lines if line.startswith("ip address add ")]
+    assert added == [f"ip address add {line}" for line in expected]
+
+
+def test_the_longest_prefix_says_where_an_address_belongs() -> None:
+    narrow = HostAddress("narrow", ip_interface("10.0.0.129/25"))
+    assert subnet_interface(ip_address("10.0.0.200"), [FRONT, narrow]) == "narrow"
+    assert subnet_interface(ip_address("10.0.0.100"), [FRONT, narrow]) == "front"
+    assert subnet_interface(ip_address("2001:db8::1"), [FRONT, narrow]) is None
+
+
+def test_replies_go_through_later_instances_first() -> None:
+    lines = describe(WEB, options=Options(queue=8), order=5, earlier=(2, 4))
+    mangle = [line for line in lines if "-A FEATHERLB-MANGLE-8" in line]
+    marks = ["0xfea70002", "0xfea70004", "0xfea70005"]
+    assert [line.split("8 ", 1)[1] for line in mangle[:-1]] == [
+        f"-m mark --mark {mark} -j RETURN" for mark in marks
+    ]
+    plan = build([WEB], Options(), Facts(order=5, earlier=(2, 4)))
+    assert plan.pass_mark == 0xFEA70005
+    assert build([WEB], Options(), Facts(order=5)).pass_mark is None
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 7, 256])
+def test_workers_share_the_source_ports(workers: int) -> None:
+    parts = [source_ports(worker, workers) for worker in range(workers)]
+    assert [port for part in parts for port in part] == list(SOURCE_PORTS)
+
+
+@pytest.mark.parametrize("queue", [0, 65535])
+def test_names_fit(queue: int) -> None:
+    both = [
+        WEB,
+        service(
+            vip("10.0.0.11:80"), backends=(backend("127.0.0.1:1", "127.0.0.1"),), nat=NatMode.FULL
+        ),
+    ]
+    plan = build(both, Options(queue=queue), Facts())
+    chains = [chain for rules in plan.rules.values() for t in rules.values() for chain in t.chains]
+    assert chains
+    assert max(map(len, chains)) <= 28
+    assert max(len(wanted.name) for wanted in plan.sets) <= 31
