@@ -100,8 +100,13 @@ def test_a_reset_by_the_server_reaches_the_client(ends: Ends) -> None:
 
 def test_both_sides_close_at_the_same_time(lab: Lab, ends: Ends) -> None:
     client, server = ends
-    client_port, server_port = client.getsockname()[1], server.getsockname()[1]
+    ports = [(end.getsockname()[1], end.getpeername()[1]) for end in ends]
     balancer = lab.balancer.pids()
+
+    def states() -> list[str]:
+        nodes = (lab.client, lab.backends[0])
+        return [tcp_state(node, *pair) for node, pair in zip(nodes, ports, strict=True)]
+
     # While the balancer stands still, both FINs wait in its queue: they cross.
     try:
         for pid in balancer:
@@ -109,26 +114,13 @@ def test_both_sides_close_at_the_same_time(lab: Lab, ends: Ends) -> None:
         wait_for(lambda: all(map(is_stopped, balancer)), "the balancer stands still")
         for end in ends:
             end.shutdown(socket.SHUT_WR)
-        wait_for(
-            lambda: (
-                tcp_state(lab.client, client_port) == "FIN-WAIT-1"
-                and tcp_state(lab.backends[0], server_port) == "FIN-WAIT-1"
-            ),
-            "both sides sent a FIN",
-        )
+        wait_for(lambda: states() == ["FIN-WAIT-1"] * 2, "both sides sent a FIN")
     finally:
         for pid in balancer:
             os.kill(pid, signal.SIGCONT)
     assert client.recv(1) == server.recv(1) == b""
     # Only a simultaneous close leaves both in this state (RFC 9293, section 3.6).
-    wait_for(
-        lambda: (
-            tcp_state(lab.client, client_port)
-            == tcp_state(lab.backends[0], server_port)
-            == "TIME-WAIT"
-        ),
-        "both sides are in TIME-WAIT",
-    )
+    wait_for(lambda: states() == ["TIME-WAIT"] * 2, "both sides are in TIME-WAIT")
 
 
 def is_stopped(pid: int) -> bool:
@@ -136,9 +128,10 @@ def is_stopped(pid: int) -> bool:
     return all(state.rpartition(")")[2].split()[0] == "T" for state in states)
 
 
-def tcp_state(node: Node, port: int) -> str:
-    """The state of the connection at a local port, as `ss` calls it; "" if there is none."""
-    lines = node.run(["ss", "-Htan", "state", "connected", f"sport = :{port}"]).stdout
+def tcp_state(node: Node, port: int, peer_port: int) -> str:
+    """The state of the node's connection with these ports, as `ss` calls it; "" if it has none."""
+    ports = ["sport", "=", f":{port}", "and", "dport", "=", f":{peer_port}"]
+    lines = node.run(["ss", "-Htan", "state", "connected", *ports]).stdout
     return lines.split()[0] if lines else ""
 
 
