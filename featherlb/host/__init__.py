@@ -11,7 +11,7 @@ Composes the drivers; `build` is pure. None of it may be called from a running a
 """
 
 from featherlb.host.instance import Host, remove_leftovers
-from featherlb.host.plan import Facts, HostPlan, Options, build, source_ports
+from featherlb.host.plan import Facts, HostPlan, Options, build
 from featherlb.host.refusals import check
 from featherlb.host.survey import free_queue, prepare, survey
 
@@ -25,6 +25,5 @@ __all__ = [
     "free_queue",
     "prepare",
     "remove_leftovers",
-    "source_ports",
     "survey",
 ]

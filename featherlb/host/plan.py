@@ -15,13 +15,23 @@ The verdict on a queued packet ends its way through that table, so featherlb's r
 in raw and mangle, behind the host's own. The guards stand first.
 """
 
+import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Network
 
 from featherlb.drivers import ipset, iptables, sysctl
 from featherlb.drivers.network import LOOPBACK, HostAddress
-from featherlb.model import SOURCE_PORTS, Address, Endpoint, NatMode, Protocol, Service, Vip
+from featherlb.model import (
+    SOURCE_PORTS,
+    Address,
+    Endpoint,
+    NatMode,
+    Protocol,
+    Service,
+    Vip,
+    source_ports,
+)
 
 LOOPBACK_NETWORK = IPv4Network("127.0.0.0/8")
 WORKER_MARKS = 0xFEA60000
@@ -40,8 +50,9 @@ class Options:
     """Let packets pass, unbalanced, while no worker is bound to its queue."""
     assign: bool = True
     """Give the host the VIPs that it doesn't have."""
-    hash_seed: int = 0
-    """Seed of the hash that spreads flows over several workers."""
+    hash_seed: int = field(default_factory=lambda: secrets.randbits(32))
+    """Seed of the hash that spreads flows over several workers. Nobody outside knows it, or he
+    could send all his flows to one of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,17 +167,6 @@ def subnet_interface(address: Address, addresses: Iterable[HostAddress]) -> str 
     if not candidates:
         return None
     return max(candidates, key=lambda own: own.address.network.prefixlen).interface
-
-
-def source_ports(worker: int, workers: int) -> range:
-    """The part of `SOURCE_PORTS` that one of the workers gives out in `full` mode.
-
-    Its replies find the worker by their destination port: the client, whose address spreads all
-    other packets, isn't in them.
-    """
-    size = len(SOURCE_PORTS) // workers
-    last = SOURCE_PORTS.stop if worker == workers - 1 else SOURCE_PORTS.start + (worker + 1) * size
-    return range(SOURCE_PORTS.start + worker * size, last)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,8 @@ from ipaddress import ip_address, ip_interface
 import pytest
 
 from featherlb.drivers.network import HostAddress
-from featherlb.host.plan import Facts, Options, build, source_ports, subnet_interface
-from featherlb.model import SOURCE_PORTS, Backend, Endpoint, NatMode, Protocol, Service, Vip
+from featherlb.host.plan import Facts, Options, build, subnet_interface
+from featherlb.model import Backend, Endpoint, NatMode, Protocol, Service, Vip
 
 FRONT = HostAddress("front", ip_interface("10.0.0.1/24"))
 BACK = HostAddress("back", ip_interface("10.0.1.1/24"))
@@ -111,7 +111,7 @@ iptables -t raw -A FEATHERLB-FORWARD-4 -j NFQUEUE --queue-num 4 --queue-bypass
 iptables -t raw -A FEATHERLB-REPLY-4 -j CT --notrack
 iptables -t raw -A FEATHERLB-REPLY-4 -p tcp --dport 11605:22185 -j NFQUEUE --queue-num 5 \
 --queue-bypass
-iptables -t raw -A FEATHERLB-REPLY-4 -p tcp --dport 22186:32767 -j NFQUEUE --queue-num 6 \
+iptables -t raw -A FEATHERLB-REPLY-4 -p tcp --dport 22186:32766 -j NFQUEUE --queue-num 6 \
 --queue-bypass
 iptables -t raw -A FEATHERLB-REPLY-4 -j NFQUEUE --queue-num 4 --queue-bypass
 iptables -t raw -A FEATHERLB-GUARD-4 ! -i lo -m addrtype --src-type LOCAL -j DROP
@@ -224,12 +224,6 @@ def test_replies_go_through_later_instances_first() -> None:
     plan = build([WEB], Options(), Facts(order=5, earlier=(2, 4)))
     assert plan.pass_mark == 0xFEA70005
     assert build([WEB], Options(), Facts(order=5)).pass_mark is None
-
-
-@pytest.mark.parametrize("workers", [1, 2, 3, 7, 256])
-def test_workers_share_the_source_ports(workers: int) -> None:
-    parts = [source_ports(worker, workers) for worker in range(workers)]
-    assert [port for part in parts for port in part] == list(SOURCE_PORTS)
 
 
 @pytest.mark.parametrize("queue", [0, 65535])
