@@ -162,6 +162,17 @@ class Backend:
 
 
 @dataclass(frozen=True, slots=True)
+class Persistence:
+    """New flows of a client's network go where its last one went.
+
+    `timeout` is in seconds since that one; a network has the first `prefix` bits in common.
+    """
+
+    timeout: float
+    prefix: int
+
+
+@dataclass(frozen=True, slots=True)
 class Service:
     """A VIP endpoint and the pool behind it, with every name resolved."""
 
@@ -175,6 +186,9 @@ class Service:
     """UDP: every datagram is scheduled anew (ipvsadm --ops)."""
     responses: int | None = None
     """UDP: datagrams that a backend answers to each datagram; after them the flow ends."""
+    mss: int | None = None
+    """TCP: the largest segment, in bytes, that either side may ask for (RFC 9293 section 3.7.1)."""
+    persistence: Persistence | None = None
 
 
 @dataclass(frozen=True, slots=True)

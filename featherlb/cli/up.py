@@ -30,7 +30,7 @@ class _JsonFormatter(logging.Formatter):
     "--vip",
     "vips",
     multiple=True,
-    metavar="IP:PORT[/tcp]",
+    metavar="IP:PORT[/tcp|/udp]",
     help="Where clients connect. Selects a service of the configuration, or makes a new one.",
 )
 @click.option(

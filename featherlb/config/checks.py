@@ -31,6 +31,7 @@ def check(config: Config) -> Iterator[Fault]:
         yield from _pool(service, known)
         yield from _sources(service)
         yield from _families(service)
+        yield from _options(service)
 
 
 class _KnownVips:
@@ -133,6 +134,28 @@ def _families(service: ServiceConfig) -> Iterator[Fault]:
         if (family := _family(host)) and family != expected:
             text = f"{host} is IPv{family} and {first} is IPv{expected}"
             yield Fault(origin, f"{text} (expected IPv{expected} throughout)")
+
+
+def _options(service: ServiceConfig) -> Iterator[Fault]:
+    """Options that the protocol, the family or another option rules out."""
+    options = {
+        "mss": (Protocol.TCP, service.mss is not None),
+        "one_packet": (Protocol.UDP, service.one_packet),
+        "responses": (Protocol.UDP, service.responses is not None),
+    }
+    for name, (protocol, present) in options.items():
+        if present and service.protocol != protocol:
+            text = f"'{name}' has a use with protocol {protocol} only"
+            yield Fault(service.origin, f"{text} (this service has {service.protocol})")
+    persistence = service.persistence
+    if persistence and service.one_packet:
+        text = "persistence and one_packet exclude each other (expected one of them)"
+        yield Fault(persistence.origin, text)
+    if persistence and persistence.prefix and persistence.prefix > 32:
+        first = next((vip.host for vip in service.vips if _family(vip.host) == 4), None)
+        if first:
+            text = f"{persistence.prefix} is too long a prefix for {first}"
+            yield Fault(persistence.origin, f"{text} (expected at most 32 with IPv4)")
 
 
 def _family(host: Host) -> int | None:

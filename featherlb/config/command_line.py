@@ -28,7 +28,7 @@ def from_command_line(
 ) -> Config:
     """The configuration that `up` runs; ConfigError with every fault of the options.
 
-    `vips` are `IP:PORT[/tcp]`, `backends` are `HOST:PORT[@WEIGHT]`; `base` is the file, if
+    `vips` are `IP:PORT[/tcp|/udp]`, `backends` are `HOST:PORT[@WEIGHT]`; `base` is the file, if
     there is one. Without `vips` all services of the file run. With them, those of the file
     that have such a VIP run, and each VIP that the file doesn't have makes a service of its
     own. The other options apply to all these services and win over the file: `backends`
@@ -85,7 +85,7 @@ def _maybe(word: str | None) -> list[str]:
 
 
 def _service(word: str, origin: Origin) -> ServiceConfig:
-    """A service with an empty pool, from `IP:PORT[/tcp]`."""
+    """A service with an empty pool, from `IP:PORT[/tcp|/udp]`."""
     text, slash, protocol_word = word.partition("/")
     protocol = values.protocol(protocol_word) if slash else Protocol.TCP
     address = values.vip(text)

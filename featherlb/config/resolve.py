@@ -83,7 +83,18 @@ def _service(service: ServiceConfig) -> model.Service:
         ),
         scheduler=service.scheduler,
         nat=service.nat,
+        one_packet=service.one_packet,
+        responses=service.responses,
+        mss=service.mss,
+        persistence=_persistence(service),
     )
+
+
+def _persistence(service: ServiceConfig) -> model.Persistence | None:
+    if service.persistence is None:
+        return None
+    prefix = service.persistence.prefix or _address(service.vips[0].host).max_prefixlen
+    return model.Persistence(service.persistence.timeout, prefix)
 
 
 def _address(host: Host) -> model.Address:

@@ -71,6 +71,11 @@ class BackendEntry(_Strict):
     weight: Annotated[int, PlainValidator(values.weight)] = 1
 
 
+class PersistenceEntry(_Strict):
+    timeout: _Duration = 300.0
+    prefix: Annotated[int | None, PlainValidator(values.integer(1, 128))] = None
+
+
 class ServiceEntry(_Strict):
     name: Annotated[str | None, PlainValidator(values.name)] = None
     vip: Annotated[list[_Vip], _one_or_list] = Field(
@@ -80,6 +85,10 @@ class ServiceEntry(_Strict):
     scheduler: Annotated[str, PlainValidator(values.scheduler)] = "round-robin"
     nat: Annotated[NatMode, PlainValidator(values.nat)] = NatMode.DNAT
     source_addresses: list[_SourceAddress] = []
+    persistence: PersistenceEntry | None = None
+    mss: Annotated[int | None, PlainValidator(values.integer(88, 65535))] = None
+    one_packet: Annotated[bool, PlainValidator(values.boolean)] = False
+    responses: Annotated[int | None, PlainValidator(values.integer(0, 65535))] = None
     backends: list[Annotated[BackendEntry, BeforeValidator(_backend), _keep_discarded]] = []
 
 
@@ -88,6 +97,8 @@ class TimeoutsEntry(_Strict):
     established: _Duration = Timeouts().established
     fin: _Duration = Timeouts().fin
     closed: _Duration = Timeouts().closed
+    udp_one_way: _Duration = Timeouts().udp_one_way
+    udp_two_way: _Duration = Timeouts().udp_two_way
 
 
 class ServicesFile(_Strict):

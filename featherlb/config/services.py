@@ -6,6 +6,7 @@ from featherlb.config.loader import Document, Path
 from featherlb.config.types import (
     BackendConfig,
     Config,
+    PersistenceConfig,
     ServiceConfig,
     SourceConfig,
     VipConfig,
@@ -57,6 +58,10 @@ def _service(entry: schema.ServiceEntry, document: Document, path: Path) -> Serv
         protocol=entry.protocol,
         scheduler=entry.scheduler,
         nat=entry.nat,
+        one_packet=entry.one_packet,
+        responses=entry.responses,
+        mss=entry.mss,
+        persistence=_persistence(entry, document, path),
         source_addresses=tuple(
             SourceConfig(address, document.origin((*path, "source_addresses", i)))
             for i, address in enumerate(entry.source_addresses)
@@ -72,3 +77,12 @@ def _service(entry: schema.ServiceEntry, document: Document, path: Path) -> Serv
             if backend is not schema.DISCARDED
         ),
     )
+
+
+def _persistence(
+    entry: schema.ServiceEntry, document: Document, path: Path
+) -> PersistenceConfig | None:
+    if entry.persistence is None:
+        return None
+    origin = document.origin((*path, "persistence"))
+    return PersistenceConfig(entry.persistence.timeout, entry.persistence.prefix, origin)

@@ -50,6 +50,15 @@ class SourceConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class PersistenceConfig:
+    """Like `model.Persistence`; `prefix` is None for single addresses."""
+
+    timeout: float
+    prefix: int | None
+    origin: Origin = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceConfig:
     """A service as configured; `scheduler` is a canonical name of the registry."""
 
@@ -59,6 +68,10 @@ class ServiceConfig:
     protocol: Protocol = Protocol.TCP
     scheduler: str = "round-robin"
     nat: NatMode = NatMode.DNAT
+    one_packet: bool = False
+    responses: int | None = None
+    mss: int | None = None
+    persistence: PersistenceConfig | None = None
     source_addresses: tuple[SourceConfig, ...] = ()
     backends: tuple[BackendConfig, ...] = ()
 

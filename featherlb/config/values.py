@@ -176,7 +176,7 @@ def vip(value: object) -> Vip:
 
 port = integer(1, 65535)
 weight = integer(0, 65535)
-protocol = one_of({str(choice): choice for choice in (Protocol.TCP,)})
+protocol = one_of({str(choice): choice for choice in Protocol})
 nat = one_of({str(choice): choice for choice in NatMode})
 driver = one_of({str(choice): choice for choice in Driver})
 strategy = one_of({choice: canonical_name(choice) for choice in ("roundrobin", "random", "iphash")})

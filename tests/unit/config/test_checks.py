@@ -83,6 +83,37 @@ from featherlb.errors import ConfigError
             "- vip: 10.0.0.1:80\n  backends: [web:80, web:80]",
             ["f:3: services[0].backends[1]: web:80 is a backend of this service already (line 3)"],
         ),
+        # Options of the other protocol, of the other family, or against each other.
+        (
+            "- {name: a, vip: '10.0.0.1:80', one_packet: true, responses: 0}",
+            [
+                "f:2: services[0].name: 'one_packet' has a use with protocol udp only "
+                "(this service has tcp)",
+                "f:2: services[0].name: 'responses' has a use with protocol udp only "
+                "(this service has tcp)",
+            ],
+        ),
+        (
+            "- {name: a, vip: '10.0.0.1:53', protocol: udp, mss: 1400}",
+            [
+                "f:2: services[0].name: 'mss' has a use with protocol tcp only "
+                "(this service has udp)"
+            ],
+        ),
+        (
+            "- vip: 10.0.0.1:53\n  protocol: udp\n  one_packet: true\n  persistence: {}",
+            [
+                "f:5: services[0].persistence: persistence and one_packet exclude each other "
+                "(expected one of them)"
+            ],
+        ),
+        (
+            "- vip: 10.0.0.1:80\n  persistence: {prefix: 33}",
+            [
+                "f:3: services[0].persistence: 33 is too long a prefix for 10.0.0.1 "
+                "(expected at most 32 with IPv4)"
+            ],
+        ),
         # Families.
         (
             "- {vip: '10.0.0.1:80', backends: ['[2001:db8::1]:80']}",

@@ -15,6 +15,7 @@ SECTIONS = {
     "The file": schema.ServicesFile,
     "A service": schema.ServiceEntry,
     "A backend": schema.BackendEntry,
+    "Persistence": schema.PersistenceEntry,
     "Timeouts": schema.TimeoutsEntry,
 }
 SERVICE = "services:\n- vip: 10.0.0.10:80\n"
@@ -22,6 +23,7 @@ WRITTEN = {
     "The file": SERVICE + "{key}: {value}\n",
     "A service": SERVICE + "  {key}: {value}\n",
     "A backend": SERVICE + "  backends: [{{address: 'a:1', {key}: {value}}}]\n",
+    "Persistence": SERVICE + "  persistence: {{{key}: {value}}}\n",
     "Timeouts": SERVICE + "timeouts: {{{key}: {value}}}\n",
 }
 """Where a key of each section stands in a file."""
@@ -35,7 +37,8 @@ def rows(section: str) -> dict[str, str]:
 
 def without(section: str) -> Config:
     """The configuration that results if the key is left out."""
-    return parse(SERVICE + "  backends: ['a:1']\n" if section == "A backend" else SERVICE, "f")
+    more = {"A backend": "  backends: ['a:1']\n", "Persistence": "  persistence: {}\n"}
+    return parse(SERVICE + more.get(section, ""), "f")
 
 
 @pytest.mark.parametrize(("section", "model"), SECTIONS.items())

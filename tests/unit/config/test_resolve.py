@@ -7,7 +7,7 @@ import pytest
 
 from featherlb.config import parse, resolve
 from featherlb.errors import ConfigError
-from featherlb.model import Address, Backend, Endpoint, NatMode, Protocol, Service, Vip
+from featherlb.model import Address, Backend, Endpoint, NatMode, Persistence, Protocol, Service, Vip
 
 
 def names(**known: Sequence[str]) -> Mapping[str, Sequence[Address]]:
@@ -110,3 +110,21 @@ def test_faults_that_show_once_names_have_addresses(services: str, faults: list[
     with pytest.raises(ConfigError) as raised:
         resolved(services, known)
     assert list(raised.value.faults) == faults
+
+
+def test_the_options_of_a_service() -> None:
+    tcp, udp = resolved(
+        "- {vip: '10.0.0.1:80', mss: 1400, persistence: {timeout: 1m, prefix: 24}}\n"
+        "- {vip: '10.0.0.1:80', protocol: udp, one_packet: true, responses: 0}\n",
+        {},
+    )
+    assert (tcp.mss, tcp.persistence) == (1400, Persistence(timeout=60, prefix=24))
+    assert (tcp.one_packet, tcp.responses) == (False, None)
+    assert (udp.protocol, udp.one_packet, udp.responses) == (Protocol.UDP, True, 0)
+    assert (udp.mss, udp.persistence) == (None, None)
+
+
+@pytest.mark.parametrize(("vip", "prefix"), [("10.0.0.1:80", 32), ("'[2001:db8::1]:80'", 128)])
+def test_persistence_is_of_single_addresses_by_default(vip: str, prefix: int) -> None:
+    (service,) = resolved(f"- vip: {vip}\n  persistence: {{}}", {})
+    assert service.persistence == Persistence(timeout=300, prefix=prefix)

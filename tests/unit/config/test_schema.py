@@ -9,7 +9,10 @@ from featherlb.errors import ConfigError
 SERVICE = "services:\n- vip: 10.0.0.10:80\n"
 BACKENDS = f"{SERVICE}  backends:\n"
 
-SERVICE_KEYS = "name, vip, protocol, scheduler, nat, source_addresses, backends"
+SERVICE_KEYS = (
+    "name, vip, protocol, scheduler, nat, source_addresses, persistence, mss, one_packet, "
+    "responses, backends"
+)
 FILE_KEYS = "services, queue, workers, fail_open, driver, hash_key, max_flows, timeouts"
 DURATION = "a duration such as 500ms, 30s, 5m or 1h, at most 720h"
 TEXT = "text, in quotes if it looks like a number"
@@ -128,9 +131,12 @@ def faults_of(text: str) -> list[str]:
         # The other keys of a service.
         (
             f"{SERVICE}  protocol: sctp",
-            "f:3: services[0].protocol: 'sctp' is unknown (expected tcp)",
+            "f:3: services[0].protocol: 'sctp' is unknown (expected tcp or udp)",
         ),
-        (f"{SERVICE}  protocol: 6", "f:3: services[0].protocol: 6 is a number (expected tcp)"),
+        (
+            f"{SERVICE}  protocol: 6",
+            "f:3: services[0].protocol: 6 is a number (expected tcp or udp)",
+        ),
         (f"{SERVICE}  nat: on", "f:3: services[0].nat: 'on' is unknown (expected dnat or full)"),
         (
             f"{SERVICE}  nat: true",
@@ -224,7 +230,10 @@ def faults_of(text: str) -> list[str]:
         ),
         (f"{SERVICE}fail_open: yes", "f:3: fail_open: 'yes' is text (expected true or false)"),
         (f"{SERVICE}fail_open: 1", "f:3: fail_open: 1 is a number (expected true or false)"),
-        (f"{SERVICE}driver: pf", "f:3: driver: 'pf' is unknown (expected netfilterqueue)"),
+        (
+            f"{SERVICE}driver: pf",
+            "f:3: driver: 'pf' is unknown (expected netlink or netfilterqueue)",
+        ),
         (f"{SERVICE}hash_key: 5", f"f:3: hash_key: 5 is a number (expected {TEXT})"),
         (
             f"{SERVICE}hash_key: {'é' * 33}",
@@ -237,7 +246,8 @@ def faults_of(text: str) -> list[str]:
         (
             f"{SERVICE}timeouts: 30s",
             "f:3: timeouts: '30s' is text "
-            "(expected a mapping with half_open, established, fin, closed)",
+            "(expected a mapping with half_open, established, fin, closed, "
+            "udp_one_way, udp_two_way)",
         ),
         (
             f"{SERVICE}timeouts: {{fin: 2d}}",
