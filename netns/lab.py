@@ -267,6 +267,9 @@ class Lab:
 
 
 def _configure_bridges(subnets: Sequence[Subnet]) -> None:
+    # Where br_netfilter is loaded (every Docker host), bridges would pass frames to iptables.
+    for setting in Path("/proc/sys/net/bridge").glob("bridge-nf-call-*"):
+        setting.write_text("0")
     with IPRoute() as netlink:
         for subnet in subnets:
             netlink.link("add", ifname=subnet.name, kind="bridge")
