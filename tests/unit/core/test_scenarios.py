@@ -373,6 +373,7 @@ def test_slots_of_removed_backends_are_used_again() -> None:
         world.apply(service(f"10.1.0.{number}:8080"))
         short = world.connect(client(number))
         assert short.server == f"10.1.0.{number}:8080"
+        assert [one.packets_forward for one in world.statistics().backends] == [2]
         short.send("R")
         world.advance(TIMES.closed)
         old.send("PA", b"x")
@@ -511,6 +512,15 @@ def test_source_ports_run_out_and_come_back() -> None:
     late.handshake()  # the closing flow is given up
     assert late.source == connections[2].source
     assert len(world.flows()) == 4
+
+
+def test_a_closing_flow_keeps_its_source_port_while_others_are_free() -> None:
+    world = make_world(ONE, nat="full", source_ports=range(1024, 1027))
+    old = world.connect(client(1))
+    old.send("R")
+    new = world.connect(client(2))
+    assert old.source != new.source
+    assert old.state == "CLOSED"
 
 
 def test_expiry_gives_source_ports_back() -> None:
