@@ -45,6 +45,12 @@ class HostAddress:
     address: IPv4Interface | IPv6Interface
 
 
+def interfaces() -> list[str]:
+    """The names of all interfaces."""
+    with _open() as ipr:
+        return sorted(_names(ipr).values())
+
+
 def addresses() -> list[HostAddress]:
     """All addresses of this host's interfaces."""
     with _open() as ipr:

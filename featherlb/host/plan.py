@@ -65,6 +65,8 @@ class Facts:
     """VIPs that belong to this host without featherlb, by an address or by a route."""
     backend_interfaces: tuple[str, ...] = ()
     """Interfaces through which backends of other hosts are reached."""
+    advertised: tuple[str, ...] = ()
+    """Interfaces that take their IPv6 routes from router advertisements."""
     sets: bool = True
     """Whether rules can ask for membership in an ipset."""
     conntrack: bool = True
@@ -410,11 +412,14 @@ def _guards(parts: _Parts) -> Iterator[str]:
 
 def _settings(parts: Iterable[_Parts], facts: Facts) -> Iterator[sysctl.Setting]:
     for part in parts:
-        if part.forwards:
-            yield (
-                ("net/ipv4/ip_forward" if part.family == 4 else "net/ipv6/conf/all/forwarding"),
-                "1",
-            )
+        if part.forwards and part.family == 6:
+            # A router ignores advertisements, and forgets the routes it has from them, unless
+            # told otherwise before (net/ipv6/route.c: rt6_purge_dflt_routers).
+            for interface in facts.advertised:
+                yield f"net/ipv6/conf/{interface}/accept_ra", "2"
+            yield "net/ipv6/conf/all/forwarding", "1"
+        elif part.forwards:
+            yield "net/ipv4/ip_forward", "1"
         if part.family != 4:
             continue
         if part.forwards:

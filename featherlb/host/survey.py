@@ -6,7 +6,7 @@ from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 
-from featherlb.drivers import ipset, iptables, journal, network, sockets
+from featherlb.drivers import ipset, iptables, journal, network, sockets, sysctl
 from featherlb.errors import HostError
 from featherlb.host.changes import Assignment, decode
 from featherlb.host.plan import Facts
@@ -54,6 +54,13 @@ def survey(services: Sequence[Service], log: journal.Journal | None = None) -> F
         addresses=tuple(own for own in network.addresses() if own.address.ip not in assigned),
         local_vips=frozenset(vip for vip in vips - assigned if is_local(vip)),
         backend_interfaces=tuple(sorted({route.interface for route in routes if route})),
+        advertised=tuple(
+            interface
+            for interface in network.interfaces()
+            if interface != network.LOOPBACK
+            # 2 may be the work of an instance; an operator's 2 is nothing to change.
+            and sysctl.read(f"net/ipv6/conf/{interface}/accept_ra") in ("1", "2")
+        ),
         sets=not probe
         or (ipset.supported() and not _missing(families, "-m set --match-set - dst")),
         conntrack=not probe or not _missing(families, "-m conntrack --ctstate UNTRACKED"),

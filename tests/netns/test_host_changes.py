@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from typing import Any
 
 import pytest
 from pyroute2 import IPSet
+from scapy.layers.inet6 import ICMPv6ND_RA, IPv6
+from scapy.layers.l2 import Ether
 
 from featherlb import host
 from featherlb.drivers import journal
@@ -135,7 +138,7 @@ def test_stopping_undoes_everything(
     with unchanged(balancer):
         owner = Owner(balancer, "0", nat, *service)
         during = snapshot(balancer)
-        assert "FEATHERLB-RAW-0" in during["iptables"]
+        assert "FEATHERLB-RAW-0" in during["iptables"] + during["ip6tables"]
         owner.stop()
 
 
@@ -311,3 +314,32 @@ def test_the_neighbours_hear_of_an_assigned_vip(vip: str) -> None:
             "the client knows who has the VIP",
         )
         owner.stop()
+
+
+def test_the_hosts_route_from_a_router_advertisement_stays() -> None:
+    with Lab(backends=1) as lab:
+        for setting in ("accept_ra", "accept_ra_defrtr"):
+            lab.balancer.sysctl(f"net.ipv6.conf.front.{setting}", 1)
+
+        def routes() -> str:
+            return lab.balancer.run(["ip", "-6", "route", "show", "default"]).stdout
+
+        frame = Ether(dst="33:33:00:00:00:01") / (
+            IPv6(src="fe80::1", dst="ff02::1", hlim=255) / ICMPv6ND_RA(routerlifetime=1800)
+        )
+        with lab.client.call(socket.socket, socket.AF_PACKET, socket.SOCK_RAW) as link:
+            link.bind(("eth0", 0))
+
+            def advertise() -> bool:
+                link.send(bytes(frame))
+                return "via fe80::1" in routes()
+
+            wait_for(advertise, "the advertisement is believed")
+        with unchanged(lab.balancer):
+            owner = Owner(lab.balancer, "0", "dnat", *SERVICE6)
+            assert lab.balancer.sysctl("net.ipv6.conf.all.forwarding") == "1"
+            assert "via fe80::1" in routes()
+            owner.update("[2001:db8:1::3]:8080")
+            assert lab.balancer.sysctl("net.ipv6.conf.front.accept_ra") == "2"
+            owner.stop()
+        assert "via fe80::1" in routes()

@@ -177,6 +177,15 @@ def test_protocols_and_families_have_rules_of_their_own() -> None:
     assert "ip address add 2001:db8::10/128 dev lo" in lines
 
 
+def test_ipv6_routes_from_advertisements_are_kept() -> None:
+    web = service(vip("[2001:db8::10]:80"), backends=(backend("[2001:db8:1::2]:80"),))
+    lines = describe(web, advertised=("front",))
+    assert lines[:2] == [
+        "sysctl -w net.ipv6.conf.front.accept_ra=2",
+        "sysctl -w net.ipv6.conf.all.forwarding=1",
+    ]
+
+
 def test_a_loopback_backend_is_guarded() -> None:
     lines = describe(service(vip("10.0.0.10:80"), backends=(backend("127.0.0.1:8080"),)))
     assert [line for line in lines if line.startswith("sysctl")] == [
