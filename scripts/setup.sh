@@ -44,6 +44,13 @@ if [ ! -e "$stamp" ] || [ pyproject.toml -nt "$stamp" ] || [ setup.py -nt "$stam
         exit 1
     }
     [ -x "$venv/bin/python" ] || python3 -m venv "$venv"
-    "$venv/bin/pip" install --quiet --editable ".[$extras]"
+    FEATHERLB_PURE=1 "$venv/bin/pip" install --quiet --editable ".[$extras]"
     touch "$stamp"
+fi
+
+# The packet path is compiled beside its sources, again whenever one has changed.
+if [ "${FEATHERLB_PURE:-}" != 1 ] &&
+    ! "$venv/bin/python" -c 'import sys, featherlb.build as b; sys.exit(not b.up_to_date())'; then
+    echo "setup: compiling the packet path"
+    "$venv/bin/python" setup.py --quiet build_ext --inplace --parallel 2
 fi

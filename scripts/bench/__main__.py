@@ -52,6 +52,12 @@ def _chosen(
     "--seconds", type=click.IntRange(1), default=1, help="Of load for each sample (default: 1)."
 )
 @click.option("--backends", type=click.IntRange(1), default=2, help="Servers (default: 2).")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIRECTORY",
+    help="For the results (default: bench-results/<date and time>).",
+)
 @click.option("--list", "listing", is_flag=True, help="List balancers and workloads.")
 @click.option(
     "--markdown-only",
@@ -66,6 +72,7 @@ def main(
     rounds: int,
     seconds: int,
     backends: int,
+    output: Path | None,
     listing: bool,
     markdown_only: Path | None,
 ) -> None:
@@ -99,7 +106,9 @@ def main(
     facts = machine.gather(["python -m scripts.bench", *sys.argv[1:]])
     facts["build"] = "compiled" if featherlb.COMPILED else "interpreted"
     facts["backends"] = backends
-    _write(plan, facts, _run(plan, backends, console), console)
+    outcome = _run(plan, backends, console)
+    directory = output or RESULTS / datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
+    _write(directory, plan, facts, outcome, console)
 
 
 def _check_host() -> None:
@@ -153,6 +162,7 @@ def _run(plan: Plan, backends: int, console: Console) -> tuple[list[Sample], lis
 
 
 def _write(
+    directory: Path,
     plan: Plan,
     facts: dict[str, Any],
     outcome: tuple[list[Sample], list[Failure]],
@@ -160,8 +170,7 @@ def _write(
 ) -> None:
     samples, failures = outcome
     titles = {peer.name: peer.title for peer in plan.peers}
-    directory = RESULTS / datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
-    directory.mkdir(parents=True)
+    directory.mkdir(parents=True, exist_ok=True)
     document = {
         "facts": facts,
         "peers": titles,

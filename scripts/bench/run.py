@@ -94,13 +94,16 @@ def _visit(
 def measure(
     site: Site, seconds: int, number: int, peer: Peer, workload: Workload, targets: Targets
 ) -> Sample:
-    """Run one workload through a peer that is up."""
+    """Run one workload through a peer that is up. LoadError if it can't be, or the peer dies."""
     # Nothing else lives in the balancer's namespace: its processes are the peer's.
     pids = site.lab.balancer.pids()
     peer_before, system_before = process_cpu(pids), system_cpu()
     outcome = run_load(site.lab.client, workload, targets, seconds)
-    peer_after, system_after = process_cpu(pids), system_cpu()
-    pss, rss_peak = memory(pids)
+    try:
+        peer_after, system_after = process_cpu(pids), system_cpu()
+        pss, rss_peak = memory(pids)
+    except OSError:
+        raise LoadError("a process of the balancer ended under load") from None
     counted = outcome if isinstance(outcome, Requests) else None
     return Sample(
         round=number,
