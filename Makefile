@@ -14,8 +14,9 @@ setup: ## install Debian packages (as root) and the virtual environment
 demo: setup ## balance real connections in network namespaces, with a live table
 	$(VENV)/bin/featherlb demo
 
-test: setup ## all tests; those that need the kernel are skipped without root
+test: setup ## all tests, with the packet path compiled and interpreted; kernel tests need root
 	$(PYTHON) -m pytest
+	FEATHERLB_PURE=1 $(PYTHON) -m pytest tests/unit
 
 unit: setup ## only the tests that need neither root nor a kernel
 	$(PYTHON) -m pytest tests/unit

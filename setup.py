@@ -17,6 +17,8 @@ DIRECTIVES = {
     "wraparound": False,
     "initializedcheck": False,
     "cdivision": True,
+    "show_performance_hints": False,
+    "warn.unreachable": False,  # `if cython.compiled` leaves one branch out
 }
 
 
@@ -47,7 +49,7 @@ class BuildAllOrNone(build_ext):
         try:
             super().run()
         except Exception as error:
-            for extension in self.extensions:
+            for extension in self.distribution.ext_modules or []:
                 Path(self.get_ext_fullpath(extension.name)).unlink(missing_ok=True)
             self.extensions = []
             print(

@@ -9,7 +9,7 @@ import sys
 
 import click
 
-from featherlb import __version__
+from featherlb import COMPILED, __version__
 from featherlb.errors import FeatherlbError
 
 _COMMANDS = {
@@ -39,7 +39,11 @@ class _Commands(click.Group):
 
 
 @click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="featherlb")
+@click.version_option(
+    f"{__version__} (packet path: {'compiled' if COMPILED else 'interpreted'})",
+    prog_name="featherlb",
+    message="%(prog)s %(version)s",
+)
 def cli() -> None:
     """A layer-4 NAT load balancer whose packet processor is written in Python."""
 
