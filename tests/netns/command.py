@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from queue import Empty, Queue
 from types import TracebackType
-from typing import Self
+from typing import ClassVar, Self
 
 from netns import Node
 
@@ -32,6 +32,9 @@ def run(node: Node, *arguments: str, cwd: Path | None = None) -> "subprocess.Com
 class Featherlb:
     """A running `featherlb up`; a context manager, see the `featherlb` fixture."""
 
+    running: ClassVar[list["Featherlb"]] = []
+    """Those whose block is being executed."""
+
     def __init__(self, node: Node, arguments: Sequence[str], directory: Path) -> None:
         self.node = node
         self.arguments = arguments
@@ -50,6 +53,7 @@ class Featherlb:
         self._lines: Queue[str | None] = Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
+        self.running.append(self)
         try:
             while (line := self._lines.get(timeout=START_TIMEOUT)) != "ready\n":
                 assert line is not None, f"featherlb ended without `ready`:\n{self.log}"
@@ -64,6 +68,10 @@ class Featherlb:
         for line in self.process.stdout:
             self._lines.put(line)
         self._lines.put(None)
+
+    @property
+    def title(self) -> str:
+        return f"log of featherlb {' '.join(self.arguments)}"
 
     @property
     def log(self) -> str:
@@ -104,7 +112,8 @@ class Featherlb:
             self._end()
 
     def _end(self) -> None:
-        print(f"--- log of featherlb {' '.join(self.arguments)}\n{self.log}---")
+        self.running.remove(self)
+        print(f"--- {self.title}\n{self.log}---")
         self._log.close()
         self._reader.join()
         assert self.process.stdout is not None

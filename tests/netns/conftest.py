@@ -1,6 +1,6 @@
 """What the kernel tests share: a lab, and the installed `featherlb` command running in it."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
@@ -10,7 +10,7 @@ import pytest
 from netns import Lab
 from tests.netns.command import Featherlb
 
-DRIVERS = ("netfilterqueue",)
+DRIVERS = ("netlink", "netfilterqueue")
 """The queue drivers that the tests of the data path run with."""
 ONE_DRIVER = pytest.mark.parametrize("driver", DRIVERS[:1], indirect=True)
 """For what the queue driver has no part in: `pytestmark = ONE_DRIVER`."""
@@ -31,7 +31,16 @@ def lab() -> Iterator[Lab]:
         yield lab
 
 
-@pytest.fixture(params=DRIVERS)
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        for running in Featherlb.running:
+            report.sections.append((running.title, running.log))
+    return report
+
+
+@pytest.fixture(params=DRIVERS, scope="session")
 def driver(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name
@@ -41,15 +50,16 @@ class Up(Protocol):
     def __call__(self, lab: Lab, *arguments: str) -> AbstractContextManager[Featherlb]: ...
 
 
-@pytest.fixture
-def featherlb(driver: str, tmp_path: Path) -> Up:
+@pytest.fixture(scope="session")
+def featherlb(driver: str, tmp_path_factory: pytest.TempPathFactory) -> Up:
     """`with featherlb(lab, "--vip", ...) as running:` runs `featherlb up` on the lab's balancer.
 
     It has printed `ready` when the block begins. When the block ends it is stopped by SIGTERM,
-    must exit with 0, and its log goes to the test's output.
+    must exit with 0. Its log is shown where a test fails.
     """
+    directory = tmp_path_factory.mktemp("featherlb")
 
     def up(lab: Lab, *arguments: str) -> AbstractContextManager[Featherlb]:
-        return Featherlb(lab.balancer, ("up", "--driver", driver, *arguments), tmp_path)
+        return Featherlb(lab.balancer, ("up", "--driver", driver, *arguments), directory)
 
     return up

@@ -13,8 +13,10 @@ from netns import Lab
 from netns.lab import VIP
 from netns.servers import HttpServer
 from tests.netns.command import Featherlb
-from tests.netns.conftest import Up
+from tests.netns.conftest import ONE_DRIVER, Up
 from tests.netns.traffic import Answer, Session, ask, wait_for
+
+pytestmark = ONE_DRIVER
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ from tests.netns.traffic import (
     wait_for,
 )
 
+OTHER_VIP = "10.0.0.11"
 BACKENDS = [
     option
     for address in ("10.0.1.2", "10.0.1.3", "10.0.1.4")
@@ -48,13 +49,18 @@ def running(lab: Lab, featherlb: Up, request: pytest.FixtureRequest) -> Iterator
         yield
 
 
-@pytest.fixture(params=["dnat", "full"])
-def ends(
-    lab: Lab, featherlb: Up, request: pytest.FixtureRequest
-) -> Iterator[tuple[socket.socket, socket.socket]]:
-    """The client's and the server's end of one connection through the VIP."""
-    options = ("--vip", f"{VIP}:80", "--backend", "10.0.1.2:9000", "--nat", request.param)
-    with featherlb(lab, *options), pair(lab, 9000) as ends:
+@pytest.fixture(params=["dnat", "full"], scope="module")
+def one_backend(lab: Lab, featherlb: Up, request: pytest.FixtureRequest) -> Iterator[None]:
+    """OTHER_VIP:80 with port 9000 of the first backend, for all the tests of one connection."""
+    options = ("--vip", f"{OTHER_VIP}:80", "--backend", "10.0.1.2:9000", "--nat", request.param)
+    with featherlb(lab, *options):
+        yield
+
+
+@pytest.fixture
+def ends(lab: Lab, one_backend: None) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """The client's and the server's end of one connection through OTHER_VIP."""
+    with pair(lab, OTHER_VIP, 9000) as ends:
         yield ends
 
 
@@ -196,7 +202,7 @@ def test_long_connections_stay_while_others_come_and_go(lab: Lab) -> None:
 
 @pytest.mark.usefixtures("running")
 def test_the_backends_port_may_differ_from_the_vips(lab: Lab) -> None:
-    with pair(lab, 8080) as (client, server):
+    with pair(lab, VIP, 8080) as (client, server):
         assert client.getpeername() == (VIP, 80)
         assert server.getsockname() == (lab.backends[0].address, 8080)
 
