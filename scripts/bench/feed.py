@@ -35,7 +35,7 @@ FIRST_BACKEND, BACKEND_PORT = 0x0AFF0000, 8080
 PORTS_PER_CLIENT = 60_000
 STRIDE = 611_953
 """A prime: steps of this length visit all flows in an order that no cache foresees."""
-OPENED = 10
+OPENED = 4
 """Batches of new flows for each scheduler."""
 
 OFFSETS = range(0, BATCH * SPACING, SPACING)

@@ -117,47 +117,53 @@ def _rss(sample: Sample) -> float | None:
     return sample.rss_peak / 1e6 if sample.rss_peak else None
 
 
-def _of(kind: Kind) -> list[Workload]:
-    return [workload for workload in WORKLOADS if workload.kind is kind]
+Read = Callable[[Sample], float | None]
 
 
-THROUGHPUT = (
-    *(
-        Figure(f"keep-alive requests/s, {w.parallel} connections", w.name, _rate)
-        for w in _of(Kind.KEEPALIVE)
-    ),
-    *(
-        Figure(f"new connections/s, {w.parallel} at a time", w.name, _rate)
-        for w in _of(Kind.CONNECT)
-    ),
-    *(
-        Figure(f"bulk replies Gbit/s, streams: {w.parallel}", w.name, _gigabits, 1)
-        for w in _of(Kind.BULK_REPLY)
-    ),
-    *(
-        Figure(f"bulk forward Gbit/s, streams: {w.parallel}", w.name, _gigabits, 1)
-        for w in _of(Kind.BULK_FORWARD)
-    ),
-)
-LATENCY = tuple(
-    Figure(f"{name} ms, {what}, {w.parallel} connections", w.name, read, 2, False)
-    for what, kind in (("keep-alive", Kind.KEEPALIVE), ("new connections", Kind.CONNECT))
-    for w in _of(kind)
-    for name, read in (("p50", _p50), ("p99", _p99))
-)
-PROCESSOR = tuple(
-    Figure(f"{name} CPU µs per request, {what}, {w.parallel} connections", w.name, read, 1, False)
-    for what, kind in (("keep-alive", Kind.KEEPALIVE), ("new connections", Kind.CONNECT))
-    for w in _of(kind)
-    for name, read in (("balancer", _cpu_peer), ("machine", _cpu_system))
-)
-MEMORY = (
-    Figure("memory MB (PSS)", None, _pss, 1, False),
-    Figure("peak memory MB (RSS)", None, _rss, 1, False),
-)
+def _of(title: str, kind: Kind, read: Read, decimals: int = 0) -> tuple[Figure, ...]:
+    """A rate for each workload of a kind; the title says where its parallelism goes."""
+    return tuple(
+        Figure(title.format(workload.parallel), workload.name, read, decimals)
+        for workload in WORKLOADS
+        if workload.kind is kind
+    )
+
+
+def _per_request(title: str, read: Read, decimals: int) -> tuple[Figure, ...]:
+    """A cost of keep-alive requests and of new connections, for each workload."""
+    return tuple(
+        Figure(
+            f"{title}, {what}, {workload.parallel} connections",
+            workload.name,
+            read,
+            decimals,
+            False,
+        )
+        for kind, what in ((Kind.KEEPALIVE, "keep-alive"), (Kind.CONNECT, "new connections"))
+        for workload in WORKLOADS
+        if workload.kind is kind
+    )
+
+
+REQUESTS = _of("keep-alive requests/s, {} connections", Kind.KEEPALIVE, _rate)
+CONNECTIONS = _of("new connections/s, {} at a time", Kind.CONNECT, _rate)
+REPLIES = _of("bulk replies Gbit/s, streams: {}", Kind.BULK_REPLY, _gigabits, 1)
+FORWARD = _of("bulk forward Gbit/s, streams: {}", Kind.BULK_FORWARD, _gigabits, 1)
+P50 = _per_request("p50 ms", _p50, 2)
+P99 = _per_request("p99 ms", _p99, 2)
+CPU_BALANCER = _per_request("balancer CPU µs per request", _cpu_peer, 1)
+CPU_MACHINE = _per_request("machine CPU µs per request", _cpu_system, 1)
+
 GROUPS = {
-    "Throughput": THROUGHPUT,
-    "Latency": LATENCY,
-    "CPU": PROCESSOR,
-    "Memory": MEMORY,
+    "Throughput": (*REQUESTS, *CONNECTIONS, *REPLIES, *FORWARD),
+    "Latency": (*P50, *P99),
+    "CPU": (*CPU_BALANCER, *CPU_MACHINE),
+    "Memory": (
+        Figure("memory MB (PSS)", None, _pss, 1, False),
+        Figure("peak memory MB (RSS)", None, _rss, 1, False),
+    ),
 }
+"""All figures, as the tables group them."""
+PLOTTED = (*GROUPS["Throughput"], *P99, *CPU_MACHINE)
+HEADLINES = (*REQUESTS, *P99[: len(REQUESTS)], *CONNECTIONS, REPLIES[0])
+"""Those of the short table."""

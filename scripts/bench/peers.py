@@ -40,8 +40,11 @@ listen bulk
     server bulk {bulk}
 """
 
+STREAM_MODULE = "/usr/lib/nginx/modules/ngx_stream_module.so"
+"""Where Debian's package libnginx-mod-stream puts it."""
+
 NGINX_STREAM = """
-load_module modules/ngx_stream_module.so;
+load_module {module};
 daemon off;
 user root;
 worker_processes 1;
@@ -87,20 +90,20 @@ class PeerError(Exception):
 class Peer:
     """`run` starts it at a site; it balances inside the block, and is gone after.
 
-    `programs` must be installed. `direct` says that there is no balancer: clients connect to the
-    backends themselves.
+    `needs` are the programs and files that must be there. `direct` says that there is no balancer:
+    clients connect to the backends themselves.
     """
 
     name: str
     title: str
     run: Callable[[Site], AbstractContextManager[None]]
-    programs: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
     direct: bool = False
 
     @property
     def missing(self) -> list[str]:
-        """Programs that are not installed."""
-        return [program for program in self.programs if not shutil.which(program)]
+        """What it needs and is not installed."""
+        return [need for need in self.needs if not (shutil.which(need) or Path(need).is_file())]
 
 
 def peers() -> list[Peer]:
@@ -108,9 +111,9 @@ def peers() -> list[Peer]:
     return [
         *_variants(),
         Peer("haproxy", "HAProxy mode tcp, 1 thread", partial(_haproxy, 1), ("haproxy",)),
-        Peer("nftables", "kernel nftables DNAT", _nftables, ("nft", "conntrack")),
         Peer("haproxy-mt", "HAProxy mode tcp, all cores", partial(_haproxy, None), ("haproxy",)),
-        Peer("nginx", "nginx stream, 1 worker", _nginx, ("nginx",)),
+        Peer("nginx", "nginx stream, 1 worker", _nginx, ("nginx", STREAM_MODULE)),
+        Peer("nftables", "kernel nftables DNAT", _nftables, ("nft", "conntrack")),
         Peer("direct", "no balancer, routed", _direct, direct=True),
     ]
 
@@ -174,7 +177,9 @@ def _nginx(site: Site) -> Iterator[None]:
     path = site.directory / "stream.conf"
     servers = "\n".join(f"        server {endpoint};" for endpoint in site.web)
     path.write_text(
-        NGINX_STREAM.format(directory=site.directory, servers=servers, **_endpoints(site))
+        NGINX_STREAM.format(
+            module=STREAM_MODULE, directory=site.directory, servers=servers, **_endpoints(site)
+        )
     )
     with _proxy(site, ["nginx", "-c", str(path), "-e", str(site.directory / "stream.log")]):
         yield

@@ -9,7 +9,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-from scripts.bench.figures import LATENCY, PROCESSOR, THROUGHPUT, Figure, Sample
+from scripts.bench.figures import PLOTTED, Figure, Sample
 from scripts.bench.report import BASES, number
 from scripts.bench.summary import by_round, ratios, spread
 
@@ -22,10 +22,7 @@ def draw(path: Path, samples: Sequence[Sample], titles: Mapping[str, str], capti
     """One panel a figure, one bar a peer: the median from zero, a line from the smallest to the
     largest value, a dot for each round, and the ratios to the bases in words."""
     figures = [
-        figure
-        for figure in (*THROUGHPUT, *LATENCY, *PROCESSOR)
-        if not figure.title.startswith(("p50", "balancer"))
-        and any(by_round(samples, name, figure) for name in titles)
+        figure for figure in PLOTTED if any(by_round(samples, name, figure) for name in titles)
     ]
     rows = -(-len(figures) // COLUMNS)
     height = ROW_HEIGHT * len(titles) + 0.9

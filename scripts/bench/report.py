@@ -2,11 +2,9 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from scripts.bench.figures import GROUPS, Figure, Sample
+from scripts.bench.figures import GROUPS, HEADLINES, Figure, Sample
 from scripts.bench.summary import Spread, by_round, ratios, spread
 
-HEADLINES = ("keepalive-64", "keepalive-400", "connect-64", "connect-400", "bulk-reply-1")
-"""Workloads of the short table, in its order of columns."""
 BASES = {"haproxy": "HAProxy", "nftables": "kernel DNAT"}
 """The peers that ratios are taken to, and what the tables call them."""
 ABSENT = "-"
@@ -16,22 +14,27 @@ Titles = Mapping[str, str]
 
 
 def headline(samples: Sequence[Sample], titles: Titles, facts: Mapping[str, object]) -> str:
-    """One table for a README: medians, and below them how they were made."""
-    figures = [
-        figure
-        for workload in HEADLINES
-        for group in ("Throughput", "Latency")
-        for figure in GROUPS[group]
-        if figure.workload == workload
-        and not figure.title.startswith("p50")
-        and not (group == "Latency" and workload.startswith("connect"))
-    ]
-    figures = [figure for figure in figures if _measured(samples, figure)]
+    """One table for a README: medians and ratios to the first base, and how they were made."""
+    base, called = next(iter(BASES.items()))
+    figures = [figure for figure in HEADLINES if _measured(samples, figure)]
     rows = [
-        [title, *(_median(samples, name, figure) for figure in figures)]
+        [title, *(_headline_cell(samples, name, figure, base) for figure in figures)]
         for name, title in titles.items()
     ]
-    return f"{table(['', *(f.title for f in figures)], rows)}\n\n{origin(samples, facts)}\n"
+    return (
+        f"{table(['', *(figure.title for figure in figures)], rows)}\n\n"
+        f"In parentheses: the ratio to {called}. {origin(samples, facts)}\n"
+    )
+
+
+def _headline_cell(samples: Sequence[Sample], peer: str, figure: Figure, base: str) -> str:
+    own = by_round(samples, peer, figure)
+    values = spread(own.values())
+    if values is None:
+        return ABSENT
+    pairs = spread(ratios(own, by_round(samples, base, figure)))
+    ratio = f" ({pairs.median:.2f})" if pairs else ""
+    return number(values.median, figure.decimals) + ratio
 
 
 def full(
@@ -74,7 +77,8 @@ def origin(samples: Sequence[Sample], facts: Mapping[str, object]) -> str:
     names = ", ".join(f"{name} {version}" for name, version in versions.items())
     return (
         f"{facts['date']}, {facts['cores']} cores ({facts['processor']}), Linux {facts['kernel']},"
-        f" {facts['system']}, packet path {facts['build']}; {names}."
+        f" {facts['system']}, load average {facts['load_before']:.1f} before;"
+        f" packet path {facts['build']}, {names}."
         f" Medians of {rounds} alternating rounds: `{facts['command']}`."
     )
 
@@ -101,13 +105,8 @@ def _measured(samples: Sequence[Sample], figure: Figure) -> bool:
     )
 
 
-def _median(samples: Sequence[Sample], peer: str, figure: Figure) -> str:
-    values = spread(by_round(samples, peer, figure).values())
-    return ABSENT if values is None else number(values.median, figure.decimals)
-
-
 def _figures(samples: Sequence[Sample], titles: Titles, figures: Sequence[Figure]) -> str:
-    """Figures down, peers across would be too wide: peers down, figures across."""
+    """One row a peer, one column a figure."""
     rows = [
         [
             title,

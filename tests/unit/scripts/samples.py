@@ -11,6 +11,7 @@ FACTS = {
     "processor": "A Processor",
     "kernel": "6.1.0",
     "system": "A System",
+    "load_before": 0.04,
     "build": "compiled",
     "versions": {"haproxy": "2.6.12"},
 }

@@ -24,7 +24,7 @@ def test_wrk() -> None:
 
 
 def test_wrk_that_could_not_connect() -> None:
-    with pytest.raises(ValueError, match="unable to connect to .* Connection refused"):
+    with pytest.raises(ValueError, match="unable to connect to"):
         parse_wrk("unable to connect to 10.0.0.10:80 Connection refused\n")
 
 
