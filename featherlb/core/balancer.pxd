@@ -5,19 +5,22 @@ from featherlb.core.flow cimport (
     ADDRESS_DELTA, AWAITED, BYTES, COUNTED, CREATED, EXPECTED, FLAGS, FULL, IPV6, LOCAL_BACKEND,
     LOCAL_CLIENT, MEMBER, NEXT, PORTS, PROTOCOL, QUEUE, RESPONSES, SEEN, STATE, TRANSPORT_DELTA,
     FlowTable)
+from featherlb.core.icmp cimport (
+    find_quoted, is_echo_request, is_error, is_icmp, is_intact, translate_error)
 from featherlb.core.nat cimport translate
-from featherlb.core.packet cimport ACK, FIN, MAPPED, MASK32, OK, RST, SYN, TCP, UDP, Packet
+from featherlb.core.packet cimport ACK, FIN, MAPPED, MASK32, OK, RST, SYN, TCP, UDP, UNSUPPORTED, Packet
 
 cdef Py_ssize_t EVENTS, COUNTERS
 cdef unsigned char[::1] NEXT_STATE, IS_ACTIVE, IS_REUSABLE
 cdef int EVENT_SYN, EVENT_SYN_ACK, EVENT_FIN, EVENT_RST, EVENT_ACK
 cdef int NEW, SYN_SENT, UDP_ONE_WAY, UDP_TWO_WAY, PREROUTING, OUTPUT, TRUNCATED, PASS, REWRITTEN, DROP
+cdef int NOT_READY, ICMP_ERROR, BAD_CHECKSUM, ECHO
 cdef int TRUNCATED_REASON, NOT_OURS, NO_BACKEND, NO_FLOW, NO_SOURCE_PORT, TUPLE_IN_USE
 
 
 cdef class Balancer:
     cdef readonly FlowTable flows
-    cdef readonly Packet packet
+    cdef readonly Packet packet, quoted
     cdef readonly object source_ports
     cdef readonly Py_ssize_t evicted
     cdef readonly int refusal
@@ -29,6 +32,7 @@ cdef class Balancer:
     cdef unsigned int icmp_errors, icmp_ticks
     cdef object _seed, _hash_key
     cdef bint _wildcards
+    cdef set _addresses
     cdef dict _pools, _services
     cdef list _slots, _free_slots
 
@@ -63,6 +67,13 @@ cdef class Balancer:
     @cython.locals(flows=FlowTable)
     cdef void close(self, Py_ssize_t flow) except *
     cdef int refuse(self, int reason, unsigned int ticks) except -1
+    @cython.locals(
+        packet=Packet, flows=FlowTable, ref=cython.Py_ssize_t, flow=cython.Py_ssize_t,
+        reply=cython.Py_ssize_t, late=cython.bint, own=cython.bint, reason=cython.int)
+    cdef int handle_icmp(self, int hook, int info) except -1
+    @cython.locals(packet=Packet, reason=cython.int)
+    cdef int handle_echo(self, int hook, int info) except -1
+    cdef int damage(self, int info) noexcept
     cdef int drop(self, int reason) noexcept
     cdef int pass_on(self) noexcept
     @cython.locals(

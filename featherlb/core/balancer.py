@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 import cython
 
-from featherlb.core.craft import has_sender, port_unreachable, tcp_reset
+from featherlb.core.craft import echo_reply, has_sender, port_unreachable, tcp_reset
 from featherlb.core.flow import FlowTable
 from featherlb.core.packet import Packet
 from featherlb.core.pool import Pool
@@ -66,8 +66,16 @@ if not cython.compiled:
         STATE,
         TRANSPORT_DELTA,
     )
+    from featherlb.core.icmp import (
+        find_quoted,
+        is_echo_request,
+        is_error,
+        is_icmp,
+        is_intact,
+        translate_error,
+    )
     from featherlb.core.nat import translate
-    from featherlb.core.packet import ACK, FIN, MAPPED, MASK32, OK, RST, SYN, TCP, UDP
+    from featherlb.core.packet import ACK, FIN, MAPPED, MASK32, OK, RST, SYN, TCP, UDP, UNSUPPORTED
 
 MAX_CRAFTED = 512
 """Answers that wait to be sent; beyond them refusals are silent, so a flood costs no memory."""
@@ -95,8 +103,12 @@ UDP_ONE_WAY = int(State.UDP_ONE_WAY)
 UDP_TWO_WAY = int(State.UDP_TWO_WAY)
 PREROUTING = int(Hook.PREROUTING)
 OUTPUT = int(Hook.OUTPUT)
+NOT_READY = int(PacketInfo.CHECKSUM_NOT_READY)
 TRUNCATED = int(PacketInfo.TRUNCATED)
 TRUNCATED_REASON = int(Reason.TRUNCATED)
+ICMP_ERROR = int(Reason.ICMP_ERROR)
+BAD_CHECKSUM = int(Reason.BAD_CHECKSUM)
+ECHO = int(Reason.ECHO)
 NOT_OURS = int(Reason.NOT_OURS)
 NO_BACKEND = int(Reason.NO_BACKEND)
 NO_FLOW = int(Reason.NO_FLOW)
@@ -173,7 +185,8 @@ class Balancer:
         are for `full` NAT."""
         self.flows = FlowTable(capacity, secret)
         self.packet = Packet()
-        self.packet.attach(bytearray(64))
+        self.quoted = Packet()
+        self.attach(bytearray(64))
         self._seed = int.from_bytes(secret, "big")
         self._hash_key = hash_key
         self.source_ports = PortAllocator(self._seed, source_ports)
@@ -201,6 +214,7 @@ class Balancer:
         self._slots: list[Slot] = []
         self._free_slots: list[int] = []
         self._services: dict[tuple[int, int, int, int], Pool] = {}
+        self._addresses: set[tuple[int, int]] = set()
         self._wildcards = False
 
     # Doors
@@ -208,6 +222,7 @@ class Balancer:
     def attach(self, buffer: bytearray) -> None:
         """Packets stand in this buffer from now on."""
         self.packet.attach(buffer)
+        self.quoted.attach(buffer)
 
     def handle_packet(self, offset: int, length: int, hook: int, info: int, now: float) -> int:
         """Decide on the IP packet at `offset` of the buffer, rewriting it in place.
@@ -223,6 +238,8 @@ class Balancer:
         # 1. Parse: every length is checked, nothing else is trusted.
         reason = packet.parse(offset, length)
         if reason != OK:
+            if reason == UNSUPPORTED and is_icmp(packet):
+                return self.handle_icmp(hook, info)
             return self.drop(reason)
 
         # 2. Find the flow, in either direction. A reply in `dnat` mode is rewritten after the
@@ -522,6 +539,56 @@ class Balancer:
             self.crafted.append(tcp_reset(packet))
         return 0
 
+    def handle_icmp(self, hook: int, info: int) -> int:
+        """Decide on the parsed ICMP message, as `handle_packet` does."""
+        packet = self.packet
+        flows = self.flows
+        # 7. ICMP: an error belongs to the flow of the packet that it quotes.
+        if not is_error(packet):
+            return self.handle_echo(hook, info)
+        ref = find_quoted(packet, self.quoted, flows)
+        flow = ref >> 1
+        reply = ref & 1
+        late = reply and not flows.u8[flow * 128 + FLAGS] & FULL
+        # Errors of this host's own are rewritten in OUTPUT, in either direction and mode.
+        if not ref or (hook != OUTPUT and (hook == PREROUTING) == late):
+            return self.pass_on()
+        reason = self.damage(info)
+        if reason != OK:
+            return self.drop(reason)
+        own = hook == OUTPUT and not (
+            packet.src_low == flows.u64[flow * 16 + 5]
+            and packet.src_high == flows.u64[flow * 16 + 4]
+        )
+        translate_error(packet, self.quoted, flows, flow, reply, own)
+        self.reasons[ICMP_ERROR] += 1
+        return REWRITTEN
+
+    def handle_echo(self, hook: int, info: int) -> int:
+        """Answer an echo request to a VIP; other messages are not ours. They only get here where
+        the VIP is not an address of this host: else its kernel answers."""
+        packet = self.packet
+        if (
+            hook != PREROUTING
+            or not is_echo_request(packet)
+            or (packet.dst_high, packet.dst_low) not in self._addresses
+        ):
+            return self.pass_on()
+        reason = self.damage(info)
+        if reason != OK:
+            return self.drop(reason)
+        if len(self.crafted) < MAX_CRAFTED and has_sender(packet):
+            self.crafted.append(echo_reply(packet))
+        return self.drop(ECHO)
+
+    def damage(self, info: int) -> int:
+        """Why the parsed ICMP message can't be used, or OK."""
+        if info & TRUNCATED:
+            return TRUNCATED_REASON
+        if not info & NOT_READY and not is_intact(self.packet):
+            return BAD_CHECKSUM
+        return OK
+
     def drop(self, reason: int) -> int:
         """Count why, and say so."""
         self.reasons[reason] += 1
@@ -560,6 +627,9 @@ class Balancer:
                     for source in sources if vip.wildcard else [(high, low)]:
                         excluded.append((source, port))
         self._services = services
+        self._addresses = {
+            _words(vip.address) for pool in self._pools.values() for vip in pool.service.vips
+        }
         self.source_ports.exclude(excluded)
 
     def _add_member(self, pool: Pool, backend: Backend) -> Member:

@@ -1,4 +1,4 @@
-"""Packets that featherlb itself originates: refusals. Imports `checksum` and `packet`.
+"""Packets that featherlb itself originates: refusals and echoes. Imports `checksum` and `packet`.
 
 Not on the fast path. What is made here leaves through a raw socket with its IP header.
 """
@@ -55,16 +55,20 @@ def port_unreachable(packet: Packet) -> bytes:
     """
     source = _wire_address(packet.version, packet.dst_high, packet.dst_low)
     destination = _wire_address(packet.version, packet.src_high, packet.src_low)
-    if packet.version == 4:
-        protocol, kind, code, room = _ICMP, 3, 3, 576 - 20 - 8
-    else:
-        protocol, kind, code, room = _ICMPV6, 1, 4, 1280 - 40 - 8
+    kind, code, room = (3, 3, 576 - 20 - 8) if packet.version == 4 else (1, 4, 1280 - 40 - 8)
     message = bytearray(struct.pack("!BBHI", kind, code, 0, 0) + packet.quote(room))
-    pseudo = b""
-    if packet.version == 6:
-        pseudo = source + destination + struct.pack("!II", len(message), protocol)
-    struct.pack_into("!H", message, 2, _checksum(pseudo + bytes(message)))
-    return _ip_header(packet.version, source, destination, len(message), protocol) + bytes(message)
+    return _icmp(packet.version, source, destination, message)
+
+
+def echo_reply(packet: Packet) -> bytes:
+    """The answer to the parsed ICMP echo request as its receiver, with IP header: the same
+    identifier, sequence number and data (RFC 792, RFC 4443 section 4.2)."""
+    source = _wire_address(packet.version, packet.dst_high, packet.dst_low)
+    destination = _wire_address(packet.version, packet.src_high, packet.src_low)
+    whole = packet.quote(packet.end - packet.ip)
+    message = bytearray(whole[packet.transport - packet.ip :])
+    struct.pack_into("!BBH", message, 0, 0 if packet.version == 4 else 129, 0, 0)
+    return _icmp(packet.version, source, destination, message)
 
 
 def has_sender(packet: Packet) -> bool:
@@ -74,6 +78,16 @@ def has_sender(packet: Packet) -> bool:
         first = packet.src_low >> 24 & 0xFF
         return 0 < first < 224
     return packet.src_high >> 56 != 0xFF and bool(packet.src_high or packet.src_low)
+
+
+def _icmp(version: int, source: bytes, destination: bytes, message: bytearray) -> bytes:
+    """The ICMP message, whose checksum field is zero, with its checksum and IP header."""
+    protocol, pseudo = _ICMP, b""
+    if version == 6:
+        protocol = _ICMPV6
+        pseudo = source + destination + struct.pack("!II", len(message), protocol)
+    struct.pack_into("!H", message, 2, _checksum(pseudo + bytes(message)))
+    return _ip_header(version, source, destination, len(message), protocol) + bytes(message)
 
 
 def _wire_address(version: int, high: int, low: int) -> bytes:

@@ -3,7 +3,7 @@ cimport cython
 from featherlb.core.checksum cimport fold, sum_bytes, words
 
 cdef unsigned long long MAPPED, MASK16, MASK32
-cdef int TCP, UDP, FIN, SYN, RST, ACK, STATE_FLAGS
+cdef int ICMP, TCP, UDP, ICMPV6, FIN, SYN, RST, ACK, STATE_FLAGS
 cdef int OK, MALFORMED, BAD_FLAGS, FRAGMENT, UNSUPPORTED
 cdef int HOP_BY_HOP, ROUTING, FRAGMENT_HEADER, DESTINATION_OPTIONS, MAX_EXTENSION_HEADERS
 
@@ -20,12 +20,18 @@ cdef class Packet:
     cpdef int parse(self, Py_ssize_t offset, Py_ssize_t length) noexcept
     @cython.locals(header=cython.Py_ssize_t, total=cython.Py_ssize_t)
     cdef int parse_ipv4(self, Py_ssize_t offset, Py_ssize_t length) noexcept
-    @cython.locals(end=cython.Py_ssize_t, at=cython.Py_ssize_t, following=cython.int, _=cython.int)
+    @cython.locals(end=cython.Py_ssize_t, reason=cython.int)
     cdef int parse_ipv6(self, Py_ssize_t offset, Py_ssize_t length) noexcept
+    @cython.locals(at=cython.Py_ssize_t, following=cython.int, _=cython.int)
+    cdef int skip_extensions(
+        self, Py_ssize_t offset, Py_ssize_t end, bint first_fragment) noexcept
+    cdef int read_addresses(self, Py_ssize_t offset) noexcept
     @cython.locals(at=cython.Py_ssize_t, header=cython.Py_ssize_t, flags=cython.int)
     cdef int parse_tcp(self) noexcept
     @cython.locals(at=cython.Py_ssize_t, size=cython.Py_ssize_t)
     cdef int parse_udp(self) noexcept
+    @cython.locals(header=cython.Py_ssize_t)
+    cpdef bint parse_quoted(self, int version, Py_ssize_t offset, Py_ssize_t end) noexcept
     cpdef bytes quote(self, Py_ssize_t limit)
     @cython.locals(value=cython.uint)
     cdef unsigned int read16(self, Py_ssize_t offset) noexcept

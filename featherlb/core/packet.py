@@ -17,8 +17,10 @@ MAPPED = 0xFFFF << 32  # ::ffff:0:0/96, RFC 4291 section 2.5.5.2
 MASK16 = 0xFFFF
 MASK32 = 0xFFFFFFFF
 
+ICMP = 1
 TCP = 6
 UDP = 17
+ICMPV6 = 58
 
 # RFC 9293 section 3.1; the ECN bits and PSH, URG say nothing about the state.
 FIN = 0x01
@@ -98,11 +100,24 @@ class Packet:
         end = offset + 40 + self.read16(offset + 4)
         if end > offset + length:
             return MALFORMED
+        reason = self.skip_extensions(offset, end, False)
+        if reason != OK:
+            return reason
+        self.end = end
+        return self.read_addresses(offset)
+
+    def skip_extensions(self, offset: int, end: int, first_fragment: bool) -> int:
+        """Find the transport header behind the extension headers of the IPv6 packet; of its
+        fragments, the first has one as well (if `first_fragment` says that it may)."""
         following = self.data[offset + 6]
         at = offset + 40
         for _ in range(MAX_EXTENSION_HEADERS):
             if following == FRAGMENT_HEADER:
-                return FRAGMENT
+                if not first_fragment or at + 8 > end or self.read16(at + 2) & 0xFFF8:
+                    return FRAGMENT
+                following = self.data[at]
+                at += 8
+                continue
             if following not in (HOP_BY_HOP, ROUTING, DESTINATION_OPTIONS):
                 break
             if at + 8 > end:
@@ -113,6 +128,11 @@ class Packet:
             return MALFORMED
         self.version = 6
         self.protocol = following
+        self.transport = at
+        return OK
+
+    def read_addresses(self, offset: int) -> int:
+        """Of the IPv6 header at `offset`."""
         self.src_high = self.read32(offset + 8) << 32 | self.read32(offset + 12)
         self.src_low = self.read32(offset + 16) << 32 | self.read32(offset + 20)
         self.dst_high = self.read32(offset + 24) << 32 | self.read32(offset + 28)
@@ -122,8 +142,6 @@ class Packet:
             return MALFORMED
         if not self.dst_high and self.dst_low >> 32 == MASK16:
             return MALFORMED
-        self.transport = at
-        self.end = end
         return OK
 
     def parse_tcp(self) -> int:
@@ -158,6 +176,42 @@ class Packet:
         self.end = at + size  # what the checksum covers; the packet may be longer (RFC 9868)
         self.flags = 0
         return OK
+
+    def parse_quoted(self, version: int, offset: int, end: int) -> bool:
+        """Read the headers of a packet that an ICMP error quotes from `offset` on, before `end`.
+
+        Its own length may say more than is there: eight bytes of transport are enough. True if
+        it is of TCP or UDP, with ports; `sequence` and what follows it is not read. The first
+        of several fragments has ports too.
+        """
+        self.ip = offset
+        if end - offset < 20 or self.data[offset] >> 4 != version:
+            return False
+        if version == 4:
+            self.version = 4
+            self.protocol = self.data[offset + 9]
+            self.src_high = 0
+            self.dst_high = 0
+            self.src_low = MAPPED | self.read32(offset + 12)
+            self.dst_low = MAPPED | self.read32(offset + 16)
+            header = (self.data[offset] & 15) * 4
+            if header < 20 or self.read16(offset + 6) & 0x1FFF:
+                return False
+            self.transport = offset + header
+            self.end = min(end, offset + self.read16(offset + 2))
+        else:
+            if end - offset < 40:
+                return False
+            self.end = min(end, offset + 40 + self.read16(offset + 4))
+            if (
+                self.skip_extensions(offset, self.end, True) != OK
+                or self.read_addresses(offset) != OK
+            ):
+                return False
+        if self.protocol not in (TCP, UDP) or self.end - self.transport < 8:
+            return False
+        self.ports = self.read32(self.transport)
+        return True
 
     # Fields
 

@@ -15,34 +15,40 @@ class Reason(IntEnum):
     """Client to backend."""
     REPLY = 1
     """Backend to client."""
+    ICMP_ERROR = 2
+    """About a packet of a flow, in either direction."""
     # passed on untouched
-    NOT_OURS = 2
+    NOT_OURS = 3
     """Of no service and no flow."""
     # dropped
-    MALFORMED = 3
+    MALFORMED = 4
     """A length or version that cannot be."""
-    BAD_FLAGS = 4
+    BAD_FLAGS = 5
     """TCP flags that no stack sends (SYN+FIN, none, ...)."""
-    FRAGMENT = 5
+    FRAGMENT = 6
     """An IP fragment: it cannot be attributed to a flow."""
-    UNSUPPORTED = 6
+    UNSUPPORTED = 7
     """A transport protocol that featherlb does not balance."""
-    TRUNCATED = 7
+    TRUNCATED = 8
     """The queue delivered only a part of it, so it cannot be rewritten."""
-    NO_BACKEND = 8
+    NO_BACKEND = 9
     """Opens a flow, but no backend is usable; answered with a RST or ICMP port unreachable."""
-    NO_FLOW = 9
+    NO_FLOW = 10
     """Belongs to no known connection; answered with a RST."""
-    NO_SOURCE_PORT = 10
+    NO_SOURCE_PORT = 11
     """`full` NAT has no source port left towards that backend."""
-    TUPLE_IN_USE = 11
+    TUPLE_IN_USE = 12
     """The backend already has a connection from this client's address and port."""
+    BAD_CHECKSUM = 13
+    """An ICMP message with a wrong checksum."""
+    ECHO = 14
+    """An ICMP echo request to a VIP that is not an address of this host; answered."""
 
     @property
     def label(self) -> str:
         return self.name.lower().replace("_", "-")
 
 
-TRANSLATED = frozenset({Reason.FORWARD, Reason.REPLY})
+TRANSLATED = frozenset({Reason.FORWARD, Reason.REPLY, Reason.ICMP_ERROR})
 PASSED = frozenset({Reason.NOT_OURS})
 DROPPED = frozenset(Reason) - TRANSLATED - PASSED

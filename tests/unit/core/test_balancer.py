@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from featherlb.core.stats import Reason
 from featherlb.model import Hook, PacketInfo, Protocol, Service, Verdict
-from tests.builders import icmp, ip, ipv6_extensions, parse, readdressed, tcp, udp
+from tests.builders import ip, ipv6_extensions, parse, readdressed, tcp, udp
 from tests.world import CLIENT, ONE, VIP, Outcome, World, backend, client, service
 
 PREROUTING, INPUT, FORWARD, OUTPUT, POSTROUTING = Hook
@@ -84,7 +84,9 @@ CASES = [
         tcp(CLIENT6, VIP6, "S", header=ipv6_extensions(CLIENT6, VIP6, "fragment")),
         Reason.FRAGMENT,
     ),
-    Case("another protocol", icmp("198.51.100.7", "192.0.2.10"), Reason.UNSUPPORTED),
+    Case(
+        "another protocol", bytes(ip(CLIENT, VIP, proto=132)) + bytes(12), Reason.UNSUPPORTED
+    ),
     # 2. of a known flow, at the hook where it is rewritten
     Case(
         "a client's packet", tcp(KNOWN, VIP, "PA", payload=b"x"), Reason.FORWARD, (KNOWN, ONE)

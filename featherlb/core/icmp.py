@@ -1,0 +1,137 @@
+"""ICMP errors: they belong to the flow of the packet they quote, and are translated with it.
+
+Imports `checksum`, `flow`, `packet`. Somebody on the way (a router, an end, the balancer's own
+kernel) could not forward or deliver a packet, and says so to its sender, quoting it. What is
+quoted was translated before, so that the sender would not recognise it; here that is undone. The
+quoted packet travelled in the other direction: an error towards the client quotes a packet towards
+the backend. Rules: RFC 5508 section 4, RFC 4443 section 2.4.
+
+Type, code and the four bytes after the checksum (the next hop's MTU, a pointer, the length field of
+RFC 4884) stay as they are. Errors say nothing about the flow's state: they neither end it (RFC
+5382 REQ-10) nor prolong it.
+"""
+
+import cython
+
+from featherlb.core.flow import FlowTable
+from featherlb.core.packet import Packet
+
+if not cython.compiled:
+    from featherlb.core.checksum import negate, sum_bytes, update
+    from featherlb.core.flow import ADDRESS_DELTA, FLAGS, FULL, PORTS, TRANSPORT_DELTA
+    from featherlb.core.packet import ICMP, ICMPV6, MASK16, TCP
+
+HEADER = 8
+
+# RFC 792: destination unreachable, time exceeded, parameter problem. Redirects are for the
+# network they were seen in, and source quench is obsolete (RFC 6633).
+UNREACHABLE, TIME_EXCEEDED, PARAMETER_PROBLEM = 3, 11, 12
+# RFC 4443: destination unreachable (1), packet too big, time exceeded, parameter problem (4).
+FIRST_V6, LAST_V6 = 1, 4
+ECHO_REQUEST, ECHO_REQUEST_V6 = 8, 128
+
+
+def is_icmp(packet: Packet) -> bool:
+    """Whether the parsed packet carries the ICMP of its IP version."""
+    return packet.protocol == (ICMP if packet.version == 4 else ICMPV6)
+
+
+def is_error(packet: Packet) -> bool:
+    """Whether the parsed ICMP message is an error that quotes a packet."""
+    if packet.end - packet.transport < HEADER:
+        return False
+    kind = packet.data[packet.transport]
+    if packet.version == 4:
+        return kind in (UNREACHABLE, TIME_EXCEEDED, PARAMETER_PROBLEM)
+    return FIRST_V6 <= kind <= LAST_V6
+
+
+def is_echo_request(packet: Packet) -> bool:
+    """Whether the parsed ICMP message wants to be echoed."""
+    if packet.end - packet.transport < HEADER:
+        return False
+    kind = packet.data[packet.transport]
+    return kind == (ECHO_REQUEST if packet.version == 4 else ECHO_REQUEST_V6)
+
+
+def find_quoted(packet: Packet, quoted: Packet, flows: FlowTable) -> int:
+    """The flow whose packet the parsed error quotes, as a reference with the direction in which
+    the error itself travels; 0 if there is none. `quoted` is set to the quoted packet."""
+    if not quoted.parse_quoted(packet.version, packet.transport + HEADER, packet.end):
+        return 0
+    # An error goes to the sender of what it quotes; anything else is made up.
+    if quoted.src_high != packet.dst_high or quoted.src_low != packet.dst_low:
+        return 0
+    return flows.find(
+        quoted.dst_high,
+        quoted.dst_low,
+        quoted.src_high,
+        quoted.src_low,
+        (quoted.ports & MASK16) << 16 | quoted.ports >> 16,
+        quoted.protocol,
+    )
+
+
+def checksum(packet: Packet, src_high: int, src_low: int, dst_high: int, dst_low: int) -> int:
+    """The checksum of the ICMP message in the buffer, whose own field must be zero; with the
+    right one in the field, 0. ICMPv6 includes the pseudo-header (RFC 4443 section 2.3)."""
+    if packet.version == 6:
+        return packet.transport_checksum(src_high, src_low, dst_high, dst_low)
+    length = packet.end - packet.transport
+    return sum_bytes(packet.data, packet.transport, length) ^ MASK16
+
+
+def is_intact(packet: Packet) -> bool:
+    """Whether the checksum of the parsed ICMP message is right."""
+    return not checksum(packet, packet.src_high, packet.src_low, packet.dst_high, packet.dst_low)
+
+
+def translate_error(
+    packet: Packet, quoted: Packet, flows: FlowTable, flow: int, reply: int, own: bool
+) -> None:
+    """Rewrite the parsed error about a packet of `flow` in place, and what it quotes.
+
+    `reply` is 1 for an error on its way to the client. It then comes from the VIP whoever made
+    it, since a backend's side of the network may have no address that means anything to the
+    client (RFC 5508 REQ-5); one that the balancer made on its `own` keeps its address.
+    """
+    at = flow * 16
+    address_delta = flows.u16[flow * 64 + ADDRESS_DELTA]
+    delta = flows.u16[flow * 64 + TRANSPORT_DELTA]
+    src_high, src_low = packet.src_high, packet.src_low
+    if reply:
+        address_delta, delta = negate(address_delta), negate(delta)
+        dst_high, dst_low = flows.u64[at], flows.u64[at + 1]
+        peer_high, peer_low = flows.u64[at + 2], flows.u64[at + 3]
+        ports = flows.u32[flow * 32 + PORTS]
+        if not own:
+            src_high, src_low = peer_high, peer_low
+    else:
+        dst_high, dst_low = flows.u64[at + 4], flows.u64[at + 5]
+        peer_high, peer_low = flows.u64[at + 6], flows.u64[at + 7]
+        ports = flows.u32[flow * 32 + PORTS + 1]
+        if flows.u8[flow * 128 + FLAGS] & FULL:
+            src_high, src_low = peer_high, peer_low
+
+    # The quoted packet, as the receiver of the error has sent it.
+    quoted.write_source(dst_high, dst_low)
+    quoted.write_destination(peer_high, peer_low)
+    quoted.write32(quoted.transport, ports)
+    if quoted.version == 4:
+        quoted.write16(quoted.ip + 10, update(quoted.read16(quoted.ip + 10), address_delta))
+    field = quoted.transport + (16 if quoted.protocol == TCP else 6)
+    if field + 2 <= quoted.end:  # of TCP often only eight bytes are there (RFC 792)
+        check = quoted.read16(field)
+        if quoted.protocol == TCP:
+            quoted.write16(field, update(check, delta))
+        elif check:
+            quoted.write16(field, update(check, delta) or MASK16)
+
+    packet.write_source(src_high, src_low)
+    packet.write_destination(dst_high, dst_low)
+    if packet.version == 4:
+        packet.write16(packet.ip + 10, 0)
+        header = packet.transport - packet.ip
+        packet.write16(packet.ip + 10, sum_bytes(packet.data, packet.ip, header) ^ MASK16)
+    packet.write16(packet.transport + 2, 0)
+    packet.write16(packet.transport + 2, checksum(packet, src_high, src_low, dst_high, dst_low))
