@@ -39,9 +39,13 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Apply:
-    """To the worker: serve these services. It answers `Applied`."""
+    """To the worker: serve these services. It answers `Applied`.
+
+    `pass_mark` is for `PacketQueue.pass_mark`.
+    """
 
     services: tuple[Service, ...]
+    pass_mark: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,6 +115,7 @@ class Supervisor:
         self._host = host.Host()
         self._options = host.Options()
         self._services: tuple[Service, ...] = ()
+        self._pass_mark = 0
         self._workers: list[WorkerProcess] = []
         self._keepers: list[asyncio.Task[None]] = []
 
@@ -129,6 +130,7 @@ class Supervisor:
             log.warning("%s", line)
         services, plan = await asyncio.to_thread(prepare, config, self._settings.assign)
         self._services, self._options = services, plan.options
+        self._pass_mark = plan.pass_mark or 0
         try:
             for number in range(self._options.workers):
                 self._workers.append(await self._start_worker(number, config))
@@ -156,14 +158,14 @@ class Supervisor:
                 prepare, config, self._settings.assign, self._options
             )
             for worker in self._workers:
-                await worker.ask(Apply(services))
+                await worker.ask(Apply(services, plan.pass_mark or 0))
             await asyncio.to_thread(self._host.update, plan)
         except FeatherlbError as error:
             log.error("reload refused, everything stays as it was: %s", error)
             for worker in self._workers:
-                await worker.ask(Apply(self._services))
+                await worker.ask(Apply(self._services, self._pass_mark))
             return
-        self._services = services
+        self._services, self._pass_mark = services, plan.pass_mark or 0
         log.info("reloaded")
         self._announce()
 
@@ -189,7 +191,7 @@ class Supervisor:
         )
         try:
             await worker.ask(start)
-            await worker.ask(Apply(self._services))
+            await worker.ask(Apply(self._services, self._pass_mark))
         except BaseException:
             worker.stop()
             raise

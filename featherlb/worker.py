@@ -61,21 +61,28 @@ class Worker:
         poller.register(self._channel.fileno(), select.POLLIN)
         next_tick = time.monotonic()
         while True:
-            poller.poll(TICK * 1000)
+            readable = [descriptor for descriptor, _ in poller.poll(TICK * 1000)]
             now = time.monotonic()
-            self._queue.process(self._balancer, now)
-            for packet in self._balancer.take_crafted():
-                self._sender.send(packet)
+            if self._queue.fileno() in readable:
+                self._queue.process(self._balancer, now)
+                for packet in self._balancer.take_crafted():
+                    self._sender.send(packet)
             if now >= next_tick:
                 next_tick = now + TICK
                 self._balancer.handle_timer(now)
                 self._log_flows(now)
                 self._channel.flush()
-            try:
-                while (message := self._channel.receive()) is not None:
-                    self._obey(message)
-            except EOFError:
+            if self._channel.fileno() in readable and not self._listen():
                 return
+
+    def _listen(self) -> bool:
+        """Do what the supervisor says; False when it is gone."""
+        try:
+            while (message := self._channel.receive()) is not None:
+                self._obey(message)
+        except EOFError:
+            return False
+        return True
 
     def close(self) -> None:
         self._queue.close()
@@ -83,8 +90,9 @@ class Worker:
 
     def _obey(self, message: object) -> None:
         match message:
-            case Apply(services):
+            case Apply(services, pass_mark):
                 self._balancer.apply(services)
+                self._queue.pass_mark = pass_mark
                 self._channel.send(Applied())
             case GetStatistics():
                 self._channel.send(

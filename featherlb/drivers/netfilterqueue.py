@@ -22,7 +22,7 @@ from featherlb.drivers.nfnetlink import (
     kernel_counters,
 )
 from featherlb.errors import HostError
-from featherlb.model import PacketInfo, Verdict
+from featherlb.model import LATE_HOOKS, PacketInfo, Verdict
 
 _READ_SIZE = 1 << 17
 """Bytes: more than any message (COPY_RANGE and its attributes)."""
@@ -61,6 +61,7 @@ class NetfilterQueueDriver:
     def __init__(self, number: int, *, max_length: int, fail_open: bool) -> None:
         """Bind queue `number`, holding up to `max_length` packets; HostError if it is taken."""
         self.number = number
+        self.pass_mark = 0
         self._received = 0
         self._truncated = 0
         self._buffer = bytearray(_READ_SIZE)
@@ -113,6 +114,9 @@ class NetfilterQueueDriver:
         if verdict == Verdict.REWRITTEN:
             packet.set_payload(bytes(self._buffer[:length]))
             packet.accept()
+        elif verdict == Verdict.PASS and self.pass_mark and packet.hook in LATE_HOOKS:
+            packet.set_mark(self.pass_mark)
+            packet.repeat()
         elif verdict == Verdict.PASS:
             packet.accept()
         else:

@@ -6,12 +6,14 @@ from featherlb.drivers.mmsg cimport MessageBatch
 
 cdef Py_ssize_t SLOTS, SLOT_SIZE, MAX_BATCHES, HEADER, VERDICT_SIZE
 cdef int PACKET_MESSAGE, VERDICT_MESSAGE, NLM_F_REQUEST, NLMSG_ERROR
-cdef int NFQA_PACKET_HDR, NFQA_VERDICT_HDR, NFQA_PAYLOAD, NFQA_CAP_LEN, NFQA_SKB_INFO
-cdef int REWRITTEN, DROP, TRUNCATED
+cdef int NF_DROP, NF_ACCEPT, NF_REPEAT, INPUT, POSTROUTING
+cdef int NFQA_PACKET_HDR, NFQA_VERDICT_HDR, NFQA_MARK, NFQA_PAYLOAD, NFQA_CAP_LEN, NFQA_SKB_INFO
+cdef int PASS, REWRITTEN, DROP, TRUNCATED
 
 
 cdef class NetlinkDriver:
     cdef readonly int number
+    cdef public unsigned int pass_mark
     cdef readonly Py_ssize_t received, truncated, lost
     cdef object handler, _socket
     cdef MessageBatch batch
@@ -29,6 +31,6 @@ cdef class NetlinkDriver:
     @cython.locals(
         packet_id=cython.uint, hook=cython.int, info=cython.int, payload=cython.Py_ssize_t,
         size=cython.Py_ssize_t, length=cython.Py_ssize_t, at=cython.Py_ssize_t,
-        step=cython.Py_ssize_t, kind=cython.int, verdict=cython.int, total=cython.Py_ssize_t)
+        step=cython.Py_ssize_t, kind=cython.int, verdict=cython.int, outcome=cython.int, total=cython.Py_ssize_t)
     cdef void handle_message(
         self, Py_ssize_t start, Py_ssize_t end, Balancer handler, double now) except *

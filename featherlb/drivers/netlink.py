@@ -24,7 +24,7 @@ from featherlb.drivers.nfnetlink import (
     kernel_counters,
 )
 from featherlb.errors import HostError
-from featherlb.model import PacketInfo, Verdict
+from featherlb.model import Hook, PacketInfo, Verdict
 
 NETLINK_NETFILTER = 12
 SOL_NETLINK = 270
@@ -54,10 +54,18 @@ NLMSG_ERROR = 2
 
 NFQA_PACKET_HDR = 1
 NFQA_VERDICT_HDR = 2
+NFQA_MARK = 3
 NFQA_PAYLOAD = 10
 NFQA_CAP_LEN = 13
 NFQA_SKB_INFO = 14
 
+NF_DROP = 0  # include/uapi/linux/netfilter.h
+NF_ACCEPT = 1
+NF_REPEAT = 4
+
+INPUT = int(Hook.INPUT)
+POSTROUTING = int(Hook.POSTROUTING)
+PASS = int(Verdict.PASS)
 REWRITTEN = int(Verdict.REWRITTEN)
 DROP = int(Verdict.DROP)
 TRUNCATED = int(PacketInfo.TRUNCATED)
@@ -69,6 +77,7 @@ class NetlinkDriver:
     def __init__(self, number: int, *, max_length: int, fail_open: bool) -> None:
         """Bind queue `number`, holding up to `max_length` packets; HostError if it is taken."""
         self.number = number
+        self.pass_mark = 0
         self.received = 0
         self.truncated = 0
         self.lost = 0
@@ -170,10 +179,20 @@ class NetlinkDriver:
         # The verdict stands in front of the packet, over attributes that have been read.
         at = payload - VERDICT_SIZE - 4 if payload else start
         total = VERDICT_SIZE
+        outcome = NF_DROP if verdict == DROP else NF_ACCEPT
         if verdict == REWRITTEN:
             self.u16[(at + 32) >> 1] = size + 4
             self.u16[(at + 34) >> 1] = NFQA_PAYLOAD
             total += (size + 4 + 3) & ~3
+        elif verdict == PASS and self.pass_mark and hook in (INPUT, POSTROUTING):
+            outcome = NF_REPEAT
+            self.u16[(at + 32) >> 1] = 8
+            self.u16[(at + 34) >> 1] = NFQA_MARK
+            self.u8[at + 36] = self.pass_mark >> 24
+            self.u8[at + 37] = self.pass_mark >> 16 & 0xFF
+            self.u8[at + 38] = self.pass_mark >> 8 & 0xFF
+            self.u8[at + 39] = self.pass_mark & 0xFF
+            total += 8
         self.u32[at >> 2] = total
         self.u16[(at + 4) >> 1] = VERDICT_MESSAGE
         self.u16[(at + 6) >> 1] = NLM_F_REQUEST
@@ -185,7 +204,7 @@ class NetlinkDriver:
         self.u16[(at + 20) >> 1] = 12
         self.u16[(at + 22) >> 1] = NFQA_VERDICT_HDR
         self.u32[(at + 24) >> 2] = 0
-        self.u8[at + 27] = 0 if verdict == DROP else 1
+        self.u8[at + 27] = outcome
         self.u32[(at + 28) >> 2] = packet_id
         self.batch.add(at, total)
 
