@@ -15,7 +15,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -216,16 +216,21 @@ class Lab:
     def up(self) -> None:
         """Build it. Raises FileExistsError where a lab of this id stands; on any other failure
         nothing is left."""
+        try:
+            with _uninterrupted():
+                self._claim()
+                self._build()
+        except BaseException:
+            if self._lock is not None:
+                self.down()
+            raise
+
+    def _claim(self) -> None:
         RUN_DIRECTORY.mkdir(exist_ok=True)
         self._lock = os.open(
             RUN_DIRECTORY / self.run_id, os.O_CREAT | os.O_EXCL | os.O_RDONLY, mode=0o644
         )
         fcntl.flock(self._lock, fcntl.LOCK_EX)
-        try:
-            self._build()
-        except BaseException:
-            self.down()
-            raise
 
     def _build(self) -> None:
         for node in (self._net, *self.nodes):
@@ -260,10 +265,22 @@ class Lab:
 
     def down(self) -> None:
         """Kill what runs in its namespaces and delete them. Harmless if there is nothing."""
-        remove(self.run_id)
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        with _uninterrupted():
+            remove(self.run_id)
+            if self._lock is not None:
+                os.close(self._lock)
+                self._lock = None
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let signals wait. An exception right after a fork would leave a program behind that makes
+    a namespace when nobody knows of it any more."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _configure_bridges(subnets: Sequence[Subnet]) -> None:

@@ -41,6 +41,28 @@ def test_a_failing_block_leaves_nothing() -> None:
     assert lab.run_id not in labs()
 
 
+@pytest.mark.parametrize("count", range(5))
+def test_an_interrupt_while_it_is_built_leaves_nothing(count: int) -> None:
+    program = (
+        "import netns\nlab = netns.Lab()\nprint(lab.run_id, flush=True)\nwith lab:\n    input()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as building:
+        assert building.stdout is not None
+        run_id = building.stdout.readline().strip()
+        wait_for(lambda: len(namespaces(run_id)) >= count, "a part of the lab")
+        building.send_signal(signal.SIGINT)
+        _, errors = building.communicate()
+    assert "KeyboardInterrupt" in errors
+    assert namespaces(run_id) == []
+    assert run_id not in labs()
+
+
 def test_labs_of_one_id_exclude_each_other() -> None:
     with Lab(backends=1) as lab:
         with pytest.raises(FileExistsError):
