@@ -116,6 +116,7 @@ class World:
         capacity: int = 64,
         timeouts: Timeouts | None = None,
         source_ports: range = SOURCE_PORTS,
+        adopt_until: float = 0.0,
     ) -> None:
         self.balancer = Balancer(
             capacity=capacity,
@@ -123,6 +124,7 @@ class World:
             hash_key=b"placement",
             timeouts=timeouts or Timeouts(),
             source_ports=source_ports,
+            adopt_until=adopt_until,
         )
         self.now = 1000.0
         self.received = 0

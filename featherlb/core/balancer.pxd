@@ -7,13 +7,14 @@ from featherlb.core.flow cimport (
     FlowTable)
 from featherlb.core.icmp cimport (
     find_quoted, is_echo_request, is_error, is_icmp, is_intact, translate_error)
+from featherlb.core.mss cimport lower
 from featherlb.core.nat cimport translate
 from featherlb.core.packet cimport ACK, FIN, MAPPED, MASK32, OK, RST, SYN, TCP, UDP, UNSUPPORTED, Packet
 
 cdef Py_ssize_t EVENTS, COUNTERS
 cdef unsigned char[::1] NEXT_STATE, IS_ACTIVE, IS_REUSABLE
 cdef int EVENT_SYN, EVENT_SYN_ACK, EVENT_FIN, EVENT_RST, EVENT_ACK
-cdef int NEW, SYN_SENT, UDP_ONE_WAY, UDP_TWO_WAY, PREROUTING, OUTPUT, TRUNCATED, PASS, REWRITTEN, DROP
+cdef int NEW, SYN_SENT, ESTABLISHED, INPUT, UDP_ONE_WAY, UDP_TWO_WAY, PREROUTING, OUTPUT, TRUNCATED, PASS, REWRITTEN, DROP
 cdef int NOT_READY, ICMP_ERROR, BAD_CHECKSUM, ECHO
 cdef int TRUNCATED_REASON, NOT_OURS, NO_BACKEND, NO_FLOW, NO_SOURCE_PORT, TUPLE_IN_USE
 
@@ -33,7 +34,8 @@ cdef class Balancer:
     cdef object _seed, _hash_key
     cdef bint _wildcards
     cdef set _addresses
-    cdef dict _pools, _services
+    cdef double _adopt_until
+    cdef dict _pools, _services, _adoptable
     cdef list _slots, _free_slots
 
     @cython.locals(
@@ -49,17 +51,23 @@ cdef class Balancer:
     cdef bint reopens(self, Py_ssize_t flow) except -1
     @cython.locals(packet=Packet, port=cython.uint)
     cdef Py_ssize_t open(self, int hook, int info, unsigned int ticks) except -1
+    @cython.locals(packet=Packet, client_port=cython.uint, ports=cython.uint,
+        vip_high=cython.ulonglong, vip_low=cython.ulonglong, vip_port=cython.uint)
+    cdef Py_ssize_t adopt_reply(self, int hook, int info, unsigned int ticks) except -1
     @cython.locals(
         packet=Packet, flows=FlowTable, flags=cython.int, flow=cython.Py_ssize_t,
         clash=cython.Py_ssize_t, source_high=cython.ulonglong, source_low=cython.ulonglong,
         source_port=cython.uint, goes=cython.ulonglong, comes=cython.ulonglong,
-        address_delta=cython.ulonglong, ports_go=cython.ulonglong, state=cython.int,
-        high=cython.ulonglong, low=cython.ulonglong, back=cython.uint, port=cython.uint)
-    cdef Py_ssize_t insert(self, pool, slot, int hook, unsigned int ticks) except -1
+        address_delta=cython.ulonglong, ports_go=cython.ulonglong)
+    cdef Py_ssize_t insert(
+        self, pool, slot, unsigned long long client_high, unsigned long long client_low,
+        unsigned long long vip_high, unsigned long long vip_low, unsigned int ports, bint local,
+        int state, unsigned int ticks) except -1
     @cython.locals(
         packet=Packet, flows=FlowTable, state=cython.int, following=cython.int, event=cython.int,
         flags=cython.int)
     cdef void track(self, Py_ssize_t flow, Py_ssize_t reply, unsigned int ticks) except *
+    cdef int limit_segments(self, Py_ssize_t flow, int info) except -1
     @cython.locals(packet=Packet, flows=FlowTable)
     cdef bint serves(self, Py_ssize_t flow, Py_ssize_t member) except -1
     @cython.locals(flows=FlowTable, awaited=cython.ulonglong)

@@ -74,6 +74,7 @@ if not cython.compiled:
         is_intact,
         translate_error,
     )
+    from featherlb.core.mss import lower
     from featherlb.core.nat import translate
     from featherlb.core.packet import ACK, FIN, MAPPED, MASK32, OK, RST, SYN, TCP, UDP, UNSUPPORTED
 
@@ -87,6 +88,8 @@ MAX_PORT_RECLAIMS = 64
 """Closing flows looked at to find one whose source port can be given to a new flow, before that
 is refused."""
 MAX_MEMBERS = 65535
+MAX_ADOPTED_RANGE = 16
+"""Ports of a VIP that are tried to find out whose connection a reply belongs to."""
 
 # The tables of enumerations as flat bytes, for the compiled build.
 EVENTS = len(Event)
@@ -99,9 +102,11 @@ EVENT_SYN, EVENT_SYN_ACK, EVENT_FIN, EVENT_RST, EVENT_ACK = (int(event) for even
 
 NEW = int(State.NEW)
 SYN_SENT = int(State.SYN_SENT)
+ESTABLISHED = int(State.ESTABLISHED)
 UDP_ONE_WAY = int(State.UDP_ONE_WAY)
 UDP_TWO_WAY = int(State.UDP_TWO_WAY)
 PREROUTING = int(Hook.PREROUTING)
+INPUT = int(Hook.INPUT)
 OUTPUT = int(Hook.OUTPUT)
 NOT_READY = int(PacketInfo.CHECKSUM_NOT_READY)
 TRUNCATED = int(PacketInfo.TRUNCATED)
@@ -179,10 +184,12 @@ class Balancer:
         hash_key: bytes,
         timeouts: Timeouts,
         source_ports: range = SOURCE_PORTS,
+        adopt_until: float = 0.0,
     ) -> None:
         """`capacity` limits the flows. `secret` is the process's randomness (16 bytes or more);
         `hash_key` keys placement and must be the same where nodes are to agree. `source_ports`
-        are for `full` NAT."""
+        are for `full` NAT. Until the time `adopt_until` of the clock of `handle_packet`,
+        connections from before are recognised by their replies, too."""
         self.flows = FlowTable(capacity, secret)
         self.packet = Packet()
         self.quoted = Packet()
@@ -216,6 +223,8 @@ class Balancer:
         self._services: dict[tuple[int, int, int, int], Pool] = {}
         self._addresses: set[tuple[int, int]] = set()
         self._wildcards = False
+        self._adopt_until = adopt_until
+        self._adoptable: dict[tuple[int, int, int], list[tuple[Pool, int, int, int]]] = {}
 
     # Doors
 
@@ -264,7 +273,12 @@ class Balancer:
                 self.close(flow)
                 ref = 0
         elif not early:
-            return self.pass_on()
+            if now < self._adopt_until:
+                flow = self.adopt_reply(hook, info, ticks)
+            if not flow:
+                return self.pass_on()
+            ref = flow << 1 | 1
+            reply = 1
 
         # 3. to 5. Of no flow: it may open one.
         if not ref:
@@ -276,6 +290,8 @@ class Balancer:
 
         # 6. Follow the connection's state, translate, count.
         self.track(flow, reply, ticks)
+        if packet.flags & SYN:
+            self.limit_segments(flow, info)
         translate(packet, flows, flow, reply, info)
         at = flows.u16[flow * 64 + MEMBER] * COUNTERS + 2 * reply
         self.counters[at] += 1
@@ -364,21 +380,87 @@ class Balancer:
                 packet.ports >> 16,
                 _number(packet.version, packet.dst_high, packet.dst_low),
                 port,
-            )
+            ),
+            ticks,
         )
         # 5. No usable backend.
         if member is None:
             return self.refuse(NO_BACKEND, ticks)
-        return self.insert(pool, self._slots[member.index], hook, ticks)
+        return self.insert(
+            pool,
+            self._slots[member.index],
+            packet.src_high,
+            packet.src_low,
+            packet.dst_high,
+            packet.dst_low,
+            packet.ports,
+            hook == OUTPUT,
+            NEW if packet.protocol == TCP else UDP_ONE_WAY,
+            ticks,
+        )
 
-    def insert(self, pool: Pool, slot: "Slot", hook: int, ticks: int) -> int:
-        """Enter a flow from the parsed packet to a pool's member, as `open` does."""
+    def adopt_reply(self, hook: int, info: int, ticks: int) -> int:
+        """A flow for the parsed segment of a backend, whose connection was opened before this
+        process started; 0 if it is not certain to which VIP."""
+        packet = self.packet
+        if packet.protocol != TCP or packet.flags == SYN or info & TRUNCATED:
+            return 0
+        client = _number(packet.version, packet.dst_high, packet.dst_low)
+        client_port = packet.ports & 0xFFFF
+        found = None
+        backend = (packet.src_high, packet.src_low, packet.ports >> 16)
+        vips = self._adoptable.get(backend, ())
+        for pool, vip_high, vip_low, vip_port in vips:
+            vip = _number(packet.version, vip_high, vip_low)
+            flow = NewFlow(TCP, packet.version, client, client_port, vip, vip_port)
+            member = pool.pick(flow, ticks)
+            if member is None:
+                continue
+            slot = self._slots[member.index]
+            if (slot.high, slot.low, slot.port) == backend:
+                if found is not None:
+                    return 0
+                found = pool, slot, vip_high, vip_low, vip_port
+        if found is None:
+            return 0
+        pool, slot, vip_high, vip_low, vip_port = found
+        ports = client_port << 16 | vip_port
+        if self.flows.find(packet.dst_high, packet.dst_low, vip_high, vip_low, ports, TCP):
+            return 0
+        return self.insert(
+            pool,
+            slot,
+            packet.dst_high,
+            packet.dst_low,
+            vip_high,
+            vip_low,
+            ports,
+            hook == INPUT,
+            ESTABLISHED,
+            ticks,
+        )
+
+    def insert(
+        self,
+        pool: Pool,
+        slot: "Slot",
+        client_high: int,
+        client_low: int,
+        vip_high: int,
+        vip_low: int,
+        ports: int,
+        local: bool,
+        state: int,
+        ticks: int,
+    ) -> int:
+        """Enter a flow to a pool's member, as `open` does. `ports` are client << 16 | VIP,
+        `local` says that the client is on this host."""
         packet = self.packet
         flows = self.flows
         flags = slot.flags
         if packet.version == 6:
             flags |= IPV6
-        if hook == OUTPUT:
+        if local:
             flags |= LOCAL_CLIENT
         if pool.full:
             flags |= FULL
@@ -388,8 +470,8 @@ class Balancer:
                 return 0
             source_high, source_low, source_port = source
         else:
-            source_high, source_low = packet.src_high, packet.src_low
-            source_port = packet.ports >> 16
+            source_high, source_low = client_high, client_low
+            source_port = ports >> 16
             clash = flows.find(
                 slot.high,
                 slot.low,
@@ -411,14 +493,13 @@ class Balancer:
         if flows.count == flows.capacity:
             self.close(flows.victim())
             self.evicted += 1
-        state = NEW if packet.protocol == TCP else UDP_ONE_WAY
         flow = flows.insert(
             packet.protocol,
-            packet.src_high,
-            packet.src_low,
-            packet.dst_high,
-            packet.dst_low,
-            packet.ports,
+            client_high,
+            client_low,
+            vip_high,
+            vip_low,
+            ports,
             slot.high,
             slot.low,
             source_high,
@@ -438,11 +519,11 @@ class Balancer:
             flows.u8[flow * 128 + FLAGS] |= COUNTED
             flows.u16[flow * 64 + RESPONSES] = responses
         flows.u16[flow * 64 + MEMBER] = slot.member.index
-        goes = words(packet.src_high, packet.src_low) + words(packet.dst_high, packet.dst_low)
+        goes = words(client_high, client_low) + words(vip_high, vip_low)
         comes = words(source_high, source_low) + words(slot.high, slot.low)
         # Each of the 16 words that go is complemented; the mapping prefixes cancel out.
         address_delta = fold(16 * 0xFFFF - goes + comes)
-        ports_go = (packet.ports >> 16) + (packet.ports & 0xFFFF)
+        ports_go = (ports >> 16) + (ports & 0xFFFF)
         flows.u16[flow * 64 + ADDRESS_DELTA] = address_delta
         flows.u16[flow * 64 + TRANSPORT_DELTA] = fold(
             address_delta + 2 * 0xFFFF - ports_go + slot.port + source_port
@@ -478,6 +559,12 @@ class Balancer:
         if IS_ACTIVE[following] != IS_ACTIVE[state]:
             member = self._slots[flows.u16[flow * 64 + MEMBER]].member
             member.active += 1 if IS_ACTIVE[following] else -1
+
+    def limit_segments(self, flow: int, info: int) -> None:
+        """Lower the segment size that the parsed SYN asks for to what its service allows."""
+        limit = self._slots[self.flows.u16[flow * 64 + MEMBER]].pool.service.mss
+        if limit is not None:
+            lower(self.packet, limit, not info & NOT_READY)
 
     def serves(self, flow: int, member: int) -> bool:
         """Whether the parsed datagram may join this one-packet flow of the same client and
@@ -627,10 +714,30 @@ class Balancer:
                     for source in sources if vip.wildcard else [(high, low)]:
                         excluded.append((source, port))
         self._services = services
+        self._index_adoptable()
         self._addresses = {
             _words(vip.address) for pool in self._pools.values() for vip in pool.service.vips
         }
         self.source_ports.exclude(excluded)
+
+    def _index_adoptable(self) -> None:
+        """By backend, the VIPs whose connections can be recognised by their replies: of those
+        that stand for many addresses or ports, hardly any could."""
+        adoptable: dict[tuple[int, int, int], list[tuple[Pool, int, int, int]]] = {}
+        for pool in self._pools.values():
+            if not pool.adopts or pool.service.protocol is not Protocol.TCP:
+                continue
+            for member in pool.members.values():
+                slot = self._slots[member.index]
+                vips = adoptable.setdefault((slot.high, slot.low, slot.port), [])
+                for vip in pool.service.vips:
+                    if not vip.wildcard and vip.last_port - vip.first_port < MAX_ADOPTED_RANGE:
+                        high, low = _words(vip.address)
+                        vips.extend(
+                            (pool, high, low, port)
+                            for port in range(vip.first_port, vip.last_port + 1)
+                        )
+        self._adoptable = adoptable
 
     def _add_member(self, pool: Pool, backend: Backend) -> Member:
         if self._free_slots:

@@ -1,4 +1,4 @@
-"""The backends of a service while it runs. Imports `model` and the schedulers.
+"""The backends of a service while it runs. Imports `model`, `persistence` and the schedulers.
 
 A `Pool` is a service with its scheduler and its members. Members keep their identity, and so
 their counts of open flows, when the configuration changes around them.
@@ -6,6 +6,7 @@ their counts of open flows, when the configuration changes around them.
 
 from collections.abc import Callable, Iterable
 
+from featherlb.core.persistence import PersistenceTable
 from featherlb.core.scheduler import Member, NewFlow, Scheduler, factory_of
 from featherlb.model import Backend, Endpoint, NatMode, Service
 
@@ -21,6 +22,7 @@ class Pool:
         self._key = key
         self._factory = factory_of(service.scheduler)
         self.scheduler: Scheduler = self._factory(seed=seed, key=key)
+        self.persistence = _table(service)
 
     @property
     def full(self) -> bool:
@@ -34,7 +36,7 @@ class Pool:
     def adopts(self) -> bool:
         """Whether a connection that is already under way can be joined: the scheduler would
         have put it on the same backend, and nothing but the backend had to be chosen."""
-        return self.scheduler.consistent and not self.full
+        return self.scheduler.consistent and not self.full and self.persistence is None
 
     def update(self, service: Service, new_member: Callable[[Backend], Member]) -> Iterable[Member]:
         """Become `service`; the members that it no longer has are returned."""
@@ -52,11 +54,28 @@ class Pool:
             member.backend = backend
             member.weight = backend.weight
             members[backend.endpoint] = member
+        if service.persistence != self.service.persistence:
+            self.persistence = _table(service)
         self.service = service
         self.members = members
         self.scheduler.update(list(members.values()))
         return gone.values()
 
-    def pick(self, flow: NewFlow) -> Member | None:
-        """The member for a new flow, None if no backend is usable."""
-        return self.scheduler.pick(flow)
+    def pick(self, flow: NewFlow, ticks: int) -> Member | None:
+        """The member for a new flow at this time (0.1 s), None if no backend is usable."""
+        if self.persistence is None:
+            return self.scheduler.pick(flow)
+        member = self.persistence.find(flow, ticks)
+        if member is None or not self.usable(member):
+            member = self.scheduler.pick(flow)
+        if member is not None:
+            self.persistence.remember(flow, member, ticks)
+        return member
+
+    def usable(self, member: Member) -> bool:
+        """Whether a member takes new flows: it may have left the pool."""
+        return member.weight > 0 and self.members.get(member.endpoint) is member
+
+
+def _table(service: Service) -> PersistenceTable | None:
+    return PersistenceTable(service.persistence) if service.persistence else None

@@ -24,13 +24,13 @@ def update(pool: Pool, to: Service) -> list[str]:
 
 
 def picks(pool: Pool, count: int) -> list[str]:
-    members = [pool.pick(FLOW) for _ in range(count)]
+    members = [pool.pick(FLOW, 0) for _ in range(count)]
     return [str(member.endpoint) for member in members if member is not None]
 
 
 def test_a_pool_is_empty_until_it_is_updated() -> None:
     pool = make_pool(service(ONE, TWO))
-    assert pool.pick(FLOW) is None
+    assert pool.pick(FLOW, 0) is None
     assert update(pool, service(ONE, TWO)) == []
     assert sorted(picks(pool, 2)) == [ONE, TWO]
 
@@ -61,7 +61,7 @@ def test_a_removed_member_that_comes_back_is_a_new_one() -> None:
     update(pool, service(ONE))
     old = pool.members[backend(ONE).endpoint]
     assert update(pool, service()) == [ONE]
-    assert pool.pick(FLOW) is None
+    assert pool.pick(FLOW, 0) is None
     update(pool, service(ONE))
     assert pool.members[backend(ONE).endpoint] is not old
 
