@@ -76,7 +76,7 @@ def _panel(axis: Any, samples: Sequence[Sample], titles: Mapping[str, str], figu
     axis.set_yticks(range(len(titles)), list(titles.values()), fontsize=8)
     axis.invert_yaxis()
     # Room on the right for the labels.
-    axis.set_xlim(0, right * 1.7 or 1)
+    axis.set_xlim(0, right * 1.8 or 1)
     axis.tick_params(axis="x", labelsize=8)
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
     for side in ("top", "right"):

@@ -15,16 +15,15 @@ Titles = Mapping[str, str]
 
 def headline(samples: Sequence[Sample], titles: Titles, facts: Mapping[str, object]) -> str:
     """One table for a README: medians and ratios to the first base, and how they were made."""
-    base, called = next(iter(BASES.items()))
+    base = next(iter(BASES))
     figures = [figure for figure in HEADLINES if _measured(samples, figure)]
     rows = [
         [title, *(_headline_cell(samples, name, figure, base) for figure in figures)]
         for name, title in titles.items()
     ]
-    return (
-        f"{table(['', *(figure.title for figure in figures)], rows)}\n\n"
-        f"In parentheses: the ratio to {called}. {origin(samples, facts)}\n"
-    )
+    ratio = f"In parentheses: the ratio to {titles[base]}. " if base in titles else ""
+    header = ["", *(figure.title for figure in figures)]
+    return f"{table(header, rows)}\n\n{ratio}{origin(samples, facts)}\n"
 
 
 def _headline_cell(samples: Sequence[Sample], peer: str, figure: Figure, base: str) -> str:
