@@ -14,6 +14,7 @@ from featherlb.core.packet cimport ACK, FIN, MAPPED, MASK32, OK, RST, SYN, TCP, 
 cdef Py_ssize_t EVENTS, COUNTERS
 cdef unsigned char[::1] NEXT_STATE, IS_ACTIVE, IS_REUSABLE
 cdef int EVENT_SYN, EVENT_SYN_ACK, EVENT_FIN, EVENT_RST, EVENT_ACK
+cdef int CLOSED
 cdef int NEW, SYN_SENT, ESTABLISHED, INPUT, UDP_ONE_WAY, UDP_TWO_WAY, PREROUTING, OUTPUT, TRUNCATED, PASS, REWRITTEN, DROP
 cdef int NOT_READY, ICMP_ERROR, BAD_CHECKSUM, ECHO
 cdef int TRUNCATED_REASON, NOT_OURS, NO_BACKEND, NO_FLOW, NO_SOURCE_PORT, TUPLE_IN_USE
@@ -33,6 +34,7 @@ cdef class Balancer:
     cdef unsigned int icmp_errors, icmp_ticks
     cdef object _seed, _hash_key
     cdef bint _wildcards
+    cdef dict _user_schedulers
     cdef set _addresses
     cdef double _adopt_until
     cdef dict _pools, _services, _adoptable
@@ -65,7 +67,7 @@ cdef class Balancer:
         int state, unsigned int ticks) except -1
     @cython.locals(
         packet=Packet, flows=FlowTable, state=cython.int, following=cython.int, event=cython.int,
-        flags=cython.int)
+        flags=cython.int, at=cython.Py_ssize_t)
     cdef void track(self, Py_ssize_t flow, Py_ssize_t reply, unsigned int ticks) except *
     cdef int limit_segments(self, Py_ssize_t flow, int info) except -1
     @cython.locals(packet=Packet, flows=FlowTable)

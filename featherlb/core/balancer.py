@@ -14,12 +14,12 @@ from ipaddress import IPv4Address, IPv6Address
 
 import cython
 
-from featherlb.core.craft import echo_reply, has_sender, port_unreachable, tcp_reset
+from featherlb.core.craft import echo_reply, flow_reset, has_sender, port_unreachable, tcp_reset
 from featherlb.core.flow import FlowTable
 from featherlb.core.packet import Packet
 from featherlb.core.pool import Pool
 from featherlb.core.ports import PortAllocator
-from featherlb.core.scheduler import Member, NewFlow
+from featherlb.core.scheduler import Member, NewFlow, UserScheduler
 from featherlb.core.stats import DROPPED, PASSED, TRANSLATED, Reason
 from featherlb.core.tcpstate import (
     ACTIVE,
@@ -103,6 +103,7 @@ EVENT_SYN, EVENT_SYN_ACK, EVENT_FIN, EVENT_RST, EVENT_ACK = (int(event) for even
 NEW = int(State.NEW)
 SYN_SENT = int(State.SYN_SENT)
 ESTABLISHED = int(State.ESTABLISHED)
+CLOSED = int(State.CLOSED)
 UDP_ONE_WAY = int(State.UDP_ONE_WAY)
 UDP_TWO_WAY = int(State.UDP_TWO_WAY)
 PREROUTING = int(Hook.PREROUTING)
@@ -124,7 +125,10 @@ REWRITTEN = int(Verdict.REWRITTEN)
 DROP = int(Verdict.DROP)
 
 COUNTERS = 8
-"""Per member: packets and bytes forward, packets and bytes of replies, flows opened."""
+"""Per member: packets and bytes forward, packets and bytes of replies, flows opened, connections
+reset by the backend, connections that it refused, SYNs that it never answered."""
+KEY_BYTES = 73
+"""Of a record: both keys, ports and protocol, which say which flow it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,12 +150,19 @@ class FlowView:
 
 @dataclass(frozen=True, slots=True)
 class BackendStats:
-    """Counts of one backend since it joined the pool."""
+    """Counts of one backend since it joined the pool.
+
+    `resets` are RSTs in open connections, `refused` RSTs in answer to a SYN, `syn_timeouts`
+    connections that it never answered.
+    """
 
     service: str
     backend: Backend
     active: int
     flows: int
+    resets: int
+    refused: int
+    syn_timeouts: int
     packets_forward: int
     bytes_forward: int
     packets_reply: int
@@ -160,7 +171,11 @@ class BackendStats:
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """A snapshot. received = translated + passed + dropped, in packets; `reasons` adds up to it."""
+    """A snapshot. received = translated + passed + dropped, in packets; `reasons` adds up to it.
+
+    `flows_by_class` adds up to `flows`. `leaving` are backends that have left their service and
+    still have flows.
+    """
 
     received: int
     translated: int
@@ -168,9 +183,28 @@ class Statistics:
     dropped: int
     reasons: dict[Reason, int]
     flows: int
+    flows_by_class: dict[TimeoutClass, int]
     capacity: int
     evicted: int
+    scheduler_errors: dict[str, int]
     backends: tuple[BackendStats, ...]
+    leaving: tuple[tuple[str, Backend], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FlowRecords:
+    """A part of the flow table as it lies in memory: copying it costs next to nothing, reading
+    it (`read_flows`) is for somebody who has the time.
+
+    `first` is the number of the first record, `end` that of the last one in use, plus one.
+    `services` are by member index, `now` is the time of the copy in seconds.
+    """
+
+    records: bytes
+    first: int
+    end: int
+    services: dict[int, str]
+    now: float
 
 
 class Balancer:
@@ -218,6 +252,7 @@ class Balancer:
         self.opened: list[int] | None = None
         self.refusal = PASS
         self._pools: dict[str, Pool] = {}
+        self._user_schedulers: dict[str, UserScheduler] = {}
         self._slots: list[Slot] = []
         self._free_slots: list[int] = []
         self._services: dict[tuple[int, int, int, int], Pool] = {}
@@ -309,6 +344,8 @@ class Balancer:
             flow = self.flows.expired(ticks)
             if not flow:
                 return False
+            if self.flows.u8[flow * 128 + STATE] == SYN_SENT:
+                self.counters[self.flows.u16[flow * 64 + MEMBER] * COUNTERS + 7] += 1
             self.close(flow)
         return True
 
@@ -329,6 +366,11 @@ class Balancer:
             for member in pool.members.values():
                 self._retire(member)
         self._pools = pools
+        self._user_schedulers = {
+            name: pool.scheduler
+            for name, pool in pools.items()
+            if isinstance(pool.scheduler, UserScheduler)
+        }
         self._index_services()
 
     def take_crafted(self) -> list[bytes]:
@@ -556,6 +598,9 @@ class Balancer:
             return
         flows.u8[flow * 128 + STATE] = following
         flows.move(flow, self.queue_of[following], ticks)
+        if following == CLOSED and reply:
+            at = flows.u16[flow * 64 + MEMBER] * COUNTERS
+            self.counters[at + (6 if state == SYN_SENT else 5)] += 1
         if IS_ACTIVE[following] != IS_ACTIVE[state]:
             member = self._slots[flows.u16[flow * 64 + MEMBER]].member
             member.active += 1 if IS_ACTIVE[following] else -1
@@ -799,25 +844,56 @@ class Balancer:
 
     def view(self, flow: int, now: float) -> FlowView:
         """A flow as people see it."""
+        ((_, _, view),) = read_flows(self.copy_records(flow, 1, now))
+        return view
+
+    def copy_records(self, first: int, count: int, now: float) -> FlowRecords:
+        """The flow table's records from `first` on, `count` at most."""
+        end = self.flows.last_record() + 1
+        last = max(first, min(first + count, end))
+        records = bytes(self.flows.u8[first * 128 : last * 128])
+        members = set(memoryview(records).cast("H")[MEMBER::64])
+        services = {
+            index: self._slots[index].pool.service.name
+            for index in members
+            if index < len(self._slots)
+        }
+        return FlowRecords(records, first, end, services, now)
+
+    def end_flow(self, flow: int, key: bytes, reset: bool) -> bool:
+        """End the flow of that record number if it still is the one with that key (see
+        `read_flows`); whether it was. With `reset`, both ends of a connection get a RST."""
         flows = self.flows
-        ticks = int(now * 10)
-        slot = self._slots[flows.u16[flow * 64 + MEMBER]]
-        at = flow * 16
-        forward = flows.u32[flow * 32 + PORTS]
-        back = flows.u32[flow * 32 + PORTS + 1]
-        return FlowView(
-            service=slot.pool.service.name,
-            protocol=Protocol(flows.u8[flow * 128 + PROTOCOL]),
-            state=State(flows.u8[flow * 128 + STATE]),
-            client=_endpoint(flows.u64[at], flows.u64[at + 1], forward >> 16),
-            vip=_endpoint(flows.u64[at + 2], flows.u64[at + 3], forward & 0xFFFF),
-            backend=_endpoint(flows.u64[at + 4], flows.u64[at + 5], back >> 16),
-            source=_endpoint(flows.u64[at + 6], flows.u64[at + 7], back & 0xFFFF),
-            age=(ticks - flows.u32[flow * 32 + CREATED]) / 10,
-            idle=(ticks - flows.u32[flow * 32 + SEEN]) / 10,
-            bytes_forward=flows.u64[at + BYTES],
-            bytes_reply=flows.u64[at + BYTES + 1],
-        )
+        if not 0 < flow <= flows.last_record():
+            return False
+        if bytes(flows.u8[flow * 128 : flow * 128 + KEY_BYTES]) != key:
+            return False
+        if reset and flows.u8[flow * 128 + PROTOCOL] == TCP:
+            version = 6 if flows.u8[flow * 128 + FLAGS] & IPV6 else 4
+            for side in (0, 1):
+                at = flow * 16 + 4 * side
+                # Each side's packets, turned round.
+                ports = flows.u32[flow * 32 + PORTS + side]
+                self.crafted.append(
+                    flow_reset(
+                        version,
+                        (flows.u64[at + 2], flows.u64[at + 3]),
+                        (flows.u64[at], flows.u64[at + 1]),
+                        (ports & 0xFFFF) << 16 | ports >> 16,
+                        flows.u32[flow * 32 + EXPECTED + side],
+                    )
+                )
+        self.close(flow)
+        return True
+
+    def take_scheduler_errors(self) -> list[tuple[str, str]]:
+        """The first error of each user's scheduler since it was loaded, once: service, error."""
+        found = []
+        for service, scheduler in self._user_schedulers.items():
+            if scheduler.first_error and not scheduler.told:
+                scheduler.told = True
+                found.append((service, scheduler.first_error))
+        return found
 
     def take_opened(self, now: float) -> list[FlowView]:
         """Flows opened since the last call, if `opened` is a list (it is None by default)."""
@@ -843,6 +919,9 @@ class Balancer:
                         backend=member.backend,
                         active=member.active,
                         flows=self.counters[at + 4],
+                        resets=self.counters[at + 5],
+                        refused=self.counters[at + 6],
+                        syn_timeouts=self.counters[at + 7],
                         packets_forward=self.counters[at],
                         bytes_forward=self.counters[at + 1],
                         packets_reply=self.counters[at + 2],
@@ -856,9 +935,20 @@ class Balancer:
             dropped=sum(reasons[reason] for reason in DROPPED),
             reasons=reasons,
             flows=self.flows.count,
+            flows_by_class={
+                kind: self.flows.length[queue] for queue, kind in enumerate(TimeoutClass)
+            },
             capacity=self.flows.capacity,
             evicted=self.evicted,
+            scheduler_errors={
+                service: scheduler.errors for service, scheduler in self._user_schedulers.items()
+            },
             backends=tuple(backends),
+            leaving=tuple(
+                (slot.pool.service.name, slot.member.backend)
+                for slot in self._slots
+                if slot.held and slot.pool.members.get(slot.member.endpoint) is not slot.member
+            ),
         )
 
 
@@ -891,6 +981,37 @@ class Slot:
         """Follow a change of the backend's configuration."""
         self.flags = LOCAL_BACKEND if backend.local else 0
         self.sources = tuple(_words(source) for source in backend.sources)
+
+
+def read_flows(page: FlowRecords) -> Iterator[tuple[int, bytes, FlowView]]:
+    """The flows of a copied part of the table: record number, key, and what people see."""
+    memory = memoryview(page.records)
+    u64, u32, u16 = memory.cast("Q"), memory.cast("I"), memory.cast("H")
+    ticks = int(page.now * 10)
+    for flow in range(len(memory) // 128):
+        protocol = memory[flow * 128 + PROTOCOL]
+        if not protocol:
+            continue
+        at = flow * 16
+        forward = u32[flow * 32 + PORTS]
+        back = u32[flow * 32 + PORTS + 1]
+        yield (
+            page.first + flow,
+            page.records[flow * 128 : flow * 128 + KEY_BYTES],
+            FlowView(
+                service=page.services[u16[flow * 64 + MEMBER]],
+                protocol=Protocol(protocol),
+                state=State(memory[flow * 128 + STATE]),
+                client=_endpoint(u64[at], u64[at + 1], forward >> 16),
+                vip=_endpoint(u64[at + 2], u64[at + 3], forward & 0xFFFF),
+                backend=_endpoint(u64[at + 4], u64[at + 5], back >> 16),
+                source=_endpoint(u64[at + 6], u64[at + 7], back & 0xFFFF),
+                age=(ticks - u32[flow * 32 + CREATED]) / 10,
+                idle=(ticks - u32[flow * 32 + SEEN]) / 10,
+                bytes_forward=u64[at + BYTES],
+                bytes_reply=u64[at + BYTES + 1],
+            ),
+        )
 
 
 def _words(address: Address) -> tuple[int, int]:

@@ -29,22 +29,44 @@ def tcp_reset(packet: Packet) -> bytes:
         acknowledgement = (packet.sequence + length) & 0xFFFFFFFF
     source = _wire_address(packet.version, packet.dst_high, packet.dst_low)
     destination = _wire_address(packet.version, packet.src_high, packet.src_low)
-    header = struct.pack(
-        "!HHIIBBHHH",
-        packet.ports & 0xFFFF,
-        packet.ports >> 16,
+    ports = (packet.ports & 0xFFFF) << 16 | packet.ports >> 16
+    return _segment(packet.version, source, destination, ports, sequence, acknowledgement, flags)
+
+
+def flow_reset(
+    version: int, source: tuple[int, int], destination: tuple[int, int], ports: int, sequence: int
+) -> bytes:
+    """A RST in the middle of a connection, with IP header.
+
+    Addresses are two 64-bit words, `ports` is source << 16 | destination, `sequence` what the
+    receiver expects next: another one only makes it ask (RFC 5961 section 3.2).
+    """
+    return _segment(
+        version,
+        _wire_address(version, *source),
+        _wire_address(version, *destination),
+        ports,
         sequence,
-        acknowledgement,
-        5 << 4,
-        flags,
         0,
-        0,
-        0,
+        _RST,
     )
+
+
+def _segment(
+    version: int,
+    source: bytes,
+    destination: bytes,
+    ports: int,
+    sequence: int,
+    acknowledgement: int,
+    flags: int,
+) -> bytes:
+    """A TCP segment without payload, with IP header."""
+    header = struct.pack("!IIIBBHHH", ports, sequence, acknowledgement, 5 << 4, flags, 0, 0, 0)
     pseudo = source + destination + struct.pack("!II", len(header), _TCP)
     segment = bytearray(header)
     struct.pack_into("!H", segment, 16, _checksum(pseudo + header))
-    return _ip_header(packet.version, source, destination, len(segment), _TCP) + bytes(segment)
+    return _ip_header(version, source, destination, len(segment), _TCP) + bytes(segment)
 
 
 def port_unreachable(packet: Packet) -> bytes:
