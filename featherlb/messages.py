@@ -8,9 +8,9 @@ blocks: what does not fit now waits in memory and goes with `flush`.
 import pickle
 import socket
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from featherlb.core.balancer import Statistics
+from featherlb.core.balancer import FlowRecords, Statistics
 from featherlb.drivers.base import QueueCounters
 from featherlb.model import Driver, Service, Timeouts
 
@@ -39,18 +39,44 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Apply:
-    """To the worker: serve these services. It answers `Applied`.
+    """To the worker: serve these services. It answers `Applied` or `Failed`.
 
-    `pass_mark` is for `PacketQueue.pass_mark`.
+    `pass_mark` is for `PacketQueue.pass_mark`. `schedulers` is the code of users' files by
+    reference, to be run first: all that is new to the worker.
     """
 
     services: tuple[Service, ...]
     pass_mark: int
+    schedulers: dict[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class GetStatistics:
     """To the worker: it answers `WorkerStatistics`."""
+
+
+@dataclass(frozen=True, slots=True)
+class GetFlows:
+    """To the worker: it answers `FlowPage` with `count` records, from number `first` on."""
+
+    first: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class FlowKey:
+    """Which flow: its record's number, and its key, because records are used again."""
+
+    record: int
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class EndFlows:
+    """To the worker: end these flows, with a RST to both ends if `reset`. It answers `Ended`."""
+
+    flows: tuple[FlowKey, ...]
+    reset: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +113,22 @@ class WorkerStatistics:
     unsent: int
 
 
-ToWorker = Start | Apply | GetStatistics
-FromWorker = Ready | Applied | Failed | Log | WorkerStatistics
+@dataclass(frozen=True, slots=True)
+class FlowPage:
+    """From the worker: a part of its flow table."""
+
+    page: FlowRecords
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """From the worker: so many of the flows were still there, and have ended."""
+
+    count: int
+
+
+ToWorker = Start | Apply | GetStatistics | GetFlows | EndFlows
+FromWorker = Ready | Applied | Failed | Log | WorkerStatistics | FlowPage | Ended
 
 
 class Channel:

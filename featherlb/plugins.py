@@ -1,7 +1,7 @@
 """Loads schedulers that users wrote, from files and entry points, and registers them.
 
 Imports `errors` and `core.scheduler`. The core does no I/O, so who starts a process calls this
-before it reads the configuration (entry points) or creates a balancer (files).
+before it reads the configuration (entry points) or applies services (files).
 """
 
 import importlib.metadata
@@ -18,27 +18,25 @@ ENTRY_POINT_GROUP = "featherlb.schedulers"
 
 
 def read_files(names: Iterable[str]) -> dict[str, bytes]:
-    """The text of each user's file among these names of schedulers, by its reference: when it
-    differs, the code has been edited. ConfigError if a file can't be read."""
-    return {name: _read(name, _parts(name)[0]) for name in names if is_file_reference(name)}
+    """The code of each user's file among these names of schedulers, by its reference, such as
+    `/etc/my_sched.py:pick`. ConfigError if a file can't be read."""
+    return {name: _read(name) for name in names if is_file_reference(name)}
 
 
-def load_file(reference: str) -> None:
-    """Register the class or function that a reference such as `/etc/my_sched.py:pick` names, as
-    a scheduler of that name.
+def load(reference: str, code: bytes) -> None:
+    """Run the code of a user's file, and register the class or function that the reference
+    names, as a scheduler of that name. ConfigError says what is wrong with it.
 
-    Runs the file each time, so a reload takes the edited code. ConfigError says what is
-    wrong with it.
+    The code comes as it was read once, so that all processes run the same.
     """
     path, attribute = _parts(reference)
-    text = _read(reference, path)
     # Not through the import system: its cache of bytecode misses an edit within a second, and
     # would leave a directory of root's beside the user's file.
     module = ModuleType(f"featherlb_user_{path.stem}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module
     try:
-        exec(compile(text, path, "exec"), module.__dict__)
+        exec(compile(code, path, "exec"), module.__dict__)
     except Exception as error:
         raise ConfigError(
             [f"scheduler '{reference}' fails to load ({error!r}): correct {path}"]
@@ -70,7 +68,8 @@ def _parts(reference: str) -> tuple[Path, str]:
     return Path(path), attribute
 
 
-def _read(reference: str, path: Path) -> bytes:
+def _read(reference: str) -> bytes:
+    path, _ = _parts(reference)
     try:
         return path.read_bytes()
     except OSError as error:

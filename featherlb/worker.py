@@ -13,17 +13,22 @@ import socket
 import sys
 import time
 
+from featherlb import plugins
 from featherlb.core.balancer import Balancer, FlowView
 from featherlb.drivers.base import PacketQueue
 from featherlb.drivers.netfilterqueue import NetfilterQueueDriver
 from featherlb.drivers.netlink import NetlinkDriver
 from featherlb.drivers.rawsocket import RawSender
-from featherlb.errors import HostError
+from featherlb.errors import FeatherlbError
 from featherlb.messages import (
     Applied,
     Apply,
     Channel,
+    Ended,
+    EndFlows,
     Failed,
+    FlowPage,
+    GetFlows,
     GetStatistics,
     Log,
     Ready,
@@ -90,7 +95,13 @@ class Worker:
 
     def _obey(self, message: object) -> None:
         match message:
-            case Apply(services, pass_mark):
+            case Apply(services, pass_mark, schedulers):
+                try:
+                    for reference, code in schedulers.items():
+                        plugins.load(reference, code)
+                except FeatherlbError as error:
+                    self._channel.send(Failed(str(error)))
+                    return
                 self._balancer.apply(services)
                 self._queue.pass_mark = pass_mark
                 self._channel.send(Applied())
@@ -101,7 +112,19 @@ class Worker:
                     )
                 )
 
+            case GetFlows(first, count):
+                records = self._balancer.copy_records(first, count, time.monotonic())
+                self._channel.send(FlowPage(records))
+            case EndFlows(flows, reset):
+                ended = sum(self._balancer.end_flow(it.record, it.key, reset) for it in flows)
+                for packet in self._balancer.take_crafted():
+                    self._sender.send(packet)
+                self._channel.send(Ended(ended))
+
     def _log_flows(self, now: float) -> None:
+        for service, error in self._balancer.take_scheduler_errors():
+            text = f"{service}: the scheduler fails, backends are drawn by lot instead: {error}"
+            self._channel.send(Log(logging.ERROR, text))
         for flow in self._balancer.take_opened(now):
             self._channel.send(Log(logging.DEBUG, describe(flow)))
 
@@ -136,8 +159,9 @@ def main() -> None:
     if start is None:
         return
     try:
+        plugins.load_entry_points()
         worker = Worker(channel, start)
-    except (HostError, OSError) as error:
+    except (FeatherlbError, OSError) as error:
         channel.send(Failed(str(error)))
         return
     channel.send(Ready())

@@ -54,8 +54,10 @@ touches a file, a socket, a clock, a process or a thread (mmap is there for memo
 FOREIGN = {
     "netfilterqueue": ("drivers",),
     "pyroute2": ("drivers",),
-    "yaml": ("config.loader",),
-    "pydantic": ("config",),
+    "yaml": ("config.loader", "config.writer"),
+    "pydantic": ("config", "api"),
+    "aiohttp": ("api",),
+    "prometheus_client": ("metrics",),
     "pydantic_core": ("config",),
     "netns": ("cli.demo",),
     "scapy": ("cli",),

@@ -16,6 +16,14 @@ _COMMANDS = {
     "up": "Balance connections until stopped.",
     "down": "Remove what a dead instance left.",
     "check": "Validate a configuration file.",
+    "status": "Show how the running instance is.",
+    "backends": "Show the services and their backends.",
+    "flows": "Show the tracked connections, or end them.",
+    "stats": "Show what became of the packets.",
+    "backend": "Add, remove, drain or weigh a backend.",
+    "reload": "Go over to the configuration as it is now.",
+    "save": "Print the running configuration.",
+    "monitor": "Print what happens, as it happens.",
     "demo": "Show it all in network namespaces, with load.",
 }
 

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import click
 
-from featherlb.config import Config, find_config, from_command_line, load
+from featherlb import plugins
+from featherlb.config import Config, absolute_scheduler, find_config, from_command_line, load
 from featherlb.core.scheduler import names
+from featherlb.instance import Settings, load_schedulers, prepare
 from featherlb.model import Datapath, Driver, NatMode
-from featherlb.supervisor import Settings, Supervisor, prepare
+from featherlb.names import Names
+from featherlb.supervisor import Supervisor
 
 
 class _JsonFormatter(logging.Formatter):
@@ -96,10 +99,13 @@ def up(
     on this host is undone when it stops.
     """
 
+    picked = scheduler and absolute_scheduler(scheduler, Path.cwd())
+
     def read_config() -> Config:
+        plugins.load_entry_points()
         path = config_path or find_config()
         base = load(path) if path else None
-        config = from_command_line(vips, backends, scheduler, nat, base)
+        config = from_command_line(vips, backends, picked, nat, base)
         if driver:
             config = replace(config, driver=Driver(driver))
         if workers:
@@ -110,7 +116,9 @@ def up(
 
     _set_up_log(log_format, log_level)
     if dry_run:
-        _, plan = prepare(read_config(), not no_assign)
+        config = read_config()
+        load_schedulers(config, {})
+        _, plan = prepare(config, not no_assign, Names().look_up)
         for line in plan.describe():
             click.echo(line)
         return

@@ -13,6 +13,7 @@ from featherlb.config.command_line import from_command_line
 from featherlb.config.faults import Fault, refuse
 from featherlb.config.resolve import resolve
 from featherlb.config.types import (
+    ApiConfig,
     BackendConfig,
     Config,
     ServiceConfig,
@@ -23,6 +24,7 @@ from featherlb.core.scheduler import is_file_reference
 from featherlb.errors import ConfigError
 
 __all__ = [
+    "ApiConfig",
     "BackendConfig",
     "Config",
     "ServiceConfig",

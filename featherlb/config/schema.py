@@ -26,7 +26,7 @@ from featherlb.config import values
 from featherlb.config.faults import Fault, Origin
 from featherlb.config.loader import Document, Path, show_path
 from featherlb.config.types import Config, Host
-from featherlb.model import Address, Driver, NatMode, Protocol, Timeouts, Vip
+from featherlb.model import Address, Driver, Endpoint, NatMode, Protocol, Timeouts, Vip
 
 DISCARDED: Any = object()
 """Stands in lists in the place of an item that has a fault; builders skip it."""
@@ -101,6 +101,13 @@ class TimeoutsEntry(_Strict):
     udp_two_way: _Duration = Timeouts().udp_two_way
 
 
+class ApiEntry(_Strict):
+    listen: Annotated[Endpoint, PlainValidator(values.endpoint)] = Field(description="IP:PORT")
+    token: Annotated[str, PlainValidator(values.token)] = Field(
+        description="text of 16 characters or more"
+    )
+
+
 class ServicesFile(_Strict):
     services: list[Annotated[ServiceEntry, _keep_discarded]] = Field(
         description="a list of services"
@@ -112,6 +119,8 @@ class ServicesFile(_Strict):
     hash_key: Annotated[str, PlainValidator(values.hash_key)] = Config().hash_key
     max_flows: Annotated[int, PlainValidator(values.integer(1, 100_000_000))] = Config().max_flows
     timeouts: TimeoutsEntry = TimeoutsEntry()
+    resolve_interval: _Duration = Config().resolve_interval
+    api: ApiEntry | None = None
 
 
 class EndpointEntry(_Lenient):

@@ -4,6 +4,7 @@ from featherlb.config import schema
 from featherlb.config.faults import Fault
 from featherlb.config.loader import Document, Path
 from featherlb.config.types import (
+    ApiConfig,
     BackendConfig,
     Config,
     PersistenceConfig,
@@ -39,6 +40,8 @@ def read(document: Document, faults: list[Fault]) -> Config:
         hash_key=file.hash_key,
         max_flows=file.max_flows,
         timeouts=Timeouts(**file.timeouts.model_dump()),
+        resolve_interval=file.resolve_interval,
+        api=ApiConfig(file.api.listen, file.api.token) if file.api else None,
     )
 
 

@@ -8,7 +8,7 @@ configurations are equal when they mean the same.
 from dataclasses import dataclass, field
 
 from featherlb.config.faults import Origin
-from featherlb.model import Address, Driver, NatMode, Protocol, Timeouts, join_host_port
+from featherlb.model import Address, Driver, Endpoint, NatMode, Protocol, Timeouts, join_host_port
 
 Host = Address | str
 """An IP address, or a name that is resolved later."""
@@ -76,6 +76,14 @@ class ServiceConfig:
     backends: tuple[BackendConfig, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class ApiConfig:
+    """The runtime API on TCP, for those who know the token."""
+
+    listen: Endpoint
+    token: str
+
+
 def default_name(vip: VipConfig, protocol: Protocol) -> str:
     """The name of a service that was given none: `10.0.0.10:80/tcp`."""
     return f"{vip}/{protocol}"
@@ -93,3 +101,5 @@ class Config:
     hash_key: str = ""
     max_flows: int = 262144
     timeouts: Timeouts = field(default_factory=Timeouts)
+    resolve_interval: float = 30.0
+    api: ApiConfig | None = None

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from featherlb.config.types import Host
 from featherlb.core.scheduler import canonical_name
-from featherlb.model import Address, Driver, NatMode, Protocol, Vip, split_host_port
+from featherlb.model import Address, Driver, Endpoint, NatMode, Protocol, Vip, split_host_port
 
 T = TypeVar("T")
 
@@ -161,6 +161,21 @@ def host_port(value: object) -> tuple[Host, int]:
     """`HOST:PORT` or `[IPV6]:PORT`, where the host may be a name."""
     hostname, port = split_host_port(text(value, "HOST:PORT"))
     return host(hostname), port
+
+
+def endpoint(value: object) -> Endpoint:
+    """`IP:PORT` or `[IPV6]:PORT`."""
+    return Endpoint.parse(text(value, "IP:PORT"))
+
+
+def token(value: object) -> str:
+    """A secret that can stand in an HTTP header and is not guessed."""
+    word = text(value)
+    if not re.fullmatch(r"[!-~]{16,256}", word):
+        raise ValueError(
+            "the token can't be used (expected 16 to 256 letters, digits and signs without spaces)"
+        )
+    return word
 
 
 def vip(value: object) -> Vip:

@@ -43,10 +43,16 @@ def picked(name: str, flow: NewFlow) -> int | None:
     return pool.index(member) if member else None
 
 
+def load(reference: str) -> None:
+    """As a process does that starts."""
+    for name, code in plugins.read_files([reference]).items():
+        plugins.load(name, code)
+
+
 def test_a_function_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(FUNCTION)
     reference = f"{tmp_path}/mine.py:pick"
-    plugins.load_file(reference)
+    load(reference)
     flow = make_flow(1)
     flow.client_port = 5
     assert picked(reference, flow) == 2
@@ -55,7 +61,7 @@ def test_a_function_from_a_file(tmp_path: Path) -> None:
 def test_a_class_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(CLASS)
     reference = f"{tmp_path}/mine.py:First"
-    plugins.load_file(reference)
+    load(reference)
     assert picked(reference, make_flow(1)) == 0
     assert create(reference, seed=1, key=KEY).consistent
 
@@ -64,7 +70,7 @@ def test_a_file_is_read_again(tmp_path: Path) -> None:
     reference = f"{tmp_path}/mine.py:pick"
     for position in (0, 1):
         (tmp_path / "mine.py").write_text(f"def pick(flow, backends): return backends[{position}]")
-        plugins.load_file(reference)
+        load(reference)
         assert picked(reference, make_flow(1)) == position
 
 
@@ -104,7 +110,7 @@ def test_faults_of_a_file_are_told_in_one_sentence(
         (tmp_path / "mine.py").write_text(text)
     reference = f"{tmp_path}/mine.py:pick"
     with pytest.raises(ConfigError) as caught:
-        plugins.load_file(reference)
+        load(reference)
     (fault,) = caught.value.faults
     assert fault.startswith(f"scheduler '{reference}'")
     assert said in fault

@@ -17,6 +17,7 @@ SECTIONS = {
     "A backend": schema.BackendEntry,
     "Persistence": schema.PersistenceEntry,
     "Timeouts": schema.TimeoutsEntry,
+    "The API": schema.ApiEntry,
 }
 SERVICE = "services:\n- vip: 10.0.0.10:80\n"
 WRITTEN = {

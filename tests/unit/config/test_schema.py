@@ -13,7 +13,10 @@ SERVICE_KEYS = (
     "name, vip, protocol, scheduler, nat, source_addresses, persistence, mss, one_packet, "
     "responses, backends"
 )
-FILE_KEYS = "services, queue, workers, fail_open, driver, hash_key, max_flows, timeouts"
+FILE_KEYS = (
+    "services, queue, workers, fail_open, driver, hash_key, max_flows, timeouts, "
+    "resolve_interval, api"
+)
 DURATION = "a duration such as 500ms, 30s, 5m or 1h, at most 720h"
 TEXT = "text, in quotes if it looks like a number"
 SCHEDULERS = "<the registry's>"

@@ -1,0 +1,235 @@
+"""What the runtime API takes and gives, as pydantic models; docs/api.md is kept in step.
+
+Imports `config.values` and `errors`. Durations and ages are seconds, addresses text such as
+`10.0.1.2:8080`, times ISO 8601 in UTC.
+"""
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from featherlb.changes import Action
+from featherlb.config import values
+from featherlb.errors import ConfigError
+
+
+def _one_line(fault: Any) -> str:
+    place = ".".join(map(str, fault["loc"])) or "the request"
+    reason = str(fault["msg"]).removeprefix("Value error, ")
+    return f"{place}: {reason}"
+
+
+Duration = Annotated[float, BeforeValidator(values.duration)]
+"""Seconds, or text such as `10m`."""
+
+
+class Question(BaseModel):
+    """Base of what clients send: unknown keys are faults."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True)
+
+
+class Answer(BaseModel):
+    """Base of what the server sends."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def read(model: type[_Model], data: object) -> _Model:
+    """The data as a model; ConfigError says what is wrong with it."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError([_one_line(fault) for fault in error.errors()]) from None
+
+
+class Fault(Answer):
+    """Any answer with a status of 400 or more."""
+
+    error: str = Field(description="One sentence, or several lines with a fault each.")
+
+
+class Worker(Answer):
+    number: int
+    pid: int
+    flows: int
+    received: int = Field(description="Packets since it started.")
+    waiting: int = Field(description="Packets that wait in its queue now.")
+
+
+class Status(Answer):
+    instance: int = Field(description="The number of its first queue, which names it on this host.")
+    version: str
+    pid: int
+    started: str
+    uptime: float
+    services: int
+    backends: int
+    flows: int
+    capacity: int = Field(description="Flows that fit, of all workers.")
+    changes: int = Field(description="Run-time changes in force.")
+    reloads: int
+    reloads_refused: int
+    last_reload: str = Field(description="Empty if there was none.")
+    reload_error: str = Field(description="Why the last reload was refused; empty if it was not.")
+    worker_restarts: int
+    workers: list[Worker]
+
+
+class Backend(Answer):
+    backend: str = Field(description="As in the configuration.")
+    address: str = Field(description="One of the addresses that it stands for.")
+    state: Literal["up", "drained", "leaving"] = Field(
+        description="`leaving` has left the pool and still has flows."
+    )
+    weight: int
+    active: int = Field(description="Open flows, half-open ones included.")
+    flows: int = Field(description="Flows since it joined.")
+    packets_forward: int
+    bytes_forward: int
+    packets_reply: int
+    bytes_reply: int
+    resets: int = Field(description="Connections that it reset.")
+    refused: int = Field(description="Connections that it refused with a RST.")
+    syn_timeouts: int = Field(description="Connections that it never answered.")
+
+
+class Service(Answer):
+    name: str
+    protocol: str
+    vips: list[str]
+    scheduler: str
+    nat: str
+    backends: list[Backend]
+
+
+class Services(Answer):
+    services: list[Service]
+
+
+class FlowQuery(Question):
+    service: str | None = None
+    client: str | None = Field(None, description="An address or a network, `10.0.0.0/8`.")
+    backend: str | None = Field(None, description="`IP:PORT`.")
+    state: str | None = Field(None, description="The name of a state, such as `established`.")
+    older: Duration | None = Field(None, description="At least this old.")
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.model_dump(exclude_none=True)
+
+
+class FlowsQuery(FlowQuery):
+    limit: int = Field(1000, ge=1, le=10000, description="Flows in one answer.")
+    cursor: str = Field(
+        "0:1", pattern=r"^\d{1,3}:\d{1,10}$", description="`next` of the last answer."
+    )
+
+
+class Flow(Answer):
+    service: str
+    protocol: str
+    state: str
+    client: str
+    vip: str
+    backend: str
+    source: str = Field(description="What the backend sees.")
+    age: float
+    idle: float = Field(description="Since its last packet.")
+    bytes_forward: int
+    bytes_reply: int
+
+
+class Flows(Answer):
+    flows: list[Flow]
+    next: str | None = Field(description="Ask with this cursor for more; null at the end.")
+
+
+class Ended(Answer):
+    count: int
+
+
+class ClientShare(Answer):
+    client: str
+    flows: int
+
+
+class Clients(Answer):
+    clients: list[ClientShare]
+    sampled: int = Field(description="Flows that were looked at.")
+    flows: int = Field(description="Flows that there are.")
+
+
+class ChangeRequest(Question):
+    action: Action
+    service: str = Field(description="Its name or one of its VIPs.")
+    backend: str = Field(description="`HOST:PORT`, as in the configuration.")
+    weight: Annotated[int, BeforeValidator(values.weight)] | None = Field(
+        None, description="For `weight` and `add` (there 1 if left out)."
+    )
+    duration: Duration | None = Field(
+        None,
+        validation_alias="for",
+        serialization_alias="for",
+        description="The change reverts by itself after this time.",
+    )
+    deadline: Duration | None = Field(
+        None, description="For `drain`: what flows are left after this time are reset."
+    )
+
+
+class Change(Answer):
+    number: int
+    action: Action
+    service: str
+    backend: str
+    weight: int | None
+    remaining: float | None = Field(description="Until it reverts; null if it stays.")
+    deadline: float | None = Field(description="Until its flows are reset; null if they aren't.")
+
+
+class Changes(Answer):
+    changes: list[Change]
+
+
+class ReloadRequest(Question):
+    discard: bool = Field(False, description="Drop all run-time changes.")
+    dry_run: bool = Field(False, description="Only say what would change.")
+
+
+class Reloaded(Answer):
+    differences: list[str]
+
+
+class Event(Answer):
+    kind: str
+    message: str
+    time: str
+    missed: int = Field(description="Events before this one that were lost: the client is slow.")
+    details: dict[str, str | int]
+
+
+class Queue(Answer):
+    worker: int
+    received: int
+    truncated: int
+    queue_dropped: int = Field(description="Dropped by the kernel: the queue was full.")
+    socket_dropped: int = Field(description="Dropped by the kernel: the socket was full.")
+    waiting: int
+    unsent: int = Field(description="Packets of featherlb's own that the kernel refused to send.")
+
+
+class Stats(Answer):
+    received: int = Field(description="translated + passed + dropped.")
+    translated: int
+    passed: int
+    dropped: int
+    reasons: dict[str, int] = Field(description="What became of packets; adds up to `received`.")
+    flows: int
+    flows_by_class: dict[str, int] = Field(description="Adds up to `flows`.")
+    evicted: int = Field(description="Flows given up because the table was full.")
+    scheduler_errors: dict[str, int] = Field(description="By service, of users' schedulers.")
+    queues: list[Queue]

@@ -1,0 +1,490 @@
+"""Serves the runtime API: translates between HTTP and `Instance`. Imports aiohttp.
+
+The Unix socket is for root alone; file permissions decide who may connect. TCP, where it is
+configured, asks for a token, except for metrics and the page, which change nothing.
+"""
+
+import asyncio
+import hmac
+import os
+import socket
+import time
+from collections import Counter
+from contextlib import suppress
+from datetime import UTC, datetime
+from ipaddress import ip_network
+from pathlib import Path
+
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+from pydantic import BaseModel
+
+from featherlb import __version__
+from featherlb.api import schema
+from featherlb.changes import Action, Change, drained, find_service
+from featherlb.config import values
+from featherlb.config.writer import write
+from featherlb.core.balancer import FlowView, Statistics, read_flows
+from featherlb.core.stats import Reason
+from featherlb.core.tcpstate import State, TimeoutClass
+from featherlb.drivers import journal
+from featherlb.errors import ConfigError, FeatherlbError, HostError
+from featherlb.instance import Instance
+from featherlb.metrics import render
+from featherlb.model import Endpoint, split_host_port
+from featherlb.workers import Cursor, FlowFilter
+
+RECORDS_PER_ANSWER = 1 << 16
+"""Records that one request looks at, so that a rare match doesn't keep the client waiting."""
+SAMPLE = 1 << 14
+"""Records that the list of busiest clients is made from."""
+
+
+class Server:
+    """The API of one instance."""
+
+    def __init__(self, instance: Instance) -> None:
+        self._instance = instance
+        self._runners: list[web.AppRunner] = []
+        self._path: Path | None = None
+
+    async def start(self) -> None:
+        """Listen; HostError if that's impossible."""
+        self._path = socket_path(self._instance.options.queue)
+        runner = await self._runner(token=None)
+        try:
+            await web.SockSite(runner, _listen(self._path)).start()
+        except OSError as error:
+            raise HostError(f"the API can't listen on {self._path}: {error.strerror}") from None
+        if api := self._instance.config.api:
+            runner = await self._runner(api.token)
+            host, port = api.listen.address, api.listen.port
+            try:
+                await web.TCPSite(runner, str(host), port).start()
+            except OSError as error:
+                raise HostError(
+                    f"the API can't listen on {host}:{port}: {error.strerror}; choose another"
+                    " `api: listen:`"
+                ) from None
+
+    async def stop(self) -> None:
+        for runner in self._runners:
+            await runner.cleanup()
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+    async def _runner(self, token: str | None) -> web.AppRunner:
+        runner = web.AppRunner(
+            application(self._instance, token), access_log=None, shutdown_timeout=1
+        )
+        await runner.setup()
+        self._runners.append(runner)
+        return runner
+
+
+def socket_path(instance: int) -> Path:
+    """Where the API of an instance of this network namespace listens."""
+    return journal.Journal().directory / f"{instance}.sock"
+
+
+def _listen(path: Path) -> socket.socket:
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    # Nobody may connect before the mode is right.
+    before = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+    finally:
+        os.umask(before)
+    return listener
+
+
+def application(instance: Instance, token: str | None) -> web.Application:
+    """The API; with a token, only for those who know it."""
+    handlers = _Handlers(instance)
+    app = web.Application(middlewares=[_answer_errors, _ask_for(token)])
+    app.add_routes(
+        [
+            web.get("/v1/status", handlers.status),
+            web.get("/v1/services", handlers.services),
+            web.get("/v1/stats", handlers.stats),
+            web.get("/v1/flows", handlers.flows),
+            web.delete("/v1/flows", handlers.end_flows),
+            web.get("/v1/clients", handlers.clients),
+            web.get("/v1/changes", handlers.changes),
+            web.post("/v1/changes", handlers.change),
+            web.delete("/v1/changes/{number}", handlers.revert),
+            web.post("/v1/reload", handlers.reload),
+            web.get("/v1/config", handlers.config),
+            web.get("/v1/events", handlers.events),
+            web.get("/metrics", handlers.metrics),
+        ]
+    )
+    return app
+
+
+@web.middleware
+async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except ConfigError as error:
+        return _answer(schema.Fault(error=str(error)), status=400)
+    except FeatherlbError as error:
+        return _answer(schema.Fault(error=str(error)), status=503)
+    except web.HTTPException as error:
+        return _answer(schema.Fault(error=f"{request.path}: {error.reason}"), status=error.status)
+
+
+def _ask_for(token: str | None) -> Middleware:
+    @web.middleware
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if token is not None and request.path.startswith("/v1/"):
+            given = request.headers.get("Authorization", "").encode()
+            if not hmac.compare_digest(given, f"Bearer {token}".encode()):
+                fault = schema.Fault(error="this needs the header `Authorization: Bearer TOKEN`")
+                return _answer(fault, status=401)
+        return await handler(request)
+
+    return check
+
+
+def _answer(model: BaseModel, status: int = 200) -> web.Response:
+    return web.json_response(text=model.model_dump_json(by_alias=True), status=status)
+
+
+async def _body(request: web.Request) -> object:
+    if not request.can_read_body:
+        return {}
+    try:
+        return await request.json()
+    except ValueError:
+        raise ConfigError(["the request's body is not JSON"]) from None
+
+
+class _Handlers:
+    """One method for each verb."""
+
+    def __init__(self, instance: Instance) -> None:
+        self._instance = instance
+
+    async def status(self, request: web.Request) -> web.Response:
+        return _answer(await status(self._instance))
+
+    async def services(self, request: web.Request) -> web.Response:
+        return _answer(await services(self._instance))
+
+    async def stats(self, request: web.Request) -> web.Response:
+        return _answer(await stats(self._instance))
+
+    async def flows(self, request: web.Request) -> web.Response:
+        query = schema.read(schema.FlowsQuery, dict(request.query))
+        wanted = self._filter(query)
+        worker, _, record = query.cursor.partition(":")
+        found: list[schema.Flow] = []
+        looked_at = 0
+        place: str | None = None
+        start = Cursor(int(worker), max(1, int(record)))
+        async for page, following in self._instance.workers.copies(start):
+            place = f"{following.worker}:{following.record}" if following else None
+            found += [_flow(flow) for _, _, flow in read_flows(page) if wanted.matches(flow)]
+            looked_at += len(page.records) // 128
+            if len(found) >= query.limit or looked_at >= RECORDS_PER_ANSWER:
+                break
+            await asyncio.sleep(0)
+        return _answer(schema.Flows(flows=found, next=place))
+
+    async def end_flows(self, request: web.Request) -> web.Response:
+        parameters = dict(request.query)
+        everything = parameters.pop("all", "") == "true"
+        query = schema.read(schema.FlowQuery, parameters)
+        if query.is_empty and not everything:
+            raise ConfigError(["name the flows to end by a filter, or say all=true"])
+        return _answer(schema.Ended(count=await self._instance.end_flows(self._filter(query))))
+
+    async def clients(self, request: web.Request) -> web.Response:
+        counts: Counter[str] = Counter()
+        looked_at = 0
+        async for page, _ in self._instance.workers.copies(Cursor()):
+            counts.update(str(flow.client.address) for _, _, flow in read_flows(page))
+            looked_at += len(page.records) // 128
+            if looked_at >= SAMPLE:
+                break
+            await asyncio.sleep(0)
+        flows = sum(one.core.flows for one in await self._instance.workers.statistics())
+        shares = [schema.ClientShare(client=c, flows=n) for c, n in counts.most_common(10)]
+        return _answer(schema.Clients(clients=shares, sampled=counts.total(), flows=flows))
+
+    async def changes(self, request: web.Request) -> web.Response:
+        return _answer(schema.Changes(changes=[_change(one) for one in self._instance.changes]))
+
+    async def change(self, request: web.Request) -> web.Response:
+        wanted = schema.read(schema.ChangeRequest, await _body(request))
+        if wanted.action is Action.WEIGHT and wanted.weight is None:
+            raise ConfigError(["weight: is missing (expected an integer from 0 to 65535)"])
+        if wanted.weight is not None and wanted.action not in (Action.WEIGHT, Action.ADD):
+            raise ConfigError([f"weight: has no use with {wanted.action}"])
+        if wanted.deadline is not None and wanted.action is not Action.DRAIN:
+            raise ConfigError([f"deadline: has no use with {wanted.action}"])
+        try:
+            host, port = values.host_port(wanted.backend)
+        except ValueError as error:
+            raise ConfigError([f"backend: {error}"]) from None
+        now = time.monotonic()
+        change = Change(
+            number=0,
+            action=wanted.action,
+            service=find_service(self._instance.running_config(), wanted.service).name,
+            host=host,
+            port=port,
+            weight=wanted.weight,
+            until=None if wanted.duration is None else now + wanted.duration,
+            deadline=None if wanted.deadline is None else now + wanted.deadline,
+        )
+        return _answer(_change(await self._instance.change(change)))
+
+    async def revert(self, request: web.Request) -> web.Response:
+        number = request.match_info["number"]
+        if not number.isdecimal():
+            raise ConfigError([f"'{number}' is not the number of a change"])
+        return _answer(_change(await self._instance.revert(int(number))))
+
+    async def reload(self, request: web.Request) -> web.Response:
+        wanted = schema.read(schema.ReloadRequest, await _body(request))
+        if wanted.dry_run:
+            return _answer(schema.Reloaded(differences=await self._instance.preview()))
+        # A client that goes away doesn't stop what it has begun.
+        task = asyncio.ensure_future(self._instance.reload(discard=wanted.discard))
+        return _answer(schema.Reloaded(differences=await asyncio.shield(task)))
+
+    async def config(self, request: web.Request) -> web.Response:
+        text = write(self._instance.running_config(lasting=True))
+        return web.Response(text=text, content_type="application/yaml")
+
+    async def events(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        response.content_type = "application/x-ndjson"
+        with self._instance.events.listen() as listener:
+            await response.prepare(request)
+            with suppress(ConnectionError):
+                while True:
+                    event = await listener.get()
+                    line = schema.Event(
+                        kind=event.kind,
+                        message=event.message,
+                        time=event.time,
+                        missed=event.missed,
+                        details=event.details,
+                    )
+                    await response.write(line.model_dump_json().encode() + b"\n")
+        return response
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        body, content_type = await render(self._instance)
+        return web.Response(body=body, headers={"Content-Type": content_type})
+
+    def _filter(self, query: schema.FlowQuery) -> FlowFilter:
+        """What the query means; ConfigError for what can't match anything."""
+        service = query.service
+        try:
+            client = ip_network(query.client, strict=False) if query.client else None
+        except ValueError:
+            raise ConfigError(
+                [f"client: '{query.client}' is not an address or network such as 10.0.0.0/8"]
+            ) from None
+        try:
+            if query.backend:
+                split_host_port(query.backend)
+            backend = Endpoint.parse(query.backend) if query.backend else None
+        except ValueError as error:
+            raise ConfigError([f"backend: {error}"]) from None
+        state = None
+        if query.state:
+            names = {_label(one): one for one in State}
+            if query.state not in names:
+                raise ConfigError(
+                    [f"state: '{query.state}' is unknown (expected one of {', '.join(names)})"]
+                )
+            state = names[query.state]
+        if service is not None:
+            service = find_service(self._instance.running_config(), service).name
+        return FlowFilter(service, client, backend, state, query.older)
+
+
+def _label(value: State | TimeoutClass) -> str:
+    return value.name.lower().replace("_", "-")
+
+
+def _flow(flow: FlowView) -> schema.Flow:
+    return schema.Flow.model_construct(
+        service=flow.service,
+        protocol=str(flow.protocol),
+        state=_label(flow.state),
+        client=str(flow.client),
+        vip=str(flow.vip),
+        backend=str(flow.backend),
+        source=str(flow.source),
+        age=flow.age,
+        idle=flow.idle,
+        bytes_forward=flow.bytes_forward,
+        bytes_reply=flow.bytes_reply,
+    )
+
+
+def _change(change: Change) -> schema.Change:
+    now = time.monotonic()
+    left = [None if at is None else round(at - now, 3) for at in (change.until, change.deadline)]
+    return schema.Change(
+        number=change.number,
+        action=change.action,
+        service=change.service,
+        backend=change.backend,
+        weight=change.weight,
+        remaining=left[0],
+        deadline=left[1],
+    )
+
+
+async def status(instance: Instance) -> schema.Status:
+    found = await instance.workers.statistics()
+    services = instance.services
+    return schema.Status(
+        instance=instance.options.queue,
+        version=__version__,
+        pid=os.getpid(),
+        started=instance.started.isoformat(timespec="seconds"),
+        uptime=round((datetime.now(UTC) - instance.started).total_seconds(), 1),
+        services=len(services),
+        backends=sum(len(service.backends) for service in services),
+        flows=sum(one.core.flows for one in found),
+        capacity=sum(one.core.capacity for one in found),
+        changes=len(instance.changes),
+        reloads=instance.reloads.done,
+        reloads_refused=instance.reloads.refused,
+        last_reload=instance.reloads.last,
+        reload_error=instance.reloads.error,
+        worker_restarts=instance.workers.restarts,
+        workers=[
+            schema.Worker(
+                number=number,
+                pid=pid,
+                flows=one.core.flows,
+                received=one.core.received,
+                waiting=one.queue.waiting,
+            )
+            for number, (pid, one) in enumerate(zip(instance.workers.pids, found, strict=False))
+        ],
+    )
+
+
+async def services(instance: Instance) -> schema.Services:
+    found = [one.core for one in await instance.workers.statistics()]
+    counts = backend_counts(found)
+    config = instance.running_config()
+    served = {service.name: service for service in instance.services}
+    answers = []
+    for service in config.services:
+        resting = drained(service, instance.changes)
+        rows = []
+        listed = set()
+        for backend in service.backends:
+            for endpoint in instance.endpoints(service, str(backend)):
+                listed.add(endpoint)
+                rows.append(
+                    _backend(
+                        str(backend),
+                        endpoint,
+                        "drained" if (backend.host, backend.port) in resting else "up",
+                        backend.weight,
+                        counts.get((service.name, endpoint)),
+                    )
+                )
+        leaving = {
+            backend.endpoint
+            for core in found
+            for name, backend in core.leaving
+            if name == service.name and backend.endpoint not in listed
+        }
+        rows += [_backend(str(one), one, "leaving", 0, None) for one in sorted(leaving)]
+        answers.append(
+            schema.Service(
+                name=service.name,
+                protocol=str(service.protocol),
+                vips=[str(vip) for vip in served[service.name].vips],
+                scheduler=service.scheduler,
+                nat=str(service.nat),
+                backends=rows,
+            )
+        )
+    return schema.Services(services=answers)
+
+
+COUNTS = (
+    "active",
+    "flows",
+    "packets_forward",
+    "bytes_forward",
+    "packets_reply",
+    "bytes_reply",
+    "resets",
+    "refused",
+    "syn_timeouts",
+)
+"""Of a backend, in `BackendStats` and in the API."""
+
+
+def backend_counts(found: list[Statistics]) -> dict[tuple[str, Endpoint], dict[str, int]]:
+    """The counts of each backend, over all workers."""
+    counts: dict[tuple[str, Endpoint], dict[str, int]] = {}
+    for core in found:
+        for one in core.backends:
+            sums = counts.setdefault((one.service, one.backend.endpoint), dict.fromkeys(COUNTS, 0))
+            for key in COUNTS:
+                sums[key] += getattr(one, key)
+    return counts
+
+
+def _backend(
+    name: str, endpoint: Endpoint, state: str, weight: int, counts: dict[str, int] | None
+) -> schema.Backend:
+    return schema.Backend.model_validate(
+        {
+            "backend": name,
+            "address": str(endpoint),
+            "state": state,
+            "weight": weight,
+            **(counts or dict.fromkeys(COUNTS, 0)),
+        }
+    )
+
+
+async def stats(instance: Instance) -> schema.Stats:
+    found = await instance.workers.statistics()
+    cores = [one.core for one in found]
+    return schema.Stats(
+        received=sum(core.received for core in cores),
+        translated=sum(core.translated for core in cores),
+        passed=sum(core.passed for core in cores),
+        dropped=sum(core.dropped for core in cores),
+        reasons={one.label: sum(core.reasons[one] for core in cores) for one in Reason},
+        flows=sum(core.flows for core in cores),
+        flows_by_class={
+            _label(kind): sum(core.flows_by_class[kind] for core in cores) for kind in TimeoutClass
+        },
+        evicted=sum(core.evicted for core in cores),
+        scheduler_errors=dict(
+            sum((Counter(core.scheduler_errors) for core in cores), Counter[str]())
+        ),
+        queues=[
+            schema.Queue(
+                worker=number,
+                received=one.queue.received,
+                truncated=one.queue.truncated,
+                queue_dropped=one.queue.queue_dropped,
+                socket_dropped=one.queue.socket_dropped,
+                waiting=one.queue.waiting,
+                unsent=one.unsent,
+            )
+            for number, one in enumerate(found)
+        ],
+    )

@@ -1,0 +1,111 @@
+"""What the commands share that talk to a running instance: its choice, the question, the output."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import click
+from pydantic import BaseModel
+from rich.console import Console
+from rich.table import Table
+
+from featherlb.api.client import Client, connect
+from featherlb.config import values
+
+T = TypeVar("T")
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+NARROW = 80
+"""Columns of a table where the output is no terminal."""
+
+
+class DurationType(click.ParamType[float]):
+    """Seconds, from `30`, `30s`, `10m`, `1h`."""
+
+    name = "duration"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        if isinstance(value, str) and value.isdecimal():
+            value = int(value)
+        try:
+            return values.duration(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+DURATION = DurationType()
+
+
+def instance_option(command: _Command) -> _Command:
+    return click.option(
+        "--instance",
+        type=click.IntRange(0, 65535),
+        metavar="N",
+        help="Which instance, by its queue number; needed where several run.",
+    )(command)
+
+
+def output_option(command: _Command) -> _Command:
+    return click.option(
+        "-o",
+        "--output",
+        type=click.Choice(["table", "json"]),
+        default="table",
+        show_default=True,
+        help="For people, or for programs.",
+    )(command)
+
+
+def ask(instance: int | None, question: Callable[[Client], Awaitable[T]]) -> T:
+    """The answer of the chosen instance; HostError and ConfigError as it says."""
+
+    async def run() -> T:
+        async with connect(instance) as client:
+            return await question(client)
+
+    return asyncio.run(run())
+
+
+def print_json(answer: BaseModel) -> None:
+    click.echo(json.dumps(answer.model_dump(mode="json", by_alias=True), indent=2))
+
+
+def print_table(table: Table) -> None:
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=NARROW)
+    console.print(table)
+
+
+def new_table(*columns: str) -> Table:
+    """A plain table; a column whose name begins with `>` is aligned to the right."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        name = column.removeprefix(">")
+        table.add_column(name, justify="right" if name != column else "left", overflow="fold")
+    return table
+
+
+def short_number(value: float) -> str:
+    """At most five characters: 999, 1.2k, 35M."""
+    for unit in ("", "k", "M", "G", "T"):
+        if value < 999.5 or unit == "T":
+            digits = 1 if unit and value < 9.95 else 0
+            return f"{value:.{digits}f}{unit}"
+        value /= 1000
+    raise AssertionError
+
+
+def short_time(seconds: float) -> str:
+    """At most six characters: 4.2s, 3m20s, 5h12m, 3d4h."""
+    if seconds < 60:
+        return f"{seconds:.1f}s" if seconds < 10 else f"{seconds:.0f}s"
+    whole = int(seconds)
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02}s"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02}m"
+    return f"{whole // 86400}d{whole % 86400 // 3600}h"

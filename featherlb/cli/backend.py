@@ -1,0 +1,164 @@
+"""`featherlb backend`: change the pools of a running instance."""
+
+from typing import Any
+
+import click
+
+from featherlb.api import schema
+from featherlb.changes import Action
+from featherlb.cli.asking import (
+    DURATION,
+    ask,
+    instance_option,
+    new_table,
+    output_option,
+    print_json,
+    print_table,
+    short_time,
+)
+
+_for_option = click.option(
+    "--for",
+    "duration",
+    type=DURATION,
+    metavar="TIME",
+    help="Revert by itself after this time, such as 10m.",
+)
+_weight = click.IntRange(0, 65535)
+
+
+@click.group()
+def backend() -> None:
+    """Change the backends of a running instance.
+
+    Changes survive the restart of a worker and a reload, not the end of the instance: `featherlb
+    save` shows the configuration that would keep them. SERVICE is a name or a VIP.
+    """
+
+
+@backend.command()
+@click.argument("service")
+@click.argument("backend")
+@click.option("--weight", type=_weight, help="Default: 1.")
+@_for_option
+@instance_option
+@output_option
+def add(weight: int | None, **options: Any) -> None:
+    """Put a BACKEND (HOST:PORT) into the pool of a SERVICE."""
+    _change(Action.ADD, weight=weight, **options)
+
+
+@backend.command()
+@click.argument("service")
+@click.argument("backend")
+@_for_option
+@instance_option
+@output_option
+def remove(**options: Any) -> None:
+    """Take a BACKEND out of the pool.
+
+    Its flows go on until they end, unless the service says otherwise (`on_backend_down`).
+    """
+    _change(Action.REMOVE, **options)
+
+
+@backend.command()
+@click.argument("service")
+@click.argument("backend")
+@click.option("--deadline", type=DURATION, metavar="TIME", help="Reset what flows are left then.")
+@_for_option
+@instance_option
+@output_option
+def drain(deadline: float | None, **options: Any) -> None:
+    """Give a BACKEND no new flows; those that it has go on."""
+    _change(Action.DRAIN, deadline=deadline, **options)
+
+
+@backend.command()
+@click.argument("service")
+@click.argument("backend")
+@_for_option
+@instance_option
+@output_option
+def enable(**options: Any) -> None:
+    """End the draining of a BACKEND."""
+    _change(Action.ENABLE, **options)
+
+
+@backend.command()
+@click.argument("service")
+@click.argument("backend")
+@click.argument("weight", type=_weight)
+@_for_option
+@instance_option
+@output_option
+def weight(weight: int, **options: Any) -> None:
+    """Give a BACKEND another weight; 0 takes no new flows."""
+    _change(Action.WEIGHT, weight=weight, **options)
+
+
+@backend.command()
+@instance_option
+@output_option
+def changes(instance: int | None, output: str) -> None:
+    """Show the changes in force."""
+    answer = ask(instance, lambda client: client.get("/v1/changes", schema.Changes))
+    if output == "json":
+        print_json(answer)
+        return
+    table = new_table(">number", "change", "service", "backend", ">weight", ">reverts in")
+    for one in answer.changes:
+        table.add_row(
+            str(one.number),
+            str(one.action),
+            one.service,
+            one.backend,
+            "" if one.weight is None else str(one.weight),
+            "" if one.remaining is None else short_time(max(0, one.remaining)),
+        )
+    print_table(table)
+
+
+@backend.command()
+@click.argument("number", type=click.IntRange(min=1))
+@instance_option
+@output_option
+def revert(number: int, instance: int | None, output: str) -> None:
+    """End the change of this NUMBER (see `changes`) now."""
+    answer = ask(instance, lambda client: client.delete(f"/v1/changes/{number}", schema.Change))
+    _print(answer, output, "reverted")
+
+
+def _change(
+    action: Action,
+    *,
+    service: str,
+    backend: str,
+    duration: float | None,
+    instance: int | None,
+    output: str,
+    weight: int | None = None,
+    deadline: float | None = None,
+) -> None:
+    request = schema.ChangeRequest(
+        action=action,
+        service=service,
+        backend=backend,
+        weight=weight,
+        duration=duration,
+        deadline=deadline,
+    )
+    answer = ask(instance, lambda client: client.post("/v1/changes", request, schema.Change))
+    _print(answer, output, "done")
+
+
+def _print(answer: schema.Change, output: str, word: str) -> None:
+    if output == "json":
+        print_json(answer)
+        return
+    text = f"{word}: {answer.action} {answer.service} {answer.backend}"
+    if answer.weight is not None:
+        text += f", weight {answer.weight}"
+    if answer.remaining is not None and word == "done":
+        text += f", reverts in {short_time(answer.remaining)}"
+    click.echo(f"{text} (change {answer.number})")

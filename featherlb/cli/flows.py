@@ -1,0 +1,111 @@
+"""`featherlb flows`: the tracked connections, and their end."""
+
+import json
+import sys
+from collections.abc import AsyncIterator
+
+import click
+
+from featherlb.api import schema
+from featherlb.api.client import Client
+from featherlb.cli.asking import (
+    DURATION,
+    ask,
+    instance_option,
+    new_table,
+    output_option,
+    print_table,
+    short_number,
+    short_time,
+)
+
+
+@click.command()
+@click.option("--service", metavar="NAME", help="Only of this service.")
+@click.option("--client", metavar="NETWORK", help="Only from this address or network.")
+@click.option("--backend", metavar="IP:PORT", help="Only to this backend.")
+@click.option("--state", metavar="STATE", help="Only in this state, such as established.")
+@click.option("--older", type=DURATION, metavar="TIME", help="Only those at least this old.")
+@click.option("--kill", is_flag=True, help="End them; both ends of a connection get a RST.")
+@click.option("--all", "everything", is_flag=True, help="With --kill, without any filter.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    help="Show so many at most; programs get all.",
+)
+@instance_option
+@output_option
+def flows(
+    service: str | None,
+    client: str | None,
+    backend: str | None,
+    state: str | None,
+    older: float | None,
+    kill: bool,
+    everything: bool,
+    limit: int,
+    instance: int | None,
+    output: str,
+) -> None:
+    """Show the tracked connections, or end them with --kill."""
+    query: dict[str, object] = {
+        "service": service,
+        "client": client,
+        "backend": backend,
+        "state": state,
+        "older": older,
+    }
+    if kill:
+        whole = query | ({"all": "true"} if everything else {})
+        ended = ask(instance, lambda api: api.delete("/v1/flows", schema.Ended, whole))
+        if output == "json":
+            click.echo(json.dumps({"count": ended.count}))
+        else:
+            click.echo(f"ended: {ended.count}")
+        return
+    if everything:
+        raise click.UsageError("--all goes with --kill only")
+    if output == "json":
+        ask(instance, lambda api: _write_all(api, query))
+        return
+    found = ask(instance, lambda api: _first(api, query, limit))
+    table = new_table("client", "vip", "backend", "state", ">age", ">idle", ">in", ">out")
+    for flow in found[:limit]:
+        table.add_row(
+            flow.client,
+            flow.vip,
+            flow.backend,
+            flow.state,
+            short_time(flow.age),
+            short_time(flow.idle),
+            short_number(flow.bytes_forward),
+            short_number(flow.bytes_reply),
+        )
+    print_table(table)
+    if len(found) > limit:
+        click.echo(f"the first {limit} only; more with --limit, all with -o json", err=True)
+
+
+async def _pages(client: Client, query: dict[str, object]) -> AsyncIterator[list[schema.Flow]]:
+    cursor: str | None = "0:1"
+    while cursor is not None:
+        page = await client.get("/v1/flows", schema.Flows, query | {"cursor": cursor})
+        cursor = page.next
+        yield page.flows
+
+
+async def _first(client: Client, query: dict[str, object], limit: int) -> list[schema.Flow]:
+    found: list[schema.Flow] = []
+    async for page in _pages(client, query):
+        found += page
+        if len(found) > limit:
+            break
+    return found
+
+
+async def _write_all(client: Client, query: dict[str, object]) -> None:
+    """One JSON object a line, as they come: there may be a million."""
+    async for page in _pages(client, query):
+        sys.stdout.writelines(flow.model_dump_json() + "\n" for flow in page)

@@ -1,0 +1,29 @@
+"""`featherlb monitor`: what happens, as it happens."""
+
+import click
+
+from featherlb.api.client import Client
+from featherlb.cli.asking import ask, instance_option, output_option
+from featherlb.errors import HostError
+
+
+@click.command()
+@instance_option
+@output_option
+def monitor(instance: int | None, output: str) -> None:
+    """Print events until interrupted: reloads, changes, workers that die, backends that leave.
+
+    With `-o json` one JSON object a line.
+    """
+
+    async def follow(client: Client) -> None:
+        async for event in client.events():
+            if output == "json":
+                click.echo(event.model_dump_json())
+                continue
+            if event.missed:
+                click.echo(f"({event.missed} events were lost: reading is too slow)", err=True)
+            click.echo(f"{event.time} {event.message}")
+
+    ask(instance, follow)
+    raise HostError("featherlb has stopped")

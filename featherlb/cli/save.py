@@ -1,0 +1,15 @@
+"""`featherlb save`: the running configuration."""
+
+import click
+
+from featherlb.cli.asking import ask, instance_option
+
+
+@click.command()
+@instance_option
+def save(instance: int | None) -> None:
+    """Print the running configuration as YAML, with the run-time changes that don't revert.
+
+    To keep it: `featherlb save > new.yaml`, `featherlb check new.yaml`, then move it into place.
+    """
+    click.echo(ask(instance, lambda client: client.ask("GET", "/v1/config")), nl=False)

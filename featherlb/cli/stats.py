@@ -1,0 +1,46 @@
+"""`featherlb stats`: what became of the packets."""
+
+import click
+
+from featherlb.api import schema
+from featherlb.cli.asking import (
+    ask,
+    instance_option,
+    new_table,
+    output_option,
+    print_json,
+    print_table,
+)
+
+
+@click.command()
+@instance_option
+@output_option
+def stats(instance: int | None, output: str) -> None:
+    """Show what became of the packets, of all workers together."""
+    answer = ask(instance, lambda client: client.get("/v1/stats", schema.Stats))
+    if output == "json":
+        print_json(answer)
+        return
+    table = new_table("", ">")
+    table.show_header = False
+    rows: list[tuple[str, int]] = [("packets received", answer.received)]
+    for name in ("translated", "passed", "dropped"):
+        rows.append((f"  {name}", getattr(answer, name)))
+    rows += [(f"    {name}", count) for name, count in answer.reasons.items() if count]
+    rows.append(("flows", answer.flows))
+    rows += [(f"  {name}", count) for name, count in answer.flows_by_class.items() if count]
+    rows.append(("flows evicted", answer.evicted))
+    rows += [
+        (f"scheduler errors of {name}", count) for name, count in answer.scheduler_errors.items()
+    ]
+    for queue in answer.queues:
+        rows += [
+            (f"worker {queue.worker}: waiting in the queue", queue.waiting),
+            ("  dropped by the kernel: queue full", queue.queue_dropped),
+            ("  dropped by the kernel: socket full", queue.socket_dropped),
+            ("  could not be sent", queue.unsent),
+        ]
+    for name, count in rows:
+        table.add_row(name, f"{count:,}")
+    print_table(table)

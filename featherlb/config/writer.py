@@ -1,0 +1,53 @@
+"""A configuration as YAML text: what `loader` and `services` read back as an equal one.
+
+Walks the dataclasses: a key is written where its value is not the default. What a new field
+needs is a name that is the key's.
+"""
+
+from dataclasses import MISSING, Field, fields, is_dataclass
+from enum import Enum
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any
+
+import yaml
+
+from featherlb.config.types import BackendConfig, Config, SourceConfig, VipConfig
+from featherlb.model import Endpoint, Protocol
+
+_RENAMED = {"vips": "vip"}
+
+
+def write(config: Config) -> str:
+    """The text of a configuration file that means the same."""
+    return yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True)
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case VipConfig() | Endpoint() | Protocol() | IPv4Address() | IPv6Address():
+            return str(value)
+        case SourceConfig():
+            return str(value.address)
+        case BackendConfig():
+            rest = _mapping(value, without=("host", "port"))
+            return {"address": str(value), **rest} if rest else str(value)
+        case Enum():
+            return str(value)
+        case tuple() | list():
+            return [_plain(item) for item in value]
+        case _ if is_dataclass(value):
+            return _mapping(value)
+    return value
+
+
+def _mapping(value: Any, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    return {
+        _RENAMED.get(field.name, field.name): _plain(getattr(value, field.name))
+        for field in fields(value)
+        if field.name not in ("origin", *without)
+        and (field.name == "services" or getattr(value, field.name) != _default(field))
+    }
+
+
+def _default(field: Field[Any]) -> Any:
+    return field.default_factory() if field.default_factory is not MISSING else field.default

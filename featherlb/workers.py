@@ -1,0 +1,260 @@
+"""The worker processes, as the supervisor sees them: started, asked, and replaced when they die.
+
+Imports `messages` and the values of `core`. A worker that does not answer is killed: its
+successor balances new connections, which is better than a queue that nobody empties.
+"""
+
+import asyncio
+import logging
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
+
+from featherlb.core.balancer import FlowRecords, FlowView, read_flows
+from featherlb.core.tcpstate import State
+from featherlb.errors import HostError
+from featherlb.events import Events
+from featherlb.messages import (
+    Applied,
+    Apply,
+    Channel,
+    Ended,
+    EndFlows,
+    Failed,
+    FlowKey,
+    FlowPage,
+    FromWorker,
+    GetFlows,
+    GetStatistics,
+    Log,
+    Ready,
+    Start,
+    ToWorker,
+    WorkerStatistics,
+)
+from featherlb.model import Endpoint
+
+log = logging.getLogger("featherlb")
+
+ANSWER_TIMEOUT = 20.0
+"""Seconds a worker may take to answer, on a machine that is busy with everything else."""
+RESTART_DELAY = 1.0
+"""Seconds between the death of a worker and the next try, so that a crash loop costs little."""
+RECORDS_AT_ONCE = 512
+"""Flow records that a worker copies per turn of its loop: 64 KiB, a few microseconds."""
+ENDED_AT_ONCE = 32
+"""Flows that a worker ends per turn: each costs it two packets, some microseconds."""
+
+
+class WorkerProcess:
+    """One worker."""
+
+    def __init__(self, start: Start) -> None:
+        """Start the process; `ask` tells when it is ready."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "featherlb.worker", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+            )
+        self.number = start.worker
+        self.gone = asyncio.Event()
+        self._channel = Channel(ours)
+        self._answers: asyncio.Queue[FromWorker] = asyncio.Queue()
+        self._turn = asyncio.Lock()
+        asyncio.get_running_loop().add_reader(self._channel.fileno(), self._read)
+
+    async def ask(self, message: ToWorker) -> FromWorker:
+        """Send a message and wait for its answer; HostError if the worker can't give one."""
+        async with self._turn:
+            if self.gone.is_set():
+                raise HostError(f"worker {self.number} died")
+            self._channel.send(message)
+            try:
+                # Shielded: an answer that nobody waits for any more still has to be taken out.
+                answer = await asyncio.shield(self._take_answer())
+            except TimeoutError:
+                self.process.kill()
+                answer = Failed(f"worker {self.number} does not answer")
+        if isinstance(answer, Failed):
+            raise HostError(answer.reason)
+        return answer
+
+    async def _take_answer(self) -> FromWorker:
+        return await asyncio.wait_for(self._answers.get(), ANSWER_TIMEOUT)
+
+    def stop(self) -> None:
+        """Let the process end: it does when its channel closes."""
+        if self._channel.fileno() >= 0:
+            asyncio.get_running_loop().remove_reader(self._channel.fileno())
+            self._channel.close()
+        try:
+            self.process.wait(2)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def _read(self) -> None:
+        try:
+            while (message := self._channel.receive()) is not None:
+                if isinstance(message, Log):
+                    log.log(message.level, message.text)
+                else:
+                    assert isinstance(
+                        message, Applied | Ended | Failed | FlowPage | Ready | WorkerStatistics
+                    )
+                    self._answers.put_nowait(message)
+        except EOFError:
+            asyncio.get_running_loop().remove_reader(self._channel.fileno())
+            self.gone.set()
+            self._answers.put_nowait(Failed(f"worker {self.number} died"))
+
+
+@dataclass(frozen=True, slots=True)
+class FlowFilter:
+    """Which flows; None matches all. `client` is a network, `older` an age in seconds."""
+
+    service: str | None = None
+    client: IPv4Network | IPv6Network | None = None
+    backend: Endpoint | None = None
+    state: State | None = None
+    older: float | None = None
+
+    def matches(self, flow: FlowView) -> bool:
+        return (
+            (self.service is None or flow.service == self.service)
+            and (self.backend is None or flow.backend == self.backend)
+            and (self.state is None or flow.state is self.state)
+            and (self.older is None or flow.age >= self.older)
+            and (self.client is None or flow.client.address in self.client)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """A place in the flow tables: the next record to look at, and whose."""
+
+    worker: int = 0
+    record: int = 1
+
+
+class Workers:
+    """All workers of the instance."""
+
+    def __init__(self, events: Events) -> None:
+        self._events = events
+        self._processes: list[WorkerProcess] = []
+        self._keepers: list[asyncio.Task[None]] = []
+        self.restarts = 0
+
+    async def start(self, starts: Sequence[Start], greeting: Callable[[], Apply]) -> None:
+        """Start one for each message; `greeting` says what a new one has to do, then and later.
+
+        HostError if one doesn't start.
+        """
+        for start in starts:
+            self._processes.append(await _begin(start, greeting()))
+        self._keepers = [asyncio.create_task(self._keep(start, greeting)) for start in starts]
+
+    def stop(self) -> None:
+        for keeper in self._keepers:
+            keeper.cancel()
+        for worker in self._processes:
+            worker.stop()
+
+    @property
+    def pids(self) -> list[int]:
+        return [worker.process.pid for worker in self._processes]
+
+    async def apply(self, message: Apply) -> None:
+        """All serve these services when this returns; HostError if one can't."""
+        for worker in self._processes:
+            await worker.ask(message)
+
+    async def statistics(self) -> list[WorkerStatistics]:
+        """The counts of each worker; a dead one's are left out."""
+        found = []
+        for worker in list(self._processes):
+            try:
+                answer = await worker.ask(GetStatistics())
+            except HostError:
+                continue
+            assert isinstance(answer, WorkerStatistics)
+            found.append(answer)
+        return found
+
+    async def copies(self, start: Cursor) -> AsyncIterator[tuple[FlowRecords, Cursor | None]]:
+        """The flow tables from a place on, bit by bit, each with the place where it goes on."""
+        cursor: Cursor | None = start
+        while cursor is not None:
+            number, first = cursor.worker, cursor.record
+            if number >= len(self._processes):
+                return
+            answer = await self._processes[number].ask(GetFlows(first, RECORDS_AT_ONCE))
+            assert isinstance(answer, FlowPage)
+            following = first + RECORDS_AT_ONCE
+            cursor = Cursor(number, following)
+            if following >= answer.page.end:
+                cursor = Cursor(number + 1) if number + 1 < len(self._processes) else None
+            yield answer.page, cursor
+
+    async def end_flows(self, wanted: FlowFilter, *, reset: bool) -> int:
+        """End all flows that match; how many there were."""
+        count = 0
+        place = Cursor()
+        async for page, following in self.copies(place):
+            keys = [
+                FlowKey(record, key)
+                for record, key, flow in read_flows(page)
+                if wanted.matches(flow)
+            ]
+            for i in range(0, len(keys), ENDED_AT_ONCE):
+                message = EndFlows(tuple(keys[i : i + ENDED_AT_ONCE]), reset)
+                answer = await self._processes[place.worker].ask(message)
+                assert isinstance(answer, Ended)
+                count += answer.count
+            if following is not None:
+                place = following
+        return count
+
+    async def _keep(self, start: Start, greeting: Callable[[], Apply]) -> None:
+        """Replace a worker whenever it dies."""
+        while True:
+            worker = self._processes[start.worker]
+            await worker.gone.wait()
+            worker.stop()
+            self._events.tell(
+                "worker-died",
+                f"worker {start.worker} ended with status {worker.process.returncode}:"
+                " starting another, its flows are lost",
+                logging.ERROR,
+                worker=start.worker,
+            )
+            while worker.gone.is_set():
+                await asyncio.sleep(RESTART_DELAY)
+                try:
+                    worker = self._processes[start.worker] = await _begin(start, greeting())
+                except HostError as error:
+                    log.error("worker %d does not start: %s", start.worker, error)
+            self.restarts += 1
+            self._events.tell(
+                "worker-started",
+                f"worker {start.worker} is balancing again",
+                worker=start.worker,
+            )
+
+
+async def _begin(start: Start, greeting: Apply) -> WorkerProcess:
+    """A worker at work; HostError if it doesn't get there."""
+    worker = WorkerProcess(start)
+    try:
+        await worker.ask(start)
+        await worker.ask(greeting)
+    except BaseException:
+        worker.stop()
+        raise
+    return worker

@@ -1,0 +1,231 @@
+"""What operators do to a running instance, under load: nobody's request fails."""
+
+import json
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from netns import Lab
+from netns.lab import VIP
+from netns.servers import HttpServer
+from tests.netns.command import Featherlb, run
+from tests.netns.conftest import Up
+from tests.netns.load import Load
+from tests.netns.traffic import Session, ask, wait_for
+
+ONE, TWO, THREE = BACKENDS = ("10.0.1.2:8080", "10.0.1.3:8080", "10.0.1.4:8080")
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    """With HTTP servers on port 8080 of three backends."""
+    with Lab(backends=3) as lab, ExitStack() as servers:
+        for node in lab.backends:
+            servers.enter_context(HttpServer(node))
+        yield lab
+
+
+def configuration(*backends: str, extra: str = "", scheduler: str = "rr") -> str:
+    pool = "".join(f"      - {backend}\n" for backend in backends)
+    return (
+        f"services:\n  - name: web\n    vip: {VIP}:80\n    scheduler: {scheduler}\n{extra}"
+        f"    backends:\n{pool}"
+    )
+
+
+def operate(lab: Lab, *arguments: str) -> Any:
+    """A command's answer as JSON."""
+    done = run(lab.balancer, *arguments, "-o", "json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def states(lab: Lab) -> dict[str, tuple[str, int]]:
+    """State and weight of each backend of the pool."""
+    (service,) = operate(lab, "backends")["services"]
+    return {
+        one["address"]: (one["state"], one["weight"])
+        for one in service["backends"]
+        if one["state"] != "leaving"
+    }
+
+
+def leaving(lab: Lab) -> list[str]:
+    """The backends that have left and still have flows."""
+    (service,) = operate(lab, "backends")["services"]
+    return [one["address"] for one in service["backends"] if one["state"] == "leaving"]
+
+
+def reloaded(running: Featherlb, times: int) -> bool:
+    return running.log.count(" reloaded: ") == times
+
+
+def answering(lab: Lab, count: int = 6) -> Counter[str]:
+    return Counter(ask(lab.client).backend for _ in range(count))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "lb.yaml"
+    path.write_text(configuration(ONE, TWO))
+    return path
+
+
+@pytest.fixture
+def running(lab: Lab, featherlb: Up, path: Path) -> Iterator[Featherlb]:
+    with featherlb(lab, "--config", str(path)) as running:
+        yield running
+
+
+def test_each_verb_does_what_it_says(lab: Lab, running: Featherlb) -> None:
+    operate(lab, "backend", "drain", "web", TWO)
+    assert states(lab) == {ONE: ("up", 1), TWO: ("drained", 0)}
+    assert answering(lab) == {"backend1": 6}
+    operate(lab, "backend", "enable", "web", TWO)
+    assert answering(lab) == {"backend1": 3, "backend2": 3}
+    operate(lab, "backend", "add", f"{VIP}:80", THREE, "--weight", "2")
+    assert states(lab)[THREE] == ("up", 2)
+    assert answering(lab) == {"backend1": 2, "backend2": 2, "backend3": 2}
+    operate(lab, "backend", "weight", "web", ONE, "0")
+    assert answering(lab) == {"backend2": 3, "backend3": 3}
+    operate(lab, "backend", "remove", "web", TWO)
+    assert states(lab) == {ONE: ("up", 0), THREE: ("up", 2)}
+    assert answering(lab) == {"backend3": 6}
+    for change in operate(lab, "backend", "changes")["changes"]:
+        operate(lab, "backend", "revert", str(change["number"]))
+    assert states(lab) == {ONE: ("up", 1), TWO: ("up", 1)}
+    assert answering(lab) == {"backend1": 3, "backend2": 3}
+
+
+def test_a_change_reverts_by_itself(lab: Lab, running: Featherlb) -> None:
+    operate(lab, "backend", "drain", "web", ONE, "--for", "1s")
+    assert answering(lab, 2) == {"backend2": 2}
+    wait_for(lambda: states(lab)[ONE] == ("up", 1), "the end of the drain")
+    assert answering(lab, 4) == {"backend1": 2, "backend2": 2}
+    assert "its time is over" in running.log
+
+
+def test_drained_flows_are_reset_at_the_deadline(lab: Lab, running: Featherlb) -> None:
+    sessions = [Session(lab.client) for _ in range(4)]
+    by_backend = {session: session.ask().backend for session in sessions}
+    operate(lab, "backend", "drain", "web", ONE, "--deadline", "500ms")
+    for session in sessions:
+        if by_backend[session] == "backend1":
+            with pytest.raises(ConnectionResetError):
+                session.socket.recv(1)
+        else:
+            assert session.ask().backend == "backend2"
+        session.socket.close()
+    assert states(lab)[ONE] == ("drained", 0)
+
+
+def test_flows_go_on_after_their_backend_is_removed(lab: Lab, running: Featherlb) -> None:
+    with Session(lab.client) as one, Session(lab.client) as two:
+        answers = {session: session.ask() for session in (one, two)}
+        last = one if answers[one].backend == "backend1" else two
+        operate(lab, "backend", "remove", "web", ONE)
+        assert leaving(lab) == [ONE]
+        for session, answer in answers.items():
+            assert session.ask() == answer
+        # The host lets go of it with its last flow only.
+        rules = lab.balancer.run(["ipset", "save"], check=False).stdout
+        rules += lab.balancer.run(["iptables-save"]).stdout
+        assert "10.0.1.2" in rules
+        last.reset()
+        wait_for(lambda: "has left" in running.log, "the end of the last flow", 20)
+    rules = lab.balancer.run(["ipset", "save"], check=False).stdout
+    assert "10.0.1.2" not in rules + lab.balancer.run(["iptables-save"]).stdout
+
+
+def test_changes_outlive_a_worker_and_a_reload(lab: Lab, running: Featherlb, path: Path) -> None:
+    operate(lab, "backend", "drain", "web", ONE)
+    (worker,) = operate(lab, "status")["workers"]
+    lab.balancer.run(["kill", "-9", str(worker["pid"])])
+    wait_for(lambda: "balancing again" in running.log, "another worker")
+    assert answering(lab, 4) == {"backend2": 4}
+    path.write_text(configuration(ONE, THREE))
+    assert operate(lab, "reload", "--dry-run")["differences"] == [
+        f"web: backend {TWO} removed",
+        f"web: backend {THREE} added with weight 1",
+    ]
+    assert answering(lab, 2) == {"backend2": 2}
+    operate(lab, "reload")
+    assert answering(lab, 4) == {"backend3": 4}
+    operate(lab, "reload", "--discard")
+    assert answering(lab, 4) == {"backend1": 2, "backend3": 2}
+
+
+def test_what_is_saved_runs_as_well(lab: Lab, running: Featherlb, path: Path) -> None:
+    operate(lab, "backend", "add", "web", THREE, "--weight", "5")
+    operate(lab, "backend", "remove", "web", ONE)
+    operate(lab, "backend", "weight", "web", TWO, "9", "--for", "1h")
+    saved = run(lab.balancer, "save")
+    assert saved.returncode == 0
+    path.write_text(saved.stdout)
+    assert run(lab.balancer, "check", str(path)).returncode == 0
+    operate(lab, "reload", "--discard")
+    assert states(lab) == {TWO: ("up", 1), THREE: ("up", 5)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("backend", "drain", "mail", ONE), 2, "there is no service 'mail' (there is: web)"),
+        (("backend", "drain", "web", THREE), 2, "'web' has no backend 10.0.1.4:8080"),
+        (("backend", "add", "web", ONE), 2, "is a backend of 'web' already"),
+        (("backend", "add", "web", f"{VIP}:80"), 2, "is a VIP of service 'web'"),
+        (("flows", "--state", "sleeping"), 2, "'sleeping' is unknown"),
+        (("flows", "--kill"), 2, "name the flows to end by a filter"),
+        (("status", "--instance", "7"), 2, "there is no instance 7 here"),
+    ],
+)
+def test_refusals_are_one_sentence_and_change_nothing(
+    lab: Lab, running: Featherlb, arguments: tuple[str, ...], code: int, said: str
+) -> None:
+    done = run(lab.balancer, *arguments)
+    assert done.returncode == code
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert states(lab) == {ONE: ("up", 1), TWO: ("up", 1)}
+    assert operate(lab, "backend", "changes") == {"changes": []}
+
+
+def test_nobody_to_talk_to(lab: Lab) -> None:
+    done = run(lab.balancer, "status")
+    assert done.returncode == 1
+    assert "no featherlb runs in this network namespace" in done.stderr
+
+
+def test_a_hundred_reloads_under_load_lose_nothing(
+    lab: Lab, running: Featherlb, path: Path
+) -> None:
+    pools = [(ONE, TWO), (ONE, TWO, THREE), (THREE, TWO), (TWO, ONE)]
+    with Load(lab, kept=8, short=8) as load:
+        for turn in range(100):
+            path.write_text(configuration(*pools[turn % len(pools)]))
+            running.process.send_signal(signal.SIGHUP)
+            wait_for(partial(reloaded, running, turn + 1), "the reload", 20)
+        result = load.stop()
+    assert operate(lab, "status")["reloads"] == 100
+    assert result["errors"] == 0, result
+    assert result["requests"] > 100
+    assert result["connections"] > 100
+
+
+def test_changes_under_load_lose_nothing(lab: Lab, running: Featherlb) -> None:
+    with Load(lab, kept=8, short=8) as load:
+        for _ in range(5):
+            operate(lab, "backend", "add", "web", THREE)
+            operate(lab, "backend", "drain", "web", ONE)
+            operate(lab, "backend", "weight", "web", TWO, "7")
+            operate(lab, "backend", "enable", "web", ONE)
+            operate(lab, "backend", "remove", "web", THREE)
+        result = load.stop()
+    assert result["errors"] == 0, result
+    assert result["connections"] > 100
