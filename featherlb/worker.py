@@ -40,6 +40,8 @@ from featherlb.model import Driver, source_ports
 
 TICK = 0.1
 """Seconds between two looks at the clock's business: expiry, and log lines."""
+ADOPTION = 60.0
+"""Seconds after the start in which replies of unknown connections are looked at."""
 
 
 class Worker:
@@ -55,6 +57,7 @@ class Worker:
             hash_key=start.hash_key,
             timeouts=start.timeouts,
             source_ports=source_ports(start.worker, start.workers),
+            adopt_until=time.monotonic() + ADOPTION,
         )
         self._balancer.opened = [] if start.log_flows else None
         self._queue = open_queue(start)
