@@ -20,7 +20,7 @@ from featherlb.config import Config, ServiceConfig, resolve
 from featherlb.errors import ConfigError, FeatherlbError, HostError
 from featherlb.events import Events
 from featherlb.messages import Apply, Start
-from featherlb.model import Address, Backend, Endpoint, Service
+from featherlb.model import Address, Backend, Endpoint, OnBackendDown, Service
 from featherlb.names import Names
 from featherlb.workers import FlowFilter, Workers
 
@@ -236,6 +236,7 @@ class Instance:
                 early = [*before, *self._leaving, *arriving(before, services)]
                 await asyncio.to_thread(self._update_host, early)
             await self.workers.apply(Apply(services, self._pass_mark, new_code))
+            await self._end_flows_of(departing(before, services), wanted)
             for gone in {one.name for one in before} - {one.name for one in services}:
                 await self.workers.end_flows(FlowFilter(service=gone), reset=True)
             if touch:
@@ -254,6 +255,17 @@ class Instance:
         plan = host.build(services, self.options, facts)
         self._host.update(plan)
         self._pass_mark = plan.pass_mark or 0
+
+    async def _end_flows_of(self, leaving: Sequence[Service], wanted: Config) -> None:
+        """Do what their service says with the flows of backends that leave."""
+        policies = {service.name: service.on_backend_down for service in wanted.services}
+        for service in leaving:
+            policy = policies[service.name]
+            for backend in service.backends if policy is not OnBackendDown.KEEP else ():
+                await self.workers.end_flows(
+                    FlowFilter(service=service.name, backend=backend.endpoint),
+                    reset=policy is OnBackendDown.RESET,
+                )
 
     async def _still_leaving(
         self, leaving: Sequence[Service], services: Sequence[Service]
@@ -488,7 +500,7 @@ def describe(before: Config, after: Config) -> list[str]:
 
 def _differences(old: ServiceConfig, new: ServiceConfig) -> list[str]:
     lines = []
-    for key in ("vips", "protocol", "scheduler", "nat", "source_addresses"):
+    for key in ("vips", "protocol", "scheduler", "nat", "source_addresses", "on_backend_down"):
         was, now = getattr(old, key), getattr(new, key)
         if was != now:
             lines.append(f"{new.name}: {key.replace('_', ' ')} {_text(was)} -> {_text(now)}")

@@ -28,6 +28,17 @@ class NatMode(StrEnum):
     FULL = "full"
 
 
+class OnBackendDown(StrEnum):
+    """What becomes of the flows of a backend that leaves its service."""
+
+    KEEP = "keep"
+    """They go on until they end."""
+    DROP = "drop"
+    """They are forgotten: whoever sends next is refused, or joins another backend."""
+    RESET = "reset"
+    """Both ends of a connection get a RST at once."""
+
+
 class Datapath(StrEnum):
     """How packets reach the packet processor."""
 

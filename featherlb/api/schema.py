@@ -4,6 +4,7 @@ Imports `config.values` and `errors`. Durations and ages are seconds, addresses 
 `10.0.1.2:8080`, times ISO 8601 in UTC.
 """
 
+from contextlib import suppress
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -19,7 +20,15 @@ def _one_line(fault: Any) -> str:
     return f"{place}: {reason}"
 
 
-Duration = Annotated[float, BeforeValidator(values.duration)]
+def duration(value: object) -> float:
+    """Seconds; in a query and on the command line numbers are text as well."""
+    if isinstance(value, str):
+        with suppress(ValueError):
+            value = float(value)
+    return values.duration(value)
+
+
+Duration = Annotated[float, BeforeValidator(duration)]
 """Seconds, or text such as `10m`."""
 
 

@@ -264,19 +264,19 @@ class _Handlers:
     async def events(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         response.content_type = "application/x-ndjson"
-        with self._instance.events.listen() as listener:
+        # A client that has gone away is nobody's error.
+        with self._instance.events.listen() as listener, suppress(ConnectionError):
             await response.prepare(request)
-            with suppress(ConnectionError):
-                while True:
-                    event = await listener.get()
-                    line = schema.Event(
-                        kind=event.kind,
-                        message=event.message,
-                        time=event.time,
-                        missed=event.missed,
-                        details=event.details,
-                    )
-                    await response.write(line.model_dump_json().encode() + b"\n")
+            while True:
+                event = await listener.get()
+                line = schema.Event(
+                    kind=event.kind,
+                    message=event.message,
+                    time=event.time,
+                    missed=event.missed,
+                    details=event.details,
+                )
+                await response.write(line.model_dump_json().encode() + b"\n")
         return response
 
     async def metrics(self, request: web.Request) -> web.Response:

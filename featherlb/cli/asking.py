@@ -6,12 +6,11 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import click
-from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
+from featherlb.api import schema
 from featherlb.api.client import Client, connect
-from featherlb.config import values
 
 T = TypeVar("T")
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -28,10 +27,8 @@ class DurationType(click.ParamType[float]):
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        if isinstance(value, str) and value.isdecimal():
-            value = int(value)
         try:
-            return values.duration(value)
+            return schema.duration(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
 
@@ -69,7 +66,7 @@ def ask(instance: int | None, question: Callable[[Client], Awaitable[T]]) -> T:
     return asyncio.run(run())
 
 
-def print_json(answer: BaseModel) -> None:
+def print_json(answer: schema.Answer) -> None:
     click.echo(json.dumps(answer.model_dump(mode="json", by_alias=True), indent=2))
 
 

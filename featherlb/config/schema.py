@@ -26,7 +26,16 @@ from featherlb.config import values
 from featherlb.config.faults import Fault, Origin
 from featherlb.config.loader import Document, Path, show_path
 from featherlb.config.types import Config, Host
-from featherlb.model import Address, Driver, Endpoint, NatMode, Protocol, Timeouts, Vip
+from featherlb.model import (
+    Address,
+    Driver,
+    Endpoint,
+    NatMode,
+    OnBackendDown,
+    Protocol,
+    Timeouts,
+    Vip,
+)
 
 DISCARDED: Any = object()
 """Stands in lists in the place of an item that has a fault; builders skip it."""
@@ -89,6 +98,9 @@ class ServiceEntry(_Strict):
     mss: Annotated[int | None, PlainValidator(values.integer(88, 65535))] = None
     one_packet: Annotated[bool, PlainValidator(values.boolean)] = False
     responses: Annotated[int | None, PlainValidator(values.integer(0, 65535))] = None
+    on_backend_down: Annotated[OnBackendDown, PlainValidator(values.on_backend_down)] = (
+        OnBackendDown.KEEP
+    )
     backends: list[Annotated[BackendEntry, BeforeValidator(_backend), _keep_discarded]] = []
 
 

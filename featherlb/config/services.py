@@ -65,6 +65,7 @@ def _service(entry: schema.ServiceEntry, document: Document, path: Path) -> Serv
         responses=entry.responses,
         mss=entry.mss,
         persistence=_persistence(entry, document, path),
+        on_backend_down=entry.on_backend_down,
         source_addresses=tuple(
             SourceConfig(address, document.origin((*path, "source_addresses", i)))
             for i, address in enumerate(entry.source_addresses)

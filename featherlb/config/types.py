@@ -8,7 +8,16 @@ configurations are equal when they mean the same.
 from dataclasses import dataclass, field
 
 from featherlb.config.faults import Origin
-from featherlb.model import Address, Driver, Endpoint, NatMode, Protocol, Timeouts, join_host_port
+from featherlb.model import (
+    Address,
+    Driver,
+    Endpoint,
+    NatMode,
+    OnBackendDown,
+    Protocol,
+    Timeouts,
+    join_host_port,
+)
 
 Host = Address | str
 """An IP address, or a name that is resolved later."""
@@ -73,6 +82,7 @@ class ServiceConfig:
     mss: int | None = None
     persistence: PersistenceConfig | None = None
     source_addresses: tuple[SourceConfig, ...] = ()
+    on_backend_down: OnBackendDown = OnBackendDown.KEEP
     backends: tuple[BackendConfig, ...] = ()
 
 

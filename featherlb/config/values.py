@@ -12,7 +12,16 @@ from typing import TypeVar
 
 from featherlb.config.types import Host
 from featherlb.core.scheduler import canonical_name
-from featherlb.model import Address, Driver, Endpoint, NatMode, Protocol, Vip, split_host_port
+from featherlb.model import (
+    Address,
+    Driver,
+    Endpoint,
+    NatMode,
+    OnBackendDown,
+    Protocol,
+    Vip,
+    split_host_port,
+)
 
 T = TypeVar("T")
 
@@ -193,6 +202,7 @@ port = integer(1, 65535)
 weight = integer(0, 65535)
 protocol = one_of({str(choice): choice for choice in Protocol})
 nat = one_of({str(choice): choice for choice in NatMode})
+on_backend_down = one_of({str(choice): choice for choice in OnBackendDown})
 driver = one_of({str(choice): choice for choice in Driver})
 strategy = one_of({choice: canonical_name(choice) for choice in ("roundrobin", "random", "iphash")})
 """The strategies of the Go featherlb, as names of schedulers."""

@@ -11,7 +11,7 @@ BACKENDS = f"{SERVICE}  backends:\n"
 
 SERVICE_KEYS = (
     "name, vip, protocol, scheduler, nat, source_addresses, persistence, mss, one_packet, "
-    "responses, backends"
+    "responses, on_backend_down, backends"
 )
 FILE_KEYS = (
     "services, queue, workers, fail_open, driver, hash_key, max_flows, timeouts, "
