@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 
 from featherlb import host, plugins
 from featherlb.changes import Change, add, running, still_fit
-from featherlb.config import Config, ServiceConfig, resolve
+from featherlb.config import Config, ServiceConfig, VipConfig, resolve
 from featherlb.errors import ConfigError, FeatherlbError, HostError
 from featherlb.events import Events
 from featherlb.messages import Apply, Start
@@ -140,7 +140,7 @@ class Instance:
             try:
                 config = await asyncio.to_thread(self.settings.load)
                 changes = () if discard else still_fit(config, self.changes)
-                difference = describe(self._running(), running(config, changes))
+                difference = describe(self.running_config(), running(config, changes))
                 dropped = [change for change in self.changes if change not in changes]
                 await self._go_over(config, changes, fresh=True)
             except FeatherlbError as error:
@@ -167,7 +167,7 @@ class Instance:
         after = running(config, changes)
         services = await asyncio.to_thread(find_services, after, self.names.recall)
         await asyncio.to_thread(check, services, self.options)
-        return describe(self._running(), after)
+        return describe(self.running_config(), after)
 
     async def change(self, change: Change) -> Change:
         """Put a change in force; its number is given here. FeatherlbError if it is refused."""
@@ -194,13 +194,25 @@ class Instance:
             self.events.tell("flows-ended", f"{count} flows ended", count=count)
         return count
 
-    def _running(self) -> Config:
+    def running_config(self) -> Config:
+        """The configuration with the changes in force."""
         return running(self.config, self.changes)
 
-    def running_config(self, *, lasting: bool = False) -> Config:
-        """The configuration with the changes in force; `lasting` leaves out those that revert."""
-        changes = [change for change in self.changes if not lasting or change.until is None]
-        return running(self.config, changes)
+    def lasting_config(self) -> Config:
+        """The same without the changes that revert, and with the addresses of VIPs."""
+        config = running(self.config, [one for one in self.changes if one.until is None])
+        return replace(
+            config,
+            services=tuple(
+                replace(service, vips=tuple(map(self._with_address, service.vips)))
+                for service in config.services
+            ),
+        )
+
+    def _with_address(self, vip: VipConfig) -> VipConfig:
+        if not isinstance(vip.host, str):
+            return vip
+        return replace(vip, host=self.names.recall(vip.host)[0])
 
     def endpoints(self, service: ServiceConfig, backend: str) -> list[Endpoint]:
         """The addresses behind a configured backend of a service."""
@@ -351,7 +363,9 @@ class Instance:
                         replace(other, deadline=None) if other is change else other
                         for other in self.changes
                     )
-                    service = next(s for s in self._running().services if s.name == change.service)
+                    service = next(
+                        s for s in self.running_config().services if s.name == change.service
+                    )
                     count = 0
                     for endpoint in self.endpoints(service, change.backend):
                         wanted = FlowFilter(service=service.name, backend=endpoint)
@@ -371,13 +385,15 @@ class Instance:
         """Look up the names of backends again and again."""
         while True:
             await asyncio.sleep(self.config.resolve_interval)
-            hosts = [one.host for service in self._running().services for one in service.backends]
+            hosts = [
+                one.host for service in self.running_config().services for one in service.backends
+            ]
             if not any(isinstance(one, str) for one in hosts):
                 continue
             async with self._turn:
                 try:
                     services = await asyncio.to_thread(
-                        find_services, self._running(), self.names.look_up
+                        find_services, self.running_config(), self.names.look_up
                     )
                     if shape(services) == shape(self.services):
                         continue

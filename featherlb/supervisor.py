@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from featherlb.api.server import Server
+from featherlb.drivers.systemd import Notifier
 from featherlb.errors import FeatherlbError
 from featherlb.events import Events
 from featherlb.instance import Instance, Settings
@@ -21,6 +22,7 @@ class Supervisor:
     def __init__(self, settings: Settings) -> None:
         self._instance = Instance(settings, Events())
         self._server = Server(self._instance)
+        self._notifier = Notifier()
         self._stop = asyncio.Event()
         self._reloads: set[asyncio.Task[None]] = set()
 
@@ -35,10 +37,18 @@ class Supervisor:
             await self._server.start()
             loop.add_signal_handler(signal.SIGHUP, self._reload_soon)
             on_ready()
-            await self._stop.wait()
+            self._notifier.ready()
+            await self._wait_for_stop()
         finally:
+            self._notifier.stopping()
             await self._server.stop()
             await self._instance.stop()
+
+    async def _wait_for_stop(self) -> None:
+        while not self._stop.is_set():
+            self._notifier.alive()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), self._notifier.watchdog_interval)
 
     async def _reload(self) -> None:
         # Told already, and nothing has changed.

@@ -258,7 +258,7 @@ class _Handlers:
         return _answer(schema.Reloaded(differences=await asyncio.shield(task)))
 
     async def config(self, request: web.Request) -> web.Response:
-        text = write(self._instance.running_config(lasting=True))
+        text = write(self._instance.lasting_config())
         return web.Response(text=text, content_type="application/yaml")
 
     async def events(self, request: web.Request) -> web.StreamResponse:

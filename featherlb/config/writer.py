@@ -1,7 +1,7 @@
 """A configuration as YAML text: what `loader` and `services` read back as an equal one.
 
 Walks the dataclasses: a key is written where its value is not the default. What a new field
-needs is a name that is the key's.
+needs is a name that is the key's. VIPs have addresses: the file has no names for them.
 """
 
 from dataclasses import MISSING, Field, fields, is_dataclass
@@ -11,7 +11,14 @@ from typing import Any
 
 import yaml
 
-from featherlb.config.types import BackendConfig, Config, SourceConfig, VipConfig
+from featherlb.config.types import (
+    BackendConfig,
+    Config,
+    ServiceConfig,
+    SourceConfig,
+    VipConfig,
+    default_name,
+)
 from featherlb.model import Endpoint, Protocol
 
 _RENAMED = {"vips": "vip"}
@@ -35,6 +42,9 @@ def _plain(value: Any) -> Any:
             return str(value)
         case tuple() | list():
             return [_plain(item) for item in value]
+        case ServiceConfig():
+            named = value.name != default_name(value.vips[0], value.protocol)
+            return _mapping(value, without=() if named else ("name",))
         case _ if is_dataclass(value):
             return _mapping(value)
     return value
@@ -45,7 +55,7 @@ def _mapping(value: Any, without: tuple[str, ...] = ()) -> dict[str, Any]:
         _RENAMED.get(field.name, field.name): _plain(getattr(value, field.name))
         for field in fields(value)
         if field.name not in ("origin", *without)
-        and (field.name == "services" or getattr(value, field.name) != _default(field))
+        and (field.name == "services" or getattr(value, field.name) not in (None, _default(field)))
     }
 
 

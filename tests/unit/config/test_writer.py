@@ -1,0 +1,60 @@
+"""A written configuration reads back as an equal one, whatever it holds."""
+
+from pathlib import Path
+
+import pytest
+
+from featherlb.config import parse, schema
+from featherlb.config.types import Config
+from featherlb.config.writer import write
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
+FULL = """
+services:
+  - name: web
+    vip: ['[2001:db8::1]:80', '[2001:db8::1]:8000-8010']
+    scheduler: maglev
+    nat: full
+    source_addresses: ['2001:db8::2']
+    persistence: {timeout: 5m}
+    mss: 1400
+    on_backend_down: reset
+    backends: ['[2001:db8::3]:80', {address: 'name:80', weight: 0}]
+  - name: dns
+    vip: 10.0.0.1:53
+    protocol: udp
+    one_packet: true
+  - name: ntp
+    vip: 10.0.0.1:123
+    protocol: udp
+    responses: 1
+queue: 3
+workers: 2
+fail_open: true
+driver: netfilterqueue
+hash_key: 'x: "y"'
+max_flows: 5
+timeouts: {half_open: 1, established: 2, fin: 3, closed: 4, udp_one_way: 5.5, udp_two_way: 6}
+resolve_interval: 7s
+api: {listen: '[::1]:80', token: aaaaaaaaaaaaaaaa}
+"""
+
+
+def test_every_key_survives() -> None:
+    config = parse(FULL, "full")
+    text = write(config)
+    assert parse(text, "written") == config
+    for model in (schema.ServicesFile, schema.ServiceEntry, schema.ApiEntry, schema.TimeoutsEntry):
+        for key in model.model_fields:
+            assert f"{key}:" in text, f"{key} is not written, or not in this test"
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.name)
+def test_examples_survive(path: Path) -> None:
+    # Only the Go featherlb's file has names as VIPs.
+    config = parse(path.read_text().replace("localhost", "127.0.0.1"), str(path))
+    assert parse(write(config), "written") == config
+
+
+def test_defaults_are_not_written() -> None:
+    assert write(Config()) == "services: []\n"
