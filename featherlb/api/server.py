@@ -104,24 +104,32 @@ def application(instance: Instance, token: str | None) -> web.Application:
     """The API; with a token, only for those who know it."""
     handlers = _Handlers(instance)
     app = web.Application(middlewares=[_answer_errors, _ask_for(token)])
-    app.add_routes(
-        [
-            web.get("/v1/status", handlers.status),
-            web.get("/v1/services", handlers.services),
-            web.get("/v1/stats", handlers.stats),
-            web.get("/v1/flows", handlers.flows),
-            web.delete("/v1/flows", handlers.end_flows),
-            web.get("/v1/clients", handlers.clients),
-            web.get("/v1/changes", handlers.changes),
-            web.post("/v1/changes", handlers.change),
-            web.delete("/v1/changes/{number}", handlers.revert),
-            web.post("/v1/reload", handlers.reload),
-            web.get("/v1/config", handlers.config),
-            web.get("/v1/events", handlers.events),
-            web.get("/metrics", handlers.metrics),
-        ]
-    )
+    for (method, path), name in _ROUTES.items():
+        app.router.add_route(method, path, getattr(handlers, name))
     return app
+
+
+_ROUTES = {
+    ("GET", "/v1/status"): "status",
+    ("GET", "/v1/services"): "services",
+    ("GET", "/v1/stats"): "stats",
+    ("GET", "/v1/flows"): "flows",
+    ("DELETE", "/v1/flows"): "end_flows",
+    ("GET", "/v1/clients"): "clients",
+    ("GET", "/v1/changes"): "changes",
+    ("POST", "/v1/changes"): "change",
+    ("DELETE", "/v1/changes/{number}"): "revert",
+    ("POST", "/v1/reload"): "reload",
+    ("GET", "/v1/config"): "config",
+    ("GET", "/v1/events"): "events",
+    ("GET", "/metrics"): "metrics",
+}
+"""Method and path to the handler's name."""
+
+
+def routes() -> list[tuple[str, str]]:
+    """What is served: methods and paths."""
+    return list(_ROUTES)
 
 
 @web.middleware
