@@ -27,11 +27,13 @@ _DIRECTIONS = ("forward", "reply")
 async def render(instance: Instance) -> tuple[bytes, str]:
     """The metrics now, and their content type."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Snapshot(instance, await instance.workers.statistics()))
+    registry.register(Snapshot(instance, await instance.workers.statistics()))
     return exposition.generate_latest(registry), exposition.CONTENT_TYPE_LATEST
 
 
-class _Snapshot(Collector):
+class Snapshot(Collector):
+    """The metrics of one moment."""
+
     def __init__(self, instance: Instance, workers: list[WorkerStatistics]) -> None:
         self._instance = instance
         self._workers = workers
