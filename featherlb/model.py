@@ -62,10 +62,6 @@ class Hook(IntEnum):
     POSTROUTING = 4
 
 
-LATE_HOOKS = frozenset({Hook.INPUT, Hook.POSTROUTING})
-"""Those behind the routing decision."""
-
-
 class PacketInfo(IntFlag):
     """What the kernel says of a queued packet (NFQA_SKB_INFO in nfnetlink_queue.h)."""
 

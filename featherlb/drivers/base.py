@@ -44,8 +44,8 @@ class PacketQueue(Protocol):
     """One NFQUEUE, owned by one worker."""
 
     pass_mark: int
-    """If not 0, replies that are not ours (hooks INPUT and POSTROUTING) meet the table again,
-    with this packet mark: another instance may know them (docs/decisions/shared-backends.md)."""
+    """If not 0, packets that are not ours meet the table again, with this packet mark:
+    another instance may know them (docs/decisions/shared-backends.md)."""
 
     def fileno(self) -> int:
         """A descriptor that is readable when packets wait."""

@@ -22,7 +22,7 @@ from featherlb.drivers.nfnetlink import (
     kernel_counters,
 )
 from featherlb.errors import HostError
-from featherlb.model import LATE_HOOKS, PacketInfo, Verdict
+from featherlb.model import PacketInfo, Verdict
 
 _READ_SIZE = 1 << 17
 """Bytes: more than any message (COPY_RANGE and its attributes)."""
@@ -114,7 +114,7 @@ class NetfilterQueueDriver:
         if verdict == Verdict.REWRITTEN:
             packet.set_payload(bytes(self._buffer[:length]))
             packet.accept()
-        elif verdict == Verdict.PASS and self.pass_mark and packet.hook in LATE_HOOKS:
+        elif verdict == Verdict.PASS and self.pass_mark:
             packet.set_mark(self.pass_mark)
             packet.repeat()
         elif verdict == Verdict.PASS:

@@ -24,7 +24,7 @@ from featherlb.drivers.nfnetlink import (
     kernel_counters,
 )
 from featherlb.errors import HostError
-from featherlb.model import Hook, PacketInfo, Verdict
+from featherlb.model import PacketInfo, Verdict
 
 NETLINK_NETFILTER = 12
 SOL_NETLINK = 270
@@ -63,8 +63,6 @@ NF_DROP = 0  # include/uapi/linux/netfilter.h
 NF_ACCEPT = 1
 NF_REPEAT = 4
 
-INPUT = int(Hook.INPUT)
-POSTROUTING = int(Hook.POSTROUTING)
 PASS = int(Verdict.PASS)
 REWRITTEN = int(Verdict.REWRITTEN)
 DROP = int(Verdict.DROP)
@@ -184,7 +182,7 @@ class NetlinkDriver:
             self.u16[(at + 32) >> 1] = size + 4
             self.u16[(at + 34) >> 1] = NFQA_PAYLOAD
             total += (size + 4 + 3) & ~3
-        elif verdict == PASS and self.pass_mark and hook in (INPUT, POSTROUTING):
+        elif verdict == PASS and self.pass_mark:
             outcome = NF_REPEAT
             self.u16[(at + 32) >> 1] = 8
             self.u16[(at + 34) >> 1] = NFQA_MARK

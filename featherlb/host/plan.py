@@ -9,7 +9,11 @@ hooks; in short:
 - Replies in `dnat` mode keep their source until the routing decision is made (a packet from
   outside that carries an address of this host would be dropped there as a martian). They are
   taken out of connection tracking in raw, and queued in mangle POSTROUTING and INPUT.
-- filter lets pass what featherlb itself took out of connection tracking, and nothing else.
+- ICMP errors are queued at each of these hooks, whomever they are for: only the quoted packet tells
+  whether they are about a flow. Those of other connections go on as they came, so they stay in
+  connection tracking.
+- filter lets pass what featherlb itself took out of connection tracking, and ICMP errors about
+  connections that the kernel doesn't track.
 
 The verdict on a queued packet ends its way through that table, so featherlb's rules stand last
 in raw and mangle, behind the host's own. The guards stand first.
@@ -37,7 +41,16 @@ LOOPBACK_NETWORK = IPv4Network("127.0.0.0/8")
 WORKER_MARKS = 0xFEA60000
 """Packet marks from here on name the worker; small ones stay free for the host's own use."""
 PASS_MARKS = 0xFEA70000
-"""Packet marks from here on name, by its order, the instance that has just passed a reply on."""
+"""Packet marks from here on name, by its order, the instance that has just passed a packet on."""
+ICMP_ERRORS = {4: ("icmp --icmp-type", (3, 11, 12)), 6: ("ipv6-icmp --icmpv6-type", (1, 2, 3, 4))}
+"""By address family, the types that quote a packet: destination unreachable, (packet too big,) time
+exceeded, parameter problem."""
+ECHO_REQUESTS = {4: "icmp --icmp-type 8", 6: "ipv6-icmp --icmpv6-type 128"}
+QUOTED_SOURCE_PORT = {4: "0>>22&0x3C@8>>22&0x3C@8>>16", 6: "88>>16"}
+"""By address family, where `-m u32` finds the source port of the packet that an ICMP error quotes:
+behind two IP headers and 8 bytes. IPv6 extension headers are not looked behind."""
+NO_SOURCE = {4: "255.255.255.255", 6: "ff02::1"}
+"""By address family, an address that no packet comes from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +84,8 @@ class Facts:
     """Whether rules can ask for membership in an ipset."""
     conntrack: bool = True
     """Whether rules can ask for the connection tracking state."""
+    socket: bool = True
+    """Whether rules can ask for the socket that a packet is for."""
     order: int = 0
     """Greater than that of each instance that ran when this one started."""
     earlier: tuple[int, ...] = ()
@@ -97,12 +112,13 @@ class HostPlan:
 
     @property
     def pass_mark(self) -> int | None:
-        """The mark with which workers repeat (NF_REPEAT) replies that they don't know, if others
+        """The mark with which workers repeat (NF_REPEAT) packets that they don't know, if others
         run on this host.
 
-        A backend's reply in `dnat` mode doesn't tell the VIP. Instances with the same backend
-        see each other's replies, the latest instance first: it passes on what isn't in its flow
-        table. Accepting instead would end the way through the table, before the others' rules.
+        A backend's reply in `dnat` mode doesn't tell the VIP, and an ICMP error doesn't tell the
+        flow. Instances see each other's, the latest instance first: it passes on what isn't in
+        its flow table. Accepting instead would end the way through the table, before the
+        others' rules.
         """
         return PASS_MARKS + self.order if self.earlier else None
 
@@ -129,7 +145,12 @@ class HostPlan:
 
 def build(services: Sequence[Service], options: Options, facts: Facts) -> HostPlan:
     """The plan for `services`, whose backends have `local` and `sources` filled in."""
-    vips = tuple(sorted({(service.protocol, vip) for service in services for vip in service.vips}))
+    vips = tuple(
+        sorted(
+            {(service.protocol, vip) for service in services for vip in service.vips},
+            key=lambda entry: (entry[1].address.version, *entry),
+        )
+    )
     families = sorted({vip.address.version for _, vip in vips})
     parts = [_Parts.of(services, family, options.queue) for family in families]
     return HostPlan(
@@ -322,40 +343,59 @@ def _rules(parts: _Parts, options: Options, facts: Facts) -> iptables.Ruleset:
     def chain(role: str) -> str:
         return f"FEATHERLB-{role}-{options.queue}"
 
+    seen_by = (*facts.earlier, facts.order) if facts.earlier else ()
+    passed_on = [f"-m mark --mark {PASS_MARKS + order:#x} -j RETURN" for order in seen_by]
+    protocol, types = ICMP_ERRORS[parts.family]
+    errors = [f"-p {protocol} {kind}" for kind in types]
+
     # Out of connection tracking before the queue: the verdict ends the way through the table.
     untrack = "-j CT --notrack"
     # The narrowest match first: a port given in `full` mode can equal a wildcard VIP's.
     raw = {
         chain("RAW"): (
+            *passed_on,
             *(f"{match} -g {chain('REPLY')}" for match in replaced_replies),
             *(f"{match} -g {chain('FORWARD')}" for match in parts.vip_matches("dst", sets)),
             *(f"{match} {untrack}" for match in kept_replies),
+            *(f"{match} -g {chain('ERROR')}" for match in errors),
+            *_echo_requests(parts, options, facts),
         ),
         chain("FORWARD"): (untrack, *_queue_by_client("src,sport", options)),
+        chain("ERROR"): tuple(_queue_errors(parts, options)),
     }
     raw_jumps = [iptables.Jump(hook, f"-j {chain('RAW')}") for hook in ("PREROUTING", "OUTPUT")]
     if replaced_replies:
         raw[chain("REPLY")] = (untrack, *_queue_by_port(parts.replaced.protocols, options))
-    if guards := tuple(_guards(parts)):
+    if guards := (*_guards(parts), *_reassembly(parts, facts)):
         raw[chain("GUARD")] = guards
         raw_jumps.append(iptables.Jump("PREROUTING", f"-j {chain('GUARD')}", first=True))
     mangle = {}
     if kept_replies:
-        seen_by = (*facts.earlier, facts.order) if facts.earlier else ()
         mangle = {
             chain("MANGLE"): (
-                *(f"-m mark --mark {PASS_MARKS + order:#x} -j RETURN" for order in seen_by),
+                *passed_on,
                 *(f"{match} -g {chain('REPLY')}" for match in kept_replies),
+                *(f"{match} -g {chain('ERROR')}" for match in errors),
             ),
             chain("REPLY"): tuple(_queue_by_client("dst,dport", options)),
+            # Here they quote what a client sent, as its backend has got it.
+            chain("ERROR"): tuple(_queue_by_client("src,sport", options, bypass=True)),
         }
-    state = "-m conntrack --ctstate UNTRACKED " if facts.conntrack else ""
+    filters = {
+        chain("FILTER"): ("UNTRACKED", tuple(f"{match} -j ACCEPT" for match in accepted)),
+        chain("ERROR"): ("INVALID,UNTRACKED", tuple(f"{match} -j ACCEPT" for match in errors)),
+    }
     # Packets are steered last, when everything else stands.
     return {
         "filter": iptables.Table(
-            chains={chain("FILTER"): tuple(f"{match} -j ACCEPT" for match in accepted)},
+            chains={name: rules for name, (_, rules) in filters.items()},
             jumps=tuple(
-                iptables.Jump(hook, f"{state}-j {chain('FILTER')}", first=True)
+                iptables.Jump(
+                    hook,
+                    (f"-m conntrack --ctstate {states} " if facts.conntrack else "") + f"-j {name}",
+                    first=True,
+                )
+                for name, (states, _) in filters.items()
                 for hook in ("INPUT", "FORWARD", "OUTPUT")
             ),
         ),
@@ -371,17 +411,61 @@ def _rules(parts: _Parts, options: Options, facts: Facts) -> iptables.Ruleset:
     }
 
 
-def _queue_by_client(client: str, options: Options) -> Iterator[str]:
+def _queue_by_client(client: str, options: Options, bypass: bool = False) -> Iterator[str]:
     """To the worker that the client's address and port select, the same for both directions."""
     if options.workers > 1:
-        yield (
-            f"-j HMARK --hmark-tuple {client} --hmark-rnd {options.hash_seed:#010x}"
-            f" --hmark-mod {options.workers} --hmark-offset {WORKER_MARKS:#x}"
-        )
+        yield _hash(client, options)
     for worker in range(1, options.workers):
-        yield f"-m mark --mark {WORKER_MARKS + worker:#x} {_queue(worker, options)}"
+        yield f"-m mark --mark {WORKER_MARKS + worker:#x} {_queue(worker, options, bypass)}"
     # Without a condition: no packet of a VIP gets past the workers.
-    yield _queue(0, options)
+    yield _queue(0, options, bypass)
+
+
+def _hash(client: str, options: Options) -> str:
+    """Mark a packet with its worker. Of an ICMP error, HMARK takes the quoted packet."""
+    return (
+        f"-j HMARK --hmark-tuple {client} --hmark-rnd {options.hash_seed:#010x}"
+        f" --hmark-mod {options.workers} --hmark-offset {WORKER_MARKS:#x}"
+    )
+
+
+def _queue_errors(parts: _Parts, options: Options) -> Iterator[str]:
+    """In raw: to the worker of the flow whose packet an ICMP error quotes.
+
+    Most ICMP errors are not ours: they don't wait for a worker that isn't there.
+    """
+    if options.workers > 1:
+        if parts.replaced.entries:
+            # Quotes a packet to a backend. Its source port was given by the worker.
+            port = QUOTED_SOURCE_PORT[parts.family]
+            for worker in range(options.workers):
+                ports = source_ports(worker, options.workers)
+                yield (
+                    f'-m addrtype --dst-type LOCAL -m u32 --u32 "{port}='
+                    f'{ports.start}:{ports.stop - 1}" {_queue(worker, options, bypass=True)}'
+                )
+        if parts.kept.entries:
+            # This host's own, to a client: quotes a packet of the client's.
+            own = "-m addrtype --src-type LOCAL ! --dst-type LOCAL"
+            yield f"{own} {_hash('src,sport', options)}"
+            for worker in range(options.workers):
+                mark = f"-m mark --mark {WORKER_MARKS + worker:#x}"
+                yield f"{own} {mark} {_queue(worker, options, bypass=True)}"
+    # Everything else that is ours is addressed to a VIP and quotes a packet to a client.
+    yield from _queue_by_client("dst,dport", options, bypass=True)
+
+
+def _echo_requests(parts: _Parts, options: Options, facts: Facts) -> Iterator[str]:
+    """To any worker, where some VIP is no address of this host, so that its kernel won't answer."""
+    addresses = {
+        *(entry.endpoint.address for entry in parts.vips.entries),
+        *(vip.address for _, vip in parts.other_vips if not vip.wildcard),
+    }
+    if not options.assign and not addresses <= facts.local_vips:
+        yield (
+            f"-p {ECHO_REQUESTS[parts.family]} -m addrtype ! --dst-type LOCAL"
+            f" {_queue(0, options, bypass=True)}"
+        )
 
 
 def _queue_by_port(protocols: Iterable[Protocol], options: Options) -> Iterator[str]:
@@ -394,9 +478,9 @@ def _queue_by_port(protocols: Iterable[Protocol], options: Options) -> Iterator[
     yield _queue(0, options)
 
 
-def _queue(worker: int, options: Options) -> str:
-    bypass = " --queue-bypass" if options.fail_open else ""
-    return f"-j NFQUEUE --queue-num {options.queue + worker}{bypass}"
+def _queue(worker: int, options: Options, bypass: bool = False) -> str:
+    suffix = " --queue-bypass" if bypass or options.fail_open else ""
+    return f"-j NFQUEUE --queue-num {options.queue + worker}{suffix}"
 
 
 def _guards(parts: _Parts) -> Iterator[str]:
@@ -408,6 +492,17 @@ def _guards(parts: _Parts) -> Iterator[str]:
     if parts.loopback:
         yield f"! -i lo -s {LOOPBACK_NETWORK} -j DROP"
         yield f"! -i lo -d {LOOPBACK_NETWORK} -j DROP"
+
+
+def _reassembly(parts: _Parts, facts: Facts) -> Iterator[str]:
+    """Makes the kernel reassemble fragments before they are queued.
+
+    A rule that asks for the connection tracking state does so by its presence. Where the kernel has
+    none, one that asks for the socket does, though no packet ever meets it
+    (net/netfilter/xt_socket.c: socket_mt_enable_defrag).
+    """
+    if not facts.conntrack and facts.socket:
+        yield f"-s {NO_SOURCE[parts.family]} -m socket -j RETURN"
 
 
 def _settings(parts: Iterable[_Parts], facts: Facts) -> Iterator[sysctl.Setting]:

@@ -50,6 +50,8 @@ def _check_kernel(services: Sequence[Service], options: Options) -> None:
         rules = ["-j NFQUEUE --queue-num 0", "-j CT --notrack", "-m addrtype --dst-type LOCAL"]
         if options.workers > 1:
             rules.append("-j HMARK --hmark-tuple src,sport --hmark-mod 2 --hmark-rnd 1")
+            if any(service.nat is NatMode.FULL for service in services):
+                rules.append('-m u32 --u32 "0=0"')
         if missing := iptables.missing(family, rules):
             raise HostError(
                 f"this kernel has no iptables extension {', '.join(missing)}; load its module,"

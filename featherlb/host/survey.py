@@ -64,6 +64,7 @@ def survey(services: Sequence[Service], log: journal.Journal | None = None) -> F
         sets=not probe
         or (ipset.supported() and not _missing(families, "-m set --match-set - dst")),
         conntrack=not probe or not _missing(families, "-m conntrack --ctstate UNTRACKED"),
+        socket=not probe or not _missing(families, "-m socket"),
         order=order,
         earlier=earlier,
     )

@@ -53,30 +53,47 @@ ipset create featherlb-0-backends4 hash:ip,port family inet maxelem 1048576
 ipset add featherlb-0-backends4 10.0.1.2,tcp:8080
 ipset add featherlb-0-backends4 10.0.1.3,tcp:8080
 iptables -t filter -N FEATHERLB-FILTER-0
+iptables -t filter -N FEATHERLB-ERROR-0
 iptables -t filter -A FEATHERLB-FILTER-0 -p tcp -m set --match-set featherlb-0-backends4 dst,dst \
 -j ACCEPT
 iptables -t filter -A FEATHERLB-FILTER-0 -p tcp ! --syn -m set --match-set featherlb-0-backends4 \
 src,src -j ACCEPT
 iptables -t filter -A FEATHERLB-FILTER-0 -p tcp -m set --match-set featherlb-0-vips4 src,src \
 -j ACCEPT
+iptables -t filter -A FEATHERLB-ERROR-0 -p icmp --icmp-type 3 -j ACCEPT
+iptables -t filter -A FEATHERLB-ERROR-0 -p icmp --icmp-type 11 -j ACCEPT
+iptables -t filter -A FEATHERLB-ERROR-0 -p icmp --icmp-type 12 -j ACCEPT
 iptables -t filter -I INPUT 1 -m conntrack --ctstate UNTRACKED -j FEATHERLB-FILTER-0
 iptables -t filter -I FORWARD 1 -m conntrack --ctstate UNTRACKED -j FEATHERLB-FILTER-0
 iptables -t filter -I OUTPUT 1 -m conntrack --ctstate UNTRACKED -j FEATHERLB-FILTER-0
+iptables -t filter -I INPUT 1 -m conntrack --ctstate INVALID,UNTRACKED -j FEATHERLB-ERROR-0
+iptables -t filter -I FORWARD 1 -m conntrack --ctstate INVALID,UNTRACKED -j FEATHERLB-ERROR-0
+iptables -t filter -I OUTPUT 1 -m conntrack --ctstate INVALID,UNTRACKED -j FEATHERLB-ERROR-0
 iptables -t mangle -N FEATHERLB-MANGLE-0
 iptables -t mangle -N FEATHERLB-REPLY-0
+iptables -t mangle -N FEATHERLB-ERROR-0
 iptables -t mangle -A FEATHERLB-MANGLE-0 -p tcp ! --syn -m set --match-set featherlb-0-backends4 \
 src,src -g FEATHERLB-REPLY-0
+iptables -t mangle -A FEATHERLB-MANGLE-0 -p icmp --icmp-type 3 -g FEATHERLB-ERROR-0
+iptables -t mangle -A FEATHERLB-MANGLE-0 -p icmp --icmp-type 11 -g FEATHERLB-ERROR-0
+iptables -t mangle -A FEATHERLB-MANGLE-0 -p icmp --icmp-type 12 -g FEATHERLB-ERROR-0
 iptables -t mangle -A FEATHERLB-REPLY-0 -j NFQUEUE --queue-num 0
+iptables -t mangle -A FEATHERLB-ERROR-0 -j NFQUEUE --queue-num 0 --queue-bypass
 iptables -t mangle -A POSTROUTING -j FEATHERLB-MANGLE-0
 iptables -t mangle -A INPUT -j FEATHERLB-MANGLE-0
 iptables -t raw -N FEATHERLB-RAW-0
 iptables -t raw -N FEATHERLB-FORWARD-0
+iptables -t raw -N FEATHERLB-ERROR-0
 iptables -t raw -A FEATHERLB-RAW-0 -p tcp -m set --match-set featherlb-0-vips4 dst,dst \
 -g FEATHERLB-FORWARD-0
 iptables -t raw -A FEATHERLB-RAW-0 -p tcp ! --syn -m set --match-set featherlb-0-backends4 \
 src,src -j CT --notrack
+iptables -t raw -A FEATHERLB-RAW-0 -p icmp --icmp-type 3 -g FEATHERLB-ERROR-0
+iptables -t raw -A FEATHERLB-RAW-0 -p icmp --icmp-type 11 -g FEATHERLB-ERROR-0
+iptables -t raw -A FEATHERLB-RAW-0 -p icmp --icmp-type 12 -g FEATHERLB-ERROR-0
 iptables -t raw -A FEATHERLB-FORWARD-0 -j CT --notrack
 iptables -t raw -A FEATHERLB-FORWARD-0 -j NFQUEUE --queue-num 0
+iptables -t raw -A FEATHERLB-ERROR-0 -j NFQUEUE --queue-num 0 --queue-bypass
 iptables -t raw -A PREROUTING -j FEATHERLB-RAW-0
 iptables -t raw -A OUTPUT -j FEATHERLB-RAW-0
 ip address add 10.0.0.10/32 dev front
@@ -91,7 +108,12 @@ def test_full_with_workers_and_without_sets() -> None:
     options = Options(queue=4, workers=3, fail_open=True, hash_seed=0xCAFE)
     lines = describe(web, options=options, sets=False, conntrack=False)
     assert (
-        [line for line in lines if " -t raw " in line or "ctstate" in line]
+        [
+            line
+            for line in lines
+            if "ctstate" in line
+            or (" -t raw " in line and "ERROR" not in line and "-m socket" not in line)
+        ]
         == """\
 iptables -t raw -N FEATHERLB-RAW-4
 iptables -t raw -N FEATHERLB-FORWARD-4
@@ -131,7 +153,9 @@ iptables -t raw -I PREROUTING 1 -j FEATHERLB-GUARD-4
 
 def test_both_directions_of_a_flow_hash_alike() -> None:
     lines = describe(WEB, options=Options(workers=2, hash_seed=7))
-    forward, reply = (line.split(" -j HMARK ")[1] for line in lines if "HMARK" in line)
+    forward, reply = (
+        line.split(" -j HMARK ")[1] for line in lines if "HMARK" in line and "ERROR" not in line
+    )
     assert {forward, reply} == {
         f"--hmark-tuple {client} --hmark-rnd 0x00000007 --hmark-mod 2 --hmark-offset 0xfea60000"
         for client in ("src,sport", "dst,dport")
@@ -140,7 +164,7 @@ def test_both_directions_of_a_flow_hash_alike() -> None:
 
 def test_wildcards_and_ranges_are_rules_of_their_own() -> None:
     lines = describe(service(vip("0.0.0.0:8080"), vip("10.0.0.1:8000", 8010)))
-    raw = [line for line in lines if "-A FEATHERLB-RAW-0" in line]
+    raw = [line for line in lines if "-A FEATHERLB-RAW-0" in line and "icmp" not in line]
     assert [line.removeprefix("iptables -t raw -A FEATHERLB-RAW-0 ") for line in raw] == [
         "-p tcp -m addrtype --dst-type LOCAL --dport 8080 -g FEATHERLB-FORWARD-0",
         "-p tcp -d 10.0.0.1 --dport 8000:8010 -g FEATHERLB-FORWARD-0",
@@ -225,14 +249,102 @@ def test_the_longest_prefix_says_where_an_address_belongs() -> None:
 
 def test_replies_go_through_later_instances_first() -> None:
     lines = describe(WEB, options=Options(queue=8), order=5, earlier=(2, 4))
-    mangle = [line for line in lines if "-A FEATHERLB-MANGLE-8" in line]
     marks = ["0xfea70002", "0xfea70004", "0xfea70005"]
-    assert [line.split("8 ", 1)[1] for line in mangle[:-1]] == [
-        f"-m mark --mark {mark} -j RETURN" for mark in marks
-    ]
+    for chain in ("RAW", "MANGLE"):
+        rules = [line for line in lines if f"-A FEATHERLB-{chain}-8 " in line]
+        assert [line.split("8 ", 1)[1] for line in rules[:3]] == [
+            f"-m mark --mark {mark} -j RETURN" for mark in marks
+        ]
+        assert not any("--mark" in line for line in rules[3:])
     plan = build([WEB], Options(), Facts(order=5, earlier=(2, 4)))
     assert plan.pass_mark == 0xFEA70005
     assert build([WEB], Options(), Facts(order=5)).pass_mark is None
+
+
+def errors_in_raw(lines: list[str]) -> list[str]:
+    """The rules that bring ICMP errors to their worker."""
+    prefix = "iptables -t raw -A FEATHERLB-ERROR-0 "
+    return [line.removeprefix(prefix) for line in lines if line.startswith(prefix)]
+
+
+HASH = "--hmark-rnd 0x00000001 --hmark-mod 2 --hmark-offset 0xfea60000"
+BY_CLIENT = [
+    f"-j HMARK --hmark-tuple dst,dport {HASH}",
+    "-m mark --mark 0xfea60001 -j NFQUEUE --queue-num 1 --queue-bypass",
+    "-j NFQUEUE --queue-num 0 --queue-bypass",
+]
+
+
+def test_icmp_errors_reach_the_worker_of_the_quoted_client() -> None:
+    lines = describe(WEB, options=Options(workers=2, hash_seed=1))
+    own = "-m addrtype --src-type LOCAL ! --dst-type LOCAL"
+    assert errors_in_raw(lines) == [
+        f"{own} -j HMARK --hmark-tuple src,sport {HASH}",
+        f"{own} -m mark --mark 0xfea60000 -j NFQUEUE --queue-num 0 --queue-bypass",
+        f"{own} -m mark --mark 0xfea60001 -j NFQUEUE --queue-num 1 --queue-bypass",
+        *BY_CLIENT,
+    ]
+    assert (
+        f"iptables -t mangle -A FEATHERLB-ERROR-0 -j HMARK --hmark-tuple src,sport {HASH}" in lines
+    )
+
+
+def test_icmp_errors_reach_the_worker_of_the_quoted_source_port() -> None:
+    web = service(
+        vip("10.0.0.10:80"), backends=(backend("10.0.1.2:80", "10.0.1.1"),), nat=NatMode.FULL
+    )
+    lines = describe(web, options=Options(workers=2, hash_seed=1))
+    port = '-m addrtype --dst-type LOCAL -m u32 --u32 "0>>22&0x3C@8>>22&0x3C@8>>16='
+    assert errors_in_raw(lines) == [
+        f'{port}1024:16895" -j NFQUEUE --queue-num 0 --queue-bypass',
+        f'{port}16896:32767" -j NFQUEUE --queue-num 1 --queue-bypass',
+        *BY_CLIENT,
+    ]
+
+
+def test_no_icmp_error_is_taken_out_of_connection_tracking() -> None:
+    lines = describe(WEB, options=Options(workers=2))
+    assert not any("notrack" in line and ("icmp" in line or "ERROR" in line) for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("options", "local_vips", "queued"),
+    [
+        (Options(), (), False),
+        (Options(assign=False), ("10.0.0.10",), False),
+        (Options(assign=False), (), True),
+    ],
+)
+def test_echo_requests_are_queued_where_no_kernel_answers(
+    options: Options, local_vips: tuple[str, ...], queued: bool
+) -> None:
+    lines = describe(WEB, options=options, local_vips=frozenset(map(ip_address, local_vips)))
+    rule = (
+        "iptables -t raw -A FEATHERLB-RAW-0 -p icmp --icmp-type 8 -m addrtype ! --dst-type LOCAL"
+        " -j NFQUEUE --queue-num 0 --queue-bypass"
+    )
+    assert (rule in lines) is queued
+
+
+@pytest.mark.parametrize(
+    ("conntrack", "socket", "needed"),
+    [(True, True, False), (False, True, True), (False, False, False)],
+)
+def test_something_makes_the_kernel_reassemble(conntrack: bool, socket: bool, needed: bool) -> None:
+    lines = describe(WEB, conntrack=conntrack, socket=socket)
+    rule = "iptables -t raw -A FEATHERLB-GUARD-0 -s 255.255.255.255 -m socket -j RETURN"
+    assert (rule in lines) == needed
+    assert ("iptables -t raw -I PREROUTING 1 -j FEATHERLB-GUARD-0" in lines) == needed
+
+
+def test_both_families_can_have_vips_of_one_protocol() -> None:
+    both = service(vip("10.0.0.10:80"), vip("[2001:db8::10]:80"), vip("10.0.0.9:80"))
+    plan = build([both], Options(), Facts())
+    assert [str(vip) for _, vip in plan.vips] == [
+        "10.0.0.9:80",
+        "10.0.0.10:80",
+        "[2001:db8::10]:80",
+    ]
 
 
 @pytest.mark.parametrize("queue", [0, 65535])
