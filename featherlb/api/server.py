@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 from datetime import UTC, datetime
+from importlib import resources
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -36,6 +37,16 @@ from featherlb.workers import Cursor, FlowFilter
 
 RECORDS_PER_ANSWER = 1 << 16
 """Records that one request looks at, so that a rare match doesn't keep the client waiting."""
+_POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "style-src 'unsafe-inline'",
+        "script-src 'self'",
+        "connect-src 'self'",
+        "frame-ancestors 'none'",
+    )
+)
+"""Of the page: nothing from elsewhere runs in it, and no other page frames it."""
 SAMPLE = 1 << 14
 """Records that the list of busiest clients is made from."""
 
@@ -123,6 +134,8 @@ _ROUTES = {
     ("GET", "/v1/config"): "config",
     ("GET", "/v1/events"): "events",
     ("GET", "/metrics"): "metrics",
+    ("GET", "/"): "page",
+    ("GET", "/page.js"): "script",
 }
 """Method and path to the handler's name."""
 
@@ -291,6 +304,16 @@ class _Handlers:
         body, content_type = await render(self._instance)
         return web.Response(body=body, headers={"Content-Type": content_type})
 
+    async def page(self, request: web.Request) -> web.Response:
+        return web.Response(
+            text=_resource("page.html"),
+            content_type="text/html",
+            headers={"Content-Security-Policy": _POLICY},
+        )
+
+    async def script(self, request: web.Request) -> web.Response:
+        return web.Response(text=_resource("page.js"), content_type="text/javascript")
+
     def _filter(self, query: schema.FlowQuery) -> FlowFilter:
         """What the query means; ConfigError for what can't match anything."""
         service = query.service
@@ -317,6 +340,10 @@ class _Handlers:
         if service is not None:
             service = find_service(self._instance.running_config(), service).name
         return FlowFilter(service, client, backend, state, query.older)
+
+
+def _resource(name: str) -> str:
+    return resources.files("featherlb.api").joinpath(name).read_text(encoding="utf-8")
 
 
 def _label(value: State | TimeoutClass) -> str:

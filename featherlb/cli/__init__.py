@@ -23,6 +23,7 @@ _COMMANDS = {
     "backend": "Add, remove, drain or weigh a backend.",
     "reload": "Go over to the configuration as it is now.",
     "save": "Print the running configuration.",
+    "top": "Watch services, backends and clients live.",
     "monitor": "Print what happens, as it happens.",
     "demo": "Show it all in network namespaces, with load.",
 }

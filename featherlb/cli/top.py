@@ -1,0 +1,168 @@
+"""`featherlb top`: what happens now, full screen, once a second."""
+
+import asyncio
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+
+import click
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from featherlb.api import schema
+from featherlb.api.client import Client
+from featherlb.cli.asking import (
+    ask,
+    instance_option,
+    new_table,
+    short_number,
+    short_time,
+)
+
+_COUNTERS = ("flows", "packets_forward", "packets_reply", "bytes_forward", "bytes_reply")
+
+
+@dataclass(frozen=True)
+class Look:
+    """All that is shown, at a moment in seconds."""
+
+    moment: float
+    status: schema.Status
+    services: schema.Services
+    stats: schema.Stats
+    clients: schema.Clients
+
+
+@click.command()
+@click.option(
+    "--interval",
+    type=click.FloatRange(0.2, 60),
+    default=1.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Between two looks.",
+)
+@click.option("--count", type=click.IntRange(min=1), help="Stop after so many looks.")
+@instance_option
+def top(interval: float, count: int | None, instance: int | None) -> None:
+    """Watch services, backends, rates and the busiest clients live; Ctrl-C ends it."""
+
+    async def watch(client: Client) -> None:
+        before: Look | None = None
+        shown = 0
+        with Live(auto_refresh=False, screen=count is None) as live:
+            while count is None or shown < count:
+                now = await look(client)
+                live.update(draw(now, before or now), refresh=True)
+                before = now
+                shown += 1
+                if shown != count:
+                    await asyncio.sleep(interval)
+
+    with suppress(KeyboardInterrupt):
+        ask(instance, watch)
+
+
+async def look(client: Client) -> Look:
+    """Ask for everything."""
+    return Look(
+        time.monotonic(),
+        await client.get("/v1/status", schema.Status),
+        await client.get("/v1/services", schema.Services),
+        await client.get("/v1/stats", schema.Stats),
+        await client.get("/v1/clients", schema.Clients),
+    )
+
+
+def draw(now: Look, before: Look) -> RenderableType:
+    """The screen; rates are those since the look before."""
+    rates = _rates(now, before)
+    parts: list[RenderableType] = [_head(now, before)]
+    for service in now.services.services:
+        parts += [Text(), _title(service), _backends(service, rates)]
+    parts += [Text(), _clients(now)]
+    return Group(*parts)
+
+
+def _rates(now: Look, before: Look) -> dict[tuple[str, str], dict[str, float]]:
+    """Per second, by service and address."""
+    elapsed = now.moment - before.moment
+    past = {(s.name, b.address): b for s in before.services.services for b in s.backends}
+    found = {}
+    for service in now.services.services:
+        for backend in service.backends:
+            key = (service.name, backend.address)
+            old = past.get(key, backend)
+            found[key] = {
+                # A backend that was away begins to count at 0 again.
+                name: max(0, getattr(backend, name) - getattr(old, name)) / elapsed
+                if elapsed
+                else 0
+                for name in _COUNTERS
+            }
+    return found
+
+
+def _head(now: Look, before: Look) -> RenderableType:
+    status, stats = now.status, now.stats
+    elapsed = now.moment - before.moment
+    received = max(0, stats.received - before.stats.received)
+    lost = sum(queue.queue_dropped + queue.socket_dropped for queue in stats.queues)
+    waiting = sum(queue.waiting for queue in stats.queues)
+    first = Text.assemble(
+        ("featherlb", "bold"),
+        f" instance {status.instance}, up {short_time(status.uptime)}, "
+        f"workers {len(status.workers)}, flows {status.flows:,} of {status.capacity:,}",
+    )
+    second = Text(
+        f"packets {short_number(received / elapsed if elapsed else 0)}/s, "
+        f"waiting {waiting}, dropped {short_number(stats.dropped)}, lost by the kernel "
+    )
+    second.append(short_number(lost), "bold red" if lost else "")
+    if status.changes:
+        second.append(f", run-time changes {status.changes}", "yellow")
+    if status.reload_error:
+        second.append(", last reload refused", "bold red")
+    return Group(first, second)
+
+
+def _title(service: schema.Service) -> Text:
+    return Text.assemble(
+        (service.name, "bold"),
+        f" {', '.join(service.vips)}/{service.protocol} {service.scheduler} {service.nat}",
+    )
+
+
+def _backends(
+    service: schema.Service, rates: dict[tuple[str, str], dict[str, float]]
+) -> RenderableType:
+    if not service.backends:
+        return Text("  no backend: connections are refused", "bold red")
+    table = new_table(
+        "backend", "state", ">weight", ">open", ">new/s", ">pkt/s", ">in/s", ">out/s", ">failed"
+    )
+    for backend in service.backends:
+        rate = rates[service.name, backend.address]
+        failed = backend.refused + backend.syn_timeouts
+        table.add_row(
+            backend.address,
+            Text(backend.state, "green" if backend.state == "up" else "yellow"),
+            str(backend.weight),
+            short_number(backend.active),
+            short_number(rate["flows"]),
+            short_number(rate["packets_forward"] + rate["packets_reply"]),
+            short_number(rate["bytes_forward"]),
+            short_number(rate["bytes_reply"]),
+            Text(short_number(failed), "red" if failed else ""),
+        )
+    return table
+
+
+def _clients(now: Look) -> Table:
+    table = new_table("busiest clients", ">flows", ">share")
+    for client in now.clients.clients:
+        share = 100 * client.flows / now.clients.sampled
+        table.add_row(client.client, short_number(client.flows), f"{share:.0f} %")
+    return table
