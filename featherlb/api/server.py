@@ -226,13 +226,18 @@ class _Handlers:
     async def clients(self, request: web.Request) -> web.Response:
         counts: Counter[str] = Counter()
         looked_at = 0
+        whole = False
         async for page, _ in self._instance.workers.copies(Cursor()):
             counts.update(str(flow.client.address) for _, _, flow in read_flows(page))
             looked_at += len(page.records) // 128
             if looked_at >= SAMPLE:
                 break
             await asyncio.sleep(0)
-        flows = sum(one.core.flows for one in await self._instance.workers.statistics())
+        else:
+            whole = True
+        flows = counts.total()
+        if not whole:
+            flows = sum(one.core.flows for one in await self._instance.workers.statistics())
         shares = [schema.ClientShare(client=c, flows=n) for c, n in counts.most_common(10)]
         return _answer(schema.Clients(clients=shares, sampled=counts.total(), flows=flows))
 

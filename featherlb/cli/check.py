@@ -6,7 +6,9 @@ from pathlib import Path
 import click
 
 from featherlb import config as configuration
+from featherlb import plugins
 from featherlb.errors import ConfigError
+from featherlb.instance import load_schedulers
 
 
 @click.command()
@@ -18,7 +20,9 @@ def check(context: click.Context, file: Path) -> None:
     Names are not looked up, so the answer doesn't depend on the network.
     """
     try:
+        plugins.load_entry_points()
         config = configuration.load(file)
+        load_schedulers(config, {})
     except ConfigError as error:
         click.echo(error, err=True)
         context.exit(error.exit_code)

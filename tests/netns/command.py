@@ -35,9 +35,17 @@ class Featherlb:
     running: ClassVar[list["Featherlb"]] = []
     """Those whose block is being executed."""
 
-    def __init__(self, node: Node, arguments: Sequence[str], directory: Path) -> None:
+    def __init__(
+        self,
+        node: Node,
+        arguments: Sequence[str],
+        directory: Path,
+        program: Sequence[str] = (PROGRAM,),
+    ) -> None:
+        """`program` may put another program in front that executes featherlb."""
         self.node = node
         self.arguments = arguments
+        self.program = program
         self.directory = directory
         self._killed = False
 
@@ -45,7 +53,7 @@ class Featherlb:
         # A file, because a pipe that nobody reads would block a talkative program.
         self._log = tempfile.TemporaryFile("w+")
         self.process = self.node.popen(
-            [PROGRAM, *self.arguments],
+            [*self.program, *self.arguments],
             stdout=subprocess.PIPE,
             stderr=self._log,
             cwd=self.directory,

@@ -1,0 +1,113 @@
+"""An instance and its surroundings: names that move, rules that somebody removes, systemd."""
+
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from netns import Lab
+from netns.lab import VIP
+from netns.servers import HttpServer
+from tests.netns.command import PROGRAM, Featherlb, run
+from tests.netns.conftest import ONE_DRIVER, Up
+from tests.netns.test_operate_pools import ONE, TWO, answering, configuration, operate
+from tests.netns.traffic import Session, ask, wait_for
+
+pytestmark = ONE_DRIVER
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    """With HTTP servers on port 8080 of three backends."""
+    with Lab(backends=3) as lab, ExitStack() as servers:
+        for node in lab.backends:
+            servers.enter_context(HttpServer(node))
+        yield lab
+
+
+@contextmanager
+def hosts(lab: Lab) -> Iterator[Path]:
+    """The balancer's own /etc/hosts (ip-netns(8) mounts it)."""
+    directory = Path("/etc/netns", lab.balancer.namespace)
+    directory.mkdir(parents=True)
+    path = directory / "hosts"
+    path.write_text("")
+    try:
+        yield path
+    finally:
+        shutil.rmtree(directory)
+
+
+def test_names_are_followed(lab: Lab, featherlb: Up, tmp_path: Path) -> None:
+    path = tmp_path / "lb.yaml"
+    path.write_text("resolve_interval: 200ms\n" + configuration("pool.test:8080"))
+
+    def addresses() -> list[str]:
+        (service,) = operate(lab, "backends")["services"]
+        return sorted(one["address"] for one in service["backends"] if one["state"] == "up")
+
+    with hosts(lab) as names:
+        names.write_text("10.0.1.2 pool.test\n")
+        with featherlb(lab, "--config", str(path)) as running:
+            assert addresses() == [ONE]
+            with Session(lab.client) as session:
+                assert session.ask().backend == "backend1"
+                names.write_text("10.0.1.3 pool.test\n10.0.1.4 pool.test\n")
+                wait_for(lambda: addresses() == [TWO, "10.0.1.4:8080"], "the new addresses")
+                assert answering(lab, 4) == {"backend2": 2, "backend3": 2}
+                assert session.ask().backend == "backend1"
+            # A resolver that fails changes nothing.
+            names.write_text("")
+            operate(lab, "reload")
+            assert answering(lab, 4) == {"backend2": 2, "backend3": 2}
+            # A change names the backend as the configuration does.
+            refused = run(lab.balancer, "backend", "drain", "web", TWO)
+            assert "its backends: pool.test:8080" in refused.stderr
+            operate(lab, "backend", "weight", "web", "pool.test:8080", "5")
+            assert running.log.count("names have other addresses now") == 1
+
+
+def test_a_reload_puts_back_what_somebody_removed(lab: Lab, featherlb: Up) -> None:
+    with featherlb(lab, "--vip", f"{VIP}:80", "--backend", ONE):
+
+        def rules() -> list[str]:
+            saved = lab.balancer.run(["iptables-save"]).stdout.splitlines()
+            return sorted(line for line in saved if line.startswith("-"))
+
+        before = rules()
+        for table in ("raw", "mangle", "filter"):
+            lab.balancer.run(["iptables", "-t", table, "-F"])
+        lab.balancer.run(["ip", "address", "del", f"{VIP}/32", "dev", "eth0"], check=False)
+        lab.balancer.run(["ip", "address", "del", f"{VIP}/32", "dev", "front"], check=False)
+        assert rules() != before
+        assert operate(lab, "reload") == {"differences": []}
+        assert rules() == before
+        assert ask(lab.client).backend == "backend1"
+
+
+def test_under_systemd_with_two_capabilities(lab: Lab, driver: str, tmp_path: Path) -> None:
+    """As the unit runs it: told when it is ready, and with no other power of root's."""
+    address = tmp_path / "notify"
+    capabilities = "-all,+net_admin,+net_raw"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(address))
+        manager.settimeout(10)
+        command = ["setpriv", "--bounding-set", capabilities, "--inh-caps", capabilities, "env"]
+        command += [f"NOTIFY_SOCKET={address}", "WATCHDOG_USEC=200000", PROGRAM]
+        arguments = ["up", "--driver", driver, "--vip", f"{VIP}:80", "--backend", ONE]
+        running = Featherlb(lab.balancer, arguments, tmp_path, command)
+        with running:
+            assert manager.recv(100) == b"READY=1"
+            for _ in range(3):
+                assert manager.recv(100) == b"WATCHDOG=1"
+            capable = Path(f"/proc/{running.pid}/status").read_text()
+            assert "CapEff:\t0000000000003000\n" in capable
+            assert ask(lab.client).backend == "backend1"
+            assert operate(lab, "status")["pid"] == running.pid
+        manager.settimeout(0.1)
+        said = b""
+        while said != b"STOPPING=1":
+            said = manager.recv(100)
