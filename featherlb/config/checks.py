@@ -6,11 +6,12 @@ the resolved configuration. A host that still is a name equals nothing but the s
 
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 
 from featherlb.config.faults import Fault
 from featherlb.config.types import BackendConfig, Config, Host, ServiceConfig, VipConfig
-from featherlb.model import NatMode, Protocol
+from featherlb.model import CheckType, NatMode, Protocol
 
 _BROADCAST = IPv4Address("255.255.255.255")
 
@@ -32,6 +33,7 @@ def check(config: Config) -> Iterator[Fault]:
         yield from _sources(service)
         yield from _families(service)
         yield from _options(service)
+        yield from _health(service, known)
 
 
 class _KnownVips:
@@ -156,6 +158,21 @@ def _options(service: ServiceConfig) -> Iterator[Fault]:
         if first:
             text = f"{persistence.prefix} is too long a prefix for {first}"
             yield Fault(persistence.origin, f"{text} (expected at most 32 with IPv4)")
+
+
+def _health(service: ServiceConfig, known: _KnownVips) -> Iterator[Fault]:
+    """A check that goes to a VIP asks the pool, not the backend."""
+    check = service.health
+    if check is None or not (check.address or check.port):
+        return
+    protocol = Protocol.UDP if check.type is CheckType.UDP else Protocol.TCP
+    for backend in service.backends:
+        host, port = check.address or backend.host, check.port or backend.port
+        checked = replace(backend, host=host, port=port)
+        if owner := known.owner(protocol, checked):
+            text = f"the health check of {backend} would go to a VIP of service '{owner.name}'"
+            yield Fault(service.origin, f"{text} (expected an address or port of the backend)")
+            return
 
 
 def _family(host: Host) -> int | None:

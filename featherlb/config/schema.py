@@ -8,7 +8,7 @@ program, ignore them as that program does.
 
 import difflib
 from dataclasses import replace
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, Self, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -18,6 +18,7 @@ from pydantic import (
     PlainValidator,
     ValidationError,
     WrapValidator,
+    model_validator,
 )
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
@@ -28,11 +29,15 @@ from featherlb.config.loader import Document, Path, show_path
 from featherlb.config.types import Config, Host
 from featherlb.model import (
     Address,
+    CheckType,
     Driver,
     Endpoint,
+    Health,
+    HealthCheck,
     NatMode,
     OnBackendDown,
     Protocol,
+    StatusRange,
     Timeouts,
     Vip,
 )
@@ -85,6 +90,53 @@ class PersistenceEntry(_Strict):
     prefix: Annotated[int | None, PlainValidator(values.integer(1, 128))] = None
 
 
+_CHECK = HealthCheck(CheckType.TCP)
+_HTTP_KEYS = {"method", "path", "host", "status", "body"}
+_CHECK_KEYS = {
+    CheckType.TCP: set[str](),
+    CheckType.HTTP: _HTTP_KEYS,
+    CheckType.HTTPS: _HTTP_KEYS,
+    CheckType.UDP: {"send", "expect"},
+    CheckType.SCRIPT: {"command"},
+}
+"""The keys that only some types of checks have."""
+_Status = Annotated[StatusRange, PlainValidator(values.http_status), _keep_discarded]
+_Word = Annotated[str, PlainValidator(values.text), _keep_discarded]
+_Count = Annotated[int, PlainValidator(values.integer(1, 100))]
+
+
+class HealthEntry(_Strict):
+    type: Annotated[CheckType, PlainValidator(values.check_type)] = Field(
+        description=" or ".join(CheckType)
+    )
+    interval: _Duration = _CHECK.interval
+    timeout: _Duration = _CHECK.timeout
+    rise: _Count = _CHECK.rise
+    fall: _Count = _CHECK.fall
+    initial: Annotated[Health, PlainValidator(values.health)] = _CHECK.initial
+    address: Annotated[Address | None, PlainValidator(values.address)] = None
+    port: Annotated[int | None, PlainValidator(values.port)] = None
+    method: Annotated[str, PlainValidator(values.http_method)] = _CHECK.method
+    path: Annotated[str, PlainValidator(values.http_path)] = _CHECK.path
+    host: Annotated[str | None, PlainValidator(values.http_host)] = None
+    status: Annotated[list[_Status], _one_or_list, Field(min_length=1)] = list(_CHECK.status)
+    body: Annotated[str | None, PlainValidator(values.text)] = None
+    send: Annotated[str, PlainValidator(values.payload)] = _CHECK.send
+    expect: Annotated[str | None, PlainValidator(values.payload)] = None
+    command: Annotated[list[_Word], _one_or_list, Field(min_length=1)] = []
+
+    @model_validator(mode="after")
+    def _keys_fit_type(self) -> Self:
+        special = set[str]().union(*_CHECK_KEYS.values()) - _CHECK_KEYS[self.type]
+        for key in type(self).model_fields:
+            if key in special & self.model_fields_set:
+                types = " or ".join(kind for kind, keys in _CHECK_KEYS.items() if key in keys)
+                raise ValueError(f"'{key}' has no use with type {self.type} (expected {types})")
+        if self.type is CheckType.SCRIPT and not self.command:
+            raise ValueError("the command is missing (expected it with type script)")
+        return self
+
+
 class ServiceEntry(_Strict):
     name: Annotated[str | None, PlainValidator(values.name)] = None
     vip: Annotated[list[_Vip], _one_or_list] = Field(
@@ -101,6 +153,7 @@ class ServiceEntry(_Strict):
     on_backend_down: Annotated[OnBackendDown, PlainValidator(values.on_backend_down)] = (
         OnBackendDown.KEEP
     )
+    health: HealthEntry | None = None
     backends: list[Annotated[BackendEntry, BeforeValidator(_backend), _keep_discarded]] = []
 
 

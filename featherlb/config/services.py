@@ -13,7 +13,7 @@ from featherlb.config.types import (
     VipConfig,
     default_name,
 )
-from featherlb.model import Timeouts
+from featherlb.model import HealthCheck, Timeouts
 
 
 def read(document: Document, faults: list[Fault]) -> Config:
@@ -66,6 +66,7 @@ def _service(entry: schema.ServiceEntry, document: Document, path: Path) -> Serv
         mss=entry.mss,
         persistence=_persistence(entry, document, path),
         on_backend_down=entry.on_backend_down,
+        health=_health(entry.health),
         source_addresses=tuple(
             SourceConfig(address, document.origin((*path, "source_addresses", i)))
             for i, address in enumerate(entry.source_addresses)
@@ -90,3 +91,13 @@ def _persistence(
         return None
     origin = document.origin((*path, "persistence"))
     return PersistenceConfig(entry.persistence.timeout, entry.persistence.prefix, origin)
+
+
+def _health(entry: schema.HealthEntry | None) -> HealthCheck | None:
+    if entry is None:
+        return None
+    lists = {
+        key: tuple(item for item in getattr(entry, key) if item is not schema.DISCARDED)
+        for key in ("status", "command")
+    }
+    return HealthCheck(**dict(entry) | lists)

@@ -12,6 +12,7 @@ from featherlb.model import (
     Address,
     Driver,
     Endpoint,
+    HealthCheck,
     NatMode,
     OnBackendDown,
     Protocol,
@@ -83,6 +84,7 @@ class ServiceConfig:
     persistence: PersistenceConfig | None = None
     source_addresses: tuple[SourceConfig, ...] = ()
     on_backend_down: OnBackendDown = OnBackendDown.KEEP
+    health: HealthCheck | None = None
     backends: tuple[BackendConfig, ...] = ()
 
 

@@ -14,11 +14,14 @@ from featherlb.config.types import Host
 from featherlb.core.scheduler import canonical_name
 from featherlb.model import (
     Address,
+    CheckType,
     Driver,
     Endpoint,
+    Health,
     NatMode,
     OnBackendDown,
     Protocol,
+    StatusRange,
     Vip,
     split_host_port,
 )
@@ -198,11 +201,62 @@ def vip(value: object) -> Vip:
     return Vip(address(hostname), first, last)
 
 
+def http_method(value: object) -> str:
+    """A method of HTTP, such as `GET`."""
+    word = text(value, "a method such as GET")
+    if not re.fullmatch(r"[A-Z]{1,20}", word):
+        raise ValueError(f"{quote(word)} is no method (expected one such as GET or HEAD)")
+    return word
+
+
+def http_path(value: object) -> str:
+    """A path of HTTP, with its query if it has one (RFC 9112 section 3.2.1)."""
+    word = text(value, "a path such as /health")
+    if not re.fullmatch(r"/[!-~]*", word):
+        raise ValueError(f"{quote(word)} is no path (expected one such as /health)")
+    return word
+
+
+def http_host(value: object) -> str:
+    """What stands in a Host header: a name or an address, with a port if need be."""
+    word = text(value, "a name such as www.example.org")
+    if not re.fullmatch(r"[A-Za-z0-9._:\[\]-]{1,255}", word):
+        raise ValueError(f"{quote(word)} is no host (expected a name such as www.example.org)")
+    return word
+
+
+def http_status(value: object) -> StatusRange:
+    """A status code of HTTP, or a range of them such as `200-399`."""
+    expected = "a status such as 200, or a range such as 200-399"
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    word = text(value, expected)
+    match = re.fullmatch(r"([1-5][0-9]{2})(?:-([1-5][0-9]{2}))?", word)
+    if match is None or int(match[2] or match[1]) < int(match[1]):
+        raise ValueError(f"{quote(word)} is no status (expected {expected})")
+    return StatusRange(int(match[1]), int(match[2] or match[1]))
+
+
+def payload(value: object) -> str:
+    """Bytes as text: a character of U+0000 to U+00FF for each."""
+    if not isinstance(value, str):
+        raise wrong_type(value, "text, in quotes if it looks like a number")
+    if not value.isascii() and max(value) > "\xff":
+        raise ValueError(
+            f'{quote(value)} holds characters that are no bytes (expected such as "\\x01ping")'
+        )
+    if len(value) > 1400:
+        raise ValueError(f"{quote(value)} is too long (expected at most 1400 bytes)")
+    return value
+
+
 port = integer(1, 65535)
 weight = integer(0, 65535)
 protocol = one_of({str(choice): choice for choice in Protocol})
 nat = one_of({str(choice): choice for choice in NatMode})
 on_backend_down = one_of({str(choice): choice for choice in OnBackendDown})
+check_type = one_of({str(choice): choice for choice in CheckType})
+health = one_of({str(choice): choice for choice in Health})
 driver = one_of({str(choice): choice for choice in Driver})
 strategy = one_of({choice: canonical_name(choice) for choice in ("roundrobin", "random", "iphash")})
 """The strategies of the Go featherlb, as names of schedulers."""

@@ -19,7 +19,7 @@ from featherlb.config.types import (
     VipConfig,
     default_name,
 )
-from featherlb.model import Endpoint, Protocol
+from featherlb.model import Endpoint, Protocol, StatusRange
 
 _RENAMED = {"vips": "vip"}
 
@@ -31,7 +31,9 @@ def write(config: Config) -> str:
 
 def _plain(value: Any) -> Any:
     match value:
-        case VipConfig() | Endpoint() | Protocol() | IPv4Address() | IPv6Address():
+        case VipConfig() | Endpoint() | StatusRange():
+            return str(value)
+        case Protocol() | IPv4Address() | IPv6Address():
             return str(value)
         case SourceConfig():
             return str(value.address)

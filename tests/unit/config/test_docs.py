@@ -15,6 +15,7 @@ SECTIONS = {
     "The file": schema.ServicesFile,
     "A service": schema.ServiceEntry,
     "A backend": schema.BackendEntry,
+    "Health checks": schema.HealthEntry,
     "Persistence": schema.PersistenceEntry,
     "Timeouts": schema.TimeoutsEntry,
     "The API": schema.ApiEntry,
@@ -24,6 +25,7 @@ WRITTEN = {
     "The file": SERVICE + "{key}: {value}\n",
     "A service": SERVICE + "  {key}: {value}\n",
     "A backend": SERVICE + "  backends: [{{address: 'a:1', {key}: {value}}}]\n",
+    "Health checks": SERVICE + "  health: {{type: http, {key}: {value}}}\n",
     "Persistence": SERVICE + "  persistence: {{{key}: {value}}}\n",
     "Timeouts": SERVICE + "timeouts: {{{key}: {value}}}\n",
 }
@@ -38,7 +40,11 @@ def rows(section: str) -> dict[str, str]:
 
 def without(section: str) -> Config:
     """The configuration that results if the key is left out."""
-    more = {"A backend": "  backends: ['a:1']\n", "Persistence": "  persistence: {}\n"}
+    more = {
+        "A backend": "  backends: ['a:1']\n",
+        "Health checks": "  health: {type: http}\n",
+        "Persistence": "  persistence: {}\n",
+    }
     return parse(SERVICE + more.get(section, ""), "f")
 
 

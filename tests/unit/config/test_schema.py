@@ -11,7 +11,7 @@ BACKENDS = f"{SERVICE}  backends:\n"
 
 SERVICE_KEYS = (
     "name, vip, protocol, scheduler, nat, source_addresses, persistence, mss, one_packet, "
-    "responses, on_backend_down, backends"
+    "responses, on_backend_down, health, backends"
 )
 FILE_KEYS = (
     "services, queue, workers, fail_open, driver, hash_key, max_flows, timeouts, "
@@ -259,6 +259,52 @@ def faults_of(text: str) -> list[str]:
         (
             f"{SERVICE}timeouts: {{fin: 0}}",
             f"f:3: timeouts.fin: 0 is too short (expected {DURATION})",
+        ),
+        (
+            f"{SERVICE}  health: {{type: tcp, path: /}}",
+            "f:3: services[0].health: 'path' has no use with type tcp (expected http or https)",
+        ),
+        (
+            f"{SERVICE}  health: {{type: http, expect: pong}}",
+            "f:3: services[0].health: 'expect' has no use with type http (expected udp)",
+        ),
+        (
+            f"{SERVICE}  health: {{type: script}}",
+            "f:3: services[0].health: the command is missing (expected it with type script)",
+        ),
+        (
+            f"{SERVICE}  health: {{}}",
+            "f:3: services[0].health.type: is missing"
+            " (expected tcp or http or https or udp or script)",
+        ),
+        (
+            f"{SERVICE}  health: {{type: ping}}",
+            "f:3: services[0].health.type: 'ping' is unknown"
+            " (expected tcp or http or https or udp or script)",
+        ),
+        (
+            f"{SERVICE}  health: {{type: http, status: 399-200}}",
+            "f:3: services[0].health.status: '399-200' is no status"
+            " (expected a status such as 200, or a range such as 200-399)",
+        ),
+        (
+            f"{SERVICE}  health: {{type: http, path: health}}",
+            "f:3: services[0].health.path: 'health' is no path (expected one such as /health)",
+        ),
+        (
+            f"{SERVICE}  health: {{type: udp, send: '€'}}",
+            "f:3: services[0].health.send: '\\u20ac' holds characters that are no bytes"
+            ' (expected such as "\\x01ping")',
+        ),
+        (
+            f"{SERVICE}  health: {{type: tcp, rise: 0}}",
+            "f:3: services[0].health.rise: 0 is too small (expected an integer from 1 to 100)",
+        ),
+        (
+            f"{SERVICE}  health: {{type: tcp, port: 80, address: 10.0.0.10}}\n"
+            "  backends: ['10.0.0.1:80']",
+            "f:2: services[0]: the health check of 10.0.0.1:80 would go to a VIP of service"
+            " '10.0.0.10:80/tcp' (expected an address or port of the backend)",
         ),
         (
             f"{SERVICE}timeouts: {{fin: 0s}}",

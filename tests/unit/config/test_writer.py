@@ -28,6 +28,14 @@ services:
     vip: 10.0.0.1:123
     protocol: udp
     responses: 1
+    health: {type: udp, send: "\\x00é:", expect: "1", interval: 3, timeout: 2, rise: 4, fall: 5}
+  - name: api
+    vip: 10.0.0.1:90
+    health: {type: https, method: HEAD, path: /h, host: h, status: [200, 300-302], body: "no",
+      initial: down, address: 10.0.0.9, port: 99}
+  - name: mail
+    vip: 10.0.0.1:25
+    health: {type: script, command: [check, "-v"]}
 queue: 3
 workers: 2
 fail_open: true
@@ -44,7 +52,13 @@ def test_every_key_survives() -> None:
     config = parse(FULL, "full")
     text = write(config)
     assert parse(text, "written") == config
-    for model in (schema.ServicesFile, schema.ServiceEntry, schema.ApiEntry, schema.TimeoutsEntry):
+    for model in (
+        schema.ServicesFile,
+        schema.ServiceEntry,
+        schema.HealthEntry,
+        schema.ApiEntry,
+        schema.TimeoutsEntry,
+    ):
         for key in model.model_fields:
             assert f"{key}:" in text, f"{key} is not written, or not in this test"
 
