@@ -173,15 +173,25 @@ class Lab:
     """Clients, a balancer's host and backends, connected as topology.md shows.
 
     `arms` is 2 (clients and backends on networks of their own, the balancer is the backends'
-    router) or 1 (everything on one network). A context manager; `run_id` names the namespaces
-    and is unique to this process and lab unless given. Needs root.
+    router) or 1 (everything on one network). Without switches, one client and one backend are
+    cabled to the balancer directly: a network that costs as little as can be. A context manager;
+    `run_id` names the namespaces and is unique to this process and lab unless given. Needs root.
     """
 
     def __init__(
-        self, clients: int = 1, backends: int = 3, arms: int = 2, run_id: str | None = None
+        self,
+        clients: int = 1,
+        backends: int = 3,
+        arms: int = 2,
+        run_id: str | None = None,
+        *,
+        switches: bool = True,
     ) -> None:
+        if not switches and (clients, backends, arms) != (1, 1, 2):
+            raise ValueError("without switches there is one client, one backend, two arms")
         self.run_id = run_id or f"{os.getpid()}x{next(_serial)}"
         self.arms = arms
+        self._switches = switches
         self.clients = [self._node(f"client{i}") for i in range(1, clients + 1)]
         self.balancer = self._node("lb")
         self.backends = [self._node(f"backend{i}") for i in range(1, backends + 1)]
@@ -237,7 +247,11 @@ class Lab:
             subprocess.run(["ip", "netns", "add", node.namespace], check=True)
         subnets = (FRONT, BACK)[: self.arms]
         backends, first_backend = (BACK, 2) if self.arms == 2 else (FRONT, 52)
-        self._net.call(_configure_bridges, subnets)
+        if self._switches:
+            self._net.call(_configure_bridges, subnets)
+        else:
+            self.client.call(_cable, "eth0", FRONT.name, self.balancer.namespace)
+            self.backends[0].call(_cable, "eth0", BACK.name, self.balancer.namespace)
         for host, node in enumerate(self.clients, start=101):
             self._attach(node, {"eth0": FRONT.addresses(host)}, FRONT, gateway=True)
         self._attach(self.balancer, {subnet.name: subnet.addresses(1) for subnet in subnets})
@@ -257,7 +271,7 @@ class Lab:
         """Give a node its interfaces, each plugged into the bridge of `subnet`, or into the
         bridge of the interface's own name."""
         node.addresses = interfaces
-        for name in interfaces:
+        for name in interfaces if self._switches else ():
             bridge = subnet.name if subnet else name
             self._net.call(_plug, bridge, f"{node.name}-{bridge}", name, node.namespace)
         gateways = subnet.addresses(1) if subnet and gateway else ()
@@ -300,6 +314,13 @@ def _plug(bridge: str, port: str, interface: str, namespace: str) -> None:
         netlink.link("add", ifname=port, kind="veth", peer=peer)
         (master,) = netlink.link_lookup(ifname=bridge)
         netlink.link("set", ifname=port, master=master, state="up")
+
+
+def _cable(interface: str, other: str, namespace: str) -> None:
+    """A cable from `interface` here to `other` in the namespace."""
+    with IPRoute() as netlink:
+        peer = {"ifname": other, "net_ns_fd": namespace}
+        netlink.link("add", ifname=interface, kind="veth", peer=peer)
 
 
 def _configure_host(interfaces: dict[str, tuple[str, ...]], gateways: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""What stands behind the balancers: nginx on every backend, iperf3 on the first.
+"""What stands behind the balancers: several nginx and an iperf3, each on a port of one host.
 
 Servers for load, not for tests: no log, no limit to requests on a connection, long accept queues.
 Imports the lab.
@@ -14,7 +14,7 @@ from netns import Lab, Node
 from netns.lab import VIP
 from netns.servers import wait_until_listening
 
-HTTP_PORT, BACKEND_PORT, BULK_PORT = 80, 8080, 5201
+HTTP_PORT, FIRST_BACKEND_PORT, BULK_PORT = 80, 8080, 5201
 STOP_TIMEOUT = 10
 
 NGINX = """
@@ -46,6 +46,7 @@ class Site:
 
     lab: Lab
     directory: Path
+    ports: range
 
     @property
     def vip(self) -> str:
@@ -54,7 +55,7 @@ class Site:
     @property
     def web(self) -> list[str]:
         """The HTTP servers, as ADDRESS:PORT."""
-        return [f"{node.address}:{BACKEND_PORT}" for node in self.lab.backends]
+        return [f"{self.lab.backends[0].address}:{port}" for port in self.ports]
 
     @property
     def bulk(self) -> str:
@@ -64,17 +65,24 @@ class Site:
 
 @contextmanager
 def site(backends: int, directory: Path) -> Iterator[Site]:
-    """Build the lab and start the servers."""
-    with Lab(clients=1, backends=backends) as lab, ExitStack() as stack:
+    """Build the lab and start the servers.
+
+    They share a host, as clients and backends are cabled to the balancer directly: a switch on the
+    way would cost every peer the same and hide the differences between them.
+    """
+    with Lab(clients=1, backends=1, switches=False) as lab, ExitStack() as stack:
         prepare(lab)
-        for node in lab.backends:
-            path = directory / f"{node.name}.conf"
-            path.write_text(NGINX.format(directory=directory, name=node.name, port=BACKEND_PORT))
-            command = ["nginx", "-c", str(path), "-e", str(directory / f"{node.name}.log")]
-            stack.enter_context(server(node, command, BACKEND_PORT, directory))
+        node = lab.backends[0]
+        ports = range(FIRST_BACKEND_PORT, FIRST_BACKEND_PORT + backends)
+        for port in ports:
+            name = f"backend{port}"
+            path = directory / f"{name}.conf"
+            path.write_text(NGINX.format(directory=directory, name=name, port=port))
+            command = ["nginx", "-c", str(path), "-e", str(directory / f"{name}.log")]
+            stack.enter_context(server(node, command, port, directory))
         command = ["iperf3", "-s", "-i", "0"]
-        stack.enter_context(server(lab.backends[0], command, BULK_PORT, directory))
-        yield Site(lab, directory)
+        stack.enter_context(server(node, command, BULK_PORT, directory))
+        yield Site(lab, directory, ports)
 
 
 def prepare(lab: Lab) -> None:
