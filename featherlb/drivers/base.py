@@ -44,8 +44,9 @@ class PacketQueue(Protocol):
     """One NFQUEUE, owned by one worker."""
 
     pass_mark: int
-    """If not 0, packets that are not ours meet the table again, with this packet mark:
-    another instance may know them (docs/decisions/shared-backends.md)."""
+    """If not 0, packets that are not ours meet the table again: another instance may know them
+    (docs/decisions/shared-backends.md). They carry this packet mark, which is even, or at the
+    hooks INPUT and POSTROUTING the next one: a mark stays when the packet gets to a later hook."""
 
     def fileno(self) -> int:
         """A descriptor that is readable when packets wait."""

@@ -22,7 +22,7 @@ from featherlb.drivers.nfnetlink import (
     kernel_counters,
 )
 from featherlb.errors import HostError
-from featherlb.model import PacketInfo, Verdict
+from featherlb.model import LATE_HOOKS, PacketInfo, Verdict
 
 _READ_SIZE = 1 << 17
 """Bytes: more than any message (COPY_RANGE and its attributes)."""
@@ -115,7 +115,7 @@ class NetfilterQueueDriver:
             packet.set_payload(bytes(self._buffer[:length]))
             packet.accept()
         elif verdict == Verdict.PASS and self.pass_mark:
-            packet.set_mark(self.pass_mark)
+            packet.set_mark(self.pass_mark | (packet.hook in LATE_HOOKS))
             packet.repeat()
         elif verdict == Verdict.PASS:
             packet.accept()

@@ -24,7 +24,7 @@ from featherlb.drivers.nfnetlink import (
     kernel_counters,
 )
 from featherlb.errors import HostError
-from featherlb.model import PacketInfo, Verdict
+from featherlb.model import Hook, PacketInfo, Verdict
 
 NETLINK_NETFILTER = 12
 SOL_NETLINK = 270
@@ -63,6 +63,8 @@ NF_DROP = 0  # include/uapi/linux/netfilter.h
 NF_ACCEPT = 1
 NF_REPEAT = 4
 
+INPUT = int(Hook.INPUT)
+POSTROUTING = int(Hook.POSTROUTING)
 PASS = int(Verdict.PASS)
 REWRITTEN = int(Verdict.REWRITTEN)
 DROP = int(Verdict.DROP)
@@ -189,7 +191,7 @@ class NetlinkDriver:
             self.u8[at + 36] = self.pass_mark >> 24
             self.u8[at + 37] = self.pass_mark >> 16 & 0xFF
             self.u8[at + 38] = self.pass_mark >> 8 & 0xFF
-            self.u8[at + 39] = self.pass_mark & 0xFF
+            self.u8[at + 39] = self.pass_mark & 0xFF | (hook in (INPUT, POSTROUTING))
             total += 8
         self.u32[at >> 2] = total
         self.u16[(at + 4) >> 1] = VERDICT_MESSAGE

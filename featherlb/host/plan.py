@@ -41,7 +41,8 @@ LOOPBACK_NETWORK = IPv4Network("127.0.0.0/8")
 WORKER_MARKS = 0xFEA60000
 """Packet marks from here on name the worker; small ones stay free for the host's own use."""
 PASS_MARKS = 0xFEA70000
-"""Packet marks from here on name, by its order, the instance that has just passed a packet on."""
+"""Packet marks from here on name the instance that has just passed a packet on, by its order: two
+for each, the second one of them for mangle."""
 ICMP_ERRORS = {4: ("icmp --icmp-type", (3, 11, 12)), 6: ("ipv6-icmp --icmpv6-type", (1, 2, 3, 4))}
 """By address family, the types that quote a packet: destination unreachable, (packet too big,) time
 exceeded, parameter problem."""
@@ -120,7 +121,7 @@ class HostPlan:
         its flow table. Accepting instead would end the way through the table, before the
         others' rules.
         """
-        return PASS_MARKS + self.order if self.earlier else None
+        return PASS_MARKS + 2 * self.order if self.earlier else None
 
     @property
     def instance(self) -> int:
@@ -344,7 +345,10 @@ def _rules(parts: _Parts, options: Options, facts: Facts) -> iptables.Ruleset:
         return f"FEATHERLB-{role}-{options.queue}"
 
     seen_by = (*facts.earlier, facts.order) if facts.earlier else ()
-    passed_on = [f"-m mark --mark {PASS_MARKS + order:#x} -j RETURN" for order in seen_by]
+    passed_on = {
+        table: [f"-m mark --mark {mark + 2 * order:#x} -j RETURN" for order in seen_by]
+        for table, mark in (("raw", PASS_MARKS), ("mangle", PASS_MARKS + 1))
+    }
     protocol, types = ICMP_ERRORS[parts.family]
     errors = [f"-p {protocol} {kind}" for kind in types]
 
@@ -353,7 +357,7 @@ def _rules(parts: _Parts, options: Options, facts: Facts) -> iptables.Ruleset:
     # The narrowest match first: a port given in `full` mode can equal a wildcard VIP's.
     raw = {
         chain("RAW"): (
-            *passed_on,
+            *passed_on["raw"],
             *(f"{match} -g {chain('REPLY')}" for match in replaced_replies),
             *(f"{match} -g {chain('FORWARD')}" for match in parts.vip_matches("dst", sets)),
             *(f"{match} {untrack}" for match in kept_replies),
@@ -373,7 +377,7 @@ def _rules(parts: _Parts, options: Options, facts: Facts) -> iptables.Ruleset:
     if kept_replies:
         mangle = {
             chain("MANGLE"): (
-                *passed_on,
+                *passed_on["mangle"],
                 *(f"{match} -g {chain('REPLY')}" for match in kept_replies),
                 *(f"{match} -g {chain('ERROR')}" for match in errors),
             ),

@@ -249,15 +249,17 @@ def test_the_longest_prefix_says_where_an_address_belongs() -> None:
 
 def test_replies_go_through_later_instances_first() -> None:
     lines = describe(WEB, options=Options(queue=8), order=5, earlier=(2, 4))
-    marks = ["0xfea70002", "0xfea70004", "0xfea70005"]
-    for chain in ("RAW", "MANGLE"):
+    for chain, marks in (
+        ("RAW", ["0xfea70004", "0xfea70008", "0xfea7000a"]),
+        ("MANGLE", ["0xfea70005", "0xfea70009", "0xfea7000b"]),
+    ):
         rules = [line for line in lines if f"-A FEATHERLB-{chain}-8 " in line]
         assert [line.split("8 ", 1)[1] for line in rules[:3]] == [
             f"-m mark --mark {mark} -j RETURN" for mark in marks
         ]
         assert not any("--mark" in line for line in rules[3:])
     plan = build([WEB], Options(), Facts(order=5, earlier=(2, 4)))
-    assert plan.pass_mark == 0xFEA70005
+    assert plan.pass_mark == 0xFEA7000A
     assert build([WEB], Options(), Facts(order=5)).pass_mark is None
 
 

@@ -1,0 +1,344 @@
+"""ICMP on a real kernel: path MTU discovery, unreachable ports, time exceeded, ping; and the errors
+of connections that are not balanced."""
+
+import hashlib
+import os
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+from scapy.layers.inet import ICMP, IP, UDP
+from scapy.layers.inet6 import IPv6
+
+from netns import Lab, Node
+from netns.lab import VIP, VIP6
+from tests.netns.conftest import ONE_DRIVER, Up
+
+V4, V6 = socket.AF_INET, socket.AF_INET6
+FAMILIES = pytest.mark.parametrize("family", [V4, V6], ids=["ipv4", "ipv6"])
+NAT_MODES = pytest.mark.parametrize("nat", ["dnat", "full"])
+MAKERS = pytest.mark.parametrize("maker", ["balancer", "router"])
+"""Whose kernel finds that a packet is too big."""
+SMALL = 1280
+SIZES = {"netlink": 100, "netfilterqueue": 10}
+"""What is transferred, in MiB: the second driver gets every segment on its own."""
+BLOCK = os.urandom(1 << 20)
+
+
+@contextmanager
+def talkative_lab() -> Iterator[Lab]:
+    """Two clients and two backends, whose kernels don't limit the rate of their ICMP errors."""
+    with Lab(clients=2, backends=2) as lab:
+        for node in lab.nodes:
+            node.sysctl("net.ipv4.icmp_ratelimit", 0)
+            node.sysctl("net.ipv6.icmp.ratelimit", 0)
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with talkative_lab() as lab:
+        yield lab
+
+
+@pytest.fixture
+def own_lab() -> Iterator[Lab]:
+    """For one test alone, which changes routes or rules."""
+    with talkative_lab() as lab:
+        yield lab
+
+
+def address(node: Node, family: int) -> str:
+    return node.address6 if family == V6 else node.address
+
+
+def endpoint(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def vip(family: int) -> str:
+    return VIP6 if family == V6 else VIP
+
+
+def options(lab: Lab, family: int, nat: str, protocol: str = "udp") -> tuple[str, ...]:
+    """VIP:80 with port 8080 of the first backend."""
+    backend = endpoint(address(lab.backends[0], family), 8080)
+    service = f"{endpoint(vip(family), 80)}/{protocol}"
+    return "--vip", service, "--backend", backend, "--nat", nat
+
+
+def route(node: Node, family: int, destination: str, *words: str) -> None:
+    """Add a route to one host."""
+    prefix = f"{destination}/{128 if family == V6 else 32}"
+    node.run(["ip", f"-{6 if family == V6 else 4}", "route", "add", prefix, *words])
+
+
+def make_router(lab: Lab, router: Node, target: Node, family: int, *words: str) -> None:
+    """Let packets from the balancer to `target` go through `router`, on the same network."""
+    for setting in ("ip_forward", "conf.all.send_redirects", "conf.eth0.send_redirects"):
+        router.sysctl(f"net.ipv4.{setting}", int(setting == "ip_forward"))
+    router.sysctl("net.ipv6.conf.all.forwarding", 1)
+    route(lab.balancer, family, address(target, family), "via", address(router, family))
+    route(router, family, address(target, family), "dev", "eth0", *words)
+
+
+def make_small(lab: Lab, target: Node, family: int, maker: str) -> None:
+    """Let nothing longer than SMALL get to `target`.
+
+    The links themselves stay large, so both ends announce large segments and have to find out.
+    """
+    words = ("mtu", "lock", str(SMALL))
+    if maker == "router":
+        router = lab.clients[1] if target is lab.client else lab.backends[1]
+        make_router(lab, router, target, family, *words)
+    else:
+        interface = "front" if target is lab.client else "back"
+        route(lab.balancer, family, address(target, family), "dev", interface, *words)
+
+
+def transfer(source: socket.socket, sink: socket.socket, count: int) -> None:
+    """Send BLOCK `count` times; it must arrive whole."""
+
+    def send() -> None:
+        for _ in range(count):
+            source.sendall(BLOCK)
+        source.shutdown(socket.SHUT_WR)
+
+    expected, received = hashlib.sha256(), hashlib.sha256()
+    with ThreadPoolExecutor(1) as sender:
+        done = sender.submit(send)
+        # Each of these has the sockets' timeout: a black hole ends the test.
+        while part := sink.recv(1 << 20):
+            received.update(part)
+        done.result()
+    for _ in range(count):
+        expected.update(BLOCK)
+    assert received.digest() == expected.digest()
+
+
+def path_mtu(node: Node, destination: str) -> str:
+    """What the node's kernel has learnt about the way to a host."""
+    return node.run(["ip", "route", "get", destination]).stdout
+
+
+@NAT_MODES
+@FAMILIES
+@MAKERS
+@pytest.mark.parametrize("direction", ["upload", "download"])
+def test_path_mtu_discovery(
+    own_lab: Lab, featherlb: Up, driver: str, nat: str, family: int, maker: str, direction: str
+) -> None:
+    lab, upload = own_lab, direction == "upload"
+    make_small(lab, lab.backends[0] if upload else lab.client, family, maker)
+    with (
+        featherlb(lab, *options(lab, family, nat, "tcp")),
+        lab.backends[0].listen("::" if family == V6 else "0.0.0.0", 8080) as listener,
+        lab.client.connect(vip(family), 80) as client,
+        listener.accept()[0] as server,
+    ):
+        server.settimeout(10)
+        source, sink = (client, server) if upload else (server, client)
+        transfer(source, sink, SIZES[driver])
+        sender = lab.client if upload else lab.backends[0]
+        assert f" mtu {SMALL} " in path_mtu(sender, source.getpeername()[0])
+
+
+def udp(node: Node, family: int) -> socket.socket:
+    return node.new_socket(family, socket.SOCK_DGRAM)
+
+
+def connected(node: Node, family: int, remote: tuple[str, int]) -> socket.socket:
+    """A UDP socket that is told of ICMP errors."""
+    new = udp(node, family)
+    new.connect(remote)
+    return new
+
+
+def is_refused(client: socket.socket) -> bool:
+    """Whether a connected UDP socket is told that nobody takes its datagrams."""
+    try:
+        client.send(b"anybody there?")
+        client.recv(1)
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+@NAT_MODES
+@FAMILIES
+def test_port_unreachable_reaches_the_client(
+    lab: Lab, featherlb: Up, nat: str, family: int
+) -> None:
+    with (
+        featherlb(lab, *options(lab, family, nat)),
+        connected(lab.client, family, (vip(family), 80)) as client,
+        connected(lab.balancer, family, (vip(family), 80)) as own,
+    ):
+        assert is_refused(client)
+        assert is_refused(own)
+
+
+@NAT_MODES
+@FAMILIES
+def test_port_unreachable_reaches_the_backend(
+    lab: Lab, featherlb: Up, nat: str, family: int
+) -> None:
+    with featherlb(lab, *options(lab, family, nat)), udp(lab.backends[0], family) as server:
+        server.bind(("", 8080))
+        with connected(lab.client, family, (vip(family), 80)) as client:
+            client.send(b"query")
+            _, peer = server.recvfrom(100)
+            server.connect(peer)
+            server.send(b"answer")
+            assert client.recv(100) == b"answer"
+        assert is_refused(server)
+
+
+@NAT_MODES
+@FAMILIES
+def test_each_worker_gets_the_errors_of_its_flows(
+    lab: Lab, featherlb: Up, nat: str, family: int
+) -> None:
+    with featherlb(lab, *options(lab, family, nat), "--workers", "3"):
+        for _ in range(12):
+            with connected(lab.client, family, (vip(family), 80)) as client:
+                assert is_refused(client)
+        for _ in range(12):
+            with udp(lab.backends[0], family) as server:
+                server.bind(("", 8080))
+                with connected(lab.client, family, (vip(family), 80)) as client:
+                    client.send(b"query")
+                    server.connect(server.recvfrom(100)[1])
+                assert is_refused(server)
+
+
+class IcmpSocket:
+    """What a node's kernel receives of ICMP."""
+
+    def __init__(self, node: Node, family: int) -> None:
+        self._family = family
+        self._protocol = socket.IPPROTO_ICMPV6 if family == V6 else socket.IPPROTO_ICMP
+        self._socket = node.call(socket.socket, family, socket.SOCK_RAW, self._protocol)
+        self._socket.settimeout(10)
+
+    def __enter__(self) -> "IcmpSocket":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def receive(self, *kinds: int) -> tuple[str, bytes]:
+        """The next message of one of these types, and its source."""
+        while True:
+            data, origin = self._socket.recvfrom(1 << 16)
+            message = data if self._family == V6 else data[(data[0] & 15) * 4 :]
+            if message[0] in kinds:
+                return origin[0], message
+
+
+@NAT_MODES
+@FAMILIES
+def test_a_datagram_whose_time_is_exceeded(
+    own_lab: Lab, featherlb: Up, nat: str, family: int
+) -> None:
+    """What traceroute does, hop by hop: the balancer, a router behind it, the end."""
+    lab = own_lab
+    make_router(lab, lab.backends[1], lab.backends[0], family)
+    level, option, exceeded, unreachable = (
+        (socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, 3, 1)
+        if family == V6
+        else (socket.IPPROTO_IP, socket.IP_TTL, 11, 3)
+    )
+    # The VIP is one of its addresses as well.
+    balancer = {vip(family), *(own[family == V6] for own in lab.balancer.addresses.values())}
+    with (
+        featherlb(lab, *options(lab, family, nat)),
+        IcmpSocket(lab.client, family) as errors,
+        udp(lab.client, family) as client,
+    ):
+        client.bind(("", 33434))
+        for hops, kind, sources in (
+            (1, exceeded, balancer),
+            (2, exceeded, {vip(family)}),
+            (3, unreachable, {vip(family)}),
+        ):
+            client.setsockopt(level, option, hops)
+            client.sendto(b"probe", (vip(family), 80))
+            origin, message = errors.receive(exceeded, unreachable)
+            quoted = (IPv6 if family == V6 else IP)(message[8:])
+            assert message[0] == kind
+            assert origin in sources
+            assert (quoted.src, quoted.dst) == (address(lab.client, family), vip(family))
+            assert (quoted[UDP].sport, quoted[UDP].dport) == (33434, 80)
+
+
+@FAMILIES
+def test_the_kernel_answers_ping_for_an_assigned_vip(lab: Lab, featherlb: Up, family: int) -> None:
+    with featherlb(lab, *options(lab, family, "dnat")):
+        lab.client.run(["ping", "-c3", "-i0.2", "-W5", vip(family)])
+
+
+@pytest.mark.parametrize("far", ["192.0.2.1", "2001:db8:ffff::1"])
+def test_featherlb_answers_ping_for_a_vip_of_no_host(lab: Lab, featherlb: Up, far: str) -> None:
+    family = V6 if ":" in far else V4
+    backend = endpoint(address(lab.backends[0], family), 8080)
+    service = ("--vip", endpoint(far, 80), "--backend", backend, "--no-assign")
+    with featherlb(lab, *service):
+        lab.client.run(["ping", "-c3", "-i0.2", "-W5", "-s1000", far])
+        # Others' pings go on as they came.
+        lab.client.run(["ping", "-c1", "-W5", address(lab.backends[0], family)])
+
+
+def test_an_error_of_another_connection_passes_as_it_is(lab: Lab, featherlb: Up) -> None:
+    error = bytes(
+        IP(src=lab.backends[1].address, dst=lab.client.address)
+        / ICMP(type=3, code=3)
+        / IP(src=lab.client.address, dst="198.51.100.1")
+        / UDP(sport=1234, dport=5678)
+    )
+    with (
+        featherlb(lab, *options(lab, V4, "dnat")),
+        IcmpSocket(lab.client, V4) as errors,
+        lab.backends[1].call(
+            socket.socket, socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW
+        ) as wire,
+    ):
+        wire.sendto(error, (lab.client.address, 0))
+        assert errors.receive(3) == (lab.backends[1].address, error[20:])
+
+
+@NAT_MODES
+def test_errors_pass_a_closed_firewall_and_the_kernel_translates_its_own(
+    own_lab: Lab, featherlb: Up, nat: str
+) -> None:
+    """A host that forwards nothing by default, and hides the backends' own connections."""
+    lab = own_lab
+    rules = """\
+*filter
+:FORWARD DROP
+-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A FORWARD -i back -m conntrack --ctstate NEW -j ACCEPT
+COMMIT
+*nat
+-A POSTROUTING -s 10.0.1.0/24 -o front -j MASQUERADE
+COMMIT
+"""
+    lab.balancer.run(["iptables-restore", "--noflush"], input=rules)
+    with (
+        featherlb(lab, *options(lab, V4, nat)),
+        connected(lab.client, V4, (VIP, 80)) as client,
+        connected(lab.backends[1], V4, (lab.client.address, 7)) as hidden,
+    ):
+        assert is_refused(client)
+        assert is_refused(hidden)
+
+
+@ONE_DRIVER
+def test_instances_pass_on_each_others_errors(lab: Lab, featherlb: Up) -> None:
+    other = ("--vip", "10.0.0.11:80/udp", "--backend", f"{lab.backends[1].address}:8080")
+    with featherlb(lab, *options(lab, V4, "dnat")), featherlb(lab, *other):
+        for address in (VIP, "10.0.0.11"):
+            with connected(lab.client, V4, (address, 80)) as client:
+                assert is_refused(client)
