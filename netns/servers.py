@@ -15,7 +15,7 @@ from netns.lab import Node
 
 
 class Server:
-    """A program that runs in a node from `__enter__` to `__exit__`, on one TCP port."""
+    """A program that runs in a node from `__enter__` to `__exit__`, on one port."""
 
     def __init__(self, node: Node, address: str = "0.0.0.0", port: int = 8080) -> None:
         self.node = node
@@ -122,6 +122,34 @@ class Nginx(Server):
     def access_log(self) -> list[str]:
         """Its access log so far, in nginx's `combined` format."""
         return (self.directory / "access.log").read_text().splitlines()
+
+
+class DnsServer(Server):
+    """dnsmasq, over UDP and TCP: the TXT record of who.test is its node's name."""
+
+    def start(self) -> "subprocess.Popen[str]":
+        process = self.node.popen(
+            [
+                *("dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--pid-file="),
+                *("--user=root", "--no-hosts", "--no-resolv", f"--port={self.port}"),
+                f"--txt-record=who.test,{self.node.name}",
+            ],
+            stderr=subprocess.DEVNULL,
+        )
+        # It opens the port for UDP first.
+        wait_until_listening(self.node, process, self.port)
+        return process
+
+
+class Iperf3(Server):
+    """iperf3: control connections and tests over TCP and UDP, all on one port."""
+
+    def start(self) -> "subprocess.Popen[str]":
+        process = self.node.popen(
+            ["iperf3", "--server", "--port", str(self.port)], stdout=subprocess.DEVNULL
+        )
+        wait_until_listening(self.node, process, self.port)
+        return process
 
 
 def wait_until_listening(

@@ -7,6 +7,7 @@ cd "$(dirname "$0")/.."
 venv=${1:-.venv}
 
 packages="iptables conntrack iproute2 procps tcpdump wrk iperf3 curl nginx-light
+  dnsmasq-base bind9-dnsutils ethtool
   libnetfilter-queue-dev gcc python3-dev python3-venv"
 extras=dev
 if [ "${2:-}" = bench ]; then

@@ -1,0 +1,288 @@
+"""UDP through a VIP: whole flows and single datagrams, checksums, super-packets, real programs."""
+
+import json
+import signal
+import socket
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from scapy.layers.inet import IP, UDP
+from scapy.packet import Packet, Raw
+
+from netns import Lab
+from netns.lab import VIP
+from netns.servers import DnsServer, Iperf3
+from tests.netns.command import Featherlb
+from tests.netns.conftest import ONE_DRIVER, Up
+from tests.netns.datagrams import Receivers, open_socket
+from tests.netns.traffic import wait_for
+from tests.netns.wire import Capture, send, with_right_checksums
+
+NAT_MODES = pytest.mark.parametrize("nat", ["dnat", "full"])
+BACKENDS = ("10.0.1.2", "10.0.1.3", "10.0.1.4")
+DNS_PORT, PORT = 5353, 9000
+SERVICE = (VIP, 53)
+# Of linux/udp.h and asm-generic/socket.h; Python has no names for them.
+UDP_SEGMENT, SO_NO_CHECK = 103, 11
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab(backends=3) as lab:
+        yield lab
+
+
+@pytest.fixture
+def receivers(lab: Lab) -> Iterator[Receivers]:
+    with Receivers(lab.backends, PORT) as receivers:
+        yield receivers
+
+
+@pytest.fixture
+def client(lab: Lab) -> Iterator[socket.socket]:
+    """A socket of the client that is connected to the service."""
+    with open_socket(lab.client, (lab.client.address, 0), SERVICE) as client:
+        yield client
+
+
+def options(nat: str = "dnat", port: int = PORT, count: int = 3) -> list[str]:
+    chosen = [f"--backend={address}:{port}" for address in BACKENDS[:count]]
+    return [f"--vip={VIP}:53/udp", f"--nat={nat}", *chosen]
+
+
+def write(path: Path, *settings: str, backends: tuple[str, ...] = BACKENDS) -> None:
+    """A configuration with the service and these further lines."""
+    lines = [
+        "services:",
+        "  - name: dns",
+        f"    vip: {VIP}:53",
+        "    protocol: udp",
+        "    scheduler: rr",
+        *(f"    {setting}" for setting in settings),
+        f"    backends: [{', '.join(f'{address}:{PORT}' for address in backends)}]",
+    ]
+    path.write_text("\n".join(lines) + "\n")
+
+
+@ONE_DRIVER
+@NAT_MODES
+def test_dns_over_udp_and_tcp_at_one_address(lab: Lab, featherlb: Up, nat: str) -> None:
+    def dig(*flags: str) -> str:
+        query = ["dig", "+short", "+tries=1", "+timeout=5", *flags, f"@{VIP}", "who.test", "TXT"]
+        return lab.client.run(query).stdout.strip().strip('"')
+
+    with ExitStack() as servers:
+        for node in lab.backends:
+            servers.enter_context(DnsServer(node, port=DNS_PORT))
+        with featherlb(lab, *options(nat, DNS_PORT), f"--vip={VIP}:53/tcp"):
+            for protocol in ("+notcp", "+tcp"):
+                answers = Counter(dig(protocol) for _ in range(6))
+                assert answers == {"backend1": 2, "backend2": 2, "backend3": 2}, protocol
+
+
+@NAT_MODES
+def test_a_flow_stays_and_further_ones_take_turns(
+    lab: Lab, featherlb: Up, receivers: Receivers, nat: str
+) -> None:
+    seen = []
+    with featherlb(lab, *options(nat)):
+        for _ in range(6):
+            with open_socket(lab.client, (lab.client.address, 0), SERVICE) as client:
+                first, *others = (receivers.exchange(client) for _ in range(3))
+                assert others == [first, first]
+                if nat == "dnat":
+                    assert first.peer == client.getsockname()
+                else:
+                    assert first.peer[0] == lab.balancer.addresses["back"][0]
+            seen.append(first.backend)
+    assert Counter(seen) == {"backend1": 2, "backend2": 2, "backend3": 2}
+
+
+@NAT_MODES
+def test_iperf3_loses_nothing_on_the_way(lab: Lab, featherlb: Up, nat: str) -> None:
+    def lost(address: str, port: int, *direction: str) -> int:
+        # 400 datagrams, 1000 a second.
+        command = ["iperf3", "--udp", "--json", "--client", address, "--port", str(port)]
+        command += ["--bitrate=8M", "--length=1000", "--bytes=400000", "--connect-timeout=5000"]
+        total = json.loads(lab.client.run([*command, *direction]).stdout)["end"]["sum"]
+        assert total["packets"] >= 390
+        return int(total["lost_packets"])
+
+    with (
+        Iperf3(lab.backends[0], port=5201),
+        featherlb(lab, *options(nat, 5201, count=1), f"--vip={VIP}:53/tcp"),
+    ):
+        for direction in ((), ("--reverse",)):
+            # What goes to the backend's own address is forwarded, but not translated.
+            assert lost(VIP, 53, *direction) <= lost(BACKENDS[0], 5201, *direction)
+
+
+@ONE_DRIVER
+@NAT_MODES
+def test_one_packet_spreads_the_datagrams_of_one_socket(
+    lab: Lab,
+    featherlb: Up,
+    receivers: Receivers,
+    client: socket.socket,
+    tmp_path: Path,
+    nat: str,
+) -> None:
+    write(tmp_path / "lb.yaml", f"nat: {nat}", "one_packet: true")
+    with featherlb(lab, "--config", str(tmp_path / "lb.yaml")):
+        seen = Counter(receivers.exchange(client).backend for _ in range(9))
+        assert seen == {"backend1": 3, "backend2": 3, "backend3": 3}
+        # Answers may also come after further queries.
+        for _ in range(3):
+            client.send(b"query")
+        queries = [receivers.receive() for _ in range(3)]
+        for query in reversed(queries):
+            receivers.answer(query, query.backend.encode())
+        assert {client.recv(100) for _ in range(3)} == {b"backend1", b"backend2", b"backend3"}
+
+
+@ONE_DRIVER
+@NAT_MODES
+def test_a_flow_ends_with_the_last_expected_response(
+    lab: Lab,
+    featherlb: Up,
+    receivers: Receivers,
+    client: socket.socket,
+    tmp_path: Path,
+    nat: str,
+) -> None:
+    write(tmp_path / "lb.yaml", f"nat: {nat}", "responses: 1")
+    with featherlb(lab, "--config", str(tmp_path / "lb.yaml")):
+        seen = [receivers.exchange(client).backend for _ in range(6)]
+        assert set(seen[:3]) == {"backend1", "backend2", "backend3"}
+        assert seen == seen[:3] * 2
+        # Two queries of one flow expect two answers.
+        client.send(b"one")
+        one = receivers.receive()
+        client.send(b"two")
+        two = receivers.receive()
+        assert two.backend == one.backend
+        receivers.answer(one, b"1")
+        receivers.answer(two, b"2")
+        assert (client.recv(100), client.recv(100)) == (b"1", b"2")
+        assert receivers.exchange(client).backend != one.backend
+
+
+def reload(running: Featherlb) -> None:
+    start = len(running.log)
+    running.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: "reload" in running.log[start:], "the end of the reload in the log")
+    assert "reloaded" in running.log[start:]
+
+
+@ONE_DRIVER
+@NAT_MODES
+def test_the_flows_of_a_removed_backend_move_at_once(
+    lab: Lab,
+    featherlb: Up,
+    receivers: Receivers,
+    client: socket.socket,
+    tmp_path: Path,
+    nat: str,
+) -> None:
+    path = tmp_path / "lb.yaml"
+    write(path, f"nat: {nat}")
+    with featherlb(lab, "--config", str(path)) as running:
+        first = receivers.exchange(client).backend
+        left = tuple(node.address for node in lab.backends if node.name != first)
+        write(path, f"nat: {nat}", backends=left)
+        reload(running)
+        second = receivers.exchange(client).backend
+        assert second != first
+        assert receivers.exchange(client).backend == second
+        write(path, f"nat: {nat}", backends=())
+        reload(running)
+        client.send(b"query")
+        with pytest.raises(ConnectionRefusedError):
+            client.recv(1)
+
+
+@ONE_DRIVER
+def test_without_a_backend_the_client_is_refused(
+    lab: Lab, featherlb: Up, client: socket.socket
+) -> None:
+    with featherlb(lab, *options(count=0)):
+        client.send(b"query")
+        with pytest.raises(ConnectionRefusedError):
+            client.recv(1)
+        # Each datagram is refused, not only the first one of a flow.
+        client.send(b"query")
+        with pytest.raises(ConnectionRefusedError):
+            client.recv(1)
+
+
+def datagram(packets: list[Packet], source: str) -> Packet | None:
+    """The first UDP datagram from this address."""
+    return next((packet for packet in packets if UDP in packet and packet.src == source), None)
+
+
+@NAT_MODES
+def test_a_datagram_without_a_checksum_stays_so(
+    lab: Lab, featherlb: Up, receivers: Receivers, nat: str
+) -> None:
+    client = lab.client.address
+    query = IP(src=client, dst=VIP) / UDP(sport=4000, dport=53, chksum=0) / Raw(b"unsummed")
+    with (
+        featherlb(lab, *options(nat, count=1)),
+        open_socket(lab.client, (client, 4000), SERVICE) as own,
+        Capture(lab.backends[0], "eth0") as at_backend,
+        Capture(lab.client, "eth0") as at_client,
+    ):
+        send(lab, [bytes(query)])
+        arrival = receivers.receive()
+        assert arrival.data == b"unsummed"
+        receivers.sockets["backend1"].setsockopt(socket.SOL_SOCKET, SO_NO_CHECK, 1)
+        receivers.answer(arrival, b"unsummed as well")
+        assert own.recv(100) == b"unsummed as well"
+        there = datagram(at_backend.packets(BACKENDS[0]), arrival.peer[0])
+        back = datagram(at_client.packets(client), VIP)
+    assert there is not None
+    assert back is not None
+    assert (there[UDP].chksum, back[UDP].chksum) == (0, 0)
+
+
+@NAT_MODES
+def test_udp_segmentation_offload(
+    lab: Lab, featherlb: Up, receivers: Receivers, client: socket.socket, nat: str
+) -> None:
+    """A sender leaves it to the kernel to cut its buffer into datagrams; the balancer may see it
+    uncut, and its devices may leave cutting and summing to the receiver."""
+
+    def offload(state: str) -> None:
+        for device in ("front", "back"):
+            lab.balancer.run(["ethtool", "--offload", device, "tx", state])
+
+    def send_buffers() -> None:
+        for size in (1, 7, 512, 1001, 1400, 1472):
+            data = bytes(n % 251 for n in range(9 * size + (size + 1) // 2))
+            parts = [data[at : at + size] for at in range(0, len(data), size)]
+            for sender, receiver in ((client, server), (server, client)):
+                sender.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, size)
+                sender.send(data)
+                assert [receiver.recv(1 << 16) for _ in parts] == parts
+
+    with featherlb(lab, *options(nat, count=1)):
+        query = receivers.exchange(client)
+        server = receivers.sockets[query.backend]
+        server.connect(query.peer)
+        send_buffers()
+        with (
+            Capture(lab.backends[0], "eth0") as at_backend,
+            Capture(lab.client, "eth0") as at_client,
+        ):
+            # Now the balancer's own kernel has to cut and to sum.
+            offload("off")
+            send_buffers()
+            offload("on")
+            seen = at_backend.packets(BACKENDS[0]) + at_client.packets(lab.client.address)
+    translated = [p for p in seen if UDP in p and p.src in (query.peer[0], VIP) and p.dst != VIP]
+    # Six buffers of ten datagrams in each direction.
+    assert len(translated) == 2 * 6 * 10
+    assert [p for p in translated if bytes(p) != with_right_checksums(p)] == []
