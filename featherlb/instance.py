@@ -19,8 +19,9 @@ from featherlb.changes import Change, add, running, still_fit
 from featherlb.config import Config, ServiceConfig, VipConfig, resolve
 from featherlb.errors import ConfigError, FeatherlbError, HostError
 from featherlb.events import Events
+from featherlb.health import HealthChecks
 from featherlb.messages import Apply, Start
-from featherlb.model import Address, Backend, Endpoint, OnBackendDown, Service
+from featherlb.model import Address, Backend, Endpoint, OnBackendDown, Protocol, Service
 from featherlb.names import Names
 from featherlb.workers import FlowFilter, Workers
 
@@ -30,6 +31,9 @@ QUEUE_LENGTH = 8192
 """Packets that wait in the kernel before it drops; a burst of 0.1 s at 80,000 packets/s."""
 WATCH_INTERVAL = 1.0
 """Seconds between two looks at the workers: whether they answer, and who has flows left."""
+
+HEALTH_INTERVAL = 0.1
+"""Seconds between two changes of the workers' weights because of health."""
 
 LookUp = Callable[[str], Sequence[Address]]
 
@@ -65,10 +69,11 @@ class Instance:
         """As configured, without the changes."""
         self.changes: tuple[Change, ...] = ()
         self.services: tuple[Service, ...] = ()
-        """As the workers serve them."""
+        """As the workers serve them: backends that are down have weight 0."""
         self.reloads = Reloads()
         self.workers = Workers(events)
         self.names = Names()
+        self.health = HealthChecks(events)
         self.options = host.Options()
         self._host = host.Host()
         self._pass_mark = 0
@@ -91,6 +96,7 @@ class Instance:
         self.services, plan = await asyncio.to_thread(
             prepare, config, self.settings.assign, self.names.look_up
         )
+        self.services = self.health.weigh(config, self.services)
         self.options = plan.options
         self._pass_mark = plan.pass_mark or 0
         starts = [
@@ -112,16 +118,19 @@ class Instance:
         await self.workers.start(starts, lambda: Apply(self.services, self._pass_mark, self._code))
         await asyncio.to_thread(self._host.apply, plan)
         self._announce()
+        self.health.follow(config, self.services)
         self._tasks = [
             asyncio.create_task(self._watch()),
             asyncio.create_task(self._keep_time()),
             asyncio.create_task(self._follow_names()),
+            asyncio.create_task(self._follow_health()),
         ]
 
     async def stop(self) -> None:
         """Undo everything. Rules go before the queues do, so nothing meets a dead end."""
         for task in self._tasks:
             task.cancel()
+        await self.health.stop()
         async with self._turn:
             for failure in await asyncio.to_thread(self._host.undo):
                 log.error("%s", failure)
@@ -238,6 +247,7 @@ class Instance:
         look_up = self.names.look_up if fresh else self.names.recall
         before = self.services
         services = await asyncio.to_thread(find_services, wanted, look_up)
+        services = self.health.weigh(wanted, services)
         new_code = {name: text for name, text in code.items() if self._code.get(name) != text}
         touch = fresh or shape(before) != shape(services)
         leaving = self._leaving + departing(before, services)
@@ -260,6 +270,7 @@ class Instance:
             raise
         self.config, self.changes, self.services = config, changes, services
         self._code, self._leaving = code, leaving
+        self.health.follow(wanted, services)
         self._changed.set()
 
     def _update_host(self, services: Sequence[Service]) -> None:
@@ -404,6 +415,35 @@ class Instance:
                 self.events.tell("names-changed", "names have other addresses now")
                 self._announce()
 
+    async def _follow_health(self) -> None:
+        """Keep new flows from backends that are down; do with the old ones what is configured."""
+        while True:
+            await self.health.changed.wait()
+            self.health.changed.clear()
+            # Many that change together are one change, and a failure is not repeated in haste.
+            pause = HEALTH_INTERVAL
+            async with self._turn:
+                try:
+                    await self._go_over(self.config, self.changes)
+                    for name, endpoint in self.health.take_fallen():
+                        await self._end_flows_of_fallen(name, endpoint)
+                except FeatherlbError as error:
+                    log.error("the new state of backends can't be put in force: %s", error)
+                    self.health.changed.set()
+                    pause = WATCH_INTERVAL
+            await asyncio.sleep(pause)
+
+    async def _end_flows_of_fallen(self, name: str, endpoint: Endpoint) -> None:
+        service = next((s for s in self.running_config().services if s.name == name), None)
+        if service is None:
+            return
+        policy = service.on_backend_down
+        # A datagram's sender would wait in vain, and nothing is lost with another backend.
+        if policy is not OnBackendDown.KEEP or service.protocol is Protocol.UDP:
+            await self.workers.end_flows(
+                FlowFilter(service=name, backend=endpoint), reset=policy is OnBackendDown.RESET
+            )
+
     def _announce(self) -> None:
         for service in self.services:
             log.info(
@@ -520,6 +560,8 @@ def _differences(old: ServiceConfig, new: ServiceConfig) -> list[str]:
         was, now = getattr(old, key), getattr(new, key)
         if was != now:
             lines.append(f"{new.name}: {key.replace('_', ' ')} {_text(was)} -> {_text(now)}")
+    if old.health != new.health:
+        lines.append(f"{new.name}: health check changed")
     had = {str(backend): backend for backend in old.backends}
     has = {str(backend): backend for backend in new.backends}
     lines += [f"{new.name}: backend {name} removed" for name in had.keys() - has.keys()]

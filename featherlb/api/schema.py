@@ -91,10 +91,11 @@ class Status(Answer):
 class Backend(Answer):
     backend: str = Field(description="As in the configuration.")
     address: str = Field(description="One of the addresses that it stands for.")
-    state: Literal["up", "drained", "leaving"] = Field(
-        description="`leaving` has left the pool and still has flows."
+    state: Literal["up", "down", "drained", "leaving"] = Field(
+        description="`down` by its health checks; `leaving` has left the pool and still has flows."
     )
-    weight: int
+    failure: str = Field(description="Why its last health check failed; empty if it didn't.")
+    weight: int = Field(description="As configured or changed; down it counts as 0.")
     active: int = Field(description="Open flows, half-open ones included.")
     flows: int = Field(description="Flows since it joined.")
     packets_forward: int

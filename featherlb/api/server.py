@@ -430,13 +430,15 @@ async def services(instance: Instance) -> schema.Services:
         for backend in service.backends:
             for endpoint in instance.endpoints(service, str(backend)):
                 listed.add(endpoint)
+                state: str = instance.health.state(service.name, endpoint) or "up"
                 rows.append(
                     _backend(
                         str(backend),
                         endpoint,
-                        "drained" if (backend.host, backend.port) in resting else "up",
+                        "drained" if (backend.host, backend.port) in resting else state,
                         backend.weight,
                         counts.get((service.name, endpoint)),
+                        instance.health.failure(service.name, endpoint),
                     )
                 )
         leaving = {
@@ -485,13 +487,19 @@ def backend_counts(found: list[Statistics]) -> dict[tuple[str, Endpoint], dict[s
 
 
 def _backend(
-    name: str, endpoint: Endpoint, state: str, weight: int, counts: dict[str, int] | None
+    name: str,
+    endpoint: Endpoint,
+    state: str,
+    weight: int,
+    counts: dict[str, int] | None,
+    failure: str = "",
 ) -> schema.Backend:
     return schema.Backend.model_validate(
         {
             "backend": name,
             "address": str(endpoint),
             "state": state,
+            "failure": failure,
             "weight": weight,
             **(counts or dict.fromkeys(COUNTS, 0)),
         }

@@ -48,5 +48,8 @@ def backends(instance: int | None, output: str) -> None:
             )
         if service.backends:
             print_table(table)
+            for backend in service.backends:
+                if backend.failure:
+                    click.echo(f"  {backend.address}: the last check failed: {backend.failure}")
         else:
             click.echo("  no backend: connections are refused")

@@ -1,0 +1,209 @@
+"""Health checks: new connections avoid backends that are down, and find those that are back."""
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from netns import Lab
+from netns.lab import VIP
+from netns.servers import HttpServer
+from tests.netns.command import Featherlb, run
+from tests.netns.conftest import ONE_DRIVER, Up
+from tests.netns.load import Load
+from tests.netns.traffic import Session, ask, wait_for
+
+pytestmark = ONE_DRIVER
+
+ONE, TWO = BACKENDS = ("10.0.1.2:8080", "10.0.1.3:8080")
+FAST = "interval: 200ms, timeout: 1s"
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with Lab(backends=2) as lab:
+        yield lab
+
+
+@pytest.fixture
+def servers(lab: Lab) -> Iterator[list[ExitStack]]:
+    """An HTTP server on port 8080 of each backend: closing the stack ends it."""
+    stacks = [ExitStack() for _ in lab.backends]
+    for number in range(len(stacks)):
+        serve(lab, stacks, number)
+    yield stacks
+    for stack in stacks:
+        stack.close()
+
+
+def serve(lab: Lab, servers: list[ExitStack], number: int) -> None:
+    servers[number].enter_context(HttpServer(lab.backends[number]))
+
+
+@contextmanager
+def balancing(
+    lab: Lab, featherlb: Up, path: Path, health: str, extra: str = ""
+) -> Iterator[Featherlb]:
+    path.write_text(
+        f"services:\n  - name: web\n    vip: {VIP}:80\n    health: {{{health}}}\n{extra}"
+        f"    backends: [{', '.join(f'{{address: {one}, weight: 3}}' for one in BACKENDS)}]\n"
+    )
+    with featherlb(lab, "--config", str(path)) as running:
+        yield running
+
+
+def backends(lab: Lab) -> dict[str, dict[str, Any]]:
+    done = run(lab.balancer, "backends", "-o", "json")
+    assert done.returncode == 0, done.stderr
+    (service,) = json.loads(done.stdout)["services"]
+    return {one["address"]: one for one in service["backends"]}
+
+
+def told(running: Featherlb, text: str, times: int = 1) -> bool:
+    return running.log.count(text) == times
+
+
+def answering(lab: Lab, count: int = 6) -> set[str]:
+    return {ask(lab.client).backend for _ in range(count)}
+
+
+def test_a_backend_killed_under_load_is_avoided_and_comes_back(
+    lab: Lab, servers: list[ExitStack], featherlb: Up, tmp_path: Path
+) -> None:
+    with balancing(lab, featherlb, tmp_path / "lb.yaml", f"type: tcp, {FAST}") as running:
+        with Load(lab, kept=2, short=4) as load:
+            servers[0].close()
+            wait_for(lambda: told(running, f"{ONE} is down: connection refused"), "its fall")
+            wait_for(lambda: answering(lab, 1) == {"backend2"}, "the others alone")
+            down = backends(lab)[ONE]
+            # The load's own connections that met the dead backend have all been refused by now.
+            wait_for(partial(quiet, load), "an end of the errors")
+            errors = load.latest["errors"]
+            connections = load.latest["connections"]
+            wait_for(lambda: load.latest["connections"] > connections + 100, "connections")
+            assert load.latest["errors"] == errors
+            assert answering(lab) == {"backend2"}
+            serve(lab, servers, 0)
+            wait_for(lambda: told(running, f"{ONE} is up"), "its return")
+            wait_for(lambda: answering(lab, 4) == {"backend1", "backend2"}, "both again")
+            result = load.stop()
+        assert result["errors"] == errors, result
+        assert (down["state"], down["weight"]) == ("down", 3)
+        assert down["failure"] == "connection refused"
+        assert told(running, f"{ONE} is down")
+        up = backends(lab)[ONE]
+        assert (up["state"], up["weight"], up["failure"]) == ("up", 3, "")
+
+
+def quiet(load: Load) -> bool:
+    """Whether no error comes while 100 connections are made."""
+    errors, connections = load.latest["errors"], load.latest["connections"]
+    wait_for(lambda: load.latest["connections"] > connections + 100, "connections")
+    return bool(load.latest["errors"] == errors)
+
+
+def test_connections_are_refused_when_all_are_down(
+    lab: Lab, servers: list[ExitStack], featherlb: Up, tmp_path: Path
+) -> None:
+    health = f"type: http, {FAST}, status: 404"
+    with balancing(lab, featherlb, tmp_path / "lb.yaml", health) as running:
+        for one in BACKENDS:
+            wait_for(partial(told, running, f"{one} is down: status 200"), "its fall")
+        wait_for(lambda: refused(lab), "a refusal")
+        shown = run(lab.balancer, "backends").stdout
+        assert f"{ONE}: the last check failed: status 200" in shown
+
+
+def refused(lab: Lab) -> bool:
+    try:
+        ask(lab.client)
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def test_a_reload_changes_and_ends_checks(
+    lab: Lab, servers: list[ExitStack], featherlb: Up, tmp_path: Path
+) -> None:
+    path = tmp_path / "lb.yaml"
+    with balancing(lab, featherlb, path, f"type: tcp, {FAST}, port: 9, rise: 1") as running:
+        for one in BACKENDS:
+            wait_for(partial(told, running, f"{one} is down: connection refused"), "its fall")
+        path.write_text(path.read_text().replace("port: 9", "port: 8080"))
+        done = run(lab.balancer, "reload", "-o", "json")
+        assert json.loads(done.stdout)["differences"] == ["web: health check changed"]
+        for one in BACKENDS:
+            wait_for(partial(told, running, f"{one} is up"), "its return")
+        wait_for(lambda: answering(lab) == {"backend1", "backend2"}, "both")
+        path.write_text(path.read_text().replace("port: 8080", "port: 9"))
+        run(lab.balancer, "reload")
+        wait_for(partial(told, running, f"{ONE} is down", 2), "another fall")
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(line for line in lines if "health" not in line))
+        assert run(lab.balancer, "reload").returncode == 0
+        assert {one["state"] for one in backends(lab).values()} == {"up"}
+        assert answering(lab) == {"backend1", "backend2"}
+
+
+def test_what_was_never_seen_well_waits_where_it_should(
+    lab: Lab, servers: list[ExitStack], featherlb: Up, tmp_path: Path
+) -> None:
+    servers[0].close()
+    health = f"type: tcp, {FAST}, initial: down"
+    with balancing(lab, featherlb, tmp_path / "lb.yaml", health) as running:
+        wait_for(lambda: told(running, f"{TWO} is up"), "the first result")
+        wait_for(lambda: not refused(lab), "the backend's turn")
+        assert answering(lab) == {"backend2"}
+        assert backends(lab)[ONE]["state"] == "down"
+
+
+@pytest.mark.parametrize("policy", ["keep", "reset"])
+def test_open_flows_of_a_fallen_backend(
+    lab: Lab, servers: list[ExitStack], featherlb: Up, tmp_path: Path, policy: str
+) -> None:
+    """The script fails for the first backend while a file is there; its server lives on."""
+    flag = tmp_path / "sick"
+    command = f'[/bin/sh, -c, "[ $FEATHERLB_ADDRESS != 10.0.1.2 ] || [ ! -e {flag} ]"]'
+    health = f"type: script, command: {command}, {FAST}"
+    extra = f"    on_backend_down: {policy}\n"
+    with (
+        balancing(lab, featherlb, tmp_path / "lb.yaml", health, extra) as running,
+        Session(lab.client) as first,
+        Session(lab.client) as second,
+    ):
+        by_backend = {session.ask().backend: session for session in (first, second)}
+        flag.touch()
+        wait_for(lambda: told(running, f"{ONE} is down: exit code 1"), "its fall")
+        if policy == "reset":
+            with pytest.raises(ConnectionResetError):
+                by_backend["backend1"].socket.recv(1)
+        else:
+            wait_for(lambda: backends(lab)[ONE]["state"] == "down", "its state")
+            assert by_backend["backend1"].ask().backend == "backend1"
+        assert by_backend["backend2"].ask().backend == "backend2"
+        flag.unlink()
+        wait_for(lambda: told(running, f"{ONE} is up"), "its return")
+
+
+def test_a_backend_that_flaps_stays_down_longer(
+    lab: Lab, servers: list[ExitStack], featherlb: Up, tmp_path: Path
+) -> None:
+    """Each check changes its mind: after the first fall, good results never come in a row."""
+    flag = tmp_path / "turn"
+    toggle = f"if [ -e {flag} ]; then rm {flag}; else touch {flag}; exit 1; fi"
+    command = f'[/bin/sh, -c, "[ $FEATHERLB_ADDRESS != 10.0.1.2 ] || {{ {toggle}; }}"]'
+    count = tmp_path / "count"
+    command = command.replace("if [", f"echo >> {count}; if [")
+    with balancing(
+        lab, featherlb, tmp_path / "lb.yaml", f"type: script, command: {command}, {FAST}"
+    ) as running:
+        wait_for(
+            lambda: count.exists() and len(count.read_text()) >= 12, "a dozen checks", timeout=20
+        )
+        assert told(running, f"{ONE} is down: exit code 1")
+        assert told(running, f"{ONE} is up", 0)
+        assert answering(lab) == {"backend2"}
