@@ -121,11 +121,14 @@ def wait_for(condition: Callable[[], bool], what: str, timeout: float = 10) -> N
 
 
 @contextmanager
-def pair(lab: Lab, vip: str, backend_port: int) -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Both ends of a connection through VIP:80: the client's, and the one that the first
+def pair(
+    lab: Lab, vip: str, backend_port: int, port: int = 80
+) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Both ends of a connection through the VIP's port: the client's, and the one that the first
     backend accepted on `backend_port`."""
-    with lab.backends[0].listen("0.0.0.0", backend_port) as listener:
-        client = lab.client.connect(vip, 80)
+    everywhere = "::" if ":" in vip else "0.0.0.0"
+    with lab.backends[0].listen(everywhere, backend_port) as listener:
+        client = lab.client.connect(vip, port)
         server, _ = listener.accept()
     server.settimeout(10)
     with client, server:
