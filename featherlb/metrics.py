@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 from featherlb import __version__
 from featherlb.instance import Instance
 from featherlb.messages import WorkerStatistics
+from featherlb.model import Health
 
 _RESULTS = ("translated", "passed", "dropped")
 _BACKEND_COUNTERS = {
@@ -168,8 +169,13 @@ class Snapshot(Collector):
             "Bytes translated, IP headers included.",
             labels=[*labels, "direction"],
         )
+        up = GaugeMetricFamily(
+            "featherlb_backend_up", "0 if its health checks say that it is down.", labels=labels[1:]
+        )
         for service in self._instance.services:
             for backend in service.backends:
+                state = self._instance.health.state(service.name, backend.endpoint)
+                up.add_metric([service.name, str(backend)], state is not Health.DOWN)
                 weight.add_metric([service.name, str(backend)], backend.weight)
         for number, one in enumerate(self._workers):
             for stats in one.core.backends:
@@ -182,6 +188,7 @@ class Snapshot(Collector):
                     volume.add_metric([*values, direction], getattr(stats, f"bytes_{direction}"))
         yield active
         yield weight
+        yield up
         yield from counters.values()
         yield packets
         yield volume
