@@ -229,8 +229,14 @@ def test_a_later_instance_sees_replies_first(balancer: Node, flavour: str) -> No
     ]
     # What one instance has passed on is not for itself again, and not for those in front of it.
     assert [rule for rule in rules if "RETURN" in rule] == [
-        *(f"-A FEATHERLB-MANGLE-1 -m mark --mark {0xFEA70000 + i:#x} -j RETURN" for i in (0, 1)),
-        *(f"-A FEATHERLB-MANGLE-2 -m mark --mark {0xFEA70000 + i:#x} -j RETURN" for i in (0, 1, 2)),
+        *(
+            f"-A FEATHERLB-MANGLE-1 -m mark --mark {0xFEA70001 + 2 * i:#x} -j RETURN"
+            for i in (0, 1)
+        ),
+        *(
+            f"-A FEATHERLB-MANGLE-2 -m mark --mark {0xFEA70001 + 2 * i:#x} -j RETURN"
+            for i in (0, 1, 2)
+        ),
     ]
     for owner in owners:
         owner.stop()
