@@ -14,6 +14,7 @@ from netns.lab import VIP
 from netns.servers import HttpServer
 from tests.netns.command import Featherlb, run
 from tests.netns.conftest import ONE_DRIVER, Up
+from tests.netns.datagrams import Receivers, open_socket
 from tests.netns.load import Load
 from tests.netns.traffic import Session, ask, wait_for
 
@@ -71,6 +72,16 @@ def answering(lab: Lab, count: int = 6) -> set[str]:
     return {ask(lab.client).backend for _ in range(count)}
 
 
+def reachable(lab: Lab) -> bool:
+    """Whether each of a few connections in a row is made at once."""
+    try:
+        for _ in range(4):
+            lab.client.connect(VIP, 80, timeout=0.5).close()
+    except OSError:
+        return False
+    return True
+
+
 def test_a_backend_killed_under_load_is_avoided_and_comes_back(
     lab: Lab, servers: list[ExitStack], featherlb: Up, tmp_path: Path
 ) -> None:
@@ -78,7 +89,7 @@ def test_a_backend_killed_under_load_is_avoided_and_comes_back(
         with Load(lab, kept=2, short=4) as load:
             servers[0].close()
             wait_for(lambda: told(running, f"{ONE} is down: connection refused"), "its fall")
-            wait_for(lambda: answering(lab, 1) == {"backend2"}, "the others alone")
+            wait_for(lambda: reachable(lab), "the others alone")
             down = backends(lab)[ONE]
             # The load's own connections that met the dead backend have all been refused by now.
             wait_for(partial(quiet, load), "an end of the errors")
@@ -156,7 +167,7 @@ def test_what_was_never_seen_well_waits_where_it_should(
     health = f"type: tcp, {FAST}, initial: down"
     with balancing(lab, featherlb, tmp_path / "lb.yaml", health) as running:
         wait_for(lambda: told(running, f"{TWO} is up"), "the first result")
-        wait_for(lambda: not refused(lab), "the backend's turn")
+        wait_for(lambda: reachable(lab), "the backend's turn")
         assert answering(lab) == {"backend2"}
         assert backends(lab)[ONE]["state"] == "down"
 
@@ -187,6 +198,52 @@ def test_open_flows_of_a_fallen_backend(
         assert by_backend["backend2"].ask().backend == "backend2"
         flag.unlink()
         wait_for(lambda: told(running, f"{ONE} is up"), "its return")
+
+
+def test_datagrams_leave_a_fallen_backend_at_once(lab: Lab, featherlb: Up, tmp_path: Path) -> None:
+    """Though its flows are kept otherwise: the client's socket stays the same."""
+    health = f"type: udp, send: check, {FAST}"
+    with (
+        Receivers(lab.backends, 8080) as receivers,
+        balancing(lab, featherlb, tmp_path / "lb.yaml", health, "    protocol: udp\n") as running,
+        open_socket(lab.client, ("0.0.0.0", 0)) as client,
+    ):
+
+        def serving() -> str:
+            client.sendto(b"question", (VIP, 80))
+            while (arrival := receivers.receive()).data != b"question":
+                pass
+            return arrival.backend
+
+        first = serving()
+        assert serving() == first
+        place = f"{next(node.address for node in lab.backends if node.name == first)}:8080"
+        receivers.sockets.pop(first).close()
+        wait_for(lambda: told(running, f"{place} is down: connection refused"), "its fall")
+        wait_for(lambda: flows(lab, place) == 0, "the end of its flows")
+        assert serving() != first
+        assert told(running, " is down: ")
+
+
+def flows(lab: Lab, backend: str) -> int:
+    done = run(lab.balancer, "flows", "--backend", backend, "-o", "json")
+    assert done.returncode == 0, done.stderr
+    return len(done.stdout.splitlines())
+
+
+def test_a_silent_backend_is_avoided(
+    lab: Lab, servers: list[ExitStack], featherlb: Up, tmp_path: Path
+) -> None:
+    health = "type: tcp, interval: 200ms, timeout: 300ms"
+    with balancing(lab, featherlb, tmp_path / "lb.yaml", health) as running:
+        drop = ["INPUT", "-p", "tcp", "--dport", "8080", "-j", "DROP"]
+        lab.backends[0].run(["iptables", "-A", *drop])
+        wait_for(lambda: told(running, f"{ONE} is down: no answer within 0.3 s"), "its fall")
+        wait_for(lambda: reachable(lab), "the others alone")
+        assert answering(lab) == {"backend2"}
+        lab.backends[0].run(["iptables", "-D", *drop])
+        wait_for(lambda: told(running, f"{ONE} is up"), "its return")
+        wait_for(lambda: answering(lab, 4) == {"backend1", "backend2"}, "both again")
 
 
 def test_a_backend_that_flaps_stays_down_longer(
