@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from ipaddress import ip_address
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 from featherlb.config.types import Host
 from featherlb.core.scheduler import canonical_name
@@ -220,9 +221,14 @@ def http_path(value: object) -> str:
 def http_host(value: object) -> str:
     """What stands in a Host header: a name or an address, with a port if need be."""
     word = text(value, "a name such as www.example.org")
-    if not re.fullmatch(r"[A-Za-z0-9._:\[\]-]{1,255}", word):
-        raise ValueError(f"{quote(word)} is no host (expected a name such as www.example.org)")
-    return word
+    try:
+        parts = urlsplit(f"//{word}")
+        if parts.netloc == word and "@" not in word and parts.port != 0:
+            host(parts.hostname or "")
+            return word
+    except ValueError:
+        pass
+    raise ValueError(f"{quote(word)} is no host (expected a name such as www.example.org)")
 
 
 def http_status(value: object) -> StatusRange:

@@ -10,6 +10,7 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from urllib.parse import urlsplit
 
 import aiohttp
 from yarl import URL
@@ -55,7 +56,7 @@ async def _tcp(check: HealthCheck, backend: Endpoint) -> None:
 async def _http(check: HealthCheck, backend: Endpoint) -> None:
     place = join_host_port(str(backend.address), backend.port)
     url = URL(f"{check.type}://{place}{check.path}", encoded=True)
-    name = check.host.rpartition(":")[0] or check.host if check.host else None
+    name = urlsplit(f"//{check.host}").hostname if check.host else None
     async with (
         aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(force_close=True),

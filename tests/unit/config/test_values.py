@@ -74,3 +74,16 @@ def test_long_words_are_shortened_in_messages() -> None:
     with pytest.raises(ValueError, match=r"^'x{60}'… is no name") as raised:
         values.name("x" * 10_000)
     assert len(str(raised.value)) < 200
+
+
+@pytest.mark.parametrize("text", ["www.example.org", "a:8080", "10.0.0.1", "[2001:db8::1]:80"])
+def test_http_hosts(text: str) -> None:
+    assert values.http_host(text) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["a..b", "a/b", "a b", "u@a", "a:0", "a:x", "::1", "x" * 64, "a?b"]
+)
+def test_what_is_no_http_host(text: str) -> None:
+    with pytest.raises(ValueError, match=r"is no host \(expected a name such as www.example.org\)"):
+        values.http_host(text)
