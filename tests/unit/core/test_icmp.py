@@ -132,12 +132,15 @@ def test_an_error_is_the_one_about_the_original(
         rest,
         translated[:size] + (extension if size >= len(translated) else b""),
     )
+    # Half a checksum can't be updated: the byte stays as the router saw it.
+    halved = path_of[2] is Protocol.TCP and quoted == 9
+    shown = original[: size - 1] + translated[size - 1 : size] if halved else original[:size]
     expected = message(
         path.seen_from(about_reply),
         parse(original).src,
         *TYPES[path.version][kind],
         rest,
-        original[:size] + (extension if size >= len(translated) else b""),
+        shown + (extension if size >= len(translated) else b""),
     )
     outcome = path.world.handle(given_error, path.hook(about_reply))
     assert outcome.reason is Reason.ICMP_ERROR
