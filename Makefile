@@ -1,6 +1,8 @@
 # Every target sets up what it needs first (Debian packages as root, a virtual environment in .venv).
 VENV ?= .venv
 PYTHON = $(VENV)/bin/python
+# A process per core, each with whole files: they share labs and instances.
+PARALLEL = -n auto --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test unit netns-test check fmt bench bench-core lab-up lab-down clean
@@ -15,8 +17,8 @@ demo: setup ## balance real connections in network namespaces, with a live table
 	$(VENV)/bin/featherlb demo
 
 test: setup ## all tests, with the packet path compiled and interpreted; kernel tests need root
-	$(PYTHON) -m pytest
-	FEATHERLB_PURE=1 $(PYTHON) -m pytest tests/unit
+	$(PYTHON) -m pytest $(PARALLEL)
+	FEATHERLB_PURE=1 $(PYTHON) -m pytest $(PARALLEL) tests/unit
 
 unit: setup ## only the tests that need neither root nor a kernel
 	$(PYTHON) -m pytest tests/unit
