@@ -3,11 +3,17 @@
 import functools
 import os
 import shutil
+import signal
 import subprocess
 
 import pytest
 
 PROGRAMS = ("ip", "unshare", "iptables", "ip6tables", "iptables-legacy", "ss", "nginx")
+
+
+# A shell that starts the tests in the background has SIGINT ignored, and every program that a test
+# starts would inherit that; some tests interrupt theirs as a terminal would.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @functools.cache
