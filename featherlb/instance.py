@@ -502,7 +502,14 @@ def load_schedulers(config: Config, loaded: Mapping[str, bytes]) -> dict[str, by
 def shape(services: Sequence[Service]) -> frozenset[object]:
     """What the host has to know of services: all but the weights."""
     return frozenset(
-        (service.name, service.protocol, service.vips, service.nat, backend and backend.endpoint)
+        (
+            service.name,
+            service.protocol,
+            service.vips,
+            service.nat,
+            service.datapath,
+            backend and backend.endpoint,
+        )
         for service in services
         for backend in (*service.backends, None)
     )
@@ -556,7 +563,15 @@ def describe(before: Config, after: Config) -> list[str]:
 
 def _differences(old: ServiceConfig, new: ServiceConfig) -> list[str]:
     lines = []
-    for key in ("vips", "protocol", "scheduler", "nat", "source_addresses", "on_backend_down"):
+    for key in (
+        "vips",
+        "protocol",
+        "scheduler",
+        "nat",
+        "datapath",
+        "source_addresses",
+        "on_backend_down",
+    ):
         was, now = getattr(old, key), getattr(new, key)
         if was != now:
             lines.append(f"{new.name}: {key.replace('_', ' ')} {_text(was)} -> {_text(now)}")

@@ -264,6 +264,7 @@ class Service:
     backends: tuple[Backend, ...] = ()
     scheduler: str = "round-robin"
     nat: NatMode = NatMode.DNAT
+    datapath: Datapath = Datapath.NFQUEUE
     one_packet: bool = False
     """UDP: every datagram is scheduled anew (ipvsadm --ops)."""
     responses: int | None = None

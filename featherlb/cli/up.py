@@ -52,9 +52,7 @@ class _JsonFormatter(logging.Formatter):
 @click.option(
     "--datapath",
     type=click.Choice([str(datapath) for datapath in Datapath]),
-    default=str(Datapath.NFQUEUE),
-    show_default=True,
-    help="How packets get to featherlb.",
+    help="How packets get to featherlb; nfqueue where nothing else is said.",
 )
 @click.option(
     "--driver",
@@ -83,7 +81,7 @@ def up(
     backends: tuple[str, ...],
     scheduler: str | None,
     nat: str | None,
-    datapath: str,
+    datapath: str | None,
     driver: str | None,
     workers: int | None,
     fail_open: bool,
@@ -105,7 +103,7 @@ def up(
         plugins.load_entry_points()
         path = config_path or find_config()
         base = load(path) if path else None
-        config = from_command_line(vips, backends, picked, nat, base)
+        config = from_command_line(vips, backends, picked, nat, datapath, base)
         if driver:
             config = replace(config, driver=Driver(driver))
         if workers:

@@ -24,6 +24,7 @@ def from_command_line(
     backends: Sequence[str],
     scheduler: str | None,
     nat: str | None,
+    datapath: str | None,
     base: Config | None,
 ) -> Config:
     """The configuration that `up` runs; ConfigError with every fault of the options.
@@ -50,9 +51,16 @@ def from_command_line(
     pool = read("--backend", backends, _backend)
     schedulers = read("--scheduler", _maybe(scheduler), lambda word, _: values.scheduler(word))
     modes = read("--nat", _maybe(nat), lambda word, _: values.nat(word))
+    paths = read("--datapath", _maybe(datapath), lambda word, _: values.datapath(word))
     config = base or Config()
     if not vips:
-        for option, value in (("--backend", backends), ("--scheduler", scheduler), ("--nat", nat)):
+        options = {
+            "--backend": backends,
+            "--scheduler": scheduler,
+            "--nat": nat,
+            "--datapath": datapath,
+        }
+        for option, value in options.items():
             if value:
                 text = "it is not clear for which service (name it with --vip IP:PORT)"
                 faults.append(Fault(Origin("", 0, option), text))
@@ -74,6 +82,8 @@ def from_command_line(
         if modes:
             sources = service.source_addresses if modes[0] is NatMode.FULL else ()
             service = replace(service, nat=modes[0], source_addresses=sources)
+        if paths:
+            service = replace(service, datapath=paths[0])
         services[position] = service
     config = replace(config, services=tuple(services))
     refuse([*faults, *checks.check(config)])

@@ -83,6 +83,7 @@ def _service(service: ServiceConfig) -> model.Service:
         ),
         scheduler=service.scheduler,
         nat=service.nat,
+        datapath=service.datapath,
         one_packet=service.one_packet,
         responses=service.responses,
         mss=service.mss,

@@ -30,6 +30,7 @@ from featherlb.config.types import Config, Host
 from featherlb.model import (
     Address,
     CheckType,
+    Datapath,
     Driver,
     Endpoint,
     Health,
@@ -145,6 +146,7 @@ class ServiceEntry(_Strict):
     protocol: Annotated[Protocol, PlainValidator(values.protocol)] = Protocol.TCP
     scheduler: Annotated[str, PlainValidator(values.scheduler)] = "round-robin"
     nat: Annotated[NatMode, PlainValidator(values.nat)] = NatMode.DNAT
+    datapath: Annotated[Datapath, PlainValidator(values.datapath)] = Datapath.NFQUEUE
     source_addresses: list[_SourceAddress] = []
     persistence: PersistenceEntry | None = None
     mss: Annotated[int | None, PlainValidator(values.integer(88, 65535))] = None

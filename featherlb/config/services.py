@@ -61,6 +61,7 @@ def _service(entry: schema.ServiceEntry, document: Document, path: Path) -> Serv
         protocol=entry.protocol,
         scheduler=entry.scheduler,
         nat=entry.nat,
+        datapath=entry.datapath,
         one_packet=entry.one_packet,
         responses=entry.responses,
         mss=entry.mss,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from featherlb.config.faults import Origin
 from featherlb.model import (
     Address,
+    Datapath,
     Driver,
     Endpoint,
     HealthCheck,
@@ -78,6 +79,7 @@ class ServiceConfig:
     protocol: Protocol = Protocol.TCP
     scheduler: str = "round-robin"
     nat: NatMode = NatMode.DNAT
+    datapath: Datapath = Datapath.NFQUEUE
     one_packet: bool = False
     responses: int | None = None
     mss: int | None = None

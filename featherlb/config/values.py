@@ -16,6 +16,7 @@ from featherlb.core.scheduler import canonical_name
 from featherlb.model import (
     Address,
     CheckType,
+    Datapath,
     Driver,
     Endpoint,
     Health,
@@ -263,6 +264,7 @@ nat = one_of({str(choice): choice for choice in NatMode})
 on_backend_down = one_of({str(choice): choice for choice in OnBackendDown})
 check_type = one_of({str(choice): choice for choice in CheckType})
 health = one_of({str(choice): choice for choice in Health})
+datapath = one_of({str(choice): choice for choice in Datapath})
 driver = one_of({str(choice): choice for choice in Driver})
 strategy = one_of({choice: canonical_name(choice) for choice in ("roundrobin", "random", "iphash")})
 """The strategies of the Go featherlb, as names of schedulers."""

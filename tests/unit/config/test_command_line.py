@@ -31,8 +31,9 @@ def run(
     scheduler: str | None = None,
     nat: str | None = None,
     base: Config | None = None,
+    datapath: str | None = None,
 ) -> Config:
-    return from_command_line(vips, backends, scheduler, nat, base)
+    return from_command_line(vips, backends, scheduler, nat, datapath, base)
 
 
 def pool(service: ServiceConfig) -> list[tuple[str, int]]:
