@@ -43,6 +43,11 @@ class Datapath(StrEnum):
     """How packets reach the packet processor."""
 
     NFQUEUE = "nfqueue"
+    """Every packet passes an NFQUEUE."""
+    RAW = "raw"
+    """Whole frames over AF_PACKET sockets, past the kernel's routing and netfilter."""
+    OFFLOAD = "offload"
+    """The packet that opens a flow passes an NFQUEUE, the kernel's conntrack carries the rest."""
 
 
 class Driver(StrEnum):

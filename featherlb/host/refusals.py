@@ -13,7 +13,7 @@ from featherlb.drivers import iptables, journal, neighbours, network, sockets, s
 from featherlb.errors import HostError
 from featherlb.host.plan import Facts, Options, source_entries, subnet_interface
 from featherlb.host.survey import require_privileges
-from featherlb.model import Address, Backend, NatMode, Protocol, Service, Vip
+from featherlb.model import Address, Backend, Datapath, NatMode, Protocol, Service, Vip
 
 NOWHERE = ""
 """Instead of an interface's name: no route leads to the address."""
@@ -62,6 +62,11 @@ def _check_kernel(services: Sequence[Service], options: Options) -> None:
 def _check_services(services: Sequence[Service]) -> None:
     vips = list(_vips(services))
     for service in services:
+        if service.datapath is not Datapath.NFQUEUE:
+            raise HostError(
+                f"service '{service.name}' asks for the datapath {service.datapath}, which is not"
+                " there yet: use nfqueue"
+            )
         for backend in service.backends:
             for _, protocol, vip in vips:
                 if protocol is service.protocol and _serves(vip, backend):
