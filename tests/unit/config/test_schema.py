@@ -10,8 +10,8 @@ SERVICE = "services:\n- vip: 10.0.0.10:80\n"
 BACKENDS = f"{SERVICE}  backends:\n"
 
 SERVICE_KEYS = (
-    "name, vip, protocol, scheduler, nat, datapath, source_addresses, persistence, mss, one_packet, "
-    "responses, on_backend_down, health, backends"
+    "name, vip, protocol, scheduler, nat, datapath, source_addresses, persistence, mss, "
+    "one_packet, responses, on_backend_down, health, backends"
 )
 FILE_KEYS = (
     "services, queue, workers, fail_open, driver, hash_key, max_flows, timeouts, "
