@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from featherlb.core.balancer import FlowRecords, Statistics
 from featherlb.drivers.base import QueueCounters
-from featherlb.model import Driver, Service, Timeouts
+from featherlb.model import Driver, Paths, Service, Timeouts
 
 _BUFFER = 4 << 20
 """Bytes of kernel memory per direction; a message must fit into it."""
@@ -48,6 +48,16 @@ class Apply:
     services: tuple[Service, ...]
     pass_mark: int
     schedulers: dict[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SetPaths:
+    """To the worker: where the frames of the raw datapath go now. It answers `Applied`.
+
+    It follows the first `Apply`, and comes again whenever the picture changes.
+    """
+
+    paths: Paths
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +137,7 @@ class Ended:
     count: int
 
 
-ToWorker = Start | Apply | GetStatistics | GetFlows | EndFlows
+ToWorker = Start | Apply | SetPaths | GetStatistics | GetFlows | EndFlows
 FromWorker = Ready | Applied | Failed | Log | WorkerStatistics | FlowPage | Ended
 
 

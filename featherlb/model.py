@@ -4,11 +4,13 @@ Imports only the standard library's value modules. The words are the same in YAM
 command line, in logs and in tests.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag, StrEnum
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
 
 
 class Protocol(IntEnum):
@@ -289,3 +291,38 @@ class Timeouts:
     closed: float = 10.0
     udp_one_way: float = 30.0
     udp_two_way: float = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """An Ethernet interface that the raw datapath uses; its MAC `address` and `mtu` in bytes."""
+
+    index: int
+    name: str
+    address: bytes
+    mtu: int
+
+
+@dataclass(frozen=True, slots=True)
+class NextHop:
+    """Where a frame goes: out of which link (its interface index), to which MAC address.
+
+    `address` is None as long as the neighbour does not answer, or its link is down.
+    """
+
+    link: int
+    address: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Where the frames of the raw datapath go: a whole picture, that replaces the one before.
+
+    `next_hops` are the backends', by address. `routes` lead to clients, the longest prefix
+    first: one counts where its link is not the one that the client's packet came in by; else a
+    reply goes back by the link, and to the MAC address, that the client's packets come from.
+    """
+
+    links: tuple[Link, ...] = ()
+    next_hops: Mapping[Address, NextHop] = field(default_factory=dict)
+    routes: tuple[tuple[Network, NextHop], ...] = ()

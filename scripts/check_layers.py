@@ -26,7 +26,7 @@ INTERNAL = {
 
 STDLIB = {
     "errors": ("collections.abc",),
-    "model": ("dataclasses", "enum", "ipaddress"),
+    "model": ("collections.abc", "dataclasses", "enum", "ipaddress"),
     "core": (
         "abc",
         "array",
