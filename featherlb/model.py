@@ -318,11 +318,14 @@ class NextHop:
 class Paths:
     """Where the frames of the raw datapath go: a whole picture, that replaces the one before.
 
-    `next_hops` are the backends', by address. `routes` lead to clients, the longest prefix
-    first: one counts where its link is not the one that the client's packet came in by; else a
-    reply goes back by the link, and to the MAC address, that the client's packets come from.
+    `next_hops` are the backends', by address; one that isn't there has no route. `routes` lead to
+    clients, the longest prefix first: one counts where its link is not the one that the client's
+    packet came in by, and its address is known (it isn't where clients are on the link itself).
+    Else a reply goes back by the link, and to the MAC address, that the client's packets come
+    from. `addresses` are this host's own: what a wildcard VIP stands for.
     """
 
     links: tuple[Link, ...] = ()
     next_hops: Mapping[Address, NextHop] = field(default_factory=dict)
     routes: tuple[tuple[Network, NextHop], ...] = ()
+    addresses: frozenset[Address] = frozenset()
