@@ -119,7 +119,8 @@ class Worker:
                 records = self._balancer.copy_records(first, count, time.monotonic())
                 self._channel.send(FlowPage(records))
             case EndFlows(flows, reset):
-                ended = sum(self._balancer.end_flow(it.record, it.key, reset) for it in flows)
+                now = time.monotonic()
+                ended = sum(self._balancer.end_flow(it.record, it.key, reset, now) for it in flows)
                 for packet in self._balancer.take_crafted():
                     self._sender.send(packet)
                 self._channel.send(Ended(ended))

@@ -15,7 +15,7 @@ cdef Py_ssize_t EVENTS, COUNTERS
 cdef unsigned char[::1] NEXT_STATE, IS_ACTIVE, IS_REUSABLE
 cdef int EVENT_SYN, EVENT_SYN_ACK, EVENT_FIN, EVENT_RST, EVENT_ACK
 cdef int CLOSED
-cdef int NEW, SYN_SENT, ESTABLISHED, INPUT, UDP_ONE_WAY, UDP_TWO_WAY, PREROUTING, OUTPUT, TRUNCATED, PASS, REWRITTEN, DROP
+cdef int NEW, SYN_SENT, SYN_RETRIED, ESTABLISHED, INPUT, UDP_ONE_WAY, UDP_TWO_WAY, PREROUTING, OUTPUT, TRUNCATED, PASS, REWRITTEN, DROP
 cdef int NOT_READY, ICMP_ERROR, BAD_CHECKSUM, ECHO
 cdef int TRUNCATED_REASON, NOT_OURS, NO_BACKEND, NO_FLOW, NO_SOURCE_PORT, TUPLE_IN_USE
 
@@ -23,7 +23,7 @@ cdef int TRUNCATED_REASON, NOT_OURS, NO_BACKEND, NO_FLOW, NO_SOURCE_PORT, TUPLE_
 cdef class Balancer:
     cdef readonly FlowTable flows
     cdef readonly Packet packet, quoted
-    cdef readonly object source_ports
+    cdef readonly object source_ports, ended
     cdef readonly Py_ssize_t evicted
     cdef readonly int refusal
     cdef public list crafted

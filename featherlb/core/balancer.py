@@ -15,6 +15,7 @@ from ipaddress import IPv4Address, IPv6Address
 import cython
 
 from featherlb.core.craft import echo_reply, flow_reset, has_sender, port_unreachable, tcp_reset
+from featherlb.core.ended import EndedConnections
 from featherlb.core.flow import FlowTable
 from featherlb.core.packet import Packet
 from featherlb.core.pool import Pool
@@ -102,6 +103,7 @@ EVENT_SYN, EVENT_SYN_ACK, EVENT_FIN, EVENT_RST, EVENT_ACK = (int(event) for even
 
 NEW = int(State.NEW)
 SYN_SENT = int(State.SYN_SENT)
+SYN_RETRIED = int(State.SYN_RETRIED)
 ESTABLISHED = int(State.ESTABLISHED)
 CLOSED = int(State.CLOSED)
 UDP_ONE_WAY = int(State.UDP_ONE_WAY)
@@ -124,9 +126,10 @@ PASS = int(Verdict.PASS)
 REWRITTEN = int(Verdict.REWRITTEN)
 DROP = int(Verdict.DROP)
 
-COUNTERS = 8
+COUNTERS = 9
 """Per member: packets and bytes forward, packets and bytes of replies, flows opened, connections
-reset by the backend, connections that it refused, SYNs that it never answered."""
+reset by the backend, connections that it refused, SYNs that it never answered, and those that it
+left without an answer until the client sent them again."""
 KEY_BYTES = 73
 """Of a record: both keys, ports and protocol, which say which flow it is."""
 
@@ -153,7 +156,7 @@ class BackendStats:
     """Counts of one backend since it joined the pool.
 
     `resets` are RSTs in open connections, `refused` RSTs in answer to a SYN, `syn_timeouts`
-    connections that it never answered.
+    connections that it never answered, `syn_retries` those whose client had to send the SYN again.
     """
 
     service: str
@@ -163,6 +166,7 @@ class BackendStats:
     resets: int
     refused: int
     syn_timeouts: int
+    syn_retries: int
     packets_forward: int
     bytes_forward: int
     packets_reply: int
@@ -259,6 +263,7 @@ class Balancer:
         self._addresses: set[tuple[int, int]] = set()
         self._wildcards = False
         self._adopt_until = adopt_until
+        self.ended = EndedConnections()
         self._adoptable: dict[tuple[int, int, int], list[tuple[Pool, int, int, int]]] = {}
 
     # Doors
@@ -344,7 +349,7 @@ class Balancer:
             flow = self.flows.expired(ticks)
             if not flow:
                 return False
-            if self.flows.u8[flow * 128 + STATE] == SYN_SENT:
+            if self.flows.u8[flow * 128 + STATE] in (SYN_SENT, SYN_RETRIED):
                 self.counters[self.flows.u16[flow * 64 + MEMBER] * COUNTERS + 7] += 1
             self.close(flow)
         return True
@@ -391,7 +396,7 @@ class Balancer:
             return True
         if not self.retired[self.flows.u16[flow * 64 + MEMBER]]:
             return False
-        return state in (SYN_SENT, UDP_ONE_WAY, UDP_TWO_WAY)
+        return state in (SYN_SENT, SYN_RETRIED, UDP_ONE_WAY, UDP_TWO_WAY)
 
     def open(self, hook: int, info: int, ticks: int) -> int:
         """A flow for the parsed packet; 0 if there is to be none, and `refusal` is the verdict."""
@@ -406,12 +411,12 @@ class Balancer:
             return 0
 
         # 4. Mid-stream: join it where the same backend is certain to be chosen again.
-        if (
-            packet.protocol == TCP
-            and packet.flags != SYN
-            and (packet.flags & SYN or not pool.adopts)
-        ):
-            return self.refuse(NO_FLOW, ticks)
+        if packet.protocol == TCP and (packet.flags != SYN or self.ended):
+            key = (packet.src_high, packet.src_low, packet.dst_high, packet.dst_low, packet.ports)
+            if packet.flags == SYN:
+                self.ended.forget(key)
+            elif packet.flags & SYN or not pool.adopts or self.ended.holds(key, ticks):
+                return self.refuse(NO_FLOW, ticks)
 
         # 3. Schedule.
         member = pool.pick(
@@ -468,6 +473,9 @@ class Balancer:
         pool, slot, vip_high, vip_low, vip_port = found
         ports = client_port << 16 | vip_port
         if self.flows.find(packet.dst_high, packet.dst_low, vip_high, vip_low, ports, TCP):
+            return 0
+        key = (packet.dst_high, packet.dst_low, vip_high, vip_low, ports)
+        if self.ended.holds(key, ticks):
             return 0
         return self.insert(
             pool,
@@ -598,9 +606,11 @@ class Balancer:
             return
         flows.u8[flow * 128 + STATE] = following
         flows.move(flow, self.queue_of[following], ticks)
-        if following == CLOSED and reply:
-            at = flows.u16[flow * 64 + MEMBER] * COUNTERS
-            self.counters[at + (6 if state == SYN_SENT else 5)] += 1
+        at = flows.u16[flow * 64 + MEMBER] * COUNTERS
+        if following == SYN_RETRIED:
+            self.counters[at + 8] += 1
+        elif following == CLOSED and reply:
+            self.counters[at + (6 if state in (SYN_SENT, SYN_RETRIED) else 5)] += 1
         if IS_ACTIVE[following] != IS_ACTIVE[state]:
             member = self._slots[flows.u16[flow * 64 + MEMBER]].member
             member.active += 1 if IS_ACTIVE[following] else -1
@@ -860,31 +870,44 @@ class Balancer:
         }
         return FlowRecords(records, first, end, services, now)
 
-    def end_flow(self, flow: int, key: bytes, reset: bool) -> bool:
+    def end_flow(self, flow: int, key: bytes, reset: bool, now: float) -> bool:
         """End the flow of that record number if it still is the one with that key (see
-        `read_flows`); whether it was. With `reset`, both ends of a connection get a RST."""
+        `read_flows`); whether it was. With `reset`, both ends of a connection get a RST. What
+        they still send is refused, where it would be adopted otherwise."""
         flows = self.flows
         if not 0 < flow <= flows.last_record():
             return False
         if bytes(flows.u8[flow * 128 : flow * 128 + KEY_BYTES]) != key:
             return False
-        if reset and flows.u8[flow * 128 + PROTOCOL] == TCP:
-            version = 6 if flows.u8[flow * 128 + FLAGS] & IPV6 else 4
-            for side in (0, 1):
-                at = flow * 16 + 4 * side
-                # Each side's packets, turned round.
-                ports = flows.u32[flow * 32 + PORTS + side]
-                self.crafted.append(
-                    flow_reset(
-                        version,
-                        (flows.u64[at + 2], flows.u64[at + 3]),
-                        (flows.u64[at], flows.u64[at + 1]),
-                        (ports & 0xFFFF) << 16 | ports >> 16,
-                        flows.u32[flow * 32 + EXPECTED + side],
-                    )
-                )
+        if flows.u8[flow * 128 + PROTOCOL] == TCP:
+            self._remember_ended(flow, int(now * 10))
+            if reset:
+                self._reset_both(flow)
         self.close(flow)
         return True
+
+    def _remember_ended(self, flow: int, ticks: int) -> None:
+        flows = self.flows
+        at = flow * 16
+        client, vip = (flows.u64[at], flows.u64[at + 1]), (flows.u64[at + 2], flows.u64[at + 3])
+        self.ended.remember((*client, *vip, flows.u32[flow * 32 + PORTS]), ticks)
+
+    def _reset_both(self, flow: int) -> None:
+        flows = self.flows
+        version = 6 if flows.u8[flow * 128 + FLAGS] & IPV6 else 4
+        for side in (0, 1):
+            at = flow * 16 + 4 * side
+            # Each side's packets, turned round.
+            ports = flows.u32[flow * 32 + PORTS + side]
+            self.crafted.append(
+                flow_reset(
+                    version,
+                    (flows.u64[at + 2], flows.u64[at + 3]),
+                    (flows.u64[at], flows.u64[at + 1]),
+                    (ports & 0xFFFF) << 16 | ports >> 16,
+                    flows.u32[flow * 32 + EXPECTED + side],
+                )
+            )
 
     def take_scheduler_errors(self) -> list[tuple[str, str]]:
         """The first error of each user's scheduler since it was loaded, once: service, error."""
@@ -922,6 +945,7 @@ class Balancer:
                         resets=self.counters[at + 5],
                         refused=self.counters[at + 6],
                         syn_timeouts=self.counters[at + 7],
+                        syn_retries=self.counters[at + 8],
                         packets_forward=self.counters[at],
                         bytes_forward=self.counters[at + 1],
                         packets_reply=self.counters[at + 2],

@@ -8,9 +8,12 @@ FIN, and whether a RST ended it. The table reads `TRANSITIONS[state][direction][
     ESTABLISHED ─FIN→ FIN_WAIT ─FIN← CLOSING          (the client closes first)
     ESTABLISHED ─FIN← CLOSE_WAIT ─FIN→ CLOSING        (the backend closes first)
     any ─RST→ or ─RST← CLOSED
+    SYN_SENT ─SYN→ SYN_RETRIED ─SYN-ACK← SYN_RECEIVED (the backend took its time)
+    NEW ─ACK→ ADOPTED ─ACK← ESTABLISHED               (from before, or from another node)
 
-Sequence numbers are not checked: a forged RST shortens a flow's timeout, but packets of a live
-connection keep it, as they do in IPVS.
+An adopted connection is half-open until its backend has said something other than RST: anybody can
+send an ACK. Sequence numbers are not checked: a forged RST shortens a flow's timeout, but packets
+of a live connection keep it, as they do in IPVS.
 
 UDP has no connections to follow. UDP_ONE_WAY turns into UDP_TWO_WAY when the backend answers.
 """
@@ -31,6 +34,8 @@ class State(IntEnum):
     CLOSED = 7
     UDP_ONE_WAY = 8
     UDP_TWO_WAY = 9
+    SYN_RETRIED = 10
+    ADOPTED = 11
 
 
 class Event(IntEnum):
@@ -58,16 +63,16 @@ class TimeoutClass(IntEnum):
 FORWARD = 0
 REPLY = 1
 
-_NEW, _SENT, _RECV, _ESTAB, _FIN, _CLOSEW, _CLOSING, _CLOSED, _ONE, _TWO = State
+_NEW, _SENT, _RECV, _ESTAB, _FIN, _CLOSEW, _CLOSING, _CLOSED, _ONE, _TWO, _RETRY, _ADOPT = State
 
 # fmt: off
 #              direction      SYN      SYN-ACK  FIN       RST      other
 TRANSITIONS: tuple[tuple[tuple[State, ...], tuple[State, ...]], ...] = (
     # NEW: the first packet comes from the client; mid-stream ones are adopted flows
-    (          (             _SENT,   _ESTAB,  _FIN,     _CLOSED, _ESTAB  ),
+    (          (             _SENT,   _ADOPT,  _ADOPT,   _CLOSED, _ADOPT  ),
                (             _NEW,    _NEW,    _NEW,     _CLOSED, _NEW    )),
     # SYN_SENT
-    (          (             _SENT,   _SENT,   _SENT,    _CLOSED, _SENT   ),
+    (          (             _RETRY,  _SENT,   _SENT,    _CLOSED, _SENT   ),
                (             _SENT,   _RECV,   _SENT,    _CLOSED, _SENT   )),
     # SYN_RECEIVED: only the client's ACK completes the handshake
     (          (             _RECV,   _RECV,   _FIN,     _CLOSED, _ESTAB  ),
@@ -93,13 +98,21 @@ TRANSITIONS: tuple[tuple[tuple[State, ...], tuple[State, ...]], ...] = (
     # UDP_TWO_WAY: the backend has answered
     (          (             _TWO,    _TWO,    _TWO,     _TWO,    _TWO    ),
                (             _TWO,    _TWO,    _TWO,     _TWO,    _TWO    )),
+    # SYN_RETRIED: SYN_SENT, but the client has had to send its SYN again
+    (          (             _RETRY,  _RETRY,  _RETRY,   _CLOSED, _RETRY  ),
+               (             _RETRY,  _RECV,   _RETRY,   _CLOSED, _RETRY  )),
+    # ADOPTED: the client was heard mid-stream; only the backend knows whether that is true
+    (          (             _SENT,   _ADOPT,  _ADOPT,   _CLOSED, _ADOPT  ),
+               (             _ADOPT,  _RECV,   _CLOSEW,  _CLOSED, _ESTAB  )),
 )
 # fmt: on
 
 TIMEOUT_CLASS: dict[State, TimeoutClass] = {
     State.NEW: TimeoutClass.HALF_OPEN,
     State.SYN_SENT: TimeoutClass.HALF_OPEN,
+    State.SYN_RETRIED: TimeoutClass.HALF_OPEN,
     State.SYN_RECEIVED: TimeoutClass.HALF_OPEN,
+    State.ADOPTED: TimeoutClass.HALF_OPEN,
     State.ESTABLISHED: TimeoutClass.ESTABLISHED,
     State.FIN_WAIT: TimeoutClass.FIN,
     State.CLOSE_WAIT: TimeoutClass.FIN,
@@ -112,7 +125,9 @@ TIMEOUT_CLASS: dict[State, TimeoutClass] = {
 ACTIVE = frozenset(
     {
         State.SYN_SENT,
+        State.SYN_RETRIED,
         State.SYN_RECEIVED,
+        State.ADOPTED,
         State.ESTABLISHED,
         State.UDP_ONE_WAY,
         State.UDP_TWO_WAY,

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from select import select
 from typing import Any
 
 import pytest
@@ -172,7 +173,7 @@ def test_what_was_never_seen_well_waits_where_it_should(
         assert backends(lab)[ONE]["state"] == "down"
 
 
-@pytest.mark.parametrize("policy", ["keep", "reset"])
+@pytest.mark.parametrize("policy", ["keep", "drop", "reset"])
 def test_open_flows_of_a_fallen_backend(
     lab: Lab, servers: list[ExitStack], featherlb: Up, tmp_path: Path, policy: str
 ) -> None:
@@ -192,6 +193,12 @@ def test_open_flows_of_a_fallen_backend(
         if policy == "reset":
             with pytest.raises(ConnectionResetError):
                 by_backend["backend1"].socket.recv(1)
+        elif policy == "drop":
+            wait_for(lambda: flows(lab, ONE) == 0, "the end of its flows")
+            # Nobody was told; the client is when it sends.
+            assert not select([by_backend["backend1"].socket], [], [], 0)[0]
+            with pytest.raises(ConnectionResetError):
+                by_backend["backend1"].ask()
         else:
             wait_for(lambda: backends(lab)[ONE]["state"] == "down", "its state")
             assert by_backend["backend1"].ask().backend == "backend1"

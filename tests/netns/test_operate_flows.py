@@ -69,11 +69,14 @@ def test_killed_flows_are_reset_at_both_ends(lab: Lab, featherlb: Up, nat: str) 
             assert flows(lab, "--state", "established") == []
 
 
-def test_busy_flows_are_reset_too(lab: Lab, featherlb: Up) -> None:
-    """Data is under way, so the sequence numbers that the balancer knows are old ones."""
+@pytest.mark.parametrize("scheduler", ["rr", "maglev"])
+def test_busy_flows_are_reset_too(lab: Lab, featherlb: Up, scheduler: str) -> None:
+    """Data is under way, so the sequence numbers that the balancer knows are old ones; behind a
+    consistent scheduler it could open the flow again."""
+    options = ("--vip", f"{VIP}:80", "--backend", "10.0.1.2:9000", "--scheduler", scheduler)
     with (
         lab.backends[0].listen("0.0.0.0", 9000) as listener,
-        featherlb(lab, "--vip", f"{VIP}:80", "--backend", "10.0.1.2:9000"),
+        featherlb(lab, *options),
         lab.client.connect(VIP, 80) as client,
     ):
         server, _ = listener.accept()
@@ -87,6 +90,7 @@ def test_busy_flows_are_reset_too(lab: Lab, featherlb: Up) -> None:
                 receive_all(client)
             sender.join(10)
             assert not sender.is_alive()
+            assert flows(lab, "--state", "established") == []
 
 
 def send_until_reset(connection: socket.socket) -> None:

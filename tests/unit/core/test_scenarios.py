@@ -123,6 +123,27 @@ def test_a_reset_ends_a_connection_and_stragglers_still_pass(nat: str, by: str) 
     assert world.flows() == []
 
 
+def test_what_backends_do_to_connections_is_counted() -> None:
+    world = World(service(ONE))
+    refusing, silent, slow, resetting = (Connection(world, client(i)) for i in range(4))
+    for connection in (refusing, silent, slow, resetting):
+        connection.send("S")
+    refusing.reply("RA")
+    for connection in (silent, silent, slow):
+        connection.sent -= 1
+        connection.send("S")
+    for connection in (slow, resetting):
+        connection.reply("SA")
+        connection.send("A")
+    resetting.reply("R")
+    world.advance(Timeouts().half_open + 1)
+    (counted,) = world.statistics().backends
+    assert counted.flows == 4
+    assert (counted.refused, counted.resets) == (1, 1)
+    # Two had to send their SYN again, one of them in vain.
+    assert (counted.syn_retries, counted.syn_timeouts) == (2, 1)
+
+
 def test_a_refused_connection_is_scheduled_anew() -> None:
     """The backend's kernel answers RST while its server is down: the next attempt moves on."""
     world = make_world()

@@ -26,6 +26,8 @@ TCP_STATES = [
     State.CLOSE_WAIT,
     State.CLOSING,
     State.CLOSED,
+    State.SYN_RETRIED,
+    State.ADOPTED,
 ]
 EVENTS = {event.name.replace("_", "-"): event for event in Event}
 
@@ -63,13 +65,14 @@ STORIES = {
         "SYN_SENT SYN_RECEIVED ESTABLISHED FIN_WAIT FIN_WAIT CLOSING CLOSING CLOSING",
     ),
     "the backend refuses": (">SYN <RST", "SYN_SENT CLOSED"),
+    "the backend refuses late": (">SYN >SYN <RST", "SYN_SENT SYN_RETRIED CLOSED"),
     "the client gives up its attempt": (
         ">SYN <SYN-ACK >RST",
         "SYN_SENT SYN_RECEIVED CLOSED",
     ),
     "SYN and SYN-ACK are sent again": (
-        ">SYN >SYN <SYN-ACK >SYN <SYN-ACK >ACK",
-        "SYN_SENT SYN_SENT SYN_RECEIVED SYN_RECEIVED SYN_RECEIVED ESTABLISHED",
+        ">SYN >SYN >SYN <SYN-ACK >SYN <SYN-ACK >ACK",
+        "SYN_SENT SYN_RETRIED SYN_RETRIED SYN_RECEIVED SYN_RECEIVED SYN_RECEIVED ESTABLISHED",
     ),
     "nobody but the backend answers a SYN": (">SYN >ACK >FIN", "SYN_SENT SYN_SENT SYN_SENT"),
     "an ACK from the backend is no SYN-ACK": (">SYN <ACK <FIN", "SYN_SENT SYN_SENT SYN_SENT"),
@@ -81,8 +84,16 @@ STORIES = {
         ">SYN <SYN-ACK <FIN >ACK >FIN",
         "SYN_SENT SYN_RECEIVED CLOSE_WAIT CLOSE_WAIT CLOSING",
     ),
-    "a connection is adopted": (">ACK <ACK >FIN <FIN", "ESTABLISHED ESTABLISHED FIN_WAIT CLOSING"),
-    "a closing connection is adopted": (">FIN <FIN", "FIN_WAIT CLOSING"),
+    "a connection is adopted": (
+        ">ACK >ACK <ACK >FIN <FIN",
+        "ADOPTED ADOPTED ESTABLISHED FIN_WAIT CLOSING",
+    ),
+    "a closing connection is adopted": (">FIN <FIN", "ADOPTED CLOSE_WAIT"),
+    "the backend knows nothing of the adopted one": (">ACK <RST", "ADOPTED CLOSED"),
+    "the client's port was adopted before it connects": (
+        ">ACK >SYN <SYN-ACK >ACK",
+        "ADOPTED SYN_SENT SYN_RECEIVED ESTABLISHED",
+    ),
     "a reset one is adopted": (">RST", "CLOSED"),
     "stragglers after a reset": (
         ">SYN <SYN-ACK >ACK <RST >ACK <ACK >FIN <FIN >SYN <SYN-ACK",
@@ -113,11 +124,16 @@ def described(state: State, direction: int, event: Event) -> State:
     if state is State.NEW:
         if direction == REPLY:
             return state
-        if event is Event.SYN:
-            return State.SYN_SENT
-    if state is State.SYN_SENT:
-        answered = direction == REPLY and event is Event.SYN_ACK
-        return State.SYN_RECEIVED if answered else state
+        return State.SYN_SENT if event is Event.SYN else State.ADOPTED
+    answered = direction == REPLY and event is Event.SYN_ACK
+    if state in (State.SYN_SENT, State.SYN_RETRIED):
+        repeated = direction == FORWARD and event is Event.SYN
+        return State.SYN_RECEIVED if answered else State.SYN_RETRIED if repeated else state
+    if state is State.ADOPTED:
+        if answered:
+            return State.SYN_RECEIVED
+        if direction == FORWARD or event is Event.SYN:
+            return State.SYN_SENT if direction == FORWARD and event is Event.SYN else state
     if state is State.SYN_RECEIVED and event is not Event.FIN:
         completed = direction == FORWARD and event is Event.ACK
         return State.ESTABLISHED if completed else state
@@ -158,7 +174,9 @@ def test_every_state_is_reached_and_can_end() -> None:
 def test_active_flows_are_those_that_nobody_began_to_close() -> None:
     assert {state for state in TCP_STATES if state in ACTIVE} == {
         State.SYN_SENT,
+        State.SYN_RETRIED,
         State.SYN_RECEIVED,
+        State.ADOPTED,
         State.ESTABLISHED,
     }
     assert {state for state in TCP_STATES if state in REUSABLE} == {
@@ -173,7 +191,9 @@ def test_active_flows_are_those_that_nobody_began_to_close() -> None:
     ("state", "kind"),
     [
         (State.SYN_SENT, TimeoutClass.HALF_OPEN),
+        (State.SYN_RETRIED, TimeoutClass.HALF_OPEN),
         (State.SYN_RECEIVED, TimeoutClass.HALF_OPEN),
+        (State.ADOPTED, TimeoutClass.HALF_OPEN),
         (State.ESTABLISHED, TimeoutClass.ESTABLISHED),
         (State.FIN_WAIT, TimeoutClass.FIN),
         (State.CLOSE_WAIT, TimeoutClass.FIN),
@@ -189,7 +209,7 @@ def test_the_diagram_is_the_table() -> None:
     text = tcpstate.__doc__ or ""
     arrows = re.findall(r"(\w+) ─([A-Z-]+)([→←]) (?=(\w+))", text)
     drawn = [arrow for arrow in arrows if arrow[0] in State.__members__]
-    assert len(drawn) == 7
+    assert len(drawn) == 11
     for name, event, arrow, following in drawn:
         direction = FORWARD if arrow == "→" else REPLY
         assert TRANSITIONS[State[name]][direction][EVENTS[event]] is State[following]
