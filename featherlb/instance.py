@@ -232,6 +232,11 @@ class Instance:
                 found += [Endpoint(address, one.port) for address in hosts]
         return found
 
+    async def deviations(self) -> list[str]:
+        """What somebody else has changed of what this instance needs on the host."""
+        async with self._turn:
+            return await asyncio.to_thread(self._host.deviations)
+
     # How it is done
 
     async def _go_over(

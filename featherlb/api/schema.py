@@ -210,6 +210,13 @@ class ReloadRequest(Question):
     dry_run: bool = Field(False, description="Only say what would change.")
 
 
+class Host(Answer):
+    assign: bool = Field(description="False if it was started with `--no-assign`.")
+    deviations: list[str] = Field(
+        description="What somebody else has changed of what it needs; a reload puts it right."
+    )
+
+
 class Reloaded(Answer):
     differences: list[str]
 

@@ -132,6 +132,7 @@ _ROUTES = {
     ("DELETE", "/v1/changes/{number}"): "revert",
     ("POST", "/v1/reload"): "reload",
     ("GET", "/v1/config"): "config",
+    ("GET", "/v1/host"): "host",
     ("GET", "/v1/events"): "events",
     ("GET", "/metrics"): "metrics",
     ("GET", "/"): "page",
@@ -286,6 +287,11 @@ class _Handlers:
     async def config(self, request: web.Request) -> web.Response:
         text = write(self._instance.lasting_config())
         return web.Response(text=text, content_type="application/yaml")
+
+    async def host(self, request: web.Request) -> web.Response:
+        deviations = await self._instance.deviations()
+        assign = self._instance.settings.assign
+        return _answer(schema.Host(assign=assign, deviations=deviations))
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()

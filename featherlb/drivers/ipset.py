@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Any
 
 from pyroute2 import IPSet
@@ -99,6 +100,19 @@ def remove(instance: int, keep: frozenset[str] = frozenset()) -> None:
                 _destroy(ipset, name)
 
 
+def entries(name: str) -> set[Entry] | None:
+    """What is in a set; None if there is no such set."""
+    try:
+        with _open() as ipset:
+            return {
+                _entry(data)
+                for answer in ipset.list(name)
+                for data in answer.get_attr("IPSET_ATTR_ADT").get_attrs("IPSET_ATTR_DATA")
+            }
+    except (IPSetError, NetlinkError):
+        return None
+
+
 def instances() -> set[int]:
     """The instances that have sets; empty where the kernel knows no sets."""
     try:
@@ -127,6 +141,22 @@ def _fill(ipset: Any, name: str, wanted: Set) -> None:
         if entry.peer is not None:
             parts.append(str(entry.peer))
         ipset.add(name, tuple(parts), family=family, etype=wanted.type.removeprefix("hash:"))
+
+
+def _entry(data: Any) -> Entry:
+    peer = data.get_attr("IPSET_ATTR_IP2")
+    return Entry(
+        Endpoint(
+            _address(data.get_attr("IPSET_ATTR_IP_FROM")), data.get_attr("IPSET_ATTR_PORT_FROM")
+        ),
+        Protocol(data.get_attr("IPSET_ATTR_PROTO")),
+        None if peer is None else _address(peer),
+    )
+
+
+def _address(value: Any) -> Address:
+    text = value.get_attr("IPSET_ATTR_IPADDR_IPV4") or value.get_attr("IPSET_ATTR_IPADDR_IPV6")
+    return ip_address(text)
 
 
 def _destroy(ipset: Any, name: str) -> None:

@@ -111,6 +111,42 @@ def require_table(family: int, table: str) -> None:
         )
 
 
+def own(family: int, instance: int) -> list[str]:
+    """The instance's chains, their rules and the jumps to them, as they stand: `TABLE: RULE`."""
+    named = re.compile(rf"FEATHERLB-[A-Z]+-{instance}(?!\d)")
+    table = ""
+    found = []
+    for line in _save(family):
+        if line.startswith("*"):
+            table = line[1:]
+        elif line.startswith("-A ") and named.search(line):
+            found.append(f"{table}: {line}")
+    return found
+
+
+def listing(family: int, flavour: str = "") -> list[str]:
+    """What iptables-save prints; of `flavour`, `legacy` or `nft`, nothing if that isn't installed.
+
+    HostError if the program is missing or fails.
+    """
+    if not flavour:
+        return _save(family)
+    program = _find(f"{COMMANDS[family]}-{flavour}-save")
+    if program is None:
+        return []
+    done = subprocess.run([program], capture_output=True, text=True, check=False)
+    return done.stdout.splitlines()
+
+
+def flavour() -> str:
+    """Which one the name `iptables` leads to here: `legacy` or `nft`."""
+    program = _find("iptables-save")
+    if program is None:
+        return "nft"
+    done = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
+    return "nft" if "nf_tables" in done.stdout else "legacy"
+
+
 def commands(family: int, rules: Ruleset) -> list[str]:
     """The rules as single commands for a shell, to be read."""
     lines = []
@@ -130,7 +166,8 @@ def commands(family: int, rules: Ruleset) -> list[str]:
 def _changes(new: Table, standing: _Standing, instance: int) -> list[str]:
     """The commands of iptables-restore that turn the instance's part of a table into `new`.
 
-    A jump that stands stays where it is.
+    A jump that stands stays where it is, unless others' rules have got in front of one that has to
+    be first.
     """
     chains = [name for name, owner in standing.chains if owner == instance]
     jumps = {
@@ -141,16 +178,28 @@ def _changes(new: Table, standing: _Standing, instance: int) -> list[str]:
     }
     added = [jump for jump in new.jumps if (jump.hook, jump.rule) not in jumps]
     removed = sorted(jumps - {(jump.hook, jump.rule) for jump in new.jumps})
+    overtaken = [
+        jump
+        for jump in new.jumps
+        if jump.first and jump not in added and _overtaken(jump, standing)
+    ]
     return [
         # Naming a chain creates it, or empties one that stands.
         *(f":{chain} - [0:0]" for chain in dict.fromkeys([*new.chains, *chains])),
         *(f"-A {chain} {rule}" for chain, rules in new.chains.items() for rule in rules),
         # Counted positions hold as long as nothing is put in front or taken away.
         *(_insertion(jump, standing) for jump in added if not jump.first),
-        *(f"-I {jump.hook} 1 {jump.rule}" for jump in added if jump.first),
+        *(f"-D {jump.hook} {jump.rule}" for jump in overtaken),
+        *(f"-I {jump.hook} 1 {jump.rule}" for jump in (*overtaken, *added) if jump.first),
         *(f"-D {hook} {rule}" for hook, rule in removed),
         *(f"-X {chain}" for chain in chains if chain not in new.chains),
     ]
+
+
+def _overtaken(jump: Jump, standing: _Standing) -> bool:
+    """Whether a rule of somebody else stands in front of it."""
+    rules = standing.rules.get(jump.hook, [])
+    return any(not _TARGET.search(rule) for rule in rules[: rules.index(jump.rule)])
 
 
 def _insertion(jump: Jump, standing: _Standing) -> str:

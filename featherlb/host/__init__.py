@@ -12,8 +12,8 @@ Composes the drivers; `build` is pure. None of it may be called from a running a
 
 from featherlb.host.instance import Host, remove_leftovers
 from featherlb.host.plan import Facts, HostPlan, Options, build
-from featherlb.host.refusals import check
-from featherlb.host.survey import free_queue, prepare, survey
+from featherlb.host.refusals import check, check_kernel, find
+from featherlb.host.survey import free_queue, missing_capabilities, prepare, survey
 
 __all__ = [
     "Facts",
@@ -22,7 +22,10 @@ __all__ = [
     "Options",
     "build",
     "check",
+    "check_kernel",
+    "find",
     "free_queue",
+    "missing_capabilities",
     "prepare",
     "remove_leftovers",
     "survey",

@@ -24,6 +24,8 @@ class Host:
         self._journal = log or journal.Journal()
         self._plan: HostPlan | None = None
         self._changes: list[Change] = []
+        self._rules: dict[int, list[str]] = {}
+        """By address family, the rules as they stood when they had been made."""
 
     def apply(self, plan: HostPlan) -> None:
         """Make the plan's changes. HostError if the host refuses one; nothing is left then."""
@@ -59,6 +61,36 @@ class Host:
         with self._journal.locked():
             return self._undo(self._changes)
 
+    def deviations(self) -> list[str]:
+        """What somebody else has changed of what the plan demands, as sentences."""
+        plan = self._plan
+        if plan is None:
+            return []
+        found = []
+        for family, before in self._rules.items():
+            command = iptables.COMMANDS[family]
+            now = iptables.own(family, plan.instance)
+            found += [f"the {command} rule `{rule}` is gone" for rule in before if rule not in now]
+            found += [
+                f"the {command} rule `{rule}` is not featherlb's"
+                for rule in now
+                if rule not in before
+            ]
+        for wanted in plan.sets:
+            if ipset.entries(wanted.name) != set(wanted.entries):
+                found.append(f"the ipset {wanted.name} is gone or has other entries")
+        for key, value in plan.settings:
+            if (now_set := sysctl.read(key)) not in (None, value):
+                found.append(f"{sysctl.dotted(key)} is {now_set} and has to be {value}")
+        if plan.addresses:
+            here = {own.address.ip for own in network.addresses()}
+            found += [
+                f"the VIP {address} is no address of this host any more"
+                for address, _ in plan.addresses
+                if address not in here
+            ]
+        return found
+
     def __enter__(self) -> "Host":
         return self
 
@@ -84,6 +116,7 @@ class Host:
         self._undo([change for change in self._changes if change.resource not in resources])
         if plan.sets:
             ipset.remove(plan.instance, keep=frozenset(wanted.name for wanted in plan.sets))
+        self._rules = {family: iptables.own(family, plan.instance) for family in plan.rules}
 
     def _wanted(self, plan: HostPlan) -> Iterator[Change]:
         claimed = {

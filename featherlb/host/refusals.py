@@ -4,7 +4,8 @@ Imports the drivers, `plan` and `survey`. Nothing on the host is changed.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from ipaddress import ip_address
 from itertools import product
 from pathlib import Path
@@ -30,27 +31,62 @@ def check(
     For a new instance, and for one that goes over to other services. Takes a few tenths of a
     second where a VIP is to be assigned: its subnet is asked whether somebody has it.
     """
-    require_privileges()
-    _check_kernel(services, options)
-    _check_services(services)
+    for refusal in find(services, options, facts, log):
+        raise refusal
+
+
+def find(
+    services: Sequence[Service],
+    options: Options,
+    facts: Facts,
+    log: journal.Journal | None = None,
+    owner: int | None = None,
+) -> Iterator[HostError]:
+    """What `check` would raise, and what else it would have found, one of each kind.
+
+    `owner` is the pid of the instance that is or will be responsible, by default this process.
+    """
+    try:
+        require_privileges()
+    except HostError as error:
+        # Without them hardly anything can be looked at.
+        yield error
+        return
     records = [record for record in (log or journal.Journal()).records() if record.alive]
-    others = [record for record in records if record.pid != os.getpid()]
-    _check_others(services, others)
+    others = [record for record in records if record.pid != (owner or os.getpid())]
+    checks: list[Callable[[], None]] = [
+        partial(_check_kernel, services, options),
+        partial(_check_services, services),
+        partial(_check_others, services, others),
+        partial(_check_listeners, services),
+        partial(_check_reverse_path, services, options, facts),
+        partial(_check_vip_addresses, services, options, facts),
+    ]
     if len(others) == len(records):
-        _check_queues(options, others)
-    _check_listeners(services)
-    _check_reverse_path(services, options, facts)
-    _check_vip_addresses(services, options, facts)
+        checks.insert(3, partial(_check_queues, options, others))
+    for check_one in checks:
+        try:
+            check_one()
+        except HostError as error:
+            yield error
 
 
 def _check_kernel(services: Sequence[Service], options: Options) -> None:
-    for family in sorted({vip.address.version for _, _, vip in _vips(services)}):
+    families = {vip.address.version for _, _, vip in _vips(services)}
+    full = any(service.nat is NatMode.FULL for service in services)
+    check_kernel(families, options.workers, full)
+
+
+def check_kernel(families: Iterable[int], workers: int, full: bool) -> None:
+    """HostError if this kernel lacks an iptables table or extension for services of these address
+    families, `full` if one of them is in that NAT mode."""
+    for family in sorted(families):
         for table in ("raw", "mangle", "filter"):
             iptables.require_table(family, table)
         rules = ["-j NFQUEUE --queue-num 0", "-j CT --notrack", "-m addrtype --dst-type LOCAL"]
-        if options.workers > 1:
+        if workers > 1:
             rules.append("-j HMARK --hmark-tuple src,sport --hmark-mod 2 --hmark-rnd 1")
-            if any(service.nat is NatMode.FULL for service in services):
+            if full:
                 rules.append('-m u32 --u32 "0=0"')
         if missing := iptables.missing(family, rules):
             raise HostError(

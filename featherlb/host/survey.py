@@ -88,9 +88,13 @@ def is_local(address: Address) -> bool:
 
 def require_privileges() -> None:
     """HostError if this process may not change the network."""
-    for number, name in _CAPABILITIES.items():
-        if not has_capability(number):
-            raise HostError(f"featherlb needs the capability {name}; run it as root, with sudo")
+    for name in missing_capabilities():
+        raise HostError(f"featherlb needs the capability {name}; run it as root, with sudo")
+
+
+def missing_capabilities() -> list[str]:
+    """The names of those that this process needs and hasn't got."""
+    return [name for number, name in _CAPABILITIES.items() if not has_capability(number)]
 
 
 def has_capability(number: int) -> bool:

@@ -20,6 +20,7 @@ from scapy.layers.l2 import Ether
 from featherlb import host
 from featherlb.drivers import journal
 from netns import Lab, Node
+from tests.netns.host_owner import service
 from tests.netns.traffic import wait_for
 
 SERVICE = ("10.0.0.10:80", "10.0.1.2:8080", "10.0.1.3:8080")
@@ -290,6 +291,39 @@ def test_a_running_instance_is_no_leftover(balancer: Node) -> None:
     with unchanged(balancer):
         assert balancer.call(host.remove_leftovers) == []
     owner.stop()
+
+
+def test_what_others_change_is_noticed(balancer: Node, flavour: str) -> None:
+    """And an update puts it right."""
+    balancer.sysctl("net.ipv4.ip_forward", 0)
+    services = balancer.call(host.prepare, [service("dnat", *SERVICE[:1], list(SERVICE[1:]))])
+
+    def plan() -> host.HostPlan:
+        return host.build(services, options, host.survey(services))
+
+    options = host.Options()
+    with balancer.call(host.Host) as instance:
+        balancer.call(instance.apply, balancer.call(plan))
+        try:
+            assert balancer.call(instance.deviations) == []
+            balancer.sysctl("net.ipv4.ip_forward", 0)
+            rule = ["PREROUTING", "-j", "FEATHERLB-RAW-0"]
+            balancer.run([f"iptables-{flavour}", "-t", "raw", "-D", *rule])
+            added = ["FEATHERLB-FORWARD-0", "-j", "DROP"]
+            balancer.run([f"iptables-{flavour}", "-t", "raw", "-I", *added])
+            balancer.run(["ipset", "flush", "featherlb-0-vips4"])
+            balancer.run(["ip", "addr", "del", "10.0.0.10/32", "dev", "front"])
+            assert balancer.call(instance.deviations) == [
+                "the iptables rule `raw: -A PREROUTING -j FEATHERLB-RAW-0` is gone",
+                "the iptables rule `raw: -A FEATHERLB-FORWARD-0 -j DROP` is not featherlb's",
+                "the ipset featherlb-0-vips4 is gone or has other entries",
+                "net.ipv4.ip_forward is 0 and has to be 1",
+                "the VIP 10.0.0.10 is no address of this host any more",
+            ]
+            balancer.call(instance.update, balancer.call(plan))
+            assert balancer.call(instance.deviations) == []
+        finally:
+            balancer.call(instance.undo)
 
 
 def test_free_queues_skip_running_instances(balancer: Node) -> None:

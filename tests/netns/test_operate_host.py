@@ -82,9 +82,23 @@ def test_a_reload_puts_back_what_somebody_removed(lab: Lab, featherlb: Up) -> No
             lab.balancer.run(["iptables", "-t", table, "-F"])
         lab.balancer.run(["ip", "address", "del", f"{VIP}/32", "dev", "eth0"], check=False)
         lab.balancer.run(["ip", "address", "del", f"{VIP}/32", "dev", "front"], check=False)
+        lab.balancer.sysctl("net.ipv4.ip_forward", 0)
         assert rules() != before
         assert operate(lab, "reload") == {"differences": []}
         assert rules() == before
+        assert ask(lab.client).backend == "backend1"
+
+
+def test_a_reload_gets_in_front_again(lab: Lab, featherlb: Up) -> None:
+    """Of rules that somebody has put before featherlb's, as a restart of Docker does."""
+    with featherlb(lab, "--vip", f"{VIP}:80", "--backend", ONE):
+        before = lab.balancer.run(["iptables", "-S", "FORWARD"]).stdout.splitlines()
+        lab.balancer.run(["iptables", "-I", "FORWARD", "-j", "DROP"])
+        with pytest.raises(OSError, match="timed out"):
+            lab.client.connect(VIP, 80, timeout=0.3)
+        operate(lab, "reload")
+        after = lab.balancer.run(["iptables", "-S", "FORWARD"]).stdout.splitlines()
+        assert after == [*before, "-A FORWARD -j DROP"]
         assert ask(lab.client).backend == "backend1"
 
 
