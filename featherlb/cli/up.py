@@ -69,8 +69,9 @@ class _JsonFormatter(logging.Formatter):
     "--config",
     "config_path",
     type=click.Path(path_type=Path),
+    envvar="FEATHERLB_CONFIG",
     metavar="FILE",
-    help="Default: ./featherlb.yaml, then /etc/featherlb/featherlb.yaml.",
+    help="Default: $FEATHERLB_CONFIG, ./featherlb.yaml, then /etc/featherlb/featherlb.yaml.",
 )
 @click.option("--no-assign", is_flag=True, help="Don't give this host the VIPs it doesn't have.")
 @click.option("--dry-run", is_flag=True, help="Print the rules and changes, make none.")

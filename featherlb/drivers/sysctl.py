@@ -28,9 +28,11 @@ def write(key: str, value: str) -> None:
     try:
         (ROOT / key).write_text(value + "\n")
     except OSError as error:
+        setting = f"{dotted(key)}={value}"
         raise HostError(
-            f"cannot set {dotted(key)}={value}: {error.strerror}; a container must be started"
-            " with a writable /proc/sys"
+            f"cannot set {setting}: {(error.strerror or str(error)).lower()}; start a container"
+            f" with `--sysctl {setting}`, or on the host's own network set it there first with"
+            f" `sysctl -w {setting}`"
         ) from None
 
 

@@ -47,6 +47,7 @@ ICMP_ERRORS = {4: ("icmp --icmp-type", (3, 11, 12)), 6: ("ipv6-icmp --icmpv6-typ
 """By address family, the types that quote a packet: destination unreachable, (packet too big,) time
 exceeded, parameter problem."""
 ECHO_REQUESTS = {4: "icmp --icmp-type 8", 6: "ipv6-icmp --icmpv6-type 128"}
+REDIRECTS = {4: "icmp --icmp-type 5", 6: "ipv6-icmp --icmpv6-type 137"}
 QUOTED_SOURCE_PORT = {4: "0>>22&0x3C@8>>22&0x3C@8>>16", 6: "88>>16"}
 """By address family, where `-m u32` finds the source port of the packet that an ICMP error quotes:
 behind two IP headers and 8 bytes. IPv6 extension headers are not looked behind."""
@@ -351,6 +352,12 @@ def _rules(parts: _Parts, options: Options, facts: Facts) -> iptables.Ruleset:
     }
     protocol, types = ICMP_ERRORS[parts.family]
     errors = [f"-p {protocol} {kind}" for kind in types]
+    # One-armed, it would tell a backend the way around the balancer.
+    redirects = [
+        f"-o {interface} -p {REDIRECTS[parts.family]} -j DROP"
+        for interface in facts.backend_interfaces
+        if parts.forwards
+    ]
 
     # Out of connection tracking before the queue: the verdict ends the way through the table.
     untrack = "-j CT --notrack"
@@ -373,6 +380,9 @@ def _rules(parts: _Parts, options: Options, facts: Facts) -> iptables.Ruleset:
     if guards := (*_guards(parts), *_reassembly(parts, facts)):
         raw[chain("GUARD")] = guards
         raw_jumps.append(iptables.Jump("PREROUTING", f"-j {chain('GUARD')}", first=True))
+    if redirects:
+        raw[chain("REDIRECT")] = tuple(redirects)
+        raw_jumps.append(iptables.Jump("OUTPUT", f"-j {chain('REDIRECT')}", first=True))
     mangle = {}
     if kept_replies:
         mangle = {
@@ -521,10 +531,6 @@ def _settings(parts: Iterable[_Parts], facts: Facts) -> Iterator[sysctl.Setting]
             yield "net/ipv4/ip_forward", "1"
         if part.family != 4:
             continue
-        if part.forwards:
-            # One-armed, a redirect would tell a backend the way around the balancer.
-            for interface in ("all", *facts.backend_interfaces):
-                yield f"net/ipv4/conf/{interface}/send_redirects", "0"
         if part.full:
             # The source is one of this host's addresses before the routing decision.
             yield "net/ipv4/conf/all/accept_local", "1"

@@ -277,8 +277,6 @@ def test_what_no_journal_knows_is_found(balancer: Node, flavour: str) -> None:
         owner = Owner(balancer, "7", "dnat", "10.0.0.1:80", "10.0.1.2:8080")
         shutil.rmtree(balancer.call(journal.Journal).directory)
         owner.kill()
-        balancer.sysctl("net.ipv4.conf.all.send_redirects", 1)
-        balancer.sysctl("net.ipv4.conf.back.send_redirects", 1)
         removed = balancer.call(host.remove_leftovers)
         assert removed == [
             "iptables chains FEATHERLB-*-7, of an instance without a record",

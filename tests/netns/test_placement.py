@@ -1,11 +1,12 @@
 """Where the VIP, the clients and the backends are: elsewhere, or on the balancer's own host."""
 
+import re
 from collections.abc import Iterator
 
 import pytest
 
 from netns import Lab
-from netns.lab import VIP
+from netns.lab import VIP, VIP6
 from netns.servers import HttpServer
 from tests.netns.conftest import Up
 from tests.netns.traffic import Answer, Session, ask
@@ -119,6 +120,43 @@ def test_one_arm_with_everything_on_one_network(featherlb: Up) -> None:
             answers = [ask(lab.client) for _ in range(4)]
     assert sorted(answer.backend for answer in answers) == ["backend1"] * 2 + ["backend2"] * 2
     assert {answer.peer for answer in answers} <= {FRONT, VIP}
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_one_arm_no_backend_is_told_a_way_around_the_balancer(featherlb: Up, family: int) -> None:
+    with Lab(backends=1, arms=1) as lab:
+        (backend,) = lab.backends
+        client, gateway, server, vip, any_address = (
+            (lab.client.address, FRONT, backend.address, VIP, "0.0.0.0")
+            if family == 4
+            else (
+                lab.client.address6,
+                lab.balancer.addresses["front"][1],
+                f"[{backend.address6}]",
+                VIP6,
+                "::",
+            )
+        )
+        backend.run(
+            [
+                "ip",
+                f"-{family}",
+                "route",
+                "add",
+                f"{client}/{32 if family == 4 else 128}",
+                "via",
+                gateway,
+            ]
+        )
+        with (
+            HttpServer(backend, any_address),
+            featherlb(
+                lab, "--vip", f"{vip}:80" if family == 4 else f"[{vip}]:80", *backend_option(server)
+            ),
+        ):
+            assert {ask(lab.client, vip).peer for _ in range(20)} == {client}
+        counted = backend.run(["nstat", "-asz", "IcmpInRedirects", "Icmp6InRedirects"]).stdout
+    assert re.findall(r"InRedirects\s+(\d+)", counted) == ["0", "0"]
 
 
 def backend_option(address: str) -> tuple[str, str]:

@@ -45,8 +45,6 @@ def test_dnat() -> None:
         describe(WEB)
         == """\
 sysctl -w net.ipv4.ip_forward=1
-sysctl -w net.ipv4.conf.all.send_redirects=0
-sysctl -w net.ipv4.conf.back.send_redirects=0
 ipset create featherlb-0-vips4 hash:ip,port family inet maxelem 1048576
 ipset add featherlb-0-vips4 10.0.0.10,tcp:80
 ipset create featherlb-0-backends4 hash:ip,port family inet maxelem 1048576
@@ -84,6 +82,7 @@ iptables -t mangle -A INPUT -j FEATHERLB-MANGLE-0
 iptables -t raw -N FEATHERLB-RAW-0
 iptables -t raw -N FEATHERLB-FORWARD-0
 iptables -t raw -N FEATHERLB-ERROR-0
+iptables -t raw -N FEATHERLB-REDIRECT-0
 iptables -t raw -A FEATHERLB-RAW-0 -p tcp -m set --match-set featherlb-0-vips4 dst,dst \
 -g FEATHERLB-FORWARD-0
 iptables -t raw -A FEATHERLB-RAW-0 -p tcp ! --syn -m set --match-set featherlb-0-backends4 \
@@ -94,8 +93,10 @@ iptables -t raw -A FEATHERLB-RAW-0 -p icmp --icmp-type 12 -g FEATHERLB-ERROR-0
 iptables -t raw -A FEATHERLB-FORWARD-0 -j CT --notrack
 iptables -t raw -A FEATHERLB-FORWARD-0 -j NFQUEUE --queue-num 0
 iptables -t raw -A FEATHERLB-ERROR-0 -j NFQUEUE --queue-num 0 --queue-bypass
+iptables -t raw -A FEATHERLB-REDIRECT-0 -o back -p icmp --icmp-type 5 -j DROP
 iptables -t raw -A PREROUTING -j FEATHERLB-RAW-0
 iptables -t raw -A OUTPUT -j FEATHERLB-RAW-0
+iptables -t raw -I OUTPUT 1 -j FEATHERLB-REDIRECT-0
 ip address add 10.0.0.10/32 dev front
 """.splitlines()
     )
@@ -119,6 +120,7 @@ iptables -t raw -N FEATHERLB-RAW-4
 iptables -t raw -N FEATHERLB-FORWARD-4
 iptables -t raw -N FEATHERLB-REPLY-4
 iptables -t raw -N FEATHERLB-GUARD-4
+iptables -t raw -N FEATHERLB-REDIRECT-4
 iptables -t raw -A FEATHERLB-RAW-4 -p tcp --dport 1024:32767 -s 10.0.1.2 --sport 8080 \
 -d 10.0.1.1 -g FEATHERLB-REPLY-4
 iptables -t raw -A FEATHERLB-RAW-4 -p tcp -d 10.0.0.10 --dport 80 -g FEATHERLB-FORWARD-4
@@ -137,9 +139,11 @@ iptables -t raw -A FEATHERLB-REPLY-4 -p tcp --dport 22186:32766 -j NFQUEUE --que
 --queue-bypass
 iptables -t raw -A FEATHERLB-REPLY-4 -j NFQUEUE --queue-num 4 --queue-bypass
 iptables -t raw -A FEATHERLB-GUARD-4 ! -i lo -m addrtype --src-type LOCAL -j DROP
+iptables -t raw -A FEATHERLB-REDIRECT-4 -o back -p icmp --icmp-type 5 -j DROP
 iptables -t raw -A PREROUTING -j FEATHERLB-RAW-4
 iptables -t raw -A OUTPUT -j FEATHERLB-RAW-4
 iptables -t raw -I PREROUTING 1 -j FEATHERLB-GUARD-4
+iptables -t raw -I OUTPUT 1 -j FEATHERLB-REDIRECT-4
 """.splitlines()
     )
     assert "sysctl -w net.ipv4.conf.all.accept_local=1" in lines
