@@ -33,7 +33,7 @@ def from_command_line(
     there is one. Without `vips` all services of the file run. With them, those of the file
     that have such a VIP run, and each VIP that the file doesn't have makes a service of its
     own. The other options apply to all these services and win over the file: `backends`
-    replaces their pools.
+    replaces their pools. Only `datapath` can go without `vips`.
     """
     faults: list[Fault] = []
 
@@ -58,7 +58,6 @@ def from_command_line(
             "--backend": backends,
             "--scheduler": scheduler,
             "--nat": nat,
-            "--datapath": datapath,
         }
         for option, value in options.items():
             if value:
@@ -67,9 +66,8 @@ def from_command_line(
         refuse(faults)
         if not config.services:
             raise ConfigError([_NO_SERVICE])
-        return config
 
-    services: list[ServiceConfig] = []
+    services: list[ServiceConfig] = [] if vips else list(config.services)
     for new in wanted:
         service = next((old for old in config.services if _has(old, new)), new)
         if service not in services:

@@ -14,7 +14,7 @@ from scripts.bench.load import LoadError, Targets
 from scripts.bench.load import run as run_load
 from scripts.bench.parse import Requests
 from scripts.bench.peers import Peer, PeerError, wait_until_answering
-from scripts.bench.servers import BULK_PORT, HTTP_PORT, Site
+from scripts.bench.servers import BULK_PORT, HTTP_PORT, Site, forget_connections
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,7 @@ def _visit(
         threads=len(site.web),
     )
     progress(number, peer, "start")
+    forget_connections(site.lab)
     try:
         with peer.run(site):
             wait_until_answering(site, targets.web[0])

@@ -99,6 +99,17 @@ def prepare(lab: Lab) -> None:
     lab.balancer.sysctl("net.ipv4.ip_forward", 1)
 
 
+def forget_connections(lab: Lab) -> None:
+    """Let no connection of one peer's stay in TIME_WAIT when the next peer's turn comes.
+
+    Each peer shows the backends other timestamps for the same addresses and ports (Linux draws
+    their offset for each pair of addresses). A connection in TIME_WAIT lets only a later timestamp
+    open it again (RFC 6191), so half of the peers would wait a second for many of their SYNs.
+    """
+    for node in lab.nodes:
+        node.run(["ss", "--kill", "--tcp", "state", "time-wait"])
+
+
 @contextmanager
 def server(
     node: Node, command: list[str], port: int, directory: Path

@@ -6,7 +6,7 @@ import pytest
 
 from featherlb.config import Config, ServiceConfig, from_command_line, parse
 from featherlb.errors import ConfigError
-from featherlb.model import NatMode
+from featherlb.model import Datapath, NatMode
 
 FILE = """\
 services:
@@ -107,6 +107,14 @@ def test_options_without_a_vip_are_unclear() -> None:
         f"{option}: it is not clear for which service (name it with --vip IP:PORT)"
         for option in ("--backend", "--scheduler", "--nat")
     ]
+
+
+def test_a_datapath_without_a_vip_is_for_every_service() -> None:
+    assert {service.datapath for service in run(base=BASE, datapath="raw").services} == {
+        Datapath.RAW
+    }
+    one = run(["10.0.0.10:25"], base=BASE, datapath="raw").services
+    assert [(service.name, service.datapath) for service in one] == [("mail", Datapath.RAW)]
 
 
 def test_every_fault_is_reported() -> None:
