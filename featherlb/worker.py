@@ -5,6 +5,7 @@ its flows and shares nothing. The loop waits for packets, for the supervisor and
 in this order of importance; nothing in it blocks.
 """
 
+import gc
 import logging
 import os
 import select
@@ -168,6 +169,8 @@ def main() -> None:
     except (FeatherlbError, OSError) as error:
         channel.send(Failed(str(error)))
         return
+    # What stands now stays: the garbage collector needs not look at it again, while packets wait.
+    gc.freeze()
     channel.send(Ready())
     try:
         worker.run()
