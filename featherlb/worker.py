@@ -69,16 +69,18 @@ class Worker:
         poller.register(self._queue.fileno(), select.POLLIN)
         poller.register(self._channel.fileno(), select.POLLIN)
         next_tick = time.monotonic()
+        overdue = False
         while True:
-            readable = [descriptor for descriptor, _ in poller.poll(TICK * 1000)]
+            timeout = 0 if overdue else TICK * 1000
+            readable = [descriptor for descriptor, _ in poller.poll(timeout)]
             now = time.monotonic()
             if self._queue.fileno() in readable:
                 self._queue.process(self._balancer, now)
                 for packet in self._balancer.take_crafted():
                     self._sender.send(packet)
-            if now >= next_tick:
+            if overdue or now >= next_tick:
                 next_tick = now + TICK
-                self._balancer.handle_timer(now)
+                overdue = self._balancer.handle_timer(now)
                 self._log_flows(now)
                 self._channel.flush()
             if self._channel.fileno() in readable and not self._listen():
