@@ -11,7 +11,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from featherlb.core.balancer import FlowRecords, Statistics
-from featherlb.drivers.base import QueueCounters
+from featherlb.drivers.base import FrameCounters, QueueCounters
 from featherlb.model import Driver, Paths, Service, Timeouts
 
 _BUFFER = 4 << 20
@@ -120,6 +120,7 @@ class WorkerStatistics:
 
     core: Statistics
     queue: QueueCounters
+    frames: FrameCounters
     unsent: int
 
 

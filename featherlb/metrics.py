@@ -141,15 +141,24 @@ class Snapshot(Collector):
             "Packets of featherlb's own (RST, ICMP) that the kernel refused to send.",
             labels=["worker"],
         )
+        frames = CounterMetricFamily(
+            "featherlb_lost_frames",
+            "Translated packets of the raw datapath that could not be sent.",
+            labels=["worker", "reason"],
+        )
         for number, one in enumerate(self._workers):
             worker = str(number)
             waiting.add_metric([worker], one.queue.waiting)
             drops.add_metric([worker, "queue-full"], one.queue.queue_dropped)
             drops.add_metric([worker, "socket-full"], one.queue.socket_dropped)
+            drops.add_metric([worker, "frame-socket-full"], one.frames.dropped)
+            frames.add_metric([worker, "unsent"], one.frames.unsent)
+            frames.add_metric([worker, "unresolved"], one.frames.unresolved)
             unsent.add_metric([worker], one.unsent)
         yield waiting
         yield drops
         yield unsent
+        yield frames
 
     def _backends(self) -> Iterator[Metric]:
         labels = ["worker", "service", "backend"]

@@ -60,13 +60,16 @@ class Driver(StrEnum):
 
 
 class Hook(IntEnum):
-    """Netfilter hooks, numbered as in include/uapi/linux/netfilter.h (enum nf_inet_hooks)."""
+    """Where a packet is met: at one of the netfilter hooks, numbered as in
+    include/uapi/linux/netfilter.h (enum nf_inet_hooks), or on the wire."""
 
     PREROUTING = 0
     INPUT = 1
     FORWARD = 2
     OUTPUT = 3
     POSTROUTING = 4
+    WIRE = 5
+    """In a frame, in front of everything that the kernel does with it (the raw datapath)."""
 
 
 LATE_HOOKS = frozenset({Hook.INPUT, Hook.POSTROUTING})
@@ -74,7 +77,7 @@ LATE_HOOKS = frozenset({Hook.INPUT, Hook.POSTROUTING})
 
 
 class PacketInfo(IntFlag):
-    """What the kernel says of a queued packet (NFQA_SKB_INFO in nfnetlink_queue.h)."""
+    """What the kernel says of a packet (NFQA_SKB_INFO in nfnetlink_queue.h)."""
 
     NONE = 0
     CHECKSUM_NOT_READY = 1
@@ -83,6 +86,9 @@ class PacketInfo(IntFlag):
     """A super-packet: the kernel cuts it into segments when it leaves."""
     TRUNCATED = 256
     """featherlb's own bit: the copy is shorter than the packet, so it cannot be rewritten."""
+    COMPLETED_LATER = 512
+    """featherlb's own bit, beside CHECKSUM_NOT_READY: the field goes on as it is, whoever sends
+    the packet out completes it."""
 
 
 class Verdict(IntEnum):

@@ -1,4 +1,5 @@
-"""The data plane: one process, one queue, one core. Started by the supervisor.
+"""The data plane: one process, one queue, one core; with the datapath raw, sockets for frames
+beside the queue. Started by the supervisor.
 
 Imports core, drivers and messages; nothing of configuration, host set-up or command line. It owns
 its flows and shares nothing. The loop waits for packets, for the supervisor and for the clock,
@@ -19,7 +20,9 @@ from featherlb.core.balancer import Balancer, FlowView
 from featherlb.drivers.base import PacketQueue
 from featherlb.drivers.netfilterqueue import NetfilterQueueDriver
 from featherlb.drivers.netlink import NetlinkDriver
+from featherlb.drivers.packet_socket import PacketSockets
 from featherlb.drivers.rawsocket import RawSender
+from featherlb.drivers.socket_filter import Interest
 from featherlb.errors import FeatherlbError
 from featherlb.messages import (
     Applied,
@@ -33,11 +36,12 @@ from featherlb.messages import (
     GetStatistics,
     Log,
     Ready,
+    SetPaths,
     Start,
     ToWorker,
     WorkerStatistics,
 )
-from featherlb.model import Driver, source_ports
+from featherlb.model import Driver, Paths, Service, source_ports
 
 TICK = 0.1
 """Seconds between two looks at the clock's business: expiry, and log lines."""
@@ -62,28 +66,39 @@ class Worker:
         )
         self._balancer.opened = [] if start.log_flows else None
         self._queue = open_queue(start)
+        self._frames = PacketSockets()
+        self._interest = Interest(start.worker, start.workers)
+        self._services: tuple[Service, ...] = ()
+        self._paths = Paths()
+        self._poller = select.poll()
 
     def run(self) -> None:
         """Work until the supervisor goes away."""
-        poller = select.poll()
-        poller.register(self._queue.fileno(), select.POLLIN)
-        poller.register(self._channel.fileno(), select.POLLIN)
+        balancer, frames = self._balancer, self._frames
+        queue, channel = self._queue.fileno(), self._channel.fileno()
+        self._poller.register(queue, select.POLLIN)
+        self._poller.register(channel, select.POLLIN)
         next_tick = time.monotonic()
-        overdue = False
         while True:
-            timeout = 0 if overdue else TICK * 1000
-            readable = [descriptor for descriptor, _ in poller.poll(timeout)]
+            told = False
+            readable = self._poller.poll(TICK * 1000)
             now = time.monotonic()
-            if self._queue.fileno() in readable:
-                self._queue.process(self._balancer, now)
-                for packet in self._balancer.take_crafted():
-                    self._sender.send(packet)
-            if overdue or now >= next_tick:
+            for descriptor, _ in readable:
+                if descriptor == channel:
+                    told = True
+                elif descriptor == queue:
+                    self._queue.process(balancer, now)
+                else:
+                    frames.process(descriptor, balancer, now)
+            for packet in balancer.take_crafted():
+                self._sender.send(packet)
+            if now >= next_tick:
                 next_tick = now + TICK
-                overdue = self._balancer.handle_timer(now)
+                balancer.handle_timer(now)
+                frames.expire(now)
                 self._log_flows(now)
                 self._channel.flush()
-            if self._channel.fileno() in readable and not self._listen():
+            if told and not self._listen():
                 return
 
     def _listen(self) -> bool:
@@ -97,6 +112,7 @@ class Worker:
 
     def close(self) -> None:
         self._queue.close()
+        self._frames.close()
         self._sender.close()
 
     def _obey(self, message: object) -> None:
@@ -110,14 +126,21 @@ class Worker:
                     return
                 self._balancer.apply(services)
                 self._queue.pass_mark = pass_mark
+                self._services = services
+                self._let_in()
+                self._channel.send(Applied())
+            case SetPaths(paths):
+                self._follow(paths)
                 self._channel.send(Applied())
             case GetStatistics():
                 self._channel.send(
                     WorkerStatistics(
-                        self._balancer.statistics(), self._queue.counters(), self._sender.failed
+                        self._balancer.statistics(),
+                        self._queue.counters(),
+                        self._frames.counters(),
+                        self._sender.failed,
                     )
                 )
-
             case GetFlows(first, count):
                 records = self._balancer.copy_records(first, count, time.monotonic())
                 self._channel.send(FlowPage(records))
@@ -127,6 +150,25 @@ class Worker:
                 for packet in self._balancer.take_crafted():
                     self._sender.send(packet)
                 self._channel.send(Ended(ended))
+
+    def _follow(self, paths: Paths) -> None:
+        """Send frames on these paths from now on."""
+        balancer, frames = self._balancer, self._frames
+        self._paths = paths
+        self._let_in()
+        for descriptor in frames.descriptors():
+            self._poller.unregister(descriptor)
+        balancer.set_paths(paths)
+        frames.set_paths(paths, balancer.hops.slots)
+        for descriptor in frames.descriptors():
+            self._poller.register(descriptor, select.POLLIN)
+
+    def _let_in(self) -> None:
+        """Receive frames of the services, and no others."""
+        interest = self._interest.extended(self._services, self._paths.addresses)
+        if interest != self._interest:
+            self._interest = interest
+            self._frames.set_interest(interest)
 
     def _log_flows(self, now: float) -> None:
         for service, error in self._balancer.take_scheduler_errors():

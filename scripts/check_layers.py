@@ -19,7 +19,14 @@ INTERNAL = {
     "model": (),
     "core": ("errors", "model", "core"),
     "config": ("errors", "model", "core.scheduler", "config"),
-    "drivers": ("errors", "model", "drivers.base", "drivers.nfnetlink", "drivers.mmsg"),
+    "drivers": (
+        "errors",
+        "model",
+        "drivers.base",
+        "drivers.nfnetlink",
+        "drivers.mmsg",
+        "drivers.socket_filter",
+    ),
     "plugins": ("errors", "core.scheduler"),
 }
 """What a module or package may import of featherlb; those not named may import all but cli."""

@@ -229,6 +229,16 @@ class Event(Answer):
     details: dict[str, str | int]
 
 
+class Frames(Answer):
+    """Of the raw datapath."""
+
+    received: int
+    dropped: int = Field(description="Dropped by the kernel: the socket was full.")
+    unsent: int = Field(description="No link was there to leave by, or the kernel refused them.")
+    unresolved: int = Field(description="Their next hop's MAC address did not become known.")
+    held: int = Field(description="Waiting for it now.")
+
+
 class Queue(Answer):
     worker: int
     received: int
@@ -237,6 +247,7 @@ class Queue(Answer):
     socket_dropped: int = Field(description="Dropped by the kernel: the socket was full.")
     waiting: int
     unsent: int = Field(description="Packets of featherlb's own that the kernel refused to send.")
+    frames: Frames
 
 
 class Stats(Answer):

@@ -538,6 +538,13 @@ async def stats(instance: Instance) -> schema.Stats:
                 socket_dropped=one.queue.socket_dropped,
                 waiting=one.queue.waiting,
                 unsent=one.unsent,
+                frames=schema.Frames(
+                    received=one.frames.received,
+                    dropped=one.frames.dropped,
+                    unsent=one.frames.unsent,
+                    unresolved=one.frames.unresolved,
+                    held=one.frames.held,
+                ),
             )
             for number, one in enumerate(found)
         ],

@@ -41,6 +41,14 @@ def stats(instance: int | None, output: str) -> None:
             ("  dropped by the kernel: socket full", queue.socket_dropped),
             ("  could not be sent", queue.unsent),
         ]
+        if queue.frames.received:
+            rows += [
+                ("  frames", queue.frames.received),
+                ("    dropped by the kernel: socket full", queue.frames.dropped),
+                ("    could not be sent", queue.frames.unsent),
+                ("    next hop did not answer", queue.frames.unresolved),
+                ("    waiting for their next hop", queue.frames.held),
+            ]
     for name, count in rows:
         table.add_row(name, f"{count:,}")
     print_table(table)

@@ -109,7 +109,9 @@ def _head(now: Look, before: Look) -> RenderableType:
     status, stats = now.status, now.stats
     elapsed = now.moment - before.moment
     received = max(0, stats.received - before.stats.received)
-    lost = sum(queue.queue_dropped + queue.socket_dropped for queue in stats.queues)
+    lost = sum(
+        queue.queue_dropped + queue.socket_dropped + queue.frames.dropped for queue in stats.queues
+    )
     waiting = sum(queue.waiting for queue in stats.queues)
     first = Text.assemble(
         ("featherlb", "bold"),

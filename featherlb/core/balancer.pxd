@@ -4,7 +4,8 @@ from featherlb.core.checksum cimport fold, words
 from featherlb.core.flow cimport (
     ADDRESS_DELTA, AWAITED, BYTES, COUNTED, CREATED, EXPECTED, FLAGS, FULL, IPV6, LOCAL_BACKEND,
     LOCAL_CLIENT, MEMBER, NEXT, PORTS, PROTOCOL, QUEUE, RESPONSES, SEEN, STATE, TRANSPORT_DELTA,
-    FlowTable)
+    WIRED, FlowTable)
+from featherlb.core.hops cimport SLOT_MASK, SLOT_SHIFT, Hops
 from featherlb.core.icmp cimport (
     find_quoted, is_echo_request, is_error, is_icmp, is_intact, translate_error)
 from featherlb.core.mss cimport lower
@@ -16,12 +17,15 @@ cdef unsigned char[::1] NEXT_STATE, IS_ACTIVE, IS_REUSABLE
 cdef int EVENT_SYN, EVENT_SYN_ACK, EVENT_FIN, EVENT_RST, EVENT_ACK
 cdef int CLOSED
 cdef int NEW, SYN_SENT, SYN_RETRIED, ESTABLISHED, INPUT, UDP_ONE_WAY, UDP_TWO_WAY, PREROUTING, OUTPUT, TRUNCATED, PASS, REWRITTEN, DROP
+cdef int WIRE, COPY, MARTIAN, TTL_EXCEEDED, TOO_BIG, NO_NEXT_HOP
 cdef int NOT_READY, ICMP_ERROR, BAD_CHECKSUM, ECHO
 cdef int TRUNCATED_REASON, NOT_OURS, NO_BACKEND, NO_FLOW, NO_SOURCE_PORT, TUPLE_IN_USE
 
 
 cdef class Balancer:
     cdef readonly FlowTable flows
+    cdef readonly Hops hops
+    cdef readonly object buffer
     cdef readonly Packet packet, quoted
     cdef readonly object source_ports, ended
     cdef readonly Py_ssize_t evicted
@@ -29,7 +33,7 @@ cdef class Balancer:
     cdef public list crafted
     cdef public object opened
     cdef unsigned char[::1] queue_of, retired
-    cdef unsigned long long[::1] reasons, counters, tags
+    cdef unsigned long long[::1] reasons, counters
     cdef Py_ssize_t closed_queue
     cdef unsigned int icmp_errors, icmp_ticks
     cdef object _seed, _hash_key
@@ -40,13 +44,10 @@ cdef class Balancer:
     cdef dict _pools, _services, _adoptable
     cdef list _slots, _free_slots
 
-    @cython.locals(packet=Packet, flows=FlowTable, i=cython.Py_ssize_t)
-    cpdef void expect_packets(
-        self, long long[::1] offsets, long long[::1] lengths, Py_ssize_t count)
     @cython.locals(
         packet=Packet, flows=FlowTable, ticks=cython.uint, reason=cython.int, early=cython.bint,
         ref=cython.Py_ssize_t, flow=cython.Py_ssize_t, reply=cython.Py_ssize_t, late=cython.bint,
-        at=cython.Py_ssize_t)
+        wire=cython.bint, at=cython.Py_ssize_t)
     cpdef int handle_packet(
         self, Py_ssize_t offset, Py_ssize_t length, int hook, int info, double now) except -1
     @cython.locals(ticks=cython.uint, flow=cython.Py_ssize_t, _=cython.int)
@@ -54,7 +55,7 @@ cdef class Balancer:
     cpdef list take_crafted(self)
     @cython.locals(state=cython.int)
     cdef bint reopens(self, Py_ssize_t flow) except -1
-    @cython.locals(packet=Packet, port=cython.uint)
+    @cython.locals(packet=Packet, port=cython.uint, wire=cython.bint)
     cdef Py_ssize_t open(self, int hook, int info, unsigned int ticks) except -1
     @cython.locals(packet=Packet, client_port=cython.uint, ports=cython.uint,
         vip_high=cython.ulonglong, vip_low=cython.ulonglong, vip_port=cython.uint)
@@ -66,12 +67,23 @@ cdef class Balancer:
         address_delta=cython.ulonglong, ports_go=cython.ulonglong)
     cdef Py_ssize_t insert(
         self, pool, slot, unsigned long long client_high, unsigned long long client_low,
-        unsigned long long vip_high, unsigned long long vip_low, unsigned int ports, bint local,
+        unsigned long long vip_high, unsigned long long vip_low, unsigned int ports, int hook,
         int state, unsigned int ticks) except -1
     @cython.locals(
         packet=Packet, flows=FlowTable, state=cython.int, following=cython.int, event=cython.int,
         flags=cython.int, at=cython.Py_ssize_t)
     cdef void track(self, Py_ssize_t flow, Py_ssize_t reply, unsigned int ticks) except *
+    @cython.locals(
+        packet=Packet, flows=FlowTable, hops=Hops, at=cython.Py_ssize_t, hop=cython.ulonglong,
+        mtu=cython.uint)
+    cdef bint route(
+        self, Py_ssize_t flow, Py_ssize_t reply, Py_ssize_t length,
+        unsigned int ticks) except -1
+    cdef Py_ssize_t expire(
+        self, unsigned long long high, unsigned long long low, unsigned int ticks) except -1
+    cdef bint may_complain(self, unsigned int ticks) except -1
+    @cython.locals(hops=Hops, at=cython.Py_ssize_t)
+    cdef bint route_error(self, Py_ssize_t flow, Py_ssize_t reply) except -1
     cdef int limit_segments(self, Py_ssize_t flow, int info) except -1
     @cython.locals(packet=Packet, flows=FlowTable)
     cdef bint serves(self, Py_ssize_t flow, Py_ssize_t member) except -1
@@ -82,7 +94,8 @@ cdef class Balancer:
     cdef int refuse(self, int reason, unsigned int ticks) except -1
     @cython.locals(
         packet=Packet, flows=FlowTable, ref=cython.Py_ssize_t, flow=cython.Py_ssize_t,
-        reply=cython.Py_ssize_t, late=cython.bint, own=cython.bint, reason=cython.int)
+        reply=cython.Py_ssize_t, late=cython.bint, own=cython.bint, wire=cython.bint,
+        reason=cython.int)
     cdef int handle_icmp(self, int hook, int info) except -1
     @cython.locals(packet=Packet, reason=cython.int)
     cdef int handle_echo(self, int hook, int info) except -1

@@ -1,9 +1,9 @@
 """The packet path. Sans-IO: packets come in as bytes in a buffer, verdicts go out.
 
 Imports the rest of `core` and `model`. Reads no clock, opens no socket, writes no log. Driven by
-four doors: `handle_packet`, `handle_timer`, `apply` (the services), and `take_crafted` (packets
-to send). The numbers of the stages are those of docs/packet-path.md. Not thread-safe: a worker
-calls one door at a time.
+five doors: `handle_packet`, `handle_timer`, `apply` (the services), `set_paths` (where frames go),
+and `take_crafted` (packets to send). The numbers of the stages are those of docs/packet-path.md.
+Not thread-safe: a worker calls one door at a time.
 """
 
 from array import array
@@ -14,9 +14,19 @@ from ipaddress import IPv4Address, IPv6Address
 
 import cython
 
-from featherlb.core.craft import echo_reply, flow_reset, has_sender, port_unreachable, tcp_reset
+from featherlb.core.craft import (
+    echo_reply,
+    flow_reset,
+    has_sender,
+    is_from_afar,
+    port_unreachable,
+    tcp_reset,
+    time_exceeded,
+    too_big,
+)
 from featherlb.core.ended import EndedConnections
 from featherlb.core.flow import FlowTable
+from featherlb.core.hops import Hops
 from featherlb.core.packet import Packet
 from featherlb.core.pool import Pool
 from featherlb.core.ports import PortAllocator
@@ -38,6 +48,7 @@ from featherlb.model import (
     Endpoint,
     Hook,
     PacketInfo,
+    Paths,
     Protocol,
     Service,
     Timeouts,
@@ -66,7 +77,9 @@ if not cython.compiled:
         SEEN,
         STATE,
         TRANSPORT_DELTA,
+        WIRED,
     )
+    from featherlb.core.hops import SLOT_MASK, SLOT_SHIFT
     from featherlb.core.icmp import (
         find_quoted,
         is_echo_request,
@@ -89,8 +102,6 @@ MAX_PORT_RECLAIMS = 64
 """Closing flows looked at to find one whose source port can be given to a new flow, before that
 is refused."""
 MAX_MEMBERS = 65535
-MAX_EXPECTED = 64
-"""Packets that can be expected at once."""
 MAX_ADOPTED_RANGE = 16
 """Ports of a VIP that are tried to find out whose connection a reply belongs to."""
 
@@ -113,12 +124,18 @@ UDP_TWO_WAY = int(State.UDP_TWO_WAY)
 PREROUTING = int(Hook.PREROUTING)
 INPUT = int(Hook.INPUT)
 OUTPUT = int(Hook.OUTPUT)
+WIRE = int(Hook.WIRE)
 NOT_READY = int(PacketInfo.CHECKSUM_NOT_READY)
 TRUNCATED = int(PacketInfo.TRUNCATED)
 TRUNCATED_REASON = int(Reason.TRUNCATED)
 ICMP_ERROR = int(Reason.ICMP_ERROR)
 BAD_CHECKSUM = int(Reason.BAD_CHECKSUM)
 ECHO = int(Reason.ECHO)
+COPY = int(Reason.COPY)
+MARTIAN = int(Reason.MARTIAN)
+TTL_EXCEEDED = int(Reason.TTL_EXCEEDED)
+TOO_BIG = int(Reason.TOO_BIG)
+NO_NEXT_HOP = int(Reason.NO_NEXT_HOP)
 NOT_OURS = int(Reason.NOT_OURS)
 NO_BACKEND = int(Reason.NO_BACKEND)
 NO_FLOW = int(Reason.NO_FLOW)
@@ -231,6 +248,7 @@ class Balancer:
         are for `full` NAT. Until the time `adopt_until` of the clock of `handle_packet`,
         connections from before are recognised by their replies, too."""
         self.flows = FlowTable(capacity, secret)
+        self.hops = Hops(capacity, MAX_MEMBERS)
         self.packet = Packet()
         self.quoted = Packet()
         self.attach(bytearray(64))
@@ -257,7 +275,6 @@ class Balancer:
         self.crafted: list[bytes] = []
         self.opened: list[int] | None = None
         self.refusal = PASS
-        self.tags = memoryview(array("Q", bytes(8 * MAX_EXPECTED)))
         self._pools: dict[str, Pool] = {}
         self._user_schedulers: dict[str, UserScheduler] = {}
         self._slots: list[Slot] = []
@@ -273,31 +290,9 @@ class Balancer:
 
     def attach(self, buffer: bytearray) -> None:
         """Packets stand in this buffer from now on."""
+        self.buffer = buffer
         self.packet.attach(buffer)
         self.quoted.attach(buffer)
-
-    def expect_packets(self, offsets: memoryview, lengths: memoryview, count: int) -> None:
-        """Say that `handle_packet` comes for these packets, `MAX_EXPECTED` at most.
-
-        It need not be called: the flows' memory is only loaded while there is other work. Both
-        views are of the type `q`.
-        """
-        packet = self.packet
-        flows = self.flows
-        for i in range(count):
-            self.tags[i] = 0
-            if packet.parse(offsets[i], lengths[i]) == OK:
-                self.tags[i] = flows.tag(
-                    packet.src_high,
-                    packet.src_low,
-                    packet.dst_high,
-                    packet.dst_low,
-                    packet.ports,
-                    packet.protocol,
-                )
-                flows.fetch_entry(self.tags[i])
-        for i in range(count):
-            flows.fetch_record(self.tags[i])
 
     def handle_packet(self, offset: int, length: int, hook: int, info: int, now: float) -> int:
         """Decide on the IP packet at `offset` of the buffer, rewriting it in place.
@@ -315,11 +310,14 @@ class Balancer:
         if reason != OK:
             if reason == UNSUPPORTED and is_icmp(packet):
                 return self.handle_icmp(hook, info)
+            if reason == UNSUPPORTED and hook == WIRE:
+                return self.pass_on()
             return self.drop(reason)
 
         # 2. Find the flow, in either direction. A reply in `dnat` mode is rewritten after the
-        # routing decision, everything else before it.
+        # routing decision, everything else before it; in frames all are, in both directions.
         early = hook in (PREROUTING, OUTPUT)
+        wire = hook == WIRE
         ref = flows.find(
             packet.src_high,
             packet.src_low,
@@ -331,9 +329,13 @@ class Balancer:
         flow = ref >> 1
         reply = ref & 1
         if ref:
-            late = reply and not flows.u8[flow * 128 + FLAGS] & FULL
-            if early == late:
-                return self.pass_on()
+            if flows.u8[flow * 128 + FLAGS] & WIRED:
+                if not wire:
+                    return self.drop(COPY)
+            else:
+                late = reply and not flows.u8[flow * 128 + FLAGS] & FULL
+                if wire or early == late:
+                    return self.pass_on()
             # What may open a flow: a SYN, or a datagram (which has no flags).
             if not reply and packet.flags <= SYN and self.reopens(flow):
                 self.close(flow)
@@ -341,10 +343,11 @@ class Balancer:
         elif not early:
             if now < self._adopt_until:
                 flow = self.adopt_reply(hook, info, ticks)
-            if not flow:
+            if flow:
+                ref = flow << 1 | 1
+                reply = 1
+            elif not wire:
                 return self.pass_on()
-            ref = flow << 1 | 1
-            reply = 1
 
         # 3. to 5. Of no flow: it may open one.
         if not ref:
@@ -354,11 +357,17 @@ class Balancer:
         elif info & TRUNCATED:
             return self.drop(TRUNCATED_REASON)
 
+        # 8. Route: a frame needs a next hop, and has one hop less.
+        if wire and not self.route(flow, reply, length, ticks):
+            return self.refusal
+
         # 6. Follow the connection's state, translate, count.
         self.track(flow, reply, ticks)
         if packet.flags & SYN:
             self.limit_segments(flow, info)
         translate(packet, flows, flow, reply, info)
+        if wire:
+            packet.use_hop()
         at = flows.u16[flow * 64 + MEMBER] * COUNTERS + 2 * reply
         self.counters[at] += 1
         self.counters[at + 1] += length
@@ -404,6 +413,12 @@ class Balancer:
         }
         self._index_services()
 
+    def set_paths(self, paths: Paths) -> None:
+        """Where frames go from now on."""
+        self.hops.set_paths(paths)
+        for slot in self._slots:
+            self.hops.aim(slot.member.index, slot.high, slot.low)
+
     def take_crafted(self) -> list[bytes]:
         """Packets to send, with their IP headers, since the last call."""
         crafted = self.crafted
@@ -428,13 +443,20 @@ class Balancer:
         """A flow for the parsed packet; 0 if there is to be none, and `refusal` is the verdict."""
         packet = self.packet
         port = packet.ports & 0xFFFF
-        pool = self._find_pool(packet.dst_high, packet.dst_low, packet.protocol, port)
-        if pool is None:
+        wire = hook == WIRE
+        pool = self._find_pool(packet.dst_high, packet.dst_low, packet.protocol, port, wire)
+        if pool is None or (wire and not pool.raw):
             self.refusal = self.pass_on()
             return 0
         if info & TRUNCATED:
             self.refusal = self.drop(TRUNCATED_REASON)
             return 0
+        if wire:
+            if not is_from_afar(packet):
+                self.refusal = self.drop(MARTIAN)
+                return 0
+            if packet.hops_left() <= 1:
+                return self.expire(packet.dst_high, packet.dst_low, ticks)
 
         # 4. Mid-stream: join it where the same backend is certain to be chosen again.
         if packet.protocol == TCP and (packet.flags != SYN or self.ended):
@@ -467,7 +489,7 @@ class Balancer:
             packet.dst_high,
             packet.dst_low,
             packet.ports,
-            hook == OUTPUT,
+            hook,
             NEW if packet.protocol == TCP else UDP_ONE_WAY,
             ticks,
         )
@@ -484,6 +506,8 @@ class Balancer:
         backend = (packet.src_high, packet.src_low, packet.ports >> 16)
         vips = self._adoptable.get(backend, ())
         for pool, vip_high, vip_low, vip_port in vips:
+            if hook != INPUT and pool.raw != (hook == WIRE):
+                continue
             vip = _number(packet.version, vip_high, vip_low)
             flow = NewFlow(TCP, packet.version, client, client_port, vip, vip_port)
             member = pool.pick(flow, ticks)
@@ -511,7 +535,7 @@ class Balancer:
             vip_high,
             vip_low,
             ports,
-            hook == INPUT,
+            hook,
             ESTABLISHED,
             ticks,
         )
@@ -525,20 +549,24 @@ class Balancer:
         vip_high: int,
         vip_low: int,
         ports: int,
-        local: bool,
+        hook: int,
         state: int,
         ticks: int,
     ) -> int:
         """Enter a flow to a pool's member, as `open` does. `ports` are client << 16 | VIP,
-        `local` says that the client is on this host."""
+        `hook` is where the packet was met that opens it."""
         packet = self.packet
         flows = self.flows
         flags = slot.flags
         if packet.version == 6:
             flags |= IPV6
-        if local:
+        if hook in (OUTPUT, INPUT):
             flags |= LOCAL_CLIENT
-        if pool.full:
+        if hook == WIRE:
+            flags |= WIRED
+        # A reply to this host can't be told from a copy of a frame by a port of ours: where frames
+        # are used, this host's own clients keep their address.
+        if pool.full and (hook == WIRE or not pool.raw):
             flags |= FULL
             source = self._allocate_source(slot)
             if source is None:
@@ -584,6 +612,7 @@ class Balancer:
             self.queue_of[state],
             ticks,
         )
+        self.hops.clients[flow] = 0
         flows.u8[flow * 128 + FLAGS] = flags
         flows.u8[flow * 128 + STATE] = state
         if IS_ACTIVE[state]:
@@ -641,6 +670,56 @@ class Balancer:
             member = self._slots[flows.u16[flow * 64 + MEMBER]].member
             member.active += 1 if IS_ACTIVE[following] else -1
 
+    def route(self, flow: int, reply: int, length: int, ticks: int) -> bool:
+        """Find the parsed packet's next hop, for `hops.goes`; False if it can't be sent there, and
+        `refusal` is the verdict."""
+        packet = self.packet
+        flows = self.flows
+        hops = self.hops
+        at = flow * 16
+        if reply:
+            hop = hops.back(flow, flows.u64[at], flows.u64[at + 1])
+            if not hop:
+                self.refusal = self.drop(NO_NEXT_HOP)
+                return False
+        else:
+            hops.came_from(flow, flows.u64[at], flows.u64[at + 1])
+            hop = hops.members[flows.u16[flow * 64 + MEMBER]]
+        if packet.hops_left() <= 1:
+            self.expire(flows.u64[at + 2], flows.u64[at + 3], ticks)
+            return False
+        # Of a super-packet, its segments are what leaves.
+        if hops.gso_size:
+            length = packet.payload - packet.ip + hops.gso_size
+        mtu = hops.mtu[hop >> SLOT_SHIFT & SLOT_MASK]
+        if mtu and length > mtu and not packet.may_be_fragmented():
+            self.refusal = self.drop(TOO_BIG)
+            if self.may_complain(ticks):
+                self.crafted.append(too_big(packet, (flows.u64[at + 2], flows.u64[at + 3]), mtu))
+            return False
+        hops.goes = hop
+        return True
+
+    def expire(self, high: int, low: int, ticks: int) -> int:
+        """Drop the parsed packet, whose hops are used up, and say so from this address."""
+        self.refusal = self.drop(TTL_EXCEEDED)
+        if self.may_complain(ticks):
+            self.crafted.append(time_exceeded(self.packet, (high, low)))
+        return 0
+
+    def may_complain(self, ticks: int) -> bool:
+        """Whether an ICMP error about the parsed packet may be made now."""
+        if self.icmp_ticks != ticks:
+            self.icmp_ticks, self.icmp_errors = ticks, 0
+        if (
+            self.icmp_errors >= MAX_ICMP_ERRORS
+            or len(self.crafted) >= MAX_CRAFTED
+            or not has_sender(self.packet)
+        ):
+            return False
+        self.icmp_errors += 1
+        return True
+
     def limit_segments(self, flow: int, info: int) -> None:
         """Lower the segment size that the parsed SYN asks for to what its service allows."""
         limit = self._slots[self.flows.u16[flow * 64 + MEMBER]].pool.service.mss
@@ -695,15 +774,10 @@ class Balancer:
         one that is answered."""
         packet = self.packet
         self.refusal = self.drop(reason)
-        if len(self.crafted) >= MAX_CRAFTED or not has_sender(packet):
-            return 0
         if packet.protocol == UDP:
-            if self.icmp_ticks != ticks:
-                self.icmp_ticks, self.icmp_errors = ticks, 0
-            if self.icmp_errors < MAX_ICMP_ERRORS:
-                self.icmp_errors += 1
+            if self.may_complain(ticks):
                 self.crafted.append(port_unreachable(packet))
-        elif not packet.flags & RST:
+        elif not packet.flags & RST and len(self.crafted) < MAX_CRAFTED and has_sender(packet):
             self.crafted.append(tcp_reset(packet))
         return 0
 
@@ -718,19 +792,47 @@ class Balancer:
         flow = ref >> 1
         reply = ref & 1
         late = reply and not flows.u8[flow * 128 + FLAGS] & FULL
+        wire = hook == WIRE
+        if not ref:
+            return self.pass_on()
+        if flows.u8[flow * 128 + FLAGS] & WIRED:
+            if not wire:
+                # One of this host's own is ours: the kernel has not seen the flow.
+                return self.pass_on() if hook == OUTPUT else self.drop(COPY)
         # Errors of this host's own are rewritten in OUTPUT, in either direction and mode.
-        if not ref or (hook != OUTPUT and (hook == PREROUTING) == late):
+        elif wire or (hook != OUTPUT and (hook == PREROUTING) == late):
             return self.pass_on()
         reason = self.damage(info)
         if reason != OK:
             return self.drop(reason)
+        if wire and not self.route_error(flow, reply):
+            return self.refusal
         own = hook == OUTPUT and not (
             packet.src_low == flows.u64[flow * 16 + 5]
             and packet.src_high == flows.u64[flow * 16 + 4]
         )
+        if wire:
+            packet.use_hop()
         translate_error(packet, self.quoted, flows, flow, reply, own)
         self.reasons[ICMP_ERROR] += 1
         return REWRITTEN
+
+    def route_error(self, flow: int, reply: int) -> bool:
+        """Find the next hop of the parsed error about a packet of the flow, as `route` does: about
+        an error there is none (RFC 1122 section 3.2.2)."""
+        hops = self.hops
+        if self.packet.hops_left() <= 1:
+            self.refusal = self.drop(TTL_EXCEEDED)
+            return False
+        if reply:
+            at = flow * 16
+            hops.goes = hops.back(flow, self.flows.u64[at], self.flows.u64[at + 1])
+            if not hops.goes:
+                self.refusal = self.drop(NO_NEXT_HOP)
+                return False
+        else:
+            hops.goes = hops.members[self.flows.u16[flow * 64 + MEMBER]]
+        return True
 
     def handle_echo(self, hook: int, info: int) -> int:
         """Answer an echo request to a VIP; other messages are not ours. They only get here where
@@ -769,11 +871,14 @@ class Balancer:
 
     # Pools and members
 
-    def _find_pool(self, high: int, low: int, protocol: int, port: int) -> Pool | None:
+    def _find_pool(self, high: int, low: int, protocol: int, port: int, wire: bool) -> Pool | None:
         pool = self._services.get((high, low, protocol, port))
         if pool is None and self._wildcards:
             family = MAPPED if not high and low >> 32 == 0xFFFF else 0
             pool = self._services.get((0, family, protocol, port))
+            # What comes to a hook is for this host; what passes on a wire need not be.
+            if wire and pool is not None and (high, low) not in self.hops.addresses:
+                return None
         return pool
 
     def _index_services(self) -> None:
@@ -835,7 +940,10 @@ class Balancer:
             self.counters[index * COUNTERS + i] = 0
         member = Member(backend, index)
         self.retired[index] = 0
-        self._slots[index : index + 1] = [Slot(pool, member)]
+        slot = Slot(pool, member)
+        self._slots[index : index + 1] = [slot]
+        self.hops.forget(index)
+        self.hops.aim(index, slot.high, slot.low)
         return member
 
     def _retire(self, member: Member) -> None:

@@ -75,11 +75,26 @@ def port_unreachable(packet: Packet) -> bytes:
     Type 3 code 3 (RFC 792, RFC 1122 section 4.1.3.1), in ICMPv6 type 1 code 4 (RFC 4443 section
     3.1). It quotes as much of the datagram as every host must be able to receive.
     """
-    source = _wire_address(packet.version, packet.dst_high, packet.dst_low)
-    destination = _wire_address(packet.version, packet.src_high, packet.src_low)
-    kind, code, room = (3, 3, 576 - 20 - 8) if packet.version == 4 else (1, 4, 1280 - 40 - 8)
-    message = bytearray(struct.pack("!BBHI", kind, code, 0, 0) + packet.quote(room))
-    return _icmp(packet.version, source, destination, message)
+    kind = (3, 3) if packet.version == 4 else (1, 4)
+    return _error(packet, (packet.dst_high, packet.dst_low), kind, 0)
+
+
+def time_exceeded(packet: Packet, source: tuple[int, int]) -> bytes:
+    """The ICMP error that says that the parsed packet's hops are used up, with IP header.
+
+    Type 11 code 0 (RFC 792), in ICMPv6 type 3 code 0 (RFC 4443 section 3.3). `source` is an
+    address as two 64-bit words.
+    """
+    return _error(packet, source, (11, 0) if packet.version == 4 else (3, 0), 0)
+
+
+def too_big(packet: Packet, source: tuple[int, int], mtu: int) -> bytes:
+    """The ICMP error that says that packets of `mtu` bytes would have fitted, with IP header.
+
+    Type 3 code 4 (RFC 1191 section 4), in ICMPv6 type 2 (RFC 4443 section 3.2). `source` is an
+    address as two 64-bit words.
+    """
+    return _error(packet, source, (3, 4) if packet.version == 4 else (2, 0), mtu)
 
 
 def echo_reply(packet: Packet) -> bytes:
@@ -100,6 +115,25 @@ def has_sender(packet: Packet) -> bool:
         first = packet.src_low >> 24 & 0xFF
         return 0 < first < 224
     return packet.src_high >> 56 != 0xFF and bool(packet.src_high or packet.src_low)
+
+
+def is_from_afar(packet: Packet) -> bool:
+    """Whether the parsed packet can have come over a wire from one host: not from a loopback
+    address (RFC 1122 section 3.2.1.3 g, RFC 4291 section 2.5.3)."""
+    if packet.version == 4:
+        loopback = packet.src_low >> 24 & 0xFF == 127
+    else:
+        loopback = packet.src_high == 0 and packet.src_low == 1
+    return has_sender(packet) and not loopback
+
+
+def _error(packet: Packet, source: tuple[int, int], kind: tuple[int, int], rest: int) -> bytes:
+    """The ICMP error of that type and code about the parsed packet, to its sender; `rest` is the
+    second half of its header."""
+    room = 576 - 20 - 8 if packet.version == 4 else 1280 - 40 - 8
+    message = bytearray(struct.pack("!BBHI", *kind, 0, rest) + packet.quote(room))
+    destination = _wire_address(packet.version, packet.src_high, packet.src_low)
+    return _icmp(packet.version, _wire_address(packet.version, *source), destination, message)
 
 
 def _icmp(version: int, source: bytes, destination: bytes, message: bytearray) -> bytes:

@@ -5,7 +5,7 @@ from featherlb.core.flow cimport (
     ADDRESS_DELTA, FLAGS, LOCAL_BACKEND, LOCAL_CLIENT, PORTS, TRANSPORT_DELTA, FlowTable)
 from featherlb.core.packet cimport TCP, Packet
 
-cdef int NOT_READY, GSO
+cdef int NOT_READY, GSO, COMPLETED_LATER
 
 @cython.locals(
     at=cython.Py_ssize_t, field=cython.Py_ssize_t, tcp=cython.bint, local=cython.int,

@@ -10,8 +10,10 @@ client. What happens to the transport checksum depends on what the kernel said o
 | not ready | full sum | full sum |
 | not ready, TCP super-packet | untouched: the kernel sums each segment | full sum |
 | not ready, UDP super-packet | address delta into the pseudo-header sum | the same |
+| not ready, completed later | address delta into the pseudo-header sum | |
 
-After a rewriting the kernel treats the packet as CHECKSUM_NONE (nfqnl_mangle in
+The last row is of frames (the raw datapath), which leave with what the kernel said of them. After a
+rewriting in a queue the kernel treats the packet as CHECKSUM_NONE (nfqnl_mangle in
 net/netfilter/nfnetlink_queue.c), so nobody downstream completes a half-done field.
 """
 
@@ -34,6 +36,7 @@ if not cython.compiled:
 
 NOT_READY = 1  # model.PacketInfo, as C integers
 GSO = 2
+COMPLETED_LATER = 512
 
 
 def translate(packet: Packet, flows: FlowTable, flow: int, reply: int, info: int) -> None:
@@ -71,7 +74,7 @@ def translate(packet: Packet, flows: FlowTable, flow: int, reply: int, info: int
         if not tcp and check == 0:
             return  # UDP without a checksum stays so (RFC 768)
         check = update(check, delta)
-    elif info & GSO and not tcp:
+    elif info & COMPLETED_LATER or (info & GSO and not tcp):
         packet.write16(field, update_partial(check, address_delta))
         return
     elif info & GSO and not local:

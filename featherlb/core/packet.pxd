@@ -1,6 +1,6 @@
 # C types of packet.py, for the compiled build.
 cimport cython
-from featherlb.core.checksum cimport fold, sum_bytes, words
+from featherlb.core.checksum cimport fold, sum_bytes, update, words
 
 cdef unsigned long long MAPPED, MASK16, MASK32
 cdef int ICMP, TCP, UDP, ICMPV6, FIN, SYN, RST, ACK, STATE_FLAGS
@@ -32,6 +32,9 @@ cdef class Packet:
     cdef int parse_udp(self) noexcept
     @cython.locals(header=cython.Py_ssize_t)
     cpdef bint parse_quoted(self, int version, Py_ssize_t offset, Py_ssize_t end) noexcept
+    cpdef int hops_left(self) noexcept
+    cpdef void use_hop(self) noexcept
+    cpdef bint may_be_fragmented(self) noexcept
     cpdef bytes quote(self, Py_ssize_t limit)
     @cython.locals(value=cython.uint)
     cdef unsigned int read16(self, Py_ssize_t offset) noexcept

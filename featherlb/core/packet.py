@@ -11,7 +11,7 @@ import cython
 from featherlb.core.stats import Reason
 
 if not cython.compiled:
-    from featherlb.core.checksum import fold, sum_bytes, words
+    from featherlb.core.checksum import fold, sum_bytes, update, words
 
 MAPPED = 0xFFFF << 32  # ::ffff:0:0/96, RFC 4291 section 2.5.5.2
 MASK16 = 0xFFFF
@@ -263,6 +263,23 @@ class Packet:
         self.write32(offset + 4, high & MASK32)
         self.write32(offset + 8, low >> 32)
         self.write32(offset + 12, low & MASK32)
+
+    def hops_left(self) -> int:
+        """The time to live, or hop limit."""
+        return self.data[self.ip + (8 if self.version == 4 else 7)]
+
+    def use_hop(self) -> None:
+        """One hop less is left (RFC 1812 section 5.3.1, RFC 8200 section 3)."""
+        if self.version == 4:
+            self.data[self.ip + 8] -= 1
+            # The time to live is the high byte of its word.
+            self.write16(self.ip + 10, update(self.read16(self.ip + 10), MASK16 - 0x0100))
+        else:
+            self.data[self.ip + 7] -= 1
+
+    def may_be_fragmented(self) -> bool:
+        """Whether a router may cut it (RFC 791 section 2.3, RFC 8200 section 5)."""
+        return self.version == 4 and not self.data[self.ip + 6] & 0x40
 
     def transport_checksum(self, src_high: int, src_low: int, dst_high: int, dst_low: int) -> int:
         """The checksum over pseudo-header and transport as they are in the buffer, whose own

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 from featherlb.core.persistence import PersistenceTable
 from featherlb.core.scheduler import Member, NewFlow, Scheduler, factory_of
-from featherlb.model import Backend, Endpoint, NatMode, Service
+from featherlb.model import Backend, Datapath, Endpoint, NatMode, Service
 
 
 class Pool:
@@ -27,6 +27,11 @@ class Pool:
     @property
     def full(self) -> bool:
         return self.service.nat is NatMode.FULL
+
+    @property
+    def raw(self) -> bool:
+        """Whether packets from the network come as frames."""
+        return self.service.datapath is Datapath.RAW
 
     @property
     def one_packet(self) -> bool:

@@ -43,6 +43,16 @@ class Reason(IntEnum):
     """An ICMP message with a wrong checksum."""
     ECHO = 14
     """An ICMP echo request to a VIP that is not an address of this host; answered."""
+    COPY = 15
+    """The kernel's own copy of a frame that the raw datapath has."""
+    MARTIAN = 16
+    """Opens a flow from an address that no packet on a wire can come from."""
+    TTL_EXCEEDED = 17
+    """Its hops are used up (raw datapath); answered with ICMP time exceeded."""
+    TOO_BIG = 18
+    """Too long for the next link, and not to be fragmented (raw datapath); answered by ICMP."""
+    NO_NEXT_HOP = 19
+    """Nothing is known of the way back to the client (raw datapath)."""
 
     @property
     def label(self) -> str:

@@ -11,13 +11,13 @@ from typing import Protocol
 class PacketHandler(Protocol):
     """The core, as a driver sees it (see `featherlb.core.balancer.Balancer`)."""
 
-    def attach(self, buffer: bytearray) -> None:
-        """Packets stand in this buffer from now on."""
+    @property
+    def buffer(self) -> bytearray:
+        """Where packets stand now."""
         ...
 
-    def expect_packets(self, offsets: memoryview, lengths: memoryview, count: int) -> None:
-        """Hear of the packets that come next, so that their flows can be loaded into the
-        processor's cache; a driver that has packets one by one need not say so."""
+    def attach(self, buffer: bytearray) -> None:
+        """Packets stand in this buffer from now on."""
         ...
 
     def handle_packet(self, offset: int, length: int, hook: int, info: int, now: float) -> int:
@@ -28,6 +28,24 @@ class PacketHandler(Protocol):
         `model.Verdict`.
         """
         ...
+
+
+class NextHops(Protocol):
+    """What the core and a driver of frames tell each other of a frame (`featherlb.core.hops`)."""
+
+    came: int
+    """The slot of the link that it came in by, and the MAC address of its sender."""
+    goes: int
+    """Likewise where it goes, if it was rewritten; without a MAC address, that isn't known yet."""
+    gso_size: int
+    """Of a super-packet, the bytes of payload in each segment; else 0."""
+
+
+class FrameHandler(PacketHandler, Protocol):
+    """The core, as a driver of frames sees it."""
+
+    @property
+    def hops(self) -> NextHops: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +61,22 @@ class QueueCounters:
     queue_dropped: int
     socket_dropped: int
     waiting: int
+
+
+@dataclass(frozen=True, slots=True)
+class FrameCounters:
+    """Counts of the raw datapath since the start, in frames.
+
+    `dropped` are the kernel's drops at a full socket buffer. `unsent` had no link to leave by, or
+    were refused by the kernel. `unresolved` waited in vain for the MAC address of their next hop;
+    `held` are waiting now.
+    """
+
+    received: int
+    dropped: int
+    unsent: int
+    unresolved: int
+    held: int
 
 
 class PacketQueue(Protocol):

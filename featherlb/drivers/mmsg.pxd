@@ -19,6 +19,7 @@ cdef extern from "<sys/socket.h>" nogil:
         unsigned int msg_len
     int MSG_DONTWAIT
     int recvmmsg(int fd, mmsghdr *messages, unsigned int count, int flags, timespec *timeout)
+    int sendmmsg(int fd, mmsghdr *messages, unsigned int count, int flags)
     Py_ssize_t sendmsg(int fd, const msghdr *message, int flags)
 
 cdef extern from "<errno.h>" nogil:
@@ -43,3 +44,16 @@ cdef class MessageBatch:
     cpdef void check(self, int number) except *
     cpdef void add(self, Py_ssize_t offset, Py_ssize_t length) noexcept
     cpdef bint flush(self) except -1
+
+
+cdef class DatagramBatch:
+    cdef readonly int fd
+    cdef readonly Py_ssize_t pending, failed
+    cdef object _socket, _out
+    cdef unsigned char[::1] data
+    cdef mmsghdr outgoing[64]
+    cdef iovec out[64]
+
+    cpdef void add(self, Py_ssize_t offset, Py_ssize_t length) noexcept
+    @cython.locals(done=cython.int, sent=cython.int)
+    cpdef int flush(self) except -1

@@ -1,7 +1,7 @@
 """Many datagrams per system call: one buffer with a slot for each, and pieces of it sent at once.
 
-Imports the standard library (and, compiled, libc's recvmmsg(2) and sendmsg(2)). Compiled, up to
-`slots` datagrams are received by one call; interpreted, by one call each.
+Imports the standard library (and, compiled, libc's recvmmsg(2), sendmsg(2) and sendmmsg(2)).
+Compiled, up to `slots` datagrams are received, or sent, by one call; interpreted, by one call each.
 """
 
 import errno
@@ -15,15 +15,13 @@ MAX_PIECES = 1024
 
 
 class MessageBatch:
-    """A socket's receive buffer of `slots` slots of `size` bytes each, and what goes out of it.
+    """A receive buffer of `slots` slots of `size` bytes each, and what goes out of it.
 
     Slot i starts at `i * size` of `data`; its datagram has `lengths[i]` bytes.
     """
 
-    def __init__(self, end: socket.socket, slots: int, size: int) -> None:
-        """`end` must be non-blocking or not care: no call here waits."""
-        self._socket = end
-        self.fd = end.fileno()
+    def __init__(self, slots: int, size: int) -> None:
+        """Of no socket yet."""
         self.slots = slots
         self.size = size
         self.buffer = bytearray(slots * size)
@@ -41,6 +39,11 @@ class MessageBatch:
             self.outgoing.msg_iov = cython.address(self.out[0])
         else:
             self._out: list[memoryview] = []
+
+    def use(self, end: socket.socket) -> None:
+        """Use this socket from now on; no call here waits for it."""
+        self._socket = end
+        self.fd = end.fileno()
 
     def receive(self) -> int:
         """Receive what waits, at most a datagram per slot; how many came (0 if none, or an error
@@ -95,3 +98,54 @@ class MessageBatch:
             self.error = error.errno or 0
             return False
         return True
+
+
+class DatagramBatch:
+    """Datagrams that lie in the buffer of a `MessageBatch`, sent through a socket of their own."""
+
+    def __init__(self, end: socket.socket, batch: MessageBatch) -> None:
+        """No more than the slots of `batch` are sent at once."""
+        self._socket = end
+        self.fd = end.fileno()
+        self.data = memoryview(batch.buffer)
+        self.pending = 0
+        self.failed = 0
+        """Datagrams that the kernel refused: its buffer is full, or the link is down."""
+        self._out: list[memoryview] = []
+        if cython.compiled:
+            for i in range(batch.slots):
+                self.outgoing[i].msg_hdr.msg_iov = cython.address(self.out[i])
+                self.outgoing[i].msg_hdr.msg_iovlen = 1
+
+    def add(self, offset: int, length: int) -> None:
+        """Send these bytes of the buffer as a datagram, with the next flush."""
+        if cython.compiled:
+            self.out[self.pending].iov_base = cython.address(self.data[offset])
+            self.out[self.pending].iov_len = length
+        else:
+            self._out.append(self.data[offset : offset + length])
+        self.pending += 1
+
+    def flush(self) -> None:
+        """Send what was added. One that the kernel refuses is lost, the others go."""
+        if cython.compiled:
+            done = 0
+            while done < self.pending:
+                sent = sendmmsg(
+                    self.fd,
+                    cython.address(self.outgoing[done]),
+                    self.pending - done,
+                    MSG_DONTWAIT,
+                )
+                if sent < 0:
+                    self.failed += 1
+                    sent = 1
+                done += sent
+        else:
+            for datagram in self._out:
+                try:
+                    self._socket.send(datagram, socket.MSG_DONTWAIT)
+                except OSError:
+                    self.failed += 1
+            self._out = []
+        self.pending = 0

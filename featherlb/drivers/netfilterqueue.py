@@ -87,9 +87,9 @@ class NetfilterQueueDriver:
         return self._socket.fileno()
 
     def process(self, handler: PacketHandler, now: float) -> int:
-        if handler is not self._handler:
+        if handler.buffer is not self._buffer:
             handler.attach(self._buffer)
-            self._handler = handler
+        self._handler = handler
         self._now = now
         before = self._received
         self._reader.left = _MAX_READS

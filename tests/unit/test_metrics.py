@@ -8,7 +8,7 @@ import yaml
 from prometheus_client.core import Metric
 
 from featherlb.config import Config
-from featherlb.drivers.base import QueueCounters
+from featherlb.drivers.base import FrameCounters, QueueCounters
 from featherlb.events import Events
 from featherlb.instance import Instance, Settings
 from featherlb.messages import WorkerStatistics
@@ -23,7 +23,8 @@ def families(world: World) -> list[Metric]:
     instance = Instance(Settings(load=Config, assign=False), Events())
     instance.services = (service(ONE, TWO),)
     queue = QueueCounters(received=9, truncated=0, queue_dropped=1, socket_dropped=2, waiting=3)
-    worker = WorkerStatistics(world.balancer.statistics(), queue, 4)
+    frames = FrameCounters(received=8, dropped=1, unsent=2, unresolved=3, held=4)
+    worker = WorkerStatistics(world.balancer.statistics(), queue, frames, 4)
     return list(Snapshot(instance, [worker]).collect())
 
 
@@ -71,4 +72,4 @@ def test_invariants(world: World) -> None:
     assert sum(found["featherlb_flows"]) == 6 <= found["featherlb_flow_capacity"][0]
     assert sum(found["featherlb_backend_flows_total"]) == 6
     assert sum(found["featherlb_backend_resets_total"]) == 1
-    assert found["featherlb_kernel_dropped_packets_total"] == [1, 2]
+    assert found["featherlb_kernel_dropped_packets_total"] == [1, 2, 1]

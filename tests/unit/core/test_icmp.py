@@ -18,7 +18,7 @@ from featherlb.model import Hook, PacketInfo, Protocol, Timeouts, Verdict
 from tests.builders import ip, parse, rfc1071, split, tcp, udp, with_checksum
 from tests.world import Outcome, World, endpoints, service
 
-PREROUTING, INPUT, FORWARD, OUTPUT, POSTROUTING = Hook
+PREROUTING, INPUT, FORWARD, OUTPUT, POSTROUTING, WIRE = Hook
 ENDS = {
     4: ("198.51.100.7:40000", "192.0.2.10:80", "10.1.0.1:8080", "10.1.0.254", "10.9.9.9"),
     6: ("[2001:db8:1::7]:40000", "[2001:db8::10]:80", "[fd00::1]:8080", "fd00::fe", "fd00:9::9"),

@@ -1,0 +1,27 @@
+# C types of hops.py, for the compiled build.
+cimport cython
+
+cdef unsigned long long MAC, ROUTED
+cdef int SLOT_SHIFT, SLOT_MASK, EPOCH_SHIFT
+
+
+cdef class Hops:
+    cdef unsigned long long[::1] clients, members
+    cdef unsigned int[::1] mtu
+    cdef public unsigned long long came, goes
+    cdef public unsigned int gso_size
+    cdef unsigned long long epoch
+    cdef readonly object addresses
+    cdef readonly dict slots
+    cdef dict _next_hops, _routes
+
+    @cython.locals(hop=cython.ulonglong)
+    cpdef void came_from(
+        self, Py_ssize_t flow, unsigned long long high, unsigned long long low) except *
+    @cython.locals(hop=cython.ulonglong, came=cython.ulonglong)
+    cpdef unsigned long long back(
+        self, Py_ssize_t flow, unsigned long long high, unsigned long long low) except? 0
+    @cython.locals(goes=cython.ulonglong, hop=cython.ulonglong)
+    cdef void decide(
+        self, Py_ssize_t flow, unsigned long long high, unsigned long long low,
+        unsigned long long came) except *
