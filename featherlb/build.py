@@ -32,20 +32,39 @@ def binary(source: Path) -> Path | None:
 
 
 def up_to_date() -> bool:
-    """Whether every hot module has been compiled, and none was edited since.
+    """Whether every hot module has been compiled, and none was edited since."""
+    return _not_usable() is None
+
+
+def why_interpreted() -> tuple[str, str] | None:
+    """Why the packet path runs interpreted, and the command that changes it; None if it doesn't."""
+    if os.environ.get("FEATHERLB_PURE") == "1":
+        return "FEATHERLB_PURE=1 is in the environment", "unset FEATHERLB_PURE"
+    reason = _not_usable()
+    if reason is None:
+        return None
+    command = "make setup" if _in_checkout() else "pip install --force-reinstall featherlb"
+    return f"{reason}; install gcc and Python's headers, and build it again", command
+
+
+def _not_usable() -> str | None:
+    """What is wrong with the compiled form.
 
     Only a checkout is edited; what a package manager installed is taken as it is.
     """
-    in_checkout = (PACKAGE.parent / "setup.py").exists()
-    for source in hot_modules().values():
+    for name, source in hot_modules().items():
         compiled = binary(source)
         if compiled is None:
-            return False
-        if in_checkout:
+            return f"{name} is not compiled"
+        if _in_checkout():
             built = compiled.stat().st_mtime
             if any(p.stat().st_mtime > built for p in (source, source.with_suffix(".pxd"))):
-                return False
-    return True
+                return f"{name} was edited since it was compiled"
+    return None
+
+
+def _in_checkout() -> bool:
+    return (PACKAGE.parent / "setup.py").exists()
 
 
 class SourceFinder(MetaPathFinder):

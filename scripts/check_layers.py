@@ -26,6 +26,7 @@ INTERNAL = {
         "drivers.nfnetlink",
         "drivers.mmsg",
         "drivers.socket_filter",
+        "drivers.firewall",
     ),
     "plugins": ("errors", "core.scheduler"),
 }

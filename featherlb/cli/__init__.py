@@ -16,6 +16,7 @@ _COMMANDS = {
     "up": "Balance connections until stopped.",
     "down": "Remove what a dead instance left.",
     "check": "Validate a configuration file.",
+    "doctor": "Say what on this host would stop traffic.",
     "status": "Show how the running instance is.",
     "backends": "Show the services and their backends.",
     "flows": "Show the tracked connections, or end them.",

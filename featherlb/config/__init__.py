@@ -5,6 +5,7 @@ turn data into meaning. `resolve` then replaces names by addresses. Every fault 
 reported together, as one ConfigError.
 """
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,7 +44,8 @@ SEARCH_PATH = (Path("featherlb.yaml"), Path("/etc/featherlb/featherlb.yaml"))
 
 def find_config() -> Path | None:
     """The file that is read when none is named: the first that exists of `SEARCH_PATH`."""
-    return next((path for path in SEARCH_PATH if path.is_file()), None)
+    # Path.is_file would raise where this user may not enter the directory.
+    return next((path for path in SEARCH_PATH if os.path.isfile(path)), None)
 
 
 def load(path: Path) -> Config:

@@ -1,4 +1,5 @@
-"""Packets that featherlb itself originates: refusals and echoes. Imports `checksum` and `packet`.
+"""Packets that featherlb itself originates: refusals, echoes, questions. Imports `checksum`,
+`packet` and `model`.
 
 Not on the fast path. What is made here leaves through a raw socket with its IP header.
 """
@@ -7,6 +8,7 @@ import struct
 
 from featherlb.core.checksum import fold, sum_bytes
 from featherlb.core.packet import Packet
+from featherlb.model import Endpoint
 
 _RST, _ACK, _SYN, _FIN = 0x04, 0x10, 0x02, 0x01
 _TTL = 64
@@ -50,6 +52,22 @@ def flow_reset(
         0,
         _RST,
     )
+
+
+def question(source: Endpoint, destination: Endpoint, sequence: int) -> bytes:
+    """A SYN as a client sends it, with IP header."""
+    return _between(source, destination, sequence, _SYN)
+
+
+def withdrawal(source: Endpoint, destination: Endpoint, sequence: int) -> bytes:
+    """The RST that ends what a `question` with this sequence number has begun."""
+    return _between(source, destination, sequence + 1, _RST)
+
+
+def _between(source: Endpoint, destination: Endpoint, sequence: int, flags: int) -> bytes:
+    addresses = source.address.packed, destination.address.packed
+    ports = source.port << 16 | destination.port
+    return _segment(source.address.version, *addresses, ports, sequence & 0xFFFFFFFF, 0, flags)
 
 
 def _segment(

@@ -45,6 +45,33 @@ class HostAddress:
     address: IPv4Interface | IPv6Interface
 
 
+@dataclass(frozen=True, slots=True)
+class Link:
+    """An interface; `mtu` in bytes."""
+
+    name: str
+    mtu: int
+    up: bool
+    bridge: bool
+
+
+def links() -> list[Link]:
+    """All interfaces."""
+    with _open() as ipr:
+        found = []
+        for link in ipr.get_links():
+            info = link.get_attr("IFLA_LINKINFO")
+            found.append(
+                Link(
+                    name=link.get_attr("IFLA_IFNAME"),
+                    mtu=link.get_attr("IFLA_MTU"),
+                    up=link.get_attr("IFLA_OPERSTATE") in ("UP", "UNKNOWN"),
+                    bridge=info is not None and info.get_attr("IFLA_INFO_KIND") == "bridge",
+                )
+            )
+        return found
+
+
 def interfaces() -> list[str]:
     """The names of all interfaces."""
     with _open() as ipr:

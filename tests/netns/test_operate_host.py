@@ -125,3 +125,31 @@ def test_under_systemd_with_two_capabilities(lab: Lab, driver: str, tmp_path: Pa
         said = b""
         while said != b"STOPPING=1":
             said = manager.recv(100)
+
+
+def test_an_ordinary_user_with_two_capabilities(lab: Lab, driver: str, tmp_path: Path) -> None:
+    """No other power of root's is needed, and none can be gained (no_new_privs)."""
+    capabilities = "-all,+net_admin,+net_raw"
+    # A directory for the journal is what systemd's RuntimeDirectory= provides. It is mounted for
+    # this process alone.
+    prepare = (
+        "mkdir -p /run/featherlb && mount -t tmpfs -o uid=65534,mode=755 tmpfs /run/featherlb"
+        ' && exec "$@"'
+    )
+    command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", prepare, "sh"]
+    command += ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs"]
+    command += ["--bounding-set", capabilities, "--inh-caps", capabilities]
+    command += ["--ambient-caps", capabilities, PROGRAM]
+    arguments = ["up", "--driver", driver, "--vip", f"{VIP}:80", "--backend", ONE]
+    # Started where it may not even look for a configuration.
+    tmp_path.chmod(0o700)
+    with Featherlb(lab.balancer, arguments, tmp_path, command) as running:
+        status = Path(f"/proc/{running.pid}/status").read_text()
+        for line in ("Uid:\t65534\t65534", "CapEff:\t0000000000003000\n", "NoNewPrivs:\t1\n"):
+            assert line in status
+        page = lab.client.run(["curl", "--fail", "--silent", f"http://{VIP}/"]).stdout
+        assert "backend1" in page
+        assert "FEATHERLB-RAW-0" in lab.balancer.run(["iptables-save"]).stdout
+    # It could also undo all that.
+    assert "FEATHERLB" not in lab.balancer.run(["iptables-save"]).stdout
+    assert lab.balancer.sysctl("net.ipv4.ip_forward") == "0"

@@ -1,0 +1,282 @@
+"""Whether backends can be reached, answer, and answer through this host; and the VIPs, tried.
+
+Connections are opened and closed at once; UDP backends get what their health check sends, or an
+empty datagram.
+"""
+
+import asyncio
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv6Address
+from itertools import product
+
+from featherlb.core.craft import question, withdrawal
+from featherlb.doctor.finding import Finding, error, note, warning
+from featherlb.doctor.subject import Subject
+from featherlb.drivers import network
+from featherlb.drivers.capture import Capture
+from featherlb.drivers.probes import probe
+from featherlb.drivers.rawsocket import RawSender
+from featherlb.model import (
+    Address,
+    Backend,
+    CheckType,
+    Endpoint,
+    HealthCheck,
+    NatMode,
+    Protocol,
+    Service,
+)
+
+PATIENCE = 2.0
+"""Seconds for an answer: time for one lost packet to be sent again."""
+TOGETHER = 64
+"""Questions under way at once."""
+STRANGERS: dict[int, Address] = {4: IPv4Address("192.0.2.1"), 6: IPv6Address("3fff::1")}
+"""By address family, somebody to whom a host has no route but its default one: addresses for
+documentation (RFC 5737, RFC 9637)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of a backend's questions: None where it is well."""
+
+    service: Service
+    backend: Backend
+    failure: str | None
+    """Of a connection, or of a datagram."""
+    check_failure: str | None
+    """Of the service's health check."""
+    checked: bool
+    """featherlb notices by itself."""
+    resting: bool
+    """It gets no new flows."""
+
+    @property
+    def well(self) -> bool:
+        return self.failure is None and self.check_failure is None
+
+
+def check_routes(subject: Subject) -> Iterator[Finding]:
+    """Whether there is a way to each backend at all."""
+    for service in subject.services:
+        for backend in service.backends:
+            address = backend.endpoint.address
+            if network.route(address) is None:
+                yield error(
+                    f"this host has no route to backend {backend} of service '{service.name}'; add"
+                    " one",
+                    f"ip route add {address}/{address.max_prefixlen} via GATEWAY",
+                )
+
+
+def check_backends(subject: Subject) -> Iterator[Finding]:
+    """Asks every backend, as health checks do."""
+    yield from judge_backends(asyncio.run(_ask_all(subject)), subject.running is not None)
+
+
+async def _ask_all(subject: Subject) -> list[Answer]:
+    turn = asyncio.Semaphore(TOGETHER)
+    resting = _resting(subject)
+
+    async def ask(service: Service, backend: Backend) -> Answer:
+        check = subject.check_of(service)
+        async with turn:
+            failure = await probe(_plain(service.protocol, check), backend.endpoint)
+            check_failure = None
+            if check is not None:
+                check_failure = await probe(check, check.endpoint(backend.endpoint))
+        return Answer(
+            service=service,
+            backend=backend,
+            failure=failure,
+            check_failure=check_failure,
+            checked=check is not None,
+            resting=(service.name, str(backend)) in resting or backend.weight == 0,
+        )
+
+    return await asyncio.gather(
+        *(ask(service, one) for service in subject.services for one in service.backends)
+    )
+
+
+def _resting(subject: Subject) -> set[tuple[str, str]]:
+    answers = subject.running.services.services if subject.running else []
+    return {
+        (service.name, backend.address)
+        for service in answers
+        for backend in service.backends
+        if backend.state in ("drained", "leaving")
+    }
+
+
+def _plain(protocol: Protocol, check: HealthCheck | None) -> HealthCheck:
+    """The least question that a server of this protocol answers."""
+    if protocol is Protocol.TCP:
+        return HealthCheck(CheckType.TCP, timeout=PATIENCE)
+    if check is not None and check.type is CheckType.UDP:
+        return replace(check, address=None, port=None, timeout=PATIENCE)
+    return HealthCheck(CheckType.UDP, timeout=PATIENCE)
+
+
+def judge_backends(answers: Iterable[Answer], running: bool) -> Iterator[Finding]:
+    answers = list(answers)
+    for one in answers:
+        if one.well:
+            continue
+        name = f"backend {one.backend} of service '{one.service.name}'"
+        pool = [other for other in answers if other.service is one.service and not other.resting]
+        if one.failure is not None:
+            text = f"{name} can't be reached: {one.failure}; start its server, or see to the way"
+        else:
+            text = f"{name} fails its health check: {one.check_failure}"
+        if one.resting:
+            yield note(f"{text} (it gets no new connections)")
+        elif not any(other.well for other in pool):
+            yield error(f"{text} (no backend of this service is well)")
+        elif one.checked:
+            yield warning(f"{text} (its health check keeps connections away)")
+        else:
+            yield error(
+                f"{text}; it gets its share of the connections, as the service has no `health`"
+                " check",
+                f"featherlb backend drain {one.service.name} {one.backend}" if running else "",
+            )
+
+
+def check_return(subject: Subject) -> Iterator[Finding]:
+    """Whether answers of backends in `dnat` mode to clients come through this host.
+
+    Sends a SYN in the name of a client and looks whether the answer arrives here, by whatever
+    interface. The client is the one that the operator names, or a stranger, whom backends answer
+    by their default route.
+    """
+    asked = {
+        backend.endpoint: (service, route)
+        for service in subject.services
+        if service.protocol is Protocol.TCP and service.nat is NatMode.DNAT
+        for backend in service.backends
+        if not backend.local and (route := network.route(backend.endpoint.address)) is not None
+    }
+    first = random.randrange(33000, 60000)
+    clients = {}
+    # One that doesn't even answer this host says nothing.
+    for number, endpoint in enumerate(asyncio.run(_reachable(asked))):
+        client = subject.client
+        if client is None or client.version != endpoint.address.version:
+            client = STRANGERS[endpoint.address.version]
+        clients[endpoint] = Endpoint(client, first + number % 5000)
+    silent = clients.keys() - _answered(clients)
+    yield from judge_return(
+        {
+            endpoint: (service, clients[endpoint].address, route)
+            for endpoint, (service, route) in asked.items()
+            if endpoint in silent
+        },
+        named=subject.client is not None,
+    )
+
+
+async def _reachable(endpoints: Iterable[Endpoint]) -> list[Endpoint]:
+    """Those that accept a connection from this host."""
+    turn = asyncio.Semaphore(TOGETHER)
+
+    async def ask(endpoint: Endpoint) -> str | None:
+        async with turn:
+            return await probe(_plain(Protocol.TCP, None), endpoint)
+
+    asked = list(endpoints)
+    failures = await asyncio.gather(*map(ask, asked))
+    return [one for one, failure in zip(asked, failures, strict=True) if failure is None]
+
+
+def _answered(clients: Mapping[Endpoint, Endpoint]) -> set[Endpoint]:
+    """The backends whose answers to SYNs in these clients' names arrive at this host."""
+    links = [link.name for link in network.links() if link.up and link.name != network.LOOPBACK]
+    families = {backend.address.version for backend in clients}
+    sequence = random.getrandbits(32)
+    found: set[Endpoint] = set()
+    with closing(RawSender()) as sender, Capture(list(product(links, families))) as capture:
+        # Twice, as a packet may get lost.
+        for _ in range(2):
+            wanted = {(one, client) for one, client in clients.items() if one not in found}
+            for backend, client in wanted:
+                sender.send(question(client, backend, sequence))
+            found |= {backend for backend, _ in capture.wait_for(wanted, PATIENCE / 2)}
+        for backend, client in clients.items():
+            sender.send(withdrawal(client, backend, sequence))
+    return found
+
+
+def judge_return(
+    silent: Mapping[Endpoint, tuple[Service, Address, network.Route]], named: bool
+) -> Iterator[Finding]:
+    """`silent` answer this host, and not a client through it: with service, client and route.
+
+    Without a client that is `named` it may be that only some clients are answered this way.
+    """
+    hint = "" if named else "; if only some clients come this way, try the option --client"
+    for endpoint, (service, client, route) in silent.items():
+        yield (error if named else warning)(
+            f"backend {endpoint} of service '{service.name}' answers this host, but its answers to"
+            f" a client ({client}) don't come through here; make this host the backend's gateway,"
+            f" or set `nat: full`{hint}",
+            f"ip route replace default via {route.source}",
+            str(endpoint.address),
+        )
+
+
+def check_traffic(subject: Subject) -> Iterator[Finding]:
+    """Connects to each VIP of the running instance, as a client on this host."""
+    own: dict[int, Address] = {
+        one.address.version: one.address.ip
+        for one in network.addresses()
+        if one.interface != network.LOOPBACK and not one.address.ip.is_link_local
+    }
+    targets = [
+        (service, Endpoint(own.get(vip.address.version, vip.address), vip.first_port))
+        if vip.wildcard
+        else (service, Endpoint(vip.address, vip.first_port))
+        for service in subject.services
+        for vip in service.vips
+    ]
+    yield from judge_traffic(asyncio.run(_try_all(subject, targets)))
+
+
+async def _try_all(
+    subject: Subject, targets: Iterable[tuple[Service, Endpoint]]
+) -> list[tuple[Service, Endpoint, str | None]]:
+    turn = asyncio.Semaphore(TOGETHER)
+
+    async def ask(service: Service, vip: Endpoint) -> tuple[Service, Endpoint, str | None]:
+        async with turn:
+            check = _plain(service.protocol, subject.check_of(service))
+            return service, vip, await probe(check, vip)
+
+    return await asyncio.gather(*(ask(*target) for target in targets))
+
+
+def judge_traffic(results: Sequence[tuple[Service, Endpoint, str | None]]) -> Iterator[Finding]:
+    for service, vip, failure in results:
+        if failure is None:
+            continue
+        if not service.backends:
+            yield error(
+                f"service '{service.name}' has no backend, so VIP {vip} refuses connections; add"
+                " one",
+                f"featherlb backend add {service.name} IP:PORT",
+            )
+        elif failure == "network is unreachable":
+            yield note(f"this host has no route to VIP {vip}, so only clients elsewhere can try it")
+        else:
+            yield error(
+                f"VIP {vip} of service '{service.name}' doesn't answer a client on this host:"
+                f" {failure}"
+            )
+    if any(failure is None for _, _, failure in results):
+        yield note(
+            "VIPs were tried from this host: clients elsewhere come in by other hooks and routes,"
+            " which only they can try"
+        )

@@ -1,0 +1,143 @@
+"""Do the host's packet filters let featherlb's packets pass?
+
+featherlb accepts its packets in iptables' filter table, in front of everything else. That doesn't
+help where another program's rules have got in front, and not against tables of their own: native
+nftables (firewalld, a hand-written ruleset), or the other flavour of iptables. There an accept
+ends the way through one table only, and a packet has to be accepted by each.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from featherlb.doctor.finding import Finding, error, warning
+from featherlb.doctor.subject import Subject
+from featherlb.drivers import iptables, nftables
+from featherlb.drivers.firewall import Action, Applies, FilterTable, Hooked, read_iptables
+
+_OWN = re.compile(r"FEATHERLB-(RAW|MANGLE|FILTER)-")
+"""The chains that take or accept all of an instance's packets."""
+MAX_DEPTH = 64
+"""Of chains that lead to chains; the kernel allows fewer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """What becomes of an untracked packet: the action, and what else could happen before."""
+
+    action: Action | None
+    """ACCEPT or DROP; None if the chain ends without either."""
+    may_accept: bool = False
+    """A rule with other conditions accepts some packets first."""
+    may_drop: str = ""
+    """The first rule that drops some, before anything is certain."""
+
+
+def check(subject: Subject) -> Iterator[Finding]:
+    """What filters packets beside featherlb's own rules, and in front of them."""
+    tables: list[FilterTable] = []
+    flavour = iptables.flavour()
+    running = subject.running
+    for family in subject.families or [4]:
+        name = iptables.COMMANDS[family]
+        # `up` puts its rules in front of all others: only a running instance's can have been
+        # overtaken.
+        if running is not None:
+            tables += read_iptables(iptables.listing(family), name, family)
+        if flavour == "nft":
+            owner = f"{name}-legacy"
+            tables += read_iptables(iptables.listing(family, "legacy"), owner, family)
+    tables += nftables.filter_tables(with_iptables=flavour == "legacy")
+    yield from judge(tables, hooks(subject), "" if running is None else running.mend)
+
+
+def hooks(subject: Subject) -> list[str]:
+    """Those that the services' packets pass."""
+    backends = [backend for service in subject.services for backend in service.backends]
+    found = ["prerouting", "postrouting"]
+    if any(not backend.local for backend in backends):
+        found.append("forward")
+    if any(backend.local for backend in backends):
+        found += ["input", "output"]
+    return found
+
+
+def judge(
+    tables: Sequence[FilterTable], wanted_hooks: Sequence[str], mend: str
+) -> Iterator[Finding]:
+    """A finding for each hook of a table that drops what connection tracking doesn't know.
+
+    `mend` is the command that moves featherlb's own rules to the front.
+    """
+    for table in tables:
+        own = table.owner in iptables.COMMANDS.values()
+        for hooked in table.hooked:
+            if hooked.hook not in wanted_hooks:
+                continue
+            fate = walk(table, hooked)
+            where = f"{table.owner} table '{table.table}', chain {hooked.name}"
+            command = mend if own else _exemption(table, hooked)
+            if fate.action is Action.DROP and not fate.may_accept:
+                yield error(
+                    f"{where} drops packets that connection tracking doesn't know, and so"
+                    " featherlb's; let them pass",
+                    command,
+                )
+            elif fate.action is Action.DROP:
+                yield warning(
+                    f"{where} drops packets that connection tracking doesn't know, and so"
+                    " featherlb's unless one of its rules accepts them; let them pass",
+                    command,
+                )
+            # In the other tables rules with conditions are the host's own business: raw and mangle
+            # see packets as clients send them, and what is accepted later needn't come first.
+            elif fate.may_drop and own and table.table == "filter":
+                yield warning(
+                    f"{where} may drop packets before featherlb's rule accepts them, by"
+                    f" `{fate.may_drop}`",
+                    command,
+                )
+
+
+def _exemption(table: FilterTable, hooked: Hooked) -> str:
+    if table.owner == "nftables":
+        return f"nft insert rule {table.table} {hooked.name} ct state untracked accept"
+    rule = "-m conntrack --ctstate UNTRACKED -j ACCEPT"
+    return f"{table.owner} -t {table.table} -I {hooked.name} {rule}"
+
+
+def walk(table: FilterTable, hooked: Hooked) -> Fate:
+    """What becomes of an untracked packet in this table at this hook."""
+    fate = _through(table, hooked.name, Fate(None), MAX_DEPTH)
+    return fate if fate.action is not None else replace(fate, action=hooked.policy)
+
+
+def _through(table: FilterTable, chain: str, so_far: Fate, depth: int) -> Fate:
+    may_accept, may_drop = so_far.may_accept, so_far.may_drop
+    for rule in table.chains.get(chain, ()) if depth else ():
+        if rule.applies is Applies.NEVER:
+            continue
+        certain = rule.applies is Applies.ALWAYS
+        if rule.action in (Action.JUMP, Action.GOTO):
+            if _OWN.match(rule.chain):
+                # Whatever it lets pass is featherlb's.
+                return Fate(Action.ACCEPT, may_accept, may_drop)
+            if rule.chain.startswith("FEATHERLB-"):
+                continue
+            inner = _through(table, rule.chain, Fate(None, may_accept, may_drop), depth - 1)
+            may_accept, may_drop = inner.may_accept, inner.may_drop
+            if certain and (inner.action is not None or rule.action is Action.GOTO):
+                return inner
+            may_accept |= inner.action is Action.ACCEPT
+            if inner.action is Action.DROP:
+                may_drop = may_drop or rule.text
+        elif rule.action in (Action.ACCEPT, Action.DROP):
+            if certain:
+                return Fate(rule.action, may_accept, may_drop)
+            if rule.action is Action.ACCEPT:
+                may_accept = True
+            else:
+                may_drop = may_drop or rule.text
+        elif rule.action is Action.RETURN and certain:
+            break
+    return Fate(None, may_accept, may_drop)

@@ -1,0 +1,54 @@
+"""What `featherlb up` or a reload would refuse, and what instances have left behind."""
+
+from collections.abc import Collection, Iterator, Sequence
+
+from featherlb import host
+from featherlb.doctor.finding import Finding, error, refusal
+from featherlb.doctor.subject import Subject
+from featherlb.drivers import ipset, iptables
+from featherlb.drivers.journal import Record
+from featherlb.errors import HostError
+
+
+def check_kernel(subject: Subject) -> Iterator[Finding]:
+    """Tables and extensions of iptables, where no service says which are needed."""
+    if subject.facts is not None and subject.services:
+        return
+    try:
+        host.check_kernel([4], workers=1, full=False)
+    except HostError as problem:
+        yield refusal(problem)
+
+
+def check_refusals(subject: Subject) -> Iterator[Finding]:
+    """Everything that keeps the services from running here."""
+    if subject.facts is None:
+        return
+    found = host.find(subject.services, subject.options, subject.facts, owner=subject.owner)
+    yield from map(refusal, found)
+
+
+def check_leftovers(subject: Subject) -> Iterator[Finding]:
+    """Records, chains and sets of instances that are dead."""
+    standing = set(ipset.instances())
+    for family in iptables.COMMANDS:
+        standing |= iptables.instances(family)
+    yield from judge_leftovers(subject.records, standing)
+
+
+def judge_leftovers(records: Sequence[Record], standing: Collection[int]) -> Iterator[Finding]:
+    """`standing` are the instances that have chains or sets."""
+    for record in records:
+        if not record.alive:
+            yield error(
+                f"instance {record.instance} (pid {record.pid}) is dead and has left"
+                f" {len(record.changes)} changes on this host, and no packet of its VIPs gets past"
+                " its rules; remove them",
+                "featherlb down",
+            )
+    for stray in sorted(set(standing) - {record.instance for record in records}):
+        yield error(
+            f"there are rules or sets of an instance {stray} that no record knows, and no packet"
+            " gets past them; remove them",
+            "featherlb down",
+        )

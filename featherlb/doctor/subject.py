@@ -1,0 +1,190 @@
+"""Who is examined: this host, the configuration that it has or would have, the running instance.
+
+Imports configuration, host set-up, the API's client. Nothing is changed.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from featherlb import host, plugins
+from featherlb.api import schema
+from featherlb.api.client import connect
+from featherlb.config import Config, find_config, load, parse
+from featherlb.doctor.finding import Finding, error, refusal
+from featherlb.drivers import kernelstate
+from featherlb.drivers.journal import Journal, Record
+from featherlb.errors import ConfigError, FeatherlbError, HostError
+from featherlb.instance import find_services, load_schedulers
+from featherlb.model import Address, HealthCheck, Service
+from featherlb.names import Names
+
+PATIENCE = 5.0
+"""Seconds for all answers of the instance; they take milliseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """An instance, as its API describes it."""
+
+    record: Record
+    status: schema.Status
+    services: schema.Services
+    stats: schema.Stats
+    host: schema.Host
+    config: str
+    """YAML."""
+    network: Mapping[str, int]
+    """The kernel's counters, taken together with `stats`."""
+    moment: float
+    """When that was, on the monotonic clock."""
+
+    @property
+    def mend(self) -> str:
+        """The command that puts right what others have changed."""
+        return f"featherlb reload --instance {self.record.instance}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """What the checks look at."""
+
+    config: Config | None = None
+    services: tuple[Service, ...] = ()
+    """Of the configuration, resolved and prepared."""
+    facts: host.Facts | None = None
+    options: host.Options = field(default_factory=host.Options)
+    records: tuple[Record, ...] = ()
+    """Of all instances of this network namespace, dead ones included."""
+    running: Running | None = None
+    client: Address | None = None
+    """An address that clients come from, if the operator has named one."""
+    privileged: bool = True
+
+    @property
+    def owner(self) -> int | None:
+        """The pid of the running instance."""
+        return self.running.record.pid if self.running else None
+
+    @property
+    def families(self) -> list[int]:
+        """The address families of the services."""
+        return sorted({vip.address.version for one in self.services for vip in one.vips})
+
+    def check_of(self, service: Service) -> HealthCheck | None:
+        """How the backends of a service are checked."""
+        configured = self.config.services if self.config else ()
+        return next((one.health for one in configured if one.name == service.name), None)
+
+
+def find_subject(
+    path: Path | None, instance: int | None, client: Address | None
+) -> tuple[Subject, list[Finding]]:
+    """Find out all that can be found out, and say what couldn't.
+
+    `path` is the configuration's; without it that of the running instance is taken, or the file
+    that `up` would read. ConfigError if several instances run and none is chosen.
+    """
+    findings: list[Finding] = []
+    records = tuple(Journal().records())
+    running = _running(records, instance, findings)
+    config = _config(path, running, findings)
+    assign = running is None or running.host.assign
+    options = host.Options(assign=assign)
+    services: tuple[Service, ...] = ()
+    facts = None
+    if config is not None:
+        try:
+            queue = running.record.instance if running is not None else config.queue
+            if queue is None:
+                queue = host.free_queue(config.workers)
+            options = host.Options(
+                queue=queue, workers=config.workers, fail_open=config.fail_open, assign=assign
+            )
+            services = find_services(config, Names().look_up)
+            facts = host.survey(services)
+        except FeatherlbError as problem:
+            findings += map(refusal, _sentences(problem))
+    return (
+        Subject(
+            config=config,
+            services=services,
+            facts=facts,
+            options=options,
+            records=records,
+            running=running,
+            client=client,
+            privileged=not host.missing_capabilities(),
+        ),
+        findings,
+    )
+
+
+def ask_for_stats(instance: int) -> schema.Stats:
+    """What has become of the instance's packets by now; HostError if it doesn't answer."""
+
+    async def ask() -> schema.Stats:
+        async with connect(instance) as client:
+            return await client.get("/v1/stats", schema.Stats)
+
+    return asyncio.run(ask())
+
+
+def _running(
+    records: Sequence[Record], instance: int | None, findings: list[Finding]
+) -> Running | None:
+    alive = {record.instance: record for record in records if record.alive}
+    if instance is None and len(alive) > 1:
+        names = ", ".join(map(str, alive))
+        raise ConfigError([f"several instances run here: choose one with --instance ({names})"])
+    if instance is not None and instance not in alive:
+        raise ConfigError([f"there is no instance {instance} here"])
+    if not alive:
+        return None
+    record = alive[instance] if instance is not None else next(iter(alive.values()))
+    try:
+        return asyncio.run(asyncio.wait_for(_ask(record), PATIENCE))
+    except (HostError, TimeoutError) as problem:
+        reason = str(problem) or f"nothing heard within {PATIENCE:g} s; start it again"
+        findings.append(
+            error(f"instance {record.instance}, pid {record.pid}, doesn't answer: {reason}")
+        )
+        return None
+
+
+async def _ask(record: Record) -> Running:
+    async with connect(record.instance) as client:
+        return Running(
+            record=record,
+            status=await client.get("/v1/status", schema.Status),
+            services=await client.get("/v1/services", schema.Services),
+            stats=await client.get("/v1/stats", schema.Stats),
+            host=await client.get("/v1/host", schema.Host),
+            config=await client.ask("GET", "/v1/config"),
+            network=kernelstate.network_counters(),
+            moment=time.monotonic(),
+        )
+
+
+def _config(path: Path | None, running: Running | None, findings: list[Finding]) -> Config | None:
+    try:
+        plugins.load_entry_points()
+        if path is None and running is not None:
+            return parse(running.config, "the running configuration")
+        path = path or find_config()
+        if path is None:
+            return None
+        config = load(path)
+        load_schedulers(config, {})
+    except ConfigError as problem:
+        findings += [error(fault) for fault in problem.faults]
+        return None
+    return config
+
+
+def _sentences(problem: FeatherlbError) -> list[Exception]:
+    if isinstance(problem, ConfigError):
+        return [ConfigError([fault]) for fault in problem.faults]
+    return [problem]

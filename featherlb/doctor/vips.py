@@ -1,0 +1,57 @@
+"""Whether clients' packets for the VIPs come to this host, and to no other."""
+
+from collections.abc import Iterator, Mapping
+
+from featherlb.doctor.finding import Finding, error, note
+from featherlb.doctor.subject import Subject
+from featherlb.drivers import neighbours, network
+from featherlb.host.plan import subnet_interface
+from featherlb.model import Address
+
+
+def check_vips(subject: Subject) -> Iterator[Finding]:
+    """Asks each VIP's subnet who else has it. One that isn't here yet is for the refusals."""
+    if subject.facts is None:
+        return
+    here = {own.address.ip for own in network.addresses()} | subject.facts.local_vips
+    places: dict[Address, str | None] = {
+        vip.address: subnet_interface(vip.address, subject.facts.addresses)
+        for service in subject.services
+        for vip in service.vips
+        if not vip.wildcard and not vip.address.is_loopback
+    }
+    owners: dict[Address, str] = {}
+    for interface in {name for name in places.values() if name}:
+        mine = [one for one, name in places.items() if name == interface and one in here]
+        if mine:
+            owners |= neighbours.owners(interface, mine)
+    gateways: dict[int, str] = {
+        own.address.version: str(own.address.ip)
+        for own in subject.facts.addresses
+        if own.interface != network.LOOPBACK and not own.address.ip.is_link_local
+    }
+    yield from judge_vips(places, owners, gateways)
+
+
+def judge_vips(
+    places: Mapping[Address, str | None],
+    owners: Mapping[Address, str],
+    gateways: Mapping[int, str],
+) -> Iterator[Finding]:
+    """`places` are the interfaces in whose subnets the VIPs are, `owners` the MAC addresses of
+    others that have one, `gateways` an address of this host for each family."""
+    for vip, mac in owners.items():
+        yield error(
+            f"the host with the MAC address {mac} on {places[vip]} has VIP {vip} as well, so"
+            " clients find one or the other; take it away there",
+            f"ip address del {vip}/{vip.max_prefixlen} dev INTERFACE",
+            mac,
+        )
+    for vip, interface in places.items():
+        gateway = gateways.get(vip.version)
+        if interface is None and gateway is not None:
+            yield note(
+                f"VIP {vip} is in no subnet of this host: routers have to send its packets here",
+                f"ip route add {vip} via {gateway}",
+                "the router",
+            )

@@ -1,0 +1,257 @@
+"""Each judgement, on facts made up for it."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from ipaddress import ip_address
+
+import pytest
+
+from featherlb import doctor
+from featherlb.api import schema
+from featherlb.doctor import backends, instance, process, settings, start, vips
+from featherlb.doctor.finding import Finding, Severity, note, refusal
+from featherlb.doctor.subject import Subject
+from featherlb.drivers.journal import Record
+from featherlb.drivers.kernelstate import Descriptors
+from featherlb.drivers.network import Link, Route
+from featherlb.errors import ConfigError, HostError
+from featherlb.model import Backend, Endpoint, NatMode, Protocol, Service, Vip
+
+E, W, N = Severity.ERROR, Severity.WARNING, Severity.NOTE
+ONE, TWO = Endpoint.parse("10.0.1.2:8080"), Endpoint.parse("10.0.1.3:8080")
+WEB = Service(
+    "web",
+    Protocol.TCP,
+    (Vip(ip_address("10.0.0.10"), 80, 80),),
+    (Backend(ONE), Backend(TWO)),
+)
+
+
+def brief(findings: Iterable[Finding]) -> list[tuple[Severity, str]]:
+    """Severity and command of each; the sentences are for people."""
+    found = list(findings)
+    assert all(one.message and "\n" not in one.message for one in found)
+    return [(one.severity, one.command) for one in found]
+
+
+def test_privileges() -> None:
+    assert brief(process.judge_privileges([])) == []
+    assert brief(process.judge_privileges(["CAP_NET_RAW"])) == [(E, "sudo featherlb doctor")]
+
+
+def test_descriptors() -> None:
+    def judged(found: Descriptors | None, checked: int, running: bool) -> object:
+        return brief(process.judge_descriptors(found, checked, running))
+
+    assert judged(None, 0, False) == []
+    assert judged(Descriptors(5, 1024), 100, False) == []
+    assert judged(Descriptors(5, 1024), 1000, False) == [(W, "ulimit -n 1128")]
+    assert judged(Descriptors(1000, 1024), 0, True) == [(W, "ulimit -n 4096")]
+    assert judged(Descriptors(1000, 1024), 0, False) == []
+
+
+def test_clock() -> None:
+    path = "/sys/devices/system/clocksource/clocksource0/current_clocksource"
+    assert brief(process.judge_clock("tsc", ["tsc", "hpet"])) == []
+    assert brief(process.judge_clock("hpet", ["hpet", "tsc"])) == [(W, f"echo tsc > {path}")]
+    assert brief(process.judge_clock("hpet", ["hpet", "acpi_pm"])) == [(N, "")]
+    assert brief(process.judge_clock("", [])) == []
+
+
+def test_leftovers() -> None:
+    gone = Record(3, 1, 1 << 30, 1, (), (), 0, (), ({"kind": "Sets", "instance": 3},))
+    assert brief(start.judge_leftovers([gone], [3])) == [(E, "featherlb down")]
+    assert brief(start.judge_leftovers([], [4, 5])) == [(E, "featherlb down")] * 2
+    assert brief(start.judge_leftovers([], [])) == []
+
+
+STATUS = schema.Status(
+    instance=2,
+    version="1",
+    pid=1,
+    started="",
+    uptime=1,
+    services=1,
+    backends=1,
+    flows=10,
+    capacity=100,
+    changes=0,
+    reloads=0,
+    reloads_refused=0,
+    last_reload="",
+    reload_error="",
+    worker_restarts=0,
+    workers=[],
+)
+
+
+def test_state_of_the_instance() -> None:
+    def judged(**changes: object) -> list[tuple[Severity, str]]:
+        return brief(instance.judge_state(STATUS.model_copy(update=changes), "1"))
+
+    assert judged() == []
+    assert judged(reload_error="a fault\nanother") == [(W, "featherlb reload --instance 2")]
+    assert judged(version="0") == [(W, "systemctl restart featherlb")]
+    assert judged(flows=91) == [(W, "systemctl restart featherlb")]
+    assert len(judged(worker_restarts=1)) == 1
+
+
+def test_answers_that_never_came() -> None:
+    def judged(**counts: int) -> list[tuple[Severity, str]]:
+        names = ("active", "flows", "packets_forward", "bytes_forward", "packets_reply")
+        more = ("bytes_reply", "resets", "refused", "syn_timeouts")
+        data: dict[str, object] = {**dict.fromkeys((*names, *more), 0), **counts}
+        data |= {"backend": "b", "address": str(ONE), "state": "up", "failure": "", "weight": 1}
+        service = schema.Service.model_construct(
+            name="web", backends=[schema.Backend.model_validate(data)]
+        )
+        return brief(instance.judge_answers(schema.Services.model_construct(services=[service])))
+
+    assert judged() == []
+    assert judged(packets_forward=9) == []
+    assert judged(packets_forward=9, syn_timeouts=3) == [(E, "")]
+    assert judged(packets_forward=9, syn_timeouts=3, packets_reply=1) == []
+
+
+def test_losses() -> None:
+    stats = schema.Stats.model_construct(queues=[], reasons={}, evicted=0)
+    none = instance.count(stats, {})
+    assert brief(instance.judge_losses(none, none)) == []
+    for name in none:
+        some, more = {**none, name: 5}, {**none, name: 6}
+        ((severity, command),) = brief(instance.judge_losses(some, some))
+        assert severity is N
+        assert brief(instance.judge_losses(some, more)) == [(W, command)]
+
+
+def test_conntrack() -> None:
+    def judged(used: int, most: int) -> list[tuple[Severity, str]]:
+        values = {"count": str(used), "max": str(most)}
+        return brief(settings.judge_conntrack(lambda key: values[key.rpartition("_")[2]]))
+
+    fix = "sysctl -w net.netfilter.nf_conntrack_max=200"
+    assert judged(90, 100) == []
+    assert judged(91, 100) == [(W, fix)]
+    assert judged(100, 100) == [(E, fix)]
+    # 0 is no limit; no such file is a kernel without connection tracking.
+    assert judged(5, 0) == []
+    assert brief(settings.judge_conntrack(lambda key: None)) == []
+
+
+def test_source_ports() -> None:
+    full = replace(WEB, nat=NatMode.FULL)
+    fix = 'sysctl -w net.ipv4.ip_local_port_range="32768 60999"'
+    assert brief(settings.judge_source_ports([full], lambda key: "1024\t60999")) == [(W, fix)]
+    assert brief(settings.judge_source_ports([full], lambda key: "32768\t60999")) == []
+    assert brief(settings.judge_source_ports([WEB], lambda key: "1024\t60999")) == []
+
+
+def test_bridges() -> None:
+    bridge = Link("br0", 1500, up=True, bridge=True)
+    fix = "sysctl -w net.bridge.bridge-nf-call-iptables=0"
+    used = {"br0": "clients"}
+    assert brief(settings.judge_bridges([bridge], used, lambda key: "1")) == [(N, fix)]
+    assert brief(settings.judge_bridges([bridge], {}, lambda key: "1")) == []
+    assert brief(settings.judge_bridges([bridge], used, lambda key: None)) == []
+
+
+def test_offloads() -> None:
+    assert brief(settings.judge_offloads("e", lro=False, gro=True)) == []
+    assert brief(settings.judge_offloads("e", lro=True, gro=None)) == [(W, "ethtool -K e lro off")]
+    assert brief(settings.judge_offloads("e", lro=False, gro=False)) == [(N, "ethtool -K e gro on")]
+
+
+def test_links() -> None:
+    links = {
+        "a": Link("a", 9000, up=True, bridge=False),
+        "b": Link("b", 1500, up=False, bridge=False),
+    }
+    used = {"a": "clients", "b": "backends"}
+    down = (E, "ip link set dev b up")
+    assert brief(settings.judge_links(links, used, [WEB])) == [down, (N, "")]
+    assert brief(settings.judge_links(links, used, [replace(WEB, mss=1400)])) == [down]
+    assert brief(settings.judge_links(links, {"a": "clients"}, [WEB])) == []
+
+
+def test_vips() -> None:
+    vip = ip_address("10.0.0.10")
+    assert brief(vips.judge_vips({vip: "eth0"}, {}, {4: "10.0.0.1"})) == []
+    (finding,) = vips.judge_vips({vip: "eth0"}, {vip: "02:00:00:00:00:01"}, {})
+    assert (finding.severity, finding.place) == (E, "02:00:00:00:00:01")
+    routed = [(N, "ip route add 10.0.0.10 via 10.0.0.1")]
+    assert brief(vips.judge_vips({vip: None}, {}, {4: "10.0.0.1"})) == routed
+
+
+def test_backends() -> None:
+    well = backends.Answer(WEB, WEB.backends[0], None, None, checked=False, resting=False)
+    other = replace(well, backend=WEB.backends[1])
+    dead = replace(well, failure="connection refused")
+    ill = replace(well, check_failure="status 500", checked=True)
+
+    def judged(*answers: backends.Answer, running: bool = True) -> list[tuple[Severity, str]]:
+        return brief(backends.judge_backends(answers, running))
+
+    assert judged(well, other) == []
+    assert judged(dead, other) == [(E, f"featherlb backend drain web {ONE}")]
+    assert judged(dead, other, running=False) == [(E, "")]
+    assert judged(replace(dead, checked=True), other) == [(W, "")]
+    assert judged(replace(dead, resting=True), other) == [(N, "")]
+    assert judged(ill, other) == [(W, "")]
+    assert judged(ill) == [(E, "")]
+    assert judged(ill, replace(other, resting=True)) == [(E, "")]
+
+
+def test_the_way_back() -> None:
+    route = Route("back", ip_address("10.0.1.1"), local=False)
+    silent = {ONE: (WEB, ip_address("192.0.2.1"), route)}
+    for named, severity in ((True, E), (False, W)):
+        (finding,) = backends.judge_return(silent, named)
+        assert finding.severity is severity
+        assert finding.command == "ip route replace default via 10.0.1.1"
+        assert finding.place == "10.0.1.2"
+
+
+def test_traffic() -> None:
+    vip = Endpoint.parse("10.0.0.10:80")
+    assert brief(backends.judge_traffic([(WEB, vip, None)])) == [(N, "")]
+    assert brief(backends.judge_traffic([(WEB, vip, "connection refused")])) == [(E, "")]
+    assert brief(backends.judge_traffic([(WEB, vip, "network is unreachable")])) == [(N, "")]
+    empty = replace(WEB, backends=())
+    fix = "featherlb backend add web IP:PORT"
+    assert brief(backends.judge_traffic([(empty, vip, "connection refused")])) == [(E, fix)]
+
+
+def test_a_refusals_command_is_found() -> None:
+    assert refusal(HostError("it is so; run `sysctl -w a=1`")).command == "sysctl -w a=1"
+    assert refusal(ConfigError(["lb.yaml:1: wrong"])).command == ""
+
+
+def test_checks_have_names_of_their_own() -> None:
+    assert len({check.name for check in doctor.CHECKS}) == len(doctor.CHECKS)
+
+
+def test_a_check_that_fails_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(subject: Subject) -> Iterator[Finding]:
+        yield note("seen")
+        raise ZeroDivisionError("by zero")
+
+    def refusing(subject: Subject) -> Iterator[Finding]:
+        raise HostError("no; run `this`")
+        yield
+
+    checks = (
+        doctor.Check("broken", broken, privileges=False),
+        doctor.Check("refusing", refusing, privileges=False),
+        doctor.Check("root", broken),
+        doctor.Check("running", broken, privileges=False, instance=True),
+        doctor.Check("configured", broken, privileges=False, services=True),
+    )
+    monkeypatch.setattr(doctor, "CHECKS", checks)
+    report = doctor.examine(Subject(privileged=False))
+    assert [(name, one.severity, one.command) for name, one in report.findings] == [
+        ("broken", N, ""),
+        ("broken", W, ""),
+        ("refusing", E, "this"),
+    ]
+    assert dict(report.skipped).keys() == {"root", "running", "configured"}
+    assert report.count(E) == 1
