@@ -5,10 +5,10 @@ PYTHON = $(VENV)/bin/python
 PARALLEL = -n auto --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit netns-test check fmt bench bench-core lab-up lab-down clean
+.PHONY: help setup demo test unit netns-test check fmt e2e bench bench-core lab-up lab-down clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 14
 
 setup: ## install Debian packages (as root) and the virtual environment
 	@scripts/setup.sh $(VENV)
@@ -35,6 +35,10 @@ check: setup ## lint, types, layers
 fmt: setup ## format the code
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+
+e2e: ## every scheduler under load in Docker containers; ARGS="--seconds 2", ARGS=--help
+	@scripts/setup.sh $(VENV) bench
+	$(PYTHON) -m scripts.e2e $(ARGS)
 
 bench: ## compare featherlb with HAProxy, nginx and the kernel; QUICK=1: two minutes
 	@scripts/setup.sh $(VENV) bench

@@ -1,0 +1,32 @@
+# featherlb with its packet path compiled. On a host's own network:
+#   docker run --network host --cap-drop ALL --cap-add NET_ADMIN --cap-add NET_RAW \
+#       -v /etc/featherlb:/etc/featherlb:ro featherlb
+FROM debian:bookworm-slim AS build
+RUN apt-get update && apt-get install -y --no-install-recommends \
+        ca-certificates gcc libc6-dev libnetfilter-queue-dev python3-dev python3-venv \
+    && rm -rf /var/lib/apt/lists/*
+# The authorities that the image trusts, not pip's own list: a company's may be among them.
+ENV PIP_CERT=/etc/ssl/certs/ca-certificates.crt PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
+WORKDIR /src
+# What featherlb depends on comes first: this layer stays when only its sources change.
+COPY pyproject.toml ./
+RUN python3 -c "import tomllib; print('\n'.join(tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies']))" \
+        >requirements.txt \
+    && python3 -m venv /opt/featherlb \
+    && /opt/featherlb/bin/pip install --quiet --requirement requirements.txt
+COPY setup.py README.md LICENSE ./
+COPY netns ./netns
+COPY featherlb ./featherlb
+RUN /opt/featherlb/bin/pip install --quiet --no-deps . \
+    && cd / && /opt/featherlb/bin/featherlb --version | grep compiled \
+    && /opt/featherlb/bin/pip uninstall --quiet --yes setuptools pip
+
+FROM debian:bookworm-slim
+RUN apt-get update && apt-get install -y --no-install-recommends \
+        iptables libnetfilter-queue1 python3 \
+    && rm -rf /var/lib/apt/lists/*
+COPY --from=build /opt/featherlb /opt/featherlb
+ENV PATH=/opt/featherlb/bin:$PATH FEATHERLB_CONFIG=/etc/featherlb/featherlb.yaml
+HEALTHCHECK --interval=10s --timeout=5s --start-period=5s CMD ["featherlb", "status"]
+ENTRYPOINT ["featherlb"]
+CMD ["up"]

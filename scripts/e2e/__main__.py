@@ -1,0 +1,158 @@
+"""`python -m scripts.e2e`: every scheduler under load in containers; tests/e2e/runs/<time>.*.
+
+`make e2e` installs what it needs first. Exit code 1 if a run did not go as it must.
+"""
+
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from featherlb.core import scheduler as schedulers
+from scripts.bench.facts import gather
+from scripts.e2e import engine, report
+from scripts.e2e.engine import EngineError
+from scripts.e2e.run import Result, run
+from scripts.e2e.settings import RUNS, TOP, Settings
+
+DEFAULT = Settings()
+
+
+def _list(kind: Callable[[str], Any]) -> Callable[..., tuple[Any, ...]]:
+    def split(context: click.Context, parameter: click.Parameter, value: str) -> tuple[Any, ...]:
+        try:
+            return tuple(kind(word) for word in value.split(","))
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from None
+
+    return split
+
+
+def _joined(values: tuple[Any, ...]) -> str:
+    return ",".join(map(str, values))
+
+
+def _mode(word: str) -> str:
+    if word not in DEFAULT.nat:
+        raise ValueError(f"{word} is no NAT mode: {', '.join(DEFAULT.nat)}")
+    return word
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--seconds", default=DEFAULT.seconds, type=click.IntRange(1), help="Of load.")
+@click.option("--threads", default=DEFAULT.threads, type=click.IntRange(1), help="Of wrk, in all.")
+@click.option("--connections", default=DEFAULT.connections, type=click.IntRange(1), help="In all.")
+@click.option("--clients", default=DEFAULT.clients, type=click.IntRange(1), help="Containers.")
+@click.option(
+    "--weights",
+    default=_joined(DEFAULT.weights),
+    callback=_list(int),
+    help="Of the backends, as many as there are weights.",
+)
+@click.option("--nat", default=_joined(DEFAULT.nat), callback=_list(_mode), help="NAT modes.")
+@click.option("--datapath", default=DEFAULT.datapath, help="How packets get to featherlb.")
+@click.option(
+    "--schedulers",
+    "chosen",
+    default=_joined(DEFAULT.schedulers),
+    callback=_list(schedulers.canonical_name),
+    help="Their names.",
+)
+@click.option("--timeout", default=DEFAULT.timeout, type=click.IntRange(1), help="Of a request.")
+@click.option("--no-build", is_flag=True, help="Take the images as they are.")
+def main(
+    seconds: int,
+    threads: int,
+    connections: int,
+    clients: int,
+    weights: tuple[int, ...],
+    nat: tuple[str, ...],
+    datapath: str,
+    chosen: tuple[str, ...],
+    timeout: int,
+    no_build: bool,
+) -> None:
+    """Put each scheduler under load in containers, count on both sides, and compare."""
+    settings = Settings(
+        seconds=seconds,
+        threads=threads,
+        connections=connections,
+        clients=clients,
+        weights=weights,
+        nat=nat,
+        datapath=datapath,
+        schedulers=chosen,
+        timeout=timeout,
+    )
+    if obstacle := engine.obstacle():
+        raise click.ClickException(obstacle)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    try:
+        results = _run(settings, console, no_build)
+    except EngineError as error:
+        raise click.ClickException(str(error)) from None
+    failed = _write(results, settings, console)
+    if failed:
+        raise SystemExit(1)
+
+
+def _run(settings: Settings, console: Console, no_build: bool) -> list[Result]:
+    if not no_build:
+        with console.status("building the images") if console.is_terminal else nullcontext():
+            engine.build(TOP)
+    columns = (TextColumn("{task.description:40}"), BarColumn(), TimeElapsedColumn())
+    results: list[Result] = []
+    with Progress(*columns, console=console, transient=True) as progress:
+        steps = len(settings.nat) * len(settings.schedulers)
+        task = progress.add_task("starting the containers", total=steps * settings.seconds)
+
+        def tick(nat: str, scheduler: str, gone: float) -> None:
+            done = len(results) * settings.seconds + gone
+            progress.update(task, description=f"{nat}: {scheduler}", completed=done)
+
+        for result in run(settings, tick):
+            results.append(result)
+            for fault in result.faults:
+                console.print(f"[red]{result.nat}, {result.scheduler}: {fault}")
+    return results
+
+
+def _write(results: list[Result], settings: Settings, console: Console) -> int:
+    """Write the record and show it; how many runs failed."""
+    facts = gather(["python -m scripts.e2e", *sys.argv[1:]])
+    facts |= {"versions": engine.versions(), "settings": asdict(settings)}
+    RUNS.mkdir(parents=True, exist_ok=True)
+    path = RUNS / datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
+    drawn = report.table(results)
+    with path.with_suffix(".log").open("w") as log:
+        log.writelines(f"{key}: {value}\n" for key, value in facts.items())
+        log.write("\n")
+        log.writelines(map(report.describe, results))
+        Console(file=log, width=160).print(drawn)
+    path.with_suffix(".json").write_text(report.document(results, facts))
+    console.print(drawn)
+    files = ".log, .json"
+    try:
+        from scripts.e2e import plot
+    except ImportError:
+        console.print("no plot, for matplotlib is not installed: pip install '.[bench]'")
+    else:
+        caption = (
+            f"{settings.threads} threads, {settings.connections} connections, "
+            f"{settings.seconds} s each"
+        )
+        plot.draw(path.with_suffix(".png"), results, caption)
+        files += ", .png"
+    failed = sum(bool(result.faults) for result in results)
+    console.print(f"{len(results) - failed} of {len(results)} runs as promised; {path}{{{files}}}")
+    return failed
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m scripts.e2e")

@@ -1,0 +1,48 @@
+"""Reads nginx's access log, in the format of docker/backend/nginx.conf. Standard library only."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from scripts.e2e.engine import Container
+
+PATH = "/var/log/nginx/access.log"
+
+
+@dataclass(slots=True)
+class AccessLog:
+    """What one backend answered; clients are called as they call themselves."""
+
+    requests: Counter[str] = field(default_factory=Counter)
+    """By client."""
+    connections: Counter[str] = field(default_factory=Counter)
+    """By client, those on which there was a request."""
+    statuses: Counter[str] = field(default_factory=Counter)
+    peers: set[tuple[str, str]] = field(default_factory=set)
+    """Each client with each address that it had."""
+    times: list[int] = field(default_factory=list)
+    """Of the requests, in Unix milliseconds and in order."""
+
+
+def parse(text: str) -> AccessLog:
+    """ValueError for a line of another format."""
+    log = AccessLog()
+    connections = set()
+    for line in text.splitlines():
+        time, address, client, connection, _, status = line.split()
+        log.requests[client] += 1
+        log.statuses[status] += 1
+        log.peers.add((client, address))
+        connections.add((client, connection))
+        log.times.append(int(time.replace(".", "")))
+    log.connections.update(client for client, _ in connections)
+    return log
+
+
+def read(backend: Container) -> AccessLog:
+    """What the backend has answered since the last `empty`."""
+    return parse(backend.exec("cat", PATH))
+
+
+def empty(backend: Container) -> None:
+    """Begin anew; nginx appends, so nothing is lost or left."""
+    backend.exec("truncate", "--size=0", PATH)

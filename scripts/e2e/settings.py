@@ -1,0 +1,44 @@
+"""What a run does: every setting, in one place. Imports the schedulers' registry."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from featherlb.core import scheduler
+
+TOP = Path(__file__).parents[2]
+RUNS = TOP / "tests" / "e2e" / "runs"
+COMPOSE_FILES = {"full": TOP / "docker-compose.yml", "dnat": TOP / "docker-compose.dnat.yml"}
+"""By NAT mode: `full` has everything on one network, `dnat` two networks."""
+DAY_FILE = TOP / "docker-compose.day.yml"
+VIP = "10.213.0.200"
+PORT = 8080
+"""Where the backends listen."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The options of `python -m scripts.e2e` change them."""
+
+    seconds: int = 10
+    """Of load, for each scheduler."""
+    threads: int = 12
+    """wrk's, of all clients together; so are the connections."""
+    connections: int = 400
+    clients: int = 4
+    """Containers that make the load, each with an address of its own."""
+    weights: tuple[int, ...] = (1, 2, 3)
+    """Of the backends, as many as there are weights."""
+    nat: tuple[str, ...] = tuple(COMPOSE_FILES)
+    datapath: str = "nfqueue"
+    schedulers: tuple[str, ...] = tuple(scheduler.names())
+    timeout: int = 10
+    """Seconds after which a request that has no answer counts as failed."""
+
+    @property
+    def threads_each(self) -> int:
+        return max(1, self.threads // self.clients)
+
+    @property
+    def connections_each(self) -> int:
+        """How many connections each client opens: wrk gives the same number to each thread."""
+        return max(1, self.connections // self.clients // self.threads_each) * self.threads_each
