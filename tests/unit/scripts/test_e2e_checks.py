@@ -89,9 +89,8 @@ def test_a_status_that_is_no_answer_is_a_fault() -> None:
 
 
 def test_another_address_than_the_clients_own_is_a_fault() -> None:
-    assert faults(
-        second=SECOND.replace(line(2, 9), line(2, 9).replace("10.0.0.3", "10.0.0.1"))
-    ) == ["backend 2 saw client 2 come from 10.0.0.1"]
+    strange = SECOND.replace("10.0.0.3", "10.0.0.1")
+    assert faults(second=strange) == ["backend 2 saw client 2 come from 10.0.0.1"]
 
 
 def test_a_connection_more_is_one_that_was_broken() -> None:
@@ -101,14 +100,11 @@ def test_a_connection_more_is_one_that_was_broken() -> None:
 
 
 def test_the_schedulers_promise_is_checked() -> None:
-    """Of four connections and two that asked nothing, one backend has them all."""
-    moved = SECOND.replace(" 7 ", " 17 ").replace(" 9 ", " 19 ")
-    assert faults(first=FIRST + moved, second="") == []
-    load = [parse(WRK), parse(WRK)]
-    logs = [access.parse(FIRST + moved), access.parse("")]
-    assert check("source-hash", (1, 1), load, logs, PEERS, 2) == []
+    loads = [parse(WRK), parse(WRK)]
     logs = [access.parse(FIRST), access.parse(SECOND)]
-    assert check("source-hash", (1, 1), load, logs, PEERS, 2) == [
+    assert check("source-hash", (1, 1), loads, logs, PEERS, 2) == [
         "client 1 was sent to 2 backends: [1, 1]",
         "client 2 was sent to 2 backends: [1, 1]",
     ]
+    logs = [access.parse(FIRST + SECOND), access.parse("")]
+    assert check("source-hash", (1, 1), loads, logs, PEERS, 2) == []
