@@ -33,7 +33,7 @@ cdef class Balancer:
     cdef public list crafted
     cdef public object opened
     cdef unsigned char[::1] queue_of, retired
-    cdef unsigned long long[::1] reasons, counters
+    cdef unsigned long long[::1] reasons, counters, tags
     cdef Py_ssize_t closed_queue
     cdef unsigned int icmp_errors, icmp_ticks
     cdef object _seed, _hash_key
@@ -44,6 +44,9 @@ cdef class Balancer:
     cdef dict _pools, _services, _adoptable
     cdef list _slots, _free_slots
 
+    @cython.locals(packet=Packet, flows=FlowTable, i=cython.Py_ssize_t)
+    cpdef void expect_packets(
+        self, long long[::1] offsets, long long[::1] lengths, Py_ssize_t count)
     @cython.locals(
         packet=Packet, flows=FlowTable, ticks=cython.uint, reason=cython.int, early=cython.bint,
         ref=cython.Py_ssize_t, flow=cython.Py_ssize_t, reply=cython.Py_ssize_t, late=cython.bint,

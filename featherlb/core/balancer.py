@@ -102,6 +102,8 @@ MAX_PORT_RECLAIMS = 64
 """Closing flows looked at to find one whose source port can be given to a new flow, before that
 is refused."""
 MAX_MEMBERS = 65535
+MAX_EXPECTED = 64
+"""Packets that can be expected at once."""
 MAX_ADOPTED_RANGE = 16
 """Ports of a VIP that are tried to find out whose connection a reply belongs to."""
 
@@ -275,6 +277,7 @@ class Balancer:
         self.crafted: list[bytes] = []
         self.opened: list[int] | None = None
         self.refusal = PASS
+        self.tags = memoryview(array("Q", bytes(8 * MAX_EXPECTED)))
         self._pools: dict[str, Pool] = {}
         self._user_schedulers: dict[str, UserScheduler] = {}
         self._slots: list[Slot] = []
@@ -293,6 +296,29 @@ class Balancer:
         self.buffer = buffer
         self.packet.attach(buffer)
         self.quoted.attach(buffer)
+
+    def expect_packets(self, offsets: memoryview, lengths: memoryview, count: int) -> None:
+        """Say that `handle_packet` comes for these packets, `MAX_EXPECTED` at most.
+
+        It need not be called: the flows' memory is only loaded while there is other work. Both
+        views are of the type `q`.
+        """
+        packet = self.packet
+        flows = self.flows
+        for i in range(count):
+            self.tags[i] = 0
+            if packet.parse(offsets[i], lengths[i]) == OK:
+                self.tags[i] = flows.tag(
+                    packet.src_high,
+                    packet.src_low,
+                    packet.dst_high,
+                    packet.dst_low,
+                    packet.ports,
+                    packet.protocol,
+                )
+                flows.fetch_entry(self.tags[i])
+        for i in range(count):
+            flows.fetch_record(self.tags[i])
 
     def handle_packet(self, offset: int, length: int, hook: int, info: int, now: float) -> int:
         """Decide on the IP packet at `offset` of the buffer, rewriting it in place.

@@ -1,6 +1,9 @@
 # C types of flow.py, for the compiled build.
 cimport cython
 
+cdef extern from *:
+    void prefetch "__builtin_prefetch" (const void *address) nogil
+
 cdef unsigned long long MASK32, MASK64
 cdef Py_ssize_t FORWARD_KEY, REPLY_KEY, PORTS, PROTOCOL, STATE, QUEUE, FLAGS, MEMBER, RESPONSES
 cdef Py_ssize_t ADDRESS_DELTA, TRANSPORT_DELTA, CREATED, PREVIOUS, NEXT, SEEN, EXPECTED, AWAITED, BYTES
@@ -10,7 +13,7 @@ cdef int IPV6, FULL, LOCAL_BACKEND, LOCAL_CLIENT, REPLY_ONLY, COUNTED, WIRED
 cdef class FlowTable:
     cdef readonly Py_ssize_t capacity, count, queues
     cdef unsigned long long[::1] u64, index
-    cdef unsigned int[::1] u32, head, tail, length, timeout, rank
+    cdef unsigned int[::1] u32, head, tail, length, timeout, rank, grain
     cdef unsigned short[::1] u16
     cdef unsigned char[::1] u8
     cdef unsigned long long mask
@@ -28,6 +31,9 @@ cdef class FlowTable:
         self, unsigned long long src_high, unsigned long long src_low,
         unsigned long long dst_high, unsigned long long dst_low,
         unsigned int ports, unsigned int protocol) noexcept
+    cdef void fetch_entry(self, unsigned long long tag) noexcept
+    @cython.locals(flow=cython.ulonglong)
+    cdef void fetch_record(self, unsigned long long tag) noexcept
     @cython.locals(base=cython.Py_ssize_t, i=cython.Py_ssize_t, flow=cython.Py_ssize_t)
     cpdef Py_ssize_t insert(
         self, unsigned int protocol,
@@ -39,6 +45,7 @@ cdef class FlowTable:
     cpdef void hide(self, Py_ssize_t flow) noexcept
     cpdef void remove(self, Py_ssize_t flow) noexcept
     cpdef void move(self, Py_ssize_t flow, Py_ssize_t queue, unsigned int ticks) noexcept
+    @cython.locals(queue=cython.Py_ssize_t)
     cpdef void touch(self, Py_ssize_t flow, unsigned int ticks) noexcept
     @cython.locals(queue=cython.Py_ssize_t, flow=cython.Py_ssize_t)
     cpdef Py_ssize_t expired(self, unsigned int ticks) noexcept

@@ -16,7 +16,8 @@ full. The hash is multilinear (Lemire and Kaser, "Strongly universal string hash
 
 *Time.* Flows of one timeout stand in a doubly linked queue in the order of their last packet, so
 the next to expire is always a head, expiry and eviction are O(1), and no timer is ever searched.
-Time is kept in ticks of 0.1 s, so a busy flow moves in its queue ten times a second at most.
+Time is kept in ticks of 0.1 s. A busy flow moves in its queue once a second at most, or once in a
+16th of the timeout: moving it touches the memory of its neighbours. It may expire so much earlier.
 
 *Limits.* `capacity` flows, never more. `victim()` names whom to give up for a new one: of the
 queues of the lowest rank the flow that was idle for longest.
@@ -25,6 +26,8 @@ queues of the lowest rank the flow that was idle for longest.
 import mmap
 from array import array
 from hashlib import blake2b
+
+import cython
 
 TICKS_PER_SECOND = 10
 MASK32 = 0xFFFFFFFF
@@ -59,7 +62,15 @@ REPLY_ONLY = 16  # the index holds the key of its replies only (one-packet sched
 COUNTED = 32  # ends after the expected number of responses
 WIRED = 64  # its packets come and go as frames (the raw datapath)
 
+if not cython.compiled:
+
+    def prefetch(address: object) -> None:
+        """Only C can ask for it."""
+
+
 MAX_QUEUES = 255
+MAX_GRAIN = TICKS_PER_SECOND
+"""Ticks by which a flow's last packet may be later than its record says."""
 
 
 class FlowTable:
@@ -85,6 +96,7 @@ class FlowTable:
         self.length = memoryview(array("I", bytes(4 * MAX_QUEUES)))
         self.timeout = memoryview(array("I", bytes(4 * MAX_QUEUES)))
         self.rank = memoryview(array("I", bytes(4 * MAX_QUEUES)))
+        self.grain = memoryview(array("I", bytes(4 * MAX_QUEUES)))
         keys = b"".join(
             blake2b(bytes([i]), key=secret[:64], digest_size=8).digest() for i in range(11)
         )
@@ -109,6 +121,7 @@ class FlowTable:
             raise ValueError(f"more than {MAX_QUEUES} different timeouts")
         self.rank[queue] = rank
         self.timeout[queue] = max(1, round(timeout * TICKS_PER_SECOND))
+        self.grain[queue] = max(1, min(MAX_GRAIN, self.timeout[queue] // 16))
         self.queues = queue + 1
         return queue
 
@@ -160,6 +173,20 @@ class FlowTable:
             slot = (slot + 1) & self.mask
             entry = self.index[slot]
         return 0
+
+    def fetch_entry(self, tag: int) -> None:
+        """Have the processor load the index entry of a key, if there is a processor to ask: a
+        packet of that key comes soon. In a large table this load is what finding takes longest
+        for."""
+        if cython.compiled:
+            prefetch(cython.address(self.index[tag & self.mask]))
+
+    def fetch_record(self, tag: int) -> None:
+        """The same for the record, when the entry is there."""
+        if cython.compiled:
+            flow = (self.index[tag & self.mask] & MASK32) >> 1
+            prefetch(cython.address(self.u64[flow * 16]))
+            prefetch(cython.address(self.u64[flow * 16 + 8]))
 
     # Changing
 
@@ -240,10 +267,11 @@ class FlowTable:
 
     def touch(self, flow: int, ticks: int) -> None:
         """A packet was seen: the flow's timeout starts anew."""
-        if self.u32[flow * 32 + SEEN] != ticks:
+        queue = self.u8[flow * 128 + QUEUE]
+        if ticks - self.u32[flow * 32 + SEEN] >= self.grain[queue]:
             self.take(flow)
             self.u32[flow * 32 + SEEN] = ticks
-            self.append(flow, self.u8[flow * 128 + QUEUE])
+            self.append(flow, queue)
 
     # Ending
 

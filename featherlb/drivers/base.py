@@ -20,6 +20,11 @@ class PacketHandler(Protocol):
         """Packets stand in this buffer from now on."""
         ...
 
+    def expect_packets(self, offsets: memoryview, lengths: memoryview, count: int) -> None:
+        """Hear of the packets that come next, so that their flows can be loaded into the
+        processor's cache; a driver that has packets one by one need not say so."""
+        ...
+
     def handle_packet(self, offset: int, length: int, hook: int, info: int, now: float) -> int:
         """Decide on the IP packet at `offset` of the attached buffer, rewriting it in place.
 

@@ -19,18 +19,21 @@ cdef class NetlinkDriver:
     cdef MessageBatch batch
     cdef unsigned char[::1] u8
     cdef unsigned short[::1] u16
-    cdef unsigned int[::1] u32
+    cdef unsigned int[::1] u32, ids
+    cdef int[::1] hooks, infos
+    cdef long long[::1] payloads, sizes, lengths
+    cdef Py_ssize_t packets
 
     @cython.locals(
         batch=MessageBatch, before=cython.Py_ssize_t, _=cython.int, count=cython.int,
-        slot=cython.int, start=cython.Py_ssize_t)
+        slot=cython.int, i=cython.Py_ssize_t)
     cpdef Py_ssize_t process(self, Balancer handler, double now) except -1
-    @cython.locals(length=cython.Py_ssize_t)
-    cdef void handle(
-        self, Py_ssize_t at, Py_ssize_t end, Balancer handler, double now) except *
     @cython.locals(
         packet_id=cython.uint, hook=cython.int, info=cython.int, payload=cython.Py_ssize_t,
         size=cython.Py_ssize_t, length=cython.Py_ssize_t, at=cython.Py_ssize_t,
-        step=cython.Py_ssize_t, kind=cython.int, verdict=cython.int, outcome=cython.int, total=cython.Py_ssize_t)
-    cdef void handle_message(
-        self, Py_ssize_t start, Py_ssize_t end, Balancer handler, double now) except *
+        end=cython.Py_ssize_t, step=cython.Py_ssize_t, kind=cython.int, i=cython.Py_ssize_t)
+    cdef void read(self, Py_ssize_t start, Py_ssize_t received) except *
+    @cython.locals(
+        payload=cython.Py_ssize_t, size=cython.Py_ssize_t, hook=cython.int, verdict=cython.int,
+        at=cython.Py_ssize_t, outcome=cython.int, total=cython.Py_ssize_t)
+    cdef void handle(self, Py_ssize_t i, Balancer handler, double now) except *

@@ -12,6 +12,7 @@ order, what nfnetlink_queue puts into attributes is in network order.
 
 import os
 import socket
+from array import array
 
 from featherlb.drivers.base import PacketHandler, QueueCounters
 from featherlb.drivers.mmsg import MessageBatch
@@ -98,6 +99,14 @@ class NetlinkDriver:
         self.u8 = view
         self.u16 = view.cast("H")
         self.u32 = view.cast("I")
+        # What has been read of the batch's packets.
+        self.packets = 0
+        self.ids = memoryview(array("I", bytes(4 * SLOTS)))
+        self.hooks = memoryview(array("i", bytes(4 * SLOTS)))
+        self.infos = memoryview(array("i", bytes(4 * SLOTS)))
+        self.payloads = memoryview(array("q", bytes(8 * SLOTS)))
+        self.sizes = memoryview(array("q", bytes(8 * SLOTS)))
+        self.lengths = memoryview(array("q", bytes(8 * SLOTS)))
 
     def _configure(self, attributes: bytes) -> None:
         """Send a configuration message and wait for the kernel's answer."""
@@ -121,36 +130,35 @@ class NetlinkDriver:
         before = self.received
         for _ in range(MAX_BATCHES):
             count = batch.receive()
+            self.packets = 0
             for slot in range(count):
-                start = slot * SLOT_SIZE
-                self.handle(start, start + batch.lengths[slot], handler, now)
+                self.read(slot * SLOT_SIZE, batch.lengths[slot])
+            handler.expect_packets(self.payloads, self.sizes, self.packets)
+            for i in range(self.packets):
+                self.handle(i, handler, now)
             if not batch.flush():
                 self.lost += count
             if count < SLOTS:
                 break
         return self.received - before
 
-    def handle(self, at: int, end: int, handler: PacketHandler, now: float) -> None:
-        """Handle the messages between two offsets of the buffer; verdicts go to the batch."""
-        while at + HEADER <= end:
-            length = self.u32[at >> 2]
-            if length < HEADER or at + length > end:
-                return
-            if self.u16[(at + 4) >> 1] == PACKET_MESSAGE:
-                self.handle_message(at, at + length, handler, now)
-            elif self.u16[(at + 4) >> 1] == NLMSG_ERROR:
-                self.lost += 1  # a verdict for a packet that is no longer there
-            at += (length + 3) & ~3
-
-    def handle_message(self, start: int, end: int, handler: PacketHandler, now: float) -> None:
-        """One queued packet."""
+    def read(self, start: int, received: int) -> None:
+        """Note the packet of the message at an offset of the buffer. The kernel sends each in a
+        datagram of its own (net/netfilter/nfnetlink_queue.c, __nfqnl_enqueue_packet)."""
+        if received < HEADER:
+            return
+        if self.u16[(start + 4) >> 1] == NLMSG_ERROR:
+            self.lost += 1  # a verdict for a packet that is no longer there
+        if self.u16[(start + 4) >> 1] != PACKET_MESSAGE:
+            return
         packet_id = 0
         hook = 0
         info = 0
-        payload = 0
+        payload = start + VERDICT_SIZE + 4  # of a packet without content
         size = 0
         length = 0
         at = start + HEADER
+        end = start + min(received, self.u32[start >> 2])
         while at + 4 <= end:
             step = self.u16[at >> 1]
             kind = self.u16[(at + 2) >> 1]
@@ -173,10 +181,24 @@ class NetlinkDriver:
             self.truncated += 1
         else:
             length = size
-        verdict = handler.handle_packet(payload, length, hook, info, now) if payload else DROP
+        i = self.packets
+        self.packets = i + 1
+        self.ids[i] = packet_id
+        self.hooks[i] = hook
+        self.infos[i] = info
+        self.payloads[i] = payload
+        self.sizes[i] = size
+        self.lengths[i] = length
+
+    def handle(self, i: int, handler: PacketHandler, now: float) -> None:
+        """Have a noted packet handled; its verdict goes to the batch."""
+        payload = self.payloads[i]
+        size = self.sizes[i]
+        hook = self.hooks[i]
+        verdict = handler.handle_packet(payload, self.lengths[i], hook, self.infos[i], now)
 
         # The verdict stands in front of the packet, over attributes that have been read.
-        at = payload - VERDICT_SIZE - 4 if payload else start
+        at = payload - VERDICT_SIZE - 4
         total = VERDICT_SIZE
         outcome = NF_DROP if verdict == DROP else NF_ACCEPT
         if verdict == REWRITTEN:
@@ -204,7 +226,7 @@ class NetlinkDriver:
         self.u16[(at + 22) >> 1] = NFQA_VERDICT_HDR
         self.u32[(at + 24) >> 2] = 0
         self.u8[at + 27] = outcome
-        self.u32[(at + 28) >> 2] = packet_id
+        self.u32[(at + 28) >> 2] = self.ids[i]
         self.batch.add(at, total)
 
     def counters(self) -> QueueCounters:

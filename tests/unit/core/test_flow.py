@@ -253,6 +253,23 @@ def test_timeouts_are_kept_to_a_tenth_of_a_second() -> None:
     assert table.count == 1  # it stays until it is removed
 
 
+def test_a_busy_flow_is_moved_once_a_second_or_a_16th_of_its_timeout() -> None:
+    table = make_table(2, 900.0, 4.8)
+    slow, quick = (insert(table, forward_key(n), reply_key(n), n, 0) for n in range(2))
+    for ticks in range(1, 20):
+        table.touch(slow, ticks)
+    assert table.expired(47) == 0
+    assert table.expired(48) == quick
+    table.touch(quick, 2)
+    assert table.expired(48) == quick
+    table.touch(quick, 3)
+    assert table.expired(48) == 0
+    assert table.expired(51) == quick
+    table.remove(quick)
+    assert table.expired(9009) == 0
+    assert table.expired(9010) == slow
+
+
 def test_moving_to_another_queue_changes_the_timeout() -> None:
     table = make_table(2, 1.0, 100.0)
     flow = insert(table, forward_key(1), reply_key(1), 0, 0)
@@ -267,7 +284,7 @@ def test_eviction_takes_the_lowest_rank_then_the_longest_idle() -> None:
         insert(table, forward_key(n), reply_key(n), queue, ticks)
         for n, (queue, ticks) in enumerate([(2, 0), (2, 1), (1, 2), (0, 3), (0, 4), (1, 5)])
     ]
-    table.touch(order[0], 6)
+    table.touch(order[0], 10)
     given_up = []
     while flow := table.victim():
         given_up.append(order.index(flow))
