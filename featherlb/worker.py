@@ -79,9 +79,10 @@ class Worker:
         self._poller.register(queue, select.POLLIN)
         self._poller.register(channel, select.POLLIN)
         next_tick = time.monotonic()
+        overdue = False
         while True:
             told = False
-            readable = self._poller.poll(TICK * 1000)
+            readable = self._poller.poll(0 if overdue else TICK * 1000)
             now = time.monotonic()
             for descriptor, _ in readable:
                 if descriptor == channel:
@@ -92,9 +93,9 @@ class Worker:
                     frames.process(descriptor, balancer, now)
             for packet in balancer.take_crafted():
                 self._sender.send(packet)
-            if now >= next_tick:
+            if overdue or now >= next_tick:
                 next_tick = now + TICK
-                balancer.handle_timer(now)
+                overdue = balancer.handle_timer(now)
                 frames.expire(now)
                 self._log_flows(now)
                 self._channel.flush()
