@@ -338,6 +338,9 @@ class Balancer:
                 return self.handle_icmp(hook, info)
             if reason == UNSUPPORTED and hook == WIRE:
                 return self.pass_on()
+            # Behind the routing decision come the packets of others, from a backend's port.
+            if hook not in (PREROUTING, OUTPUT, WIRE) and not self.knows(offset, length):
+                return self.pass_on()
             return self.drop(reason)
 
         # 2. Find the flow, in either direction. A reply in `dnat` mode is rewritten after the
@@ -889,6 +892,23 @@ class Balancer:
         """Count why, and say so."""
         self.reasons[reason] += 1
         return DROP
+
+    def knows(self, offset: int, length: int) -> bool:
+        """Whether a packet that can't be handled is of a flow, as far as it can be read."""
+        packet = self.packet
+        version = self.buffer[offset] >> 4
+        if not packet.parse_quoted(version, offset, offset + length):
+            return False
+        return bool(
+            self.flows.find(
+                packet.src_high,
+                packet.src_low,
+                packet.dst_high,
+                packet.dst_low,
+                packet.ports,
+                packet.protocol,
+            )
+        )
 
     def pass_on(self) -> int:
         """Not ours: it goes on as it came."""

@@ -87,6 +87,38 @@ CASES = [
     Case(
         "another protocol", bytes(ip(CLIENT, VIP, proto=132)) + bytes(12), Reason.UNSUPPORTED
     ),
+    # behind the routing decision only of what is of a flow
+    Case(
+        "a backend's wrong segment", tcp(ONE, KNOWN, "SF"), Reason.BAD_FLAGS, hook=POSTROUTING
+    ),
+    Case("the same towards this host", tcp(ONE, KNOWN, "SF"), Reason.BAD_FLAGS, hook=INPUT),
+    Case("somebody else's wrong segment", tcp(ONE, CLIENT, "SF"), Reason.NOT_OURS, hook=INPUT),
+    Case("somebody else's cut header", tcp(ONE, CLIENT)[:39], Reason.NOT_OURS, hook=POSTROUTING),
+    Case(
+        "a backend's first fragment",
+        tcp(ONE, KNOWN, header=ip(ONE, KNOWN, flags="MF")),
+        Reason.FRAGMENT,
+        hook=POSTROUTING,
+    ),
+    Case(
+        "somebody else's first fragment",
+        tcp(ONE, CLIENT, header=ip(ONE, CLIENT, flags="MF")),
+        Reason.NOT_OURS,
+        hook=POSTROUTING,
+    ),
+    Case(
+        "a later fragment, whoever's",
+        tcp(ONE, KNOWN, header=ip(ONE, KNOWN, frag=9)),
+        Reason.NOT_OURS,
+        hook=POSTROUTING,
+    ),
+    Case(
+        "another protocol, late",
+        bytes(ip(ONE, KNOWN, proto=132)) + bytes(12),
+        Reason.NOT_OURS,
+        hook=POSTROUTING,
+    ),
+    Case("no known version, late", b"\x55" * 40, Reason.NOT_OURS, hook=INPUT),
     # 2. of a known flow, at the hook where it is rewritten
     Case(
         "a client's packet", tcp(KNOWN, VIP, "PA", payload=b"x"), Reason.FORWARD, (KNOWN, ONE)
