@@ -35,7 +35,8 @@ class Notifier:
         address = "\0" + self._path[1:] if self._path.startswith("@") else self._path
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
             try:
-                sender.sendto(state.encode(), address)
+                # A manager that doesn't read must not hold up the supervisor.
+                sender.sendto(state.encode(), socket.MSG_DONTWAIT, address)
             except OSError:
                 # It will act by itself if it misses the sign of life.
                 return

@@ -36,3 +36,13 @@ def test_without_systemd_nothing_happens(tmp_path: Path) -> None:
     assert Notifier({}).watchdog_interval is None
     Notifier({}).ready()
     Notifier({"NOTIFY_SOCKET": f"{tmp_path}/gone"}).ready()
+
+
+def test_a_manager_that_does_not_read_holds_nothing_up(
+    manager: tuple[socket.socket, str],
+) -> None:
+    _, name = manager
+    notifier = Notifier({"NOTIFY_SOCKET": name})
+    # Far more than a socket holds (net.unix.max_dgram_qlen).
+    for _ in range(10000):
+        notifier.alive()
