@@ -14,6 +14,9 @@ hooks; in short:
   connection tracking.
 - filter lets pass what featherlb itself took out of connection tracking, and ICMP errors about
   connections that the kernel doesn't track.
+- Of services of the datapath raw, workers have packets from the network before they get to a hook:
+  what gets there is a copy, and is dropped. Clients on this host are served as with nfqueue, but
+  keep their address in both modes, and get their replies in mangle INPUT.
 
 The verdict on a queued packet ends its way through that table, so featherlb's rules stand last
 in raw and mangle, behind the host's own. The guards stand first.
@@ -29,6 +32,7 @@ from featherlb.drivers.network import LOOPBACK, HostAddress
 from featherlb.model import (
     SOURCE_PORTS,
     Address,
+    Datapath,
     Endpoint,
     NatMode,
     Protocol,
@@ -82,6 +86,8 @@ class Facts:
     """Interfaces through which backends of other hosts are reached."""
     advertised: tuple[str, ...] = ()
     """Interfaces that take their IPv6 routes from router advertisements."""
+    routers: frozenset[int] = frozenset()
+    """The address families, 4 or 6, in which this host forwards packets already."""
     sets: bool = True
     """Whether rules can ask for membership in an ipset."""
     conntrack: bool = True
@@ -154,13 +160,20 @@ def build(services: Sequence[Service], options: Options, facts: Facts) -> HostPl
         )
     )
     families = sorted({vip.address.version for _, vip in vips})
-    parts = [_Parts.of(services, family, options.queue) for family in families]
+    raw = [service for service in services if service.datapath is Datapath.RAW]
+    rest = [service for service in services if service.datapath is not Datapath.RAW]
+    queued = [_Parts.of(rest, family, f"featherlb-{options.queue}-") for family in families]
+    wired = [_Parts.of(raw, family, f"featherlb-{options.queue}-raw-") for family in families]
+    parts = [part for pair in zip(queued, wired, strict=True) for part in pair]
     return HostPlan(
         options=options,
         vips=vips,
-        settings=tuple(_settings(parts, facts)),
+        settings=tuple(_settings(queued, facts)),
         sets=tuple(wanted for part in parts for wanted in part.sets()) if facts.sets else (),
-        rules={part.family: _rules(part, options, facts) for part in parts},
+        rules={
+            queue.family: _rules(queue, wire, options, facts)
+            for queue, wire in zip(queued, wired, strict=True)
+        },
         addresses=tuple(_assignments(vips, facts)) if options.assign else (),
         sources=source_entries(services),
         order=facts.order,
@@ -231,7 +244,7 @@ class _Group:
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """What the services of one address family are made of."""
+    """What services of one address family and one kind of datapath are made of."""
 
     family: int
     vips: _Group
@@ -241,6 +254,8 @@ class _Parts:
     """Backends that see the client's address (`dnat`)."""
     replaced: _Group
     """Backends that see one of this host's addresses, their entry's peer (`full`)."""
+    full_backends: _Group
+    """The same of the datapath raw, whichever address they see."""
     forwards: bool
     """Some backend is on another host."""
     full: bool
@@ -249,7 +264,7 @@ class _Parts:
     """Some packets between other hosts and this one carry a 127.0.0.0/8 address inside."""
 
     @classmethod
-    def of(cls, services: Sequence[Service], family: int, instance: int) -> "_Parts":
+    def of(cls, services: Sequence[Service], family: int, prefix: str) -> "_Parts":
         vips = {
             (service.protocol, vip)
             for service in services
@@ -268,9 +283,11 @@ class _Parts:
             for vip in service.vips
         )
 
+        raw = any(service.datapath is Datapath.RAW for service in services)
+
         def group(role: str, entries: Iterable[ipset.Entry]) -> _Group:
             unique = sorted(set(entries), key=str)
-            return _Group(f"featherlb-{instance}-{role}{family}", family, tuple(unique))
+            return _Group(f"{prefix}{role}{family}", family, tuple(unique))
 
         return cls(
             family=family,
@@ -300,6 +317,14 @@ class _Parts:
                     for source in backend.sources
                 ),
             ),
+            full_backends=group(
+                "full",
+                (
+                    ipset.Entry(backend.endpoint, protocol)
+                    for protocol, nat, backend in backends
+                    if raw and nat is NatMode.FULL
+                ),
+            ),
             forwards=any(not backend.local for _, _, backend in backends),
             full=full,
             loopback=any(backend.endpoint.address.is_loopback for _, _, backend in backends)
@@ -307,9 +332,16 @@ class _Parts:
         )
 
     def sets(self) -> Iterator[ipset.Set]:
-        for group in (self.vips, self.kept, self.replaced):
+        for group in (self.vips, self.kept, self.replaced, self.full_backends):
             if group.entries:
                 yield ipset.Set(group.set_name, group.family, group.entries)
+
+    def addresses(self) -> set[Address]:
+        """The VIPs that are addresses, wildcards left out."""
+        return {
+            *(entry.endpoint.address for entry in self.vips.entries),
+            *(vip.address for _, vip in self.other_vips if not vip.wildcard),
+        }
 
     def vip_matches(self, side: str, use_set: bool) -> list[str]:
         matches = self.vips.matches(side, use_set)
@@ -328,18 +360,24 @@ def _single(vip: Vip) -> bool:
     return not vip.wildcard and vip.first_port == vip.last_port
 
 
-def _rules(parts: _Parts, options: Options, facts: Facts) -> iptables.Ruleset:
+def _rules(queued: _Parts, wire: _Parts, options: Options, facts: Facts) -> iptables.Ruleset:
     sets = facts.sets
     given = f"{SOURCE_PORTS.start}:{SOURCE_PORTS.stop - 1}"
     # A backend's own connection from its service port starts with a SYN: that is no reply, and
     # without this exception it would pass the filter as one.
-    kept_replies = parts.kept.matches("src", sets, tcp=" ! --syn")
-    replaced_replies = parts.replaced.matches("src", sets, ports=f" --dport {given}")
+    kept_replies = queued.kept.matches("src", sets, tcp=" ! --syn")
+    replaced_replies = queued.replaced.matches("src", sets, ports=f" --dport {given}")
+    # Clients on this host keep their address with the datapath raw.
+    wired = (wire.kept, wire.full_backends)
+    wire_replies = [match for one in wired for match in one.matches("src", sets, tcp=" ! --syn")]
     accepted = [
-        *parts.kept.matches("dst", sets),
+        *queued.kept.matches("dst", sets),
         *kept_replies,
-        *parts.replaced.matches("dst", sets, ports=f" --sport {given}"),
-        *parts.vip_matches("src", sets),
+        *queued.replaced.matches("dst", sets, ports=f" --sport {given}"),
+        *queued.vip_matches("src", sets),
+        *(match for one in wired for match in one.matches("dst", sets)),
+        *wire_replies,
+        *wire.vip_matches("src", sets),
     ]
 
     def chain(role: str) -> str:
@@ -350,14 +388,16 @@ def _rules(parts: _Parts, options: Options, facts: Facts) -> iptables.Ruleset:
         table: [f"-m mark --mark {mark + 2 * order:#x} -j RETURN" for order in seen_by]
         for table, mark in (("raw", PASS_MARKS), ("mangle", PASS_MARKS + 1))
     }
-    protocol, types = ICMP_ERRORS[parts.family]
+    protocol, types = ICMP_ERRORS[queued.family]
     errors = [f"-p {protocol} {kind}" for kind in types]
     # One-armed, it would tell a backend the way around the balancer.
     redirects = [
-        f"-o {interface} -p {REDIRECTS[parts.family]} -j DROP"
+        f"-o {interface} -p {REDIRECTS[queued.family]} -j DROP"
         for interface in facts.backend_interfaces
-        if parts.forwards
+        if queued.forwards
     ]
+    queued_errors = errors if queued.vips.entries or queued.other_vips else []
+    foreign = _foreign_vips((queued, wire), options, facts)
 
     # Out of connection tracking before the queue: the verdict ends the way through the table.
     untrack = "-j CT --notrack"
@@ -366,39 +406,59 @@ def _rules(parts: _Parts, options: Options, facts: Facts) -> iptables.Ruleset:
         chain("RAW"): (
             *passed_on["raw"],
             *(f"{match} -g {chain('REPLY')}" for match in replaced_replies),
-            *(f"{match} -g {chain('FORWARD')}" for match in parts.vip_matches("dst", sets)),
+            *(f"{match} -g {chain('FORWARD')}" for match in queued.vip_matches("dst", sets)),
+            *(f"{match} -g {chain('FORWARD')}" for match in wire.vip_matches("dst", sets)),
             *(f"{match} {untrack}" for match in kept_replies),
-            *(f"{match} -g {chain('ERROR')}" for match in errors),
-            *_echo_requests(parts, options, facts),
+            *(f"{match} -m addrtype --dst-type LOCAL {untrack}" for match in wire_replies),
+            *(f"{match} -g {chain('ERROR')}" for match in queued_errors),
+            *_echo_requests(queued.family, foreign, options),
+            # No socket of this host's is to get them, so it would forward them.
+            *(
+                f"{match} -d {address} -j DROP"
+                for address in foreign
+                if address in wire.addresses()
+                for match in errors
+            ),
         ),
         chain("FORWARD"): (untrack, *_queue_by_client("src,sport", options)),
-        chain("ERROR"): tuple(_queue_errors(parts, options)),
     }
     raw_jumps = [iptables.Jump(hook, f"-j {chain('RAW')}") for hook in ("PREROUTING", "OUTPUT")]
+    if queued_errors:
+        raw[chain("ERROR")] = tuple(_queue_errors(queued, options))
     if replaced_replies:
-        raw[chain("REPLY")] = (untrack, *_queue_by_port(parts.replaced.protocols, options))
-    if guards := (*_guards(parts), *_reassembly(parts, facts)):
-        raw[chain("GUARD")] = guards
-        raw_jumps.append(iptables.Jump("PREROUTING", f"-j {chain('GUARD')}", first=True))
-    if redirects:
-        raw[chain("REDIRECT")] = tuple(redirects)
-        raw_jumps.append(iptables.Jump("OUTPUT", f"-j {chain('REDIRECT')}", first=True))
+        raw[chain("REPLY")] = (untrack, *_queue_by_port(queued.replaced.protocols, options))
     mangle = {}
-    if kept_replies:
+    mangle_jumps = []
+    if kept_replies or wire_replies:
         mangle = {
             chain("MANGLE"): (
                 *passed_on["mangle"],
-                *(f"{match} -g {chain('REPLY')}" for match in kept_replies),
+                *(f"{match} -g {chain('REPLY')}" for match in (*kept_replies, *wire_replies)),
                 *(f"{match} -g {chain('ERROR')}" for match in errors),
             ),
             chain("REPLY"): tuple(_queue_by_client("dst,dport", options)),
             # Here they quote what a client sent, as its backend has got it.
             chain("ERROR"): tuple(_queue_by_client("src,sport", options, bypass=True)),
         }
+        hooks = ("POSTROUTING", "INPUT") if kept_replies else ("INPUT",)
+        mangle_jumps = [iptables.Jump(hook, f"-j {chain('MANGLE')}") for hook in hooks]
+    copies = _copies(queued, wire, facts)
+    for table, chains, jumps in (("raw", raw, raw_jumps), ("mangle", mangle, mangle_jumps)):
+        if copies[table]:
+            chains[chain("COPY")] = tuple(copies[table])
+            jumps.append(iptables.Jump("PREROUTING", f"-j {chain('COPY')}", first=True))
+    if guards := (*_guards(queued), *_reassembly(queued, facts)):
+        raw[chain("GUARD")] = guards
+        raw_jumps.append(iptables.Jump("PREROUTING", f"-j {chain('GUARD')}", first=True))
+    if redirects:
+        raw[chain("REDIRECT")] = tuple(redirects)
+        raw_jumps.append(iptables.Jump("OUTPUT", f"-j {chain('REDIRECT')}", first=True))
     filters = {
         chain("FILTER"): ("UNTRACKED", tuple(f"{match} -j ACCEPT" for match in accepted)),
         chain("ERROR"): ("INVALID,UNTRACKED", tuple(f"{match} -j ACCEPT" for match in errors)),
     }
+    # Of the datapath raw, only what clients on this host send and get meets the filter.
+    filter_hooks = ("INPUT", "FORWARD", "OUTPUT") if queued_errors else ("INPUT", "OUTPUT")
     # Packets are steered last, when everything else stands.
     return {
         "filter": iptables.Table(
@@ -410,19 +470,46 @@ def _rules(parts: _Parts, options: Options, facts: Facts) -> iptables.Ruleset:
                     first=True,
                 )
                 for name, (states, _) in filters.items()
-                for hook in ("INPUT", "FORWARD", "OUTPUT")
+                for hook in filter_hooks
             ),
         ),
-        "mangle": iptables.Table(
-            chains=mangle,
-            jumps=tuple(
-                iptables.Jump(hook, f"-j {chain('MANGLE')}")
-                for hook in ("POSTROUTING", "INPUT")
-                if mangle
-            ),
-        ),
+        "mangle": iptables.Table(chains=mangle, jumps=tuple(mangle_jumps)),
         "raw": iptables.Table(chains=raw, jumps=tuple(raw_jumps)),
     }
+
+
+def _copies(queued: _Parts, wire: _Parts, facts: Facts) -> dict[str, list[str]]:
+    """By table, the rules that drop the kernel's copies of packets that workers have taken.
+
+    A reply in `dnat` mode looks like one to a client that talks to the backend itself, through this
+    host as its router. Where this host is a router, connection tracking tells them apart: of
+    balanced connections it has seen nothing. Elsewhere it needn't be asked, which is faster.
+    """
+    sets = facts.sets
+    given = f" --dport {SOURCE_PORTS.start}:{SOURCE_PORTS.stop - 1}"
+    raw = [f"{match} -j DROP" for match in wire.replaced.matches("src", sets, ports=given)]
+    if any(vip.wildcard for _, vip in wire.other_vips):
+        # A port given in `full` mode can equal a wildcard VIP's.
+        others = queued.replaced.matches("src", sets, ports=given)
+        raw += [f"{match} -j RETURN" for match in others]
+    raw += [f"{match} -j DROP" for match in wire.vip_matches("dst", sets)]
+    state = ""
+    table = "raw"
+    if facts.conntrack and (wire.family in facts.routers or queued.forwards):
+        state = " -m conntrack ! --ctstate ESTABLISHED,RELATED"
+        table = "mangle"
+    replies = []
+    if {*wire.kept.entries} & {*queued.kept.entries}:
+        # Only the worker can tell whose they are. It drops what it has had as a frame.
+        others = queued.kept.matches("src", sets, tcp=" ! --syn")
+        replies += [f"{match} -j RETURN" for match in others]
+    replies += [
+        f"{match} -m addrtype ! --dst-type LOCAL{state} -j DROP"
+        for match in wire.kept.matches("src", sets, tcp=" ! --syn")
+    ]
+    copies: dict[str, list[str]] = {"raw": raw, "mangle": []}
+    copies[table] += replies
+    return copies
 
 
 def _queue_by_client(client: str, options: Options, bypass: bool = False) -> Iterator[str]:
@@ -469,15 +556,19 @@ def _queue_errors(parts: _Parts, options: Options) -> Iterator[str]:
     yield from _queue_by_client("dst,dport", options, bypass=True)
 
 
-def _echo_requests(parts: _Parts, options: Options, facts: Facts) -> Iterator[str]:
+def _foreign_vips(parts: Iterable[_Parts], options: Options, facts: Facts) -> list[Address]:
+    """VIPs that are no address of this host, in order."""
+    if options.assign:
+        return []
+    addresses = {address for part in parts for address in part.addresses()}
+    return sorted(addresses - facts.local_vips, key=int)
+
+
+def _echo_requests(family: int, foreign: Sequence[Address], options: Options) -> Iterator[str]:
     """To any worker, where some VIP is no address of this host, so that its kernel won't answer."""
-    addresses = {
-        *(entry.endpoint.address for entry in parts.vips.entries),
-        *(vip.address for _, vip in parts.other_vips if not vip.wildcard),
-    }
-    if not options.assign and not addresses <= facts.local_vips:
+    if foreign:
         yield (
-            f"-p {ECHO_REQUESTS[parts.family]} -m addrtype ! --dst-type LOCAL"
+            f"-p {ECHO_REQUESTS[family]} -m addrtype ! --dst-type LOCAL"
             f" {_queue(0, options, bypass=True)}"
         )
 

@@ -15,6 +15,8 @@ from featherlb.model import Address, Backend, NatMode, Service
 CAP_NET_ADMIN, CAP_NET_RAW = 12, 13  # linux/capability.h
 _CAPABILITIES = {CAP_NET_ADMIN: "CAP_NET_ADMIN", CAP_NET_RAW: "CAP_NET_RAW"}
 
+_FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
+
 
 def prepare(services: Sequence[Service]) -> list[Service]:
     """Fill in which backends are on this host and, for `full` mode without configured sources,
@@ -61,6 +63,7 @@ def survey(services: Sequence[Service], log: journal.Journal | None = None) -> F
             # 2 may be the work of an instance; an operator's 2 is nothing to change.
             and sysctl.read(f"net/ipv6/conf/{interface}/accept_ra") in ("1", "2")
         ),
+        routers=frozenset(family for family, key in _FORWARDING.items() if sysctl.read(key) == "1"),
         sets=not probe
         or (ipset.supported() and not _missing(families, "-m set --match-set - dst")),
         conntrack=not probe or not _missing(families, "-m conntrack --ctstate UNTRACKED"),

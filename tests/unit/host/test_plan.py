@@ -1,12 +1,13 @@
 """The plan's exact text, for services of each kind."""
 
+from dataclasses import replace
 from ipaddress import ip_address, ip_interface
 
 import pytest
 
 from featherlb.drivers.network import HostAddress
 from featherlb.host.plan import Facts, Options, build, subnet_interface
-from featherlb.model import Backend, Endpoint, NatMode, Protocol, Service, Vip
+from featherlb.model import Backend, Datapath, Endpoint, NatMode, Protocol, Service, Vip
 
 FRONT = HostAddress("front", ip_interface("10.0.0.1/24"))
 BACK = HostAddress("back", ip_interface("10.0.1.1/24"))
@@ -28,8 +29,9 @@ def service(
     backends: tuple[Backend, ...] = (),
     nat: NatMode = NatMode.DNAT,
     protocol: Protocol = Protocol.TCP,
+    datapath: Datapath = Datapath.NFQUEUE,
 ) -> Service:
-    return Service("web", protocol, vips, backends, nat=nat)
+    return Service("web", protocol, vips, backends, nat=nat, datapath=datapath)
 
 
 def describe(*services: Service, options: Options | None = None, **facts: object) -> list[str]:
@@ -366,3 +368,159 @@ def test_names_fit(queue: int) -> None:
     assert chains
     assert max(map(len, chains)) <= 28
     assert max(len(wanted.name) for wanted in plan.sets) <= 31
+
+
+RAW = replace(WEB, datapath=Datapath.RAW)
+
+
+def copies(lines: list[str], table: str) -> list[str]:
+    """The rules that drop what workers have had as frames."""
+    start = f"iptables -t {table} -A FEATHERLB-COPY-0 "
+    return [line.removeprefix(start) for line in lines if line.startswith(start)]
+
+
+def test_raw() -> None:
+    assert (
+        describe(RAW)
+        == """\
+ipset create featherlb-0-raw-vips4 hash:ip,port family inet maxelem 1048576
+ipset add featherlb-0-raw-vips4 10.0.0.10,tcp:80
+ipset create featherlb-0-raw-backends4 hash:ip,port family inet maxelem 1048576
+ipset add featherlb-0-raw-backends4 10.0.1.2,tcp:8080
+ipset add featherlb-0-raw-backends4 10.0.1.3,tcp:8080
+iptables -t filter -N FEATHERLB-FILTER-0
+iptables -t filter -N FEATHERLB-ERROR-0
+iptables -t filter -A FEATHERLB-FILTER-0 -p tcp -m set --match-set featherlb-0-raw-backends4 \
+dst,dst -j ACCEPT
+iptables -t filter -A FEATHERLB-FILTER-0 -p tcp ! --syn -m set --match-set \
+featherlb-0-raw-backends4 src,src -j ACCEPT
+iptables -t filter -A FEATHERLB-FILTER-0 -p tcp -m set --match-set featherlb-0-raw-vips4 src,src \
+-j ACCEPT
+iptables -t filter -A FEATHERLB-ERROR-0 -p icmp --icmp-type 3 -j ACCEPT
+iptables -t filter -A FEATHERLB-ERROR-0 -p icmp --icmp-type 11 -j ACCEPT
+iptables -t filter -A FEATHERLB-ERROR-0 -p icmp --icmp-type 12 -j ACCEPT
+iptables -t filter -I INPUT 1 -m conntrack --ctstate UNTRACKED -j FEATHERLB-FILTER-0
+iptables -t filter -I OUTPUT 1 -m conntrack --ctstate UNTRACKED -j FEATHERLB-FILTER-0
+iptables -t filter -I INPUT 1 -m conntrack --ctstate INVALID,UNTRACKED -j FEATHERLB-ERROR-0
+iptables -t filter -I OUTPUT 1 -m conntrack --ctstate INVALID,UNTRACKED -j FEATHERLB-ERROR-0
+iptables -t mangle -N FEATHERLB-MANGLE-0
+iptables -t mangle -N FEATHERLB-REPLY-0
+iptables -t mangle -N FEATHERLB-ERROR-0
+iptables -t mangle -A FEATHERLB-MANGLE-0 -p tcp ! --syn -m set --match-set \
+featherlb-0-raw-backends4 src,src -g FEATHERLB-REPLY-0
+iptables -t mangle -A FEATHERLB-MANGLE-0 -p icmp --icmp-type 3 -g FEATHERLB-ERROR-0
+iptables -t mangle -A FEATHERLB-MANGLE-0 -p icmp --icmp-type 11 -g FEATHERLB-ERROR-0
+iptables -t mangle -A FEATHERLB-MANGLE-0 -p icmp --icmp-type 12 -g FEATHERLB-ERROR-0
+iptables -t mangle -A FEATHERLB-REPLY-0 -j NFQUEUE --queue-num 0
+iptables -t mangle -A FEATHERLB-ERROR-0 -j NFQUEUE --queue-num 0 --queue-bypass
+iptables -t mangle -A INPUT -j FEATHERLB-MANGLE-0
+iptables -t raw -N FEATHERLB-RAW-0
+iptables -t raw -N FEATHERLB-FORWARD-0
+iptables -t raw -N FEATHERLB-COPY-0
+iptables -t raw -A FEATHERLB-RAW-0 -p tcp -m set --match-set featherlb-0-raw-vips4 dst,dst \
+-g FEATHERLB-FORWARD-0
+iptables -t raw -A FEATHERLB-RAW-0 -p tcp ! --syn -m set --match-set featherlb-0-raw-backends4 \
+src,src -m addrtype --dst-type LOCAL -j CT --notrack
+iptables -t raw -A FEATHERLB-FORWARD-0 -j CT --notrack
+iptables -t raw -A FEATHERLB-FORWARD-0 -j NFQUEUE --queue-num 0
+iptables -t raw -A FEATHERLB-COPY-0 -p tcp -m set --match-set featherlb-0-raw-vips4 dst,dst \
+-j DROP
+iptables -t raw -A FEATHERLB-COPY-0 -p tcp ! --syn -m set --match-set featherlb-0-raw-backends4 \
+src,src -m addrtype ! --dst-type LOCAL -j DROP
+iptables -t raw -A PREROUTING -j FEATHERLB-RAW-0
+iptables -t raw -A OUTPUT -j FEATHERLB-RAW-0
+iptables -t raw -I PREROUTING 1 -j FEATHERLB-COPY-0
+ip address add 10.0.0.10/32 dev front
+""".splitlines()
+    )
+
+
+def test_raw_with_full_nat() -> None:
+    full = service(
+        vip("0.0.0.0:2000"),
+        backends=(backend("10.0.1.2:8080", "10.0.1.1"),),
+        nat=NatMode.FULL,
+        datapath=Datapath.RAW,
+    )
+    lines = describe(full, sets=False)
+    assert copies(lines, "raw") == [
+        "-p tcp --dport 1024:32767 -s 10.0.1.2 --sport 8080 -d 10.0.1.1 -j DROP",
+        "-p tcp -m addrtype --dst-type LOCAL --dport 2000 -j DROP",
+    ]
+    # A client on this host keeps its address, so its replies may be for any.
+    untracked = "-p tcp ! --syn -s 10.0.1.2 --sport 8080 -m addrtype --dst-type LOCAL"
+    assert f"iptables -t raw -A FEATHERLB-RAW-0 {untracked} -j CT --notrack" in lines
+    queued = "-p tcp ! --syn -s 10.0.1.2 --sport 8080 -g FEATHERLB-REPLY-0"
+    assert f"iptables -t mangle -A FEATHERLB-MANGLE-0 {queued}" in lines
+    # Nothing is changed for packets that never get into the kernel.
+    assert not any(line.startswith("sysctl") or "GUARD" in line for line in lines)
+
+
+def test_a_router_tells_replies_from_what_it_forwards_by_connection_tracking() -> None:
+    forwarded = (
+        "-p tcp ! --syn -m set --match-set featherlb-0-raw-backends4 src,src"
+        " -m addrtype ! --dst-type LOCAL"
+    )
+    for_vip = "-p tcp -m set --match-set featherlb-0-raw-vips4 dst,dst -j DROP"
+    router = describe(RAW, routers=frozenset({4}))
+    assert copies(router, "raw") == [for_vip]
+    assert copies(router, "mangle") == [
+        f"{forwarded} -m conntrack ! --ctstate ESTABLISHED,RELATED -j DROP"
+    ]
+    assert "iptables -t mangle -I PREROUTING 1 -j FEATHERLB-COPY-0" in router
+    others = (
+        describe(RAW, routers=frozenset({6})),
+        describe(RAW, routers=frozenset({4}), conntrack=False),
+    )
+    for lines in others:
+        assert copies(lines, "raw") == [for_vip, f"{forwarded} -j DROP"]
+        assert copies(lines, "mangle") == []
+
+
+def test_datapaths_side_by_side() -> None:
+    queued = replace(WEB, name="queued", vips=(vip("10.0.0.11:80"),), backends=WEB.backends[:1])
+    lines = describe(RAW, queued)
+    # Replies of the backend that both have are the worker's to tell apart.
+    shared = "-p tcp ! --syn -m set --match-set featherlb-0-backends4 src,src"
+    assert copies(lines, "mangle")[0] == f"{shared} -j RETURN"
+    assert "iptables -t mangle -A POSTROUTING -j FEATHERLB-MANGLE-0" in lines
+    assert "sysctl -w net.ipv4.ip_forward=1" in lines
+    alone = replace(queued, backends=(backend("10.0.1.9:8080"),))
+    assert not any("RETURN" in line for line in copies(describe(RAW, alone), "mangle"))
+
+
+def test_a_port_given_on_one_datapath_can_equal_a_wildcard_vips_on_the_other() -> None:
+    everywhere = service(
+        vip("0.0.0.0:2000"), backends=(backend("10.0.1.3:80"),), datapath=Datapath.RAW
+    )
+    full = service(
+        vip("10.0.0.10:80"), backends=(backend("10.0.1.2:80", "10.0.1.1"),), nat=NatMode.FULL
+    )
+    assert copies(describe(everywhere, replace(full, name="full")), "raw") == [
+        "-p tcp --dport 1024:32767 -m set --match-set featherlb-0-sources4 src,src,dst -j RETURN",
+        "-p tcp -m addrtype --dst-type LOCAL --dport 2000 -j DROP",
+    ]
+
+
+def test_raw_without_an_address_for_the_vip() -> None:
+    """A worker answers its pings; nothing for it is forwarded back to where it came from."""
+    lines = describe(RAW, options=Options(assign=False))
+    rules = [line for line in lines if "-A FEATHERLB-RAW-0 -p icmp" in line]
+    start = "iptables -t raw -A FEATHERLB-RAW-0 -p icmp --icmp-type"
+    assert rules == [
+        f"{start} 8 -m addrtype ! --dst-type LOCAL -j NFQUEUE --queue-num 0 --queue-bypass",
+        *(f"{start} {kind} -d 10.0.0.10 -j DROP" for kind in (3, 11, 12)),
+    ]
+    here = frozenset({ip_address("10.0.0.10")})
+    known = describe(RAW, options=Options(assign=False), local_vips=here)
+    assert not any("-A FEATHERLB-RAW-0 -p icmp" in line for line in known)
+
+
+def test_the_number_of_raw_rules_is_constant() -> None:
+    many = replace(
+        RAW,
+        vips=tuple(vip(f"10.0.0.{i}:80") for i in range(1, 100)),
+        backends=tuple(backend(f"10.0.1.{i}:80") for i in range(1, 200)),
+    )
+    few, all_of_them = describe(RAW), describe(many)
+    assert [x for x in few if x[:3] == "ipt"] == [x for x in all_of_them if x[:3] == "ipt"]
