@@ -10,19 +10,21 @@ stays on the host as long as it has flows.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from featherlb import host, plugins
 from featherlb.changes import Change, add, running, still_fit
-from featherlb.config import Config, ServiceConfig, VipConfig, resolve
+from featherlb.config import AUTO, Config, ServiceConfig, VipConfig, resolve
 from featherlb.errors import ConfigError, FeatherlbError, HostError
 from featherlb.events import Events
 from featherlb.health import HealthChecks
-from featherlb.messages import Apply, Start
+from featherlb.messages import Apply, SetPaths, Start
 from featherlb.model import Address, Backend, Endpoint, OnBackendDown, Protocol, Service
 from featherlb.names import Names
+from featherlb.paths import PathWatcher
 from featherlb.workers import FlowFilter, Workers
 
 log = logging.getLogger("featherlb")
@@ -74,6 +76,7 @@ class Instance:
         self.workers = Workers(events)
         self.names = Names()
         self.health = HealthChecks(events)
+        self.paths = PathWatcher(events)
         self.options = host.Options()
         self._host = host.Host()
         self._pass_mark = 0
@@ -115,7 +118,8 @@ class Instance:
             for number in range(self.options.workers)
         ]
         # Queues are bound and services known before rules send packets there.
-        await self.workers.start(starts, lambda: Apply(self.services, self._pass_mark, self._code))
+        await self.paths.follow(self.services)
+        await self.workers.start(starts, self._greeting)
         await asyncio.to_thread(self._host.apply, plan)
         self._announce()
         self.health.follow(config, self.services)
@@ -124,6 +128,7 @@ class Instance:
             asyncio.create_task(self._keep_time()),
             asyncio.create_task(self._follow_names()),
             asyncio.create_task(self._follow_health()),
+            asyncio.create_task(self._follow_paths()),
         ]
 
     async def stop(self) -> None:
@@ -131,6 +136,7 @@ class Instance:
         for task in self._tasks:
             task.cancel()
         await self.health.stop()
+        await self.paths.stop()
         async with self._turn:
             for failure in await asyncio.to_thread(self._host.undo):
                 log.error("%s", failure)
@@ -251,7 +257,8 @@ class Instance:
         code = load_schedulers(wanted, self._code) if fresh else self._code
         look_up = self.names.look_up if fresh else self.names.recall
         before = self.services
-        services = await asyncio.to_thread(find_services, wanted, look_up)
+        standing = () if fresh else before
+        services = await asyncio.to_thread(find_services, wanted, look_up, standing)
         services = self.health.weigh(wanted, services)
         new_code = {name: text for name, text in code.items() if self._code.get(name) != text}
         touch = fresh or shape(before) != shape(services)
@@ -262,6 +269,7 @@ class Instance:
             if touch:
                 early = [*before, *self._leaving, *arriving(before, services)]
                 await asyncio.to_thread(self._update_host, early)
+            await self._follow_ways([*services, *leaving])
             await self.workers.apply(Apply(services, self._pass_mark, new_code))
             await self._end_flows_of(departing(before, services), wanted)
             for gone in {one.name for one in before} - {one.name for one in services}:
@@ -270,6 +278,7 @@ class Instance:
                 leaving = await self._still_leaving(leaving, services)
                 await asyncio.to_thread(self._update_host, [*services, *leaving])
         except FeatherlbError:
+            await self._follow_ways([*before, *self._leaving])
             await self.workers.apply(Apply(before, self._pass_mark, self._code))
             await asyncio.to_thread(self._update_host, [*before, *self._leaving])
             raise
@@ -278,11 +287,31 @@ class Instance:
         self.health.follow(wanted, services)
         self._changed.set()
 
+    async def _follow_ways(self, services: Sequence[Service]) -> None:
+        """Tell the workers where the frames of these services go, if some have frames."""
+        await self.paths.follow(services)
+        if self.paths.active:
+            await self.workers.apply(SetPaths(self.paths.paths))
+
+    def _greeting(self) -> list[Apply | SetPaths]:
+        """What a new worker is told."""
+        greeting: list[Apply | SetPaths] = [Apply(self.services, self._pass_mark, self._code)]
+        if self.paths.active:
+            greeting.append(SetPaths(self.paths.paths))
+        return greeting
+
     def _update_host(self, services: Sequence[Service]) -> None:
         facts = host.survey(services)
         plan = host.build(services, self.options, facts)
         self._host.update(plan)
         self._pass_mark = plan.pass_mark or 0
+
+    def _restore_host(self, addresses: Collection[Address]) -> None:
+        """Give the host, which has these addresses now, what it lacks of the VIPs."""
+        services = [*self.services, *self._leaving]
+        plan = host.build(services, self.options, host.survey(services))
+        if plan != self._host.plan or any(vip not in addresses for vip, _ in plan.addresses):
+            self._host.update(plan)
 
     async def _end_flows_of(self, leaving: Sequence[Service], wanted: Config) -> None:
         """Do what their service says with the flows of backends that leave."""
@@ -304,12 +333,12 @@ class Instance:
             for statistics in await self.workers.statistics()
             for name, backend in statistics.core.leaving
         }
-        vips = {service.name: service.vips for service in services}
+        serving = {service.name: service for service in services}
         kept = []
         for service in leaving:
             backends = tuple(b for b in service.backends if (service.name, b.endpoint) in holding)
-            if backends and service.name in vips:
-                kept.append(replace(service, vips=vips[service.name], backends=backends))
+            if backends and service.name in serving:
+                kept.append(_at_the_place_of(serving[service.name], service, backends))
         return tuple(dict.fromkeys(kept))
 
     async def _end(self, change: Change, how: str) -> None:
@@ -409,7 +438,7 @@ class Instance:
             async with self._turn:
                 try:
                     services = await asyncio.to_thread(
-                        find_services, self.running_config(), self.names.look_up
+                        find_services, self.running_config(), self.names.look_up, self.services
                     )
                     if shape(services) == shape(self.services):
                         continue
@@ -438,6 +467,24 @@ class Instance:
                     pause = WATCH_INTERVAL
             await asyncio.sleep(pause)
 
+    async def _follow_paths(self) -> None:
+        """Tell the workers of other ways; put the VIPs back when an interface took them along."""
+        place: object = None
+        while True:
+            await self.paths.changed.wait()
+            self.paths.changed.clear()
+            paths = self.paths.paths
+            # Whoever has died meanwhile is told when another one starts.
+            with suppress(HostError):
+                await self.workers.apply(SetPaths(paths))
+            if place not in (None, (paths.links, paths.addresses)):
+                async with self._turn:
+                    try:
+                        await asyncio.to_thread(self._restore_host, paths.addresses)
+                    except HostError as error:
+                        log.error("the host can't be brought up to date: %s", error)
+            place = paths.links, paths.addresses
+
     async def _end_flows_of_fallen(self, name: str, endpoint: Endpoint) -> None:
         service = next((s for s in self.running_config().services if s.name == name), None)
         if service is None:
@@ -452,12 +499,13 @@ class Instance:
     def _announce(self) -> None:
         for service in self.services:
             log.info(
-                "%s: %s on %s, %s, %s to %s",
+                "%s: %s on %s, %s, %s, %s to %s",
                 service.name,
                 service.protocol,
                 ", ".join(map(str, service.vips)),
                 service.scheduler,
                 service.nat,
+                service.datapath,
                 ", ".join(map(str, service.backends)) or "no backend",
             )
             if not service.backends:
@@ -468,9 +516,16 @@ class Instance:
                 )
 
 
-def find_services(config: Config, look_up: LookUp) -> tuple[Service, ...]:
-    """The services as they are served, names resolved; blocking."""
-    return tuple(host.prepare(resolve(config, look_up)))
+def find_services(
+    config: Config, look_up: LookUp, standing: Sequence[Service] = ()
+) -> tuple[Service, ...]:
+    """The services as they are served, names resolved and datapaths picked; blocking.
+
+    Those that are `standing` keep the datapath that was picked for them, if it still works.
+    """
+    automatic = {service.name for service in config.services if service.datapath == AUTO}
+    picked = {service.name: service.datapath for service in standing}
+    return tuple(host.pick(host.prepare(resolve(config, look_up)), automatic, picked))
 
 
 def check(services: Sequence[Service], options: host.Options) -> None:
@@ -524,7 +579,7 @@ def arriving(before: Sequence[Service], after: Sequence[Service]) -> list[Servic
     """The services that stay, with their new backends only, at the VIPs they have now."""
     old = {service.name: service for service in before}
     return [
-        replace(service, vips=old[service.name].vips, backends=backends)
+        _at_the_place_of(old[service.name], service, backends)
         for service in after
         if service.name in old and (backends := _others(service, old[service.name]))
     ]
@@ -534,10 +589,15 @@ def departing(before: Sequence[Service], after: Sequence[Service]) -> tuple[Serv
     """The services that stay, with the backends only that leave."""
     new = {service.name: service for service in after}
     return tuple(
-        replace(service, vips=new[service.name].vips, backends=backends)
+        _at_the_place_of(new[service.name], service, backends)
         for service in before
         if service.name in new and (backends := _others(service, new[service.name]))
     )
+
+
+def _at_the_place_of(other: Service, service: Service, backends: tuple[Backend, ...]) -> Service:
+    """The service with these backends, its packets taken where and how the other's are."""
+    return replace(service, vips=other.vips, datapath=other.datapath, backends=backends)
 
 
 def _others(service: Service, than: Service) -> tuple[Backend, ...]:

@@ -31,6 +31,7 @@ from featherlb.messages import (
     GetStatistics,
     Log,
     Ready,
+    SetPaths,
     Start,
     ToWorker,
     WorkerStatistics,
@@ -151,7 +152,9 @@ class Workers:
         self._keepers: list[asyncio.Task[None]] = []
         self.restarts = 0
 
-    async def start(self, starts: Sequence[Start], greeting: Callable[[], Apply]) -> None:
+    async def start(
+        self, starts: Sequence[Start], greeting: Callable[[], Sequence[Apply | SetPaths]]
+    ) -> None:
         """Start one for each message; `greeting` says what a new one has to do, then and later.
 
         HostError if one doesn't start.
@@ -170,8 +173,8 @@ class Workers:
     def pids(self) -> list[int]:
         return [worker.process.pid for worker in self._processes]
 
-    async def apply(self, message: Apply) -> None:
-        """All serve these services when this returns; HostError if one can't."""
+    async def apply(self, message: Apply | SetPaths) -> None:
+        """All do as they are told when this returns; HostError if one can't."""
         for worker in self._processes:
             await worker.ask(message)
 
@@ -221,7 +224,7 @@ class Workers:
                 place = following
         return count
 
-    async def _keep(self, start: Start, greeting: Callable[[], Apply]) -> None:
+    async def _keep(self, start: Start, greeting: Callable[[], Sequence[Apply | SetPaths]]) -> None:
         """Replace a worker whenever it dies."""
         while True:
             worker = self._processes[start.worker]
@@ -248,12 +251,13 @@ class Workers:
             )
 
 
-async def _begin(start: Start, greeting: Apply) -> WorkerProcess:
+async def _begin(start: Start, greeting: Sequence[Apply | SetPaths]) -> WorkerProcess:
     """A worker at work; HostError if it doesn't get there."""
     worker = WorkerProcess(start)
     try:
         await worker.ask(start)
-        await worker.ask(greeting)
+        for message in greeting:
+            await worker.ask(message)
     except BaseException:
         worker.stop()
         raise

@@ -120,7 +120,7 @@ function row(cells, name = "td") {
 
 function drawService(service, found) {
   const title = element("h2", service.name + " ");
-  title.append(element("small", `${service.vips.join(", ")}/${service.protocol}, ${service.scheduler}, ${service.nat}`));
+  title.append(element("small", `${service.vips.join(", ")}/${service.protocol}, ${service.scheduler}, ${service.nat}, ${service.datapath}`));
   if (!service.backends.length) return [title, element("p", "No backend: connections are refused.", "bad")];
   const table = element("table");
   table.append(row(["backend", "state", "weight", "open", "new/s", "bit/s", "resets", "failed"], "th"));

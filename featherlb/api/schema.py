@@ -76,6 +76,7 @@ class Status(Answer):
     started: str
     uptime: float
     services: int
+    datapaths: dict[str, int] = Field(description="How many services have which datapath.")
     backends: int
     flows: int
     capacity: int = Field(description="Flows that fit, of all workers.")
@@ -113,6 +114,7 @@ class Service(Answer):
     vips: list[str]
     scheduler: str
     nat: str
+    datapath: str = Field(description="The one that is in use, also where it was to be picked.")
     backends: list[Backend]
 
 

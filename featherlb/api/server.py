@@ -401,6 +401,7 @@ async def status(instance: Instance) -> schema.Status:
         started=instance.started.isoformat(timespec="seconds"),
         uptime=round((datetime.now(UTC) - instance.started).total_seconds(), 1),
         services=len(services),
+        datapaths=dict(Counter(str(service.datapath) for service in services)),
         backends=sum(len(service.backends) for service in services),
         flows=sum(one.core.flows for one in found),
         capacity=sum(one.core.capacity for one in found),
@@ -461,6 +462,7 @@ async def services(instance: Instance) -> schema.Services:
                 vips=[str(vip) for vip in served[service.name].vips],
                 scheduler=service.scheduler,
                 nat=str(service.nat),
+                datapath=str(served[service.name].datapath),
                 backends=rows,
             )
         )

@@ -26,7 +26,7 @@ def backends(instance: int | None, output: str) -> None:
     for service in answer.services:
         click.echo(
             f"{service.name}: {', '.join(service.vips)}/{service.protocol}, {service.scheduler},"
-            f" {service.nat}"
+            f" {service.nat}, {service.datapath}"
         )
         table = new_table(
             "  backend", "state", ">weight", ">open", ">flows", ">in", ">out", ">resets", ">failed"

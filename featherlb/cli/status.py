@@ -29,6 +29,7 @@ def status(instance: int | None, output: str) -> None:
         "instance": f"{answer.instance}, pid {answer.pid}, version {answer.version}",
         "running for": short_time(answer.uptime),
         "services": f"{answer.services} with {answer.backends} backends",
+        "datapaths": ", ".join(f"{count} {name}" for name, count in answer.datapaths.items()),
         "flows": f"{answer.flows:,} of {answer.capacity:,}",
         "run-time changes": str(answer.changes),
         "reloads": f"{answer.reloads} done, {answer.reloads_refused} refused",

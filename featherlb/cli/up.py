@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from featherlb import plugins
-from featherlb.config import Config, absolute_scheduler, find_config, from_command_line, load
+from featherlb.config import AUTO, Config, absolute_scheduler, find_config, from_command_line, load
 from featherlb.core.scheduler import names
 from featherlb.instance import Settings, load_schedulers, prepare
 from featherlb.model import Datapath, Driver, NatMode
@@ -51,8 +51,8 @@ class _JsonFormatter(logging.Formatter):
 )
 @click.option(
     "--datapath",
-    type=click.Choice([str(datapath) for datapath in Datapath]),
-    help="How packets get to featherlb; nfqueue where nothing else is said.",
+    type=click.Choice([*map(str, Datapath), AUTO]),
+    help="How packets get to featherlb (default: nfqueue); auto is the fastest that works.",
 )
 @click.option(
     "--driver",
@@ -117,7 +117,9 @@ def up(
     if dry_run:
         config = read_config()
         load_schedulers(config, {})
-        _, plan = prepare(config, not no_assign, Names().look_up)
+        services, plan = prepare(config, not no_assign, Names().look_up)
+        for service in services:
+            click.echo(f"# service {service.name}: datapath {service.datapath}")
         for line in plan.describe():
             click.echo(line)
         return

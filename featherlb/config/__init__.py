@@ -14,6 +14,7 @@ from featherlb.config.command_line import from_command_line
 from featherlb.config.faults import Fault, refuse
 from featherlb.config.resolve import resolve
 from featherlb.config.types import (
+    AUTO,
     ApiConfig,
     BackendConfig,
     Config,
@@ -25,6 +26,7 @@ from featherlb.core.scheduler import is_file_reference
 from featherlb.errors import ConfigError
 
 __all__ = [
+    "AUTO",
     "ApiConfig",
     "BackendConfig",
     "Config",

@@ -9,7 +9,7 @@ from dataclasses import replace
 from featherlb import model
 from featherlb.config import checks
 from featherlb.config.faults import Fault, Origin, refuse
-from featherlb.config.types import Config, Host, ServiceConfig
+from featherlb.config.types import AUTO, Config, Host, ServiceConfig
 
 Lookup = Callable[[str], Sequence[model.Address]]
 """The addresses of a host name; empty if it has none."""
@@ -20,7 +20,8 @@ def resolve(config: Config, lookup: Lookup) -> tuple[model.Service, ...]:
 
     A backend's name stands for all its addresses of the VIP's family, a VIP's name for the
     first of them. Which addresses are this host's is not known here: `Backend.local` stays
-    False, and `Backend.sources` holds the configured addresses only.
+    False, and `Backend.sources` holds the configured addresses only. Nor is it known which datapath
+    is the fastest here: `auto` is nfqueue until it is picked.
 
     ConfigError for names without such an address, and for everything that `checks` finds once
     the addresses are known.
@@ -83,7 +84,7 @@ def _service(service: ServiceConfig) -> model.Service:
         ),
         scheduler=service.scheduler,
         nat=service.nat,
-        datapath=service.datapath,
+        datapath=model.Datapath.NFQUEUE if service.datapath == AUTO else service.datapath,
         one_packet=service.one_packet,
         responses=service.responses,
         mss=service.mss,

@@ -6,6 +6,7 @@ configurations are equal when they mean the same.
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from featherlb.config.faults import Origin
 from featherlb.model import (
@@ -23,6 +24,9 @@ from featherlb.model import (
 
 Host = Address | str
 """An IP address, or a name that is resolved later."""
+Automatic = Literal["auto"]
+AUTO: Automatic = "auto"
+"""Instead of a datapath: the fastest one that works."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +83,7 @@ class ServiceConfig:
     protocol: Protocol = Protocol.TCP
     scheduler: str = "round-robin"
     nat: NatMode = NatMode.DNAT
-    datapath: Datapath = Datapath.NFQUEUE
+    datapath: Datapath | Automatic = Datapath.NFQUEUE
     one_packet: bool = False
     responses: int | None = None
     mss: int | None = None

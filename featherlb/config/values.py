@@ -11,7 +11,7 @@ from ipaddress import ip_address
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from featherlb.config.types import Host
+from featherlb.config.types import AUTO, Automatic, Host
 from featherlb.core.scheduler import canonical_name
 from featherlb.model import (
     Address,
@@ -264,7 +264,9 @@ nat = one_of({str(choice): choice for choice in NatMode})
 on_backend_down = one_of({str(choice): choice for choice in OnBackendDown})
 check_type = one_of({str(choice): choice for choice in CheckType})
 health = one_of({str(choice): choice for choice in Health})
-datapath = one_of({str(choice): choice for choice in Datapath})
+datapath: Callable[[object], Datapath | Automatic] = one_of(
+    {**{str(choice): choice for choice in Datapath}, AUTO: AUTO}
+)
 driver = one_of({str(choice): choice for choice in Driver})
 strategy = one_of({choice: canonical_name(choice) for choice in ("roundrobin", "random", "iphash")})
 """The strategies of the Go featherlb, as names of schedulers."""

@@ -10,9 +10,11 @@
 Composes the drivers; `build` is pure. None of it may be called from a running asyncio loop.
 """
 
+from featherlb.host.datapaths import pick, usable
 from featherlb.host.instance import Host, remove_leftovers
+from featherlb.host.kernel import check_kernel
 from featherlb.host.plan import Facts, HostPlan, Options, build
-from featherlb.host.refusals import check, check_kernel, find
+from featherlb.host.refusals import check, find
 from featherlb.host.survey import free_queue, missing_capabilities, prepare, survey
 
 __all__ = [
@@ -26,7 +28,9 @@ __all__ = [
     "find",
     "free_queue",
     "missing_capabilities",
+    "pick",
     "prepare",
     "remove_leftovers",
     "survey",
+    "usable",
 ]

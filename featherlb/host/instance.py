@@ -56,6 +56,11 @@ class Host:
                 self._move_to(old)
                 raise
 
+    @property
+    def plan(self) -> HostPlan | None:
+        """What is in force."""
+        return self._plan
+
     def undo(self) -> list[str]:
         """Undo everything; what could not be undone, as sentences, and stays in the journal."""
         with self._journal.locked():

@@ -4,14 +4,16 @@ Imports the drivers, `plan` and `survey`. Nothing on the host is changed.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from ipaddress import ip_address
 from itertools import product
 from pathlib import Path
 
-from featherlb.drivers import iptables, journal, neighbours, network, sockets, sysctl
+from featherlb.drivers import journal, neighbours, network, sockets, sysctl
 from featherlb.errors import HostError
+from featherlb.host.datapaths import obstacle
+from featherlb.host.kernel import check_kernel
 from featherlb.host.plan import Facts, Options, source_entries, subnet_interface
 from featherlb.host.survey import require_privileges
 from featherlb.model import Address, Backend, Datapath, NatMode, Protocol, Service, Vip
@@ -77,32 +79,13 @@ def _check_kernel(services: Sequence[Service], options: Options) -> None:
     check_kernel(families, options.workers, full)
 
 
-def check_kernel(families: Iterable[int], workers: int, full: bool) -> None:
-    """HostError if this kernel lacks an iptables table or extension for services of these address
-    families, `full` if one of them is in that NAT mode."""
-    for family in sorted(families):
-        for table in ("raw", "mangle", "filter"):
-            iptables.require_table(family, table)
-        rules = ["-j NFQUEUE --queue-num 0", "-j CT --notrack", "-m addrtype --dst-type LOCAL"]
-        if workers > 1:
-            rules.append("-j HMARK --hmark-tuple src,sport --hmark-mod 2 --hmark-rnd 1")
-            if full:
-                rules.append('-m u32 --u32 "0=0"')
-        if missing := iptables.missing(family, rules):
-            raise HostError(
-                f"this kernel has no iptables extension {', '.join(missing)}; load its module,"
-                f" for example with `modprobe xt_{missing[0]}`, or use a kernel that has it"
-            )
-
-
 def _check_services(services: Sequence[Service]) -> None:
     vips = list(_vips(services))
     for service in services:
-        if service.datapath is not Datapath.NFQUEUE:
-            raise HostError(
-                f"service '{service.name}' asks for the datapath {service.datapath}, which is not"
-                " there yet: use nfqueue"
-            )
+        if service.datapath is not Datapath.NFQUEUE and (
+            sentence := obstacle(service, service.datapath)
+        ):
+            raise HostError(sentence)
         for backend in service.backends:
             for _, protocol, vip in vips:
                 if protocol is service.protocol and _serves(vip, backend):

@@ -23,7 +23,7 @@ services:
   - name: dns
     vip: 10.0.0.1:53
     protocol: udp
-    datapath: raw
+    datapath: auto
     one_packet: true
   - name: ntp
     vip: 10.0.0.1:123

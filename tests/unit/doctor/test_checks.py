@@ -72,6 +72,7 @@ STATUS = schema.Status(
     started="",
     uptime=1,
     services=1,
+    datapaths={"nfqueue": 1},
     backends=1,
     flows=10,
     capacity=100,

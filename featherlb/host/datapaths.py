@@ -1,0 +1,109 @@
+"""Which datapaths this host can run, for which services, and which one is picked.
+
+Imports the drivers, `plan` and `kernel`. Nothing on the host is changed.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from featherlb.drivers import network, paths, sysctl
+from featherlb.errors import HostError
+from featherlb.host.kernel import check_kernel
+from featherlb.host.plan import subnet_interface
+from featherlb.model import SOURCE_PORTS, Datapath, NatMode, Service
+
+BY_SPEED = (Datapath.OFFLOAD, Datapath.RAW, Datapath.NFQUEUE)
+"""All datapaths, the fastest first (docs/benchmarks.md)."""
+
+
+def obstacle(service: Service, datapath: Datapath) -> str | None:
+    """Why this host can't run the service, whose backends are prepared, with the datapath: a
+    sentence that names what to do, None if it can."""
+    reason = next(_OBSTACLES[datapath]([service]), None)
+    if reason is None:
+        return None
+    return (
+        f"service '{service.name}' can't have the datapath {datapath}: {reason};"
+        f" set its datapath to {Datapath.NFQUEUE}"
+    )
+
+
+def usable(services: Sequence[Service] = ()) -> dict[Datapath, str | None]:
+    """All datapaths, the fastest first, each with the reason why this host can't run all of the
+    services with it (prepared; none, to ask about the host alone), None if it can."""
+    return {datapath: next(_OBSTACLES[datapath](services), None) for datapath in BY_SPEED}
+
+
+def pick(
+    services: Sequence[Service], automatic: Collection[str], standing: Mapping[str, Datapath]
+) -> list[Service]:
+    """The services, whose backends are prepared, with the datapath chosen for those that are
+    `automatic`, by name: the one that is `standing` if it still works, or the fastest that does."""
+    return [
+        replace(service, datapath=_choose(service, standing.get(service.name)))
+        if service.name in automatic
+        else service
+        for service in services
+    ]
+
+
+def _choose(service: Service, standing: Datapath | None) -> Datapath:
+    choices = BY_SPEED if standing is None else (standing, *BY_SPEED)
+    works = (datapath for datapath in choices if obstacle(service, datapath) is None)
+    # If none does, the refusal of this one says what is wrong.
+    return next(works, Datapath.NFQUEUE)
+
+
+def _nfqueue_obstacles(services: Sequence[Service]) -> Iterator[str]:
+    families = {vip.address.version for service in services for vip in service.vips}
+    full = any(service.nat is NatMode.FULL for service in services)
+    try:
+        check_kernel(families or (4,), 1, full)
+    except HostError as error:
+        yield str(error)
+
+
+def _raw_obstacles(services: Sequence[Service]) -> Iterator[str]:
+    # Clients on this host are served by a queue.
+    yield from _nfqueue_obstacles(services)
+    if not paths.has_packet_sockets():
+        yield "this kernel has no packet sockets with PACKET_VNET_HDR, or CAP_NET_RAW is missing"
+    interfaces = {one.name: one for one in paths.read_interfaces().values()}
+    if not any(one.carries_frames for one in interfaces.values()):
+        yield "no Ethernet interface of this host is up"
+    low, _ = map(int, (sysctl.read("net/ipv4/ip_local_port_range") or "32768 60999").split())
+    addresses = network.addresses()
+    for service in services:
+        for backend in service.backends:
+            route = network.route(backend.endpoint.address)
+            if backend.local:
+                yield f"backend {backend} is on this host, where no frame gets"
+            elif route is not None and not interfaces[route.interface].carries_frames:
+                yield (
+                    f"the route to backend {backend} leads through {route.interface}, which has no"
+                    " Ethernet frames"
+                )
+        for vip in service.vips:
+            interface = subnet_interface(vip.address, addresses)
+            if vip.address.is_loopback:
+                yield f"VIP {vip} is a loopback address, which only this host can reach"
+            elif interface not in (None, network.LOOPBACK) and (
+                not interfaces[interface].carries_frames
+            ):
+                yield f"VIP {vip} is in the subnet of {interface}, which has no Ethernet frames"
+        if service.nat is NatMode.FULL and low in SOURCE_PORTS:
+            yield (
+                f"connections of this host itself have ports from {low} on, which `nat: full`"
+                ' gives to flows: run `sysctl -w net.ipv4.ip_local_port_range="32768 60999"`'
+            )
+
+
+def _offload_obstacles(services: Sequence[Service]) -> Iterator[str]:
+    yield "it is not there yet"
+
+
+_OBSTACLES: dict[Datapath, Callable[[Sequence[Service]], Iterator[str]]] = {
+    Datapath.NFQUEUE: _nfqueue_obstacles,
+    Datapath.RAW: _raw_obstacles,
+    Datapath.OFFLOAD: _offload_obstacles,
+}

@@ -1,0 +1,255 @@
+"""What the raw datapath knows of links, routes and neighbours, while they change."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from ipaddress import ip_address, ip_network
+
+import pytest
+
+from featherlb import paths
+from featherlb.events import Events
+from featherlb.model import (
+    Address,
+    Backend,
+    Datapath,
+    Endpoint,
+    Link,
+    NextHop,
+    Paths,
+    Protocol,
+    Service,
+    Vip,
+)
+from featherlb.paths import PathWatcher
+from netns import Lab, Node
+
+NEAR, NEAR6 = ip_address("10.0.1.2"), ip_address("2001:db8:1::2")
+OTHER_MAC = "02:00:00:00:00:99"
+TIMEOUT = 20
+
+
+@pytest.fixture
+def lab(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
+    """A lab whose balancer finds out soon that a neighbour has gone."""
+    monkeypatch.setattr(paths, "CONFIRM", 0.2)
+    with Lab(backends=2) as lab:
+        hasten(lab.balancer)
+        yield lab
+
+
+def hasten(node: Node) -> None:
+    for version in ("ipv4", "ipv6"):
+        node.sysctl(f"net.{version}.neigh.back.retrans_time_ms", 50)
+
+
+def service(*backends: Address) -> Service:
+    return Service(
+        "web",
+        Protocol.TCP,
+        (Vip(ip_address("10.0.0.10"), 80, 80),),
+        tuple(Backend(Endpoint(address, 8080)) for address in backends),
+        datapath=Datapath.RAW,
+    )
+
+
+class Watch:
+    """A watcher in the balancer's namespace."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.events = Events()
+        self.watcher = PathWatcher(self.events)
+
+    async def until(self, condition: Callable[[Paths], bool], what: str) -> Paths:
+        """The first picture with which the condition holds; each is waited for as an instance
+        does it."""
+        async with asyncio.timeout(TIMEOUT):
+            while not condition(self.watcher.paths):
+                self.watcher.changed.clear()
+                try:
+                    await self.watcher.changed.wait()
+                except asyncio.CancelledError:
+                    raise AssertionError(f"not {what}: {self.watcher.paths}") from None
+        return self.watcher.paths
+
+    async def resolved(self, address: Address, mac: str) -> NextHop:
+        wanted = bytes.fromhex(mac.replace(":", ""))
+
+        def found(paths: Paths) -> bool:
+            hop = paths.next_hops.get(address)
+            return hop is not None and hop.address == wanted
+
+        return (await self.until(found, f"{address} at {mac}")).next_hops[address]
+
+    def link(self, name: str) -> Link:
+        return next(link for link in self.watcher.paths.links if link.name == name)
+
+
+def watching(lab: Lab, story: Callable[[Watch], Awaitable[None]], *backends: Address) -> None:
+    """Run a story with a watcher of these backends."""
+
+    async def run() -> None:
+        watch = Watch(lab)
+        await watch.watcher.follow([service(*backends)])
+        try:
+            await story(watch)
+        finally:
+            await watch.watcher.stop()
+            assert not watch.watcher.active
+
+    lab.balancer.call(asyncio.run, run())
+
+
+async def run(node: Node, command: str) -> None:
+    await asyncio.to_thread(node.run, command.split())
+
+
+def mac(node: Node, name: str = "eth0") -> str:
+    return node.run(["cat", f"/sys/class/net/{name}/address"]).stdout.strip()
+
+
+def test_backends_are_found_and_followed_when_they_move(lab: Lab) -> None:
+    backend = lab.backends[0]
+    before = mac(backend)
+
+    async def story(watch: Watch) -> None:
+        back = watch.link("back")
+        assert back.address == bytes.fromhex(mac(lab.balancer, "back").replace(":", ""))
+        assert [link.name for link in watch.watcher.paths.links] == ["front", "back"]
+        assert ip_address("10.0.0.1") in watch.watcher.paths.addresses
+        for address in (NEAR, NEAR6):
+            assert (await watch.resolved(address, before)).link == back.index
+        # It doesn't tell anybody, and sends nothing.
+        await run(backend, f"ip link set eth0 address {OTHER_MAC}")
+        for address in (NEAR, NEAR6):
+            await watch.resolved(address, OTHER_MAC)
+
+    watching(lab, story, NEAR, NEAR6)
+
+
+def test_a_backend_that_comes_later(lab: Lab) -> None:
+    backend = lab.backends[0]
+    backend.run(["ip", "link", "set", "eth0", "down"])
+
+    async def story(watch: Watch) -> None:
+        assert watch.watcher.paths.next_hops[NEAR].address is None
+        await run(backend, "ip link set eth0 up")
+        await watch.resolved(NEAR, mac(backend))
+        # Others of a pool join and leave while it runs.
+        await watch.watcher.follow([service(ip_address("10.0.1.3"))])
+        assert watch.watcher.paths.next_hops.keys() == {ip_address("10.0.1.3")}
+        await watch.resolved(ip_address("10.0.1.3"), mac(lab.backends[1]))
+        await watch.watcher.follow([])
+        assert watch.watcher.paths == Paths()
+
+    watching(lab, story, NEAR)
+
+
+def test_a_link_goes_down_and_up_and_changes(lab: Lab) -> None:
+    balancer, backend = lab.balancer, lab.backends[0]
+
+    async def story(watch: Watch) -> None:
+        await watch.resolved(NEAR, mac(backend))
+        await run(balancer, "ip link set back down")
+        down = await watch.until(lambda it: not it.next_hops, "without next hops")
+        assert [link.name for link in down.links] == ["front"]
+        await run(balancer, "ip link set back mtu 1400 up")
+        await watch.resolved(NEAR, mac(backend))
+        index = watch.link("back").index
+        assert watch.link("back").mtu == 1400
+        await run(balancer, "ip link set back mtu 1300")
+        await watch.until(lambda it: it.links[-1].mtu == 1300, "MTU 1300")
+        await run(balancer, f"ip link set back address {OTHER_MAC}")
+        await watch.until(lambda it: it.links[-1].address[-1] == 0x99, "another MAC address")
+        await run(balancer, "ip link set back name rear")
+        await watch.until(lambda it: it.links[-1].name == "rear", "renamed")
+        assert watch.link("rear").index == index
+        await watch.resolved(NEAR, mac(backend))
+
+    watching(lab, story, NEAR)
+
+
+def test_an_interface_is_removed_and_added_again(lab: Lab) -> None:
+    balancer, backend = lab.balancer, lab.backends[0]
+
+    async def story(watch: Watch) -> None:
+        await watch.resolved(NEAR, mac(backend))
+        before = watch.link("back").index
+        await run(balancer, "ip link delete back")
+        await watch.until(lambda it: len(it.links) == 1 and not it.next_hops, "without the link")
+        await asyncio.to_thread(plug_again, lab)
+        hop = await watch.resolved(NEAR, mac(backend))
+        assert hop.link == watch.link("back").index != before
+
+    watching(lab, story, NEAR)
+
+
+def plug_again(lab: Lab) -> None:
+    """Put an interface `back` into the balancer, where one was."""
+    net = lab.balancer.namespace.removesuffix("lb") + "net"
+    for command in (
+        f"ip -n {net} link add again type veth peer name back netns {lab.balancer.namespace}",
+        f"ip -n {net} link set again master back up",
+        "ip address add 10.0.1.1/24 dev back",
+        "ip link set back up",
+    ):
+        lab.balancer.run(command.split())
+    hasten(lab.balancer)
+
+
+def test_routes_change(lab: Lab) -> None:
+    balancer = lab.balancer
+    far, gateway, other = ip_address("192.168.7.7"), lab.backends[0], lab.backends[1]
+
+    async def story(watch: Watch) -> None:
+        assert far not in watch.watcher.paths.next_hops
+        await run(balancer, f"ip route add 192.168.0.0/16 via {gateway.address}")
+        back = (await watch.resolved(far, mac(gateway))).link
+        hop = NextHop(back, bytes.fromhex(mac(gateway).replace(":", "")))
+        assert (ip_network("192.168.0.0/16"), hop) in watch.watcher.paths.routes
+        # A rule counts as well, and the way of an IPv4 route may be an IPv6 one.
+        await run(balancer, f"ip route add 192.168.7.0/24 via inet6 {other.address6} table 7")
+        await run(balancer, "ip rule add to 192.168.7.0/24 lookup 7")
+        await watch.resolved(far, mac(other))
+        await run(balancer, "ip rule delete to 192.168.7.0/24 lookup 7")
+        await watch.resolved(far, mac(gateway))
+        await run(balancer, "ip route delete 192.168.0.0/16")
+        await watch.until(lambda it: far not in it.next_hops, "without a route")
+
+    watching(lab, story, far)
+
+
+def test_what_cannot_be_reached_is_told(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paths, "PATIENCE", 0.3)
+    absent = ip_address("10.0.1.77")
+
+    async def story(watch: Watch) -> None:
+        with watch.events.listen() as listener:
+            async with asyncio.timeout(TIMEOUT):
+                event = await listener.get()
+                assert event.message == (
+                    "no packet gets to backend 10.0.1.77: 10.0.1.77 does not answer on back"
+                )
+                assert (event.kind, event.details) == ("path-lost", {"backend": "10.0.1.77"})
+                await run(lab.backends[0], "ip address add 10.0.1.77/32 dev eth0")
+                assert (await listener.get()).kind == "path-found"
+
+    watching(lab, story, absent)
+
+
+def test_links_that_are_not_used(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
+    lab.balancer.run(["ip", "tuntap", "add", "tun0", "mode", "tun"])
+    lab.balancer.run(["ip", "link", "set", "tun0", "up"])
+
+    async def story(watch: Watch) -> None:
+        await run(lab.balancer, "ip link add br0 type bridge")
+        await run(lab.balancer, "ip link set br0 up")
+        await watch.until(lambda it: len(it.links) == 3, "with a bridge")
+        await run(lab.balancer, "ip link set back master br0")
+        left = await watch.until(lambda it: len(it.links) == 2, "without the bridge's member")
+        assert [link.name for link in left.links] == ["front", "br0"]
+
+    watching(lab, story)
+    assert [record.message.partition(":")[0] for record in caplog.records] == [
+        "tun0 has no Ethernet frames"
+    ]
