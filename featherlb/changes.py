@@ -13,7 +13,7 @@ from featherlb.config import BackendConfig, Config, ServiceConfig
 from featherlb.config.faults import Origin
 from featherlb.config.types import Host
 from featherlb.errors import ConfigError
-from featherlb.model import join_host_port
+from featherlb.model import Role, join_host_port
 
 _ORIGIN = Origin("", 0, "run-time change")
 
@@ -42,7 +42,8 @@ _ASPECTS = {
 class Change:
     """One change of one backend, which is named as in the configuration.
 
-    It ends at `until`. At `deadline` the flows that a drained backend still has are reset.
+    `role` and `max_connections` are those of one that is added. It ends at `until`. At
+    `deadline` the flows that a drained backend still has are reset.
     """
 
     number: int
@@ -51,6 +52,8 @@ class Change:
     host: Host
     port: int
     weight: int | None = None
+    role: Role = Role.PRIMARY
+    max_connections: int | None = None
     until: float | None = None
     deadline: float | None = None
 
@@ -93,7 +96,9 @@ def _changed(service: ServiceConfig, changes: Sequence[Change]) -> ServiceConfig
         match change.action:
             case Action.ADD:
                 weight = 1 if change.weight is None else change.weight
-                pool[key] = BackendConfig(change.host, change.port, _ORIGIN, weight)
+                pool[key] = BackendConfig(
+                    change.host, change.port, _ORIGIN, weight, change.role, change.max_connections
+                )
             case Action.REMOVE:
                 pool.pop(key, None)
             case Action.WEIGHT if key in pool and change.weight is not None:

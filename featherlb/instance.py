@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 
 from featherlb import host, plugins
 from featherlb.changes import Change, add, running, still_fit
-from featherlb.config import AUTO, Config, ServiceConfig, VipConfig, resolve
+from featherlb.config import AUTO, Config, ServiceConfig, VipConfig, advise, resolve
 from featherlb.errors import ConfigError, FeatherlbError, HostError
 from featherlb.events import Events
 from featherlb.health import HealthChecks
@@ -31,8 +31,9 @@ log = logging.getLogger("featherlb")
 
 QUEUE_LENGTH = 8192
 """Packets that wait in the kernel before it drops; a burst of 0.1 s at 80,000 packets/s."""
-WATCH_INTERVAL = 1.0
-"""Seconds between two looks at the workers: whether they answer, and who has flows left."""
+WATCH_INTERVAL = 0.5
+"""Seconds between two looks at the workers: whether they answer, whose connections fail, and who
+has flows left."""
 
 HEALTH_INTERVAL = 0.1
 """Seconds between two changes of the workers' weights because of health."""
@@ -99,7 +100,8 @@ class Instance:
         self.services, plan = await asyncio.to_thread(
             prepare, config, self.settings.assign, self.names.look_up
         )
-        self.services = self.health.weigh(config, self.services)
+        judgement = self.health.judge(config, self.services)
+        self.services = judgement.services
         self.options = plan.options
         self._pass_mark = plan.pass_mark or 0
         starts = [
@@ -122,7 +124,7 @@ class Instance:
         await self.workers.start(starts, self._greeting)
         await asyncio.to_thread(self._host.apply, plan)
         self._announce()
-        self.health.follow(config, self.services)
+        self.health.follow(config, judgement)
         self._tasks = [
             asyncio.create_task(self._watch()),
             asyncio.create_task(self._keep_time()),
@@ -259,7 +261,8 @@ class Instance:
         before = self.services
         standing = () if fresh else before
         services = await asyncio.to_thread(find_services, wanted, look_up, standing)
-        services = self.health.weigh(wanted, services)
+        judgement = self.health.judge(wanted, services)
+        services = judgement.services
         new_code = {name: text for name, text in code.items() if self._code.get(name) != text}
         touch = fresh or shape(before) != shape(services)
         leaving = self._leaving + departing(before, services)
@@ -284,7 +287,7 @@ class Instance:
             raise
         self.config, self.changes, self.services = config, changes, services
         self._code, self._leaving = code, leaving
-        self.health.follow(wanted, services)
+        self.health.follow(wanted, judgement)
         self._changed.set()
 
     async def _follow_ways(self, services: Sequence[Service]) -> None:
@@ -349,11 +352,12 @@ class Instance:
     # What happens by itself
 
     async def _watch(self) -> None:
-        """Notice workers that hang (asking kills them), and let go of backends that have left."""
+        """Notice workers that hang (asking kills them), let clients' connections tell who is
+        well, and let go of backends that have left."""
         while True:
             await asyncio.sleep(WATCH_INTERVAL)
+            self.health.observe(one.core for one in await self.workers.statistics())
             if not self._leaving:
-                await self.workers.statistics()
                 continue
             async with self._turn:
                 left = await self._still_leaving(self._leaving, self.services)
@@ -497,6 +501,8 @@ class Instance:
             )
 
     def _announce(self) -> None:
+        for fault in advise(self.config):
+            log.warning("%s: %s", fault.origin, fault.text)
         for service in self.services:
             log.info(
                 "%s: %s on %s, %s, %s, %s to %s",
@@ -636,22 +642,27 @@ def _differences(old: ServiceConfig, new: ServiceConfig) -> list[str]:
         "datapath",
         "source_addresses",
         "on_backend_down",
+        "slow_start",
+        "panic_threshold",
     ):
         was, now = getattr(old, key), getattr(new, key)
         if was != now:
             lines.append(f"{new.name}: {key.replace('_', ' ')} {_text(was)} -> {_text(now)}")
     if old.health != new.health:
         lines.append(f"{new.name}: health check changed")
+    if old.passive_health != new.passive_health:
+        lines.append(f"{new.name}: passive health check changed")
     had = {str(backend): backend for backend in old.backends}
     has = {str(backend): backend for backend in new.backends}
     lines += [f"{new.name}: backend {name} removed" for name in had.keys() - has.keys()]
     for name, backend in has.items():
         if name not in had:
             lines.append(f"{new.name}: backend {name} added with weight {backend.weight}")
-        elif had[name].weight != backend.weight:
-            lines.append(
-                f"{new.name}: backend {name} weight {had[name].weight} -> {backend.weight}"
-            )
+            continue
+        for key in ("weight", "role", "max_connections"):
+            was, now = getattr(had[name], key), getattr(backend, key)
+            if was != now:
+                lines.append(f"{new.name}: backend {name} {key.replace('_', ' ')} {was} -> {now}")
     return lines
 
 

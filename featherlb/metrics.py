@@ -11,9 +11,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.registry import Collector
 
 from featherlb import __version__
+from featherlb.health import progress
 from featherlb.instance import Instance
 from featherlb.messages import WorkerStatistics
-from featherlb.model import Health
+from featherlb.model import Endpoint, Health
 
 _RESULTS = ("translated", "passed", "dropped")
 _BACKEND_COUNTERS = {
@@ -21,6 +22,7 @@ _BACKEND_COUNTERS = {
     "resets": ("resets", "Connections that a backend reset."),
     "refused": ("refused", "Connections that a backend refused with a RST."),
     "syn_timeouts": ("syn_timeouts", "Connections that a backend never answered."),
+    "syn_retries": ("syn_retries", "Connections whose client had to send the SYN again."),
 }
 _DIRECTIONS = ("forward", "reply")
 
@@ -30,6 +32,15 @@ async def render(instance: Instance) -> tuple[bytes, str]:
     registry = CollectorRegistry(auto_describe=False)
     registry.register(Snapshot(instance, await instance.workers.statistics()))
     return exposition.generate_latest(registry), exposition.CONTENT_TYPE_LATEST
+
+
+def effective_weights(instance: Instance) -> dict[tuple[str, Endpoint], float]:
+    """What the weights of an instance's backends amount to now."""
+    return {
+        (service.name, backend.endpoint): round(backend.weight * progress(backend), 2)
+        for service in instance.services
+        for backend in service.backends
+    }
 
 
 class Snapshot(Collector):
@@ -164,7 +175,22 @@ class Snapshot(Collector):
         labels = ["worker", "service", "backend"]
         active = GaugeMetricFamily("featherlb_backend_active_flows", "Open flows.", labels=labels)
         weight = GaugeMetricFamily(
-            "featherlb_backend_weight", "Weight; 0 takes no new flows.", labels=labels[1:]
+            "featherlb_backend_weight", "Weight, as configured or changed.", labels=labels[1:]
+        )
+        effective = GaugeMetricFamily(
+            "featherlb_backend_effective_weight",
+            "Weight in use: 0 takes no new flows; it grows during a slow start.",
+            labels=labels[1:],
+        )
+        limit = GaugeMetricFamily(
+            "featherlb_backend_max_connections",
+            "Open flows that a backend may have, where that is limited.",
+            labels=labels[1:],
+        )
+        ejections = CounterMetricFamily(
+            "featherlb_backend_ejections",
+            "Times that a backend was ejected because connections to it failed.",
+            labels=labels[1:],
         )
         counters = {
             key: CounterMetricFamily(f"featherlb_backend_{name}", text, labels=labels)
@@ -179,13 +205,29 @@ class Snapshot(Collector):
             labels=[*labels, "direction"],
         )
         up = GaugeMetricFamily(
-            "featherlb_backend_up", "0 if its health checks say that it is down.", labels=labels[1:]
+            "featherlb_backend_up", "0 if it is down or ejected.", labels=labels[1:]
         )
-        for service in self._instance.services:
-            for backend in service.backends:
-                state = self._instance.health.state(service.name, backend.endpoint)
-                up.add_metric([service.name, str(backend)], state is not Health.DOWN)
-                weight.add_metric([service.name, str(backend)], backend.weight)
+        panic = GaugeMetricFamily(
+            "featherlb_panic",
+            "1 if too few backends are well, so all are used.",
+            labels=["service"],
+        )
+        instance = self._instance
+        for service, endpoint, count in instance.health.ejections():
+            ejections.add_metric([service, str(endpoint)], count)
+        in_use = effective_weights(instance)
+        for configured in instance.running_config().services:
+            name = configured.name
+            panic.add_metric([name], name in instance.health.panic)
+            for backend in configured.backends:
+                for endpoint in instance.endpoints(configured, str(backend)):
+                    values = [name, str(endpoint)]
+                    state = instance.health.state(name, endpoint)
+                    up.add_metric(values, state in (Health.UP, None))
+                    weight.add_metric(values, backend.weight)
+                    effective.add_metric(values, in_use.get((name, endpoint), 0))
+                    if backend.max_connections is not None:
+                        limit.add_metric(values, backend.max_connections)
         for number, one in enumerate(self._workers):
             for stats in one.core.backends:
                 values = [str(number), stats.service, str(stats.backend)]
@@ -197,7 +239,11 @@ class Snapshot(Collector):
                     volume.add_metric([*values, direction], getattr(stats, f"bytes_{direction}"))
         yield active
         yield weight
+        yield effective
+        yield limit
         yield up
+        yield ejections
+        yield panic
         yield from counters.values()
         yield packets
         yield volume

@@ -113,6 +113,11 @@ def source_ports(worker: int, workers: int) -> range:
     return SOURCE_PORTS[worker * size : (worker + 1) * size]
 
 
+def connections_share(limit: int, worker: int, workers: int) -> int:
+    """The share of a limit that belongs to one of several workers; together they have all."""
+    return limit // workers + (worker < limit % workers)
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Endpoint:
     """An address and a port (0 to 65535)."""
@@ -172,6 +177,27 @@ class Vip:
         return text if self.first_port == self.last_port else f"{text}-{self.last_port}"
 
 
+class Role(StrEnum):
+    """When a backend gets new flows: if none of an earlier role is usable or has room."""
+
+    PRIMARY = "primary"
+    BACKUP = "backup"
+    SORRY = "sorry"
+
+
+@dataclass(frozen=True, slots=True)
+class Ramp:
+    """A share of the new flows that grows linearly from nothing, in seconds of the monotonic
+    clock."""
+
+    since: float
+    duration: float
+
+    def progress(self, now: float) -> float:
+        """From 0 to 1, where it is over."""
+        return min(1.0, max(0.0, (now - self.since) / self.duration))
+
+
 @dataclass(frozen=True, slots=True)
 class Backend:
     """A server of a pool.
@@ -184,6 +210,10 @@ class Backend:
     weight: int = 1
     local: bool = False
     sources: tuple[Address, ...] = ()
+    role: Role = Role.PRIMARY
+    max_connections: int | None = None
+    """Open flows at a time."""
+    ramp: Ramp | None = None
 
     def __str__(self) -> str:
         return str(self.endpoint)
@@ -215,6 +245,8 @@ class Health(StrEnum):
 
     UP = "up"
     DOWN = "down"
+    EJECTED = "ejected"
+    """Its clients' connections failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +297,22 @@ class HealthCheck:
     def endpoint(self, backend: Endpoint) -> Endpoint:
         """What is checked for a backend."""
         return Endpoint(self.address or backend.address, self.port or backend.port)
+
+
+@dataclass(frozen=True, slots=True)
+class PassiveCheck:
+    """When the connections of clients show that a backend is not well. Times are seconds."""
+
+    failures: int = 5
+    """Failed connections since some moment of the window."""
+    share: int = 50
+    """Per cent of the connections since then that have failed, at least."""
+    window: float = 10.0
+    ejection: float = 10.0
+    """Time out of use; twice as long each further time."""
+    longest_ejection: float = 300.0
+    max_ejected: int = 50
+    """Per cent of a service's backends that are out of use because of this, at most."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import time
+from dataclasses import replace
 
 from featherlb import plugins
 from featherlb.core.balancer import Balancer, FlowView
@@ -41,7 +42,7 @@ from featherlb.messages import (
     ToWorker,
     WorkerStatistics,
 )
-from featherlb.model import Driver, Paths, Service, source_ports
+from featherlb.model import Backend, Driver, Paths, Service, connections_share, source_ports
 
 TICK = 0.1
 """Seconds between two looks at the clock's business: expiry, and log lines."""
@@ -55,6 +56,7 @@ class Worker:
     def __init__(self, channel: Channel, start: Start) -> None:
         """Bind the queue; HostError if that fails."""
         self._channel = channel
+        self._number, self._of = start.worker, start.workers
         self._sender = RawSender()
         self._balancer = Balancer(
             capacity=start.max_flows,
@@ -125,7 +127,7 @@ class Worker:
                 except FeatherlbError as error:
                     self._channel.send(Failed(str(error)))
                     return
-                self._balancer.apply(services)
+                self._balancer.apply(share_limits(services, self._number, self._of))
                 self._queue.pass_mark = pass_mark
                 self._services = services
                 self._let_in()
@@ -187,6 +189,20 @@ def open_queue(start: Start) -> PacketQueue:
     }
     return drivers[start.driver](
         start.queue, max_length=start.queue_length, fail_open=start.fail_open
+    )
+
+
+def share_limits(services: tuple[Service, ...], worker: int, workers: int) -> tuple[Service, ...]:
+    """The services with this worker's share of each backend's connections."""
+
+    def shared(backend: Backend) -> Backend:
+        limit = backend.max_connections
+        if limit is None:
+            return backend
+        return replace(backend, max_connections=connections_share(limit, worker, workers))
+
+    return tuple(
+        replace(service, backends=tuple(map(shared, service.backends))) for service in services
     )
 
 

@@ -121,6 +121,7 @@ function row(cells, name = "td") {
 function drawService(service, found) {
   const title = element("h2", service.name + " ");
   title.append(element("small", `${service.vips.join(", ")}/${service.protocol}, ${service.scheduler}, ${service.nat}, ${service.datapath}`));
+  if (service.panic) title.append(element("span", " panic: all backends are used", "bad"));
   if (!service.backends.length) return [title, element("p", "No backend: connections are refused.", "bad")];
   const table = element("table");
   table.append(row(["backend", "state", "weight", "open", "new/s", "bit/s", "resets", "failed"], "th"));
@@ -129,9 +130,9 @@ function drawService(service, found) {
     table.append(
       row([
         one.address,
-        element("td", one.state, one.state === "up" ? "good" : "warn"),
-        one.weight,
-        short(one.active),
+        element("td", one.state === "up" && one.role !== "primary" ? one.role : one.state, one.state === "up" ? "good" : "warn"),
+        0 < one.effective_weight && one.effective_weight < one.weight ? `${one.effective_weight} of ${one.weight}` : one.weight,
+        short(one.active) + (one.max_connections ? `/${short(one.max_connections)}` : ""),
         short(one.opened),
         short(one.bits),
         short(one.resets),

@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from featherlb.changes import Action
 from featherlb.config import values
 from featherlb.errors import ConfigError
+from featherlb.model import Health, Role
 
 
 def _one_line(fault: Any) -> str:
@@ -85,6 +86,7 @@ class Status(Answer):
     reloads_refused: int
     last_reload: str = Field(description="Empty if there was none.")
     reload_error: str = Field(description="Why the last reload was refused; empty if it was not.")
+    panic: list[str] = Field(description="Services whose backends' health is ignored.")
     worker_restarts: int
     workers: list[Worker]
 
@@ -92,11 +94,19 @@ class Status(Answer):
 class Backend(Answer):
     backend: str = Field(description="As in the configuration.")
     address: str = Field(description="One of the addresses that it stands for.")
-    state: Literal["up", "down", "drained", "leaving"] = Field(
-        description="`down` by its health checks; `leaving` has left the pool and still has flows."
+    state: Health | Literal["drained", "leaving"] = Field(
+        description="`down` by its health checks, `ejected` because connections to it failed;"
+        " `leaving` has left the pool and still has flows."
     )
-    failure: str = Field(description="Why its last health check failed; empty if it didn't.")
-    weight: int = Field(description="As configured or changed; down it counts as 0.")
+    failure: str = Field(
+        description="Why its last health check failed, or why it is ejected; else empty."
+    )
+    role: Role = Field(description="When it gets new flows.")
+    weight: int = Field(description="As configured or changed.")
+    effective_weight: float = Field(
+        description="0 if it isn't used; less than the weight while it starts slowly."
+    )
+    max_connections: int | None = Field(description="Open flows at a time; null is any number.")
     active: int = Field(description="Open flows, half-open ones included.")
     flows: int = Field(description="Flows since it joined.")
     packets_forward: int
@@ -106,6 +116,7 @@ class Backend(Answer):
     resets: int = Field(description="Connections that it reset.")
     refused: int = Field(description="Connections that it refused with a RST.")
     syn_timeouts: int = Field(description="Connections that it never answered.")
+    syn_retries: int = Field(description="Connections whose client had to send the SYN again.")
 
 
 class Service(Answer):
@@ -115,6 +126,7 @@ class Service(Answer):
     scheduler: str
     nat: str
     datapath: str = Field(description="The one that is in use, also where it was to be picked.")
+    panic: bool = Field(description="Too few backends are well, so all are used.")
     backends: list[Backend]
 
 
@@ -182,6 +194,12 @@ class ChangeRequest(Question):
     weight: Annotated[int, BeforeValidator(values.weight)] | None = Field(
         None, description="For `weight` and `add` (there 1 if left out)."
     )
+    role: Annotated[Role, BeforeValidator(values.role)] | None = Field(
+        None, description="For `add`, `primary` if left out."
+    )
+    max_connections: Annotated[int, BeforeValidator(values.max_connections)] | None = Field(
+        None, description="For `add`: open flows at a time."
+    )
     duration: Duration | None = Field(
         None,
         validation_alias="for",
@@ -199,6 +217,8 @@ class Change(Answer):
     service: str
     backend: str
     weight: int | None
+    role: Role
+    max_connections: int | None
     remaining: float | None = Field(description="Until it reverts; null if it stays.")
     deadline: float | None = Field(description="Until its flows are reset; null if they aren't.")
 

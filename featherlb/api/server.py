@@ -9,7 +9,7 @@ import hmac
 import os
 import socket
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import resources
@@ -31,8 +31,8 @@ from featherlb.core.tcpstate import State, TimeoutClass
 from featherlb.drivers import journal
 from featherlb.errors import ConfigError, FeatherlbError, HostError
 from featherlb.instance import Instance
-from featherlb.metrics import render
-from featherlb.model import Endpoint, split_host_port
+from featherlb.metrics import effective_weights, render
+from featherlb.model import Endpoint, Health, Role, split_host_port
 from featherlb.workers import Cursor, FlowFilter
 
 RECORDS_PER_ANSWER = 1 << 16
@@ -251,6 +251,9 @@ class _Handlers:
             raise ConfigError(["weight: is missing (expected an integer from 0 to 65535)"])
         if wanted.weight is not None and wanted.action not in (Action.WEIGHT, Action.ADD):
             raise ConfigError([f"weight: has no use with {wanted.action}"])
+        for key in ("role", "max_connections"):
+            if getattr(wanted, key) is not None and wanted.action is not Action.ADD:
+                raise ConfigError([f"{key}: has no use with {wanted.action}"])
         if wanted.deadline is not None and wanted.action is not Action.DRAIN:
             raise ConfigError([f"deadline: has no use with {wanted.action}"])
         try:
@@ -265,6 +268,8 @@ class _Handlers:
             host=host,
             port=port,
             weight=wanted.weight,
+            role=wanted.role or Role.PRIMARY,
+            max_connections=wanted.max_connections,
             until=None if wanted.duration is None else now + wanted.duration,
             deadline=None if wanted.deadline is None else now + wanted.deadline,
         )
@@ -386,6 +391,8 @@ def _change(change: Change) -> schema.Change:
         service=change.service,
         backend=change.backend,
         weight=change.weight,
+        role=change.role,
+        max_connections=change.max_connections,
         remaining=left[0],
         deadline=left[1],
     )
@@ -410,6 +417,7 @@ async def status(instance: Instance) -> schema.Status:
         reloads_refused=instance.reloads.refused,
         last_reload=instance.reloads.last,
         reload_error=instance.reloads.error,
+        panic=sorted(instance.health.panic),
         worker_restarts=instance.workers.restarts,
         workers=[
             schema.Worker(
@@ -429,6 +437,7 @@ async def services(instance: Instance) -> schema.Services:
     counts = backend_counts(found)
     config = instance.running_config()
     served = {service.name: service for service in instance.services}
+    weights = effective_weights(instance)
     answers = []
     for service in config.services:
         resting = drained(service, instance.changes)
@@ -437,24 +446,40 @@ async def services(instance: Instance) -> schema.Services:
         for backend in service.backends:
             for endpoint in instance.endpoints(service, str(backend)):
                 listed.add(endpoint)
-                state: str = instance.health.state(service.name, endpoint) or "up"
+                state = instance.health.state(service.name, endpoint) or Health.UP
                 rows.append(
-                    _backend(
-                        str(backend),
-                        endpoint,
-                        "drained" if (backend.host, backend.port) in resting else state,
-                        backend.weight,
-                        counts.get((service.name, endpoint)),
-                        instance.health.failure(service.name, endpoint),
+                    schema.Backend(
+                        backend=str(backend),
+                        address=str(endpoint),
+                        state="drained" if (backend.host, backend.port) in resting else state,
+                        failure=instance.health.failure(service.name, endpoint),
+                        role=backend.role,
+                        weight=backend.weight,
+                        effective_weight=weights.get((service.name, endpoint), 0),
+                        max_connections=backend.max_connections,
+                        **counts[service.name, endpoint],
                     )
                 )
         leaving = {
-            backend.endpoint
+            backend.endpoint: backend
             for core in found
             for name, backend in core.leaving
             if name == service.name and backend.endpoint not in listed
         }
-        rows += [_backend(str(one), one, "leaving", 0, None) for one in sorted(leaving)]
+        rows += [
+            schema.Backend(
+                backend=str(one),
+                address=str(one),
+                state="leaving",
+                failure="",
+                role=one.role,
+                weight=0,
+                effective_weight=0,
+                max_connections=None,
+                **dict.fromkeys(COUNTS, 0),
+            )
+            for _, one in sorted(leaving.items())
+        ]
         answers.append(
             schema.Service(
                 name=service.name,
@@ -463,6 +488,7 @@ async def services(instance: Instance) -> schema.Services:
                 scheduler=service.scheduler,
                 nat=str(service.nat),
                 datapath=str(served[service.name].datapath),
+                panic=service.name in instance.health.panic,
                 backends=rows,
             )
         )
@@ -479,39 +505,22 @@ COUNTS = (
     "resets",
     "refused",
     "syn_timeouts",
+    "syn_retries",
 )
 """Of a backend, in `BackendStats` and in the API."""
 
 
 def backend_counts(found: list[Statistics]) -> dict[tuple[str, Endpoint], dict[str, int]]:
     """The counts of each backend, over all workers."""
-    counts: dict[tuple[str, Endpoint], dict[str, int]] = {}
+    counts: dict[tuple[str, Endpoint], dict[str, int]] = defaultdict(
+        lambda: dict.fromkeys(COUNTS, 0)
+    )
     for core in found:
         for one in core.backends:
-            sums = counts.setdefault((one.service, one.backend.endpoint), dict.fromkeys(COUNTS, 0))
+            sums = counts[one.service, one.backend.endpoint]
             for key in COUNTS:
                 sums[key] += getattr(one, key)
     return counts
-
-
-def _backend(
-    name: str,
-    endpoint: Endpoint,
-    state: str,
-    weight: int,
-    counts: dict[str, int] | None,
-    failure: str = "",
-) -> schema.Backend:
-    return schema.Backend.model_validate(
-        {
-            "backend": name,
-            "address": str(endpoint),
-            "state": state,
-            "failure": failure,
-            "weight": weight,
-            **(counts or dict.fromkeys(COUNTS, 0)),
-        }
-    )
 
 
 async def stats(instance: Instance) -> schema.Stats:

@@ -13,6 +13,7 @@ from featherlb.api import schema
 from featherlb.api.client import Client, connect
 
 T = TypeVar("T")
+_Answer = TypeVar("_Answer", bound=schema.Answer)
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 NARROW = 80
@@ -64,6 +65,26 @@ def ask(instance: int | None, question: Callable[[Client], Awaitable[T]]) -> T:
             return await question(client)
 
     return asyncio.run(run())
+
+
+def shows(path: str, model: type[_Answer]) -> Callable[[Callable[[_Answer], None]], click.Command]:
+    """Decorator: a command that asks for `path` and shows the answer. The function does it for
+    people."""
+
+    def make(show: Callable[[_Answer], None]) -> click.Command:
+        @click.command(name=show.__name__, help=show.__doc__)
+        @instance_option
+        @output_option
+        def command(instance: int | None, output: str) -> None:
+            answer = ask(instance, lambda client: client.get(path, model))
+            if output == "json":
+                print_json(answer)
+            else:
+                show(answer)
+
+        return command
+
+    return make
 
 
 def print_json(answer: schema.Answer) -> None:

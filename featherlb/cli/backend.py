@@ -1,5 +1,6 @@
 """`featherlb backend`: change the pools of a running instance."""
 
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -15,15 +16,10 @@ from featherlb.cli.asking import (
     print_json,
     print_table,
     short_time,
+    shows,
 )
+from featherlb.model import Role
 
-_for_option = click.option(
-    "--for",
-    "duration",
-    type=DURATION,
-    metavar="TIME",
-    help="Revert by itself after this time, such as 10m.",
-)
 _weight = click.IntRange(0, 65535)
 
 
@@ -36,24 +32,44 @@ def backend() -> None:
     """
 
 
-@backend.command()
-@click.argument("service")
-@click.argument("backend")
-@click.option("--weight", type=_weight, help="Default: 1.")
-@_for_option
-@instance_option
-@output_option
-def add(weight: int | None, **options: Any) -> None:
+def _verb(*more: Callable[[Any], Any]) -> Callable[[Callable[..., None]], click.Command]:
+    """Decorator: a command with what all have that change a backend, and more parameters."""
+    parameters = (
+        click.argument("service"),
+        click.argument("backend"),
+        *more,
+        click.option(
+            "--for",
+            "duration",
+            type=DURATION,
+            metavar="TIME",
+            help="Revert by itself after this time, such as 10m.",
+        ),
+        instance_option,
+        output_option,
+    )
+
+    def make(function: Callable[..., None]) -> click.Command:
+        for parameter in reversed(parameters):
+            function = parameter(function)
+        return backend.command()(function)
+
+    return make
+
+
+@_verb(
+    click.option("--weight", type=_weight, help="Default: 1."),
+    click.option("--role", type=click.Choice(list(map(str, Role))), help="Default: primary."),
+    click.option(
+        "--max-connections", type=click.IntRange(1), metavar="N", help="Open flows at a time."
+    ),
+)
+def add(**options: Any) -> None:
     """Put a BACKEND (HOST:PORT) into the pool of a SERVICE."""
-    _change(Action.ADD, weight=weight, **options)
+    _change(Action.ADD, **options)
 
 
-@backend.command()
-@click.argument("service")
-@click.argument("backend")
-@_for_option
-@instance_option
-@output_option
+@_verb()
 def remove(**options: Any) -> None:
     """Take a BACKEND out of the pool.
 
@@ -62,50 +78,31 @@ def remove(**options: Any) -> None:
     _change(Action.REMOVE, **options)
 
 
-@backend.command()
-@click.argument("service")
-@click.argument("backend")
-@click.option("--deadline", type=DURATION, metavar="TIME", help="Reset what flows are left then.")
-@_for_option
-@instance_option
-@output_option
-def drain(deadline: float | None, **options: Any) -> None:
+@_verb(
+    click.option(
+        "--deadline", type=DURATION, metavar="TIME", help="Reset what flows are left then."
+    )
+)
+def drain(**options: Any) -> None:
     """Give a BACKEND no new flows; those that it has go on."""
-    _change(Action.DRAIN, deadline=deadline, **options)
+    _change(Action.DRAIN, **options)
 
 
-@backend.command()
-@click.argument("service")
-@click.argument("backend")
-@_for_option
-@instance_option
-@output_option
+@_verb()
 def enable(**options: Any) -> None:
     """End the draining of a BACKEND."""
     _change(Action.ENABLE, **options)
 
 
-@backend.command()
-@click.argument("service")
-@click.argument("backend")
-@click.argument("weight", type=_weight)
-@_for_option
-@instance_option
-@output_option
-def weight(weight: int, **options: Any) -> None:
+@_verb(click.argument("weight", type=_weight))
+def weight(**options: Any) -> None:
     """Give a BACKEND another weight; 0 takes no new flows."""
-    _change(Action.WEIGHT, weight=weight, **options)
+    _change(Action.WEIGHT, **options)
 
 
-@backend.command()
-@instance_option
-@output_option
-def changes(instance: int | None, output: str) -> None:
+@shows("/v1/changes", schema.Changes)
+def changes(answer: schema.Changes) -> None:
     """Show the changes in force."""
-    answer = ask(instance, lambda client: client.get("/v1/changes", schema.Changes))
-    if output == "json":
-        print_json(answer)
-        return
     table = new_table(">number", "change", "service", "backend", ">weight", ">reverts in")
     for one in answer.changes:
         table.add_row(
@@ -119,6 +116,9 @@ def changes(instance: int | None, output: str) -> None:
     print_table(table)
 
 
+backend.add_command(changes)
+
+
 @backend.command()
 @click.argument("number", type=click.IntRange(min=1))
 @instance_option
@@ -129,25 +129,9 @@ def revert(number: int, instance: int | None, output: str) -> None:
     _print(answer, output, "reverted")
 
 
-def _change(
-    action: Action,
-    *,
-    service: str,
-    backend: str,
-    duration: float | None,
-    instance: int | None,
-    output: str,
-    weight: int | None = None,
-    deadline: float | None = None,
-) -> None:
-    request = schema.ChangeRequest(
-        action=action,
-        service=service,
-        backend=backend,
-        weight=weight,
-        duration=duration,
-        deadline=deadline,
-    )
+def _change(action: Action, *, instance: int | None, output: str, **options: Any) -> None:
+    wanted = {key: value for key, value in options.items() if value is not None}
+    request = schema.ChangeRequest(action=action, **wanted)
     answer = ask(instance, lambda client: client.post("/v1/changes", request, schema.Change))
     _print(answer, output, "done")
 

@@ -3,31 +3,20 @@
 import click
 
 from featherlb.api import schema
-from featherlb.cli.asking import (
-    ask,
-    instance_option,
-    new_table,
-    output_option,
-    print_json,
-    print_table,
-    short_number,
-)
+from featherlb.cli.asking import new_table, print_table, short_number, shows
+from featherlb.model import Role
 
 
-@click.command()
-@instance_option
-@output_option
-def backends(instance: int | None, output: str) -> None:
+@shows("/v1/services", schema.Services)
+def backends(answer: schema.Services) -> None:
     """Show the services and their backends, with what they have done so far."""
-    answer = ask(instance, lambda client: client.get("/v1/services", schema.Services))
-    if output == "json":
-        print_json(answer)
-        return
     for service in answer.services:
         click.echo(
             f"{service.name}: {', '.join(service.vips)}/{service.protocol}, {service.scheduler},"
             f" {service.nat}, {service.datapath}"
         )
+        if service.panic:
+            click.echo("  panic: too few backends are well, all are used")
         table = new_table(
             "  backend", "state", ">weight", ">open", ">flows", ">in", ">out", ">resets", ">failed"
         )
@@ -37,9 +26,9 @@ def backends(instance: int | None, output: str) -> None:
                 name += f" ({backend.address})"
             table.add_row(
                 f"  {name}",
-                backend.state,
-                str(backend.weight),
-                str(backend.active),
+                state(backend),
+                weight(backend),
+                active(backend),
                 short_number(backend.flows),
                 short_number(backend.bytes_forward),
                 short_number(backend.bytes_reply),
@@ -50,6 +39,26 @@ def backends(instance: int | None, output: str) -> None:
             print_table(table)
             for backend in service.backends:
                 if backend.failure:
-                    click.echo(f"  {backend.address}: the last check failed: {backend.failure}")
+                    why = "ejected" if backend.state == "ejected" else "the last check failed"
+                    click.echo(f"  {backend.address}: {why}: {backend.failure}")
         else:
             click.echo("  no backend: connections are refused")
+
+
+def state(backend: schema.Backend) -> str:
+    """The role of one that is up, if it isn't the usual one."""
+    spare = backend.state == "up" and backend.role is not Role.PRIMARY
+    return backend.role if spare else backend.state
+
+
+def weight(backend: schema.Backend) -> str:
+    """With what it amounts to during a slow start."""
+    if 0 < backend.effective_weight < backend.weight:
+        return f"{backend.effective_weight:.2g} of {backend.weight}"
+    return str(backend.weight)
+
+
+def active(backend: schema.Backend) -> str:
+    """Open flows, with their limit."""
+    limit = backend.max_connections
+    return short_number(backend.active) + ("" if limit is None else f"/{short_number(limit)}")

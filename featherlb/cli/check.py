@@ -9,6 +9,7 @@ from featherlb import config as configuration
 from featherlb import plugins
 from featherlb.errors import ConfigError
 from featherlb.instance import load_schedulers
+from featherlb.model import Role
 
 
 @click.command()
@@ -26,6 +27,8 @@ def check(context: click.Context, file: Path) -> None:
     except ConfigError as error:
         click.echo(error, err=True)
         context.exit(error.exit_code)
+    for fault in configuration.advise(config):
+        click.echo(f"{fault.origin}: warning: {fault.text}", err=True)
     for service in config.services:
         click.echo(f"service {service.name}")
         for label, value in _described(service):
@@ -42,6 +45,9 @@ def _described(service: configuration.ServiceConfig) -> Iterator[tuple[str, str]
         yield "source", str(source.address)
     width = max((len(str(backend)) for backend in service.backends), default=0)
     for backend in service.backends:
-        yield "backend", f"{backend!s:<{width}}  weight {backend.weight}"
+        more = "" if backend.role is Role.PRIMARY else f", {backend.role}"
+        if backend.max_connections is not None:
+            more += f", at most {backend.max_connections} connections"
+        yield "backend", f"{backend!s:<{width}}  weight {backend.weight}{more}"
     if not service.backends:
         yield "backend", "none: connections are refused"

@@ -1,27 +1,12 @@
 """`featherlb stats`: what became of the packets."""
 
-import click
-
 from featherlb.api import schema
-from featherlb.cli.asking import (
-    ask,
-    instance_option,
-    new_table,
-    output_option,
-    print_json,
-    print_table,
-)
+from featherlb.cli.asking import new_table, print_table, shows
 
 
-@click.command()
-@instance_option
-@output_option
-def stats(instance: int | None, output: str) -> None:
+@shows("/v1/stats", schema.Stats)
+def stats(answer: schema.Stats) -> None:
     """Show what became of the packets, of all workers together."""
-    answer = ask(instance, lambda client: client.get("/v1/stats", schema.Stats))
-    if output == "json":
-        print_json(answer)
-        return
     table = new_table("", ">")
     table.show_header = False
     rows: list[tuple[str, int]] = [("packets received", answer.received)]

@@ -1,28 +1,12 @@
 """`featherlb status`: is it running, and how is it."""
 
-import click
-
 from featherlb.api import schema
-from featherlb.cli.asking import (
-    ask,
-    instance_option,
-    new_table,
-    output_option,
-    print_json,
-    print_table,
-    short_time,
-)
+from featherlb.cli.asking import new_table, print_table, short_time, shows
 
 
-@click.command()
-@instance_option
-@output_option
-def status(instance: int | None, output: str) -> None:
+@shows("/v1/status", schema.Status)
+def status(answer: schema.Status) -> None:
     """Show how the running instance is."""
-    answer = ask(instance, lambda client: client.get("/v1/status", schema.Status))
-    if output == "json":
-        print_json(answer)
-        return
     table = new_table("", "")
     table.show_header = False
     rows = {
@@ -36,6 +20,8 @@ def status(instance: int | None, output: str) -> None:
     }
     if answer.last_reload:
         rows["last reload"] = f"{answer.last_reload} {answer.reload_error or 'done'}"
+    if answer.panic:
+        rows["panic"] = f"{', '.join(answer.panic)}: too few backends are well, all are used"
     for worker in answer.workers:
         rows[f"worker {worker.number}"] = (
             f"pid {worker.pid}, {worker.flows:,} flows, {worker.received:,} packets,"

@@ -20,6 +20,7 @@ from featherlb.cli.asking import (
     short_number,
     short_time,
 )
+from featherlb.cli.backends import active, state, weight
 
 _COUNTERS = ("flows", "packets_forward", "packets_reply", "bytes_forward", "bytes_reply")
 
@@ -134,6 +135,7 @@ def _title(service: schema.Service) -> Text:
     return Text.assemble(
         (service.name, "bold"),
         f" {', '.join(service.vips)}/{service.protocol} {service.scheduler} {service.nat}",
+        (" panic: all backends are used", "bold red") if service.panic else "",
     )
 
 
@@ -150,9 +152,9 @@ def _backends(
         failed = backend.refused + backend.syn_timeouts
         table.add_row(
             backend.address,
-            Text(backend.state, "green" if backend.state == "up" else "yellow"),
-            str(backend.weight),
-            short_number(backend.active),
+            Text(state(backend), "green" if backend.state == "up" else "yellow"),
+            weight(backend),
+            active(backend),
             short_number(rate["flows"]),
             short_number(rate["packets_forward"] + rate["packets_reply"]),
             short_number(rate["bytes_forward"]),

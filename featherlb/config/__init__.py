@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from featherlb.config import checks, loader, routes, schema, services
+from featherlb.config.checks import advise
 from featherlb.config.command_line import from_command_line
 from featherlb.config.faults import Fault, refuse
 from featherlb.config.resolve import resolve
@@ -34,6 +35,7 @@ __all__ = [
     "SourceConfig",
     "VipConfig",
     "absolute_scheduler",
+    "advise",
     "find_config",
     "from_command_line",
     "load",

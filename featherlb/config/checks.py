@@ -11,6 +11,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from featherlb.config.faults import Fault
 from featherlb.config.types import BackendConfig, Config, Host, ServiceConfig, VipConfig
+from featherlb.core.scheduler import is_consistent
 from featherlb.model import CheckType, NatMode, Protocol
 
 _BROADCAST = IPv4Address("255.255.255.255")
@@ -30,10 +31,20 @@ def check(config: Config) -> Iterator[Fault]:
             yield from known.add(service, vip)
     for service in config.services:
         yield from _pool(service, known)
+        yield from _limits(service, config.workers)
         yield from _sources(service)
         yield from _families(service)
         yield from _options(service)
         yield from _health(service, known)
+
+
+def advise(config: Config) -> Iterator[Fault]:
+    """What works, but perhaps not as it was meant."""
+    for service in config.services:
+        for backend in service.backends:
+            if isinstance(backend.host, IPv6Address) and backend.host.is_loopback:
+                text = f"{backend} is reached by clients on this host only"
+                yield Fault(backend.origin, f"{text} (let it listen on another address)")
 
 
 class _KnownVips:
@@ -105,6 +116,14 @@ def _pool(service: ServiceConfig, known: _KnownVips) -> Iterator[Fault]:
             yield Fault(backend.origin, text)
 
 
+def _limits(service: ServiceConfig, workers: int) -> Iterator[Fault]:
+    for backend in service.backends:
+        limit = backend.max_connections
+        if limit is not None and limit < workers:
+            text = f"{workers} workers can't share {limit} connections of {backend}"
+            yield Fault(backend.origin, f"{text} (expected max_connections of {workers} or more)")
+
+
 def _sources(service: ServiceConfig) -> Iterator[Fault]:
     if service.source_addresses and service.nat is not NatMode.FULL:
         text = "source addresses have a use in full NAT only (expected nat: full beside them)"
@@ -144,11 +163,15 @@ def _options(service: ServiceConfig) -> Iterator[Fault]:
         "mss": (Protocol.TCP, service.mss is not None),
         "one_packet": (Protocol.UDP, service.one_packet),
         "responses": (Protocol.UDP, service.responses is not None),
+        "passive_health": (Protocol.TCP, service.passive_health is not None),
     }
     for name, (protocol, present) in options.items():
         if present and service.protocol != protocol:
             text = f"'{name}' has a use with protocol {protocol} only"
             yield Fault(service.origin, f"{text} (this service has {service.protocol})")
+    if service.slow_start and is_consistent(service.scheduler):
+        text = f"'slow_start' has no use with {service.scheduler}, which picks alike at all times"
+        yield Fault(service.origin, f"{text} (expected another scheduler)")
     persistence = service.persistence
     if persistence and service.one_packet:
         text = "persistence and one_packet exclude each other (expected one of them)"

@@ -79,6 +79,8 @@ def _service(service: ServiceConfig) -> model.Service:
                 model.Endpoint(_address(backend.host), backend.port),
                 weight=backend.weight,
                 sources=sources,
+                role=backend.role,
+                max_connections=backend.max_connections,
             )
             for backend in service.backends
         ),

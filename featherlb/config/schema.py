@@ -37,7 +37,9 @@ from featherlb.model import (
     HealthCheck,
     NatMode,
     OnBackendDown,
+    PassiveCheck,
     Protocol,
+    Role,
     StatusRange,
     Timeouts,
     Vip,
@@ -84,6 +86,8 @@ class BackendEntry(_Strict):
         description="HOST:PORT"
     )
     weight: Annotated[int, PlainValidator(values.weight)] = 1
+    role: Annotated[Role, PlainValidator(values.role)] = Role.PRIMARY
+    max_connections: Annotated[int | None, PlainValidator(values.max_connections)] = None
 
 
 class PersistenceEntry(_Strict):
@@ -114,7 +118,7 @@ class HealthEntry(_Strict):
     timeout: _Duration = _CHECK.timeout
     rise: _Count = _CHECK.rise
     fall: _Count = _CHECK.fall
-    initial: Annotated[Health, PlainValidator(values.health)] = _CHECK.initial
+    initial: Annotated[Health, PlainValidator(values.initial_health)] = _CHECK.initial
     address: Annotated[Address | None, PlainValidator(values.address)] = None
     port: Annotated[int | None, PlainValidator(values.port)] = None
     method: Annotated[str, PlainValidator(values.http_method)] = _CHECK.method
@@ -138,6 +142,19 @@ class HealthEntry(_Strict):
         return self
 
 
+_PASSIVE = PassiveCheck()
+_Share = Annotated[int, PlainValidator(values.percentage)]
+
+
+class PassiveHealthEntry(_Strict):
+    failures: Annotated[int, PlainValidator(values.integer(1, 1_000_000))] = _PASSIVE.failures
+    share: _Share = _PASSIVE.share
+    window: _Duration = _PASSIVE.window
+    ejection: _Duration = _PASSIVE.ejection
+    longest_ejection: _Duration = _PASSIVE.longest_ejection
+    max_ejected: _Share = _PASSIVE.max_ejected
+
+
 class ServiceEntry(_Strict):
     name: Annotated[str | None, PlainValidator(values.name)] = None
     vip: Annotated[list[_Vip], _one_or_list] = Field(
@@ -156,6 +173,9 @@ class ServiceEntry(_Strict):
         OnBackendDown.KEEP
     )
     health: HealthEntry | None = None
+    passive_health: PassiveHealthEntry | None = None
+    slow_start: Annotated[float | None, PlainValidator(values.duration)] = None
+    panic_threshold: _Share = 0
     backends: list[Annotated[BackendEntry, BeforeValidator(_backend), _keep_discarded]] = []
 
 

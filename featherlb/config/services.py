@@ -13,7 +13,7 @@ from featherlb.config.types import (
     VipConfig,
     default_name,
 )
-from featherlb.model import HealthCheck, Timeouts
+from featherlb.model import HealthCheck, PassiveCheck, Timeouts
 
 
 def read(document: Document, faults: list[Fault]) -> Config:
@@ -68,6 +68,9 @@ def _service(entry: schema.ServiceEntry, document: Document, path: Path) -> Serv
         persistence=_persistence(entry, document, path),
         on_backend_down=entry.on_backend_down,
         health=_health(entry.health),
+        passive_health=_passive_health(entry.passive_health),
+        slow_start=entry.slow_start,
+        panic_threshold=entry.panic_threshold,
         source_addresses=tuple(
             SourceConfig(address, document.origin((*path, "source_addresses", i)))
             for i, address in enumerate(entry.source_addresses)
@@ -78,6 +81,8 @@ def _service(entry: schema.ServiceEntry, document: Document, path: Path) -> Serv
                 *backend.address,
                 origin=document.origin((*path, "backends", i, "address")),
                 weight=backend.weight,
+                role=backend.role,
+                max_connections=backend.max_connections,
             )
             for i, backend in enumerate(entry.backends)
             if backend is not schema.DISCARDED
@@ -92,6 +97,10 @@ def _persistence(
         return None
     origin = document.origin((*path, "persistence"))
     return PersistenceConfig(entry.persistence.timeout, entry.persistence.prefix, origin)
+
+
+def _passive_health(entry: schema.PassiveHealthEntry | None) -> PassiveCheck | None:
+    return PassiveCheck(**dict(entry)) if entry else None
 
 
 def _health(entry: schema.HealthEntry | None) -> HealthCheck | None:

@@ -17,7 +17,9 @@ from featherlb.model import (
     HealthCheck,
     NatMode,
     OnBackendDown,
+    PassiveCheck,
     Protocol,
+    Role,
     Timeouts,
     join_host_port,
 )
@@ -51,6 +53,8 @@ class BackendConfig:
     port: int
     origin: Origin = field(compare=False)
     weight: int = 1
+    role: Role = Role.PRIMARY
+    max_connections: int | None = None
 
     def __str__(self) -> str:
         return join_host_port(str(self.host), self.port)
@@ -91,6 +95,11 @@ class ServiceConfig:
     source_addresses: tuple[SourceConfig, ...] = ()
     on_backend_down: OnBackendDown = OnBackendDown.KEEP
     health: HealthCheck | None = None
+    passive_health: PassiveCheck | None = None
+    slow_start: float | None = None
+    """Seconds in which the share of a backend that comes up grows."""
+    panic_threshold: int = 0
+    """Per cent of usable backends below which their health is ignored."""
     backends: tuple[BackendConfig, ...] = ()
 
 

@@ -23,6 +23,7 @@ from featherlb.model import (
     NatMode,
     OnBackendDown,
     Protocol,
+    Role,
     StatusRange,
     Vip,
     split_host_port,
@@ -259,11 +260,14 @@ def payload(value: object) -> str:
 
 port = integer(1, 65535)
 weight = integer(0, 65535)
+percentage = integer(0, 100)
+max_connections = integer(1, 100_000_000)
 protocol = one_of({str(choice): choice for choice in Protocol})
 nat = one_of({str(choice): choice for choice in NatMode})
 on_backend_down = one_of({str(choice): choice for choice in OnBackendDown})
 check_type = one_of({str(choice): choice for choice in CheckType})
-health = one_of({str(choice): choice for choice in Health})
+role = one_of({str(choice): choice for choice in Role})
+initial_health = one_of({str(choice): choice for choice in (Health.UP, Health.DOWN)})
 datapath: Callable[[object], Datapath | Automatic] = one_of(
     {**{str(choice): choice for choice in Datapath}, AUTO: AUTO}
 )

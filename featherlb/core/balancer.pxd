@@ -19,7 +19,7 @@ cdef int CLOSED
 cdef int NEW, SYN_SENT, SYN_RETRIED, ESTABLISHED, INPUT, UDP_ONE_WAY, UDP_TWO_WAY, PREROUTING, OUTPUT, TRUNCATED, PASS, REWRITTEN, DROP
 cdef int WIRE, COPY, MARTIAN, TTL_EXCEEDED, TOO_BIG, NO_NEXT_HOP
 cdef int NOT_READY, ICMP_ERROR, BAD_CHECKSUM, ECHO
-cdef int TRUNCATED_REASON, NOT_OURS, NO_BACKEND, NO_FLOW, NO_SOURCE_PORT, TUPLE_IN_USE
+cdef int TRUNCATED_REASON, NOT_OURS, NO_BACKEND, POOL_FULL, NO_FLOW, NO_SOURCE_PORT, TUPLE_IN_USE
 
 
 cdef class Balancer:
@@ -38,11 +38,10 @@ cdef class Balancer:
     cdef unsigned int icmp_errors, icmp_ticks
     cdef object _seed, _hash_key
     cdef bint _wildcards
-    cdef dict _user_schedulers
     cdef set _addresses
     cdef double _adopt_until
     cdef dict _pools, _services, _adoptable
-    cdef list _slots, _free_slots
+    cdef list _slots, _free_slots, _user_schedulers
 
     @cython.locals(packet=Packet, flows=FlowTable, i=cython.Py_ssize_t)
     cpdef void expect_packets(

@@ -141,6 +141,7 @@ NO_NEXT_HOP = int(Reason.NO_NEXT_HOP)
 NOT_OURS = int(Reason.NOT_OURS)
 NO_BACKEND = int(Reason.NO_BACKEND)
 NO_FLOW = int(Reason.NO_FLOW)
+POOL_FULL = int(Reason.POOL_FULL)
 NO_SOURCE_PORT = int(Reason.NO_SOURCE_PORT)
 TUPLE_IN_USE = int(Reason.TUPLE_IN_USE)
 PASS = int(Verdict.PASS)
@@ -279,7 +280,7 @@ class Balancer:
         self.refusal = PASS
         self.tags = memoryview(array("Q", bytes(8 * MAX_EXPECTED)))
         self._pools: dict[str, Pool] = {}
-        self._user_schedulers: dict[str, UserScheduler] = {}
+        self._user_schedulers: list[tuple[str, UserScheduler]] = []
         self._slots: list[Slot] = []
         self._free_slots: list[int] = []
         self._services: dict[tuple[int, int, int, int], Pool] = {}
@@ -435,11 +436,12 @@ class Balancer:
             for member in pool.members.values():
                 self._retire(member)
         self._pools = pools
-        self._user_schedulers = {
-            name: pool.scheduler
+        self._user_schedulers = [
+            (name, scheduler)
             for name, pool in pools.items()
-            if isinstance(pool.scheduler, UserScheduler)
-        }
+            for scheduler in pool.schedulers
+            if isinstance(scheduler, UserScheduler)
+        ]
         self._index_services()
 
     def set_paths(self, paths: Paths) -> None:
@@ -496,20 +498,19 @@ class Balancer:
                 return self.refuse(NO_FLOW, ticks)
 
         # 3. Schedule.
-        member = pool.pick(
-            NewFlow(
-                packet.protocol,
-                packet.version,
-                _number(packet.version, packet.src_high, packet.src_low),
-                packet.ports >> 16,
-                _number(packet.version, packet.dst_high, packet.dst_low),
-                port,
-            ),
-            ticks,
+        new_flow = NewFlow(
+            packet.protocol,
+            packet.version,
+            _number(packet.version, packet.src_high, packet.src_low),
+            packet.ports >> 16,
+            _number(packet.version, packet.dst_high, packet.dst_low),
+            port,
         )
+        joined = packet.protocol == TCP and packet.flags != SYN
+        member = pool.expected(new_flow) if joined else pool.pick(new_flow, ticks)
         # 5. No usable backend.
         if member is None:
-            return self.refuse(NO_BACKEND, ticks)
+            return self.refuse(POOL_FULL if pool.usable else NO_BACKEND, ticks)
         return self.insert(
             pool,
             self._slots[member.index],
@@ -539,7 +540,7 @@ class Balancer:
                 continue
             vip = _number(packet.version, vip_high, vip_low)
             flow = NewFlow(TCP, packet.version, client, client_port, vip, vip_port)
-            member = pool.pick(flow, ticks)
+            member = pool.expected(flow)
             if member is None:
                 continue
             slot = self._slots[member.index]
@@ -1092,7 +1093,7 @@ class Balancer:
     def take_scheduler_errors(self) -> list[tuple[str, str]]:
         """The first error of each user's scheduler since it was loaded, once: service, error."""
         found = []
-        for service, scheduler in self._user_schedulers.items():
+        for service, scheduler in self._user_schedulers:
             if scheduler.first_error and not scheduler.told:
                 scheduler.told = True
                 found.append((service, scheduler.first_error))
@@ -1112,6 +1113,9 @@ class Balancer:
     def statistics(self) -> Statistics:
         """A snapshot of all counts."""
         reasons = {reason: self.reasons[int(reason)] for reason in Reason}
+        errors = dict.fromkeys((service for service, _ in self._user_schedulers), 0)
+        for service, scheduler in self._user_schedulers:
+            errors[service] += scheduler.errors
         backends = []
         for pool in self._pools.values():
             for member in pool.members.values():
@@ -1144,9 +1148,7 @@ class Balancer:
             },
             capacity=self.flows.capacity,
             evicted=self.evicted,
-            scheduler_errors={
-                service: scheduler.errors for service, scheduler in self._user_schedulers.items()
-            },
+            scheduler_errors=errors,
             backends=tuple(backends),
             leaving=tuple(
                 (slot.pool.service.name, slot.member.backend)

@@ -53,6 +53,9 @@ class Reason(IntEnum):
     """Too long for the next link, and not to be fragmented (raw datapath); answered by ICMP."""
     NO_NEXT_HOP = 19
     """Nothing is known of the way back to the client (raw datapath)."""
+    POOL_FULL = 20
+    """Opens a flow, but all usable backends have as many as they may; answered like the one that
+    finds no backend."""
 
     @property
     def label(self) -> str:

@@ -6,6 +6,7 @@ from featherlb.changes import Action, Change, add, running, still_fit
 from featherlb.config import Config, parse
 from featherlb.config.writer import write
 from featherlb.errors import ConfigError
+from featherlb.model import Role
 
 FILE = """
 services:
@@ -50,6 +51,14 @@ def pool(*changes: Change, config: Config = CONFIG) -> dict[str, int]:
 )
 def test_changes_apply_in_turn(changes: list[Change], expected: dict[str, int]) -> None:
     assert pool(*made(*changes)) == expected
+
+
+def test_what_is_added_has_the_role_and_the_limit_that_were_said() -> None:
+    changes = made(change("add", "c", role=Role.SORRY, max_connections=9))
+    config = running(CONFIG, changes)
+    added = config.services[0].backends[-1]
+    assert (added.role, added.max_connections) == (Role.SORRY, 9)
+    assert parse(write(config), "saved") == config
 
 
 def test_what_ends_leaves_what_the_others_say() -> None:

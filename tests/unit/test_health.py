@@ -10,7 +10,8 @@ from featherlb.config import Config, parse
 from featherlb.config.resolve import resolve
 from featherlb.events import Events, Listener
 from featherlb.health import HealthChecks
-from featherlb.model import Health, Service
+from featherlb.model import Endpoint, Health, Service
+from tests.world import ONE, THREE, TWO, VIP, Connection, World, client
 
 DEADLINE = 20
 
@@ -35,8 +36,12 @@ def services(config: Config) -> tuple[Service, ...]:
 
 
 def weights(checks: HealthChecks, config: Config) -> list[int]:
-    (service,) = checks.weigh(config, services(config))
+    (service,) = checks.judge(config, services(config)).services
     return [backend.weight for backend in service.backends]
+
+
+def follow(checks: HealthChecks, config: Config) -> None:
+    checks.follow(config, checks.judge(config, services(config)))
 
 
 async def hear(heard: Listener, kind: str) -> str:
@@ -61,7 +66,7 @@ def test_states_follow_the_backends_and_are_told_once() -> None:
             with listener() as dying:
                 names = [f"127.0.0.1:{one.getsockname()[1]}" for one in (alive, dying)]
                 config = configuration(*names)
-                checks.follow(config, services(config))
+                follow(checks, config)
                 (service,) = services(config)
                 second = service.backends[1].endpoint
                 assert weights(checks, config) == [1, 1]
@@ -101,14 +106,14 @@ def test_what_is_known_stays_with_another_check_and_goes_without_one() -> None:
         none = configuration("127.0.0.1:1", health=None)
         endpoint = services(first)[0].backends[0].endpoint
         with events.listen() as heard:
-            checks.follow(first, services(first))
+            follow(checks, first)
             await hear(heard, "backend-down")
-            checks.follow(other, services(other))
+            follow(checks, other)
             assert weights(checks, other) == [0]
-            checks.follow(none, services(none))
+            follow(checks, none)
             assert checks.state("web", endpoint) is None
             assert weights(checks, none) == [1]
-            checks.follow(first, services(first))
+            follow(checks, first)
             assert checks.state("web", endpoint) is Health.UP
             await checks.stop()
 
@@ -121,10 +126,185 @@ def test_scripts_end_with_the_checks(tmp_path: Path) -> None:
         command = f'type: script, command: [/bin/sh, -c, "echo $$ > {pid}; sleep 600"]'
         config = configuration("127.0.0.1:1", health=command)
         checks = HealthChecks(Events())
-        checks.follow(config, services(config))
+        follow(checks, config)
         await until(lambda: pid.exists() and pid.read_text().endswith("\n"))
         assert Path(f"/proc/{pid.read_text().strip()}").exists()
         await checks.stop()
         assert not Path(f"/proc/{pid.read_text().strip()}").exists()
+
+    asyncio.run(run())
+
+
+PASSIVE = "passive_health: {failures: 3, ejection: 1h}"
+
+
+def watched(*backends: str, more: str = PASSIVE) -> Config:
+    """A service whose traffic is watched, and more options."""
+    return parse(
+        f"services:\n- name: web\n  vip: {VIP}\n  {more}\n  backends: [{', '.join(backends)}]\n",
+        "f",
+    )
+
+
+def failing(world: World, place: str, count: int) -> None:
+    """Clients' connections, of which those to one backend are refused."""
+    for number in range(count):
+        connection = Connection(world, client(number, port=world.received + 1024))
+        connection.send("S")
+        connection.reply("RA" if connection.server == place else "SA")
+
+
+def test_a_backend_is_ejected_for_what_it_does_to_connections() -> None:
+    async def run() -> None:
+        events = Events()
+        checks = HealthChecks(events)
+        config = watched(ONE, TWO)
+        follow(checks, config)
+        world = World(*services(config))
+        with events.listen() as heard:
+            checks.observe([world.statistics()])
+            failing(world, ONE, 6)
+            assert not checks.changed.is_set()
+            checks.observe([world.statistics()])
+            message = await hear(heard, "backend-ejected")
+            assert message == f"web: {ONE} is ejected for 3600 s: 3 of 3 connections failed"
+            assert checks.changed.is_set()
+            assert weights(checks, config) == [0, 1]
+            endpoint = Endpoint.parse(ONE)
+            assert checks.state("web", endpoint) is Health.EJECTED
+            assert checks.state("web", Endpoint.parse(TWO)) is Health.UP
+            assert checks.failure("web", endpoint) == "3 of 3 connections failed"
+            assert checks.take_fallen() == [("web", endpoint)]
+            # Both must not be ejected at a time.
+            failing(world, TWO, 20)
+            checks.observe([world.statistics()])
+            assert weights(checks, config) == [0, 1]
+            counts = {str(backend): count for _, backend, count in checks.ejections()}
+            assert counts == {ONE: 1, TWO: 0}
+            # Other rules begin anew.
+            other = watched(ONE, TWO, more="passive_health: {failures: 4}")
+            follow(checks, other)
+            assert weights(checks, other) == [1, 1]
+
+    asyncio.run(run())
+
+
+def test_an_ejection_ends_with_its_time() -> None:
+    async def run() -> None:
+        events = Events()
+        checks = HealthChecks(events)
+        config = watched(ONE, TWO, more="passive_health: {failures: 1, ejection: 1ms}")
+        follow(checks, config)
+        world = World(*services(config))
+        with events.listen() as heard:
+            checks.observe([world.statistics()])
+            failing(world, ONE, 2)
+            checks.observe([world.statistics()])
+            await hear(heard, "backend-ejected")
+
+            def back() -> bool:
+                checks.observe([world.statistics()])
+                return weights(checks, config) == [1, 1]
+
+            await until(back)
+            assert await hear(heard, "backend-up") == f"web: {ONE} is up"
+
+    asyncio.run(run())
+
+
+def test_where_there_are_checks_they_end_an_ejection() -> None:
+    async def run() -> None:
+        events = Events()
+        checks = HealthChecks(events)
+        with events.listen() as heard, listener() as alive:
+            place = f"127.0.0.1:{alive.getsockname()[1]}"
+            health = "health: {type: tcp, interval: 20ms, timeout: 10s}\n  "
+            rules = "passive_health: {failures: 1, ejection: 1ms, max_ejected: 100}"
+            config = watched(place, more=health + rules)
+            follow(checks, config)
+            world = World(*services(config))
+            checks.observe([world.statistics()])
+            failing(world, place, 1)
+            checks.observe([world.statistics()])
+            message = await hear(heard, "backend-ejected")
+            assert "is ejected until its checks are good" in message
+            assert weights(checks, config) == [0]
+            checks.observe([world.statistics()])
+            assert weights(checks, config) == [0]
+            await hear(heard, "backend-up")
+            assert weights(checks, config) == [1]
+            await checks.stop()
+
+    asyncio.run(run())
+
+
+def ramps(checks: HealthChecks, config: Config) -> list[bool]:
+    (service,) = checks.judge(config, services(config)).services
+    return [backend.ramp is not None for backend in service.backends]
+
+
+def test_who_joins_or_comes_back_starts_slowly_and_nobody_else() -> None:
+    async def run() -> None:
+        checks = HealthChecks(Events())
+        slow = "slow_start: 1h\n  passive_health: {failures: 1, ejection: 1ms}"
+        first, more = watched(ONE, TWO, more=slow), watched(ONE, TWO, THREE, more=slow)
+        assert ramps(checks, first) == [False, False]
+        follow(checks, first)
+        assert ramps(checks, first) == [False, False]
+        assert ramps(checks, more) == [False, False, True]
+        follow(checks, more)
+        (service,) = checks.judge(more, services(more)).services
+        joined = service.backends[2].ramp
+        assert joined is not None
+        assert joined.duration == 3600
+        world = World(*services(more))
+        checks.observe([world.statistics()])
+        failing(world, ONE, 3)
+        checks.observe([world.statistics()])
+
+        def back() -> bool:
+            checks.observe([world.statistics()])
+            return weights(checks, more) == [1, 1, 1]
+
+        await until(back)
+        assert ramps(checks, more) == [True, False, True]
+        # It grows from where it was, whatever else changes.
+        follow(checks, more)
+        (service,) = checks.judge(more, services(more)).services
+        assert service.backends[2].ramp == joined
+        # Who leaves and joins again starts anew.
+        follow(checks, first)
+        assert ramps(checks, more) == [True, False, True]
+        (service,) = checks.judge(more, services(more)).services
+        assert service.backends[2].ramp != joined
+        short = watched(ONE, TWO, THREE, more=slow.replace("1h", "1ms"))
+        await until(lambda: ramps(checks, short) == [False, False, False])
+
+    asyncio.run(run())
+
+
+def test_in_panic_all_are_used_and_it_is_told_once() -> None:
+    async def run() -> None:
+        events = Events()
+        checks = HealthChecks(events)
+        rules = "passive_health: {failures: 1, ejection: 1h, max_ejected: 100}"
+        panic = rules + "\n  panic_threshold: 60"
+        config, calm = watched(ONE, TWO, more=panic), watched(ONE, TWO, more=rules)
+        follow(checks, config)
+        world = World(*services(config))
+        checks.observe([world.statistics()])
+        failing(world, ONE, 2)
+        with events.listen() as heard:
+            checks.observe([world.statistics()])
+            await hear(heard, "backend-ejected")
+            assert weights(checks, config) == [1, 1]
+            for _ in range(2):
+                follow(checks, config)
+            assert checks.panic == {"web"}
+            assert await hear(heard, "panic") == "web: too few backends are well, all are used"
+            assert weights(checks, calm) == [0, 1]
+            follow(checks, calm)
+            await hear(heard, "panic-over")
+            assert checks.panic == set()
 
     asyncio.run(run())

@@ -7,21 +7,33 @@ import pytest
 import yaml
 from prometheus_client.core import Metric
 
-from featherlb.config import Config
+from featherlb.config import Config, parse
+from featherlb.config.resolve import resolve
 from featherlb.drivers.base import FrameCounters, QueueCounters
 from featherlb.events import Events
 from featherlb.instance import Instance, Settings
 from featherlb.messages import WorkerStatistics
 from featherlb.metrics import Snapshot
-from tests.world import CLIENT, ONE, TWO, World, client, service
+from tests.world import CLIENT, ONE, TWO, VIP, World, client, service
 
+CONFIG = f"""
+services:
+- name: web
+  vip: {VIP}
+  passive_health: {{}}
+  backends: [{{address: '{ONE}', max_connections: 7}}, '{TWO}']
+"""
 ROOT = Path(__file__).parents[2]
 
 
 def families(world: World) -> list[Metric]:
     """The metrics of an instance whose worker holds this world's balancer."""
     instance = Instance(Settings(load=Config, assign=False), Events())
-    instance.services = (service(ONE, TWO),)
+    instance.config = parse(CONFIG, "f")
+    services = resolve(instance.config, lambda name: [])
+    judgement = instance.health.judge(instance.config, services)
+    instance.health.follow(instance.config, judgement)
+    instance.services = judgement.services
     queue = QueueCounters(received=9, truncated=0, queue_dropped=1, socket_dropped=2, waiting=3)
     frames = FrameCounters(received=8, dropped=1, unsent=2, unresolved=3, held=4)
     worker = WorkerStatistics(world.balancer.statistics(), queue, frames, 4)

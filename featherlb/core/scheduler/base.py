@@ -11,6 +11,9 @@ from typing import ClassVar
 
 from featherlb import model
 
+OVERFLOW_PICKS = 4
+"""Further picks before the least loaded member takes a flow that the picked one can't."""
+
 
 class Member:
     """A backend as a pool holds it, compared by identity.
@@ -19,13 +22,27 @@ class Member:
     which stays while the pool lives. A weight of 0 means: no new flows.
     """
 
-    __slots__ = ("active", "backend", "index", "weight")
+    __slots__ = ("active", "backend", "credit", "index", "ramp", "weight")
 
     def __init__(self, backend: model.Backend, index: int) -> None:
-        self.backend = backend
-        self.weight: int = backend.weight
         self.active: int = 0
         self.index: int = index
+        self.ramp: model.Ramp | None = None
+        self.credit = 0.0
+        """Of a flow that the ramp allows."""
+        self.take_backend(backend)
+
+    def take_backend(self, backend: model.Backend) -> None:
+        """Follow a change of the backend's configuration."""
+        self.backend = backend
+        self.weight: int = backend.weight
+        self.ramp = backend.ramp
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it may have one more flow."""
+        limit = self.backend.max_connections
+        return limit is None or self.active < limit
 
     @property
     def endpoint(self) -> model.Endpoint:
@@ -95,3 +112,16 @@ class Scheduler(ABC):
     @abstractmethod
     def pick(self, flow: NewFlow) -> Member | None:
         """The member that gets `flow`; None if there is none to pick."""
+
+    def overflow(self, flow: NewFlow, members: Sequence[Member]) -> Member:
+        """The member that gets `flow` where the picked one can't take it: one of `members`, all
+        of which can."""
+        for _ in range(OVERFLOW_PICKS):
+            member = self.pick(flow)
+            if member is not None and member in members:
+                return member
+        return min(members, key=_load)
+
+
+def _load(member: Member) -> float:
+    return (member.active + 1) / member.weight

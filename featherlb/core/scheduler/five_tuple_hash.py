@@ -24,3 +24,6 @@ class FiveTupleHash(Scheduler):
 
     def pick(self, flow: NewFlow) -> Member | None:
         return self._table.owner(self._hash(five_tuple_bytes(flow)))
+
+    def overflow(self, flow: NewFlow, members: Sequence[Member]) -> Member:
+        return self._table.owner_among(self._hash(five_tuple_bytes(flow)), members)

@@ -58,6 +58,20 @@ class Maglev(Scheduler):
             return None
         return table[self._hash_flow(five_tuple_bytes(flow)) % self._size]
 
+    def overflow(self, flow: NewFlow, members: Sequence[Member]) -> Member:
+        """The owner of the next slot that has room: flows of one slot stay together, those of
+        neighbouring ones spread (as in consistent hashing with bounded loads, Mirrokni, Thorup
+        and Zadimoghaddam, 2018)."""
+        wanted = frozenset(members)
+        slot = self._hash_flow(five_tuple_bytes(flow)) % self._size
+        table = self._table
+        # Every member with a weight owns a slot.
+        return next(
+            member
+            for step in range(self._size)
+            if (member := table[(slot + step) % self._size]) in wanted
+        )
+
     def _populate(self) -> list[Member]:
         offsets = [self._hash_offset(name) % self._size for name, _, _ in self._shares]
         skips = [self._hash_skip(name) % (self._size - 1) + 1 for name, _, _ in self._shares]

@@ -87,6 +87,12 @@ def factory_of(name: str) -> SchedulerFactory:
     return factory
 
 
+def is_consistent(name: str) -> bool:
+    """Whether the built-in scheduler of this name is; of users' it is not known before they
+    run."""
+    return bool(getattr(_factories.get(_canonical.get(name, name)), "consistent", False))
+
+
 def create(name: str, *, seed: int, key: bytes) -> Scheduler:
     """A new scheduler by any of its names; ValueError as `canonical_name`, and for a file that
     `featherlb.plugins` has not loaded."""

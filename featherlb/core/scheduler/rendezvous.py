@@ -41,6 +41,8 @@ class RendezvousTable:
             if member.weight > 0
         ]
         after = {(member, number): weight for member, number, weight in self._candidates}
+        if after == before:
+            return
         if all(weight <= before.get(candidate, 0) for candidate, weight in after.items()):
             # Nobody gained: only who lost weight can lose rows. So the failure of a member
             # doesn't cost the computation of all rows, in a moment of need.
@@ -56,13 +58,18 @@ class RendezvousTable:
         row = value % ROWS
         owner = self._owners[row] if self._owners else None
         if owner is None and self._candidates:
-            owner = self._owners[row] = self._best(row)
+            owner = self._owners[row] = self._best(row, self._candidates)
         return owner
 
-    def _best(self, row: int) -> Member:
-        best = self._candidates[0][0]
+    def owner_among(self, value: int, members: Sequence[Member]) -> Member:
+        """The member that would own a hash if there were these only: the next best one."""
+        wanted = frozenset(members)
+        return self._best(value % ROWS, [one for one in self._candidates if one[0] in wanted])
+
+    def _best(self, row: int, candidates: Sequence[tuple[Member, int, int]]) -> Member:
+        best = candidates[0][0]
         best_score = float("-inf")
-        for member, member_hash, weight in self._candidates:
+        for member, member_hash, weight in candidates:
             # log(u) / weight with u uniform in (0, 1): the largest of such numbers belongs to
             # a member with the probability of its weight's share.
             u = (_mix(member_hash, row) >> 11) + 0.5

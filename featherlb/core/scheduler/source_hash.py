@@ -28,3 +28,6 @@ class SourceHash(Scheduler):
 
     def pick(self, flow: NewFlow) -> Member | None:
         return self._table.owner(self._hash(client_bytes(flow)))
+
+    def overflow(self, flow: NewFlow, members: Sequence[Member]) -> Member:
+        return self._table.owner_among(self._hash(client_bytes(flow)), members)

@@ -76,6 +76,17 @@ class UserScheduler(Scheduler):
                 self._count(f"pick() raised {error!r}")
         return self._fallback.draw()
 
+    def overflow(self, flow: NewFlow, members: Sequence[Member]) -> Member:
+        if self._scheduler is not None:
+            try:
+                member = self._scheduler.overflow(flow, members)
+                if member in members:
+                    return member
+                self._count(f"overflow() returned {member!r}, not one that has room")
+            except Exception as error:
+                self._count(f"overflow() raised {error!r}")
+        return super().overflow(flow, members)
+
     def _count(self, error: str) -> None:
         self.errors += 1
         if self.first_error is None:

@@ -34,6 +34,22 @@ def test_a_right_file_is_shown_as_it_is_understood(tmp_path: Path) -> None:
     )
 
 
+def test_roles_limits_and_warnings(tmp_path: Path) -> None:
+    path = tmp_path / "lb.yaml"
+    path.write_text(
+        "services:\n- vip: '[2001:db8::1]:80'\n  backends:\n  - '[::1]:80'\n"
+        "  - {address: '[2001:db8::2]:80', role: backup, max_connections: 9}\n"
+    )
+    result = CliRunner().invoke(check, [str(path)])
+    assert result.exit_code == 0
+    assert result.stderr == (
+        f"{path}:4: services[0].backends[0]: warning: [::1]:80 is reached by clients on this host"
+        " only (let it listen on another address)\n"
+    )
+    assert "weight 1\n" in result.stdout
+    assert "weight 1, backup, at most 9 connections\n" in result.stdout
+
+
 def test_every_fault_goes_to_stderr(tmp_path: Path) -> None:
     path = tmp_path / "lb.yaml"
     path.write_text("services:\n- vip: 10.0.0.10\nqueue: x\n")

@@ -167,6 +167,29 @@ from featherlb.errors import ConfigError
                 "(expected an address of one host)",
             ],
         ),
+        # Limits and times that can't work.
+        (
+            "- vip: 10.0.0.1:80\n  backends: [{address: '10.0.1.1:80', max_connections: 3}]\n"
+            "workers: 4",
+            [
+                "f:3: services[0].backends[0].address: 4 workers can't share 3 connections of "
+                "10.0.1.1:80 (expected max_connections of 4 or more)"
+            ],
+        ),
+        (
+            "- vip: 10.0.0.1:80\n  scheduler: mh\n  slow_start: 9s",
+            [
+                "f:2: services[0]: 'slow_start' has no use with maglev, which picks alike at all "
+                "times (expected another scheduler)"
+            ],
+        ),
+        (
+            "- {vip: '10.0.0.1:80', protocol: udp, passive_health: {}}",
+            [
+                "f:2: services[0]: 'passive_health' has a use with protocol tcp only "
+                "(this service has udp)"
+            ],
+        ),
         # Source addresses.
         (
             "- {vip: '10.0.0.1:80', source_addresses: ['10.0.0.2']}",

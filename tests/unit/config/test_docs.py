@@ -16,6 +16,7 @@ SECTIONS = {
     "A service": schema.ServiceEntry,
     "A backend": schema.BackendEntry,
     "Health checks": schema.HealthEntry,
+    "Passive health": schema.PassiveHealthEntry,
     "Persistence": schema.PersistenceEntry,
     "Timeouts": schema.TimeoutsEntry,
     "The API": schema.ApiEntry,
@@ -26,6 +27,7 @@ WRITTEN = {
     "A service": SERVICE + "  {key}: {value}\n",
     "A backend": SERVICE + "  backends: [{{address: 'a:1', {key}: {value}}}]\n",
     "Health checks": SERVICE + "  health: {{type: http, {key}: {value}}}\n",
+    "Passive health": SERVICE + "  passive_health: {{{key}: {value}}}\n",
     "Persistence": SERVICE + "  persistence: {{{key}: {value}}}\n",
     "Timeouts": SERVICE + "timeouts: {{{key}: {value}}}\n",
 }
@@ -43,6 +45,7 @@ def without(section: str) -> Config:
     more = {
         "A backend": "  backends: ['a:1']\n",
         "Health checks": "  health: {type: http}\n",
+        "Passive health": "  passive_health: {}\n",
         "Persistence": "  persistence: {}\n",
     }
     return parse(SERVICE + more.get(section, ""), "f")

@@ -11,7 +11,8 @@ BACKENDS = f"{SERVICE}  backends:\n"
 
 SERVICE_KEYS = (
     "name, vip, protocol, scheduler, nat, datapath, source_addresses, persistence, mss, "
-    "one_packet, responses, on_backend_down, health, backends"
+    "one_packet, responses, on_backend_down, health, passive_health, slow_start, panic_threshold, "
+    "backends"
 )
 FILE_KEYS = (
     "services, queue, workers, fail_open, driver, hash_key, max_flows, timeouts, "
@@ -259,6 +260,42 @@ def faults_of(text: str) -> list[str]:
         (
             f"{SERVICE}timeouts: {{fin: 0}}",
             f"f:3: timeouts.fin: 0 is too short (expected {DURATION})",
+        ),
+        (
+            f"{SERVICE}  passive_health: {{failures: 0}}",
+            "f:3: services[0].passive_health.failures: 0 is too small"
+            " (expected an integer from 1 to 1000000)",
+        ),
+        (
+            f"{SERVICE}  passive_health: {{share: 101}}",
+            "f:3: services[0].passive_health.share: 101 is too large"
+            " (expected an integer from 0 to 100)",
+        ),
+        (
+            f"{SERVICE}  passive_health: {{ejections: 3s}}",
+            "f:3: services[0].passive_health.ejections: unknown key (did you mean 'ejection'?)",
+        ),
+        (
+            f"{SERVICE}  panic_threshold: 50%",
+            "f:3: services[0].panic_threshold: '50%' is text (expected an integer from 0 to 100)",
+        ),
+        (
+            f"{SERVICE}  slow_start: 0",
+            f"f:3: services[0].slow_start: 0 is too short (expected {DURATION})",
+        ),
+        (
+            f"{SERVICE}  backends: [{{address: 'a:1', role: spare}}]",
+            "f:3: services[0].backends[0].role: 'spare' is unknown"
+            " (expected primary or backup or sorry)",
+        ),
+        (
+            f"{SERVICE}  backends: [{{address: 'a:1', max_connections: 0}}]",
+            "f:3: services[0].backends[0].max_connections: 0 is too small"
+            " (expected an integer from 1 to 100000000)",
+        ),
+        (
+            f"{SERVICE}  health: {{type: tcp, initial: ejected}}",
+            "f:3: services[0].health.initial: 'ejected' is unknown (expected up or down)",
         ),
         (
             f"{SERVICE}  health: {{type: tcp, path: /}}",

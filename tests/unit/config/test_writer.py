@@ -19,7 +19,8 @@ services:
     persistence: {timeout: 5m}
     mss: 1400
     on_backend_down: reset
-    backends: ['[2001:db8::3]:80', {address: 'name:80', weight: 0}]
+    backends: ['[2001:db8::3]:80', {address: 'name:80', weight: 0},
+      {address: '[2001:db8::4]:80', role: sorry, max_connections: 7}]
   - name: dns
     vip: 10.0.0.1:53
     protocol: udp
@@ -34,6 +35,10 @@ services:
     vip: 10.0.0.1:90
     health: {type: https, method: HEAD, path: /h, host: h, status: [200, 300-302], body: "no",
       initial: down, address: 10.0.0.9, port: 99}
+    slow_start: 30s
+    panic_threshold: 40
+    passive_health: {failures: 2, share: 3, window: 4, ejection: 5, longest_ejection: 6,
+      max_ejected: 7}
   - name: mail
     vip: 10.0.0.1:25
     health: {type: script, command: [check, "-v"]}
@@ -57,6 +62,8 @@ def test_every_key_survives() -> None:
         schema.ServicesFile,
         schema.ServiceEntry,
         schema.HealthEntry,
+        schema.PassiveHealthEntry,
+        schema.BackendEntry,
         schema.ApiEntry,
         schema.TimeoutsEntry,
     ):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from featherlb.core.health import MAX_FACTOR, SETTLED, Hysteresis
-from featherlb.model import Health
+from featherlb.core.health import MAX_FACTOR, SETTLED, Hysteresis, panicking
+from featherlb.model import Health, Role
 
 
 def states(results: str, rise: int = 2, fall: int = 3, initial: Health = Health.UP) -> str:
@@ -89,3 +89,48 @@ def test_settled_is_what_agrees_with_the_last_result() -> None:
         health.take(result == "+")
         seen.append(health.settled)
     assert seen == [True, False, True, False, False, True, False, True]
+
+
+def test_who_is_taken_down_at_once_needs_good_results_to_come_back() -> None:
+    health = Hysteresis(2, 3, Health.UP)
+    health.fall_at_once()
+    assert health.state is Health.DOWN
+    assert [health.take(True) for _ in range(2)] == [False, True]
+    # It counts as a fall: the next return takes twice as long.
+    health.fall_at_once()
+    assert [health.take(True) for _ in range(4)] == [False, False, False, True]
+
+
+def test_taking_down_what_is_down_changes_nothing() -> None:
+    health = Hysteresis(1, 1, Health.DOWN)
+    health.fall_at_once()
+    assert health.take(True)
+
+
+PRIMARY, BACKUP, SORRY = Role
+
+
+@pytest.mark.parametrize(
+    ("primaries", "backups", "threshold", "role"),
+    [
+        ("++++", "", 50, None),
+        ("++--", "", 50, None),
+        ("+---", "", 50, PRIMARY),
+        ("+---", "", 25, None),
+        ("+---", "", 0, None),
+        ("----", "", 0, None),
+        ("----", "", 1, PRIMARY),
+        ("+++-", "", 100, PRIMARY),
+        ("++++", "", 100, None),
+        ("", "", 100, None),
+        # Backups serve where no primary backend can, and are then looked at themselves.
+        ("----", "+", 50, None),
+        ("----", "+---", 50, BACKUP),
+        ("----", "----", 50, PRIMARY),
+        ("+---", "++++", 50, PRIMARY),
+    ],
+)
+def test_panic(primaries: str, backups: str, threshold: int, role: Role | None) -> None:
+    backends = [(BACKUP, one == "+") for one in backups]
+    backends += [(PRIMARY, one == "+") for one in primaries]
+    assert panicking(backends, threshold) is role

@@ -81,6 +81,7 @@ STATUS = schema.Status(
     reloads_refused=0,
     last_reload="",
     reload_error="",
+    panic=[],
     worker_restarts=0,
     workers=[],
 )
@@ -100,9 +101,10 @@ def test_state_of_the_instance() -> None:
 def test_answers_that_never_came() -> None:
     def judged(**counts: int) -> list[tuple[Severity, str]]:
         names = ("active", "flows", "packets_forward", "bytes_forward", "packets_reply")
-        more = ("bytes_reply", "resets", "refused", "syn_timeouts")
+        more = ("bytes_reply", "resets", "refused", "syn_timeouts", "syn_retries")
         data: dict[str, object] = {**dict.fromkeys((*names, *more), 0), **counts}
         data |= {"backend": "b", "address": str(ONE), "state": "up", "failure": "", "weight": 1}
+        data |= {"role": "primary", "effective_weight": 1, "max_connections": None}
         service = schema.Service.model_construct(
             name="web", backends=[schema.Backend.model_validate(data)]
         )
