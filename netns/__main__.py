@@ -36,10 +36,11 @@ def up(lab_id: str, clients: int, backends: int, arms: int) -> None:
 
 
 @main.command()
-@click.argument("lab_id", required=False, metavar="[ID]")
-def down(lab_id: str | None) -> None:
-    """Take one lab down; without ID every lab that no running process holds."""
-    chosen = [lab_id] if lab_id else [name for name, held in labs().items() if not held]
+@click.argument("lab_id", default="play", metavar="[ID]")
+@click.option("--all", "everything", is_flag=True, help="Every lab that no running process holds.")
+def down(lab_id: str, everything: bool) -> None:
+    """Take one lab down, or those that killed processes left and people forgot."""
+    chosen = [name for name, held in labs().items() if not held] if everything else [lab_id]
     for name in chosen:
         remove(name)
         click.echo(f"lab {name} is down")

@@ -1,6 +1,7 @@
 """`featherlb doctor`: what on this host would stop or slow traffic, and how to mend it."""
 
 import json
+import os
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -46,7 +47,10 @@ def doctor(
     except ValueError:
         text = f"'{client}' is not an IP address"
         raise click.BadParameter(text, param_hint="--client") from None
-    subject, findings = find_subject(config_path, instance, address)
+    default = os.environ.get("FEATHERLB_CONFIG")
+    subject, findings = find_subject(
+        config_path, instance, address, Path(default) if default else None
+    )
     examined = examine(subject)
     first = tuple(("configuration", finding) for finding in findings)
     report = Report((*first, *examined.findings), examined.skipped)

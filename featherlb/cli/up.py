@@ -75,8 +75,20 @@ class _JsonFormatter(logging.Formatter):
 )
 @click.option("--no-assign", is_flag=True, help="Don't give this host the VIPs it doesn't have.")
 @click.option("--dry-run", is_flag=True, help="Print the rules and changes, make none.")
-@click.option("--log-format", type=click.Choice(["text", "json"]), default="text")
-@click.option("--log-level", type=click.Choice(["debug", "info", "warning"]), default="info")
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Lines for people, or an object a line.",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning"]),
+    default="info",
+    show_default=True,
+    help="From which level on; debug logs each new flow.",
+)
 def up(
     vips: tuple[str, ...],
     backends: tuple[str, ...],

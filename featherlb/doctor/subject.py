@@ -80,17 +80,21 @@ class Subject:
 
 
 def find_subject(
-    path: Path | None, instance: int | None, client: Address | None
+    path: Path | None,
+    instance: int | None,
+    client: Address | None,
+    default: Path | None = None,
 ) -> tuple[Subject, list[Finding]]:
     """Find out all that can be found out, and say what couldn't.
 
-    `path` is the configuration's; without it that of the running instance is taken, or the file
-    that `up` would read. ConfigError if several instances run and none is chosen.
+    `path` is the configuration's; without it that of the running instance is taken, then the file
+    `default`, then the one that `up` finds. ConfigError if several instances run and none is
+    chosen.
     """
     findings: list[Finding] = []
     records = tuple(Journal().records())
     running = _running(records, instance, findings)
-    config = _config(path, running, findings)
+    config = _config(path, running, default, findings)
     assign = running is None or running.host.assign
     options = host.Options(assign=assign)
     services: tuple[Service, ...] = ()
@@ -168,12 +172,14 @@ async def _ask(record: Record) -> Running:
         )
 
 
-def _config(path: Path | None, running: Running | None, findings: list[Finding]) -> Config | None:
+def _config(
+    path: Path | None, running: Running | None, default: Path | None, findings: list[Finding]
+) -> Config | None:
     try:
         plugins.load_entry_points()
         if path is None and running is not None:
             return parse(running.config, "the running configuration")
-        path = path or find_config()
+        path = path or default or find_config()
         if path is None:
             return None
         config = load(path)

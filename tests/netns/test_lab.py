@@ -1,13 +1,16 @@
 """The lab itself: what it builds, and that nothing of it stays."""
 
+import fcntl
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from netns import Lab, Node
+from netns.__main__ import main
 from netns.lab import labs
 from tests.netns.traffic import wait_for
 
@@ -88,3 +91,18 @@ def test_the_lab_of_a_killed_process_is_known_as_such_and_removed() -> None:
         assert dead not in labs()
         assert labs()[lab.run_id] is True
         assert len(namespaces(lab.run_id)) == 4
+
+
+def test_down_takes_what_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`down` alone the lab of `up` alone, `down --all` all but those in use; records without
+    namespaces stand for labs here."""
+    monkeypatch.setattr("netns.lab.RUN_DIRECTORY", tmp_path)
+    # Nor is any real lab of these names touched.
+    monkeypatch.setattr("netns.lab.NAMESPACE_DIRECTORY", tmp_path / "no-namespaces")
+    for name in ("play", "mine", "used"):
+        (tmp_path / name).touch()
+    with (tmp_path / "used").open() as record:
+        fcntl.flock(record, fcntl.LOCK_EX)
+        for arguments, left in ((["down"], {"mine", "used"}), (["down", "--all"], {"used"})):
+            assert CliRunner().invoke(main, arguments).exit_code == 0
+            assert {path.name for path in tmp_path.iterdir()} == left
