@@ -48,6 +48,7 @@ CHECKS = (
     Check("queue-driver", process.check_queue_driver),
     Check("kernel", start.check_kernel),
     Check("refusals", start.check_refusals, services=True),
+    Check("datapaths", start.check_datapaths),
     Check("host", instance.check_host, instance=True),
     Check("state", instance.check_state, instance=True),
     Check("firewall", firewall.check),

@@ -1,13 +1,14 @@
 """What `featherlb up` or a reload would refuse, and what instances have left behind."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from featherlb import host
-from featherlb.doctor.finding import Finding, error, refusal
+from featherlb.doctor.finding import Finding, error, note, refusal
 from featherlb.doctor.subject import Subject
 from featherlb.drivers import ipset, iptables
 from featherlb.drivers.journal import Record
 from featherlb.errors import HostError
+from featherlb.model import Datapath
 
 
 def check_kernel(subject: Subject) -> Iterator[Finding]:
@@ -26,6 +27,21 @@ def check_refusals(subject: Subject) -> Iterator[Finding]:
         return
     found = host.find(subject.services, subject.options, subject.facts, owner=subject.owner)
     yield from map(refusal, found)
+
+
+def check_datapaths(subject: Subject) -> Iterator[Finding]:
+    """Which datapaths can't be had here, and why."""
+    used = {service.datapath for service in subject.services}
+    yield from judge_datapaths(host.usable(subject.services), used)
+
+
+def judge_datapaths(
+    obstacles: Mapping[Datapath, str | None], used: Collection[Datapath]
+) -> Iterator[Finding]:
+    """A service that asks for one that it can't have is for the refusals."""
+    for datapath, reason in obstacles.items():
+        if reason is not None and datapath not in used:
+            yield note(f"the datapath {datapath} can't be had here: {reason}")
 
 
 def check_leftovers(subject: Subject) -> Iterator[Finding]:

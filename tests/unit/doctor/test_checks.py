@@ -15,7 +15,7 @@ from featherlb.drivers.journal import Record
 from featherlb.drivers.kernelstate import Descriptors
 from featherlb.drivers.network import Link, Route
 from featherlb.errors import ConfigError, HostError
-from featherlb.model import Backend, Endpoint, NatMode, Protocol, Service, Vip
+from featherlb.model import Backend, Datapath, Endpoint, NatMode, Protocol, Service, Vip
 
 E, W, N = Severity.ERROR, Severity.WARNING, Severity.NOTE
 ONE, TWO = Endpoint.parse("10.0.1.2:8080"), Endpoint.parse("10.0.1.3:8080")
@@ -63,6 +63,12 @@ def test_leftovers() -> None:
     assert brief(start.judge_leftovers([gone], [3])) == [(E, "featherlb down")]
     assert brief(start.judge_leftovers([], [4, 5])) == [(E, "featherlb down")] * 2
     assert brief(start.judge_leftovers([], [])) == []
+
+
+def test_datapaths() -> None:
+    obstacles = {Datapath.OFFLOAD: "no conntrack", Datapath.RAW: "no link", Datapath.NFQUEUE: None}
+    (finding,) = start.judge_datapaths(obstacles, {Datapath.RAW})
+    assert (finding.severity, "no conntrack" in finding.message) == (N, True)
 
 
 STATUS = schema.Status(
