@@ -22,7 +22,7 @@ from featherlb.errors import ConfigError, FeatherlbError, HostError
 from featherlb.events import Events
 from featherlb.health import HealthChecks
 from featherlb.messages import Apply, SetPaths, Start
-from featherlb.model import Address, Backend, Endpoint, OnBackendDown, Protocol, Service
+from featherlb.model import Address, Backend, Endpoint, OnBackendDown, Paths, Protocol, Service
 from featherlb.names import Names
 from featherlb.paths import PathWatcher
 from featherlb.workers import FlowFilter, Workers
@@ -81,6 +81,7 @@ class Instance:
         self.options = host.Options()
         self._host = host.Host()
         self._pass_mark = 0
+        self._told = Paths()
         self._leaving: tuple[Service, ...] = ()
         self._code: dict[str, bytes] = {}
         self._turn = asyncio.Lock()
@@ -293,8 +294,14 @@ class Instance:
     async def _follow_ways(self, services: Sequence[Service]) -> None:
         """Tell the workers where the frames of these services go, if some have frames."""
         await self.paths.follow(services)
-        if self.paths.active:
-            await self.workers.apply(SetPaths(self.paths.paths))
+        await self._tell_paths()
+
+    async def _tell_paths(self) -> None:
+        """Tell the workers the paths that they don't know; HostError if one has died."""
+        paths = self.paths.paths
+        if paths != self._told:
+            await self.workers.apply(SetPaths(paths))
+            self._told = paths
 
     def _greeting(self) -> list[Apply | SetPaths]:
         """What a new worker is told."""
@@ -480,7 +487,7 @@ class Instance:
             paths = self.paths.paths
             # Whoever has died meanwhile is told when another one starts.
             with suppress(HostError):
-                await self.workers.apply(SetPaths(paths))
+                await self._tell_paths()
             if place not in (None, (paths.links, paths.addresses)):
                 async with self._turn:
                     try:

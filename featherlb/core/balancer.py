@@ -7,7 +7,7 @@ Not thread-safe: a worker calls one door at a time.
 """
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
@@ -422,12 +422,16 @@ class Balancer:
     def apply(self, services: Sequence[Service]) -> None:
         """Serve these services from now on; flows of backends that leave go on."""
         pools: dict[str, Pool] = {}
+        switched: set[Pool] = set()
         for service in services:
             pool = self._pools.pop(service.name, None)
             if pool is None:
                 pool = Pool(service, seed=self._seed, key=self._hash_key)
+            was_raw = pool.raw
             gone = pool.update(service, partial(self._add_member, pool))
             pools[service.name] = pool
+            if pool.raw != was_raw:
+                switched.add(pool)
             for member in gone:
                 self._retire(member)
             for member in pool.members.values():
@@ -443,6 +447,20 @@ class Balancer:
             if isinstance(scheduler, UserScheduler)
         ]
         self._index_services()
+        if switched:
+            self._switch(switched)
+
+    def _switch(self, pools: Collection[Pool]) -> None:
+        """Meet the packets of these pools' flows where those of new flows are met. The flows of
+        this host's own clients never are on a wire."""
+        flows = self.flows
+        for flow in range(1, flows.last_record() + 1):
+            at = flow * 128
+            if flows.u8[at + PROTOCOL] and not flows.u8[at + FLAGS] & LOCAL_CLIENT:
+                pool = self._slots[flows.u16[flow * 64 + MEMBER]].pool
+                if pool in pools:
+                    wired = WIRED if pool.raw else 0
+                    flows.u8[at + FLAGS] = flows.u8[at + FLAGS] & ~WIRED | wired
 
     def set_paths(self, paths: Paths) -> None:
         """Where frames go from now on."""

@@ -162,6 +162,26 @@ def test_a_client_on_this_host_keeps_its_address(nat: str) -> None:
     assert endpoints(world.handle(answer, Hook.INPUT).packet) == (VIP, CLIENT)
 
 
+@both_modes
+def test_flows_stay_when_the_datapath_changes(nat: str) -> None:
+    queued = service(ONE, nat=nat)
+    wired = replace(queued, datapath=Datapath.RAW)
+    world = Wire(queued)
+    opened = world.frame(tcp(CLIENT, VIP, "S"))
+    local = world.handle(tcp("192.0.2.99:40000", VIP, "S"), Hook.OUTPUT)
+    world.apply(queued)
+    answer = tcp(ONE, opened.source, "SA")
+    hook = Hook.PREROUTING if nat == "full" else Hook.POSTROUTING
+    assert world.frame(answer, BACK, SERVER).reason is Reason.NOT_OURS
+    assert endpoints(world.handle(answer, hook).packet) == (VIP, CLIENT)
+    world.apply(wired)
+    assert world.handle(tcp(CLIENT, VIP)).reason is Reason.COPY
+    assert world.frame(tcp(CLIENT, VIP)).reason is Reason.FORWARD
+    assert world.frame(answer, BACK, SERVER).reason is Reason.REPLY
+    # A client on this host is served at the hooks, whichever datapath it is.
+    assert world.handle(tcp(ONE, local.source, "SA"), Hook.INPUT).reason is Reason.REPLY
+
+
 def test_a_wildcard_vip_is_the_hosts_own_addresses() -> None:
     routed = replace(paths(ONE), addresses=frozenset({ip_address("192.0.2.10")}))
     world = Wire(service(ONE, vips="0.0.0.0:80"), routed=routed)

@@ -1,0 +1,217 @@
+"""Services of the datapath raw while links, neighbours, routes and their own datapath change."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from netns import Lab
+from netns.lab import VIP
+from netns.servers import HttpServer
+from tests.netns.command import run
+from tests.netns.conftest import ONE_DRIVER, Up
+from tests.netns.test_host_changes import snapshot
+from tests.netns.test_host_paths import OTHER_MAC, plug_again
+from tests.netns.traffic import Answer, Session, ask, wait_for
+
+pytestmark = ONE_DRIVER
+
+NAT_MODES = pytest.mark.parametrize("nat", ["dnat", "full"])
+RAW = ("--vip", f"{VIP}:80", "--datapath", "raw", "--backend", "10.0.1.2:8080")
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    """With HTTP servers on port 8080 of two backends. The balancer's host misses silent neighbours
+    soon."""
+    with Lab(clients=2, backends=2) as lab, ExitStack() as servers:
+        for node in lab.backends:
+            servers.enter_context(HttpServer(node))
+        lab.balancer.sysctl("net.ipv4.neigh.back.retrans_time_ms", 50)
+        yield lab
+
+
+def answers(lab: Lab) -> bool:
+    try:
+        with Session(lab.client) as session:
+            session.socket.settimeout(0.5)
+            return session.ask().backend == "backend1"
+    except OSError:
+        return False
+
+
+@NAT_MODES
+def test_nothing_but_rules_and_the_vip_is_changed(lab: Lab, featherlb: Up, nat: str) -> None:
+    before = snapshot(lab.balancer)
+    with featherlb(lab, *RAW, "--nat", nat):
+        assert ask(lab.client).backend == "backend1"
+        during = snapshot(lab.balancer)
+        assert during["settings"] == before["settings"]
+        assert "FORWARD" not in str(during["iptables"]).replace("FEATHERLB-FORWARD", "")
+    assert snapshot(lab.balancer) == before
+
+
+@NAT_MODES
+def test_a_backend_gets_another_mac_address(lab: Lab, featherlb: Up, nat: str) -> None:
+    with featherlb(lab, *RAW, "--nat", nat), Session(lab.client) as session:
+        session.ask()
+        lab.backends[0].run(["ip", "link", "set", "eth0", "address", OTHER_MAC])
+        # The connection waits for it: TCP sends again.
+        session.socket.settimeout(30)
+        assert session.ask().backend == "backend1"
+
+
+@pytest.mark.parametrize("name", ["front", "back"])
+def test_a_link_goes_down_and_up(lab: Lab, featherlb: Up, name: str) -> None:
+    with featherlb(lab, *RAW), Session(lab.client) as session:
+        session.ask()
+        lab.balancer.run(["ip", "link", "set", name, "down"])
+        wait_for(lambda: not answers(lab), "no answer over a link that is down")
+        lab.balancer.run(["ip", "link", "set", name, "mtu", "1400", "up"])
+        wait_for(lambda: answers(lab), "an answer over the link")
+        session.socket.settimeout(30)
+        assert session.ask().backend == "backend1"
+
+
+def test_an_interface_is_removed_and_added_again(lab: Lab, featherlb: Up) -> None:
+    with featherlb(lab, *RAW) as running, Session(lab.client) as session:
+        session.ask()
+        lab.balancer.run(["ip", "link", "delete", "back"])
+        wait_for(
+            lambda: "no packet gets to backend 10.0.1.2: there is no route to it" in running.log,
+            "the word of it in the log",
+        )
+        plug_again(lab)
+        session.socket.settimeout(30)
+        assert session.ask().backend == "backend1"
+        assert ask(lab.client).backend == "backend1"
+        wait_for(lambda: "packets get to backend 10.0.1.2 again" in running.log, "the word of it")
+
+
+def test_a_vip_comes_back_with_its_interface(lab: Lab, featherlb: Up) -> None:
+    net = lab.balancer.namespace.removesuffix("lb") + "net"
+    with featherlb(lab, *RAW):
+        assert ask(lab.client).backend == "backend1"
+        lab.balancer.run(["ip", "link", "delete", "front"])
+        for command in (
+            f"ip -n {net} link add again type veth peer name front netns {lab.balancer.namespace}",
+            f"ip -n {net} link set again master front up",
+            "ip address add 10.0.0.1/24 dev front",
+            "ip link set front up",
+        ):
+            lab.balancer.run(command.split())
+        wait_for(lambda: answers(lab), "an answer from the VIP", 20)
+        addresses = lab.balancer.run(["ip", "-brief", "address", "show", "front"]).stdout
+        assert f" {VIP}/32" in addresses
+
+
+def test_a_route_changes(lab: Lab, featherlb: Up) -> None:
+    """The backend's address moves behind the other one, and back."""
+    first, second = lab.backends
+    with featherlb(lab, *RAW), Session(lab.client) as session:
+        session.ask()
+        second.sysctl("net.ipv4.ip_forward", 1)
+        first.run(["ip", "route", "replace", "default", "via", second.address])
+        lab.balancer.run(["ip", "route", "add", "10.0.1.2/32", "via", second.address])
+        counter = ["iptables", "-t", "mangle", "-L", "FORWARD", "-v", "-x", "-n"]
+        second.run(["iptables", "-t", "mangle", "-A", "FORWARD", "-d", "10.0.1.2"])
+
+        def forwarded() -> bool:
+            assert session.ask().backend == "backend1"
+            return second.run(counter).stdout.splitlines()[2].split()[0] != "0"
+
+        wait_for(forwarded, "packets on the new route")
+        lab.balancer.run(["ip", "route", "delete", "10.0.1.2/32"])
+        assert session.ask().backend == "backend1"
+
+
+def test_a_client_whose_route_leads_through_another_link(lab: Lab, featherlb: Up) -> None:
+    """Its packets come in by one link; the host's routes say that replies leave by the other."""
+    client, router = lab.client, lab.backends[1]
+    net = lab.balancer.namespace.removesuffix("lb") + "net"
+    for command in (
+        f"ip -n {net} link add around type veth peer name around netns {router.namespace}",
+        f"ip -n {net} link set around master front up",
+        "ip address add 10.0.0.200/24 dev around",
+        "ip link set around up",
+        "ip route add 192.0.2.1/32 via 10.0.0.101",
+        "iptables -A FORWARD -s 10.0.0.10 -d 192.0.2.1",
+    ):
+        router.run(command.split())
+    router.sysctl("net.ipv4.ip_forward", 1)
+    client.run(["ip", "address", "add", "192.0.2.1/32", "dev", "lo"])
+    lab.balancer.run(["ip", "route", "add", "192.0.2.0/24", "via", router.address])
+    with featherlb(lab, *RAW), Session(client, source=("192.0.2.1", 0)) as session:
+        assert session.ask() == Answer("backend1", "192.0.2.1")
+    forwarded = router.run(["iptables", "-L", "FORWARD", "-v", "-x", "-n"]).stdout.splitlines()[2]
+    assert forwarded.split()[0] != "0"
+
+
+def test_a_router_goes_on_forwarding(lab: Lab, featherlb: Up) -> None:
+    """To clients that talk to the backend itself, as to those that come by the VIP."""
+    lab.balancer.sysctl("net.ipv4.ip_forward", 1)
+    with featherlb(lab, *RAW), Session(lab.client) as balanced:
+        balanced.ask()
+        with Session(lab.client, "10.0.1.2", 8080) as direct:
+            for session in (direct, balanced, direct):
+                assert session.ask() == Answer("backend1", lab.client.address)
+
+
+def test_a_backend_of_two_datapaths(lab: Lab, featherlb: Up, tmp_path: Path) -> None:
+    file = tmp_path / "lb.yaml"
+    file.write_text(
+        """
+services:
+  - {name: frames, vip: "10.0.0.10:80", datapath: raw, backends: ["10.0.1.2:8080"]}
+  - {name: queue, vip: "10.0.0.10:81", backends: ["10.0.1.2:8080"]}
+"""
+    )
+    with featherlb(lab, "--config", str(file)):
+        for node in (lab.client, lab.balancer):
+            for port in (80, 81, 80):
+                assert ask(node, VIP, port).backend == "backend1"
+
+
+@NAT_MODES
+def test_connections_stay_when_the_datapath_changes(
+    lab: Lab, featherlb: Up, tmp_path: Path, nat: str
+) -> None:
+    file = tmp_path / "lb.yaml"
+
+    def write(datapath: str) -> None:
+        file.write_text(
+            f"""
+services:
+  - name: web
+    vip: {VIP}:80
+    nat: {nat}
+    datapath: {datapath}
+    backends: ["10.0.1.2:8080"]
+"""
+        )
+
+    before = snapshot(lab.balancer)
+    write("nfqueue")
+    with featherlb(lab, "--config", str(file)), ExitStack() as stack:
+        sessions = []
+        for datapath in ("raw", "nfqueue", "auto", "nfqueue"):
+            session = stack.enter_context(Session(lab.client))
+            sessions.append(session)
+            session.ask()
+            write(datapath)
+            done = run(lab.balancer, "reload")
+            assert done.returncode == 0, done.stderr
+            assert f"-> {datapath}" in done.stdout
+            assert f", {'nfqueue' if datapath == 'nfqueue' else 'raw'}" in backends(lab)
+            for one in sessions:
+                one.socket.settimeout(30)
+                assert one.ask().backend == "backend1"
+            assert ask(lab.clients[1]).backend == "backend1"
+            assert ask(lab.balancer).backend == "backend1"
+    assert snapshot(lab.balancer) == before
+
+
+def backends(lab: Lab) -> str:
+    """The headline of the service, as operators see it."""
+    return run(lab.balancer, "backends").stdout.splitlines()[0]
