@@ -8,11 +8,10 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from featherlb.config import Config, ServiceConfig
-from featherlb.core.balancer import Statistics
 from featherlb.core.health import Hysteresis, panicking
 from featherlb.core.outlier import Outlier
 from featherlb.drivers.probes import probe
@@ -162,14 +161,19 @@ class HealthChecks:
         fallen, self._fallen = self._fallen, []
         return fallen
 
-    def observe(self, found: Iterable[Statistics]) -> None:
-        """Take in what the workers have counted, and eject or readmit backends because of it."""
+    def observe(
+        self, services: Sequence[Service], outcomes: Sequence[Mapping[str, Sequence[int]]]
+    ) -> None:
+        """Take in what each worker has counted for these services (see `Balancer.outcomes`), and
+        eject or readmit backends because of it."""
         now = time.monotonic()
         counts: dict[_Key, tuple[int, int]] = {}
-        for one in (one for core in found for one in core.backends):
-            key = one.service, one.backend.endpoint
-            opened, failed = counts.get(key, (0, 0))
-            counts[key] = opened + one.flows, failed + one.refused + one.syn_retries
+        for service in services:
+            counted = [one.get(service.name, ()) for one in outcomes]
+            sums = [sum(each) for each in zip(*counted, strict=False)]
+            pairs = zip(sums[::2], sums[1::2], strict=True)
+            for backend, pair in zip(service.backends, pairs, strict=False):
+                counts[service.name, backend.endpoint] = pair
         for key, checked in self._checked.items():
             outlier = checked.outlier
             if outlier is None:

@@ -363,7 +363,11 @@ class Instance:
         well, and let go of backends that have left."""
         while True:
             await asyncio.sleep(WATCH_INTERVAL)
-            self.health.observe(one.core for one in await self.workers.statistics())
+            services = self.services
+            outcomes = await self.workers.outcomes()
+            # While others are put in force it isn't certain whose these are.
+            if self.services is services and not self._turn.locked():
+                self.health.observe(services, outcomes)
             if not self._leaving:
                 continue
             async with self._turn:

@@ -66,6 +66,11 @@ class GetStatistics:
 
 
 @dataclass(frozen=True, slots=True)
+class GetOutcomes:
+    """To the worker: it answers `Outcomes`."""
+
+
+@dataclass(frozen=True, slots=True)
 class GetFlows:
     """To the worker: it answers `FlowPage` with `count` records, from number `first` on."""
 
@@ -125,6 +130,13 @@ class WorkerStatistics:
 
 
 @dataclass(frozen=True, slots=True)
+class Outcomes:
+    """From the worker: see `Balancer.outcomes`."""
+
+    by_service: dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
 class FlowPage:
     """From the worker: a part of its flow table."""
 
@@ -138,8 +150,8 @@ class Ended:
     count: int
 
 
-ToWorker = Start | Apply | SetPaths | GetStatistics | GetFlows | EndFlows
-FromWorker = Ready | Applied | Failed | Log | WorkerStatistics | FlowPage | Ended
+ToWorker = Start | Apply | SetPaths | GetStatistics | GetOutcomes | GetFlows | EndFlows
+FromWorker = Ready | Applied | Failed | Log | WorkerStatistics | Outcomes | FlowPage | Ended
 
 
 class Channel:

@@ -34,8 +34,10 @@ from featherlb.messages import (
     Failed,
     FlowPage,
     GetFlows,
+    GetOutcomes,
     GetStatistics,
     Log,
+    Outcomes,
     Ready,
     SetPaths,
     Start,
@@ -135,6 +137,8 @@ class Worker:
             case SetPaths(paths):
                 self._follow(paths)
                 self._channel.send(Applied())
+            case GetOutcomes():
+                self._channel.send(Outcomes(self._balancer.outcomes()))
             case GetStatistics():
                 self._channel.send(
                     WorkerStatistics(

@@ -28,8 +28,10 @@ from featherlb.messages import (
     FlowPage,
     FromWorker,
     GetFlows,
+    GetOutcomes,
     GetStatistics,
     Log,
+    Outcomes,
     Ready,
     SetPaths,
     Start,
@@ -106,7 +108,8 @@ class WorkerProcess:
                     log.log(message.level, message.text)
                 else:
                     assert isinstance(
-                        message, Applied | Ended | Failed | FlowPage | Ready | WorkerStatistics
+                        message,
+                        Applied | Ended | Failed | FlowPage | Outcomes | Ready | WorkerStatistics,
                     )
                     self._answers.put_nowait(message)
         except EOFError:
@@ -177,6 +180,19 @@ class Workers:
         """All do as they are told when this returns; HostError if one can't."""
         for worker in self._processes:
             await worker.ask(message)
+
+    async def outcomes(self) -> list[dict[str, tuple[int, ...]]]:
+        """How flows ended at their beginning, of each worker (see `Balancer.outcomes`); a dead
+        one's are left out."""
+        found = []
+        for worker in list(self._processes):
+            try:
+                answer = await worker.ask(GetOutcomes())
+            except HostError:
+                continue
+            assert isinstance(answer, Outcomes)
+            found.append(answer.by_service)
+        return found
 
     async def statistics(self) -> list[WorkerStatistics]:
         """The counts of each worker; a dead one's are left out."""

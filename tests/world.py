@@ -129,7 +129,7 @@ class World:
         self.now = 1000.0
         self.received = 0
         self._orphans: set[tuple[object, ...]] = set()
-        self._services: tuple[Service, ...] = ()
+        self.services: tuple[Service, ...] = ()
         self.apply(*services)
 
     # The balancer's doors
@@ -171,7 +171,7 @@ class World:
         for view in self.flows():
             if (view.service, view.backend) not in kept:
                 self._orphans.add(self._identity(view))
-        self._services = services
+        self.services = services
         self.balancer.apply(services)
         self.check()
 
@@ -201,7 +201,7 @@ class World:
         assert statistics.flows == len(flows) <= statistics.capacity
         # Each direction of each flow is told from all others; with one-packet scheduling there
         # is no forward direction to tell.
-        one_packet = {one.name for one in self._services if one.one_packet}
+        one_packet = {one.name for one in self.services if one.one_packet}
         forward = Counter(
             (view.protocol, view.client, view.vip)
             for view in flows
@@ -219,7 +219,7 @@ class World:
         )
         assert {(one.service, one.backend.endpoint): one.active for one in statistics.backends} == {
             (one.name, each.endpoint): load[one.name, each.endpoint]
-            for one in self._services
+            for one in self.services
             for each in one.backends
         }
 

@@ -1128,6 +1128,19 @@ class Balancer:
     def _is_open(self, flow: int) -> bool:
         return bool(self.flows.u8[flow * 128 + PROTOCOL])
 
+    def outcomes(self) -> dict[str, tuple[int, ...]]:
+        """By service, for each of its backends in order: the flows opened since it joined, and
+        those of them that it refused or left without an answer. Cheap, to be asked often."""
+        counters = self.counters
+        found: dict[str, tuple[int, ...]] = {}
+        for name, pool in self._pools.items():
+            counts: list[int] = []
+            for member in pool.members.values():
+                at = member.index * COUNTERS
+                counts += (counters[at + 4], counters[at + 6] + counters[at + 8])
+            found[name] = tuple(counts)
+        return found
+
     def statistics(self) -> Statistics:
         """A snapshot of all counts."""
         reasons = {reason: self.reasons[int(reason)] for reason in Reason}

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from select import select
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from netns import Lab
-from netns.lab import VIP
+from netns.lab import VIP, VIP6
 from netns.servers import HttpServer
 from tests.netns.command import Featherlb, run
 from tests.netns.conftest import ONE_DRIVER, Up
@@ -271,3 +271,37 @@ def test_a_backend_that_flaps_stays_down_longer(
         assert told(running, f"{ONE} is down: exit code 1")
         assert told(running, f"{ONE} is up", 0)
         assert answering(lab) == {"backend2"}
+
+
+@pytest.mark.parametrize("kind", ["tcp", "http", "udp"])
+def test_checks_over_ipv6(lab: Lab, featherlb: Up, tmp_path: Path, kind: str) -> None:
+    """Good results first, bad ones when the server is gone, good ones when it is back."""
+    node = lab.backends[0]
+    place = f"[{node.address6}]:8080"
+    protocol = "udp" if kind == "udp" else "tcp"
+    path = tmp_path / "lb.yaml"
+    path.write_text(
+        f"services: [{{name: web, vip: '[{VIP6}]:80', protocol: {protocol}, backends: ['{place}'],"
+        f" health: {{type: {kind}, {FAST}, initial: down}}}}]\n"
+    )
+
+    def server() -> AbstractContextManager[object]:
+        if kind == "udp":
+            return open_socket(node, (node.address6, 8080))
+        return HttpServer(node, "::")
+
+    with featherlb(lab, "--config", str(path)) as running:
+        with server():
+            wait_for(lambda: told(running, f"{place} is up"), "the first good result")
+            if kind != "udp":
+                wait_for(lambda: asks6(lab), "an answer")
+        wait_for(lambda: told(running, f"{place} is down: connection refused"), "its fall")
+        with server():
+            wait_for(lambda: told(running, f"{place} is up", 2), "its return")
+
+
+def asks6(lab: Lab) -> bool:
+    try:
+        return ask(lab.client, VIP6).backend == "backend1"
+    except ConnectionRefusedError:
+        return False

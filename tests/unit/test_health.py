@@ -146,6 +146,11 @@ def watched(*backends: str, more: str = PASSIVE) -> Config:
     )
 
 
+def observe(checks: HealthChecks, world: World) -> None:
+    """Let the checks see what has happened in a world of one worker."""
+    checks.observe(world.services, [world.balancer.outcomes()])
+
+
 def failing(world: World, place: str, count: int) -> None:
     """Clients' connections, of which those to one backend are refused."""
     for number in range(count):
@@ -162,10 +167,10 @@ def test_a_backend_is_ejected_for_what_it_does_to_connections() -> None:
         follow(checks, config)
         world = World(*services(config))
         with events.listen() as heard:
-            checks.observe([world.statistics()])
+            observe(checks, world)
             failing(world, ONE, 6)
             assert not checks.changed.is_set()
-            checks.observe([world.statistics()])
+            observe(checks, world)
             message = await hear(heard, "backend-ejected")
             assert message == f"web: {ONE} is ejected for 3600 s: 3 of 3 connections failed"
             assert checks.changed.is_set()
@@ -177,7 +182,7 @@ def test_a_backend_is_ejected_for_what_it_does_to_connections() -> None:
             assert checks.take_fallen() == [("web", endpoint)]
             # Both must not be ejected at a time.
             failing(world, TWO, 20)
-            checks.observe([world.statistics()])
+            observe(checks, world)
             assert weights(checks, config) == [0, 1]
             counts = {str(backend): count for _, backend, count in checks.ejections()}
             assert counts == {ONE: 1, TWO: 0}
@@ -197,13 +202,13 @@ def test_an_ejection_ends_with_its_time() -> None:
         follow(checks, config)
         world = World(*services(config))
         with events.listen() as heard:
-            checks.observe([world.statistics()])
+            observe(checks, world)
             failing(world, ONE, 2)
-            checks.observe([world.statistics()])
+            observe(checks, world)
             await hear(heard, "backend-ejected")
 
             def back() -> bool:
-                checks.observe([world.statistics()])
+                observe(checks, world)
                 return weights(checks, config) == [1, 1]
 
             await until(back)
@@ -223,13 +228,13 @@ def test_where_there_are_checks_they_end_an_ejection() -> None:
             config = watched(place, more=health + rules)
             follow(checks, config)
             world = World(*services(config))
-            checks.observe([world.statistics()])
+            observe(checks, world)
             failing(world, place, 1)
-            checks.observe([world.statistics()])
+            observe(checks, world)
             message = await hear(heard, "backend-ejected")
             assert "is ejected until its checks are good" in message
             assert weights(checks, config) == [0]
-            checks.observe([world.statistics()])
+            observe(checks, world)
             assert weights(checks, config) == [0]
             await hear(heard, "backend-up")
             assert weights(checks, config) == [1]
@@ -258,12 +263,12 @@ def test_who_joins_or_comes_back_starts_slowly_and_nobody_else() -> None:
         assert joined is not None
         assert joined.duration == 3600
         world = World(*services(more))
-        checks.observe([world.statistics()])
+        observe(checks, world)
         failing(world, ONE, 3)
-        checks.observe([world.statistics()])
+        observe(checks, world)
 
         def back() -> bool:
-            checks.observe([world.statistics()])
+            observe(checks, world)
             return weights(checks, more) == [1, 1, 1]
 
         await until(back)
@@ -292,10 +297,10 @@ def test_in_panic_all_are_used_and_it_is_told_once() -> None:
         config, calm = watched(ONE, TWO, more=panic), watched(ONE, TWO, more=rules)
         follow(checks, config)
         world = World(*services(config))
-        checks.observe([world.statistics()])
+        observe(checks, world)
         failing(world, ONE, 2)
         with events.listen() as heard:
-            checks.observe([world.statistics()])
+            observe(checks, world)
             await hear(heard, "backend-ejected")
             assert weights(checks, config) == [1, 1]
             for _ in range(2):

@@ -32,8 +32,12 @@ class LeastConnections(Scheduler):
             if member.active < least:
                 best = index
                 least = member.active
-        # To the end of the queue: of equals, who was picked last waits longest. Without this
-        # the first of an idle pool would get every short connection.
-        picked = members.pop(best)
-        members.append(picked)
+        return self._take(best)
+
+    def _take(self, index: int) -> Member:
+        """The member at this place. It goes to the end of the queue: of equals, who was picked
+        last waits longest. Without this the first of an idle pool would get every short
+        connection."""
+        picked = self._members.pop(index)
+        self._members.append(picked)
         return picked

@@ -4,22 +4,15 @@ Picks the smallest (active + 1) / weight, the load that the member would have wi
 so an idle pool fills from its strongest member. Compared crosswise, without division.
 """
 
-from collections.abc import Sequence
-
-from featherlb.core.scheduler.base import Member, NewFlow, Scheduler
+from featherlb.core.scheduler.base import Member, NewFlow
+from featherlb.core.scheduler.least_connections import LeastConnections
 from featherlb.core.scheduler.registry import register
 
 
 @register
-class WeightedLeastConnections(Scheduler):
+class WeightedLeastConnections(LeastConnections):
     name = "weighted-least-connections"
     aliases = ("wlc", "weighted-leastconn", "weighted-least-conn")
-
-    def __init__(self, *, seed: int, key: bytes) -> None:
-        self._members: list[Member] = []
-
-    def update(self, members: Sequence[Member]) -> None:
-        self._members = [member for member in members if member.weight > 0]
 
     def pick(self, flow: NewFlow) -> Member | None:
         members = self._members
@@ -33,7 +26,4 @@ class WeightedLeastConnections(Scheduler):
                 best = index
                 load = member.active + 1
                 capacity = member.weight
-        # Of equals, who was picked last waits longest (as in least_connections).
-        picked = members.pop(best)
-        members.append(picked)
-        return picked
+        return self._take(best)
