@@ -7,6 +7,7 @@ import signal
 import subprocess
 
 import pytest
+from hypothesis import settings
 
 PROGRAMS = ("ip", "unshare", "iptables", "ip6tables", "iptables-legacy", "ss", "nginx")
 
@@ -14,6 +15,10 @@ PROGRAMS = ("ip", "unshare", "iptables", "ip6tables", "iptables-legacy", "ss", "
 # A shell that starts the tests in the background has SIGINT ignored, and every program that a test
 # starts would inherit that; some tests interrupt theirs as a terminal would.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How long an example takes says more of the machine than of the code.
+settings.register_profile("featherlb", deadline=None)
+settings.load_profile("featherlb")
 
 
 @functools.cache

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from featherlb import config
@@ -56,10 +56,8 @@ def check_promise(text: str) -> None:
 
 
 # The machine may be busy, and PyYAML is slow on deep nesting.
-unhurried = settings(deadline=None)
 
 
-@unhurried
 @given(st.text())
 @example("[" * 2000)
 @example('a: "\\UFFFFFFFF"')
@@ -71,13 +69,11 @@ def test_no_text_raises_anything_but_config_error(text: str) -> None:
     check_promise(text)
 
 
-@unhurried
 @given(st.lists(st.sampled_from(WORDS + PUNCTUATION), max_size=40))
 def test_nor_does_any_mixture_of_the_words_of_the_format(words: list[str]) -> None:
     check_promise("".join(words))
 
 
-@unhurried
 @given(documents)
 def test_nor_does_any_structure(document: object) -> None:
     # A Python literal of these types is YAML in flow style, but for None and the booleans.
@@ -85,7 +81,6 @@ def test_nor_does_any_structure(document: object) -> None:
     check_promise(text)
 
 
-@unhurried
 @given(st.fixed_dictionaries({"services": st.lists(st.dictionaries(keys, documents), max_size=3)}))
 def test_nor_does_anything_that_resembles_services(document: object) -> None:
     check_promise(repr(document).replace("None", "null"))

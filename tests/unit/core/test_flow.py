@@ -160,9 +160,7 @@ class FlowTableMachine(RuleBasedStateMachine):
         assert self.table.last_record() == self.most  # freed records are used first
 
 
-FlowTableMachine.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=60, deadline=None
-)
+FlowTableMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=60)
 TestFlowTableMachine = FlowTableMachine.TestCase
 
 
