@@ -55,9 +55,6 @@ def check_promise(text: str) -> None:
     assert lines == sorted(lines)
 
 
-# The machine may be busy, and PyYAML is slow on deep nesting.
-
-
 @given(st.text())
 @example("[" * 2000)
 @example('a: "\\UFFFFFFFF"')
