@@ -43,6 +43,10 @@ class Record:
     """The orders of those instances."""
     changes: tuple[dict[str, Any], ...]
     """As `featherlb.host.changes` encodes them, in the order they were made."""
+    raw: tuple[str, ...] = ()
+    """Backends whose replies in `dnat` mode the kernel doesn't get (the datapath raw)."""
+    queued: tuple[str, ...] = ()
+    """Those whose replies in `dnat` mode it has to get."""
 
     @property
     def alive(self) -> bool:
@@ -119,7 +123,8 @@ def _decode(text: str) -> Record:
     data = json.loads(text)
     vips = tuple((vip[0], vip[1], vip[2], vip[3]) for vip in data.pop("vips"))
     lists: dict[str, Any] = {
-        name: tuple(data.pop(name)) for name in ("sources", "earlier", "changes")
+        name: tuple(data.pop(name, ()))
+        for name in ("sources", "earlier", "changes", "raw", "queued")
     }
     return Record(vips=vips, **lists, **data)
 

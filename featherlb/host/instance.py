@@ -186,6 +186,8 @@ class Host:
                     for protocol, vip in self._plan.vips
                 ),
                 sources=tuple(sorted(self._plan.sources)),
+                raw=tuple(sorted(self._plan.raw)),
+                queued=tuple(sorted(self._plan.queued)),
                 order=self._plan.order,
                 earlier=self._plan.earlier,
                 changes=tuple(map(encode, self._changes)),

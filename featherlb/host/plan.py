@@ -114,6 +114,9 @@ class HostPlan:
     """VIPs to assign, each with the interface that gets it."""
     sources: frozenset[str]
     """See `source_entries`."""
+    raw: frozenset[str]
+    queued: frozenset[str]
+    """See `kept_entries`."""
     order: int
     earlier: tuple[int, ...]
     """See `Facts`."""
@@ -176,6 +179,8 @@ def build(services: Sequence[Service], options: Options, facts: Facts) -> HostPl
         },
         addresses=tuple(_assignments(vips, facts)) if options.assign else (),
         sources=source_entries(services),
+        raw=kept_entries(raw),
+        queued=kept_entries(rest),
         order=facts.order,
         earlier=facts.earlier,
     )
@@ -192,6 +197,19 @@ def source_entries(services: Iterable[Service]) -> frozenset[str]:
         if service.nat is NatMode.FULL
         for backend in service.backends
         for source in backend.sources
+    )
+
+
+def kept_entries(services: Iterable[Service]) -> frozenset[str]:
+    """Each backend that sees the client's address (`dnat`), as text.
+
+    Instances may share it, but one can't drop its replies as copies that another has to get.
+    """
+    return frozenset(
+        str(ipset.Entry(backend.endpoint, service.protocol))
+        for service in services
+        if service.nat is NatMode.DNAT
+        for backend in service.backends
     )
 
 

@@ -14,7 +14,7 @@ from featherlb.drivers import journal, neighbours, network, sockets, sysctl
 from featherlb.errors import HostError
 from featherlb.host.datapaths import obstacle
 from featherlb.host.kernel import check_kernel
-from featherlb.host.plan import Facts, Options, source_entries, subnet_interface
+from featherlb.host.plan import Facts, Options, kept_entries, source_entries, subnet_interface
 from featherlb.host.survey import require_privileges
 from featherlb.model import Address, Backend, Datapath, NatMode, Protocol, Service, Vip
 
@@ -107,6 +107,8 @@ def _check_services(services: Sequence[Service]) -> None:
 
 def _check_others(services: Sequence[Service], others: Sequence[journal.Record]) -> None:
     sources = source_entries(services)
+    raw = kept_entries([one for one in services if one.datapath is Datapath.RAW])
+    queued = kept_entries([one for one in services if one.datapath is not Datapath.RAW])
     for record in others:
         theirs = [
             (protocol, Vip(ip_address(address), first, last))
@@ -118,6 +120,12 @@ def _check_others(services: Sequence[Service], others: Sequence[journal.Record])
                     f"VIP {vip}/{protocol} is already served by the featherlb with pid"
                     f" {record.pid}; stop that one first"
                 )
+        if opposed := raw.intersection(record.queued) | queued.intersection(record.raw):
+            raise HostError(
+                f"the featherlb with pid {record.pid} has the backend {min(opposed)} as well, and"
+                " only one of the two has it with the datapath raw, which keeps the backend's"
+                " replies from the other; give both the same datapath, or one the NAT mode full"
+            )
         if common := sources.intersection(record.sources):
             raise HostError(
                 f"the featherlb with pid {record.pid} sends to the same backend from the same"

@@ -173,6 +173,20 @@ services:
                 assert ask(node, VIP, port).backend == "backend1"
 
 
+def test_a_backend_of_two_instances(lab: Lab, featherlb: Up) -> None:
+    """With one datapath they share it; with two, the second is refused, whichever it is."""
+    options = ("--vip", "10.0.0.11:80", *RAW[4:])
+    for first, second in ((RAW[2:4], ()), ((), RAW[2:4])):
+        with featherlb(lab, *RAW[:2], *first, *RAW[4:]):
+            refused = run(lab.balancer, "up", *options, *second)
+            assert (refused.returncode, refused.stdout) == (1, "")
+            assert "has the backend 10.0.1.2,tcp:8080 as well" in refused.stderr
+            with featherlb(lab, *options, *first):
+                for address in (VIP, "10.0.0.11", VIP):
+                    for node in (lab.client, lab.balancer):
+                        assert ask(node, address).backend == "backend1"
+
+
 @NAT_MODES
 def test_connections_stay_when_the_datapath_changes(
     lab: Lab, featherlb: Up, tmp_path: Path, nat: str

@@ -24,6 +24,8 @@ RECORD = Record(
     sources=("10.0.1.2,tcp:80,10.0.1.1",),
     order=2,
     earlier=(0, 1),
+    raw=("10.0.1.2,tcp:80",),
+    queued=("10.0.1.3,tcp:80",),
     changes=({"kind": "Sets", "instance": 3},),
 )
 
