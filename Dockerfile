@@ -1,6 +1,4 @@
-# featherlb with its packet path compiled. On a host's own network:
-#   docker run --network host --cap-drop ALL --cap-add NET_ADMIN --cap-add NET_RAW \
-#       -v /etc/featherlb:/etc/featherlb:ro featherlb
+# featherlb with its packet path compiled; docs/e2e.md tells how to run it.
 FROM debian:bookworm-slim AS build
 RUN apt-get update && apt-get install -y --no-install-recommends \
         ca-certificates gcc libc6-dev libnetfilter-queue-dev python3-dev python3-venv \
@@ -19,7 +17,8 @@ COPY netns ./netns
 COPY featherlb ./featherlb
 RUN /opt/featherlb/bin/pip install --quiet --no-deps . \
     && cd / && /opt/featherlb/bin/featherlb --version | grep compiled \
-    && /opt/featherlb/bin/pip uninstall --quiet --yes setuptools pip
+    && /opt/featherlb/bin/pip uninstall --quiet --yes setuptools pip \
+    && find /opt/featherlb -name '*.so' -exec strip --strip-unneeded {} +
 
 FROM debian:bookworm-slim
 RUN apt-get update && apt-get install -y --no-install-recommends \

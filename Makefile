@@ -5,7 +5,7 @@ PYTHON = $(VENV)/bin/python
 PARALLEL = -n auto --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit netns-test check fmt e2e bench bench-core lab-up lab-down clean
+.PHONY: help setup demo test unit netns-test check fmt e2e e2e-day bench bench-core lab-up lab-down clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -39,6 +39,10 @@ fmt: setup ## format the code
 e2e: ## every scheduler under load in Docker containers; ARGS="--seconds 2", ARGS=--help
 	@scripts/setup.sh $(VENV) bench
 	$(PYTHON) -m scripts.e2e $(ARGS)
+
+e2e-day: ## restarts, a crash, an addition and a reload in Docker containers under load
+	@scripts/setup.sh $(VENV)
+	$(PYTHON) -m scripts.e2e.day $(ARGS)
 
 bench: ## compare featherlb with HAProxy, nginx and the kernel; QUICK=1: two minutes
 	@scripts/setup.sh $(VENV) bench

@@ -36,13 +36,18 @@ for image in $(sed -n 's/^FROM \([^ ]*\).*/\1/p' "$@" | sort -u); do
         install -D -m 644 /etc/ssl/certs/ca-certificates.crt \
             "$root/system/usr/local/share/ca-certificates/host.crt"
     fi
-    # As the official image: without manuals and translations.
+    # As the official image: without manuals and translations, and apt keeps no packages.
     cat >"$root/system/etc/dpkg/dpkg.cfg.d/slim" <<SLIM
 path-exclude /usr/share/doc/*
 path-include /usr/share/doc/*/copyright
 path-exclude /usr/share/locale/*
 path-exclude /usr/share/man/*
 SLIM
+    cat >"$root/system/etc/apt/apt.conf.d/clean" <<'CLEAN'
+DPkg::Post-Invoke { "rm -f /var/cache/apt/archives/*.deb"; };
+Dir::Cache::pkgcache "";
+Dir::Cache::srcpkgcache "";
+CLEAN
     rm -rf "$root/system/usr/share/locale" "$root/system/usr/share/man" \
         "$root/system/var/cache/apt" "$root/system/var/lib/apt/lists"
     find "$root/system/usr/share/doc" -type f ! -name copyright -delete

@@ -6,8 +6,6 @@
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict
-from datetime import datetime
 from typing import Any
 
 import click
@@ -15,11 +13,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from featherlb.core import scheduler as schedulers
-from scripts.bench.facts import gather
-from scripts.e2e import engine, report
+from scripts.e2e import engine, record, report
 from scripts.e2e.engine import EngineError
 from scripts.e2e.run import Result, run
-from scripts.e2e.settings import RUNS, TOP, Settings
+from scripts.e2e.settings import TOP, Settings
 
 DEFAULT = Settings()
 
@@ -118,6 +115,8 @@ def _run(settings: Settings, console: Console, no_build: bool) -> list[Result]:
 
         for result in run(settings, tick):
             results.append(result)
+            if not console.is_terminal:
+                console.print(f"{result.nat}, {result.scheduler}: {result.rate:,.0f} requests/s")
             for fault in result.faults:
                 console.print(f"[red]{result.nat}, {result.scheduler}: {fault}")
     return results
@@ -125,17 +124,14 @@ def _run(settings: Settings, console: Console, no_build: bool) -> list[Result]:
 
 def _write(results: list[Result], settings: Settings, console: Console) -> int:
     """Write the record and show it; how many runs failed."""
-    facts = gather(["python -m scripts.e2e", *sys.argv[1:]])
-    facts |= {"versions": engine.versions(), "settings": asdict(settings)}
-    RUNS.mkdir(parents=True, exist_ok=True)
-    path = RUNS / datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
     drawn = report.table(results)
-    with path.with_suffix(".log").open("w") as log:
-        log.writelines(f"{key}: {value}\n" for key, value in facts.items())
-        log.write("\n")
-        log.writelines(map(report.describe, results))
-        Console(file=log, width=160).print(drawn)
-    path.with_suffix(".json").write_text(report.document(results, facts))
+    path = record.write(
+        "",
+        record.facts("scripts.e2e", settings),
+        "".join(map(report.describe, results)),
+        drawn,
+        report.document(results),
+    )
     console.print(drawn)
     files = ".log, .json"
     try:

@@ -1,9 +1,11 @@
-"""Reads nginx's access log, in the format of docker/backend/nginx.conf. Standard library only."""
+"""Reads nginx's access log, in the format of docker/backend/nginx.conf. Imports engine."""
 
+import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from scripts.e2e.engine import Container
+from scripts.e2e.engine import Container, docker
 
 PATH = "/var/log/nginx/access.log"
 
@@ -38,9 +40,12 @@ def parse(text: str) -> AccessLog:
     return log
 
 
-def read(backend: Container) -> AccessLog:
-    """What the backend has answered since the last `empty`."""
-    return parse(backend.exec("cat", PATH))
+def text(backend: Container) -> str:
+    """The whole log of a backend, be it running or dead."""
+    with tempfile.TemporaryDirectory() as directory:
+        copy = Path(directory, "access.log")
+        docker("cp", f"{backend.id}:{PATH}", str(copy))
+        return copy.read_text()
 
 
 def empty(backend: Container) -> None:

@@ -3,11 +3,13 @@
 Imports the standard library only. EngineError, with the command's own last words, where one fails.
 """
 
+import fcntl
 import functools
 import json
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+LOCK = Path(tempfile.gettempdir(), "featherlb-e2e.lock")
 TIMEOUT = 60
 """Seconds that a container may take to do what it is waited for."""
 
@@ -139,12 +142,17 @@ class Project:
 
     @contextmanager
     def up(self, *arguments: str) -> Iterator[None]:
-        """Its containers run while the block does, and are removed with their networks after."""
-        try:
-            self.compose("up", "--detach", "--no-build", *arguments)
-            yield
-        finally:
-            self.compose("down", "--timeout", "3", "--volumes", "--remove-orphans")
+        """Its containers run while the block does, and are removed with their networks after.
+
+        One project at a time on a machine, for they have the same addresses: others wait.
+        """
+        with LOCK.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                self.compose("up", "--detach", "--no-build", *arguments)
+                yield
+            finally:
+                self.compose("down", "--timeout", "3", "--volumes", "--remove-orphans")
 
 
 def build(top: Path) -> None:

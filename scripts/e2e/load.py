@@ -10,6 +10,7 @@ from scripts.e2e.settings import VIP, Settings
 
 PERCENTILES = ("p50", "p75", "p90", "p99", "p999", "max")
 ERRORS = ("connect", "read", "write", "status", "timeout")
+PID_FILE = "/tmp/wrk.pid"
 GRACE = 30
 """Seconds that wrk may take beyond its time before it counts as hung."""
 
@@ -68,6 +69,9 @@ def start(
     """Start wrk in each client; each calls itself by its number, from 1, in a header."""
     return [
         client.popen(
+            "sh",
+            "-c",
+            f'echo $$ >{PID_FILE}; exec wrk "$@"',
             "wrk",
             f"-t{settings.threads_each}",
             f"-c{settings.connections_each}",
@@ -79,6 +83,12 @@ def start(
         )
         for number, client in enumerate(clients, 1)
     ]
+
+
+def stop(clients: Sequence[Container]) -> None:
+    """End the load before its time; wrk prints its counts all the same."""
+    for client in clients:
+        client.exec("sh", "-c", f"kill -INT $(cat {PID_FILE})")
 
 
 def collect(running: "Sequence[subprocess.Popen[str]]") -> list[Load]:

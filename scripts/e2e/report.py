@@ -1,7 +1,6 @@
-"""Results as a table, as text and as JSON. The only module here that formats figures."""
+"""Results as a table, as text and as data for JSON."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -48,10 +47,11 @@ def describe(result: Result) -> str:
     return "\n".join(lines) + "\n\n"
 
 
-def document(results: Sequence[Result], facts: Mapping[str, Any]) -> str:
-    """All of it as JSON, but for what wrk printed."""
-    runs = [
-        {key: value for key, value in asdict(result).items() if key != "output"}
-        for result in results
-    ]
-    return json.dumps({"facts": facts, "runs": runs}, indent=1) + "\n"
+def document(results: Sequence[Result]) -> dict[str, Any]:
+    """All runs for JSON, but for what wrk printed."""
+    return {
+        "runs": [
+            {key: value for key, value in asdict(result).items() if key != "output"}
+            for result in results
+        ]
+    }

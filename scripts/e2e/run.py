@@ -118,7 +118,7 @@ def measure(
     for backend in site.backends:
         access.empty(backend)
     loads = load.run(site.clients, settings, tick)
-    logs = [access.read(backend) for backend in site.backends]
+    logs = [access.parse(access.text(backend)) for backend in site.backends]
     return Result(
         nat=site.nat,
         scheduler=scheduler,

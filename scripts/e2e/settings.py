@@ -10,6 +10,7 @@ RUNS = TOP / "tests" / "e2e" / "runs"
 COMPOSE_FILES = {"full": TOP / "docker-compose.yml", "dnat": TOP / "docker-compose.dnat.yml"}
 """By NAT mode: `full` has everything on one network, `dnat` two networks."""
 DAY_FILE = TOP / "docker-compose.day.yml"
+DAY_CONFIG = TOP / "docker" / "config" / "day" / "featherlb.yaml"
 VIP = "10.213.0.200"
 PORT = 8080
 """Where the backends listen."""
