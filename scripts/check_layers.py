@@ -25,6 +25,7 @@ INTERNAL = {
         "drivers.base",
         "drivers.nfnetlink",
         "drivers.mmsg",
+        "drivers.fragments",
         "drivers.socket_filter",
         "drivers.firewall",
     ),

@@ -9,8 +9,9 @@ from featherlb.core.hops cimport SLOT_MASK, SLOT_SHIFT, Hops
 from featherlb.core.icmp cimport (
     find_quoted, is_echo_request, is_error, is_icmp, is_intact, translate_error)
 from featherlb.core.mss cimport lower
-from featherlb.core.nat cimport translate
-from featherlb.core.packet cimport ACK, FIN, MAPPED, MASK32, OK, RST, SYN, TCP, UDP, UNSUPPORTED, Packet
+from featherlb.core.nat cimport translate, translate_addresses
+from featherlb.core.packet cimport (
+    ACK, FIN, FRAGMENT, MAPPED, MASK32, OK, RST, SYN, TCP, UDP, UNSUPPORTED, Packet)
 
 cdef Py_ssize_t EVENTS, COUNTERS
 cdef unsigned char[::1] NEXT_STATE, IS_ACTIVE, IS_REUSABLE
@@ -25,6 +26,7 @@ cdef int TRUNCATED_REASON, NOT_OURS, NO_BACKEND, POOL_FULL, NO_FLOW, NO_SOURCE_P
 cdef class Balancer:
     cdef readonly FlowTable flows
     cdef readonly Hops hops
+    cdef object fragments
     cdef readonly object buffer
     cdef readonly Packet packet, quoted
     cdef readonly object source_ports, ended
@@ -49,7 +51,7 @@ cdef class Balancer:
     @cython.locals(
         packet=Packet, flows=FlowTable, ticks=cython.uint, reason=cython.int, early=cython.bint,
         ref=cython.Py_ssize_t, flow=cython.Py_ssize_t, reply=cython.Py_ssize_t, late=cython.bint,
-        wire=cython.bint, at=cython.Py_ssize_t)
+        wire=cython.bint, first=cython.bint)
     cpdef int handle_packet(
         self, Py_ssize_t offset, Py_ssize_t length, int hook, int info, double now) except -1
     @cython.locals(ticks=cython.uint, flow=cython.Py_ssize_t, _=cython.int)
@@ -84,6 +86,14 @@ cdef class Balancer:
     cdef Py_ssize_t expire(
         self, unsigned long long high, unsigned long long low, unsigned int ticks) except -1
     cdef bint may_complain(self, unsigned int ticks) except -1
+    @cython.locals(flows=FlowTable, at=cython.Py_ssize_t)
+    cdef void count(self, Py_ssize_t flow, Py_ssize_t reply, Py_ssize_t length) noexcept
+    @cython.locals(
+        packet=Packet, flows=FlowTable, ref=cython.Py_ssize_t, flow=cython.Py_ssize_t,
+        reply=cython.Py_ssize_t, at=cython.Py_ssize_t)
+    cdef int handle_fragment(self, Py_ssize_t length, unsigned int ticks) except -1
+    @cython.locals(packet=Packet)
+    cdef tuple fragment_key(self)
     @cython.locals(hops=Hops, at=cython.Py_ssize_t)
     cdef bint route_error(self, Py_ssize_t flow, Py_ssize_t reply) except -1
     cdef int limit_segments(self, Py_ssize_t flow, int info) except -1

@@ -26,6 +26,7 @@ from featherlb.core.craft import (
 )
 from featherlb.core.ended import EndedConnections
 from featherlb.core.flow import FlowTable
+from featherlb.core.fragments import Fragments
 from featherlb.core.hops import Hops
 from featherlb.core.packet import Packet
 from featherlb.core.pool import Pool
@@ -89,8 +90,20 @@ if not cython.compiled:
         translate_error,
     )
     from featherlb.core.mss import lower
-    from featherlb.core.nat import translate
-    from featherlb.core.packet import ACK, FIN, MAPPED, MASK32, OK, RST, SYN, TCP, UDP, UNSUPPORTED
+    from featherlb.core.nat import translate, translate_addresses
+    from featherlb.core.packet import (
+        ACK,
+        FIN,
+        FRAGMENT,
+        MAPPED,
+        MASK32,
+        OK,
+        RST,
+        SYN,
+        TCP,
+        UDP,
+        UNSUPPORTED,
+    )
 
 MAX_CRAFTED = 512
 """Answers that wait to be sent; beyond them refusals are silent, so a flood costs no memory."""
@@ -251,6 +264,7 @@ class Balancer:
         are for `full` NAT. Until the time `adopt_until` of the clock of `handle_packet`,
         connections from before are recognised by their replies, too."""
         self.flows = FlowTable(capacity, secret)
+        self.fragments = Fragments()
         self.hops = Hops(capacity, MAX_MEMBERS)
         self.packet = Packet()
         self.quoted = Packet()
@@ -334,8 +348,13 @@ class Balancer:
 
         # 1. Parse: every length is checked, nothing else is trusted.
         reason = packet.parse(offset, length)
+        first = hook == WIRE and reason == FRAGMENT
+        if first:
+            reason = packet.parse_fragment(offset)
+            if reason == FRAGMENT:
+                return self.handle_fragment(length, ticks)
         if reason != OK:
-            if reason == UNSUPPORTED and is_icmp(packet):
+            if reason == UNSUPPORTED and is_icmp(packet) and not first:
                 return self.handle_icmp(hook, info)
             if reason == UNSUPPORTED and hook == WIRE:
                 return self.pass_on()
@@ -398,11 +417,9 @@ class Balancer:
         translate(packet, flows, flow, reply, info)
         if wire:
             packet.use_hop()
-        at = flows.u16[flow * 64 + MEMBER] * COUNTERS + 2 * reply
-        self.counters[at] += 1
-        self.counters[at + 1] += length
-        flows.u64[flow * 16 + BYTES + reply] += length
-        self.reasons[reply] += 1
+            if first:
+                self.fragments.remember(self.fragment_key(), flow << 1 | reply, ticks)
+        self.count(flow, reply, length)
         if packet.protocol == UDP and self.answered(flow, reply):
             self.close(flow)
         return REWRITTEN
@@ -740,13 +757,19 @@ class Balancer:
         if hops.gso_size:
             length = packet.payload - packet.ip + hops.gso_size
         mtu = hops.mtu[hop >> SLOT_SHIFT & SLOT_MASK]
-        if mtu and length > mtu and not packet.may_be_fragmented():
-            self.refusal = self.drop(TOO_BIG)
-            if self.may_complain(ticks):
-                self.crafted.append(too_big(packet, (flows.u64[at + 2], flows.u64[at + 3]), mtu))
-            return False
         hops.goes = hop
-        return True
+        if length <= mtu or not mtu:
+            return True
+        if packet.may_be_fragmented():
+            if not hops.gso_size:
+                return True  # whoever sends it cuts it
+            if packet.protocol == TCP:
+                hops.gso_size -= length - mtu
+                return True
+        self.refusal = self.drop(TOO_BIG)
+        if self.may_complain(ticks):
+            self.crafted.append(too_big(packet, (flows.u64[at + 2], flows.u64[at + 3]), mtu))
+        return False
 
     def expire(self, high: int, low: int, ticks: int) -> int:
         """Drop the parsed packet, whose hops are used up, and say so from this address."""
@@ -864,6 +887,56 @@ class Balancer:
         translate_error(packet, self.quoted, flows, flow, reply, own)
         self.reasons[ICMP_ERROR] += 1
         return REWRITTEN
+
+    def count(self, flow: int, reply: int, length: int) -> None:
+        """Count a translated packet."""
+        flows = self.flows
+        at = flows.u16[flow * 64 + MEMBER] * COUNTERS + 2 * reply
+        self.counters[at] += 1
+        self.counters[at + 1] += length
+        flows.u64[flow * 16 + BYTES + reply] += length
+        self.reasons[reply] += 1
+
+    def handle_fragment(self, length: int, ticks: int) -> int:
+        """Decide on the parsed fragment, which is not its packet's first: it goes where that one
+        went."""
+        packet = self.packet
+        flows = self.flows
+        ref = self.fragments.find(self.fragment_key(), ticks)
+        flow = ref >> 1
+        reply = ref & 1
+        at = flow * 16 + reply * 4
+        # The flow may have ended, and its record be another's.
+        if (
+            not ref
+            or flows.u8[flow * 128 + PROTOCOL] != packet.protocol
+            or flows.u64[at] != packet.src_high
+            or flows.u64[at + 1] != packet.src_low
+            or flows.u64[at + 2] != packet.dst_high
+            or flows.u64[at + 3] != packet.dst_low
+        ):
+            return self.drop(FRAGMENT)
+        if packet.hops_left() <= 1:  # no error about it (RFC 1122 section 3.2.2)
+            return self.drop(TTL_EXCEEDED)
+        if not self.route(flow, reply, length, ticks):
+            return self.refusal
+        flows.touch(flow, ticks)
+        translate_addresses(packet, flows, flow, reply)
+        packet.use_hop()
+        self.count(flow, reply, length)
+        return REWRITTEN
+
+    def fragment_key(self) -> tuple[int, int, int, int, int, int]:
+        """What all fragments of the parsed one's packet have in common."""
+        packet = self.packet
+        return (
+            packet.src_high,
+            packet.src_low,
+            packet.dst_high,
+            packet.dst_low,
+            packet.identification,
+            packet.protocol,
+        )
 
     def route_error(self, flow: int, reply: int) -> bool:
         """Find the next hop of the parsed error about a packet of the flow, as `route` does: about

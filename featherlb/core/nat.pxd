@@ -7,6 +7,10 @@ from featherlb.core.packet cimport TCP, Packet
 
 cdef int NOT_READY, GSO, COMPLETED_LATER
 
+@cython.locals(at=cython.Py_ssize_t, delta=cython.ulonglong)
+cpdef void translate_addresses(
+    Packet packet, FlowTable flows, Py_ssize_t flow, bint reply) noexcept
+
 @cython.locals(
     at=cython.Py_ssize_t, field=cython.Py_ssize_t, tcp=cython.bint, local=cython.int,
     address_delta=cython.ulonglong, delta=cython.ulonglong, check=cython.ulonglong,

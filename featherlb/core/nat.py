@@ -39,6 +39,21 @@ GSO = 2
 COMPLETED_LATER = 512
 
 
+def translate_addresses(packet: Packet, flows: FlowTable, flow: int, reply: int) -> None:
+    """Rewrite the parsed fragment of a packet of `flow`, which has no transport header."""
+    at = flow * 16
+    delta = flows.u16[flow * 64 + ADDRESS_DELTA]
+    if reply:
+        packet.write_source(flows.u64[at + 2], flows.u64[at + 3])
+        packet.write_destination(flows.u64[at], flows.u64[at + 1])
+        delta = negate(delta)
+    else:
+        packet.write_source(flows.u64[at + 6], flows.u64[at + 7])
+        packet.write_destination(flows.u64[at + 4], flows.u64[at + 5])
+    if packet.version == 4:
+        packet.write16(packet.ip + 10, update(packet.read16(packet.ip + 10), delta))
+
+
 def translate(packet: Packet, flows: FlowTable, flow: int, reply: int, info: int) -> None:
     """Rewrite the parsed packet of `flow` in place; `reply` is 1 for backend to client.
 

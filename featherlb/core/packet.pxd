@@ -12,7 +12,7 @@ cdef class Packet:
     cdef unsigned char[::1] data
     cdef readonly Py_ssize_t ip, transport, payload, end
     cdef readonly int version, protocol, flags
-    cdef readonly unsigned int ports, sequence, acknowledgement
+    cdef readonly unsigned int ports, sequence, acknowledgement, identification
     cdef readonly unsigned long long src_high, src_low, dst_high, dst_low
 
     cpdef void attach(self, buffer)
@@ -25,6 +25,9 @@ cdef class Packet:
     @cython.locals(at=cython.Py_ssize_t, following=cython.int, _=cython.int)
     cdef int skip_extensions(
         self, Py_ssize_t offset, Py_ssize_t end, bint first_fragment) noexcept
+    @cython.locals(
+        at=cython.Py_ssize_t, following=cython.int, end=cython.Py_ssize_t, later=cython.int)
+    cpdef int parse_fragment(self, Py_ssize_t offset) noexcept
     cdef int read_addresses(self, Py_ssize_t offset) noexcept
     @cython.locals(at=cython.Py_ssize_t, header=cython.Py_ssize_t, flags=cython.int)
     cdef int parse_tcp(self) noexcept

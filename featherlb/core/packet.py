@@ -48,7 +48,7 @@ class Packet:
 
     `ip` and `transport` are offsets of the headers in the buffer, `end` is the transport's end
     by the length in its header or else in the IP header. `ports` is source << 16 | destination.
-    `sequence`, `acknowledgement` and `flags` are of TCP.
+    `sequence`, `acknowledgement` and `flags` are of TCP, `identification` of fragments.
     """
 
     def attach(self, buffer: bytearray) -> None:
@@ -142,6 +142,54 @@ class Packet:
             return MALFORMED
         if not self.dst_high and self.dst_low >> 32 == MASK16:
             return MALFORMED
+        return OK
+
+    def parse_fragment(self, offset: int) -> int:
+        """Read the headers of a packet that `parse` has found to be a FRAGMENT.
+
+        OK if it is the first of its packet, with ports (its end is not the transport's then),
+        FRAGMENT if it is another one, or else the reason why not. All of a packet have the same
+        `identification`.
+        """
+        if self.data[offset] >> 4 == 4:
+            self.version = 4
+            self.protocol = self.data[offset + 9]
+            self.identification = self.read16(offset + 4)
+            self.src_high = 0
+            self.dst_high = 0
+            self.src_low = MAPPED | self.read32(offset + 12)
+            self.dst_low = MAPPED | self.read32(offset + 16)
+            self.transport = offset + (self.data[offset] & 15) * 4
+            self.end = offset + self.read16(offset + 2)
+            later = self.read16(offset + 6) & 0x1FFF
+        else:
+            at = offset + 40
+            following = self.data[offset + 6]
+            end = offset + 40 + self.read16(offset + 4)
+            while following != FRAGMENT_HEADER:  # `parse` has been here
+                following = self.data[at]
+                at += (self.data[at + 1] + 1) * 8
+            if at + 8 > end:
+                return MALFORMED
+            self.version = 6
+            self.protocol = self.data[at]
+            self.identification = self.read32(at + 4)
+            self.transport = at + 8
+            self.end = end
+            if self.read_addresses(offset) != OK:
+                return MALFORMED
+            later = self.read16(at + 2) & 0xFFF8
+        if self.protocol not in (TCP, UDP):
+            return UNSUPPORTED
+        if later:
+            return FRAGMENT
+        if self.protocol == TCP:
+            return self.parse_tcp()
+        if self.end - self.transport < 8:
+            return MALFORMED
+        self.ports = self.read32(self.transport)
+        self.payload = self.transport + 8
+        self.flags = 0
         return OK
 
     def parse_tcp(self) -> int:

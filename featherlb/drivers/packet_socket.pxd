@@ -12,7 +12,7 @@ cdef unsigned long long MAC
 
 cdef class PacketSocket:
     cdef readonly object link, socket
-    cdef readonly int slot, family, fd
+    cdef readonly int slot, family, fd, mtu
     cdef readonly unsigned long long came
     cdef readonly unsigned int source_high, source_low
     cdef readonly DatagramBatch out
@@ -27,6 +27,7 @@ cdef class PacketSockets:
     cdef readonly FrameBatch batch
     cdef unsigned char[::1] data
     cdef unsigned short[::1] u16
+    cdef long long[::1] packets, sizes
     cdef readonly Py_ssize_t received, unsent, unresolved
     cdef readonly object dropped
     cdef list by_slot
@@ -38,16 +39,17 @@ cdef class PacketSockets:
     cpdef Py_ssize_t process(self, int descriptor, Balancer handler, double now) except -1
     @cython.locals(batch=MessageBatch, _=cython.int, count=cython.int, slot=cython.int)
     cdef int process_socket(self, PacketSocket one, Balancer handler, double now) except -1
+    @cython.locals(data="unsigned char[::1]", at=cython.Py_ssize_t, size=cython.Py_ssize_t)
+    cdef void measure(self, PacketSocket one, int slot, Py_ssize_t received) noexcept
     @cython.locals(
-        data="unsigned char[::1]", ip=cython.Py_ssize_t, size=cython.Py_ssize_t, hops=Hops,
+        data="unsigned char[::1]", at=cython.Py_ssize_t, size=cython.Py_ssize_t, hops=Hops,
         info=cython.int, came=cython.ulonglong, i=cython.int)
-    cdef void handle(
-        self, PacketSocket one, Py_ssize_t at, Py_ssize_t length, Balancer handler,
-        double now) except *
+    cdef void handle(self, PacketSocket one, int slot, Balancer handler, double now) except *
     @cython.locals(data="unsigned char[::1]", out=PacketSocket)
     cdef void send(
         self, int family, Py_ssize_t at, Py_ssize_t size, unsigned long long hop,
         double now) except *
+    cdef void send_cut(self, PacketSocket out, Py_ssize_t at, Py_ssize_t size) except *
     @cython.locals(one=PacketSocket)
     cdef int flush(self) except -1
     cdef void hold(self, int family, Py_ssize_t at, Py_ssize_t size, double now) except *

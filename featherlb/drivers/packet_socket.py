@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 from featherlb.drivers.base import FrameCounters, FrameHandler
+from featherlb.drivers.fragments import cut, sum_up
 from featherlb.drivers.mmsg import DatagramBatch, MessageBatch
 from featherlb.drivers.socket_filter import Interest, build
 from featherlb.model import Address, Hook, Link, NextHop, PacketInfo, Paths, Verdict
@@ -86,6 +87,7 @@ class PacketSocket:
             self.socket.setsockopt(level, option, value)
         self.fd = self.socket.fileno()
         self.came = slot << SLOT_SHIFT
+        self.mtu = link.mtu
         self.source_high = int.from_bytes(link.address[:2], "big")
         self.source_low = int.from_bytes(link.address[2:], "big")
         self.out = DatagramBatch(self.socket, batch)
@@ -139,6 +141,8 @@ class PacketSockets:
         view = memoryview(self.batch.buffer)
         self.data = view
         self.u16 = view.cast("H")
+        self.packets = memoryview(array("q", range(HEADERS, SLOTS * SLOT_SIZE, SLOT_SIZE)))
+        self.sizes = memoryview(array("q", bytes(8 * SLOTS)))
         self.received = 0
         self.unsent = 0
         """Frames for which there was no link, or that the kernel refused on links gone by now."""
@@ -215,27 +219,35 @@ class PacketSockets:
         for _ in range(MAX_BATCHES):
             count = batch.receive()
             for slot in range(count):
-                self.handle(one, slot * SLOT_SIZE, batch.lengths[slot], handler, now)
+                self.measure(one, slot, batch.lengths[slot])
+            handler.expect_packets(self.packets, self.sizes, count)
+            for slot in range(count):
+                if self.sizes[slot]:
+                    self.handle(one, slot, handler, now)
             self.flush()
             if count < SLOTS:
                 break
 
-    def handle(
-        self, one: PacketSocket, at: int, length: int, handler: FrameHandler, now: float
-    ) -> None:
-        """Handle the frame at this offset of the buffer, and its header."""
+    def measure(self, one: PacketSocket, slot: int, received: int) -> None:
+        """Note how long the IP packet is in the frame of this slot; 0 if it is none."""
         data = self.data
+        at = slot * SLOT_SIZE + HEADERS
         self.received += 1
-        ip = at + HEADERS
-        if length < HEADERS + 20:
+        self.sizes[slot] = 0
+        if received < HEADERS + 20:
             return
         # Padding, which short frames have, does not go on.
         if one.family == 4:
-            size = data[ip + 2] << 8 | data[ip + 3]
+            size = data[at + 2] << 8 | data[at + 3]
         else:
-            size = 40 + (data[ip + 4] << 8 | data[ip + 5])
-        if size > length - HEADERS:
-            size = length - HEADERS
+            size = 40 + (data[at + 4] << 8 | data[at + 5])
+        self.sizes[slot] = min(size, received - HEADERS)
+
+    def handle(self, one: PacketSocket, slot: int, handler: FrameHandler, now: float) -> None:
+        """Handle the frame in this slot, and its header."""
+        data = self.data
+        at = slot * SLOT_SIZE
+        size = self.sizes[slot]
         came = data[at + 16]
         for i in range(17, 22):
             came = came << 8 | data[at + i]
@@ -246,8 +258,11 @@ class PacketSockets:
         if data[at + 1]:
             info |= GSO
             hops.gso_size = self.u16[(at + 4) >> 1]
-        if handler.handle_packet(ip, size, WIRE, info, now) == REWRITTEN:
-            self.send(one.family, at, size, hops.goes, now)
+        if handler.handle_packet(at + HEADERS, size, WIRE, info, now) != REWRITTEN:
+            return
+        if info & GSO:
+            self.u16[(at + 4) >> 1] = hops.gso_size
+        self.send(one.family, at, size, hops.goes, now)
 
     def send(self, family: int, at: int, size: int, hop: int, now: float) -> None:
         """Send the frame at this offset, whose IP packet has `size` bytes, to this next hop."""
@@ -271,7 +286,23 @@ class PacketSockets:
         data[at + 19] = out.source_low >> 16 & 0xFF
         data[at + 20] = out.source_low >> 8 & 0xFF
         data[at + 21] = out.source_low & 0xFF
+        if size > out.mtu and not data[at + 1]:
+            self.send_cut(out, at, size)
+            return
         out.out.add(at, HEADERS + size)
+
+    def send_cut(self, out: PacketSocket, at: int, size: int) -> None:
+        """Send the frame at this offset in pieces that its link takes."""
+        frame = bytearray(self.data[at : at + HEADERS + size])
+        if frame[0] & NEEDS_CHECKSUM:
+            start, field = struct.unpack_from("=HH", frame, 6)
+            sum_up(frame, VNET_HEADER + start, VNET_HEADER + start + field)
+        head = bytes(VNET_HEADER) + frame[VNET_HEADER:HEADERS]
+        for piece in cut(bytes(frame[HEADERS:]), out.mtu):
+            try:
+                out.socket.send(head + piece, socket.MSG_DONTWAIT)
+            except OSError:
+                self.unsent += 1
 
     def flush(self) -> None:
         """Send what waits in all sockets."""

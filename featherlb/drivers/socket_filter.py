@@ -23,7 +23,7 @@ WHOLE = 0x40000
 _LOAD, _LOAD_HALF, _LOAD_BYTE = 0x20, 0x28, 0x30
 _LOAD_HALF_X, _LOAD_BYTE_X = 0x48, 0x50
 _HEADER_TO_X = 0xB1  # X = 4 * (byte & 15)
-_A_TO_X = 0x07
+_VALUE_TO_X, _A_TO_X = 0x01, 0x07
 _JUMP, _IF_EQUAL, _IF_AT_LEAST, _IF_SET = 0x05, 0x15, 0x35, 0x45
 _ADD_X, _MULTIPLY, _MODULO, _SHIFT_RIGHT = 0x0C, 0x24, 0x94, 0x74
 _RETURN = 0x06
@@ -34,6 +34,7 @@ _PACKET_HOST = 0
 
 _ETHERNET = 14
 _ICMP = {4: 1, 6: 58}
+_FRAGMENT_HEADER = 44
 _ICMP_ERRORS = {4: (3, 11, 12), 6: (1, 2, 3, 4)}
 _GOLDEN = 0x9E3779B1
 """2**32 divided by the golden ratio: consecutive addresses and ports are spread evenly (Knuth,
@@ -189,7 +190,8 @@ def _destination(family: int) -> int:
 
 
 def _fragments_and_errors(program: Program, family: int) -> None:
-    """Every worker gets them: they don't say whose they are, or say it in depth."""
+    """Every worker gets them, but for first fragments: they don't say whose they are, or say it in
+    depth."""
     if family == 4:
         program.do(_LOAD_HALF, _ETHERNET + 6)
         program.go_if(_IF_SET, 0x1FFF, "all")
@@ -198,8 +200,15 @@ def _fragments_and_errors(program: Program, family: int) -> None:
         program.do(_HEADER_TO_X, _ETHERNET)
         program.do(_LOAD_BYTE_X, _ETHERNET)
     else:
+        # X is how much stands in front of the ports.
+        program.do(_VALUE_TO_X, 0)
         program.do(_LOAD_BYTE, _ETHERNET + 6)
-        program.go_if(_IF_EQUAL, 44, "all")
+        program.go_unless(_IF_EQUAL, _FRAGMENT_HEADER, "no fragment")
+        program.do(_LOAD_HALF, _ETHERNET + 42)
+        program.go_if(_IF_SET, 0xFFF8, "all")
+        program.do(_VALUE_TO_X, 8)
+        program.go("no error")
+        program.label("no fragment")
         program.go_unless(_IF_EQUAL, _ICMP[6], "no error")
         program.do(_LOAD_BYTE, _ETHERNET + 40)
     for kind in _ICMP_ERRORS[family]:
@@ -214,7 +223,7 @@ def _load_port(program: Program, family: int, offset: int) -> None:
         program.do(_HEADER_TO_X, _ETHERNET)
         program.do(_LOAD_HALF_X, _ETHERNET + offset)
     else:
-        program.do(_LOAD_HALF, _ETHERNET + 40 + offset)
+        program.do(_LOAD_HALF_X, _ETHERNET + 40 + offset)
 
 
 def _find(program: Program, family: int, at: int, numbers: Sequence[int], label: str) -> None:

@@ -5,8 +5,12 @@ from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
-from scapy.layers.inet import ICMP, IP
+from hypothesis import given
+from hypothesis import strategies as st
+from scapy.layers.inet import ICMP, IP, UDP, defragment, fragment
+from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment, defragment6, fragment6
 
+from featherlb.core.balancer import read_flows
 from featherlb.core.hops import Hops
 from featherlb.core.stats import Reason
 from featherlb.model import (
@@ -20,7 +24,17 @@ from featherlb.model import (
     Service,
     Verdict,
 )
-from tests.builders import ip, parse, pseudo_sum, readdressed, tcp, udp, with_checksum
+from tests.builders import (
+    ip,
+    parse,
+    pseudo_sum,
+    readdressed,
+    rebuilt,
+    split,
+    tcp,
+    udp,
+    with_checksum,
+)
 from tests.world import CLIENT, ONE, TWO, VIP, Outcome, World, endpoints, service
 
 WIRE = Hook.WIRE
@@ -367,3 +381,83 @@ def test_icmp_errors_go_where_their_flow_goes(nat: str, about_reply: int) -> Non
     assert world.goes == ((BACK.index, SERVER) if about_reply else (FRONT.index, HOST))
     assert world.handle(error, Hook.PREROUTING).reason is Reason.COPY
     assert world.handle(error, Hook.OUTPUT).reason is Reason.NOT_OURS
+
+
+# Fragments
+
+
+def fragments(packet: bytes, size: int) -> list[bytes]:
+    """The packet as its sender's host cuts it."""
+    layers = parse(packet)
+    if layers.version == 6:
+        header = IPv6(src=layers.src, dst=layers.dst) / IPv6ExtHdrFragment(id=7)
+        pieces = fragment6(header / layers.payload, size)
+    else:
+        pieces = fragment(layers, size)
+    return [bytes(type(layers)(bytes(piece))) for piece in pieces]
+
+
+@both_modes
+@both_families
+def test_fragments_follow_the_first(
+    nat: str, client: str, vip: str, server: str, source: str
+) -> None:
+    world = Wire(service(server, vips=vip, nat=nat, protocol=Protocol.UDP, sources=[source]))
+    data = bytes(range(250)) * 16
+    for _ in range(2):
+        arrived = []
+        for piece in fragments(udp(client, vip, data, header=ip(client, vip)), 1200):
+            outcome = world.frame(piece)
+            assert outcome.reason is Reason.FORWARD
+            assert world.goes == (BACK.index, SERVER)
+            arrived.append(parse(outcome.packet))
+        together = defragment6(arrived) if ":" in source else defragment(arrived)[0]
+        seen = bytes(together)
+        given = source if nat == "full" else split(client)[0]
+        assert (parse(seen).src, parse(seen).dst) == (given, split(server)[0])
+        datagram = parse(seen)[UDP]
+        assert bytes(datagram.payload) == data
+        assert bytes(parse(rebuilt(seen))[UDP]) == bytes(datagram)
+    replies = fragments(udp(server, f"[{given}]:{datagram.sport}", data), 1200)
+    reasons = {world.frame(piece, BACK, SERVER).reason for piece in replies}
+    assert reasons == {Reason.REPLY}
+
+
+def test_fragments_of_nobody_and_those_that_overtake_the_first() -> None:
+    world = Wire(service(ONE, protocol=Protocol.UDP))
+    first, *later = fragments(udp(CLIENT, VIP, bytes(4000), header=ip(CLIENT, VIP, id=9)), 1200)
+    assert {world.frame(piece).reason for piece in later} == {Reason.FRAGMENT}
+    assert world.frame(first).reason is Reason.FORWARD
+    assert world.frame(later[0]).reason is Reason.FORWARD
+    world.advance(6.0)
+    assert world.frame(later[1]).reason is Reason.FRAGMENT
+    other = udp(CLIENT, "192.0.2.10:81", bytes(4000), header=ip(CLIENT, VIP, id=8))
+    assert [world.frame(piece).reason for piece in fragments(other, 1200)[:2]] == [
+        Reason.NOT_OURS,
+        Reason.FRAGMENT,
+    ]
+
+
+def test_a_fragment_of_a_flow_that_has_ended() -> None:
+    world = Wire(service(ONE, protocol=Protocol.UDP))
+    first, later, *_ = fragments(udp(CLIENT, VIP, bytes(4000), header=ip(CLIENT, VIP, id=9)), 1200)
+    world.frame(first)
+    for record, key, _ in read_flows(world.balancer.copy_records(1, 9, world.now)):
+        world.balancer.end_flow(record, key, False, world.now)
+    assert world.frame(later).reason is Reason.FRAGMENT
+
+
+@given(
+    packet=st.binary(min_size=20, max_size=120).map(lambda b: bytes([0x45 | b[0] & 1]) + b[1:])
+    | st.binary(min_size=40, max_size=120).map(lambda b: b"\x60" + b[1:6] + b"\x2c" + b[7:]),
+    changes=st.lists(st.tuples(st.integers(0, 60), st.integers(0, 255)), max_size=3),
+)
+def test_no_fragment_raises(packet: bytes, changes: list[tuple[int, int]]) -> None:
+    changed = bytearray(packet)
+    for at, byte in changes:
+        if at < len(changed):
+            changed[at] = byte
+    HOSTILE.frame(bytes(changed))
+
+
+HOSTILE = Wire(service(ONE), service(ONE6, vips=VIP6, name="six", protocol=Protocol.UDP))
