@@ -10,10 +10,17 @@ import pytest
 from netns import Lab
 from tests.netns.command import Featherlb
 
-DRIVERS = ("netlink", "netfilterqueue")
-"""The queue drivers that the tests of the data path run with."""
-ONE_DRIVER = pytest.mark.parametrize("driver", DRIVERS[:1], indirect=True)
+DRIVERS = {
+    "netlink": ("--driver", "netlink"),
+    "netfilterqueue": ("--driver", "netfilterqueue"),
+    "raw": ("--datapath", "raw"),
+}
+"""What the tests of the data path run with: both queue drivers, and the other datapaths."""
+ONE_DRIVER = pytest.mark.parametrize("driver", ["netlink"], indirect=True)
 """For what the queue driver has no part in: `pytestmark = ONE_DRIVER`."""
+
+QUEUED = pytest.mark.parametrize("driver", ["netlink", "netfilterqueue"], indirect=True)
+"""For what only the datapath nfqueue can do."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -60,6 +67,6 @@ def featherlb(driver: str, tmp_path_factory: pytest.TempPathFactory) -> Up:
     directory = tmp_path_factory.mktemp("featherlb")
 
     def up(lab: Lab, *arguments: str) -> AbstractContextManager[Featherlb]:
-        return Featherlb(lab.balancer, ("up", "--driver", driver, *arguments), directory)
+        return Featherlb(lab.balancer, ("up", *DRIVERS[driver], *arguments), directory)
 
     return up

@@ -15,7 +15,7 @@ from netns import Lab, Node
 from netns.lab import VIP
 from netns.servers import HttpServer
 from tests.netns.command import PROGRAM, run
-from tests.netns.conftest import DRIVERS, Up
+from tests.netns.conftest import Up
 from tests.netns.traffic import ask
 
 BACKENDS = ("10.0.1.2:8080", "10.0.1.3:8080")
@@ -24,7 +24,7 @@ BACKENDS = ("10.0.1.2:8080", "10.0.1.3:8080")
 @pytest.fixture(scope="session")
 def driver() -> str:
     """The queue driver has no part in this."""
-    return DRIVERS[0]
+    return "netlink"
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from scapy.layers.inet6 import IPv6
 from netns import Lab, Node
 from netns.lab import VIP, VIP6
 from tests.netns.conftest import ONE_DRIVER, Up
+from tests.netns.traffic import let_forward
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 FAMILIES = pytest.mark.parametrize("family", [V4, V6], ids=["ipv4", "ipv6"])
@@ -22,7 +23,7 @@ NAT_MODES = pytest.mark.parametrize("nat", ["dnat", "full"])
 MAKERS = pytest.mark.parametrize("maker", ["balancer", "router"])
 """Whose kernel finds that a packet is too big."""
 SMALL = 1280
-SIZES = {"netlink": 100, "netfilterqueue": 10}
+SIZES = {"netlink": 100, "netfilterqueue": 10, "raw": 100}
 """What is transferred, in MiB: the second driver gets every segment on its own."""
 BLOCK = os.urandom(1 << 20)
 
@@ -87,15 +88,18 @@ def make_router(lab: Lab, router: Node, target: Node, family: int, *words: str) 
 def make_small(lab: Lab, target: Node, family: int, maker: str) -> None:
     """Let nothing longer than SMALL get to `target`.
 
-    The links themselves stay large, so both ends announce large segments and have to find out.
+    The ends' own links stay large, so both announce large segments and have to find out.
     """
-    words = ("mtu", "lock", str(SMALL))
     if maker == "router":
         router = lab.clients[1] if target is lab.client else lab.backends[1]
-        make_router(lab, router, target, family, *words)
+        make_router(lab, router, target, family, "mtu", "lock", str(SMALL))
+        if target is lab.client:
+            # There and back: frames go where the client's come from.
+            target.sysctl("net.ipv6.conf.eth0.accept_redirects", 0)
+            route(target, family, vip(family), "via", address(router, family))
     else:
         interface = "front" if target is lab.client else "back"
-        route(lab.balancer, family, address(target, family), "dev", interface, *words)
+        lab.balancer.run(["ip", "link", "set", interface, "mtu", str(SMALL)])
 
 
 def transfer(source: socket.socket, sink: socket.socket, count: int) -> None:
@@ -285,6 +289,7 @@ def test_featherlb_answers_ping_for_a_vip_of_no_host(lab: Lab, featherlb: Up, fa
     family = V6 if ":" in far else V4
     backend = endpoint(address(lab.backends[0], family), 8080)
     service = ("--vip", endpoint(far, 80), "--backend", backend, "--no-assign")
+    let_forward(lab.balancer)
     with featherlb(lab, *service):
         lab.client.run(["ping", "-c3", "-i0.2", "-W5", "-s1000", far])
         # Others' pings go on as they came.
@@ -298,6 +303,7 @@ def test_an_error_of_another_connection_passes_as_it_is(lab: Lab, featherlb: Up)
         / IP(src=lab.client.address, dst="198.51.100.1")
         / UDP(sport=1234, dport=5678)
     )
+    let_forward(lab.balancer)
     with (
         featherlb(lab, *options(lab, V4, "dnat")),
         IcmpSocket(lab.client, V4) as errors,
@@ -326,6 +332,7 @@ COMMIT
 COMMIT
 """
     lab.balancer.run(["iptables-restore", "--noflush"], input=rules)
+    let_forward(lab.balancer)
     with (
         featherlb(lab, *options(lab, V4, nat)),
         connected(lab.client, V4, (VIP, 80)) as client,

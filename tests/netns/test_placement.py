@@ -8,8 +8,8 @@ import pytest
 from netns import Lab
 from netns.lab import VIP, VIP6
 from netns.servers import HttpServer
-from tests.netns.conftest import Up
-from tests.netns.traffic import Answer, Session, ask
+from tests.netns.conftest import QUEUED, Up
+from tests.netns.traffic import Answer, Session, ask, let_forward
 
 FRONT, BACK = "10.0.0.1", "10.0.1.1"
 BACKEND = ("--backend", "10.0.1.2:8080")
@@ -58,6 +58,7 @@ def test_a_vip_that_is_routed_to_the_balancer_needs_no_address(
 def test_the_unspecified_address_is_every_address_of_the_host(
     lab: Lab, featherlb: Up, nat: str
 ) -> None:
+    let_forward(lab.balancer)
     with featherlb(lab, "--vip", "0.0.0.0:8000", "--nat", nat, *BACKEND):
         for address in (FRONT, BACK):
             with Session(lab.client, address, 8000) as session:
@@ -80,6 +81,7 @@ def test_a_client_on_the_balancers_host(lab: Lab, featherlb: Up, nat: str, vip: 
         assert ask(lab.client, vip).backend == "backend1"
 
 
+@QUEUED
 @NAT_MODES
 @pytest.mark.parametrize("address", [FRONT, BACK, "127.0.0.1"])
 @pytest.mark.parametrize("vip", [VIP, FRONT])
@@ -99,6 +101,7 @@ def test_a_backend_on_the_balancers_host(
         assert ask(lab.balancer, vip).backend == "lb"
 
 
+@QUEUED
 def test_local_and_remote_backends_share_a_pool(lab: Lab, featherlb: Up) -> None:
     with (
         HttpServer(lab.balancer, "127.0.0.1", 9000),

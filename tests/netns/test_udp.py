@@ -19,7 +19,7 @@ from netns.servers import DnsServer, Iperf3
 from tests.netns.command import Featherlb
 from tests.netns.conftest import ONE_DRIVER, Up
 from tests.netns.datagrams import Receivers, open_socket
-from tests.netns.traffic import wait_for
+from tests.netns.traffic import let_forward, wait_for
 from tests.netns.wire import Capture, send, with_right_checksums
 
 NAT_MODES = pytest.mark.parametrize("nat", ["dnat", "full"])
@@ -117,6 +117,7 @@ def test_iperf3_loses_nothing_on_the_way(lab: Lab, featherlb: Up, nat: str) -> N
         assert total["packets"] >= 390
         return int(total["lost_packets"])
 
+    let_forward(lab.balancer)
     with (
         Iperf3(lab.backends[0], port=5201),
         featherlb(lab, *options(nat, 5201, count=1), f"--vip={VIP}:53/tcp"),

@@ -12,7 +12,7 @@ from netns import Lab
 from netns.lab import VIP
 from netns.servers import HttpServer
 from tests.netns.conftest import Up
-from tests.netns.traffic import ask, ask_concurrently, wait_for
+from tests.netns.traffic import ask, ask_concurrently, let_forward, wait_for
 from tests.netns.wire import Capture, send, with_right_checksums
 
 STRANGER = "10.0.0.200"
@@ -171,6 +171,7 @@ def test_a_packet_whose_ttl_ends_here_comes_back_as_icmp(lab: Lab, featherlb: Up
 
 
 def test_other_ports_of_the_vip_and_other_hosts_are_left_alone(lab: Lab, featherlb: Up) -> None:
+    let_forward(lab.balancer)
     with featherlb(lab, "--vip", f"{VIP}:80", "--backend", "10.0.1.2:8080"):
         with pytest.raises(ConnectionRefusedError):
             lab.client.connect(VIP, 81)

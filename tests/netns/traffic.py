@@ -133,3 +133,9 @@ def pair(
     server.settimeout(10)
     with client, server:
         yield client, server
+
+
+def let_forward(node: Node) -> None:
+    """Let a node forward the packets of others."""
+    node.sysctl("net.ipv4.ip_forward", 1)
+    node.sysctl("net.ipv6.conf.all.forwarding", 1)

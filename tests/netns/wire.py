@@ -1,6 +1,7 @@
 """Single packets: sent as they are, and captured as they are, on a node's interface."""
 
 import socket
+import sys
 from types import TracebackType
 from typing import Self
 
@@ -8,9 +9,13 @@ from scapy.layers.inet import IP
 from scapy.packet import Packet
 
 from netns import Lab, Node
+from tests.builders import pseudo_sum
 
 ETH_P_IP = 0x0800
 ETH_P_ALL = 0x0003
+SOL_PACKET, PACKET_AUXDATA = 263, 8
+CHECKSUM_NOT_READY = 8
+"""TP_STATUS_CSUMNOTREADY (include/uapi/linux/if_packet.h)."""
 
 
 def send(lab: Lab, packets: list[bytes]) -> None:
@@ -24,7 +29,7 @@ def send(lab: Lab, packets: list[bytes]) -> None:
 
 
 class Capture:
-    """Everything that an interface receives and sends, from `__enter__` on."""
+    """Everything that an interface receives and sends, from `__enter__` on, as on a cable."""
 
     def __init__(self, node: Node, interface: str) -> None:
         self.node = node
@@ -37,6 +42,7 @@ class Capture:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
         self._socket.bind((self.interface, ETH_P_ALL))
         self._socket.setblocking(False)
+        self._socket.setsockopt(SOL_PACKET, PACKET_AUXDATA, 1)
         self._packets: list[Packet] = []
         return self
 
@@ -52,12 +58,22 @@ class Capture:
         """The IPv4 packets so far with this source or destination."""
         while True:
             try:
-                data, origin = self._socket.recvfrom(1 << 16)
+                data, ancillary, _, origin = self._socket.recvmsg(1 << 16, 64)
             except BlockingIOError:
                 break
             if origin[1] == ETH_P_IP:
-                self._packets.append(IP(data))
+                status = int.from_bytes(ancillary[0][2][:4], sys.byteorder)
+                self._packets.append(IP(completed(data) if status & CHECKSUM_NOT_READY else data))
         return [packet for packet in self._packets if address in (packet.src, packet.dst)]
+
+
+def completed(data: bytes) -> bytes:
+    """A packet whose transport checksum the kernel has left for the network card to compute, which
+    it does from the pseudo-header's sum in the field."""
+    packet = IP(data)
+    assert packet.payload.chksum == pseudo_sum(data)
+    del packet.payload.chksum
+    return bytes(packet)
 
 
 def with_right_checksums(packet: Packet) -> bytes:
