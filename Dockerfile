@@ -25,7 +25,7 @@ RUN apt-get update && apt-get install -y --no-install-recommends \
         iptables libnetfilter-queue1 python3 \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/featherlb /opt/featherlb
-ENV PATH=/opt/featherlb/bin:$PATH FEATHERLB_CONFIG=/etc/featherlb/featherlb.yaml
+ENV PATH=/opt/featherlb/bin:$PATH
 HEALTHCHECK --interval=10s --timeout=5s --start-period=5s CMD ["featherlb", "status"]
 ENTRYPOINT ["featherlb"]
 CMD ["up"]
