@@ -22,7 +22,16 @@ from featherlb.errors import ConfigError, FeatherlbError, HostError
 from featherlb.events import Events
 from featherlb.health import HealthChecks
 from featherlb.messages import Apply, SetPaths, Start
-from featherlb.model import Address, Backend, Endpoint, OnBackendDown, Paths, Protocol, Service
+from featherlb.model import (
+    Address,
+    Backend,
+    Datapath,
+    Endpoint,
+    OnBackendDown,
+    Paths,
+    Protocol,
+    Service,
+)
 from featherlb.names import Names
 from featherlb.paths import PathWatcher
 from featherlb.workers import FlowFilter, Workers
@@ -94,7 +103,8 @@ class Instance:
     async def start(self) -> None:
         """Balance. HostError and ConfigError if that's impossible; `stop` cleans up."""
         self.config = self.settings.load()
-        for line in await asyncio.to_thread(host.remove_leftovers):
+        # What flows need that the kernel carries stays until this instance provides it.
+        for line in await asyncio.to_thread(host.remove_leftovers, spare=True):
             log.warning("%s", line)
         config = self.config
         self._code = load_schedulers(config, {})
@@ -124,6 +134,8 @@ class Instance:
         await self.paths.follow(self.services)
         await self.workers.start(starts, self._greeting)
         await asyncio.to_thread(self._host.apply, plan)
+        for line in await asyncio.to_thread(host.remove_leftovers):
+            log.warning("%s", line)
         self._announce()
         self.health.follow(config, judgement)
         self._tasks = [
@@ -135,15 +147,50 @@ class Instance:
         ]
 
     async def stop(self) -> None:
-        """Undo everything. Rules go before the queues do, so nothing meets a dead end."""
+        """Undo everything, but for what flows need that the kernel carries. Rules go before the
+        queues do, so nothing meets a dead end."""
         for task in self._tasks:
             task.cancel()
         await self.health.stop()
         await self.paths.stop()
         async with self._turn:
-            for failure in await asyncio.to_thread(self._host.undo):
-                log.error("%s", failure)
+            if carried := await self._carried():
+                await asyncio.to_thread(self._rest, carried)
+            else:
+                for failure in await asyncio.to_thread(self._host.undo):
+                    log.error("%s", failure)
             self.workers.stop()
+
+    async def _carried(self) -> list[Service]:
+        """The services with open flows that the kernel carries."""
+        carried = [
+            service
+            for service in (*self.services, *self._leaving)
+            if service.datapath is Datapath.OFFLOAD
+        ]
+        if not carried:
+            return []
+        open_flows = {
+            backend.service
+            for statistics in await self.workers.statistics()
+            for backend in statistics.core.backends
+            if backend.active
+        }
+        return [service for service in carried if service.name in open_flows]
+
+    def _rest(self, services: Sequence[Service]) -> None:
+        facts = host.survey(services)
+        try:
+            self._host.rest(host.build(services, self.options, facts, resting=True))
+        except HostError as error:
+            log.error("the flows that the kernel carries can't go on: %s", error)
+            self._host.undo()
+            return
+        log.warning(
+            "the kernel goes on carrying open connections of %s: what they need stays on this host"
+            " until the next `featherlb up`, or `featherlb down`",
+            ", ".join(sorted({service.name for service in services})),
+        )
 
     # What operators do
 

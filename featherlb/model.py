@@ -99,6 +99,10 @@ class Verdict(IntEnum):
     REWRITTEN = 1
     """Let it go on with the buffer's new content."""
     DROP = 2
+    CARRY = 3
+    """Let it go on, untouched: conntrack translates it."""
+    ASK = 4
+    """Ask conntrack for the flow that the core names, tell the core, and ask again."""
 
 
 SOURCE_PORTS = range(1024, 32768)

@@ -19,6 +19,7 @@ from dataclasses import replace
 from featherlb import plugins
 from featherlb.core.balancer import Balancer, FlowView
 from featherlb.drivers.base import PacketQueue
+from featherlb.drivers.conntrack import Conntrack
 from featherlb.drivers.netfilterqueue import NetfilterQueueDriver
 from featherlb.drivers.netlink import NetlinkDriver
 from featherlb.drivers.packet_socket import PacketSockets
@@ -44,7 +45,15 @@ from featherlb.messages import (
     ToWorker,
     WorkerStatistics,
 )
-from featherlb.model import Backend, Driver, Paths, Service, connections_share, source_ports
+from featherlb.model import (
+    Backend,
+    Datapath,
+    Driver,
+    Paths,
+    Service,
+    connections_share,
+    source_ports,
+)
 
 TICK = 0.1
 """Seconds between two looks at the clock's business: expiry, and log lines."""
@@ -74,6 +83,8 @@ class Worker:
         self._interest = Interest(start.worker, start.workers)
         self._services: tuple[Service, ...] = ()
         self._paths = Paths()
+        self._start = start
+        self._conntrack: Conntrack | None = None
         self._poller = select.poll()
 
     def run(self) -> None:
@@ -93,14 +104,18 @@ class Worker:
                     told = True
                 elif descriptor == queue:
                     self._queue.process(balancer, now)
+                elif self._conntrack is not None and descriptor == self._conntrack.fileno():
+                    self._conntrack.process(balancer, now)
                 else:
                     frames.process(descriptor, balancer, now)
-            for packet in balancer.take_crafted():
-                self._sender.send(packet)
+            self._send()
             if overdue or now >= next_tick:
                 next_tick = now + TICK
                 overdue = balancer.handle_timer(now)
                 frames.expire(now)
+                if self._conntrack is not None:
+                    self._conntrack.flush(balancer)
+                    self._conntrack.sweep(balancer, now)
                 self._log_flows(now)
                 self._channel.flush()
             if told and not self._listen():
@@ -115,7 +130,26 @@ class Worker:
             return False
         return True
 
+    def _send(self) -> None:
+        """What the core wants to have sent."""
+        if self._conntrack is not None:
+            self._conntrack.flush(self._balancer)
+        for packet in (*self._balancer.take_resent(), *self._balancer.take_crafted()):
+            self._sender.send(packet)
+
+    def _carry(self) -> None:
+        """Have conntrack carry flows of offloaded services, and take over those that it does."""
+        if self._conntrack is None:
+            self._conntrack = Conntrack(self._balancer)
+            self._queue.carry_with(self._conntrack)
+            self._poller.register(self._conntrack.fileno(), select.POLLIN)
+        self._conntrack.adopt(
+            self._balancer, self._start.worker, self._start.workers, time.monotonic()
+        )
+
     def close(self) -> None:
+        if self._conntrack is not None:
+            self._conntrack.close()
         self._queue.close()
         self._frames.close()
         self._sender.close()
@@ -130,6 +164,9 @@ class Worker:
                     self._channel.send(Failed(str(error)))
                     return
                 self._balancer.apply(share_limits(services, self._number, self._of))
+                if any(service.datapath is Datapath.OFFLOAD for service in services):
+                    self._carry()
+                self._send()
                 self._queue.pass_mark = pass_mark
                 self._services = services
                 self._let_in()
@@ -149,13 +186,14 @@ class Worker:
                     )
                 )
             case GetFlows(first, count):
+                if self._conntrack is not None:
+                    self._conntrack.refresh(self._balancer, first, count, time.monotonic())
                 records = self._balancer.copy_records(first, count, time.monotonic())
                 self._channel.send(FlowPage(records))
             case EndFlows(flows, reset):
                 now = time.monotonic()
                 ended = sum(self._balancer.end_flow(it.record, it.key, reset, now) for it in flows)
-                for packet in self._balancer.take_crafted():
-                    self._sender.send(packet)
+                self._send()
                 self._channel.send(Ended(ended))
 
     def _follow(self, paths: Paths) -> None:

@@ -22,7 +22,9 @@ INTERNAL = {
     "drivers": (
         "errors",
         "model",
+        "core.conntrack",
         "drivers.base",
+        "drivers.conntrack",
         "drivers.nfnetlink",
         "drivers.mmsg",
         "drivers.fragments",

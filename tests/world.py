@@ -16,6 +16,7 @@ from featherlb.core.tcpstate import ACTIVE
 from featherlb.model import (
     SOURCE_PORTS,
     Backend,
+    Datapath,
     Endpoint,
     Hook,
     NatMode,
@@ -61,6 +62,7 @@ def service(
     protocol: Protocol = Protocol.TCP,
     sources: Sequence[str] = ("10.1.0.254",),
     local: bool = False,
+    datapath: Datapath = Datapath.NFQUEUE,
 ) -> Service:
     """A service; backends given as text get `sources` (in `full` mode) and `local`."""
     mode = NatMode(nat)
@@ -75,6 +77,7 @@ def service(
         ),
         scheduler=scheduler,
         nat=mode,
+        datapath=datapath,
     )
 
 

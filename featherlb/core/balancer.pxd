@@ -1,10 +1,11 @@
 # C types of balancer.py, for the compiled build.
 cimport cython
 from featherlb.core.checksum cimport fold, words
+from featherlb.core.conntrack cimport AF_INET6, DESTINATION_NAT, SEEN_REPLY, Entry, Requests
 from featherlb.core.flow cimport (
-    ADDRESS_DELTA, AWAITED, BYTES, COUNTED, CREATED, EXPECTED, FLAGS, FULL, IPV6, LOCAL_BACKEND,
-    LOCAL_CLIENT, MEMBER, NEXT, PORTS, PROTOCOL, QUEUE, RESPONSES, SEEN, STATE, TRANSPORT_DELTA,
-    WIRED, FlowTable)
+    ABANDONED, ADDRESS_DELTA, AWAITED, BYTES, CARRIED, COUNTED, CREATED, EXPECTED, FLAGS, FULL, IPV6,
+    LOCAL_BACKEND, LOCAL_CLIENT, MEMBER, NEXT, OFFLOADED, PORTS, PROTOCOL, QUEUE, RESPONSES, SEEN,
+    STATE, TRANSPORT_DELTA, WIRED, FlowTable)
 from featherlb.core.hops cimport SLOT_MASK, SLOT_SHIFT, Hops
 from featherlb.core.icmp cimport (
     find_quoted, is_echo_request, is_error, is_icmp, is_intact, translate_error)
@@ -14,11 +15,12 @@ from featherlb.core.packet cimport (
     ACK, FIN, FRAGMENT, MAPPED, MASK32, OK, RST, SYN, TCP, UDP, UNSUPPORTED, Packet)
 
 cdef Py_ssize_t EVENTS, COUNTERS
-cdef unsigned char[::1] NEXT_STATE, IS_ACTIVE, IS_REUSABLE
+cdef unsigned char[::1] NEXT_STATE, IS_ACTIVE, IS_REUSABLE, KERNEL_STATES
 cdef int EVENT_SYN, EVENT_SYN_ACK, EVENT_FIN, EVENT_RST, EVENT_ACK
 cdef int CLOSED
-cdef int NEW, SYN_SENT, SYN_RETRIED, ESTABLISHED, INPUT, UDP_ONE_WAY, UDP_TWO_WAY, PREROUTING, OUTPUT, TRUNCATED, PASS, REWRITTEN, DROP
+cdef int NEW, SYN_SENT, SYN_RETRIED, ESTABLISHED, ADOPTED, YOUNG, INPUT, UDP_ONE_WAY, UDP_TWO_WAY, PREROUTING, OUTPUT, TRUNCATED, PASS, REWRITTEN, DROP
 cdef int WIRE, COPY, MARTIAN, TTL_EXCEEDED, TOO_BIG, NO_NEXT_HOP
+cdef int CARRY, ASK, INVALID, NO_ENTRY, FORWARD, GSO
 cdef int NOT_READY, ICMP_ERROR, BAD_CHECKSUM, ECHO
 cdef int TRUNCATED_REASON, NOT_OURS, NO_BACKEND, POOL_FULL, NO_FLOW, NO_SOURCE_PORT, TUPLE_IN_USE
 
@@ -36,7 +38,11 @@ cdef class Balancer:
     cdef public object opened
     cdef unsigned char[::1] queue_of, retired
     cdef unsigned long long[::1] reasons, counters, tags
-    cdef Py_ssize_t closed_queue
+    cdef Py_ssize_t closed_queue, offload_queue
+    cdef readonly Requests requests
+    cdef readonly Entry answer, event
+    cdef public Py_ssize_t asked, created
+    cdef list resent
     cdef unsigned int icmp_errors, icmp_ticks
     cdef object _seed, _hash_key
     cdef bint _wildcards
@@ -51,7 +57,7 @@ cdef class Balancer:
     @cython.locals(
         packet=Packet, flows=FlowTable, ticks=cython.uint, reason=cython.int, early=cython.bint,
         ref=cython.Py_ssize_t, flow=cython.Py_ssize_t, reply=cython.Py_ssize_t, late=cython.bint,
-        wire=cython.bint, first=cython.bint)
+        wire=cython.bint, first=cython.bint, verdict=cython.int)
     cpdef int handle_packet(
         self, Py_ssize_t offset, Py_ssize_t length, int hook, int info, double now) except -1
     @cython.locals(ticks=cython.uint, flow=cython.Py_ssize_t, _=cython.int)
@@ -61,6 +67,32 @@ cdef class Balancer:
     cdef bint reopens(self, Py_ssize_t flow) except -1
     @cython.locals(packet=Packet, port=cython.uint, wire=cython.bint)
     cdef Py_ssize_t open(self, int hook, int info, unsigned int ticks) except -1
+    @cython.locals(packet=Packet, alive=cython.bint)
+    cdef int meet(self, Py_ssize_t flow, Py_ssize_t reply, int info, unsigned int ticks) except -2
+    @cython.locals(packet=Packet)
+    cdef int carry(self, Py_ssize_t flow, int info) except -2
+    cpdef list take_resent(self)
+    cpdef object fail(self, Py_ssize_t flow)
+    cpdef object disown(self, Py_ssize_t flow)
+    @cython.locals(flows=FlowTable, at=cython.Py_ssize_t)
+    cpdef bint clash(self, Py_ssize_t flow, Entry entry) except -1
+    cpdef object inquire(self, Py_ssize_t flow)
+    cpdef object replace(self, Py_ssize_t flow)
+    @cython.locals(
+        flows=FlowTable, at=cython.Py_ssize_t, carried=cython.Py_ssize_t, packets=cython.ulonglong,
+        back_packets=cython.ulonglong, base=cython.Py_ssize_t, state=cython.int)
+    cpdef object observe(self, Py_ssize_t flow, Entry entry, unsigned int ticks)
+    @cython.locals(before=cython.int, queue=cython.Py_ssize_t)
+    cdef object enter_state(self, Py_ssize_t flow, int state, unsigned int ticks)
+    @cython.locals(flow=cython.Py_ssize_t)
+    cpdef Py_ssize_t end(self, Entry entry, bint certain, unsigned int ticks) except -1
+    @cython.locals(flows=FlowTable, ref=cython.Py_ssize_t, flow=cython.Py_ssize_t)
+    cdef Py_ssize_t flow_of(self, Entry entry) noexcept
+    @cython.locals(flows=FlowTable)
+    cpdef bint is_carried(self, Py_ssize_t flow) noexcept
+    cpdef Py_ssize_t last_record(self) noexcept
+    @cython.locals(flows=FlowTable, flags=cython.int, flow=cython.Py_ssize_t)
+    cpdef bint adopt(self, Entry entry, int worker, int workers, unsigned int ticks) except -1
     @cython.locals(packet=Packet, client_port=cython.uint, ports=cython.uint,
         vip_high=cython.ulonglong, vip_low=cython.ulonglong, vip_port=cython.uint)
     cdef Py_ssize_t adopt_reply(self, int hook, int info, unsigned int ticks) except -1
@@ -73,6 +105,11 @@ cdef class Balancer:
         self, pool, slot, unsigned long long client_high, unsigned long long client_low,
         unsigned long long vip_high, unsigned long long vip_low, unsigned int ports, int hook,
         int state, unsigned int ticks) except -1
+    @cython.locals(
+        flows=FlowTable, at=cython.Py_ssize_t, goes=cython.ulonglong, comes=cython.ulonglong,
+        ports=cython.uint, back=cython.uint, address_delta=cython.ulonglong,
+        ports_go=cython.ulonglong, ports_come=cython.ulonglong)
+    cdef object settle(self, Py_ssize_t flow)
     @cython.locals(
         packet=Packet, flows=FlowTable, state=cython.int, following=cython.int, event=cython.int,
         flags=cython.int, at=cython.Py_ssize_t)

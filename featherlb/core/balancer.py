@@ -14,8 +14,10 @@ from ipaddress import IPv4Address, IPv6Address
 
 import cython
 
+from featherlb.core.conntrack import Entry, Requests
 from featherlb.core.craft import (
     echo_reply,
+    flow_probe,
     flow_reset,
     has_sender,
     is_from_afar,
@@ -58,10 +60,13 @@ from featherlb.model import (
 
 if not cython.compiled:
     from featherlb.core.checksum import fold, words
+    from featherlb.core.conntrack import AF_INET6, DESTINATION_NAT, SEEN_REPLY
     from featherlb.core.flow import (
+        ABANDONED,
         ADDRESS_DELTA,
         AWAITED,
         BYTES,
+        CARRIED,
         COUNTED,
         CREATED,
         EXPECTED,
@@ -72,8 +77,10 @@ if not cython.compiled:
         LOCAL_CLIENT,
         MEMBER,
         NEXT,
+        OFFLOADED,
         PORTS,
         PROTOCOL,
+        QUEUE,
         RESPONSES,
         SEEN,
         STATE,
@@ -117,6 +124,10 @@ is refused."""
 MAX_MEMBERS = 65535
 MAX_EXPECTED = 64
 """Packets that can be expected at once."""
+FOREVER = 1 << 28
+"""Seconds that no offloaded flow lasts: the kernel says when it ends."""
+YOUNG = 20
+"""Ticks within which the end of an entry may be that of the one before it, of the same client."""
 MAX_ADOPTED_RANGE = 16
 """Ports of a VIP that are tried to find out whose connection a reply belongs to."""
 
@@ -130,9 +141,27 @@ IS_REUSABLE = memoryview(bytearray(state in REUSABLE for state in State))
 EVENT_SYN, EVENT_SYN_ACK, EVENT_FIN, EVENT_RST, EVENT_ACK = (int(event) for event in Event)
 
 NEW = int(State.NEW)
+KERNEL_STATES = memoryview(
+    bytearray(
+        (
+            State.SYN_SENT,  # TCP_CONNTRACK_NONE: created, no packet yet
+            State.SYN_SENT,
+            State.SYN_RECEIVED,
+            State.ESTABLISHED,
+            State.FIN_WAIT,
+            State.CLOSE_WAIT,
+            State.CLOSING,  # LAST_ACK
+            State.CLOSING,  # TIME_WAIT
+            State.CLOSED,
+            State.SYN_SENT,  # SYN_SENT2: both ends opened it
+        )
+    )
+)
+"""By enum tcp_conntrack (include/uapi/linux/netfilter/nf_conntrack_tcp.h)."""
 SYN_SENT = int(State.SYN_SENT)
 SYN_RETRIED = int(State.SYN_RETRIED)
 ESTABLISHED = int(State.ESTABLISHED)
+ADOPTED = int(State.ADOPTED)
 CLOSED = int(State.CLOSED)
 UDP_ONE_WAY = int(State.UDP_ONE_WAY)
 UDP_TWO_WAY = int(State.UDP_TWO_WAY)
@@ -141,6 +170,7 @@ INPUT = int(Hook.INPUT)
 OUTPUT = int(Hook.OUTPUT)
 WIRE = int(Hook.WIRE)
 NOT_READY = int(PacketInfo.CHECKSUM_NOT_READY)
+GSO = int(PacketInfo.GSO)
 TRUNCATED = int(PacketInfo.TRUNCATED)
 TRUNCATED_REASON = int(Reason.TRUNCATED)
 ICMP_ERROR = int(Reason.ICMP_ERROR)
@@ -160,6 +190,11 @@ TUPLE_IN_USE = int(Reason.TUPLE_IN_USE)
 PASS = int(Verdict.PASS)
 REWRITTEN = int(Verdict.REWRITTEN)
 DROP = int(Verdict.DROP)
+CARRY = int(Verdict.CARRY)
+ASK = int(Verdict.ASK)
+INVALID = int(Reason.INVALID)
+NO_ENTRY = int(Reason.NO_ENTRY)
+FORWARD = int(Reason.FORWARD)
 
 COUNTERS = 9
 """Per member: packets and bytes forward, packets and bytes of replies, flows opened, connections
@@ -280,9 +315,17 @@ class Balancer:
             TimeoutClass.UDP_TWO_WAY: timeouts.udp_two_way,
             TimeoutClass.ESTABLISHED: timeouts.established,
         }
+        seconds[TimeoutClass.OFFLOADED] = FOREVER
         queues = {kind: self.flows.add_queue(int(kind), seconds[kind]) for kind in TimeoutClass}
         self.queue_of = memoryview(bytearray(queues[TIMEOUT_CLASS[state]] for state in State))
         self.closed_queue = queues[TimeoutClass.CLOSED]
+        self.offload_queue = queues[TimeoutClass.OFFLOADED]
+        self.requests = Requests()
+        self.answer = Entry()
+        self.event = Entry()
+        self.asked = 0
+        self.created = 0
+        self.resent: list[tuple[int, bytes]] = []
         self.reasons = memoryview(array("Q", bytes(8 * len(Reason))))
         self.counters = memoryview(array("Q", bytes(8 * COUNTERS)))
         self.retired = memoryview(bytearray(MAX_MEMBERS))
@@ -377,7 +420,12 @@ class Balancer:
         )
         flow = ref >> 1
         reply = ref & 1
-        if ref:
+        if ref and flows.u8[flow * 128 + FLAGS] & OFFLOADED and not wire:
+            verdict = self.meet(flow, reply, info, ticks)
+            if verdict >= 0:
+                return verdict
+            ref = 0
+        elif ref:
             if flows.u8[flow * 128 + FLAGS] & WIRED:
                 if not wire:
                     return self.drop(COPY)
@@ -403,6 +451,10 @@ class Balancer:
             flow = self.open(hook, info, ticks)
             if not flow:
                 return self.refusal
+            if flows.u8[flow * 128 + FLAGS] & OFFLOADED:
+                self.requests.create(flows, flow)
+                self.created = flow
+                return self.carry(flow, info)
         elif info & TRUNCATED:
             return self.drop(TRUNCATED_REASON)
 
@@ -444,10 +496,10 @@ class Balancer:
             pool = self._pools.pop(service.name, None)
             if pool is None:
                 pool = Pool(service, seed=self._seed, key=self._hash_key)
-            was_raw = pool.raw
+            before = pool.service.datapath
             gone = pool.update(service, partial(self._add_member, pool))
             pools[service.name] = pool
-            if pool.raw != was_raw:
+            if service.datapath is not before:
                 switched.add(pool)
             for member in gone:
                 self._retire(member)
@@ -473,11 +525,41 @@ class Balancer:
         flows = self.flows
         for flow in range(1, flows.last_record() + 1):
             at = flow * 128
-            if flows.u8[at + PROTOCOL] and not flows.u8[at + FLAGS] & LOCAL_CLIENT:
-                pool = self._slots[flows.u16[flow * 64 + MEMBER]].pool
-                if pool in pools:
-                    wired = WIRED if pool.raw else 0
-                    flows.u8[at + FLAGS] = flows.u8[at + FLAGS] & ~WIRED | wired
+            if not flows.u8[at + PROTOCOL]:
+                continue
+            pool = self._slots[flows.u16[flow * 64 + MEMBER]].pool
+            if pool not in pools:
+                continue
+            if not flows.u8[at + FLAGS] & LOCAL_CLIENT:
+                wired = WIRED if pool.raw else 0
+                flows.u8[at + FLAGS] = flows.u8[at + FLAGS] & ~WIRED | wired
+            if pool.offloaded != (flows.u8[at + FLAGS] & OFFLOADED != 0):
+                self._hand_over(flow, pool.offloaded)
+
+    def _hand_over(self, flow: int, carried: bool) -> None:
+        """Have conntrack carry a flow from now on, or no more."""
+        flows = self.flows
+        at = flow * 128
+        state = flows.u8[at + STATE]
+        if self.is_carried(flow):
+            self.requests.delete(flows, flow)
+        if IS_REUSABLE[state]:
+            flows.u8[at + FLAGS] |= ABANDONED
+            self.close(flow)
+            return
+        for direction in (0, 1):
+            flows.u32[flow * 32 + CARRIED + direction] = 0
+        ticks = flows.u32[flow * 32 + SEEN]
+        if carried:
+            for direction in (0, 1):
+                flows.u64[flow * 16 + BYTES + direction] = 0
+            flows.u8[at + FLAGS] |= OFFLOADED
+            flows.move(flow, self.offload_queue, ticks)
+            self.requests.create(flows, flow)
+        else:
+            flows.u8[at + FLAGS] &= ~(OFFLOADED | ABANDONED)
+            flows.move(flow, self.queue_of[state], ticks)
+            self.settle(flow)
 
     def set_paths(self, paths: Paths) -> None:
         """Where frames go from now on."""
@@ -558,6 +640,247 @@ class Balancer:
             NEW if packet.protocol == TCP else UDP_ONE_WAY,
             ticks,
         )
+
+    # The offload datapath
+
+    def meet(self, flow: int, reply: int, info: int, ticks: int) -> int:
+        """Decide on the parsed packet of a flow that conntrack carries; -1 if it opens another.
+
+        That it gets here says that it may open the connection anew, or that conntrack doesn't take
+        it for a part of it.
+        """
+        packet = self.packet
+        alive = self.is_carried(flow)
+        if reply or packet.flags > SYN:
+            if alive:
+                return self.drop(INVALID)
+            self.refuse(NO_FLOW, ticks)
+            return self.refusal
+        if alive and self.asked != flow and self.flows.u8[flow * 128 + QUEUE] != self.closed_queue:
+            self.asked = flow
+            return ASK
+        self.asked = 0
+        if not alive or self.reopens(flow):
+            self.close(flow)
+            return -1
+        return self.carry(flow, info)
+
+    def carry(self, flow: int, info: int) -> int:
+        """Let conntrack have the parsed packet. A SYN has not met it yet; others have, as a packet
+        of another connection, so a copy has to begin from the start."""
+        packet = self.packet
+        self.reasons[FORWARD] += 1
+        if packet.protocol == TCP and packet.flags == SYN:
+            return CARRY
+        if info & NOT_READY and not info & GSO:
+            packet.complete_checksum()
+        self.resent.append((flow, packet.quote(packet.end - packet.ip)))
+        return DROP
+
+    def take_resent(self) -> list[bytes]:
+        """Packets to send as they are, since the last call."""
+        resent = self.resent
+        if resent:
+            self.resent = []
+        return [packet for _, packet in resent]
+
+    def fail(self, flow: int) -> None:
+        """Conntrack refuses to create the entry of this flow: its packet is dropped instead."""
+        self.reasons[FORWARD] -= 1
+        self.reasons[NO_ENTRY] += 1
+        self.resent = [(other, packet) for other, packet in self.resent if other != flow]
+        self.disown(flow)
+
+    def disown(self, flow: int) -> None:
+        """Forget a flow whose entry is gone, or is none of ours."""
+        if self.asked == flow:
+            self.asked = 0
+        self.flows.u8[flow * 128 + FLAGS] |= ABANDONED
+        self.close(flow)
+
+    def clash(self, flow: int, entry: Entry) -> bool:
+        """Whether a flow may be created in place of the entry that has its forward key.
+
+        False if that is the flow itself, or an open connection that another process has let in:
+        that one goes on, and the flow is forgotten.
+        """
+        flows = self.flows
+        at = flow * 16
+        if (
+            entry.back_src_low == flows.u64[at + 5]
+            and entry.back_src_high == flows.u64[at + 4]
+            and entry.back_dst_low == flows.u64[at + 7]
+            and entry.back_dst_high == flows.u64[at + 6]
+            and entry.back_ports == flows.u32[flow * 32 + PORTS + 1]
+        ):
+            return False
+        if (
+            0 <= entry.tcp_state < 10
+            and entry.status & DESTINATION_NAT
+            and not IS_REUSABLE[KERNEL_STATES[entry.tcp_state]]
+        ):
+            self.disown(flow)
+            return False
+        return True
+
+    def inquire(self, flow: int) -> None:
+        """Ask conntrack for a flow's entry with the next requests."""
+        self.requests.get(self.flows, flow)
+
+    def replace(self, flow: int) -> None:
+        """Create a flow's entry with the next requests, in place of one with the same key."""
+        self.requests.delete(self.flows, flow)
+        self.requests.create(self.flows, flow)
+
+    def observe(self, flow: int, entry: Entry, ticks: int) -> None:
+        """Take in what conntrack says of an offloaded flow: its state, packets and bytes."""
+        flows = self.flows
+        at = flows.u16[flow * 64 + MEMBER] * COUNTERS
+        carried = flow * 32 + CARRIED
+        packets = (entry.packets - flows.u32[carried]) & MASK32
+        back_packets = (entry.back_packets - flows.u32[carried + 1]) & MASK32
+        if packets or back_packets:
+            self.counters[at] += packets
+            self.counters[at + 2] += back_packets
+            flows.u32[carried] = entry.packets & MASK32
+            flows.u32[carried + 1] = entry.back_packets & MASK32
+            base = flow * 16 + BYTES
+            self.counters[at + 1] += entry.bytes - flows.u64[base]
+            self.counters[at + 3] += entry.back_bytes - flows.u64[base + 1]
+            flows.u64[base] = entry.bytes
+            flows.u64[base + 1] = entry.back_bytes
+            flows.u32[flow * 32 + SEEN] = ticks
+        if entry.protocol == UDP:
+            state = UDP_TWO_WAY if entry.status & SEEN_REPLY else UDP_ONE_WAY
+            self.enter_state(flow, state, ticks)
+        elif 0 <= entry.tcp_state < 10:
+            self.enter_state(flow, KERNEL_STATES[entry.tcp_state], ticks)
+
+    def enter_state(self, flow: int, state: int, ticks: int) -> None:
+        """An offloaded flow is in this state from now on. One that has closed is kept no longer
+        than others; the kernel would keep it for minutes."""
+        before = self.flows.u8[flow * 128 + STATE]
+        if state == before:
+            return
+        self.flows.u8[flow * 128 + STATE] = state
+        queue = self.queue_of[state]
+        self.flows.move(flow, queue if queue == self.closed_queue else self.offload_queue, ticks)
+        if IS_ACTIVE[state] != IS_ACTIVE[before]:
+            member = self._slots[self.flows.u16[flow * 64 + MEMBER]].member
+            member.active += 1 if IS_ACTIVE[state] else -1
+
+    def end(self, entry: Entry, certain: bool, ticks: int) -> int:
+        """Conntrack has removed this entry: so its flow has ended. The number of a flow of which
+        that is not `certain`, for conntrack to be asked; else 0."""
+        flow = self.flow_of(entry)
+        if not flow:
+            return 0
+        if not certain and (ticks - self.flows.u32[flow * 32 + CREATED]) & MASK32 < YOUNG:
+            return flow
+        self.observe(flow, entry, ticks)
+        if self.flows.u8[flow * 128 + STATE] == SYN_SENT:
+            self.counters[self.flows.u16[flow * 64 + MEMBER] * COUNTERS + 7] += 1
+        self.disown(flow)
+        return 0
+
+    def flow_of(self, entry: Entry) -> int:
+        """The flow that conntrack carries by this entry, 0 if there is none."""
+        flows = self.flows
+        ref = flows.find(
+            entry.src_high,
+            entry.src_low,
+            entry.dst_high,
+            entry.dst_low,
+            entry.ports,
+            entry.protocol,
+        )
+        flow = ref >> 1
+        if not ref or ref & 1 or not self.is_carried(flow):
+            return 0
+        if entry.back_ports != flows.u32[flow * 32 + PORTS + 1]:
+            return 0
+        return flow if entry.back_src_low == flows.u64[flow * 16 + 5] else 0
+
+    def is_carried(self, flow: int) -> bool:
+        """Whether conntrack carries the flow of that record number."""
+        flows = self.flows
+        return (
+            flows.u8[flow * 128 + PROTOCOL] != 0
+            and flows.u8[flow * 128 + FLAGS] & (OFFLOADED | ABANDONED) == OFFLOADED
+        )
+
+    def last_record(self) -> int:
+        """The highest number of a flow."""
+        return self.flows.last_record()
+
+    def adopt(self, entry: Entry, worker: int, workers: int, ticks: int) -> bool:
+        """Take over a flow that conntrack carries already, if it is one of a service's VIPs to one
+        of its backends, and falls to this `worker` of several; whether it was."""
+        if entry.protocol not in (TCP, UDP) or not entry.status & DESTINATION_NAT:
+            return False
+        if (entry.src_low + (entry.ports >> 16)) % workers != worker:
+            return False
+        pool = self._find_pool(
+            entry.dst_high, entry.dst_low, entry.protocol, entry.ports & 0xFFFF, False
+        )
+        if pool is None or not pool.offloaded:
+            return False
+        backend = _endpoint(entry.back_src_high, entry.back_src_low, entry.back_ports >> 16)
+        member = pool.members.get(backend)
+        flows = self.flows
+        if member is None or flows.count == flows.capacity:
+            return False
+        if flows.find(
+            entry.src_high,
+            entry.src_low,
+            entry.dst_high,
+            entry.dst_low,
+            entry.ports,
+            entry.protocol,
+        ) or flows.find(
+            entry.back_src_high,
+            entry.back_src_low,
+            entry.back_dst_high,
+            entry.back_dst_low,
+            entry.back_ports,
+            entry.protocol,
+        ):
+            return False
+        slot = self._slots[member.index]
+        flags = slot.flags | OFFLOADED
+        if entry.family == AF_INET6:
+            flags |= IPV6
+        # Its port may be one that somebody else has given.
+        source = (entry.back_dst_high, entry.back_dst_low)
+        if pool.full and self.source_ports.claim(slot.target, source, entry.back_ports & 0xFFFF):
+            flags |= FULL
+        flow = flows.insert(
+            entry.protocol,
+            entry.src_high,
+            entry.src_low,
+            entry.dst_high,
+            entry.dst_low,
+            entry.ports,
+            entry.back_src_high,
+            entry.back_src_low,
+            entry.back_dst_high,
+            entry.back_dst_low,
+            entry.back_ports,
+            self.offload_queue,
+            ticks,
+        )
+        flows.u8[flow * 128 + FLAGS] = flags
+        flows.u8[flow * 128 + STATE] = SYN_SENT if entry.protocol == TCP else UDP_ONE_WAY
+        flows.u16[flow * 64 + MEMBER] = member.index
+        # What it has carried before is not ours to count.
+        flows.u32[flow * 32 + CARRIED] = entry.packets & MASK32
+        flows.u32[flow * 32 + CARRIED + 1] = entry.back_packets & MASK32
+        flows.u64[flow * 16 + BYTES] = entry.bytes
+        flows.u64[flow * 16 + BYTES + 1] = entry.back_bytes
+        member.active += 1
+        slot.held += 1
+        self.observe(flow, entry, ticks)
+        return True
 
     def adopt_reply(self, hook: int, info: int, ticks: int) -> int:
         """A flow for the parsed segment of a backend, whose connection was opened before this
@@ -674,10 +997,14 @@ class Balancer:
             source_high,
             source_low,
             slot.port << 16 | source_port,
-            self.queue_of[state],
+            self.offload_queue if pool.offloaded else self.queue_of[state],
             ticks,
         )
         self.hops.clients[flow] = 0
+        if pool.offloaded:
+            flags |= OFFLOADED
+            if state == NEW:
+                state = SYN_SENT if packet.flags == SYN else ADOPTED
         flows.u8[flow * 128 + FLAGS] = flags
         flows.u8[flow * 128 + STATE] = state
         if IS_ACTIVE[state]:
@@ -689,20 +1016,31 @@ class Balancer:
             flows.u8[flow * 128 + FLAGS] |= COUNTED
             flows.u16[flow * 64 + RESPONSES] = responses
         flows.u16[flow * 64 + MEMBER] = slot.member.index
-        goes = words(client_high, client_low) + words(vip_high, vip_low)
-        comes = words(source_high, source_low) + words(slot.high, slot.low)
-        # Each of the 16 words that go is complemented; the mapping prefixes cancel out.
-        address_delta = fold(16 * 0xFFFF - goes + comes)
-        ports_go = (ports >> 16) + (ports & 0xFFFF)
-        flows.u16[flow * 64 + ADDRESS_DELTA] = address_delta
-        flows.u16[flow * 64 + TRANSPORT_DELTA] = fold(
-            address_delta + 2 * 0xFFFF - ports_go + slot.port + source_port
-        )
+        self.settle(flow)
         slot.held += 1
         self.counters[slot.member.index * COUNTERS + 4] += 1
         if self.opened is not None:
             self.opened.append(flow)
         return flow
+
+    def settle(self, flow: int) -> None:
+        """Compute a flow's checksum deltas from its keys."""
+        flows = self.flows
+        at = flow * 16
+        goes = words(flows.u64[at], flows.u64[at + 1]) + words(flows.u64[at + 2], flows.u64[at + 3])
+        comes = words(flows.u64[at + 4], flows.u64[at + 5]) + words(
+            flows.u64[at + 6], flows.u64[at + 7]
+        )
+        ports = flows.u32[flow * 32 + PORTS]
+        back = flows.u32[flow * 32 + PORTS + 1]
+        # Each of the 16 words that go is complemented; the mapping prefixes cancel out.
+        address_delta = fold(16 * 0xFFFF - goes + comes)
+        ports_go = (ports >> 16) + (ports & 0xFFFF)
+        ports_come = (back >> 16) + (back & 0xFFFF)
+        flows.u16[flow * 64 + ADDRESS_DELTA] = address_delta
+        flows.u16[flow * 64 + TRANSPORT_DELTA] = fold(
+            address_delta + 2 * 0xFFFF - ports_go + ports_come
+        )
 
     def track(self, flow: int, reply: int, ticks: int) -> None:
         """Take the parsed packet into account: state, timeout, expected sequence numbers."""
@@ -827,6 +1165,8 @@ class Balancer:
         """Forget a flow and give back what it held."""
         flows = self.flows
         slot = self._slots[flows.u16[flow * 64 + MEMBER]]
+        if self.is_carried(flow):
+            self.requests.delete(flows, flow)
         if IS_ACTIVE[flows.u8[flow * 128 + STATE]]:
             slot.member.active -= 1
         if flows.u8[flow * 128 + FLAGS] & FULL:
@@ -861,6 +1201,8 @@ class Balancer:
             return self.handle_echo(hook, info)
         ref = find_quoted(packet, self.quoted, flows)
         flow = ref >> 1
+        if flows.u8[flow * 128 + FLAGS] & OFFLOADED:
+            return self.pass_on()
         reply = ref & 1
         late = reply and not flows.u8[flow * 128 + FLAGS] & FULL
         wire = hook == WIRE
@@ -1049,7 +1391,7 @@ class Balancer:
         that stand for many addresses or ports, hardly any could."""
         adoptable: dict[tuple[int, int, int], list[tuple[Pool, int, int, int]]] = {}
         for pool in self._pools.values():
-            if not pool.adopts or pool.service.protocol is not Protocol.TCP:
+            if not pool.adopts or pool.offloaded or pool.service.protocol is not Protocol.TCP:
                 continue
             for member in pool.members.values():
                 slot = self._slots[member.index]
@@ -1153,10 +1495,22 @@ class Balancer:
             return False
         if flows.u8[flow * 128 + PROTOCOL] == TCP:
             self._remember_ended(flow, int(now * 10))
+            if reset and self.is_carried(flow):
+                self._abandon(flow, int(now * 10))
+                return True
             if reset:
                 self._reset_both(flow)
         self.close(flow)
         return True
+
+    def _abandon(self, flow: int, ticks: int) -> None:
+        """Take a connection away from conntrack and make both ends say where they are, so that
+        their answer can be refused: of the sequence numbers nothing is known here."""
+        self.requests.delete(self.flows, flow)
+        self.enter_state(flow, CLOSED, ticks)
+        self.flows.u8[flow * 128 + FLAGS] |= ABANDONED
+        for side in (0, 1):
+            self.crafted.append(flow_probe(*self._turned(flow, side)))
 
     def _remember_ended(self, flow: int, ticks: int) -> None:
         flows = self.flows
@@ -1165,21 +1519,21 @@ class Balancer:
         self.ended.remember((*client, *vip, flows.u32[flow * 32 + PORTS]), ticks)
 
     def _reset_both(self, flow: int) -> None:
-        flows = self.flows
-        version = 6 if flows.u8[flow * 128 + FLAGS] & IPV6 else 4
         for side in (0, 1):
-            at = flow * 16 + 4 * side
-            # Each side's packets, turned round.
-            ports = flows.u32[flow * 32 + PORTS + side]
-            self.crafted.append(
-                flow_reset(
-                    version,
-                    (flows.u64[at + 2], flows.u64[at + 3]),
-                    (flows.u64[at], flows.u64[at + 1]),
-                    (ports & 0xFFFF) << 16 | ports >> 16,
-                    flows.u32[flow * 32 + EXPECTED + side],
-                )
-            )
+            expected = self.flows.u32[flow * 32 + EXPECTED + side]
+            self.crafted.append(flow_reset(*self._turned(flow, side), expected))
+
+    def _turned(self, flow: int, side: int) -> tuple[int, tuple[int, int], tuple[int, int], int]:
+        """The version, source, destination and ports of packets that answer one side's."""
+        flows = self.flows
+        at = flow * 16 + 4 * side
+        ports = flows.u32[flow * 32 + PORTS + side]
+        return (
+            6 if flows.u8[flow * 128 + FLAGS] & IPV6 else 4,
+            (flows.u64[at + 2], flows.u64[at + 3]),
+            (flows.u64[at], flows.u64[at + 1]),
+            (ports & 0xFFFF) << 16 | ports >> 16,
+        )
 
     def take_scheduler_errors(self) -> list[tuple[str, str]]:
         """The first error of each user's scheduler since it was loaded, once: service, error."""

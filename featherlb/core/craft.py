@@ -70,6 +70,25 @@ def _between(source: Endpoint, destination: Endpoint, sequence: int, flags: int)
     return _segment(source.address.version, *addresses, ports, sequence & 0xFFFFFFFF, 0, flags)
 
 
+def flow_probe(
+    version: int, source: tuple[int, int], destination: tuple[int, int], ports: int
+) -> bytes:
+    """A segment in the middle of a connection that its receiver answers with an ACK, which tells
+    its sequence numbers (RFC 5961 section 4.2), with IP header; arguments as `flow_reset`.
+
+    A SYN-ACK: the receiver can't take it for a new connection, and conntrack doesn't either.
+    """
+    return _segment(
+        version,
+        _wire_address(version, *source),
+        _wire_address(version, *destination),
+        ports,
+        0,
+        0,
+        _SYN | _ACK,
+    )
+
+
 def _segment(
     version: int,
     source: bytes,

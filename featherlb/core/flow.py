@@ -51,6 +51,7 @@ NEXT = 23  # u32, flow
 SEEN = 24  # u32, ticks of the last packet
 EXPECTED = 26  # u32: TCP: next sequence number that the client, the backend expects
 AWAITED = 26  # u32: UDP: datagrams that a counted flow still waits for
+CARRIED = 26  # u32: of an offloaded flow: packets forward, replies, as they were last looked at
 BYTES = 14  # u64: forward, reply
 
 # Bits of FLAGS.
@@ -60,7 +61,9 @@ LOCAL_BACKEND = 4
 LOCAL_CLIENT = 8
 REPLY_ONLY = 16  # the index holds the key of its replies only (one-packet scheduling)
 COUNTED = 32  # ends after the expected number of responses
+ABANDONED = 32  # of an offloaded flow: conntrack has no entry of it any more
 WIRED = 64  # its packets come and go as frames (the raw datapath)
+OFFLOADED = 128  # the kernel's conntrack carries its packets
 
 if not cython.compiled:
 

@@ -38,6 +38,8 @@ cdef class Packet:
     cpdef int hops_left(self) noexcept
     cpdef void use_hop(self) noexcept
     cpdef bint may_be_fragmented(self) noexcept
+    @cython.locals(field=cython.Py_ssize_t, check=cython.uint)
+    cpdef object complete_checksum(self)
     cpdef bytes quote(self, Py_ssize_t limit)
     @cython.locals(value=cython.uint)
     cdef unsigned int read16(self, Py_ssize_t offset) noexcept

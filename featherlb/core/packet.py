@@ -261,6 +261,16 @@ class Packet:
         self.ports = self.read32(self.transport)
         return True
 
+    def complete_checksum(self) -> None:
+        """Replace the pseudo-header's sum, which is all that the transport checksum field holds,
+        by the full checksum."""
+        field = self.transport + (16 if self.protocol == TCP else 6)
+        self.write16(field, 0)
+        check = self.transport_checksum(self.src_high, self.src_low, self.dst_high, self.dst_low)
+        if self.protocol == UDP and check == 0:
+            check = 0xFFFF  # zero would mean "none" (RFC 768)
+        self.write16(field, check)
+
     # Fields
 
     def quote(self, limit: int) -> bytes:

@@ -86,6 +86,11 @@ class Pool:
         return self.service.datapath is Datapath.RAW
 
     @property
+    def offloaded(self) -> bool:
+        """Whether the kernel's conntrack carries its flows."""
+        return self.service.datapath is Datapath.OFFLOAD
+
+    @property
     def one_packet(self) -> bool:
         return self.service.one_packet
 

@@ -59,6 +59,20 @@ class _PortRing:
             self.give_back(port)
         return None
 
+    def claim(self, port: int) -> bool:
+        """Take this very port, if it is free. O(n)."""
+        ring = self._ring
+        for step in range(self._count):
+            at = (self._head + step) % self._size
+            if ring[at] == port:
+                # What stands at the front takes its place.
+                ring[at] = ring[self._head]
+                self._fresh = max(0, self._fresh - 1)
+                self._head = (self._head + 1) % self._size
+                self._count -= 1
+                return True
+        return False
+
     def give_back(self, port: int) -> None:
         self._ring[(self._head + self._count) % self._size] = port
         self._count += 1
@@ -112,20 +126,31 @@ class PortAllocator:
     def allocate(self, target: Hashable, sources: Sequence[_Source]) -> tuple[_Source, int] | None:
         """A (source, port) that is free towards `target`, or None if every source is
         exhausted. The sources take turns."""
+        entry = self._entry(target)
+        for _ in sources:
+            source = sources[entry.turn % len(sources)]
+            entry.turn += 1
+            port = self._ring(entry, source).take(self._excluded.get(source, _NOTHING))
+            if port is not None:
+                return source, port
+        return None
+
+    def claim(self, target: Hashable, source: Hashable, port: int) -> bool:
+        """Take this very port for a flow that has it; whether it was free."""
+        return self._ring(self._entry(target), source).claim(port)
+
+    def _entry(self, target: Hashable) -> _Target:
         entry = self._targets.get(target)
         if entry is None:
             entry = self._targets[target] = _Target()
         entry.leaving = False
-        for _ in sources:
-            source = sources[entry.turn % len(sources)]
-            entry.turn += 1
-            ring = entry.rings.get(source)
-            if ring is None:
-                ring = entry.rings[source] = _PortRing(self._ports, self._random)
-            port = ring.take(self._excluded.get(source, _NOTHING))
-            if port is not None:
-                return source, port
-        return None
+        return entry
+
+    def _ring(self, entry: _Target, source: Hashable) -> _PortRing:
+        ring = entry.rings.get(source)
+        if ring is None:
+            ring = entry.rings[source] = _PortRing(self._ports, self._random)
+        return ring
 
     def release(self, target: Hashable, source: Hashable, port: int) -> None:
         """Take back what `allocate` gave: once, when the flow is forgotten."""

@@ -56,6 +56,10 @@ class Reason(IntEnum):
     POOL_FULL = 20
     """Opens a flow, but all usable backends have as many as they may; answered like the one that
     finds no backend."""
+    INVALID = 21
+    """Conntrack doesn't take it for a part of the connection that it carries (offload datapath)."""
+    NO_ENTRY = 22
+    """Conntrack refuses to track one more connection (offload datapath): its table is full."""
 
     @property
     def label(self) -> str:

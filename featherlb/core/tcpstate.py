@@ -58,6 +58,8 @@ class TimeoutClass(IntEnum):
     FIN = 3
     UDP_TWO_WAY = 4
     ESTABLISHED = 5
+    OFFLOADED = 6
+    """Flows in any state that the kernel carries, and ends at its own timeouts."""
 
 
 FORWARD = 0

@@ -1,15 +1,23 @@
 """What the worker needs of a queue driver, and a queue driver of the core. Protocols only.
 
-Imports `model` and nothing else. A further driver (another library, another datapath) is a
+Imports `model`, and of `core` what conntrack's messages look like. A further driver (another
+library, another datapath) is a
 module beside the first that satisfies `PacketQueue`.
 """
 
 from dataclasses import dataclass
 from typing import Protocol
 
+from featherlb.core.conntrack import Entry, Requests
+
 
 class PacketHandler(Protocol):
     """The core, as a driver sees it (see `featherlb.core.balancer.Balancer`)."""
+
+    asked: int
+    """With the verdict ASK: the flow of which conntrack is to be asked."""
+    created: int
+    """Not 0 after a packet that has opened a flow for conntrack to carry: that flow."""
 
     @property
     def buffer(self) -> bytearray:
@@ -51,6 +59,57 @@ class FrameHandler(PacketHandler, Protocol):
 
     @property
     def hops(self) -> NextHops: ...
+
+
+class ConntrackHandler(Protocol):
+    """The core, as conntrack's driver sees it (see `featherlb.core.balancer.Balancer`)."""
+
+    @property
+    def requests(self) -> Requests: ...
+
+    @property
+    def answer(self) -> Entry:
+        """For what conntrack answers."""
+        ...
+
+    @property
+    def event(self) -> Entry:
+        """For what it tells by itself."""
+        ...
+
+    def fail(self, flow: int) -> None: ...
+
+    def clash(self, flow: int, entry: Entry) -> bool: ...
+
+    def replace(self, flow: int) -> None: ...
+
+    def inquire(self, flow: int) -> None: ...
+
+    def observe(self, flow: int, entry: Entry, ticks: int) -> None: ...
+
+    def disown(self, flow: int) -> None: ...
+
+    def end(self, entry: Entry, certain: bool, ticks: int) -> int: ...
+
+    def is_carried(self, flow: int) -> bool: ...
+
+    def last_record(self) -> int: ...
+
+    def adopt(self, entry: Entry, worker: int, workers: int, ticks: int) -> bool: ...
+
+
+class QueueHandler(PacketHandler, ConntrackHandler, Protocol):
+    """The core, as a queue driver sees it."""
+
+
+class FlowCarrier(Protocol):
+    """Where flows are entered that the kernel is to carry (see `drivers.conntrack.Conntrack`)."""
+
+    failed: list[int]
+
+    def flush(self, handler: ConntrackHandler) -> None: ...
+
+    def learn(self, handler: ConntrackHandler, flow: int, now: float) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +155,12 @@ class PacketQueue(Protocol):
         """A descriptor that is readable when packets wait."""
         ...
 
-    def process(self, handler: PacketHandler, now: float) -> int:
+    def process(self, handler: QueueHandler, now: float) -> int:
         """Handle the packets that wait now, without blocking; how many there were."""
+        ...
+
+    def carry_with(self, carrier: FlowCarrier) -> None:
+        """Let the kernel carry flows from now on that the core wants it to."""
         ...
 
     def counters(self) -> QueueCounters: ...

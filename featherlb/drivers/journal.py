@@ -47,6 +47,8 @@ class Record:
     """Backends whose replies in `dnat` mode the kernel doesn't get (the datapath raw)."""
     queued: tuple[str, ...] = ()
     """Those whose replies in `dnat` mode it has to get."""
+    carries: bool = False
+    """The kernel carries flows of it, which need these changes even when the owner is gone."""
 
     @property
     def alive(self) -> bool:

@@ -13,7 +13,7 @@ import socket
 
 from netfilterqueue import NetfilterQueue
 
-from featherlb.drivers.base import PacketHandler, QueueCounters
+from featherlb.drivers.base import FlowCarrier, QueueCounters, QueueHandler
 from featherlb.drivers.nfnetlink import (
     COPY_RANGE,
     FLAG_FAIL_OPEN,
@@ -65,7 +65,8 @@ class NetfilterQueueDriver:
         self._received = 0
         self._truncated = 0
         self._buffer = bytearray(_READ_SIZE)
-        self._handler: PacketHandler | None = None
+        self._handler: QueueHandler | None = None
+        self._carrier: FlowCarrier | None = None
         self._now = 0.0
         self._queue = NetfilterQueue()
         try:
@@ -86,7 +87,7 @@ class NetfilterQueueDriver:
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def process(self, handler: PacketHandler, now: float) -> int:
+    def process(self, handler: QueueHandler, now: float) -> int:
         if handler.buffer is not self._buffer:
             handler.attach(self._buffer)
         self._handler = handler
@@ -111,16 +112,27 @@ class NetfilterQueueDriver:
                 info = PacketInfo.TRUNCATED
                 length = total
         verdict = self._handler.handle_packet(0, length, packet.hook, info, self._now)
+        if self._carrier is not None:
+            if verdict == Verdict.ASK:
+                self._carrier.learn(self._handler, self._handler.asked, self._now)
+                verdict = self._handler.handle_packet(0, length, packet.hook, info, self._now)
+            self._handler.created = 0
+            self._carrier.flush(self._handler)
+            if self._carrier.failed:
+                verdict = Verdict.DROP
         if verdict == Verdict.REWRITTEN:
             packet.set_payload(bytes(self._buffer[:length]))
             packet.accept()
         elif verdict == Verdict.PASS and self.pass_mark:
             packet.set_mark(self.pass_mark | (packet.hook in LATE_HOOKS))
             packet.repeat()
-        elif verdict == Verdict.PASS:
+        elif verdict in (Verdict.PASS, Verdict.CARRY):
             packet.accept()
         else:
             packet.drop()
+
+    def carry_with(self, carrier: FlowCarrier) -> None:
+        self._carrier = carrier
 
     def counters(self) -> QueueCounters:
         waiting, queue_dropped, socket_dropped = kernel_counters(self.number)

@@ -2,13 +2,14 @@
 # itself, so that a packet costs no Python call.
 cimport cython
 from featherlb.core.balancer cimport Balancer
+from featherlb.drivers.conntrack cimport Conntrack
 from featherlb.drivers.mmsg cimport MessageBatch
 
 cdef Py_ssize_t SLOTS, SLOT_SIZE, MAX_BATCHES, HEADER, VERDICT_SIZE
 cdef int PACKET_MESSAGE, VERDICT_MESSAGE, NLM_F_REQUEST, NLMSG_ERROR
 cdef int NF_DROP, NF_ACCEPT, NF_REPEAT, INPUT, POSTROUTING
 cdef int NFQA_PACKET_HDR, NFQA_VERDICT_HDR, NFQA_MARK, NFQA_PAYLOAD, NFQA_CAP_LEN, NFQA_SKB_INFO
-cdef int PASS, REWRITTEN, DROP, TRUNCATED
+cdef int PASS, REWRITTEN, DROP, ASK, TRUNCATED
 
 
 cdef class NetlinkDriver:
@@ -16,6 +17,8 @@ cdef class NetlinkDriver:
     cdef public unsigned int pass_mark
     cdef readonly Py_ssize_t received, truncated, lost
     cdef object _socket
+    cdef Conntrack conntrack
+    cdef dict opened
     cdef MessageBatch batch
     cdef unsigned char[::1] u8
     cdef unsigned short[::1] u16
@@ -28,6 +31,8 @@ cdef class NetlinkDriver:
         batch=MessageBatch, before=cython.Py_ssize_t, _=cython.int, count=cython.int,
         slot=cython.int, i=cython.Py_ssize_t)
     cpdef Py_ssize_t process(self, Balancer handler, double now) except -1
+    @cython.locals(at=object)
+    cdef object create(self, Balancer handler)
     @cython.locals(
         packet_id=cython.uint, hook=cython.int, info=cython.int, payload=cython.Py_ssize_t,
         size=cython.Py_ssize_t, length=cython.Py_ssize_t, at=cython.Py_ssize_t,

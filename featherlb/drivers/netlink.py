@@ -14,7 +14,7 @@ import os
 import socket
 from array import array
 
-from featherlb.drivers.base import PacketHandler, QueueCounters
+from featherlb.drivers.base import FlowCarrier, QueueCounters, QueueHandler
 from featherlb.drivers.mmsg import MessageBatch
 from featherlb.drivers.nfnetlink import (
     FLAG_FAIL_OPEN,
@@ -69,6 +69,7 @@ POSTROUTING = int(Hook.POSTROUTING)
 PASS = int(Verdict.PASS)
 REWRITTEN = int(Verdict.REWRITTEN)
 DROP = int(Verdict.DROP)
+ASK = int(Verdict.ASK)
 TRUNCATED = int(PacketInfo.TRUNCATED)
 
 
@@ -82,6 +83,8 @@ class NetlinkDriver:
         self.received = 0
         self.truncated = 0
         self.lost = 0
+        self.conntrack: FlowCarrier | None = None
+        self.opened: dict[int, int] = {}
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
         self._socket.bind((0, 0))
         for level, option, value in (
@@ -123,7 +126,7 @@ class NetlinkDriver:
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def process(self, handler: PacketHandler, now: float) -> int:
+    def process(self, handler: QueueHandler, now: float) -> int:
         batch = self.batch
         if handler.buffer is not batch.buffer:
             handler.attach(batch.buffer)
@@ -136,11 +139,24 @@ class NetlinkDriver:
             handler.expect_packets(self.payloads, self.sizes, self.packets)
             for i in range(self.packets):
                 self.handle(i, handler, now)
+            if handler.requests.length:
+                self.create(handler)
             if not batch.flush():
                 self.lost += count
             if count < SLOTS:
                 break
         return self.received - before
+
+    def create(self, handler: QueueHandler) -> None:
+        """Have conntrack know the flows that this batch has opened, before it meets their packets;
+        one that it refuses has its packet dropped."""
+        if self.conntrack is not None:
+            self.conntrack.flush(handler)
+            for flow in self.conntrack.failed:
+                at = self.opened.get(flow)
+                if at is not None:
+                    self.u8[at + 27] = NF_DROP
+        self.opened.clear()
 
     def read(self, start: int, received: int) -> None:
         """Note the packet of the message at an offset of the buffer. The kernel sends each in a
@@ -190,12 +206,16 @@ class NetlinkDriver:
         self.sizes[i] = size
         self.lengths[i] = length
 
-    def handle(self, i: int, handler: PacketHandler, now: float) -> None:
+    def handle(self, i: int, handler: QueueHandler, now: float) -> None:
         """Have a noted packet handled; its verdict goes to the batch."""
         payload = self.payloads[i]
         size = self.sizes[i]
         hook = self.hooks[i]
         verdict = handler.handle_packet(payload, self.lengths[i], hook, self.infos[i], now)
+        if verdict == ASK:
+            if self.conntrack is not None:
+                self.conntrack.learn(handler, handler.asked, now)
+            verdict = handler.handle_packet(payload, self.lengths[i], hook, self.infos[i], now)
 
         # The verdict stands in front of the packet, over attributes that have been read.
         at = payload - VERDICT_SIZE - 4
@@ -228,6 +248,12 @@ class NetlinkDriver:
         self.u8[at + 27] = outcome
         self.u32[(at + 28) >> 2] = self.ids[i]
         self.batch.add(at, total)
+        if handler.created:
+            self.opened[handler.created] = at
+            handler.created = 0
+
+    def carry_with(self, carrier: FlowCarrier) -> None:
+        self.conntrack = carrier
 
     def counters(self) -> QueueCounters:
         waiting, queue_dropped, socket_dropped = kernel_counters(self.number)

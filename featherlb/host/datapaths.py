@@ -6,7 +6,7 @@ Imports the drivers, `plan` and `kernel`. Nothing on the host is changed.
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from featherlb.drivers import network, paths, sysctl
+from featherlb.drivers import iptables, network, paths, sysctl
 from featherlb.errors import HostError
 from featherlb.host.kernel import check_kernel
 from featherlb.host.plan import subnet_interface
@@ -99,7 +99,22 @@ def _raw_obstacles(services: Sequence[Service]) -> Iterator[str]:
 
 
 def _offload_obstacles(services: Sequence[Service]) -> Iterator[str]:
-    yield "it is not there yet"
+    yield from _nfqueue_obstacles(services)
+    for family in sorted({vip.address.version for service in services for vip in service.vips}):
+        try:
+            iptables.require_table(family, "nat")
+        except HostError as error:
+            yield str(error)
+        if iptables.missing(family, ["-m conntrack --ctstate DNAT"]):
+            yield "this kernel has no connection tracking (load its module nf_conntrack)"
+    for service in services:
+        for key, wanted in (
+            ("one_packet", service.one_packet),
+            ("responses", service.responses is not None),
+            ("mss", service.mss is not None),
+        ):
+            if wanted:
+                yield f"only the first packet of a flow is seen, which is not enough for `{key}`"
 
 
 _OBSTACLES: dict[Datapath, Callable[[Sequence[Service]], Iterator[str]]] = {

@@ -28,8 +28,14 @@ class Host:
         """By address family, the rules as they stood when they had been made."""
 
     def apply(self, plan: HostPlan) -> None:
-        """Make the plan's changes. HostError if the host refuses one; nothing is left then."""
+        """Make the plan's changes. HostError if the host refuses one; nothing is left then.
+
+        What a dead instance of the same number has left is taken over.
+        """
         with self._journal.locked():
+            for record in self._journal.records():
+                if record.instance == plan.instance and not record.alive:
+                    self._changes = [decode(data) for data in record.changes]
             if place(self._journal) != (plan.order, plan.earlier):
                 raise HostError(
                     "another instance of featherlb has started or stopped at the same moment;"
@@ -65,6 +71,12 @@ class Host:
         """Undo everything; what could not be undone, as sentences, and stays in the journal."""
         with self._journal.locked():
             return self._undo(self._changes)
+
+    def rest(self, plan: HostPlan) -> None:
+        """Go over to a plan that stays on the host when this process has gone: the next instance
+        takes it over, or `remove_leftovers` undoes it. HostError as `update`."""
+        with self._journal.locked():
+            self._move_to(plan)
 
     def deviations(self) -> list[str]:
         """What somebody else has changed of what the plan demands, as sentences."""
@@ -190,13 +202,16 @@ class Host:
                 queued=tuple(sorted(self._plan.queued)),
                 order=self._plan.order,
                 earlier=self._plan.earlier,
+                carries=self._plan.carries,
                 changes=tuple(map(encode, self._changes)),
             )
         )
 
 
-def remove_leftovers(log: journal.Journal | None = None) -> list[str]:
+def remove_leftovers(log: journal.Journal | None = None, *, spare: bool = False) -> list[str]:
     """Undo what instances have left that are no longer alive; a line for each thing removed.
+
+    With `spare`, what flows need that the kernel carries for a dead instance stays.
 
     Chains and sets of featherlb's that no record knows are removed as well. HostError at the
     end if something could not be undone: its record stays, so that this can be called again.
@@ -204,21 +219,21 @@ def remove_leftovers(log: journal.Journal | None = None) -> list[str]:
     require_privileges()
     log = log or journal.Journal()
     with log.locked():
-        return _remove_leftovers(log)
+        return _remove_leftovers(log, spare)
 
 
-def _remove_leftovers(log: journal.Journal) -> list[str]:
+def _remove_leftovers(log: journal.Journal, spare: bool) -> list[str]:
     removed: list[str] = []
     failures: list[str] = []
     records = log.records()
+    staying = {
+        record.instance: record for record in records if record.alive or (spare and record.carries)
+    }
     needed = {
-        change.resource
-        for record in records
-        if record.alive
-        for change in map(decode, record.changes)
+        change.resource for record in staying.values() for change in map(decode, record.changes)
     }
     for record in records:
-        if record.alive:
+        if record.instance in staying:
             continue
         failed = []
         for data in reversed(record.changes):

@@ -24,7 +24,7 @@ in raw and mangle, behind the host's own. The guards stand first.
 
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network
 
 from featherlb.drivers import ipset, iptables, sysctl
@@ -55,6 +55,8 @@ REDIRECTS = {4: "icmp --icmp-type 5", 6: "ipv6-icmp --icmpv6-type 137"}
 QUOTED_SOURCE_PORT = {4: "0>>22&0x3C@8>>22&0x3C@8>>16", 6: "88>>16"}
 """By address family, where `-m u32` finds the source port of the packet that an ICMP error quotes:
 behind two IP headers and 8 bytes. IPv6 extension headers are not looked behind."""
+OPENING = "-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN"
+"""`--syn`, as iptables-save writes it."""
 NO_SOURCE = {4: "255.255.255.255", 6: "ff02::1"}
 """By address family, an address that no packet comes from."""
 
@@ -120,6 +122,8 @@ class HostPlan:
     order: int
     earlier: tuple[int, ...]
     """See `Facts`."""
+    carries: bool
+    """The kernel carries flows of some service (datapath offload)."""
 
     @property
     def pass_mark(self) -> int | None:
@@ -154,8 +158,14 @@ class HostPlan:
         ]
 
 
-def build(services: Sequence[Service], options: Options, facts: Facts) -> HostPlan:
-    """The plan for `services`, whose backends have `local` and `sources` filled in."""
+def build(
+    services: Sequence[Service], options: Options, facts: Facts, *, resting: bool = False
+) -> HostPlan:
+    """The plan for `services`, whose backends have `local` and `sources` filled in.
+
+    A `resting` one is for the time when no process is there: flows that the kernel carries go on,
+    new ones are refused, or with `fail_open` go to the backends by lot.
+    """
     vips = tuple(
         sorted(
             {(service.protocol, vip) for service in services for vip in service.vips},
@@ -163,19 +173,26 @@ def build(services: Sequence[Service], options: Options, facts: Facts) -> HostPl
         )
     )
     families = sorted({vip.address.version for _, vip in vips})
+    prefix = f"featherlb-{options.queue}-"
     raw = [service for service in services if service.datapath is Datapath.RAW]
-    rest = [service for service in services if service.datapath is not Datapath.RAW]
-    queued = [_Parts.of(rest, family, f"featherlb-{options.queue}-") for family in families]
-    wired = [_Parts.of(raw, family, f"featherlb-{options.queue}-raw-") for family in families]
-    parts = [part for pair in zip(queued, wired, strict=True) for part in pair]
+    carried = [service for service in services if service.datapath is Datapath.OFFLOAD]
+    rest = [service for service in services if service.datapath is Datapath.NFQUEUE]
+    queued = [_Parts.of(rest, family, prefix) for family in families]
+    wired = [_Parts.of(raw, family, f"{prefix}raw-") for family in families]
+    loads = [_Load.of(carried, family, f"{prefix}ct-") for family in families]
+    sets = [wanted for part in (*queued, *wired) for wanted in part.sets()]
+    sets += [wanted for load in loads for wanted in load.sets()]
     return HostPlan(
         options=options,
         vips=vips,
-        settings=tuple(_settings(queued, facts)),
-        sets=tuple(wanted for part in parts for wanted in part.sets()) if facts.sets else (),
+        settings=tuple(dict.fromkeys((*_settings(queued, facts), *_load_settings(loads, facts)))),
+        sets=tuple(sets) if facts.sets else (),
         rules={
-            queue.family: _rules(queue, wire, options, facts)
-            for queue, wire in zip(queued, wired, strict=True)
+            queue.family: _merge(
+                _rules(queue, wire, options, facts) if rest or raw else {},
+                _load_rules(load, carried, options, facts, resting) if carried else {},
+            )
+            for queue, wire, load in zip(queued, wired, loads, strict=True)
         },
         addresses=tuple(_assignments(vips, facts)) if options.assign else (),
         sources=source_entries(services),
@@ -183,6 +200,7 @@ def build(services: Sequence[Service], options: Options, facts: Facts) -> HostPl
         queued=kept_entries(rest),
         order=facts.order,
         earlier=facts.earlier,
+        carries=bool(carried),
     )
 
 
@@ -361,8 +379,9 @@ class _Parts:
             *(vip.address for _, vip in self.other_vips if not vip.wildcard),
         }
 
-    def vip_matches(self, side: str, use_set: bool) -> list[str]:
-        matches = self.vips.matches(side, use_set)
+    def vip_matches(self, side: str, use_set: bool, *, tcp: str = "") -> list[str]:
+        """Rule matches for packets whose `side` is a VIP; `tcp` is a further match for TCP."""
+        matches = self.vips.matches(side, use_set, tcp=tcp)
         for protocol, vip in self.other_vips:
             where = (
                 f"-m addrtype --{side}-type LOCAL" if vip.wildcard else f"-{side[0]} {vip.address}"
@@ -370,7 +389,8 @@ class _Parts:
             ports = f"{vip.first_port}"
             if vip.first_port != vip.last_port:
                 ports += f":{vip.last_port}"
-            matches.append(f"-p {protocol} {where} --{side[0]}port {ports}")
+            extra = tcp if protocol is Protocol.TCP else ""
+            matches.append(f"-p {protocol}{extra} {where} --{side[0]}port {ports}")
         return matches
 
 
@@ -465,7 +485,7 @@ def _rules(queued: _Parts, wire: _Parts, options: Options, facts: Facts) -> ipta
         if copies[table]:
             chains[chain("COPY")] = tuple(copies[table])
             jumps.append(iptables.Jump("PREROUTING", f"-j {chain('COPY')}", first=True))
-    if guards := (*_guards(queued), *_reassembly(queued, facts)):
+    if guards := (*_guards(queued, queued.full), *_reassembly(queued, facts)):
         raw[chain("GUARD")] = guards
         raw_jumps.append(iptables.Jump("PREROUTING", f"-j {chain('GUARD')}", first=True))
     if redirects:
@@ -530,6 +550,172 @@ def _copies(queued: _Parts, wire: _Parts, facts: Facts) -> dict[str, list[str]]:
     return copies
 
 
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """What the kernel's connection tracking carries of one address family (datapath offload)."""
+
+    parts: _Parts
+    backends: _Group
+    """All of them, whichever address they see."""
+
+    @classmethod
+    def of(cls, services: Sequence[Service], family: int, prefix: str) -> "_Load":
+        backends = {
+            ipset.Entry(backend.endpoint, service.protocol)
+            for service in services
+            for backend in service.backends
+            if backend.endpoint.address.version == family
+        }
+        return cls(
+            _Parts.of(services, family, prefix),
+            _Group(f"{prefix}ends{family}", family, tuple(sorted(backends, key=str))),
+        )
+
+    def sets(self) -> Iterator[ipset.Set]:
+        for group in (self.parts.vips, self.parts.replaced, self.backends):
+            if group.entries:
+                yield ipset.Set(group.set_name, group.family, group.entries)
+
+
+def _load_rules(
+    load: _Load, services: Sequence[Service], options: Options, facts: Facts, resting: bool
+) -> iptables.Ruleset:
+    """Rules for services whose connections the kernel carries.
+
+    - raw takes SYNs to a VIP to the queue, before connection tracking has met them. When the
+      verdict comes, it knows the connection and translates the SYN as its first packet.
+    - mangle PREROUTING and OUTPUT take what connection tracking doesn't know and nobody translates:
+      datagrams to a VIP that it takes for new ones, and of connections that it has forgotten, or
+      that were taken away from it, whatever comes to a VIP or from a backend.
+    - filter lets pass what connection tracking translates to and from the backends.
+    - nat has a chain, for without one the kernel translates nothing. With `fail_open`, it sends to
+      a backend what got past the queue.
+    """
+    parts, sets = load.parts, facts.sets
+    given = f"{SOURCE_PORTS.start}:{SOURCE_PORTS.stop - 1}"
+    protocol, types = ICMP_ERRORS[parts.family]
+
+    def chain(role: str) -> str:
+        return f"FEATHERLB-CT{role}-{options.queue}"
+
+    opened = [
+        match for match in parts.vip_matches("dst", sets, tcp=" --syn") if "-p tcp --syn" in match
+    ]
+    stray = parts.vip_matches("dst", sets, tcp=" ! --syn")
+    full_replies = parts.replaced.matches("src", sets, ports=f" --dport {given}", tcp=" ! --syn")
+    replies = load.backends.matches("src", sets, tcp=" ! --syn")
+    seen_by = (*facts.earlier, facts.order) if facts.earlier else ()
+    passed_on = [f"-m mark --mark {PASS_MARKS + 2 * order:#x} -j RETURN" for order in seen_by]
+    raw = {}
+    raw_jumps = []
+    if opened and not resting:
+        raw[chain("RAW")] = (*passed_on, *(f"{match} -g {chain('OPEN')}" for match in opened))
+        raw[chain("OPEN")] = tuple(_queue_by_client("src,sport", options))
+        raw_jumps = [
+            iptables.Jump(hook, f"{OPENING} -j {chain('RAW')}") for hook in ("PREROUTING", "OUTPUT")
+        ]
+    if guards := tuple(_guards(parts, full=False)):
+        raw[chain("GUARD")] = guards
+        raw_jumps.append(iptables.Jump("PREROUTING", f"-j {chain('GUARD')}", first=True))
+    mangle = {
+        chain("STRAY"): (
+            *passed_on,
+            *(f"{match} -g {chain('FORWARD')}" for match in stray),
+            *(f"{match} -g {chain('FULL')}" for match in full_replies),
+            *(f"{match} -g {chain('REPLY')}" for match in replies if match.startswith("-p tcp")),
+            # One that was queued in raw is known by now, or has to be sent again.
+            *(f"{match} -j DROP" for match in opened if not options.fail_open),
+        ),
+        chain("FORWARD"): tuple(_queue_by_client("src,sport", options)),
+        chain("FULL"): tuple(_queue_by_port(parts.replaced.protocols, options, bypass=True)),
+        chain("REPLY"): tuple(_queue_by_client("dst,dport", options, bypass=True)),
+    }
+    both = [
+        *load.backends.matches("dst", sets),
+        *load.backends.matches("src", sets),
+        *(f"-p {protocol} {kind} -m conntrack --ctstate RELATED" for kind in types),
+    ]
+    unknown = "-m conntrack --ctstate INVALID,NEW -m conntrack ! --ctstate DNAT"
+    fallback = tuple(_fallback(services, parts.family)) if options.fail_open else ()
+    full = [
+        f"{match} -m conntrack --ctstate DNAT -j MASQUERADE"
+        for match in _full_backends(services, parts.family)
+        if options.fail_open
+    ]
+    return {
+        "filter": iptables.Table(
+            chains={chain("FILTER"): tuple(f"{match} -j ACCEPT" for match in both)},
+            jumps=tuple(
+                iptables.Jump(hook, f"-m conntrack --ctstate DNAT -j {chain('FILTER')}", first=True)
+                for hook in ("INPUT", "FORWARD", "OUTPUT")
+            ),
+        ),
+        "nat": iptables.Table(
+            chains={chain("NAT"): fallback, chain("SOURCE"): tuple(full)},
+            jumps=(
+                *(iptables.Jump(hook, f"-j {chain('NAT')}") for hook in ("PREROUTING", "OUTPUT")),
+                iptables.Jump("POSTROUTING", f"-j {chain('SOURCE')}"),
+            ),
+        ),
+        "mangle": iptables.Table(
+            chains={} if resting else mangle,
+            jumps=tuple(
+                iptables.Jump(hook, f"{unknown} -j {chain('STRAY')}")
+                for hook in ("PREROUTING", "OUTPUT")
+                if not resting
+            ),
+        ),
+        "raw": iptables.Table(chains=raw, jumps=tuple(raw_jumps)),
+    }
+
+
+def _fallback(services: Sequence[Service], family: int) -> Iterator[str]:
+    """In nat: a connection of each service to one of its backends, by lot."""
+    for service in services:
+        backends = [
+            backend.endpoint
+            for backend in service.backends
+            if backend.endpoint.address.version == family
+        ]
+        for match in _Parts.of([service], family, "").vip_matches("dst", use_set=False):
+            for left, endpoint in zip(range(len(backends), 0, -1), backends, strict=True):
+                lot = f" -m statistic --mode random --probability {1 / left:.8f}"
+                yield f"{match}{lot if left > 1 else ''} -j DNAT --to-destination {endpoint}"
+
+
+def _full_backends(services: Sequence[Service], family: int) -> list[str]:
+    """Matches for packets to the backends that don't see their clients."""
+    return sorted(
+        {
+            f"-p {service.protocol} -d {backend.endpoint.address} --dport {backend.endpoint.port}"
+            for service in services
+            for backend in service.backends
+            if service.nat is NatMode.FULL and backend.endpoint.address.version == family
+        }
+    )
+
+
+def _load_settings(loads: Iterable[_Load], facts: Facts) -> Iterator[sysctl.Setting]:
+    for load in loads:
+        if load.parts.vips.entries or load.parts.other_vips:
+            yield from _settings([replace(load.parts, full=False)], facts)
+            # So that connection tracking counts packets and bytes.
+            yield "net/netfilter/nf_conntrack_acct", "1"
+
+
+def _merge(one: iptables.Ruleset, other: iptables.Ruleset) -> iptables.Ruleset:
+    """Both rulesets as one, in the order of their tables: steering comes last."""
+    nothing = iptables.Table({}, ())
+    return {
+        name: iptables.Table(
+            {**one.get(name, nothing).chains, **other.get(name, nothing).chains},
+            (*one.get(name, nothing).jumps, *other.get(name, nothing).jumps),
+        )
+        for name in ("filter", "nat", "mangle", "raw")
+        if name in one or name in other
+    }
+
+
 def _queue_by_client(client: str, options: Options, bypass: bool = False) -> Iterator[str]:
     """To the worker that the client's address and port select, the same for both directions."""
     if options.workers > 1:
@@ -591,14 +777,16 @@ def _echo_requests(family: int, foreign: Sequence[Address], options: Options) ->
         )
 
 
-def _queue_by_port(protocols: Iterable[Protocol], options: Options) -> Iterator[str]:
+def _queue_by_port(
+    protocols: Iterable[Protocol], options: Options, bypass: bool = False
+) -> Iterator[str]:
     """To the worker that has given the destination port to a flow."""
     for worker in range(1, options.workers):
         ports = source_ports(worker, options.workers)
         for protocol in protocols:
             match = f"-p {protocol} --dport {ports.start}:{ports.stop - 1}"
-            yield f"{match} {_queue(worker, options)}"
-    yield _queue(0, options)
+            yield f"{match} {_queue(worker, options, bypass)}"
+    yield _queue(0, options, bypass)
 
 
 def _queue(worker: int, options: Options, bypass: bool = False) -> str:
@@ -606,11 +794,11 @@ def _queue(worker: int, options: Options, bypass: bool = False) -> str:
     return f"-j NFQUEUE --queue-num {options.queue + worker}{suffix}"
 
 
-def _guards(parts: _Parts) -> Iterator[str]:
+def _guards(parts: _Parts, full: bool) -> Iterator[str]:
     """Drops what the kernel dropped before `_settings` made it accept featherlb's packets."""
     if parts.family != 4:
         return
-    if parts.full:
+    if full:
         yield "! -i lo -m addrtype --src-type LOCAL -j DROP"
     if parts.loopback:
         yield f"! -i lo -s {LOOPBACK_NETWORK} -j DROP"

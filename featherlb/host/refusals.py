@@ -16,7 +16,7 @@ from featherlb.host.datapaths import obstacle
 from featherlb.host.kernel import check_kernel
 from featherlb.host.plan import Facts, Options, kept_entries, source_entries, subnet_interface
 from featherlb.host.survey import require_privileges
-from featherlb.model import Address, Backend, Datapath, NatMode, Protocol, Service, Vip
+from featherlb.model import Address, Backend, Datapath, Endpoint, NatMode, Protocol, Service, Vip
 
 NOWHERE = ""
 """Instead of an interface's name: no route leads to the address."""
@@ -81,6 +81,7 @@ def _check_kernel(services: Sequence[Service], options: Options) -> None:
 
 def _check_services(services: Sequence[Service]) -> None:
     vips = list(_vips(services))
+    _check_shared_backends(services)
     for service in services:
         if service.datapath is not Datapath.NFQUEUE and (
             sentence := obstacle(service, service.datapath)
@@ -103,6 +104,20 @@ def _check_services(services: Sequence[Service]) -> None:
                         f" addresses are loopback addresses as well; set `nat: full` for service"
                         f" '{service.name}'"
                     )
+
+
+def _check_shared_backends(services: Sequence[Service]) -> None:
+    """A backend's replies are either tracked by the kernel or not."""
+    users: dict[tuple[Protocol, Endpoint], Service] = {}
+    for service in sorted(services, key=lambda one: one.datapath is Datapath.OFFLOAD):
+        for backend in service.backends:
+            user = users.setdefault((service.protocol, backend.endpoint), service)
+            if (user.datapath is Datapath.OFFLOAD) != (service.datapath is Datapath.OFFLOAD):
+                raise HostError(
+                    f"backend {backend} is in service '{user.name}' with the datapath"
+                    f" {user.datapath} and in service '{service.name}' with the datapath"
+                    f" {service.datapath}; give both the same datapath"
+                )
 
 
 def _check_others(services: Sequence[Service], others: Sequence[journal.Record]) -> None:

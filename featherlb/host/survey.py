@@ -111,7 +111,8 @@ def free_queue(workers: int, log: journal.Journal | None = None) -> int:
     """The lowest queue number that begins `workers` free ones."""
     taken = set(sockets.bound_queues())
     for record in (log or journal.Journal()).records():
-        taken.update(range(record.instance, record.instance + record.workers))
+        if record.alive:
+            taken.update(range(record.instance, record.instance + record.workers))
     for first in range(65536 - workers + 1):
         if taken.isdisjoint(range(first, first + workers)):
             return first

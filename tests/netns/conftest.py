@@ -14,8 +14,13 @@ DRIVERS = {
     "netlink": ("--driver", "netlink"),
     "netfilterqueue": ("--driver", "netfilterqueue"),
     "raw": ("--datapath", "raw"),
+    "offload": ("--datapath", "offload"),
 }
-"""What the tests of the data path run with: both queue drivers, and the other datapaths."""
+"""Both queue drivers, and the other datapaths, with their options."""
+EVERY_PACKET = [driver for driver in DRIVERS if driver != "offload"]
+"""Those by which every packet passes featherlb: what the tests of the data path run with."""
+EVERY_DATAPATH = pytest.mark.parametrize("driver", [*DRIVERS], indirect=True)
+"""For what holds with all of them."""
 ONE_DRIVER = pytest.mark.parametrize("driver", ["netlink"], indirect=True)
 """For what the queue driver has no part in: `pytestmark = ONE_DRIVER`."""
 
@@ -47,7 +52,7 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     return report
 
 
-@pytest.fixture(params=DRIVERS, scope="session")
+@pytest.fixture(params=EVERY_PACKET, scope="session")
 def driver(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name

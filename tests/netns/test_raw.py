@@ -209,7 +209,7 @@ services:
     write("nfqueue")
     with featherlb(lab, "--config", str(file)), ExitStack() as stack:
         sessions = []
-        for datapath in ("raw", "nfqueue", "auto", "nfqueue"):
+        for datapath in ("raw", "nfqueue", "offload", "raw", "auto", "nfqueue"):
             session = stack.enter_context(Session(lab.client))
             sessions.append(session)
             session.ask()
@@ -217,7 +217,7 @@ services:
             done = run(lab.balancer, "reload")
             assert done.returncode == 0, done.stderr
             assert f"-> {datapath}" in done.stdout
-            assert f", {'nfqueue' if datapath == 'nfqueue' else 'raw'}" in backends(lab)
+            assert f", {datapath.replace('auto', 'offload')}" in backends(lab)
             for one in sessions:
                 one.socket.settimeout(30)
                 assert one.ask().backend == "backend1"

@@ -1,0 +1,39 @@
+# C types of conntrack.py, for the compiled build. Compiled, the handler is the core's Balancer.
+cimport cython
+from featherlb.core.balancer cimport Balancer
+from featherlb.core.conntrack cimport Entry
+from featherlb.drivers.mmsg cimport MessageBatch
+
+cdef int AF_INET, AF_INET6, ENTRY, DONE, GONE
+cdef unsigned int EEXIST, ERROR
+cdef Py_ssize_t SLOTS, SLOT_SIZE, MAX_BATCHES, SWEPT, DUMP_SIZE
+
+
+cdef class Conntrack:
+    cdef object _requests, _events
+    cdef unsigned int port
+    cdef MessageBatch answers, events
+    cdef public list failed
+    cdef Py_ssize_t next
+
+    cpdef object flush(self, Balancer handler)
+    @cython.locals(
+        batch=MessageBatch, entry=Entry, count=cython.int, slot=cython.int, start=cython.Py_ssize_t)
+    cdef list send(self, Balancer handler)
+    cdef object resolve(self, Balancer handler, Py_ssize_t flow)
+    cpdef bint ask(self, Balancer handler, Py_ssize_t flow) except -1
+    cpdef object learn(self, Balancer handler, Py_ssize_t flow, double now)
+    @cython.locals(
+        batch=MessageBatch, entry=Entry, ticks=cython.uint, _=cython.int, count=cython.int,
+        slot=cython.int, at=cython.Py_ssize_t, end=cython.Py_ssize_t, flow=cython.Py_ssize_t)
+    cpdef object process(self, Balancer handler, double now)
+    @cython.locals(last=cython.Py_ssize_t, count=cython.Py_ssize_t)
+    cpdef object sweep(self, Balancer handler, double now)
+    @cython.locals(end=cython.Py_ssize_t, start=cython.Py_ssize_t, flow=cython.Py_ssize_t)
+    cpdef object refresh(self, Balancer handler, Py_ssize_t first, Py_ssize_t count, double now)
+    @cython.locals(entry=Entry, slot=cython.int, start=cython.Py_ssize_t)
+    cdef object read_answers(self, Balancer handler, unsigned int ticks)
+    @cython.locals(
+        entry=Entry, at=cython.Py_ssize_t, end=cython.Py_ssize_t, done=cython.bint,
+        adopted=cython.int)
+    cpdef int adopt(self, Balancer handler, int worker, int workers, double now) except -1

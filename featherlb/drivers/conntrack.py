@@ -1,0 +1,207 @@
+"""Conntrack over netlink: the entries that carry offloaded flows, and word of their end.
+
+Imports the standard library and its siblings; what the messages say is the core's business. Two
+sockets: one for requests, whose answers are there as soon as a request has been sent (the kernel
+handles it within the system call), and one that hears of all entries that end. What it misses, for
+its buffer is full, is found by and by: `sweep` asks for every flow.
+"""
+
+import errno
+import socket
+
+from featherlb.drivers.base import ConntrackHandler
+from featherlb.drivers.mmsg import MessageBatch
+
+NETLINK_NETFILTER = 12
+SOL_NETLINK = 270
+NETLINK_ADD_MEMBERSHIP, NETLINK_NO_ENOBUFS, NETLINK_CAP_ACK = 1, 5, 10
+SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
+BUFFER = 8 << 20
+"""Bytes of kernel memory for answers, and for events: some 10,000."""
+GROUP_DESTROY = 3  # NFNLGRP_CONNTRACK_DESTROY in nfnetlink.h
+AF_INET, AF_INET6 = 2, 10
+ENTRY, ERROR, DONE, GONE = 0x100, 2, 3, 0x102
+"""Kinds of messages: an entry, an error, the end of a dump, an entry's end."""
+EEXIST = errno.EEXIST
+
+SLOTS = 64
+SLOT_SIZE = 2048
+"""Bytes: more than any entry takes."""
+MAX_BATCHES = 32
+"""Per call of `process`, so that the worker gets to its packets under any load."""
+SWEPT = 512
+"""Flow records that a sweep looks at in one go, at most: one or two milliseconds."""
+DUMP_SIZE = 1 << 16
+"""Bytes: more than a part of a dump has (net/netlink/af_netlink.c: netlink_dump)."""
+
+
+class Conntrack:
+    """A worker's link to the kernel's connection tracking."""
+
+    def __init__(self, handler: ConntrackHandler) -> None:
+        """OSError if the kernel has no conntrack netlink."""
+        self._requests = self._open()
+        self._events = self._open()
+        self._events.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, GROUP_DESTROY)
+        self.port = self._requests.getsockname()[0]
+        self.answers = MessageBatch(SLOTS, SLOT_SIZE)
+        self.answers.use(self._requests)
+        self.events = MessageBatch(SLOTS, SLOT_SIZE)
+        self.events.use(self._events)
+        handler.answer.attach(self.answers.buffer)
+        handler.event.attach(self.events.buffer)
+        self.failed: list[int] = []
+        """Flows that the last `flush` could not create; they are forgotten."""
+        self.next = 1
+
+    def _open(self) -> socket.socket:
+        new = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
+        new.bind((0, 0))
+        for level, option, value in (
+            (socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER),
+            (socket.SOL_SOCKET, SO_SNDBUFFORCE, BUFFER),
+            (SOL_NETLINK, NETLINK_NO_ENOBUFS, 1),
+            (SOL_NETLINK, NETLINK_CAP_ACK, 1),
+        ):
+            new.setsockopt(level, option, value)
+        return new
+
+    def fileno(self) -> int:
+        """A descriptor that is readable when entries have ended."""
+        return self._events.fileno()
+
+    def flush(self, handler: ConntrackHandler) -> None:
+        """Send the requests that have gathered; `failed` says what the kernel refuses."""
+        self.failed = []
+        if not handler.requests.length:
+            return
+        clashes = self.send(handler)
+        for flow in clashes:
+            self.resolve(handler, flow)
+
+    def send(self, handler: ConntrackHandler) -> list[int]:
+        """Send the requests; the flows whose key another entry has."""
+        self._requests.send(handler.requests.take())
+        clashes = []
+        batch = self.answers
+        entry = handler.answer
+        while True:
+            count = batch.receive()
+            for slot in range(count):
+                start = slot * SLOT_SIZE
+                entry.read(start, start + batch.lengths[slot])
+                if entry.kind != ERROR or not entry.sequence:
+                    continue  # what was to be deleted is gone already
+                if entry.error == EEXIST:
+                    clashes.append(entry.sequence)
+                else:
+                    self.failed.append(entry.sequence)
+                    handler.fail(entry.sequence)
+            if count < SLOTS:
+                return clashes
+
+    def resolve(self, handler: ConntrackHandler, flow: int) -> None:
+        """Put a flow in place of the entry that has its key, unless that one is to go on."""
+        if self.ask(handler, flow) and not handler.clash(flow, handler.answer):
+            return
+        handler.replace(flow)
+        for refused in self.send(handler):
+            self.failed.append(refused)
+            handler.fail(refused)
+
+    def ask(self, handler: ConntrackHandler, flow: int) -> bool:
+        """Whether there is an entry with the flow's key; `handler.answer` holds it."""
+        if handler.requests.length:
+            self.flush(handler)
+        handler.inquire(flow)
+        self._requests.send(handler.requests.take())
+        if not self.answers.receive():
+            return False
+        handler.answer.read(0, self.answers.lengths[0])
+        return handler.answer.kind == ENTRY
+
+    def learn(self, handler: ConntrackHandler, flow: int, now: float) -> None:
+        """Have the core know how the flow is, or that it has ended."""
+        if self.ask(handler, flow):
+            handler.observe(flow, handler.answer, int(now * 10))
+        else:
+            handler.disown(flow)
+
+    def process(self, handler: ConntrackHandler, now: float) -> None:
+        """Hear what has ended, without blocking."""
+        batch = self.events
+        entry = handler.event
+        ticks = int(now * 10)
+        for _ in range(MAX_BATCHES):
+            count = batch.receive()
+            for slot in range(count):
+                at = slot * SLOT_SIZE
+                end = at + batch.lengths[slot]
+                at = entry.read(at, end)
+                # What was deleted on our own request has been dealt with.
+                if not at or entry.kind != GONE or entry.sender == self.port:
+                    continue
+                flow = handler.end(entry, False, ticks)
+                if flow and not self.ask(handler, flow):
+                    handler.end(entry, True, ticks)
+            if count < SLOTS:
+                break
+
+    def sweep(self, handler: ConntrackHandler, now: float) -> None:
+        """Look at the next tenth of the flows, but at no more than `SWEPT`."""
+        last = handler.last_record()
+        if self.next > last:
+            self.next = 1
+        count = min(SWEPT, last // 10 + 1)
+        self.refresh(handler, self.next, count, now)
+        self.next += count
+
+    def refresh(self, handler: ConntrackHandler, first: int, count: int, now: float) -> None:
+        """Have the core know how the flows with these record numbers are."""
+        self.flush(handler)
+        end = min(first + count, handler.last_record() + 1)
+        for start in range(first, end, SLOTS):
+            for flow in range(start, min(start + SLOTS, end)):
+                if handler.is_carried(flow):
+                    handler.inquire(flow)
+            if handler.requests.length:
+                self.read_answers(handler, int(now * 10))
+
+    def read_answers(self, handler: ConntrackHandler, ticks: int) -> None:
+        """Send inquiries, and tell the core what the answers are."""
+        self._requests.send(handler.requests.take())
+        entry = handler.answer
+        for slot in range(self.answers.receive()):
+            start = slot * SLOT_SIZE
+            entry.read(start, start + self.answers.lengths[slot])
+            if entry.kind == ENTRY:
+                handler.observe(entry.sequence, entry, ticks)
+            elif entry.kind == ERROR and handler.is_carried(entry.sequence):
+                handler.disown(entry.sequence)
+
+    def adopt(self, handler: ConntrackHandler, worker: int, workers: int, now: float) -> int:
+        """Show the core all entries; how many it has taken over."""
+        self.flush(handler)
+        adopted = 0
+        entry = handler.answer
+        with self._open() as dump:
+            buffer = bytearray(DUMP_SIZE)
+            entry.attach(buffer)
+            for family in (AF_INET, AF_INET6):
+                handler.requests.dump(family)
+                dump.send(handler.requests.take())
+                done = False
+                while not done:
+                    end = dump.recv_into(buffer)
+                    at = 0
+                    while at < end and not done:
+                        at = entry.read(at, end)
+                        done = not at or entry.kind in (DONE, ERROR)
+                        if not done:
+                            adopted += handler.adopt(entry, worker, workers, int(now * 10))
+        entry.attach(self.answers.buffer)
+        return adopted
+
+    def close(self) -> None:
+        self._requests.close()
+        self._events.close()

@@ -1,0 +1,311 @@
+"""What only the datapath offload does: the kernel carries flows, whatever becomes of featherlb."""
+
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from netns import Lab
+from netns.lab import VIP
+from netns.servers import HttpServer, Nginx
+from tests.netns.command import Featherlb, run
+from tests.netns.conftest import Up
+from tests.netns.datagrams import Receivers, open_socket
+from tests.netns.test_operate_flows import flows
+from tests.netns.test_operate_pools import operate
+from tests.netns.traffic import Session, ask, pair, wait_for
+
+pytestmark = pytest.mark.parametrize("driver", ["offload"], indirect=True)
+
+NAT_MODES = pytest.mark.parametrize("nat", ["dnat", "full"])
+BACKENDS = tuple(
+    option
+    for address in ("10.0.1.2", "10.0.1.3", "10.0.1.4")
+    for option in ("--backend", f"{address}:8080")
+)
+TCP = ("--vip", f"{VIP}:80")
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    """With HTTP servers on port 8080 of three backends."""
+    with Lab(clients=2, backends=3) as lab, ExitStack() as servers:
+        for node in lab.backends:
+            servers.enter_context(HttpServer(node))
+        yield lab
+
+
+def queued(lab: Lab) -> int:
+    """Packets that have reached featherlb's queue: the id of the last one."""
+    lines = lab.balancer.run(["cat", "/proc/net/netfilter/nfnetlink_queue"]).stdout.splitlines()
+    return sum(int(line.split()[7]) for line in lines)
+
+
+def entries(lab: Lab, *options: str) -> list[str]:
+    """Conntrack's entries on the balancer."""
+    return lab.balancer.run(["conntrack", "-L", *options]).stdout.splitlines()
+
+
+@NAT_MODES
+def test_only_the_first_packet_of_a_connection_is_queued(lab: Lab, featherlb: Up, nat: str) -> None:
+    options = ("--vip", f"{VIP}:81", "--backend", "10.0.1.2:8081", "--nat", nat)
+    with Nginx(lab.backends[0], port=8081) as server, featherlb(lab, *options):
+        (server.files / "big").write_bytes(bytes(20 << 20))
+        lab.client.run(["curl", "--silent", "--fail", f"http://{VIP}:81/files/big"])
+        assert queued(lab) == 1
+
+
+@NAT_MODES
+def test_only_the_first_of_datagrams_without_answer_is_queued(
+    lab: Lab, featherlb: Up, nat: str
+) -> None:
+    options = ("--vip", f"{VIP}:53/udp", "--backend", "10.0.1.2:9000", "--nat", nat)
+    with (
+        Receivers(lab.backends[:1], 9000) as receivers,
+        featherlb(lab, *options),
+        open_socket(lab.client, (lab.client.address, 0), (VIP, 53)) as client,
+    ):
+        for number in range(10):
+            client.send(bytes([number]))
+            assert receivers.receive().data == bytes([number])
+        assert queued(lab) == 1
+        (flow,) = flows(lab)
+        assert flow["state"] == "udp-one-way"
+        assert int(flow["bytes_forward"]) == 10 * 29
+
+
+@NAT_MODES
+def test_a_burst_of_datagrams_arrives_whole(lab: Lab, featherlb: Up, nat: str) -> None:
+    options = ("--vip", f"{VIP}:53/udp", *BACKENDS, "--nat", nat)
+    with (
+        Receivers(lab.backends, 8080) as receivers,
+        featherlb(lab, *options) as running,
+        open_socket(lab.client, (lab.client.address, 0), (VIP, 53)) as client,
+    ):
+        # While featherlb stands still, all of them are new to the kernel.
+        workers = [pid for pid in lab.balancer.pids() if pid != running.pid]
+        for pid in workers:
+            os.kill(pid, signal.SIGSTOP)
+        for number in range(20):
+            client.send(bytes([number]))
+        wait_for(lambda: queued(lab) == 20, "all datagrams wait")
+        for pid in workers:
+            os.kill(pid, signal.SIGCONT)
+        arrivals = [receivers.receive() for _ in range(20)]
+        assert sorted(one.data[0] for one in arrivals) == list(range(20))
+        assert len({(one.backend, one.peer) for one in arrivals}) == 1
+
+
+def stop(running: Featherlb) -> None:
+    assert running.stop() == 0
+
+
+def crash(running: Featherlb) -> None:
+    running.kill()
+
+
+@NAT_MODES
+@pytest.mark.parametrize("how", [stop, crash])
+def test_connections_outlive_featherlb_and_the_next_one_takes_them_over(
+    lab: Lab, featherlb: Up, nat: str, how: object
+) -> None:
+    options = (*TCP, *BACKENDS, "--nat", nat)
+    assert callable(how)
+    with ExitStack() as stack:
+        with featherlb(lab, *options) as running:
+            sessions = [stack.enter_context(Session(lab.client)) for _ in range(6)]
+            first = [session.ask() for session in sessions]
+            assert Counter(answer.backend for answer in first).total() == 6
+            how(running)
+            assert [session.ask() for session in sessions] == first
+            if how is stop:
+                with pytest.raises(ConnectionRefusedError):
+                    lab.client.connect(VIP, 80)
+        assert [session.ask() for session in sessions] == first
+        before = len(entries(lab, "--status", "ASSURED"))
+        with featherlb(lab, *options):
+            assert [session.ask() for session in sessions] == first
+            assert len(flows(lab, "--state", "established")) == 6
+            assert len(entries(lab, "--status", "ASSURED")) == before
+            # Its source ports are taken: none is given twice.
+            for _ in range(20):
+                ask(lab.client)
+            assert operate(lab, "flows", "--kill", "--state", "established") == {"count": 6}
+            for session in sessions:
+                with pytest.raises(ConnectionResetError):
+                    session.socket.recv(1)
+    assert run(lab.balancer, "down").returncode == 0
+    assert "FEATHERLB" not in lab.balancer.run(["iptables-save"]).stdout
+
+
+def test_down_removes_what_stayed_for_open_connections(lab: Lab, featherlb: Up) -> None:
+    with featherlb(lab, *TCP, *BACKENDS) as running, Session(lab.client) as session:
+        session.ask()
+        assert running.stop() == 0
+        assert "FEATHERLB" in lab.balancer.run(["iptables-save"]).stdout
+        assert "goes on carrying" in running.log
+    assert VIP in lab.balancer.run(["ip", "address"]).stdout
+    assert run(lab.balancer, "down").returncode == 0
+    assert "FEATHERLB" not in lab.balancer.run(["iptables-save"]).stdout
+    assert VIP not in lab.balancer.run(["ip", "address"]).stdout
+    assert lab.balancer.sysctl("net.netfilter.nf_conntrack_acct") == "0"
+
+
+def test_a_worker_that_dies_loses_no_connection(lab: Lab, featherlb: Up) -> None:
+    with featherlb(lab, *TCP, *BACKENDS) as running, Session(lab.client) as session:
+        first = session.ask()
+        (worker,) = (pid for pid in lab.balancer.pids() if pid != running.pid)
+        os.kill(worker, signal.SIGKILL)
+        assert session.ask() == first
+        wait_for(lambda: "is balancing again" in running.log, "another worker")
+        assert session.ask() == first
+        assert len(flows(lab, "--state", "established")) == 1
+        ask(lab.client)
+
+
+@NAT_MODES
+def test_while_featherlb_is_away_fail_open_lets_the_kernel_choose(
+    lab: Lab, featherlb: Up, nat: str
+) -> None:
+    path = Path("/tmp") / f"featherlb-{lab.run_id}.yaml"
+    backends = ", ".join(f"10.0.1.{host}:8080" for host in (2, 3, 4))
+    path.write_text(
+        "fail_open: true\n"
+        f"services: [{{name: web, vip: {VIP}:80, nat: {nat}, backends: [{backends}]}}]\n"
+    )
+    try:
+        with featherlb(lab, "--config", str(path)) as running:
+            ask(lab.client)
+            running.kill()
+            answers = [ask(lab.client) for _ in range(20)]
+            assert len({answer.backend for answer in answers}) > 1
+            expected = lab.balancer.addresses["back"][0] if nat == "full" else lab.client.address
+            assert {answer.peer for answer in answers} == {expected}
+    finally:
+        path.unlink()
+        run(lab.balancer, "down")
+
+
+@NAT_MODES
+@pytest.mark.parametrize("scheduler", ["rr", "maglev"])
+def test_a_killed_connection_is_reset_at_both_ends(
+    lab: Lab, featherlb: Up, nat: str, scheduler: str
+) -> None:
+    options = ("--vip", f"{VIP}:80", "--backend", "10.0.1.2:9000", "--nat", nat)
+    with (
+        featherlb(lab, *options, "--scheduler", scheduler),
+        pair(lab, VIP, 9000) as (client, server),
+    ):
+        client.sendall(b"request")
+        assert server.recv(100) == b"request"
+        assert operate(lab, "flows", "--kill", "--client", "10.0.0.101") == {"count": 1}
+        for end in (client, server):
+            with pytest.raises(ConnectionResetError):
+                end.recv(1)
+
+
+def test_open_connections_are_counted_until_they_close(lab: Lab, featherlb: Up) -> None:
+    def opened() -> int:
+        (service,) = operate(lab, "backends")["services"]
+        return sum(one["active"] for one in service["backends"])
+
+    with featherlb(lab, *TCP, *BACKENDS, "--scheduler", "lc") as running:
+        with ExitStack() as stack:
+            sessions = [stack.enter_context(Session(lab.client)) for _ in range(9)]
+            answers = Counter(session.ask().backend for session in sessions)
+            assert answers == {"backend1": 3, "backend2": 3, "backend3": 3}
+            assert opened() == 9
+            for session in sessions:
+                session.close()
+        wait_for(lambda: opened() == 0, "all connections are closed")
+        assert "Traceback" not in running.log
+
+
+def test_what_conntrack_forgets_is_no_flow_any_more(lab: Lab, featherlb: Up) -> None:
+    with featherlb(lab, *TCP, *BACKENDS), Session(lab.client) as session:
+        session.ask()
+        assert len(flows(lab)) == 1
+        lab.balancer.run(["conntrack", "-D", "--dst", VIP])
+        wait_for(lambda: flows(lab) == [], "no flow")
+        # The client goes on with it: it is told that there is none.
+        session.socket.sendall(b"GET")
+        with pytest.raises(ConnectionResetError):
+            session.socket.recv(1)
+
+
+def test_others_connections_and_their_entries_are_left_alone(lab: Lab, featherlb: Up) -> None:
+    """Docker's way: a port of the host is sent on to a container."""
+    lab.balancer.sysctl("net.ipv4.ip_forward", 1)
+    for table, target in (
+        ("nat", ["DNAT", "--to-destination", "10.0.1.4:8080"]),
+        ("mangle", ["CONNMARK", "--set-mark", "42"]),
+    ):
+        rule = ["-d", "10.0.0.1", "-p", "tcp", "--dport", "8000", "-j", *target]
+        lab.balancer.run(["iptables", "-t", table, "-A", "PREROUTING", *rule])
+    with (
+        Session(lab.client, "10.0.0.1", 8000) as session,
+        Session(lab.clients[1], "10.0.1.3", 8080) as direct,
+    ):
+        first = session.ask(), direct.ask()
+        with featherlb(lab, *TCP, *BACKENDS):
+            assert (session.ask(), direct.ask()) == first
+            assert ask(lab.client).backend
+            assert ask(lab.client, "10.0.0.1", 8000).backend == "backend3"
+            assert len([line for line in entries(lab) if "mark=42" in line]) == 2
+        assert (session.ask(), direct.ask()) == first
+
+
+def test_a_firewall_that_forwards_nothing_lets_flows_pass(lab: Lab, featherlb: Up) -> None:
+    lab.balancer.run(["iptables", "-P", "FORWARD", "DROP"])
+    with featherlb(lab, *TCP, *BACKENDS):
+        assert Counter(ask(lab.client).backend for _ in range(6)) == {
+            "backend1": 2,
+            "backend2": 2,
+            "backend3": 2,
+        }
+
+
+def test_datagrams_of_before_are_balanced_once_featherlb_is_there(lab: Lab, featherlb: Up) -> None:
+    lab.balancer.run(["ip", "address", "add", f"{VIP}/32", "dev", "lo"])
+    options = ("--vip", f"{VIP}:53/udp", "--backend", "10.0.1.2:9000")
+    with (
+        Receivers(lab.backends[:1], 9000) as receivers,
+        open_socket(lab.balancer, (VIP, 53)) as mute,
+        open_socket(lab.client, (lab.client.address, 0), (VIP, 53)) as client,
+    ):
+        # The kernel remembers that the client's are for the host itself.
+        lab.balancer.run(["iptables", "-A", "INPUT", "-m", "conntrack", "--ctstate", "NEW"])
+        client.send(b"before")
+        assert mute.recv(10) == b"before"
+        mute.close()
+        with featherlb(lab, *options):
+            client.send(b"after")
+            assert receivers.receive().data == b"after"
+
+
+def test_a_sender_to_an_empty_pool_is_told(lab: Lab, featherlb: Up) -> None:
+    with (
+        featherlb(lab, "--vip", f"{VIP}:53/udp"),
+        open_socket(lab.client, (lab.client.address, 0), (VIP, 53)) as client,
+    ):
+        client.send(b"anybody?")
+        with pytest.raises(ConnectionRefusedError):
+            client.recv(1)
+
+
+@pytest.mark.parametrize("option", ["one_packet: true", "responses: 1"])
+def test_what_would_need_every_datagram_is_refused(
+    lab: Lab, driver: str, option: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "lb.yaml"
+    path.write_text(
+        f"services: [{{name: dns, vip: {VIP}:53, protocol: udp, datapath: offload, {option},"
+        " backends: [10.0.1.2:53]}]\n"
+    )
+    ended = run(lab.balancer, "up", "--config", str(path))
+    assert ended.returncode == 1
+    assert f"not enough for `{option.split(':')[0]}`" in ended.stderr
