@@ -11,6 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.registry import Collector
 
 from featherlb import __version__
+from featherlb.drivers import sysctl
 from featherlb.health import progress
 from featherlb.instance import Instance
 from featherlb.messages import WorkerStatistics
@@ -58,6 +59,7 @@ class Snapshot(Collector):
         yield from self._packets()
         yield from self._flows()
         yield from self._queues()
+        yield from self._conntrack()
         yield from self._backends()
 
     def _control(self) -> Iterator[Metric]:
@@ -170,6 +172,17 @@ class Snapshot(Collector):
         yield drops
         yield unsent
         yield frames
+
+    def _conntrack(self) -> Iterator[Metric]:
+        for name, setting, text in (
+            ("entries", "count", "Connections that the kernel tracks, whoever's they are."),
+            ("limit", "max", "As many as it may track."),
+        ):
+            family = GaugeMetricFamily(f"featherlb_conntrack_{name}", text, labels=[])
+            # Not every kernel has connection tracking.
+            if value := sysctl.read(f"net/netfilter/nf_conntrack_{setting}"):
+                family.add_metric([], int(value))
+            yield family
 
     def _backends(self) -> Iterator[Metric]:
         labels = ["worker", "service", "backend"]

@@ -12,7 +12,7 @@ from featherlb.doctor.subject import Subject
 from featherlb.drivers import ethtool, network, sysctl
 from featherlb.drivers.network import LOOPBACK, Link
 from featherlb.host.plan import subnet_interface
-from featherlb.model import SOURCE_PORTS, NatMode, Service
+from featherlb.model import SOURCE_PORTS, Datapath, NatMode, Service
 
 Read = Callable[[str], str | None]
 
@@ -22,19 +22,20 @@ NEARLY_FULL = 0.9
 
 def check_conntrack(subject: Subject) -> Iterator[Finding]:
     """Whether connection tracking still takes new connections."""
-    yield from judge_conntrack(sysctl.read)
+    yield from judge_conntrack(subject.services, sysctl.read)
 
 
-def judge_conntrack(read: Read) -> Iterator[Finding]:
+def judge_conntrack(services: Iterable[Service], read: Read) -> Iterator[Finding]:
     used, most = (read(f"net/netfilter/nf_conntrack_{name}") for name in ("count", "max"))
     if used is None or most is None or int(most) == 0:
         return
     command = f"sysctl -w net.netfilter.nf_conntrack_max={int(most) * 2}"
     if int(used) >= int(most):
+        offloaded = any(service.datapath is Datapath.OFFLOAD for service in services)
+        flows = "those of the datapath offload among them" if offloaded else "but for balanced ones"
         yield error(
-            f"connection tracking is full ({used} of {most}): health checks and every other new"
-            " connection of this host fail, though featherlb's own flows don't need it; raise its"
-            " limit",
+            f"connection tracking is full ({used} of {most}): health checks and all other new"
+            f" connections of this host fail, {flows}; raise its limit",
             command,
         )
     elif int(used) > NEARLY_FULL * int(most):

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from featherlb.model import Datapath, Driver, NatMode
+from netns import Node
 from scripts.bench.servers import BULK_PORT, HTTP_PORT, Site, server, stop
 
 START_TIMEOUT = 15
@@ -132,6 +133,7 @@ def _variants() -> Iterator[Peer]:
                     f"featherlb-{how}-{nat}",
                     f"featherlb {how}, {nat}",
                     partial(_featherlb, options, nat),
+                    ("conntrack",) if datapath is Datapath.OFFLOAD else (),
                 )
 
 
@@ -151,9 +153,17 @@ def _featherlb(options: list[str], nat: NatMode, site: Site) -> Iterator[None]:
                 log.seek(0)
                 lines = log.read().splitlines() or ["it did not get ready in time"]
                 raise PeerError(lines[-1])
+            if str(Datapath.OFFLOAD) in options:
+                _let_conntrack_forget(site.lab.balancer)
             yield
         finally:
             stop(process)
+            if str(Datapath.OFFLOAD) in options:
+                site.lab.balancer.run(["conntrack", "-F"])
+
+
+def _let_conntrack_forget(balancer: Node) -> None:
+    balancer.sysctl("net.netfilter.nf_conntrack_tcp_timeout_time_wait", CONNTRACK_CLOSED)
 
 
 def _says_ready(process: "subprocess.Popen[str]") -> bool:
@@ -216,7 +226,7 @@ def _nftables(site: Site) -> Iterator[None]:
         except subprocess.CalledProcessError as error:
             raise PeerError(f"nft: {error.stderr.splitlines()[0]}") from None
         try:
-            balancer.sysctl("net.netfilter.nf_conntrack_tcp_timeout_time_wait", CONNTRACK_CLOSED)
+            _let_conntrack_forget(balancer)
             yield
         finally:
             balancer.run(["nft", "delete", "table", "ip", "bench"])

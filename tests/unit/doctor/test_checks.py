@@ -136,7 +136,7 @@ def test_losses() -> None:
 def test_conntrack() -> None:
     def judged(used: int, most: int) -> list[tuple[Severity, str]]:
         values = {"count": str(used), "max": str(most)}
-        return brief(settings.judge_conntrack(lambda key: values[key.rpartition("_")[2]]))
+        return brief(settings.judge_conntrack((), lambda key: values[key.rpartition("_")[2]]))
 
     fix = "sysctl -w net.netfilter.nf_conntrack_max=200"
     assert judged(90, 100) == []
@@ -144,7 +144,7 @@ def test_conntrack() -> None:
     assert judged(100, 100) == [(E, fix)]
     # 0 is no limit; no such file is a kernel without connection tracking.
     assert judged(5, 0) == []
-    assert brief(settings.judge_conntrack(lambda key: None)) == []
+    assert brief(settings.judge_conntrack((), lambda key: None)) == []
 
 
 def test_source_ports() -> None:
