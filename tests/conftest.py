@@ -16,6 +16,9 @@ PROGRAMS = ("ip", "unshare", "iptables", "ip6tables", "iptables-legacy", "ss", "
 # starts would inherit that; some tests interrupt theirs as a terminal would.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Hundreds of tests start featherlb: Python should read its sources once, whatever is set here.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # How long an example takes says more of the machine than of the code.
 settings.register_profile("featherlb", deadline=None)
 settings.load_profile("featherlb")
