@@ -18,6 +18,8 @@ from datetime import UTC, datetime
 from featherlb import host, plugins
 from featherlb.changes import Change, add, running, still_fit
 from featherlb.config import AUTO, Config, ServiceConfig, VipConfig, advise, resolve
+from featherlb.core.balancer import read_flows
+from featherlb.core.tcpstate import ACTIVE
 from featherlb.errors import ConfigError, FeatherlbError, HostError
 from featherlb.events import Events
 from featherlb.health import HealthChecks
@@ -34,7 +36,7 @@ from featherlb.model import (
 )
 from featherlb.names import Names
 from featherlb.paths import PathWatcher
-from featherlb.workers import FlowFilter, Workers
+from featherlb.workers import Cursor, FlowFilter, Workers
 
 log = logging.getLogger("featherlb")
 
@@ -170,12 +172,9 @@ class Instance:
         ]
         if not carried:
             return []
-        open_flows = {
-            backend.service
-            for statistics in await self.workers.statistics()
-            for backend in statistics.core.backends
-            if backend.active
-        }
+        open_flows = set()
+        async for page, _ in self.workers.copies(Cursor()):
+            open_flows |= {flow.service for _, _, flow in read_flows(page) if flow.state in ACTIVE}
         return [service for service in carried if service.name in open_flows]
 
     def _rest(self, services: Sequence[Service]) -> None:

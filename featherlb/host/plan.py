@@ -428,12 +428,7 @@ def _rules(queued: _Parts, wire: _Parts, options: Options, facts: Facts) -> ipta
     }
     protocol, types = ICMP_ERRORS[queued.family]
     errors = [f"-p {protocol} {kind}" for kind in types]
-    # One-armed, it would tell a backend the way around the balancer.
-    redirects = [
-        f"-o {interface} -p {REDIRECTS[queued.family]} -j DROP"
-        for interface in facts.backend_interfaces
-        if queued.forwards
-    ]
+    redirects = _redirects(queued, facts)
     queued_errors = errors if queued.vips.entries or queued.other_vips else []
     foreign = _foreign_vips((queued, wire), options, facts)
 
@@ -489,7 +484,7 @@ def _rules(queued: _Parts, wire: _Parts, options: Options, facts: Facts) -> ipta
         raw[chain("GUARD")] = guards
         raw_jumps.append(iptables.Jump("PREROUTING", f"-j {chain('GUARD')}", first=True))
     if redirects:
-        raw[chain("REDIRECT")] = tuple(redirects)
+        raw[chain("REDIRECT")] = redirects
         raw_jumps.append(iptables.Jump("OUTPUT", f"-j {chain('REDIRECT')}", first=True))
     filters = {
         chain("FILTER"): ("UNTRACKED", tuple(f"{match} -j ACCEPT" for match in accepted)),
@@ -614,6 +609,13 @@ def _load_rules(
         raw_jumps = [
             iptables.Jump(hook, f"{OPENING} -j {chain('RAW')}") for hook in ("PREROUTING", "OUTPUT")
         ]
+    if redirects := _redirects(parts, facts):
+        raw[chain("REDIRECT")] = redirects
+        raw_jumps.append(iptables.Jump("OUTPUT", f"-j {chain('REDIRECT')}", first=True))
+    echoes = _echo_requests(parts.family, _foreign_vips([parts], options, facts), options)
+    if (answered := tuple(echoes)) and not resting:
+        raw[chain("ECHO")] = answered
+        raw_jumps.append(iptables.Jump("PREROUTING", f"-j {chain('ECHO')}"))
     if guards := tuple(_guards(parts, full=False)):
         raw[chain("GUARD")] = guards
         raw_jumps.append(iptables.Jump("PREROUTING", f"-j {chain('GUARD')}", first=True))
@@ -792,6 +794,15 @@ def _queue_by_port(
 def _queue(worker: int, options: Options, bypass: bool = False) -> str:
     suffix = " --queue-bypass" if bypass or options.fail_open else ""
     return f"-j NFQUEUE --queue-num {options.queue + worker}{suffix}"
+
+
+def _redirects(parts: _Parts, facts: Facts) -> tuple[str, ...]:
+    """Drops what one-armed would tell a backend the way around the balancer."""
+    return tuple(
+        f"-o {interface} -p {REDIRECTS[parts.family]} -j DROP"
+        for interface in facts.backend_interfaces
+        if parts.forwards
+    )
 
 
 def _guards(parts: _Parts, full: bool) -> Iterator[str]:

@@ -16,11 +16,11 @@ DRIVERS = {
     "raw": ("--datapath", "raw"),
     "offload": ("--datapath", "offload"),
 }
-"""Both queue drivers, and the other datapaths, with their options."""
-EVERY_PACKET = [driver for driver in DRIVERS if driver != "offload"]
-"""Those by which every packet passes featherlb: what the tests of the data path run with."""
-EVERY_DATAPATH = pytest.mark.parametrize("driver", [*DRIVERS], indirect=True)
-"""For what holds with all of them."""
+"""What the tests of the data path run with: both queue drivers, and the other datapaths."""
+EVERY_PACKET = pytest.mark.parametrize(
+    "driver", [driver for driver in DRIVERS if driver != "offload"], indirect=True
+)
+"""For what can only be done where every packet passes featherlb."""
 ONE_DRIVER = pytest.mark.parametrize("driver", ["netlink"], indirect=True)
 """For what the queue driver has no part in: `pytestmark = ONE_DRIVER`."""
 
@@ -52,7 +52,7 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     return report
 
 
-@pytest.fixture(params=EVERY_PACKET, scope="session")
+@pytest.fixture(params=DRIVERS, scope="session")
 def driver(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name

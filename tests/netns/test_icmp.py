@@ -23,7 +23,7 @@ NAT_MODES = pytest.mark.parametrize("nat", ["dnat", "full"])
 MAKERS = pytest.mark.parametrize("maker", ["balancer", "router"])
 """Whose kernel finds that a packet is too big."""
 SMALL = 1280
-SIZES = {"netlink": 100, "netfilterqueue": 10, "raw": 100}
+SIZES = {"netlink": 100, "netfilterqueue": 10, "raw": 100, "offload": 100}
 """What is transferred, in MiB: the second driver gets every segment on its own."""
 BLOCK = os.urandom(1 << 20)
 

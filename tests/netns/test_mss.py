@@ -9,9 +9,11 @@ from scapy.layers.inet import TCP
 
 from netns import Lab
 from netns.lab import VIP, VIP6
-from tests.netns.conftest import Up
+from tests.netns.conftest import EVERY_PACKET, Up
 from tests.netns.traffic import pair
 from tests.netns.wire import Capture, with_right_checksums
+
+pytestmark = EVERY_PACKET
 
 LIMIT = 1200
 VIPS = pytest.mark.parametrize(

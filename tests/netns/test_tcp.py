@@ -16,7 +16,7 @@ import pytest
 from netns import Lab, Node
 from netns.lab import VIP
 from netns.servers import HttpServer, Nginx
-from tests.netns.conftest import EVERY_DATAPATH, Up
+from tests.netns.conftest import Up
 from tests.netns.traffic import (
     Session,
     ask,
@@ -26,8 +26,6 @@ from tests.netns.traffic import (
     reset,
     wait_for,
 )
-
-pytestmark = EVERY_DATAPATH
 
 OTHER_VIP = "10.0.0.11"
 BACKENDS = [
