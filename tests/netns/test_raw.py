@@ -1,7 +1,9 @@
 """Services of the datapath raw while links, neighbours, routes and their own datapath change."""
 
+import socket
+import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,11 @@ from netns.lab import VIP
 from netns.servers import HttpServer
 from tests.netns.command import run
 from tests.netns.conftest import ONE_DRIVER, Up
+from tests.netns.load import Load
 from tests.netns.test_host_changes import snapshot
 from tests.netns.test_host_paths import OTHER_MAC, plug_again
-from tests.netns.traffic import Answer, Session, ask, wait_for
+from tests.netns.test_operate_pools import operate
+from tests.netns.traffic import Answer, Session, ask, pair, wait_for
 
 pytestmark = ONE_DRIVER
 
@@ -60,6 +64,109 @@ def test_a_backend_gets_another_mac_address(lab: Lab, featherlb: Up, nat: str) -
         # The connection waits for it: TCP sends again.
         session.socket.settimeout(30)
         assert session.ask().backend == "backend1"
+
+
+def frames(lab: Lab) -> dict[str, int]:
+    """The counters of the one worker's frames."""
+    counters: dict[str, int] = operate(lab, "stats")["queues"][0]["frames"]
+    return counters
+
+
+def test_packets_wait_for_a_silent_neighbour(lab: Lab, featherlb: Up) -> None:
+    """In vain, as long as it doesn't answer; the one that still waits when it does, arrives."""
+    backend = lab.backends[0]
+    server, client = (one.new_socket(kind=socket.SOCK_DGRAM) for one in (backend, lab.client))
+    server.bind(("10.0.1.2", 53))
+    client.connect((VIP, 53))
+
+    def arrives() -> bool:
+        # It has and hears everything, but the questions for its MAC address.
+        backend.run(["ip", "link", "set", "eth0", "arp", "off"])
+        lab.balancer.run(["ip", "neigh", "flush", "dev", "back"])
+        before = frames(lab)["unresolved"]
+
+        def lost() -> bool:
+            client.send(b"too early")
+            return frames(lab)["unresolved"] > before
+
+        wait_for(lost, "given up")
+        wait_for(lambda: not frames(lab)["held"], "all given up")
+        client.send(b"in time")
+        backend.run(["ip", "link", "set", "eth0", "arp", "on"])
+        # Whoever asks says where he is.
+        with backend.new_socket(kind=socket.SOCK_DGRAM) as asking:
+            asking.sendto(b"", ("10.0.1.1", 9))
+        try:
+            return server.recv(100) == b"in time"
+        except TimeoutError:
+            # It took longer than a packet waits.
+            return False
+
+    server.settimeout(2)
+    options = ("--vip", f"{VIP}:53/udp", "--datapath", "raw", "--backend", "10.0.1.2:53")
+    with closing(server), closing(client), featherlb(lab, *options):
+        wait_for(arrives, "the packet that waited", 60)
+        client.send(b"as ever")
+        assert server.recv(100) == b"as ever"
+
+
+def test_interfaces_are_renamed_under_load(lab: Lab, featherlb: Up) -> None:
+    before = snapshot(lab.balancer)
+    with featherlb(lab, *RAW), Load(lab, kept=4, short=2) as load:
+        for old, new in (("back", "rear"), ("front", "face"), ("rear", "back"), ("face", "front")):
+            lab.balancer.run(["ip", "link", "set", old, "name", new])
+            answered(load)
+        result = load.stop()
+        assert result["errors"] == 0, result
+    assert snapshot(lab.balancer) == before
+
+
+def answered(load: Load) -> None:
+    """Wait for more answers than can have been on their way."""
+    seen = load.latest["requests"]
+    wait_for(lambda: load.latest["requests"] > seen + 200, "further answers", 30)
+
+
+@pytest.mark.parametrize(("name", "upwards"), [("front", False), ("back", True)])
+def test_an_mtu_changes_under_load(lab: Lab, featherlb: Up, name: str, upwards: bool) -> None:
+    """Either side is told soon what is too long, and is heard out."""
+    options = ("--vip", f"{VIP}:80", "--datapath", "raw", "--backend", "10.0.1.2:9000")
+    piece = bytes(1 << 20)
+    with featherlb(lab, *options), pair(lab, VIP, 9000) as ends:
+        sender, receiver = ends if upwards else reversed(ends)
+        for end in ends:
+            end.settimeout(30)
+
+        def send() -> None:
+            for _ in range(64):
+                sender.sendall(piece)
+            sender.shutdown(socket.SHUT_WR)
+
+        sending = threading.Thread(target=send)
+        sending.start()
+        mtus = {16 << 20: "1300", 32 << 20: "1500", 48 << 20: "1280"}
+        received = 0
+        while part := receiver.recv(len(piece)):
+            received += len(part)
+            for reached in [one for one in mtus if one <= received]:
+                lab.balancer.run(["ip", "link", "set", name, "mtu", mtus.pop(reached)])
+        sending.join()
+        assert received == 64 * len(piece)
+        assert operate(lab, "stats")["reasons"]["too-big"] > 0
+
+
+@NAT_MODES
+def test_both_directions_meet_the_same_worker(lab: Lab, featherlb: Up, nat: str) -> None:
+    with featherlb(lab, *RAW, "--nat", nat, "--workers", "2"):
+        with Load(lab, kept=16, short=4) as load:
+            wait_for(lambda: load.latest["connections"] > 300, "connections", 30)
+            stats = operate(lab, "stats")
+            status = operate(lab, "status")
+            result = load.stop()
+        assert result["errors"] == 0, result
+        assert all(worker["flows"] > 0 for worker in status["workers"])
+        assert all(one["frames"]["received"] > 0 for one in stats["queues"])
+        assert stats["reasons"]["no-flow"] == 0
 
 
 @pytest.mark.parametrize("name", ["front", "back"])
