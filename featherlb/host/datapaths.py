@@ -3,14 +3,15 @@
 Imports the drivers, `plan` and `kernel`. Nothing on the host is changed.
 """
 
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from featherlb.drivers import iptables, network, paths, sysctl
+from featherlb.drivers import iptables, journal, network, paths, sysctl
 from featherlb.errors import HostError
 from featherlb.host.kernel import check_kernel
-from featherlb.host.plan import subnet_interface
-from featherlb.model import SOURCE_PORTS, Datapath, NatMode, Service
+from featherlb.host.plan import kept_entries, subnet_interface
+from featherlb.model import SOURCE_PORTS, Datapath, Endpoint, NatMode, Protocol, Service
 
 BY_SPEED = (Datapath.OFFLOAD, Datapath.RAW, Datapath.NFQUEUE)
 """All datapaths, the fastest first (docs/benchmarks.md)."""
@@ -39,19 +40,53 @@ def pick(
 ) -> list[Service]:
     """The services, whose backends are prepared, with the datapath chosen for those that are
     `automatic`, by name: the one that is `standing` if it still works, or the fastest that does."""
-    return [
-        replace(service, datapath=_choose(service, standing.get(service.name)))
-        if service.name in automatic
-        else service
-        for service in services
-    ]
+    others = [one for one in journal.Journal().records() if one.alive and one.pid != os.getpid()]
+    chosen = {service.name: service for service in services}
+    able = {datapath: _able(services, automatic, datapath) for datapath in BY_SPEED}
+    carried: dict[tuple[Protocol, Endpoint], bool] = {}
+    for service in services:
+        if service.name not in automatic:
+            carried |= _carried(service)
+    # Those that have the least choice come first: others that share a backend make way for them.
+    for name in sorted(automatic, key=lambda name: sum(name in names for names in able.values())):
+        choices = dict.fromkeys((standing.get(name, BY_SPEED[0]), *BY_SPEED))
+        works = (replace(chosen[name], datapath=one) for one in choices if name in able[one])
+        fitting = (
+            one
+            for one in works
+            if all(carried.get(key, value) is value for key, value in _carried(one).items())
+            and not any(opposed([one], record) for record in others)
+        )
+        # If none fits, the refusal of this one says what is wrong.
+        chosen[name] = next(fitting, replace(chosen[name], datapath=Datapath.NFQUEUE))
+        carried |= _carried(chosen[name])
+    return list(chosen.values())
 
 
-def _choose(service: Service, standing: Datapath | None) -> Datapath:
-    choices = BY_SPEED if standing is None else (standing, *BY_SPEED)
-    works = (datapath for datapath in choices if obstacle(service, datapath) is None)
-    # If none does, the refusal of this one says what is wrong.
-    return next(works, Datapath.NFQUEUE)
+def _able(
+    services: Sequence[Service], names: Collection[str], datapath: Datapath
+) -> frozenset[str]:
+    """Which ones of the named services this host can run with the datapath."""
+    asked = [service for service in services if service.name in names]
+    # Mostly all, and each question costs a tenth of a second.
+    if asked and next(_OBSTACLES[datapath](asked), None) is not None:
+        asked = [service for service in asked if obstacle(service, datapath) is None]
+    return frozenset(service.name for service in asked)
+
+
+def _carried(service: Service) -> dict[tuple[Protocol, Endpoint], bool]:
+    """Whether the kernel tracks the replies of each backend: one that several services share can't
+    have both."""
+    carries = service.datapath is Datapath.OFFLOAD
+    return {(service.protocol, backend.endpoint): carries for backend in service.backends}
+
+
+def opposed(services: Sequence[Service], record: journal.Record) -> frozenset[str]:
+    """Backends that these services and the other instance both have, as text, though only one of
+    the two has them with the datapath raw, which keeps their replies from the other."""
+    raw = kept_entries([one for one in services if one.datapath is Datapath.RAW])
+    rest = kept_entries([one for one in services if one.datapath is not Datapath.RAW])
+    return raw.intersection(record.queued) | rest.intersection(record.raw)
 
 
 def _nfqueue_obstacles(services: Sequence[Service]) -> Iterator[str]:

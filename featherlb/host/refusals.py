@@ -12,9 +12,9 @@ from pathlib import Path
 
 from featherlb.drivers import journal, neighbours, network, sockets, sysctl
 from featherlb.errors import HostError
-from featherlb.host.datapaths import obstacle
+from featherlb.host.datapaths import obstacle, opposed
 from featherlb.host.kernel import check_kernel
-from featherlb.host.plan import Facts, Options, kept_entries, source_entries, subnet_interface
+from featherlb.host.plan import Facts, Options, source_entries, subnet_interface
 from featherlb.host.survey import require_privileges
 from featherlb.model import Address, Backend, Datapath, Endpoint, NatMode, Protocol, Service, Vip
 
@@ -122,8 +122,6 @@ def _check_shared_backends(services: Sequence[Service]) -> None:
 
 def _check_others(services: Sequence[Service], others: Sequence[journal.Record]) -> None:
     sources = source_entries(services)
-    raw = kept_entries([one for one in services if one.datapath is Datapath.RAW])
-    queued = kept_entries([one for one in services if one.datapath is not Datapath.RAW])
     for record in others:
         theirs = [
             (protocol, Vip(ip_address(address), first, last))
@@ -135,9 +133,9 @@ def _check_others(services: Sequence[Service], others: Sequence[journal.Record])
                     f"VIP {vip}/{protocol} is already served by the featherlb with pid"
                     f" {record.pid}; stop that one first"
                 )
-        if opposed := raw.intersection(record.queued) | queued.intersection(record.raw):
+        if both := opposed(services, record):
             raise HostError(
-                f"the featherlb with pid {record.pid} has the backend {min(opposed)} as well, and"
+                f"the featherlb with pid {record.pid} has the backend {min(both)} as well, and"
                 " only one of the two has it with the datapath raw, which keeps the backend's"
                 " replies from the other; give both the same datapath, or one the NAT mode full"
             )

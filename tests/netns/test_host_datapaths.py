@@ -9,12 +9,12 @@ import pytest
 from featherlb import host
 from featherlb.drivers import paths
 from featherlb.errors import HostError
-from featherlb.model import Datapath, NatMode, Service
+from featherlb.model import Datapath, NatMode, Protocol, Service
 from netns import Lab, Node
 from tests.netns.command import run
 from tests.netns.host_owner import service
 
-NFQUEUE, RAW = Datapath.NFQUEUE, Datapath.RAW
+NFQUEUE, RAW, OFFLOAD = Datapath.NFQUEUE, Datapath.RAW, Datapath.OFFLOAD
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def reason(node: Node, wanted: Service) -> str | None:
     expected = f"service 'web' can't have the datapath raw: {why}; set its datapath to nfqueue"
     assert fault == (expected if why else None)
     (picked,) = node.call(host.pick, [wanted], {"web"}, {})
-    assert picked.datapath is (NFQUEUE if why else RAW)
+    assert picked.datapath is next(datapath for datapath in answer if answer[datapath] is None)
     return why
 
 
@@ -115,7 +115,7 @@ def test_what_was_picked_stays_while_it_works(lab: Lab) -> None:
     local = prepared(lab.balancer, "dnat", "10.0.0.10:80", "10.0.1.1:80")
     pick = lab.balancer.call
     assert pick(host.pick, [plain], {"web"}, {"web": NFQUEUE})[0].datapath is NFQUEUE
-    assert pick(host.pick, [local], {"web"}, {"web": RAW})[0].datapath is NFQUEUE
+    assert pick(host.pick, [local], {"web"}, {"web": RAW})[0].datapath is OFFLOAD
     # Who has named one gets it, or is refused.
     raw = replace(local, datapath=RAW)
     assert pick(host.pick, [raw], set(), {}) == [raw]
@@ -135,6 +135,23 @@ services:
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[:3] == [
         "# service far: datapath raw",
-        "# service near: datapath nfqueue",
+        "# service near: datapath offload",
         "# service plain: datapath nfqueue",
     ]
+
+
+def test_auto_among_services_that_share_a_backend(lab: Lab) -> None:
+    """Connection tracking has all of a backend's replies, or none."""
+    free = prepared(lab.balancer)
+    bound = replace(free, name="bound", one_packet=True)
+    names = {free.name, bound.name}
+    for services in ((free, bound), (bound, free)):
+        picked = lab.balancer.call(host.pick, services, names, {free.name: OFFLOAD})
+        assert [one.name for one in picked] == [one.name for one in services]
+        assert [one.datapath for one in picked] == [RAW, RAW]
+    apart = replace(bound, protocol=Protocol.UDP)
+    picked = lab.balancer.call(host.pick, (free, apart), names, {})
+    assert [one.datapath for one in picked] == [OFFLOAD, RAW]
+    fixed = replace(free, name="fixed", datapath=NFQUEUE)
+    picked = lab.balancer.call(host.pick, (free, fixed), {free.name}, {})
+    assert [one.datapath for one in picked] == [RAW, NFQUEUE]

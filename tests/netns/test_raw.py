@@ -280,6 +280,24 @@ services:
                 assert ask(node, VIP, port).backend == "backend1"
 
 
+def test_auto_beside_another_instance(lab: Lab, featherlb: Up, tmp_path: Path) -> None:
+    """That one has the backend's replies by a queue: so has this one, then."""
+    file = tmp_path / "lb.yaml"
+    file.write_text(
+        f"""
+services:
+  - {{name: web, vip: "{VIP}:80", datapath: auto, mss: 1400, backends: ["10.0.1.2:8080"]}}
+"""
+    )
+    with (
+        featherlb(lab, "--vip", "10.0.0.11:80", *RAW[4:]),
+        featherlb(lab, "--config", str(file)) as running,
+    ):
+        assert ", dnat, nfqueue to 10.0.1.2:8080" in running.log
+        for address in (VIP, "10.0.0.11", VIP):
+            assert ask(lab.client, address).backend == "backend1"
+
+
 def test_a_backend_of_two_instances(lab: Lab, featherlb: Up) -> None:
     """With one datapath they share it; with two, the second is refused, whichever it is."""
     options = ("--vip", "10.0.0.11:80", *RAW[4:])
