@@ -45,7 +45,7 @@ class Hops:
         self.addresses: frozenset[tuple[int, int]] = frozenset()
         self.slots: dict[int, int] = {}
         self._next_hops: dict[tuple[int, int], int] = {}
-        self._routes: dict[bool, list[tuple[int, int, int]]] = {}
+        self._routes: dict[bool, dict[int, dict[int, int]]] = {}
 
     def set_paths(self, paths: Paths) -> None:
         """Replace the picture. Links keep their slots; `slots` has them by interface index."""
@@ -60,12 +60,14 @@ class Hops:
         self._next_hops = {
             _words(address): self._pack(hop) for address, hop in paths.next_hops.items()
         }
-        routes: dict[bool, list[tuple[int, int, int]]] = {True: [], False: []}
+        # By prefix length, so that a look-up costs the same with thousands of routes.
+        routes: dict[bool, dict[int, dict[int, int]]] = {True: {}, False: {}}
         for network, hop in paths.routes:
             high, low = _words(network.network_address)
             shift = network.max_prefixlen - network.prefixlen
             mapped = network.version == 4
-            routes[mapped].append((shift, _join(high, low) >> shift, self._pack(hop)))
+            prefixes = routes[mapped].setdefault(shift, {})
+            prefixes.setdefault(_join(high, low) >> shift, self._pack(hop))
         if routes != self._routes:
             self._routes = routes
             self.epoch = (self.epoch + 1) % EPOCHS
@@ -102,8 +104,10 @@ class Hops:
         """Look the client up in the routes; its packets came from the hop `came`, or 0."""
         goes = came
         address = _join(high, low)
-        for shift, prefix, hop in self._routes.get(address >> 32 == 0xFFFF, ()):
-            if address >> shift == prefix:
+        for shift, prefixes in self._routes.get(address >> 32 == 0xFFFF, {}).items():
+            prefix = address >> shift
+            if prefix in prefixes:
+                hop = prefixes[prefix]
                 if hop & MAC and hop >> SLOT_SHIFT != came >> SLOT_SHIFT:
                     goes = hop | ROUTED
                 break

@@ -328,6 +328,24 @@ def test_a_route_without_an_address_does_not_count() -> None:
     assert world.goes == (FRONT.index, HOST)
 
 
+def test_the_longest_prefix_counts() -> None:
+    """Of many routes, and also where its address isn't known."""
+    back = NextHop(BACK.index, mac(ROUTER))
+    many = [(f"10.{i >> 8}.{i & 255}.0/24", back) for i in range(5000)]
+    on_link = ("198.51.100.0/28", NextHop(BACK.index, None))
+    rest = [("198.51.100.0/24", back), ("0.0.0.0/0", NextHop(FRONT.index, mac(ROUTER)))]
+    world = Wire(service(ONE), routed=paths(ONE, routes=[on_link, *many, *rest]))
+    for client, wanted in (
+        ("198.51.100.7:5", (FRONT.index, HOST)),
+        ("198.51.100.99:5", (BACK.index, ROUTER)),
+        ("10.19.135.1:5", (BACK.index, ROUTER)),
+        ("10.19.136.1:5", (FRONT.index, HOST)),
+    ):
+        world.frame(tcp(client, VIP, "S"))
+        world.frame(tcp(ONE, client, "SA"), BACK, SERVER)
+        assert world.goes == wanted, client
+
+
 def test_a_backend_that_moves() -> None:
     world = Wire(service(ONE), routed=paths(ONE, known=False))
     world.frame(tcp(CLIENT, VIP, "S"))
