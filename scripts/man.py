@@ -69,7 +69,7 @@ The configuration that is read where none is named on the command line.
 .SH EXAMPLES
 .TP
 Two backends behind a VIP, until Ctrl-C:
-.B featherlb up --vip 10.0.0.10:80 --backend 10.0.1.2:8080 --backend 10.0.1.3:8080@2
+.B featherlb up --vip 10.0.0.10:80 --scheduler wrr --backend 10.0.1.2:8080 --backend 10.0.1.3:8080@2
 .TP
 The exact rules and changes, none of them made:
 .B featherlb up --config lb.yaml --dry-run
