@@ -915,6 +915,11 @@ class Balancer:
         key = (packet.dst_high, packet.dst_low, vip_high, vip_low, ports)
         if self.ended.holds(key, ticks):
             return 0
+        if packet.flags & SYN:
+            # Its SYN would have come this way: it went to the backend itself, as those of this
+            # host's health checks do, and so will the rest.
+            self.ended.remember(key, ticks)
+            return 0
         return self.insert(
             pool,
             slot,

@@ -1,8 +1,9 @@
-"""Which connections were ended on purpose, for a while. Imports `flow`'s unit of time.
+"""Which connections are not to be joined, for a while. Imports `flow`'s unit of time.
 
 A connection that is ended in the middle may have segments under way. Behind a consistent
-scheduler they would open it again, as those of a connection from before a restart do. Looked at
-only for segments of no flow; times are in ticks of 0.1 s.
+scheduler they would open it again, as those of a connection from before a restart do. And just
+after a restart, what a client has opened to a backend itself is none of ours. Looked at only for
+segments of no flow; times are in ticks of 0.1 s.
 """
 
 from collections import OrderedDict
@@ -41,6 +42,6 @@ class EndedConnections:
         self._ended.pop(key, None)
 
     def holds(self, key: Key, ticks: int) -> bool:
-        """Whether the connection was ended a short while ago."""
+        """Whether the connection is not to be joined, as of a short while ago."""
         ended_at = self._ended.get(key)
         return ended_at is not None and ticks - ended_at < MEMORY

@@ -44,13 +44,27 @@ def test_a_backend_that_speaks_first(number: int, hook: Hook) -> None:
 
 @pytest.mark.parametrize(
     ("flags", "state"),
-    [("A", "ESTABLISHED"), ("FA", "CLOSE_WAIT"), ("R", "CLOSED"), ("SA", "ESTABLISHED")],
+    [("A", "ESTABLISHED"), ("FA", "CLOSE_WAIT"), ("R", "CLOSED")],
 )
 def test_the_state_follows_from_the_segment(flags: str, state: str) -> None:
     connection = before()
     world = restarted(web())
     assert world.handle(tcp(connection.server, CLIENT, flags), POSTROUTING).reason is Reason.REPLY
     assert world.states() == [state]
+
+
+@pytest.mark.parametrize("hook", [POSTROUTING, INPUT])
+def test_a_connection_to_the_backend_itself_is_none_of_ours(hook: Hook) -> None:
+    """Such as a health check: it began after the restart, and its SYN did not come here."""
+    connection = before()
+    world = restarted(web())
+    for flags in ("SA", "A", "PA", "FA"):
+        outcome = world.handle(tcp(connection.server, CLIENT, flags), hook)
+        assert outcome.reason is Reason.NOT_OURS
+    assert world.flows() == []
+    # The same client may open one to the VIP from the same port later.
+    assert world.handle(tcp(CLIENT, VIP, "S")).destination == connection.server
+    assert world.handle(tcp(connection.server, CLIENT, "SA"), POSTROUTING).reason is Reason.REPLY
 
 
 def test_a_client_that_speaks_first() -> None:
