@@ -249,7 +249,7 @@ class Workers:
             self._events.tell(
                 "worker-died",
                 f"worker {start.worker} ended with status {worker.process.returncode}:"
-                " starting another, its flows are lost",
+                " starting another, and its flows are lost but for those that the kernel carries",
                 logging.ERROR,
                 worker=start.worker,
             )
