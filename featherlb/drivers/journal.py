@@ -90,15 +90,25 @@ class Journal:
         return sorted(found, key=lambda record: record.instance)
 
     def write(self, record: Record) -> None:
-        """Put the record on disk, in place of the instance's previous one."""
-        self.directory.mkdir(exist_ok=True)
+        """Put the record on disk, in place of the instance's previous one.
+
+        HostError if that can't be done; the previous one stays then.
+        """
         path = self._path(record.instance)
         fresh = path.with_suffix(".new")
-        with fresh.open("w") as file:
-            json.dump(asdict(record), file)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.rename(path)
+        try:
+            self.directory.mkdir(exist_ok=True)
+            with fresh.open("w") as file:
+                json.dump(asdict(record), file)
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.rename(path)
+        except OSError as error:
+            fresh.unlink(missing_ok=True)
+            raise HostError(
+                f"cannot write {path}: {error.strerror}; featherlb changes nothing on this host"
+                " without a record of how to undo it: make room there"
+            ) from None
 
     def remove(self, instance: int) -> None:
         """Forget the instance; no error if there is no record."""

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -14,8 +15,8 @@ import pytest
 from netns import Lab
 from netns.lab import VIP
 from netns.servers import HttpServer
-from tests.netns.command import Featherlb, run
-from tests.netns.conftest import Up
+from tests.netns.command import PROGRAM, Featherlb, run
+from tests.netns.conftest import DRIVERS, ONE_DRIVER, Up
 from tests.netns.load import Load
 from tests.netns.traffic import Session, ask, wait_for
 
@@ -200,6 +201,49 @@ def test_nobody_to_talk_to(lab: Lab) -> None:
     done = run(lab.balancer, "status")
     assert done.returncode == 1
     assert "no featherlb runs in this network namespace" in done.stderr
+
+
+@ONE_DRIVER
+def test_what_goes_wrong_beside_the_packets_costs_none(
+    lab: Lab, driver: str, tmp_path: Path, path: Path
+) -> None:
+    """A disk without room, a check that hangs, a client of the API that doesn't read."""
+    # Settings stand before the disk is full: only the VIP that is added later needs a record.
+    slow = (
+        f"  - name: slow\n    vip: {VIP}:81\n    health: {{type: script, command: [sleep, '60'],"
+        f" timeout: 1s}}\n    backends: ['{THREE}']\n"
+    )
+    path.write_text(configuration(ONE, TWO) + slow)
+    own_run = 'mount -t tmpfs -o size=64k tmpfs /run/featherlb && exec "$@"'
+    # Of this test alone: the file system is full for nobody else.
+    program = ("unshare", "--mount", "sh", "-c", own_run, "sh", PROGRAM)
+    arguments = ["up", *DRIVERS[driver], "--config", str(path)]
+    Path("/run/featherlb").mkdir(exist_ok=True)
+    with Featherlb(lab.balancer, arguments, tmp_path, program) as running:
+        inside = ["nsenter", f"--mount=/proc/{running.process.pid}/ns/mnt", "sh", "-c"]
+        deaf = lab.balancer.popen(
+            [*inside, f"exec {PROGRAM} monitor"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        assert deaf.stdout is not None
+        with deaf, deaf.stdout, Load(lab, kept=4, short=4) as load:
+            deaf.send_signal(signal.SIGSTOP)
+            lab.balancer.run([*inside, "cat /dev/zero > /run/featherlb/zeros || true"])
+            wait_for(lambda: "is down" in running.log, "the check that hangs")
+            another = configuration(ONE, TWO).replace(f"{VIP}:80", f"[{VIP}:80, 10.0.0.11:80]")
+            path.write_text(another + slow)
+            running.process.send_signal(signal.SIGHUP)
+            wait_for(lambda: "reload refused" in running.log, "the refusal")
+            assert "No space left on device" in running.log
+            before = load.latest["requests"]
+            wait_for(lambda: load.latest["requests"] > before, "answers")
+            lab.balancer.run([*inside, "rm /run/featherlb/zeros"])
+            running.process.send_signal(signal.SIGHUP)
+            wait_for(partial(reloaded, running, 1), "the reload", 20)
+            result = load.stop()
+            deaf.kill()
+        assert ask(lab.client, "10.0.0.11").backend
+        assert "Traceback" not in running.log
+    assert result["errors"] == 0, result
 
 
 def test_a_hundred_reloads_under_load_lose_nothing(
