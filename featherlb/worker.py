@@ -67,7 +67,6 @@ class Worker:
     def __init__(self, channel: Channel, start: Start) -> None:
         """Bind the queue; HostError if that fails."""
         self._channel = channel
-        self._number, self._of = start.worker, start.workers
         self._sender = RawSender()
         self._balancer = Balancer(
             capacity=start.max_flows,
@@ -163,7 +162,8 @@ class Worker:
                 except FeatherlbError as error:
                     self._channel.send(Failed(str(error)))
                     return
-                self._balancer.apply(share_limits(services, self._number, self._of))
+                worker, workers = self._start.worker, self._start.workers
+                self._balancer.apply(share_limits(services, worker, workers))
                 if any(service.datapath is Datapath.OFFLOAD for service in services):
                     self._carry()
                 self._send()

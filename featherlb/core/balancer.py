@@ -14,6 +14,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 import cython
 
+from featherlb.core.addresses import words_of
 from featherlb.core.conntrack import Entry, Requests
 from featherlb.core.craft import (
     echo_reply,
@@ -46,7 +47,6 @@ from featherlb.core.tcpstate import (
 )
 from featherlb.model import (
     SOURCE_PORTS,
-    Address,
     Backend,
     Endpoint,
     Hook,
@@ -1371,14 +1371,14 @@ class Balancer:
         excluded: list[tuple[tuple[int, int], int]] = []
         self._wildcards = False
         sources = {
-            _words(source)
+            words_of(source)
             for pool in self._pools.values()
             for member in pool.members.values()
             for source in member.backend.sources
         }
         for pool in self._pools.values():
             for vip in pool.service.vips:
-                high, low = _words(vip.address)
+                high, low = words_of(vip.address)
                 self._wildcards |= vip.wildcard
                 for port in range(vip.first_port, vip.last_port + 1):
                     services[high, low, int(pool.service.protocol), port] = pool
@@ -1387,7 +1387,7 @@ class Balancer:
         self._services = services
         self._index_adoptable()
         self._addresses = {
-            _words(vip.address) for pool in self._pools.values() for vip in pool.service.vips
+            words_of(vip.address) for pool in self._pools.values() for vip in pool.service.vips
         }
         self.source_ports.exclude(excluded)
 
@@ -1403,7 +1403,7 @@ class Balancer:
                 vips = adoptable.setdefault((slot.high, slot.low, slot.port), [])
                 for vip in pool.service.vips:
                     if not vip.wildcard and vip.last_port - vip.first_port < MAX_ADOPTED_RANGE:
-                        high, low = _words(vip.address)
+                        high, low = words_of(vip.address)
                         vips.extend(
                             (pool, high, low, port)
                             for port in range(vip.first_port, vip.last_port + 1)
@@ -1641,7 +1641,7 @@ class Slot:
         self.member = member
         self.held = 0
         endpoint = member.endpoint
-        self.high, self.low = _words(endpoint.address)
+        self.high, self.low = words_of(endpoint.address)
         self.port = endpoint.port
         self.target = (int(pool.service.protocol), self.high, self.low, self.port)
         self.take_backend(member.backend)
@@ -1649,7 +1649,7 @@ class Slot:
     def take_backend(self, backend: Backend) -> None:
         """Follow a change of the backend's configuration."""
         self.flags = LOCAL_BACKEND if backend.local else 0
-        self.sources = tuple(_words(source) for source in backend.sources)
+        self.sources = tuple(words_of(source) for source in backend.sources)
 
 
 def read_flows(page: FlowRecords) -> Iterator[tuple[int, bytes, FlowView]]:
@@ -1681,13 +1681,6 @@ def read_flows(page: FlowRecords) -> Iterator[tuple[int, bytes, FlowView]]:
                 bytes_reply=u64[at + BYTES + 1],
             ),
         )
-
-
-def _words(address: Address) -> tuple[int, int]:
-    """An address as two 64-bit words, IPv4 in its mapped form."""
-    if isinstance(address, IPv4Address):
-        return 0, MAPPED | int(address)
-    return int(address) >> 64, int(address) & 0xFFFFFFFFFFFFFFFF
 
 
 def _number(version: int, high: int, low: int) -> int:

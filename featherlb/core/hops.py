@@ -1,9 +1,9 @@
 """Next hops: out of which link the frames of a flow leave, and to which MAC address.
 
-Imports `model`. A *hop* is 64 bits: the MAC address in the low 48, above it 8 bits of the link's
-slot, a bit that says that the host's routes have decided (`ROUTED`), and 7 bits that number the
-picture of routes by which it was decided (`epoch`). A slot is a small number that stands for an
-interface; 0 is none. A hop without a MAC address is not resolved yet.
+Imports `addresses` and `model`. A *hop* is 64 bits: the MAC address in the low 48, above it 8 bits
+of the link's slot, a bit that says that the host's routes have decided (`ROUTED`), and 7 bits that
+number the picture of routes by which it was decided (`epoch`). A slot is a small number that stands
+for an interface; 0 is none. A hop without a MAC address is not resolved yet.
 
 Towards backends the hop is a pool member's. Towards clients it is the flow's: a reply leaves by the
 link, and to the MAC address, that the client's packets came from last, unless the host's route to
@@ -12,9 +12,9 @@ again when they have changed; 8 bytes a flow remember the outcome.
 """
 
 import mmap
-from ipaddress import IPv4Address
 
-from featherlb.model import Address, NextHop, Paths
+from featherlb.core.addresses import words_of
+from featherlb.model import NextHop, Paths
 
 SLOT_SHIFT = 48
 MAC = 0xFFFF_FFFF_FFFF
@@ -23,7 +23,6 @@ ROUTED = 0x0100_0000_0000_0000
 EPOCH_SHIFT = 57
 EPOCHS = 128
 MAX_SLOTS = 256
-MAPPED = 0xFFFF << 32
 
 
 class Hops:
@@ -56,14 +55,14 @@ class Hops:
             self.mtu[slot] = 0
         for link in paths.links:
             self.mtu[self.slots[link.index]] = link.mtu
-        self.addresses = frozenset(_words(address) for address in paths.addresses)
+        self.addresses = frozenset(words_of(address) for address in paths.addresses)
         self._next_hops = {
-            _words(address): self._pack(hop) for address, hop in paths.next_hops.items()
+            words_of(address): self._pack(hop) for address, hop in paths.next_hops.items()
         }
         # By prefix length, so that a look-up costs the same with thousands of routes.
         routes: dict[bool, dict[int, dict[int, int]]] = {True: {}, False: {}}
         for network, hop in paths.routes:
-            high, low = _words(network.network_address)
+            high, low = words_of(network.network_address)
             shift = network.max_prefixlen - network.prefixlen
             mapped = network.version == 4
             prefixes = routes[mapped].setdefault(shift, {})
@@ -132,10 +131,3 @@ class Hops:
 
 def _join(high: int, low: int) -> int:
     return high << 64 | low
-
-
-def _words(address: Address) -> tuple[int, int]:
-    """An address as two 64-bit words, IPv4 in its mapped form."""
-    if isinstance(address, IPv4Address):
-        return 0, MAPPED | int(address)
-    return int(address) >> 64, int(address) & 0xFFFFFFFFFFFFFFFF

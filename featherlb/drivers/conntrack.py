@@ -11,11 +11,9 @@ import socket
 
 from featherlb.drivers.base import ConntrackHandler
 from featherlb.drivers.mmsg import MessageBatch
+from featherlb.drivers.nfnetlink import SOL_NETLINK, open_socket
 
-NETLINK_NETFILTER = 12
-SOL_NETLINK = 270
-NETLINK_ADD_MEMBERSHIP, NETLINK_NO_ENOBUFS, NETLINK_CAP_ACK = 1, 5, 10
-SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
+NETLINK_ADD_MEMBERSHIP, NETLINK_CAP_ACK = 1, 10
 BUFFER = 8 << 20
 """Bytes of kernel memory for answers, and for events: some 10,000."""
 GROUP_DESTROY = 3  # NFNLGRP_CONNTRACK_DESTROY in nfnetlink.h
@@ -55,15 +53,8 @@ class Conntrack:
         self.next = 1
 
     def _open(self) -> socket.socket:
-        new = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
-        new.bind((0, 0))
-        for level, option, value in (
-            (socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER),
-            (socket.SOL_SOCKET, SO_SNDBUFFORCE, BUFFER),
-            (SOL_NETLINK, NETLINK_NO_ENOBUFS, 1),
-            (SOL_NETLINK, NETLINK_CAP_ACK, 1),
-        ):
-            new.setsockopt(level, option, value)
+        new = open_socket(BUFFER, BUFFER)
+        new.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
         return new
 
     def fileno(self) -> int:

@@ -11,7 +11,6 @@ order, what nfnetlink_queue puts into attributes is in network order.
 """
 
 import os
-import socket
 from array import array
 
 from featherlb.drivers.base import FlowCarrier, QueueCounters, QueueHandler
@@ -23,15 +22,11 @@ from featherlb.drivers.nfnetlink import (
     config_message,
     copy_attributes,
     kernel_counters,
+    open_socket,
 )
 from featherlb.errors import HostError
 from featherlb.model import Hook, PacketInfo, Verdict
 
-NETLINK_NETFILTER = 12
-SOL_NETLINK = 270
-NETLINK_NO_ENOBUFS = 5
-SO_SNDBUFFORCE = 32
-SO_RCVBUFFORCE = 33
 RECEIVE_BUFFER = 32 << 20
 """Bytes of kernel memory for packets on their way to us; past net.core.rmem_max."""
 SEND_BUFFER = 8 << 20
@@ -85,14 +80,7 @@ class NetlinkDriver:
         self.lost = 0
         self.conntrack: FlowCarrier | None = None
         self.opened: dict[int, int] = {}
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
-        self._socket.bind((0, 0))
-        for level, option, value in (
-            (socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER),
-            (socket.SOL_SOCKET, SO_SNDBUFFORCE, SEND_BUFFER),
-            (SOL_NETLINK, NETLINK_NO_ENOBUFS, 1),
-        ):
-            self._socket.setsockopt(level, option, value)
+        self._socket = open_socket(RECEIVE_BUFFER, SEND_BUFFER)
         flags = FLAG_GSO | (FLAG_FAIL_OPEN if fail_open else 0)
         self._configure(bind_attributes())
         self._configure(copy_attributes(max_length, flags, FLAG_GSO | FLAG_FAIL_OPEN))

@@ -1,10 +1,12 @@
-"""NFQUEUE's configuration messages and counters, shared by the queue drivers.
+"""Netlink sockets to netfilter, and NFQUEUE's configuration messages and counters: what the drivers
+that speak netlink share.
 
 Imports the standard library only. Byte order and numbers are those of
 include/uapi/linux/netfilter/nfnetlink_queue.h: netlink headers are in host order, attribute
 payloads and the queue number in network order.
 """
 
+import socket
 import struct
 from pathlib import Path
 
@@ -24,6 +26,26 @@ FLAG_FAIL_OPEN = 1
 FLAG_GSO = 4
 
 PROC = Path("/proc/net/netfilter/nfnetlink_queue")
+
+SOL_NETLINK = 270
+_NETLINK_NETFILTER = 12
+_NETLINK_NO_ENOBUFS = 5
+_SO_SNDBUFFORCE = 32
+_SO_RCVBUFFORCE = 33
+
+
+def open_socket(receive_buffer: int, send_buffer: int) -> socket.socket:
+    """A bound socket with so many bytes of kernel memory each way, past net.core.rmem_max and
+    wmem_max, that doesn't fail where messages were lost. OSError if the kernel refuses it."""
+    new = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
+    new.bind((0, 0))
+    for level, option, value in (
+        (socket.SOL_SOCKET, _SO_RCVBUFFORCE, receive_buffer),
+        (socket.SOL_SOCKET, _SO_SNDBUFFORCE, send_buffer),
+        (SOL_NETLINK, _NETLINK_NO_ENOBUFS, 1),
+    ):
+        new.setsockopt(level, option, value)
+    return new
 
 
 def attribute(kind: int, payload: bytes) -> bytes:
