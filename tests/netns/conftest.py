@@ -1,13 +1,14 @@
 """What the kernel tests share: a lab, and the installed `featherlb` command running in it."""
 
 from collections.abc import Generator, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Protocol
 
 import pytest
 
 from netns import Lab
+from netns.servers import HttpServer
 from tests.netns.command import Featherlb
 
 DRIVERS = {
@@ -26,6 +27,8 @@ ONE_DRIVER = pytest.mark.parametrize("driver", ["netlink"], indirect=True)
 
 QUEUED = pytest.mark.parametrize("driver", ["netlink", "netfilterqueue"], indirect=True)
 """For what only the datapath nfqueue can do."""
+SERVED = pytest.mark.usefixtures("web_servers")
+"""For modules whose tests ask the backends over HTTP: `pytestmark = SERVED`."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -41,6 +44,15 @@ def lab() -> Iterator[Lab]:
     """A two-armed lab with two clients and three backends."""
     with Lab(clients=2, backends=3) as lab:
         yield lab
+
+
+@pytest.fixture
+def web_servers(lab: Lab) -> Iterator[None]:
+    """HTTP servers on port 8080 of the lab's backends, for as long as the test runs."""
+    with ExitStack() as servers:
+        for node in lab.backends:
+            servers.enter_context(HttpServer(node))
+        yield
 
 
 @pytest.hookimpl(wrapper=True)

@@ -22,6 +22,7 @@ from featherlb.model import (
 )
 from featherlb.paths import PathWatcher
 from netns import Lab, Node
+from tests.netns.traffic import plug_again
 
 NEAR, NEAR6 = ip_address("10.0.1.2"), ip_address("2001:db8:1::2")
 OTHER_MAC = "02:00:00:00:00:99"
@@ -177,24 +178,12 @@ def test_an_interface_is_removed_and_added_again(lab: Lab) -> None:
         before = watch.link("back").index
         await run(balancer, "ip link delete back")
         await watch.until(lambda it: len(it.links) == 1 and not it.next_hops, "without the link")
-        await asyncio.to_thread(plug_again, lab)
+        await asyncio.to_thread(plug_again, lab, "back", "10.0.1.1/24")
+        hasten(balancer)
         hop = await watch.resolved(NEAR, mac(backend))
         assert hop.link == watch.link("back").index != before
 
     watching(lab, story, NEAR)
-
-
-def plug_again(lab: Lab) -> None:
-    """Put an interface `back` into the balancer, where one was."""
-    net = lab.balancer.namespace.removesuffix("lb") + "net"
-    for command in (
-        f"ip -n {net} link add again type veth peer name back netns {lab.balancer.namespace}",
-        f"ip -n {net} link set again master back up",
-        "ip address add 10.0.1.1/24 dev back",
-        "ip link set back up",
-    ):
-        lab.balancer.run(command.split())
-    hasten(lab.balancer)
 
 
 def test_routes_change(lab: Lab) -> None:

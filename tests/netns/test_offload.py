@@ -3,7 +3,6 @@
 import os
 import signal
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -11,15 +10,15 @@ import pytest
 
 from netns import Lab
 from netns.lab import VIP
-from netns.servers import HttpServer, Nginx
+from netns.servers import Nginx
 from tests.netns.command import Featherlb, run
-from tests.netns.conftest import Up
+from tests.netns.conftest import SERVED, Up
 from tests.netns.datagrams import Receivers, open_socket
 from tests.netns.test_operate_flows import flows
 from tests.netns.test_operate_pools import operate
 from tests.netns.traffic import Session, ask, pair, wait_for
 
-pytestmark = pytest.mark.parametrize("driver", ["offload"], indirect=True)
+pytestmark = [pytest.mark.parametrize("driver", ["offload"], indirect=True), SERVED]
 
 NAT_MODES = pytest.mark.parametrize("nat", ["dnat", "full"])
 BACKENDS = tuple(
@@ -28,15 +27,6 @@ BACKENDS = tuple(
     for option in ("--backend", f"{address}:8080")
 )
 TCP = ("--vip", f"{VIP}:80")
-
-
-@pytest.fixture
-def lab() -> Iterator[Lab]:
-    """With HTTP servers on port 8080 of three backends."""
-    with Lab(clients=2, backends=3) as lab, ExitStack() as servers:
-        for node in lab.backends:
-            servers.enter_context(HttpServer(node))
-        yield lab
 
 
 def queued(lab: Lab) -> int:

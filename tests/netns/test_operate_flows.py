@@ -18,24 +18,14 @@ import pytest
 from featherlb.api.server import socket_path
 from netns import Lab
 from netns.lab import VIP
-from netns.servers import HttpServer
 from tests.netns.command import Featherlb, run
-from tests.netns.conftest import ONE_DRIVER, Up
+from tests.netns.conftest import ONE_DRIVER, SERVED, Up
 from tests.netns.test_operate_pools import ONE, TWO, configuration, operate
 from tests.netns.traffic import Session, ask, receive_all, wait_for
 
-pytestmark = ONE_DRIVER
+pytestmark = [ONE_DRIVER, SERVED]
 
 LISTEN, TOKEN = "127.0.0.1:9180", "open-sesame-open-sesame"
-
-
-@pytest.fixture
-def lab() -> Iterator[Lab]:
-    """With two clients, and HTTP servers on port 8080 of three backends."""
-    with Lab(clients=2, backends=3) as lab, ExitStack() as servers:
-        for node in lab.backends:
-            servers.enter_context(HttpServer(node))
-        yield lab
 
 
 def flows(lab: Lab, *arguments: str) -> list[dict[str, str]]:

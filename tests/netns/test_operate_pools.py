@@ -5,7 +5,6 @@ import signal
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,22 +13,14 @@ import pytest
 
 from netns import Lab
 from netns.lab import VIP
-from netns.servers import HttpServer
 from tests.netns.command import PROGRAM, Featherlb, run
-from tests.netns.conftest import DRIVERS, ONE_DRIVER, Up
+from tests.netns.conftest import DRIVERS, ONE_DRIVER, SERVED, Up
 from tests.netns.load import Load
 from tests.netns.traffic import Session, ask, wait_for
 
+pytestmark = SERVED
+
 ONE, TWO, THREE = BACKENDS = ("10.0.1.2:8080", "10.0.1.3:8080", "10.0.1.4:8080")
-
-
-@pytest.fixture
-def lab() -> Iterator[Lab]:
-    """With HTTP servers on port 8080 of three backends."""
-    with Lab(backends=3) as lab, ExitStack() as servers:
-        for node in lab.backends:
-            servers.enter_context(HttpServer(node))
-        yield lab
 
 
 def configuration(*backends: str, extra: str = "", scheduler: str = "rr") -> str:

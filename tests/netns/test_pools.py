@@ -11,29 +11,19 @@ import pytest
 
 from netns import Lab
 from netns.lab import VIP
-from netns.servers import HttpServer
 from tests.netns.command import Featherlb, run
-from tests.netns.conftest import ONE_DRIVER, Up
+from tests.netns.conftest import ONE_DRIVER, SERVED, Up
 from tests.netns.load import Load
 from tests.netns.test_health import quiet, reachable, refused, told
 from tests.netns.test_operate_pools import operate
 from tests.netns.traffic import Session, ask, wait_for
 
-pytestmark = ONE_DRIVER
+pytestmark = [ONE_DRIVER, SERVED]
 
 ONE, TWO, THREE = "10.0.1.2:8080", "10.0.1.3:8080", "10.0.1.4:8080"
 REFUSE = ["INPUT", "-p", "tcp", "--dport", "8080", "--syn", "-j", "REJECT"]
 REFUSE += ["--reject-with", "tcp-reset"]
 IGNORE = ["INPUT", "-p", "tcp", "--dport", "8080", "--syn", "-j", "DROP"]
-
-
-@pytest.fixture
-def lab() -> Iterator[Lab]:
-    """With HTTP servers on port 8080 of three backends."""
-    with Lab(backends=3) as lab, ExitStack() as servers:
-        for node in lab.backends:
-            servers.enter_context(HttpServer(node))
-        yield lab
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from tests.netns.command import run
 from tests.netns.conftest import ONE_DRIVER, Up
 from tests.netns.load import Load
 from tests.netns.test_host_changes import snapshot
-from tests.netns.test_host_paths import OTHER_MAC, plug_again
+from tests.netns.test_host_paths import OTHER_MAC, hasten
 from tests.netns.test_operate_pools import operate
-from tests.netns.traffic import Answer, Session, ask, pair, wait_for
+from tests.netns.traffic import Answer, Session, ask, pair, plug_again, wait_for
 
 pytestmark = ONE_DRIVER
 
@@ -188,7 +188,8 @@ def test_an_interface_is_removed_and_added_again(lab: Lab, featherlb: Up) -> Non
             lambda: "no packet gets to backend 10.0.1.2: there is no route to it" in running.log,
             "the word of it in the log",
         )
-        plug_again(lab)
+        plug_again(lab, "back", "10.0.1.1/24")
+        hasten(lab.balancer)
         session.socket.settimeout(30)
         assert session.ask().backend == "backend1"
         assert ask(lab.client).backend == "backend1"
@@ -196,17 +197,10 @@ def test_an_interface_is_removed_and_added_again(lab: Lab, featherlb: Up) -> Non
 
 
 def test_a_vip_comes_back_with_its_interface(lab: Lab, featherlb: Up) -> None:
-    net = lab.balancer.namespace.removesuffix("lb") + "net"
     with featherlb(lab, *RAW):
         assert ask(lab.client).backend == "backend1"
         lab.balancer.run(["ip", "link", "delete", "front"])
-        for command in (
-            f"ip -n {net} link add again type veth peer name front netns {lab.balancer.namespace}",
-            f"ip -n {net} link set again master front up",
-            "ip address add 10.0.0.1/24 dev front",
-            "ip link set front up",
-        ):
-            lab.balancer.run(command.split())
+        plug_again(lab, "front", "10.0.0.1/24")
         wait_for(lambda: answers(lab), "an answer from the VIP", 20)
         addresses = lab.balancer.run(["ip", "-brief", "address", "show", "front"]).stdout
         assert f" {VIP}/32" in addresses

@@ -11,21 +11,11 @@ import pytest
 
 from netns import Lab
 from netns.lab import VIP
-from netns.servers import HttpServer
 from tests.netns.command import Featherlb
-from tests.netns.conftest import ONE_DRIVER, Up
+from tests.netns.conftest import ONE_DRIVER, SERVED, Up
 from tests.netns.traffic import Answer, Session, ask, wait_for
 
-pytestmark = ONE_DRIVER
-
-
-@pytest.fixture
-def lab() -> Iterator[Lab]:
-    """With HTTP servers on port 8080 of three backends."""
-    with Lab(backends=3) as lab, ExitStack() as servers:
-        for node in lab.backends:
-            servers.enter_context(HttpServer(node))
-        yield lab
+pytestmark = [ONE_DRIVER, SERVED]
 
 
 class Configuration:

@@ -112,6 +112,19 @@ def receive_all(connection: socket.socket) -> bytes:
     return b"".join(parts)
 
 
+def plug_again(lab: Lab, name: str, address: str) -> None:
+    """Put an interface of this name, and with this address, into the balancer, where one was."""
+    balancer = lab.balancer.namespace
+    net = balancer.removesuffix("lb") + "net"
+    for command in (
+        f"ip -n {net} link add again type veth peer name {name} netns {balancer}",
+        f"ip -n {net} link set again master {name} up",
+        f"ip address add {address} dev {name}",
+        f"ip link set {name} up",
+    ):
+        lab.balancer.run(command.split())
+
+
 def wait_for(condition: Callable[[], bool], what: str, timeout: float = 10) -> None:
     """Poll until `condition()`; AssertionError names `what` after `timeout` seconds."""
     deadline = time.monotonic() + timeout
