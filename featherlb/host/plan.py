@@ -255,6 +255,13 @@ class _Group:
     def protocols(self) -> list[Protocol]:
         return sorted({entry.protocol for entry in self.entries})
 
+    def _ports(self, protocol: Protocol, side: str) -> str:
+        """A match for all ports from the lowest to the highest of the set. Looking into a set costs
+        several times as much, and the other direction's packets have a client's port there."""
+        ports = [entry.endpoint.port for entry in self.entries if entry.protocol is protocol]
+        low, high = min(ports), max(ports)
+        return f" --{side[0]}port {low}" + (f":{high}" if high != low else "")
+
     def matches(self, side: str, use_set: bool, *, ports: str = "", tcp: str = "") -> list[str]:
         """Rule matches for packets whose `side`, `dst` or `src`, is one of the endpoints.
 
@@ -267,7 +274,8 @@ class _Group:
             if self.entries and self.entries[0].peer is not None:
                 sides += f",{other}"
             return [
-                f"-p {protocol}{extra[protocol]} -m set --match-set {self.set_name} {sides}"
+                f"-p {protocol}{extra[protocol]}{self._ports(protocol, side)}"
+                f" -m set --match-set {self.set_name} {sides}"
                 for protocol in self.protocols
             ]
         return [
@@ -487,22 +495,29 @@ def _rules(queued: _Parts, wire: _Parts, options: Options, facts: Facts) -> ipta
         raw[chain("REDIRECT")] = redirects
         raw_jumps.append(iptables.Jump("OUTPUT", f"-j {chain('REDIRECT')}", first=True))
     filters = {
-        chain("FILTER"): ("UNTRACKED", tuple(f"{match} -j ACCEPT" for match in accepted)),
-        chain("ERROR"): ("INVALID,UNTRACKED", tuple(f"{match} -j ACCEPT" for match in errors)),
+        chain("ERROR"): (
+            f"-p {protocol.split()[0]} ",
+            "INVALID,UNTRACKED",
+            tuple(f"{match} -j ACCEPT" for match in errors),
+        ),
+        # The last one is put in front: every packet of a flow meets it, and need not go on.
+        chain("FILTER"): ("", "UNTRACKED", tuple(f"{match} -j ACCEPT" for match in accepted)),
     }
     # Of the datapath raw, only what clients on this host send and get meets the filter.
     filter_hooks = ("INPUT", "FORWARD", "OUTPUT") if queued_errors else ("INPUT", "OUTPUT")
     # Packets are steered last, when everything else stands.
     return {
         "filter": iptables.Table(
-            chains={name: rules for name, (_, rules) in filters.items()},
+            chains={name: rules for name, (_, _, rules) in filters.items()},
             jumps=tuple(
                 iptables.Jump(
                     hook,
-                    (f"-m conntrack --ctstate {states} " if facts.conntrack else "") + f"-j {name}",
+                    which
+                    + (f"-m conntrack --ctstate {states} " if facts.conntrack else "")
+                    + f"-j {name}",
                     first=True,
                 )
-                for name, (states, _) in filters.items()
+                for name, (which, states, _) in filters.items()
                 for hook in filter_hooks
             ),
         ),

@@ -6,6 +6,7 @@ featherlb is started by its command. May import featherlb's vocabulary, to know 
 """
 
 import http.client
+import os
 import select
 import shutil
 import subprocess
@@ -135,6 +136,12 @@ def _variants() -> Iterator[Peer]:
                     partial(_featherlb, options, nat),
                     ("conntrack",) if datapath is Datapath.OFFLOAD else (),
                 )
+    options = ["--driver", str(Driver.NETLINK), "--workers", str(os.cpu_count())]
+    yield Peer(
+        "featherlb-netlink-dnat-mt",
+        "featherlb netlink, dnat, a worker per core",
+        partial(_featherlb, options, NatMode.DNAT),
+    )
 
 
 @contextmanager

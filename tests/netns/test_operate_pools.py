@@ -13,6 +13,7 @@ import pytest
 
 from netns import Lab
 from netns.lab import VIP
+from netns.servers import HttpServer
 from tests.netns.command import PROGRAM, Featherlb, run
 from tests.netns.conftest import DRIVERS, ONE_DRIVER, SERVED, Up
 from tests.netns.load import Load
@@ -93,6 +94,17 @@ def test_each_verb_does_what_it_says(lab: Lab, running: Featherlb) -> None:
         operate(lab, "backend", "revert", str(change["number"]))
     assert states(lab) == {ONE: ("up", 1), TWO: ("up", 1)}
     assert answering(lab) == {"backend1": 3, "backend2": 3}
+
+
+def test_a_backend_with_another_port_joins(lab: Lab, running: Featherlb) -> None:
+    """Rules look for replies at the ports of the backends that there are, whoever else filters."""
+    lab.balancer.run(["iptables", "-P", "FORWARD", "DROP"])
+    with HttpServer(lab.backends[2], port=80), HttpServer(lab.backends[2], port=9090):
+        operate(lab, "backend", "add", "web", "10.0.1.4:80")
+        operate(lab, "backend", "add", "web", "10.0.1.4:9090")
+        assert answering(lab, 8) == {"backend1": 2, "backend2": 2, "backend3": 4}
+        operate(lab, "backend", "remove", "web", "10.0.1.4:9090")
+        assert answering(lab) == {"backend1": 2, "backend2": 2, "backend3": 2}
 
 
 def test_a_change_reverts_by_itself(lab: Lab, running: Featherlb) -> None:

@@ -52,28 +52,30 @@ ipset add featherlb-0-vips4 10.0.0.10,tcp:80
 ipset create featherlb-0-backends4 hash:ip,port family inet maxelem 1048576
 ipset add featherlb-0-backends4 10.0.1.2,tcp:8080
 ipset add featherlb-0-backends4 10.0.1.3,tcp:8080
-iptables -t filter -N FEATHERLB-FILTER-0
 iptables -t filter -N FEATHERLB-ERROR-0
-iptables -t filter -A FEATHERLB-FILTER-0 -p tcp -m set --match-set featherlb-0-backends4 dst,dst \
--j ACCEPT
-iptables -t filter -A FEATHERLB-FILTER-0 -p tcp ! --syn -m set --match-set featherlb-0-backends4 \
-src,src -j ACCEPT
-iptables -t filter -A FEATHERLB-FILTER-0 -p tcp -m set --match-set featherlb-0-vips4 src,src \
--j ACCEPT
+iptables -t filter -N FEATHERLB-FILTER-0
 iptables -t filter -A FEATHERLB-ERROR-0 -p icmp --icmp-type 3 -j ACCEPT
 iptables -t filter -A FEATHERLB-ERROR-0 -p icmp --icmp-type 11 -j ACCEPT
 iptables -t filter -A FEATHERLB-ERROR-0 -p icmp --icmp-type 12 -j ACCEPT
+iptables -t filter -A FEATHERLB-FILTER-0 -p tcp --dport 8080 -m set --match-set \
+featherlb-0-backends4 dst,dst -j ACCEPT
+iptables -t filter -A FEATHERLB-FILTER-0 -p tcp ! --syn --sport 8080 -m set --match-set \
+featherlb-0-backends4 src,src -j ACCEPT
+iptables -t filter -A FEATHERLB-FILTER-0 -p tcp --sport 80 -m set --match-set featherlb-0-vips4 \
+src,src -j ACCEPT
+iptables -t filter -I INPUT 1 -p icmp -m conntrack --ctstate INVALID,UNTRACKED -j FEATHERLB-ERROR-0
+iptables -t filter -I FORWARD 1 -p icmp -m conntrack --ctstate INVALID,UNTRACKED -j \
+FEATHERLB-ERROR-0
+iptables -t filter -I OUTPUT 1 -p icmp -m conntrack --ctstate INVALID,UNTRACKED -j \
+FEATHERLB-ERROR-0
 iptables -t filter -I INPUT 1 -m conntrack --ctstate UNTRACKED -j FEATHERLB-FILTER-0
 iptables -t filter -I FORWARD 1 -m conntrack --ctstate UNTRACKED -j FEATHERLB-FILTER-0
 iptables -t filter -I OUTPUT 1 -m conntrack --ctstate UNTRACKED -j FEATHERLB-FILTER-0
-iptables -t filter -I INPUT 1 -m conntrack --ctstate INVALID,UNTRACKED -j FEATHERLB-ERROR-0
-iptables -t filter -I FORWARD 1 -m conntrack --ctstate INVALID,UNTRACKED -j FEATHERLB-ERROR-0
-iptables -t filter -I OUTPUT 1 -m conntrack --ctstate INVALID,UNTRACKED -j FEATHERLB-ERROR-0
 iptables -t mangle -N FEATHERLB-MANGLE-0
 iptables -t mangle -N FEATHERLB-REPLY-0
 iptables -t mangle -N FEATHERLB-ERROR-0
-iptables -t mangle -A FEATHERLB-MANGLE-0 -p tcp ! --syn -m set --match-set featherlb-0-backends4 \
-src,src -g FEATHERLB-REPLY-0
+iptables -t mangle -A FEATHERLB-MANGLE-0 -p tcp ! --syn --sport 8080 -m set --match-set \
+featherlb-0-backends4 src,src -g FEATHERLB-REPLY-0
 iptables -t mangle -A FEATHERLB-MANGLE-0 -p icmp --icmp-type 3 -g FEATHERLB-ERROR-0
 iptables -t mangle -A FEATHERLB-MANGLE-0 -p icmp --icmp-type 11 -g FEATHERLB-ERROR-0
 iptables -t mangle -A FEATHERLB-MANGLE-0 -p icmp --icmp-type 12 -g FEATHERLB-ERROR-0
@@ -85,10 +87,10 @@ iptables -t raw -N FEATHERLB-RAW-0
 iptables -t raw -N FEATHERLB-FORWARD-0
 iptables -t raw -N FEATHERLB-ERROR-0
 iptables -t raw -N FEATHERLB-REDIRECT-0
-iptables -t raw -A FEATHERLB-RAW-0 -p tcp -m set --match-set featherlb-0-vips4 dst,dst \
+iptables -t raw -A FEATHERLB-RAW-0 -p tcp --dport 80 -m set --match-set featherlb-0-vips4 dst,dst \
 -g FEATHERLB-FORWARD-0
-iptables -t raw -A FEATHERLB-RAW-0 -p tcp ! --syn -m set --match-set featherlb-0-backends4 \
-src,src -j CT --notrack
+iptables -t raw -A FEATHERLB-RAW-0 -p tcp ! --syn --sport 8080 -m set --match-set \
+featherlb-0-backends4 src,src -j CT --notrack
 iptables -t raw -A FEATHERLB-RAW-0 -p icmp --icmp-type 3 -g FEATHERLB-ERROR-0
 iptables -t raw -A FEATHERLB-RAW-0 -p icmp --icmp-type 11 -g FEATHERLB-ERROR-0
 iptables -t raw -A FEATHERLB-RAW-0 -p icmp --icmp-type 12 -g FEATHERLB-ERROR-0
@@ -201,10 +203,21 @@ def test_protocols_and_families_have_rules_of_their_own() -> None:
     assert "ipset add featherlb-0-vips6 2001:db8::10,udp:53" in lines
     assert "ipset create featherlb-0-vips6 hash:ip,port family inet6 maxelem 1048576" in lines
     assert (
-        "ip6tables -t raw -A FEATHERLB-RAW-0 -p udp -m set --match-set featherlb-0-backends6"
-        " src,src -j CT --notrack"
+        "ip6tables -t raw -A FEATHERLB-RAW-0 -p udp --sport 53"
+        " -m set --match-set featherlb-0-backends6 src,src -j CT --notrack"
     ) in lines
     assert "ip address add 2001:db8::10/128 dev lo" in lines
+
+
+def test_sets_are_looked_into_only_at_ports_that_they_have() -> None:
+    backends = (backend("10.0.1.2:8080"), backend("10.0.1.3:80"), backend("10.0.1.4:443"))
+    dns = replace(WEB, name="dns", protocol=Protocol.UDP, backends=(backend("10.0.1.2:53"),))
+    lines = describe(replace(WEB, backends=backends), dns)
+    found = [line for line in lines if "-A FEATHERLB-MANGLE-0" in line and "-m set" in line]
+    assert [line.split("-m set")[0].split("MANGLE-0 ")[1] for line in found] == [
+        "-p tcp ! --syn --sport 80:8080 ",
+        "-p udp --sport 53 ",
+    ]
 
 
 def test_ipv6_routes_from_advertisements_are_kept() -> None:
@@ -388,25 +401,26 @@ ipset add featherlb-0-raw-vips4 10.0.0.10,tcp:80
 ipset create featherlb-0-raw-backends4 hash:ip,port family inet maxelem 1048576
 ipset add featherlb-0-raw-backends4 10.0.1.2,tcp:8080
 ipset add featherlb-0-raw-backends4 10.0.1.3,tcp:8080
-iptables -t filter -N FEATHERLB-FILTER-0
 iptables -t filter -N FEATHERLB-ERROR-0
-iptables -t filter -A FEATHERLB-FILTER-0 -p tcp -m set --match-set featherlb-0-raw-backends4 \
-dst,dst -j ACCEPT
-iptables -t filter -A FEATHERLB-FILTER-0 -p tcp ! --syn -m set --match-set \
-featherlb-0-raw-backends4 src,src -j ACCEPT
-iptables -t filter -A FEATHERLB-FILTER-0 -p tcp -m set --match-set featherlb-0-raw-vips4 src,src \
--j ACCEPT
+iptables -t filter -N FEATHERLB-FILTER-0
 iptables -t filter -A FEATHERLB-ERROR-0 -p icmp --icmp-type 3 -j ACCEPT
 iptables -t filter -A FEATHERLB-ERROR-0 -p icmp --icmp-type 11 -j ACCEPT
 iptables -t filter -A FEATHERLB-ERROR-0 -p icmp --icmp-type 12 -j ACCEPT
+iptables -t filter -A FEATHERLB-FILTER-0 -p tcp --dport 8080 -m set --match-set \
+featherlb-0-raw-backends4 dst,dst -j ACCEPT
+iptables -t filter -A FEATHERLB-FILTER-0 -p tcp ! --syn --sport 8080 -m set --match-set \
+featherlb-0-raw-backends4 src,src -j ACCEPT
+iptables -t filter -A FEATHERLB-FILTER-0 -p tcp --sport 80 -m set --match-set \
+featherlb-0-raw-vips4 src,src -j ACCEPT
+iptables -t filter -I INPUT 1 -p icmp -m conntrack --ctstate INVALID,UNTRACKED -j FEATHERLB-ERROR-0
+iptables -t filter -I OUTPUT 1 -p icmp -m conntrack --ctstate INVALID,UNTRACKED -j \
+FEATHERLB-ERROR-0
 iptables -t filter -I INPUT 1 -m conntrack --ctstate UNTRACKED -j FEATHERLB-FILTER-0
 iptables -t filter -I OUTPUT 1 -m conntrack --ctstate UNTRACKED -j FEATHERLB-FILTER-0
-iptables -t filter -I INPUT 1 -m conntrack --ctstate INVALID,UNTRACKED -j FEATHERLB-ERROR-0
-iptables -t filter -I OUTPUT 1 -m conntrack --ctstate INVALID,UNTRACKED -j FEATHERLB-ERROR-0
 iptables -t mangle -N FEATHERLB-MANGLE-0
 iptables -t mangle -N FEATHERLB-REPLY-0
 iptables -t mangle -N FEATHERLB-ERROR-0
-iptables -t mangle -A FEATHERLB-MANGLE-0 -p tcp ! --syn -m set --match-set \
+iptables -t mangle -A FEATHERLB-MANGLE-0 -p tcp ! --syn --sport 8080 -m set --match-set \
 featherlb-0-raw-backends4 src,src -g FEATHERLB-REPLY-0
 iptables -t mangle -A FEATHERLB-MANGLE-0 -p icmp --icmp-type 3 -g FEATHERLB-ERROR-0
 iptables -t mangle -A FEATHERLB-MANGLE-0 -p icmp --icmp-type 11 -g FEATHERLB-ERROR-0
@@ -417,16 +431,16 @@ iptables -t mangle -A INPUT -j FEATHERLB-MANGLE-0
 iptables -t raw -N FEATHERLB-RAW-0
 iptables -t raw -N FEATHERLB-FORWARD-0
 iptables -t raw -N FEATHERLB-COPY-0
-iptables -t raw -A FEATHERLB-RAW-0 -p tcp -m set --match-set featherlb-0-raw-vips4 dst,dst \
--g FEATHERLB-FORWARD-0
-iptables -t raw -A FEATHERLB-RAW-0 -p tcp ! --syn -m set --match-set featherlb-0-raw-backends4 \
-src,src -m addrtype --dst-type LOCAL -j CT --notrack
+iptables -t raw -A FEATHERLB-RAW-0 -p tcp --dport 80 -m set --match-set featherlb-0-raw-vips4 \
+dst,dst -g FEATHERLB-FORWARD-0
+iptables -t raw -A FEATHERLB-RAW-0 -p tcp ! --syn --sport 8080 -m set --match-set \
+featherlb-0-raw-backends4 src,src -m addrtype --dst-type LOCAL -j CT --notrack
 iptables -t raw -A FEATHERLB-FORWARD-0 -j CT --notrack
 iptables -t raw -A FEATHERLB-FORWARD-0 -j NFQUEUE --queue-num 0
-iptables -t raw -A FEATHERLB-COPY-0 -p tcp -m set --match-set featherlb-0-raw-vips4 dst,dst \
--j DROP
-iptables -t raw -A FEATHERLB-COPY-0 -p tcp ! --syn -m set --match-set featherlb-0-raw-backends4 \
-src,src -m addrtype ! --dst-type LOCAL -j DROP
+iptables -t raw -A FEATHERLB-COPY-0 -p tcp --dport 80 -m set --match-set featherlb-0-raw-vips4 \
+dst,dst -j DROP
+iptables -t raw -A FEATHERLB-COPY-0 -p tcp ! --syn --sport 8080 -m set --match-set \
+featherlb-0-raw-backends4 src,src -m addrtype ! --dst-type LOCAL -j DROP
 iptables -t raw -A PREROUTING -j FEATHERLB-RAW-0
 iptables -t raw -A OUTPUT -j FEATHERLB-RAW-0
 iptables -t raw -I PREROUTING 1 -j FEATHERLB-COPY-0
@@ -458,10 +472,10 @@ def test_raw_with_full_nat() -> None:
 
 def test_a_router_tells_replies_from_what_it_forwards_by_connection_tracking() -> None:
     forwarded = (
-        "-p tcp ! --syn -m set --match-set featherlb-0-raw-backends4 src,src"
+        "-p tcp ! --syn --sport 8080 -m set --match-set featherlb-0-raw-backends4 src,src"
         " -m addrtype ! --dst-type LOCAL"
     )
-    for_vip = "-p tcp -m set --match-set featherlb-0-raw-vips4 dst,dst -j DROP"
+    for_vip = "-p tcp --dport 80 -m set --match-set featherlb-0-raw-vips4 dst,dst -j DROP"
     router = describe(RAW, routers=frozenset({4}))
     assert copies(router, "raw") == [for_vip]
     assert copies(router, "mangle") == [
@@ -481,7 +495,7 @@ def test_datapaths_side_by_side() -> None:
     queued = replace(WEB, name="queued", vips=(vip("10.0.0.11:80"),), backends=WEB.backends[:1])
     lines = describe(RAW, queued)
     # Replies of the backend that both have are the worker's to tell apart.
-    shared = "-p tcp ! --syn -m set --match-set featherlb-0-backends4 src,src"
+    shared = "-p tcp ! --syn --sport 8080 -m set --match-set featherlb-0-backends4 src,src"
     assert copies(lines, "mangle")[0] == f"{shared} -j RETURN"
     assert "iptables -t mangle -A POSTROUTING -j FEATHERLB-MANGLE-0" in lines
     assert "sysctl -w net.ipv4.ip_forward=1" in lines
@@ -497,7 +511,8 @@ def test_a_port_given_on_one_datapath_can_equal_a_wildcard_vips_on_the_other() -
         vip("10.0.0.10:80"), backends=(backend("10.0.1.2:80", "10.0.1.1"),), nat=NatMode.FULL
     )
     assert copies(describe(everywhere, replace(full, name="full")), "raw") == [
-        "-p tcp --dport 1024:32767 -m set --match-set featherlb-0-sources4 src,src,dst -j RETURN",
+        "-p tcp --dport 1024:32767 --sport 80 -m set --match-set featherlb-0-sources4 src,src,dst"
+        " -j RETURN",
         "-p tcp -m addrtype --dst-type LOCAL --dport 2000 -j DROP",
     ]
 
@@ -520,7 +535,7 @@ def test_the_number_of_raw_rules_is_constant() -> None:
     many = replace(
         RAW,
         vips=tuple(vip(f"10.0.0.{i}:80") for i in range(1, 100)),
-        backends=tuple(backend(f"10.0.1.{i}:80") for i in range(1, 200)),
+        backends=tuple(backend(f"10.0.1.{i}:8080") for i in range(1, 200)),
     )
     few, all_of_them = describe(RAW), describe(many)
     assert [x for x in few if x[:3] == "ipt"] == [x for x in all_of_them if x[:3] == "ipt"]
