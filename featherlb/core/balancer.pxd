@@ -25,6 +25,14 @@ cdef int NOT_READY, ICMP_ERROR, BAD_CHECKSUM, ECHO
 cdef int TRUNCATED_REASON, NOT_OURS, NO_BACKEND, POOL_FULL, NO_FLOW, NO_SOURCE_PORT, TUPLE_IN_USE
 
 
+cdef class Slot:
+    cdef readonly object pool, member, target
+    cdef public object sources
+    cdef readonly unsigned long long high, low
+    cdef readonly int port, index
+    cdef public int flags, held
+
+
 cdef class Balancer:
     cdef readonly FlowTable flows
     cdef readonly Hops hops
@@ -91,7 +99,7 @@ cdef class Balancer:
     @cython.locals(flows=FlowTable)
     cpdef bint is_carried(self, Py_ssize_t flow) noexcept
     cpdef Py_ssize_t last_record(self) noexcept
-    @cython.locals(flows=FlowTable, flags=cython.int, flow=cython.Py_ssize_t)
+    @cython.locals(flows=FlowTable, flags=cython.int, flow=cython.Py_ssize_t, slot=Slot)
     cpdef bint adopt(self, Entry entry, int worker, int workers, unsigned int ticks) except -1
     @cython.locals(packet=Packet, client_port=cython.uint, ports=cython.uint,
         vip_high=cython.ulonglong, vip_low=cython.ulonglong, vip_port=cython.uint)
@@ -102,7 +110,7 @@ cdef class Balancer:
         source_port=cython.uint, goes=cython.ulonglong, comes=cython.ulonglong,
         address_delta=cython.ulonglong, ports_go=cython.ulonglong)
     cdef Py_ssize_t insert(
-        self, pool, slot, unsigned long long client_high, unsigned long long client_low,
+        self, pool, Slot slot, unsigned long long client_high, unsigned long long client_low,
         unsigned long long vip_high, unsigned long long vip_low, unsigned int ports, int hook,
         int state, unsigned int ticks) except -1
     @cython.locals(
@@ -138,7 +146,7 @@ cdef class Balancer:
     cdef bint serves(self, Py_ssize_t flow, Py_ssize_t member) except -1
     @cython.locals(flows=FlowTable, awaited=cython.ulonglong)
     cdef bint answered(self, Py_ssize_t flow, Py_ssize_t reply) noexcept
-    @cython.locals(flows=FlowTable)
+    @cython.locals(flows=FlowTable, slot=Slot)
     cdef void close(self, Py_ssize_t flow) except *
     cdef int refuse(self, int reason, unsigned int ticks) except -1
     @cython.locals(
@@ -153,4 +161,4 @@ cdef class Balancer:
     cdef int pass_on(self) noexcept
     @cython.locals(
         flows=FlowTable, closing=cython.Py_ssize_t, following=cython.Py_ssize_t, _=cython.int)
-    cdef object _allocate_source(self, slot)
+    cdef object _allocate_source(self, Slot slot)

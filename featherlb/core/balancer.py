@@ -20,8 +20,6 @@ from featherlb.core.craft import (
     echo_reply,
     flow_probe,
     flow_reset,
-    has_sender,
-    is_from_afar,
     port_unreachable,
     tcp_reset,
     time_exceeded,
@@ -565,7 +563,7 @@ class Balancer:
         """Where frames go from now on."""
         self.hops.set_paths(paths)
         for slot in self._slots:
-            self.hops.aim(slot.member.index, slot.high, slot.low)
+            self.hops.aim(slot.index, slot.high, slot.low)
 
     def take_crafted(self) -> list[bytes]:
         """Packets to send, with their IP headers, since the last call."""
@@ -600,7 +598,7 @@ class Balancer:
             self.refusal = self.drop(TRUNCATED_REASON)
             return 0
         if wire:
-            if not is_from_afar(packet):
+            if not packet.is_from_afar():
                 self.refusal = self.drop(MARTIAN)
                 return 0
             if packet.hops_left() <= 1:
@@ -981,7 +979,7 @@ class Balancer:
             # connection keeps it until it closes, of datagrams the last ones have it.
             if clash:
                 flow = clash >> 1
-                if pool.one_packet and self.serves(flow, slot.member.index):
+                if pool.one_packet and self.serves(flow, slot.index):
                     return flow
                 if packet.protocol == TCP and not IS_REUSABLE[flows.u8[flow * 128 + STATE]]:
                     self.refusal = self.drop(TUPLE_IN_USE)
@@ -1016,14 +1014,13 @@ class Balancer:
             slot.member.active += 1
         if pool.one_packet:
             flows.hide(flow)
-        responses = pool.service.responses
-        if responses is not None:
+        if pool.responses is not None:
             flows.u8[flow * 128 + FLAGS] |= COUNTED
-            flows.u16[flow * 64 + RESPONSES] = responses
-        flows.u16[flow * 64 + MEMBER] = slot.member.index
+            flows.u16[flow * 64 + RESPONSES] = pool.responses
+        flows.u16[flow * 64 + MEMBER] = slot.index
         self.settle(flow)
         slot.held += 1
-        self.counters[slot.member.index * COUNTERS + 4] += 1
+        self.counters[slot.index * COUNTERS + 4] += 1
         if self.opened is not None:
             self.opened.append(flow)
         return flow
@@ -1128,7 +1125,7 @@ class Balancer:
         if (
             self.icmp_errors >= MAX_ICMP_ERRORS
             or len(self.crafted) >= MAX_CRAFTED
-            or not has_sender(self.packet)
+            or not self.packet.has_sender()
         ):
             return False
         self.icmp_errors += 1
@@ -1182,7 +1179,7 @@ class Balancer:
             )
         slot.held -= 1
         flows.remove(flow)
-        if self.retired[slot.member.index] and not slot.held:
+        if self.retired[slot.index] and not slot.held:
             self._free_slot(slot)
 
     def refuse(self, reason: int, ticks: int) -> int:
@@ -1193,7 +1190,7 @@ class Balancer:
         if packet.protocol == UDP:
             if self.may_complain(ticks):
                 self.crafted.append(port_unreachable(packet))
-        elif not packet.flags & RST and len(self.crafted) < MAX_CRAFTED and has_sender(packet):
+        elif not packet.flags & RST and len(self.crafted) < MAX_CRAFTED and packet.has_sender():
             self.crafted.append(tcp_reset(packet))
         return 0
 
@@ -1315,7 +1312,7 @@ class Balancer:
         reason = self.damage(info)
         if reason != OK:
             return self.drop(reason)
-        if len(self.crafted) < MAX_CRAFTED and has_sender(packet):
+        if len(self.crafted) < MAX_CRAFTED and packet.has_sender():
             self.crafted.append(echo_reply(packet))
         return self.drop(ECHO)
 
@@ -1439,7 +1436,7 @@ class Balancer:
 
     def _free_slot(self, slot: "Slot") -> None:
         self.source_ports.forget(slot.target)
-        self._free_slots.append(slot.member.index)
+        self._free_slots.append(slot.index)
 
     def _allocate_source(self, slot: "Slot") -> tuple[int, int, int] | None:
         """A source address and port towards a backend; a closing flow makes room if need be."""
@@ -1624,21 +1621,10 @@ class Balancer:
 class Slot:
     """What the packet path needs of a pool member: its address as words, and who holds it."""
 
-    __slots__ = (
-        "flags",
-        "held",
-        "high",
-        "low",
-        "member",
-        "pool",
-        "port",
-        "sources",
-        "target",
-    )
-
     def __init__(self, pool: Pool, member: Member) -> None:
         self.pool = pool
         self.member = member
+        self.index = member.index
         self.held = 0
         endpoint = member.endpoint
         self.high, self.low = words_of(endpoint.address)

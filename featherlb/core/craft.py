@@ -145,25 +145,6 @@ def echo_reply(packet: Packet) -> bytes:
     return _icmp(packet.version, source, destination, message)
 
 
-def has_sender(packet: Packet) -> bool:
-    """Whether the source of the parsed packet is one host, so that it may be answered
-    (RFC 1122 section 3.2.2, RFC 4443 section 2.4 e)."""
-    if packet.version == 4:
-        first = packet.src_low >> 24 & 0xFF
-        return 0 < first < 224
-    return packet.src_high >> 56 != 0xFF and bool(packet.src_high or packet.src_low)
-
-
-def is_from_afar(packet: Packet) -> bool:
-    """Whether the parsed packet can have come over a wire from one host: not from a loopback
-    address (RFC 1122 section 3.2.1.3 g, RFC 4291 section 2.5.3)."""
-    if packet.version == 4:
-        loopback = packet.src_low >> 24 & 0xFF == 127
-    else:
-        loopback = packet.src_high == 0 and packet.src_low == 1
-    return has_sender(packet) and not loopback
-
-
 def _error(packet: Packet, source: tuple[int, int], kind: tuple[int, int], rest: int) -> bytes:
     """The ICMP error of that type and code about the parsed packet, to its sender; `rest` is the
     second half of its header."""

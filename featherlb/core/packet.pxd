@@ -35,6 +35,8 @@ cdef class Packet:
     cdef int parse_udp(self) noexcept
     @cython.locals(header=cython.Py_ssize_t)
     cpdef bint parse_quoted(self, int version, Py_ssize_t offset, Py_ssize_t end) noexcept
+    cpdef bint has_sender(self) noexcept
+    cpdef bint is_from_afar(self) noexcept
     cpdef int hops_left(self) noexcept
     cpdef void use_hop(self) noexcept
     cpdef bint may_be_fragmented(self) noexcept

@@ -31,7 +31,11 @@ class Tier:
     def pick(self, flow: NewFlow, ticks: int) -> Member | None:
         """The member for a new flow at this time (0.1 s), None if no member can have it."""
         member = self.scheduler.pick(flow)
-        if member is None or (member.has_room and not self._waits(member, ticks)):
+        if (
+            member is None
+            or member.unlimited
+            or (member.has_room and not self._waits(member, ticks))
+        ):
             return member
         others = [one for one in self.usable if one is not member and one.has_room]
         steady = [one for one in others if not self._ramps(one, ticks)]
@@ -57,42 +61,29 @@ class Tier:
         if member.ramp is None or self.scheduler.consistent:
             return False
         if member.ramp.progress(ticks / TICKS_PER_SECOND) >= 1:
-            member.ramp = None
+            member.end_ramp()
         return member.ramp is not None
 
 
 class Pool:
-    """A running service. Changed by `update` only."""
+    """A running service. Changed by `update` only.
+
+    Attributes, for each new flow asks for them: `full`, the NAT mode; `raw`, packets from the
+    network come as frames; `offloaded`, the kernel's conntrack carries its flows; `adopts`, a
+    connection that is already under way can be joined, for the scheduler would have put it on the
+    same backend, and nothing but the backend had to be chosen.
+    """
 
     def __init__(self, service: Service, *, seed: int, key: bytes) -> None:
         """`seed` and `key` are for the schedulers. The pool is empty until `update`."""
-        self.service = service
+        self._take(service)
         self.members: dict[Endpoint, Member] = {}
         self._seed = seed
         self._key = key
         self._factory = factory_of(service.scheduler)
         self._tiers = {Role.PRIMARY: self._new_tier()}
-        self._serving = self._tiers[Role.PRIMARY]
-        self._takers: frozenset[Member] = frozenset()
         self.persistence = _table(service)
-
-    @property
-    def full(self) -> bool:
-        return self.service.nat is NatMode.FULL
-
-    @property
-    def raw(self) -> bool:
-        """Whether packets from the network come as frames."""
-        return self.service.datapath is Datapath.RAW
-
-    @property
-    def offloaded(self) -> bool:
-        """Whether the kernel's conntrack carries its flows."""
-        return self.service.datapath is Datapath.OFFLOAD
-
-    @property
-    def one_packet(self) -> bool:
-        return self.service.one_packet
+        self._update_tiers()
 
     @property
     def schedulers(self) -> list[Scheduler]:
@@ -104,11 +95,13 @@ class Pool:
         """Whether any member takes new flows, if it has room."""
         return bool(self._serving.usable)
 
-    @property
-    def adopts(self) -> bool:
-        """Whether a connection that is already under way can be joined: the scheduler would
-        have put it on the same backend, and nothing but the backend had to be chosen."""
-        return self._serving.scheduler.consistent and not self.full and self.persistence is None
+    def _take(self, service: Service) -> None:
+        self.service = service
+        self.full = service.nat is NatMode.FULL
+        self.raw = service.datapath is Datapath.RAW
+        self.offloaded = service.datapath is Datapath.OFFLOAD
+        self.one_packet = service.one_packet
+        self.responses = service.responses
 
     def update(self, service: Service, new_member: Callable[[Backend], Member]) -> Iterable[Member]:
         """Become `service`; the members that it no longer has are returned."""
@@ -127,7 +120,7 @@ class Pool:
             members[backend.endpoint] = member
         if service.persistence != self.service.persistence:
             self.persistence = _table(service)
-        self.service = service
+        self._take(service)
         self.members = members
         self._update_tiers()
         return gone.values()
@@ -146,6 +139,9 @@ class Pool:
         usable = (tier for tier in tiers.values() if tier.usable)
         self._serving = next(usable, tiers[Role.PRIMARY])
         self._takers = frozenset(self._serving.usable)
+        self.adopts = (
+            self._serving.scheduler.consistent and not self.full and self.persistence is None
+        )
 
     def pick(self, flow: NewFlow, ticks: int) -> Member | None:
         """The member for a new flow at this time (0.1 s), None if no backend is usable or all

@@ -19,10 +19,11 @@ class Member:
     """A backend as a pool holds it, compared by identity.
 
     `active` counts its open flows (half-open or established). `index` is its slot number,
-    which stays while the pool lives. A weight of 0 means: no new flows.
+    which stays while the pool lives. A weight of 0 means: no new flows. `unlimited` says that
+    nothing but the weight limits them.
     """
 
-    __slots__ = ("active", "backend", "credit", "index", "ramp", "weight")
+    __slots__ = ("active", "backend", "credit", "index", "ramp", "unlimited", "weight")
 
     def __init__(self, backend: model.Backend, index: int) -> None:
         self.active: int = 0
@@ -37,6 +38,12 @@ class Member:
         self.backend = backend
         self.weight: int = backend.weight
         self.ramp = backend.ramp
+        self.unlimited = backend.max_connections is None and backend.ramp is None
+
+    def end_ramp(self) -> None:
+        """It takes as many flows as any other from now on."""
+        self.ramp = None
+        self.unlimited = self.backend.max_connections is None
 
     @property
     def has_room(self) -> bool:
