@@ -47,6 +47,10 @@ class Record:
     """Backends whose replies in `dnat` mode the kernel doesn't get (the datapath raw)."""
     queued: tuple[str, ...] = ()
     """Those whose replies in `dnat` mode it has to get."""
+    carried: tuple[str, ...] = ()
+    """Backends whose replies the kernel has to track (the datapath offload)."""
+    untracked: tuple[str, ...] = ()
+    """Those whose replies it doesn't get to track, whomever they are for."""
     carries: bool = False
     """The kernel carries flows of it, which need these changes even when the owner is gone."""
 
@@ -136,7 +140,7 @@ def _decode(text: str) -> Record:
     vips = tuple((vip[0], vip[1], vip[2], vip[3]) for vip in data.pop("vips"))
     lists: dict[str, Any] = {
         name: tuple(data.pop(name, ()))
-        for name in ("sources", "earlier", "changes", "raw", "queued")
+        for name in ("sources", "earlier", "changes", "raw", "queued", "carried", "untracked")
     }
     return Record(vips=vips, **lists, **data)
 

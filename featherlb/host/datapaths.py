@@ -10,7 +10,7 @@ from dataclasses import replace
 from featherlb.drivers import iptables, journal, network, paths, sysctl
 from featherlb.errors import HostError
 from featherlb.host.kernel import check_kernel
-from featherlb.host.plan import kept_entries, subnet_interface
+from featherlb.host.plan import carried_entries, kept_entries, subnet_interface, untracked_entries
 from featherlb.model import SOURCE_PORTS, Datapath, Endpoint, NatMode, Protocol, Service
 
 BY_SPEED = (Datapath.OFFLOAD, Datapath.RAW, Datapath.NFQUEUE)
@@ -81,12 +81,27 @@ def _carried(service: Service) -> dict[tuple[Protocol, Endpoint], bool]:
     return {(service.protocol, backend.endpoint): carries for backend in service.backends}
 
 
-def opposed(services: Sequence[Service], record: journal.Record) -> frozenset[str]:
-    """Backends that these services and the other instance both have, as text, though only one of
-    the two has them with the datapath raw, which keeps their replies from the other."""
+def opposed(services: Sequence[Service], record: journal.Record) -> str | None:
+    """Why these services can't run beside another instance that has a backend of theirs with
+    another datapath: a sentence that names what to do, None if they can."""
+    carried, untracked = carried_entries(services), untracked_entries(services)
+    both = carried.intersection(record.untracked) | untracked.intersection(record.carried)
+    if both:
+        return (
+            f"the featherlb with pid {record.pid} has the backend {min(both)} as well, and only one"
+            " of the two has it with the datapath offload, whose replies the other takes out of"
+            " connection tracking; give both the same datapath, or the other one nfqueue with the"
+            " NAT mode full"
+        )
     raw = kept_entries([one for one in services if one.datapath is Datapath.RAW])
-    rest = kept_entries([one for one in services if one.datapath is not Datapath.RAW])
-    return raw.intersection(record.queued) | rest.intersection(record.raw)
+    queued = kept_entries([one for one in services if one.datapath is Datapath.NFQUEUE])
+    if both := raw.intersection(record.queued) | queued.intersection(record.raw):
+        return (
+            f"the featherlb with pid {record.pid} has the backend {min(both)} as well, and"
+            " only one of the two has it with the datapath raw, which keeps the backend's"
+            " replies from the other; give both the same datapath, or one the NAT mode full"
+        )
+    return None
 
 
 def _nfqueue_obstacles(services: Sequence[Service]) -> Iterator[str]:

@@ -200,6 +200,8 @@ class Host:
                 sources=tuple(sorted(self._plan.sources)),
                 raw=tuple(sorted(self._plan.raw)),
                 queued=tuple(sorted(self._plan.queued)),
+                carried=tuple(sorted(self._plan.carried)),
+                untracked=tuple(sorted(self._plan.untracked)),
                 order=self._plan.order,
                 earlier=self._plan.earlier,
                 carries=self._plan.carries,

@@ -119,6 +119,10 @@ class HostPlan:
     raw: frozenset[str]
     queued: frozenset[str]
     """See `kept_entries`."""
+    carried: frozenset[str]
+    """See `carried_entries`."""
+    untracked: frozenset[str]
+    """See `untracked_entries`."""
     order: int
     earlier: tuple[int, ...]
     """See `Facts`."""
@@ -198,6 +202,8 @@ def build(
         sources=source_entries(services),
         raw=kept_entries(raw),
         queued=kept_entries(rest),
+        carried=carried_entries(services),
+        untracked=untracked_entries(services),
         order=facts.order,
         earlier=facts.earlier,
         carries=bool(carried),
@@ -227,6 +233,31 @@ def kept_entries(services: Iterable[Service]) -> frozenset[str]:
         str(ipset.Entry(backend.endpoint, service.protocol))
         for service in services
         if service.nat is NatMode.DNAT
+        for backend in service.backends
+    )
+
+
+def carried_entries(services: Iterable[Service]) -> frozenset[str]:
+    """Each backend whose replies the kernel has to track (datapath offload), as text."""
+    return frozenset(
+        str(ipset.Entry(backend.endpoint, service.protocol))
+        for service in services
+        if service.datapath is Datapath.OFFLOAD
+        for backend in service.backends
+    )
+
+
+def untracked_entries(services: Iterable[Service]) -> frozenset[str]:
+    """Each backend whose replies rules take out of connection tracking, whomever they are for, as
+    text. Those of the datapath nfqueue in `full` mode are known by the port that was given to them,
+    so only they are taken; with the datapath raw, all to this host's own addresses are, in
+    either mode."""
+    return kept_entries(
+        [service for service in services if service.datapath is Datapath.NFQUEUE]
+    ) | frozenset(
+        str(ipset.Entry(backend.endpoint, service.protocol))
+        for service in services
+        if service.datapath is Datapath.RAW
         for backend in service.backends
     )
 

@@ -133,12 +133,8 @@ def _check_others(services: Sequence[Service], others: Sequence[journal.Record])
                     f"VIP {vip}/{protocol} is already served by the featherlb with pid"
                     f" {record.pid}; stop that one first"
                 )
-        if both := opposed(services, record):
-            raise HostError(
-                f"the featherlb with pid {record.pid} has the backend {min(both)} as well, and"
-                " only one of the two has it with the datapath raw, which keeps the backend's"
-                " replies from the other; give both the same datapath, or one the NAT mode full"
-            )
+        if sentence := opposed(services, record):
+            raise HostError(sentence)
         if common := sources.intersection(record.sources):
             raise HostError(
                 f"the featherlb with pid {record.pid} sends to the same backend from the same"

@@ -4,6 +4,7 @@ import os
 import signal
 from collections import Counter
 from contextlib import ExitStack
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ BACKENDS = tuple(
     for option in ("--backend", f"{address}:8080")
 )
 TCP = ("--vip", f"{VIP}:80")
+OWN = ("--datapath", "offload", *TCP, *BACKENDS)
 
 
 def queued(lab: Lab) -> int:
@@ -213,6 +215,55 @@ def test_open_connections_are_counted_until_they_close(lab: Lab, featherlb: Up) 
                 session.close()
         wait_for(lambda: opened() == 0, "all connections are closed")
         assert "Traceback" not in running.log
+
+
+BESIDE = "10.0.0.11"
+
+
+@pytest.mark.parametrize("beside", [("offload", "dnat"), ("nfqueue", "full")])
+def test_another_instance_may_have_the_same_backends(
+    lab: Lab, driver: str, beside: tuple[str, str], tmp_path: Path
+) -> None:
+    datapath, nat = beside
+    other = ("--vip", f"{BESIDE}:80", *BACKENDS, "--datapath", datapath, "--nat", nat)
+    for first, second, vip in ((OWN, other, VIP), (other, OWN, BESIDE)):
+        with (
+            Featherlb(lab.balancer, ("up", *first), tmp_path),
+            Session(lab.client, vip) as session,
+        ):
+            before = session.ask()
+            with Featherlb(lab.balancer, ("up", *second), tmp_path) as last:
+                for node, address in product((lab.client, lab.balancer), (VIP, BESIDE)):
+                    assert ask(node, address).backend.startswith("backend")
+                assert session.ask() == before
+                # What belongs to neither instance any more is refused by whoever had it.
+                with Session(lab.client) as one, Session(lab.client, BESIDE) as two:
+                    one.ask(), two.ask()
+                    lab.balancer.run(["conntrack", "-D", "--dst", VIP])
+                    one.socket.sendall(b"GET")
+                    with pytest.raises(ConnectionResetError):
+                        one.socket.recv(1)
+                    two.ask()
+                assert "Traceback" not in last.log
+        assert run(lab.balancer, "down").returncode == 0
+
+
+@pytest.mark.parametrize("beside", [("nfqueue", "dnat"), ("raw", "dnat"), ("raw", "full")])
+def test_an_instance_that_keeps_replies_from_connection_tracking_is_refused(
+    lab: Lab, driver: str, beside: tuple[str, str], tmp_path: Path
+) -> None:
+    datapath, nat = beside
+    other = ("--vip", f"{BESIDE}:80", *BACKENDS, "--datapath", datapath, "--nat", nat)
+    for first, second in ((OWN, other), (other, OWN)):
+        with Featherlb(lab.balancer, ("up", *first), tmp_path) as running:
+            ended = run(lab.balancer, "up", *second)
+            assert ended.returncode == 1
+            assert ended.stderr == (
+                f"featherlb: the featherlb with pid {running.pid} has the backend"
+                " 10.0.1.2,tcp:8080 as well, and only one of the two has it with the datapath"
+                " offload, whose replies the other takes out of connection tracking; give both the"
+                " same datapath, or the other one nfqueue with the NAT mode full\n"
+            )
 
 
 def test_what_conntrack_forgets_is_no_flow_any_more(lab: Lab, featherlb: Up) -> None:

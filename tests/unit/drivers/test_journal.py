@@ -26,6 +26,8 @@ RECORD = Record(
     earlier=(0, 1),
     raw=("10.0.1.2,tcp:80",),
     queued=("10.0.1.3,tcp:80",),
+    carried=("10.0.1.4,tcp:80",),
+    untracked=("10.0.1.2,tcp:80", "10.0.1.3,tcp:80"),
     changes=({"kind": "Sets", "instance": 3},),
 )
 

@@ -539,3 +539,17 @@ def test_the_number_of_raw_rules_is_constant() -> None:
     )
     few, all_of_them = describe(RAW), describe(many)
     assert [x for x in few if x[:3] == "ipt"] == [x for x in all_of_them if x[:3] == "ipt"]
+
+
+def test_replies_are_tracked_or_not_whichever_instance_they_are_for() -> None:
+    def plan(datapath: Datapath, nat: NatMode) -> tuple[frozenset[str], frozenset[str]]:
+        one = replace(WEB, datapath=datapath, nat=nat, backends=WEB.backends[:1])
+        built = build([one], Options(), Facts())
+        return built.carried, built.untracked
+
+    these, none = frozenset({"10.0.1.3,tcp:8080"}), frozenset[str]()
+    for nat in NatMode:
+        assert plan(Datapath.OFFLOAD, nat) == (these, none)
+        assert plan(Datapath.RAW, nat) == (none, these)
+    assert plan(Datapath.NFQUEUE, NatMode.DNAT) == (none, these)
+    assert plan(Datapath.NFQUEUE, NatMode.FULL) == (none, none)
