@@ -102,6 +102,9 @@ class Worker:
                 if descriptor == channel:
                     told = True
                 elif descriptor == queue:
+                    if self._conntrack is not None and self._conntrack.watching:
+                        # Who has just ended makes room for these.
+                        self._conntrack.process(balancer, now)
                     self._queue.process(balancer, now)
                 elif self._conntrack is not None and descriptor == self._conntrack.fileno():
                     self._conntrack.process(balancer, now)
@@ -164,8 +167,11 @@ class Worker:
                     return
                 worker, workers = self._start.worker, self._start.workers
                 self._balancer.apply(share_limits(services, worker, workers))
-                if any(service.datapath is Datapath.OFFLOAD for service in services):
+                carried = [one for one in services if one.datapath is Datapath.OFFLOAD]
+                if carried:
                     self._carry()
+                if self._conntrack is not None:
+                    self._conntrack.watch(any(map(is_limited, carried)))
                 self._send()
                 self._queue.pass_mark = pass_mark
                 self._services = services
@@ -232,6 +238,11 @@ def open_queue(start: Start) -> PacketQueue:
     return drivers[start.driver](
         start.queue, max_length=start.queue_length, fail_open=start.fail_open
     )
+
+
+def is_limited(service: Service) -> bool:
+    """Whether a connection that ends may make room for another."""
+    return any(backend.max_connections is not None for backend in service.backends)
 
 
 def share_limits(services: tuple[Service, ...], worker: int, workers: int) -> tuple[Service, ...]:

@@ -90,9 +90,12 @@ cdef class Balancer:
         flows=FlowTable, at=cython.Py_ssize_t, carried=cython.Py_ssize_t, packets=cython.ulonglong,
         back_packets=cython.ulonglong, base=cython.Py_ssize_t, state=cython.int)
     cpdef object observe(self, Py_ssize_t flow, Entry entry, unsigned int ticks)
+    @cython.locals(flow=cython.Py_ssize_t)
+    cpdef object advance(self, Entry entry, unsigned int ticks)
+    cdef object take_state(self, Py_ssize_t flow, Entry entry, unsigned int ticks)
     @cython.locals(before=cython.int, queue=cython.Py_ssize_t)
     cdef object enter_state(self, Py_ssize_t flow, int state, unsigned int ticks)
-    @cython.locals(flow=cython.Py_ssize_t)
+    @cython.locals(flow=cython.Py_ssize_t, opening=cython.bint, at=cython.Py_ssize_t)
     cpdef Py_ssize_t end(self, Entry entry, bint certain, unsigned int ticks) except -1
     @cython.locals(flows=FlowTable, ref=cython.Py_ssize_t, flow=cython.Py_ssize_t)
     cdef Py_ssize_t flow_of(self, Entry entry) noexcept

@@ -661,6 +661,9 @@ class Balancer:
         if not alive or self.reopens(flow):
             self.close(flow)
             return -1
+        if self.flows.u8[flow * 128 + STATE] == SYN_SENT:
+            self.enter_state(flow, SYN_RETRIED, ticks)
+            self.counters[self.flows.u16[flow * 64 + MEMBER] * COUNTERS + 8] += 1
         return self.carry(flow, info)
 
     def carry(self, flow: int, info: int) -> int:
@@ -748,6 +751,17 @@ class Balancer:
             flows.u64[base] = entry.bytes
             flows.u64[base + 1] = entry.back_bytes
             flows.u32[flow * 32 + SEEN] = ticks
+        self.take_state(flow, entry, ticks)
+
+    def advance(self, entry: Entry, ticks: int) -> None:
+        """Take in what conntrack tells by itself of an entry that has changed: its state, but
+        neither packets nor bytes."""
+        flow = self.flow_of(entry)
+        if flow:
+            self.take_state(flow, entry, ticks)
+
+    def take_state(self, flow: int, entry: Entry, ticks: int) -> None:
+        """An offloaded flow is in the state of its entry, if that has one."""
         if entry.protocol == UDP:
             state = UDP_TWO_WAY if entry.status & SEEN_REPLY else UDP_ONE_WAY
             self.enter_state(flow, state, ticks)
@@ -758,7 +772,8 @@ class Balancer:
         """An offloaded flow is in this state from now on. One that has closed is kept no longer
         than others; the kernel would keep it for minutes."""
         before = self.flows.u8[flow * 128 + STATE]
-        if state == before:
+        # Of a SYN that was sent again, conntrack makes no state of its own.
+        if state == before or (state == SYN_SENT and before == SYN_RETRIED):
             return
         self.flows.u8[flow * 128 + STATE] = state
         queue = self.queue_of[state]
@@ -775,9 +790,15 @@ class Balancer:
             return 0
         if not certain and (ticks - self.flows.u32[flow * 32 + CREATED]) & MASK32 < YOUNG:
             return flow
+        opening = self.flows.u8[flow * 128 + STATE] in (SYN_SENT, SYN_RETRIED)
         self.observe(flow, entry, ticks)
-        if self.flows.u8[flow * 128 + STATE] == SYN_SENT:
-            self.counters[self.flows.u16[flow * 64 + MEMBER] * COUNTERS + 7] += 1
+        at = self.flows.u16[flow * 64 + MEMBER] * COUNTERS
+        if opening and not entry.status & SEEN_REPLY and entry.back_packets:
+            # A RST as the first answer: conntrack removes the entry at once, and doesn't call the
+            # connection answered (nf_conntrack_proto_tcp.c: nf_conntrack_tcp_packet).
+            self.counters[at + 6] += 1
+        elif self.flows.u8[flow * 128 + STATE] in (SYN_SENT, SYN_RETRIED):
+            self.counters[at + 7] += 1
         self.disown(flow)
         return 0
 

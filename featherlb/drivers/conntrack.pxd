@@ -15,6 +15,7 @@ cdef class Conntrack:
     cdef MessageBatch answers, events
     cdef public list failed
     cdef Py_ssize_t next
+    cdef readonly bint watching
 
     cpdef object flush(self, Balancer handler)
     @cython.locals(

@@ -2,8 +2,9 @@
 
 Imports the standard library and its siblings; what the messages say is the core's business. Two
 sockets: one for requests, whose answers are there as soon as a request has been sent (the kernel
-handles it within the system call), and one that hears of all entries that end. What it misses, for
-its buffer is full, is found by and by: `sweep` asks for every flow.
+handles it within the system call), and one that hears of all entries that end, if need be also of
+those whose state changes. What it misses, for its buffer is full, is found by and by: `sweep` asks
+for every flow.
 """
 
 import errno
@@ -13,10 +14,10 @@ from featherlb.drivers.base import ConntrackHandler
 from featherlb.drivers.mmsg import MessageBatch
 from featherlb.drivers.nfnetlink import SOL_NETLINK, open_socket
 
-NETLINK_ADD_MEMBERSHIP, NETLINK_CAP_ACK = 1, 10
+NETLINK_ADD_MEMBERSHIP, NETLINK_DROP_MEMBERSHIP, NETLINK_CAP_ACK = 1, 2, 10
 BUFFER = 8 << 20
 """Bytes of kernel memory for answers, and for events: some 10,000."""
-GROUP_DESTROY = 3  # NFNLGRP_CONNTRACK_DESTROY in nfnetlink.h
+GROUP_UPDATE, GROUP_DESTROY = 2, 3  # NFNLGRP_CONNTRACK_UPDATE and _DESTROY in nfnetlink.h
 AF_INET, AF_INET6 = 2, 10
 ENTRY, ERROR, DONE, GONE = 0x100, 2, 3, 0x102
 """Kinds of messages: an entry, an error, the end of a dump, an entry's end."""
@@ -51,6 +52,16 @@ class Conntrack:
         self.failed: list[int] = []
         """Flows that the last `flush` could not create; they are forgotten."""
         self.next = 1
+        self.watching = False
+        """Hears of changes of state as well."""
+
+    def watch(self, states: bool) -> None:
+        """Hear of changes of state from now on, or no more: half a dozen for a connection."""
+        if states == self.watching:
+            return
+        change = NETLINK_ADD_MEMBERSHIP if states else NETLINK_DROP_MEMBERSHIP
+        self._events.setsockopt(SOL_NETLINK, change, GROUP_UPDATE)
+        self.watching = states
 
     def _open(self) -> socket.socket:
         new = open_socket(BUFFER, BUFFER)
@@ -119,7 +130,7 @@ class Conntrack:
             handler.disown(flow)
 
     def process(self, handler: ConntrackHandler, now: float) -> None:
-        """Hear what has ended, without blocking."""
+        """Hear what has ended or changed, without blocking."""
         batch = self.events
         entry = handler.event
         ticks = int(now * 10)
@@ -130,7 +141,11 @@ class Conntrack:
                 end = at + batch.lengths[slot]
                 at = entry.read(at, end)
                 # What was deleted on our own request has been dealt with.
-                if not at or entry.kind != GONE or entry.sender == self.port:
+                if not at or entry.sender == self.port:
+                    continue
+                if entry.kind == ENTRY:
+                    handler.advance(entry, ticks)
+                if entry.kind != GONE:
                     continue
                 flow = handler.end(entry, False, ticks)
                 if flow and not self.ask(handler, flow):

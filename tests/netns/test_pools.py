@@ -12,13 +12,13 @@ import pytest
 from netns import Lab
 from netns.lab import VIP
 from tests.netns.command import Featherlb, run
-from tests.netns.conftest import ONE_DRIVER, SERVED, Up
+from tests.netns.conftest import ONE_DRIVER, SERVED, WATCHED_OR_ASKED, Up
 from tests.netns.load import Load
 from tests.netns.test_health import quiet, reachable, refused, told
 from tests.netns.test_operate_pools import operate
 from tests.netns.traffic import Session, ask, wait_for
 
-pytestmark = [ONE_DRIVER, SERVED]
+pytestmark = SERVED
 
 ONE, TWO, THREE = "10.0.1.2:8080", "10.0.1.3:8080", "10.0.1.4:8080"
 REFUSE = ["INPUT", "-p", "tcp", "--dport", "8080", "--syn", "-j", "REJECT"]
@@ -62,6 +62,7 @@ def firewall(lab: Lab, number: int, rule: list[str]) -> Iterator[None]:
         lab.backends[number].run(["iptables", "-D", *rule])
 
 
+@WATCHED_OR_ASKED
 @pytest.mark.parametrize("rule", [REFUSE, IGNORE], ids=["refuses", "ignores"])
 def test_a_backend_that_fails_clients_is_ejected_and_tried_again(
     lab: Lab, balancing: Callable[..., Any], rule: list[str]
@@ -84,6 +85,7 @@ def shown(lab: Lab) -> str:
     return run(lab.balancer, "backends").stdout
 
 
+@ONE_DRIVER
 def test_checks_bring_an_ejected_backend_back(
     lab: Lab, balancing: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -108,6 +110,7 @@ def test_checks_bring_an_ejected_backend_back(
         load.stop()
 
 
+@WATCHED_OR_ASKED
 def test_no_more_than_the_allowed_share_is_ejected(lab: Lab, balancing: Callable[..., Any]) -> None:
     passive = "passive_health: {failures: 3, ejection: 1m, max_ejected: 34}"
     with (
@@ -125,6 +128,7 @@ def test_no_more_than_the_allowed_share_is_ejected(lab: Lab, balancing: Callable
         load.stop()
 
 
+@WATCHED_OR_ASKED
 def test_a_backend_that_comes_back_takes_its_share_slowly(
     lab: Lab, balancing: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -160,6 +164,7 @@ def test_a_backend_that_comes_back_takes_its_share_slowly(
         assert answering(lab) == {"backend1": 3, "backend2": 3}
 
 
+@ONE_DRIVER
 def test_backups_serve_when_nobody_else_can_and_then_the_sorry_server(
     lab: Lab, balancing: Callable[..., Any]
 ) -> None:
@@ -178,6 +183,7 @@ def test_backups_serve_when_nobody_else_can_and_then_the_sorry_server(
     assert result["errors"] == 0, result
 
 
+@ONE_DRIVER
 def test_in_panic_all_backends_are_used(lab: Lab, balancing: Callable[..., Any]) -> None:
     """The check is wrong for two of three backends, which are well."""
     command = '[/bin/sh, -c, "[ $FEATHERLB_ADDRESS = 10.0.1.2 ]"]'
@@ -194,6 +200,7 @@ def test_in_panic_all_backends_are_used(lab: Lab, balancing: Callable[..., Any])
         assert answering(lab) == {"backend1": 6}
 
 
+@WATCHED_OR_ASKED
 @pytest.mark.parametrize("scheduler", ["rr", "lc", "maglev"])
 def test_full_backends_pass_connections_on(
     lab: Lab, balancing: Callable[..., Any], scheduler: str
@@ -214,6 +221,7 @@ def test_full_backends_pass_connections_on(
         assert Counter(one.ask().backend for one in sessions if one is not leaver)["backend1"] == 3
 
 
+@WATCHED_OR_ASKED
 def test_a_limit_holds_under_load_and_with_two_workers(
     lab: Lab, balancing: Callable[..., Any]
 ) -> None:
@@ -233,6 +241,7 @@ def test_a_limit_holds_under_load_and_with_two_workers(
         assert max(seen) > 0
 
 
+@ONE_DRIVER
 def test_roles_and_limits_are_kept_when_saved(lab: Lab, balancing: Callable[..., Any]) -> None:
     with balancing("slow_start: 1s, panic_threshold: 20, passive_health: {}", ONE):
         operate(lab, "backend", "add", "web", TWO, "--role", "sorry", "--max-connections", "7")
