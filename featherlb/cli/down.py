@@ -7,6 +7,9 @@ from featherlb import host
 
 @click.command()
 def down() -> None:
-    """Remove what a killed instance left on this host; running instances stay."""
+    """Remove what a killed instance left on this host; running instances stay.
+
+    Connections that the kernel still carries for it (datapath offload) end.
+    """
     for line in host.remove_leftovers():
         click.echo(f"removed {line}")

@@ -12,6 +12,7 @@ from types import TracebackType
 
 from featherlb.drivers import ipset, iptables, journal, neighbours, network, sysctl
 from featherlb.errors import HostError
+from featherlb.host.carried import give_up
 from featherlb.host.changes import Assignment, Change, Rules, Sets, Setting, decode, encode
 from featherlb.host.plan import HostPlan
 from featherlb.host.survey import place, require_privileges
@@ -32,10 +33,12 @@ class Host:
 
         What a dead instance of the same number has left is taken over.
         """
+        left = None
         with self._journal.locked():
             for record in self._journal.records():
                 if record.instance == plan.instance and not record.alive:
                     self._changes = [decode(data) for data in record.changes]
+                    left = record
             if place(self._journal) != (plan.order, plan.earlier):
                 raise HostError(
                     "another instance of featherlb has started or stopped at the same moment;"
@@ -46,6 +49,8 @@ class Host:
             except BaseException:
                 self._undo(self._changes)
                 raise
+            if left is not None:
+                give_up(left.vips, left.carried, vip_rows(plan))
 
     def update(self, plan: HostPlan) -> None:
         """Go over to another plan of the same instance without a gap in the balancing.
@@ -70,13 +75,20 @@ class Host:
     def undo(self) -> list[str]:
         """Undo everything; what could not be undone, as sentences, and stays in the journal."""
         with self._journal.locked():
-            return self._undo(self._changes)
+            plan = self._plan
+            failures = self._undo(self._changes)
+            if plan is not None:
+                give_up(vip_rows(plan), plan.carried)
+            return failures
 
     def rest(self, plan: HostPlan) -> None:
         """Go over to a plan that stays on the host when this process has gone: the next instance
         takes it over, or `remove_leftovers` undoes it. HostError as `update`."""
         with self._journal.locked():
+            before = self._plan
             self._move_to(plan)
+            if before is not None:
+                give_up(vip_rows(before), before.carried, vip_rows(plan))
 
     def deviations(self) -> list[str]:
         """What somebody else has changed of what the plan demands, as sentences."""
@@ -193,10 +205,7 @@ class Host:
                 workers=self._plan.options.workers,
                 pid=pid,
                 started=started,
-                vips=tuple(
-                    (str(protocol), str(vip.address), vip.first_port, vip.last_port)
-                    for protocol, vip in self._plan.vips
-                ),
+                vips=vip_rows(self._plan),
                 sources=tuple(sorted(self._plan.sources)),
                 raw=tuple(sorted(self._plan.raw)),
                 queued=tuple(sorted(self._plan.queued)),
@@ -208,6 +217,14 @@ class Host:
                 changes=tuple(map(encode, self._changes)),
             )
         )
+
+
+def vip_rows(plan: HostPlan) -> tuple[tuple[str, str, int, int], ...]:
+    """The plan's VIPs as the journal has them: protocol, address, first and last port."""
+    return tuple(
+        (str(protocol), str(vip.address), vip.first_port, vip.last_port)
+        for protocol, vip in plan.vips
+    )
 
 
 def remove_leftovers(log: journal.Journal | None = None, *, spare: bool = False) -> list[str]:
@@ -234,6 +251,7 @@ def _remove_leftovers(log: journal.Journal, spare: bool) -> list[str]:
     needed = {
         change.resource for record in staying.values() for change in map(decode, record.changes)
     }
+    served = [vip for record in staying.values() for vip in record.vips]
     for record in records:
         if record.instance in staying:
             continue
@@ -247,6 +265,12 @@ def _remove_leftovers(log: journal.Journal, spare: bool) -> list[str]:
                 removed.append(f"{change.resource}, left by pid {record.pid}")
             except HostError as error:
                 failed.append(str(error))
+        # Last: without the rules, nothing makes new ones.
+        if count := give_up(record.vips, record.carried, served):
+            removed.append(
+                f"{count} connection tracking {'entry' if count == 1 else 'entries'}"
+                f" of flows, left by pid {record.pid}"
+            )
         if not failed:
             log.remove(record.instance)
         failures += failed

@@ -1,0 +1,72 @@
+"""Connection tracking from outside the packet path: entries found by what they are, and removed.
+
+Imports the standard library, conntrack's messages and its siblings. For the control plane, where no
+flow table says which entries there are.
+"""
+
+import struct
+from collections.abc import Callable, Iterator
+from socket import AF_INET, AF_INET6
+
+from featherlb.core.conntrack import Entry, Requests
+from featherlb.drivers.nfnetlink import open_socket
+
+BUFFER = 1 << 20
+"""Bytes of kernel memory for answers."""
+DUMP_SIZE = 1 << 16
+"""Bytes: more than a part of a dump has (net/netlink/af_netlink.c: netlink_dump)."""
+DONE, ERROR, ENTRY, DELETE = 3, 2, 0x100, 0x102
+REQUEST, ACKNOWLEDGE = 1, 4
+HEADER = 20
+"""Bytes of nlmsghdr and nfgenmsg."""
+ORIGINAL, ID, ZONE = 1, 12, 18  # CTA_TUPLE_ORIG, CTA_ID, CTA_ZONE
+KIND = 0x3FFF
+
+
+def remove(chosen: Callable[[Entry], bool]) -> int:
+    """Remove the entries that are `chosen`; how many there were. OSError without CAP_NET_ADMIN or
+    where the kernel has no conntrack netlink."""
+    requests = [request for family in (AF_INET, AF_INET6) for request in _requests(family, chosen)]
+    removed = 0
+    with open_socket(BUFFER, BUFFER) as connection:
+        for request in requests:
+            connection.send(request)
+            # The answer is there: an error, 0 if it was removed and not gone already.
+            removed += not int.from_bytes(connection.recv(1024)[16:20], "little")
+    return removed
+
+
+def _requests(family: int, chosen: Callable[[Entry], bool]) -> Iterator[bytes]:
+    """Messages that delete the chosen entries of an address family."""
+    entry = Entry()
+    requests = Requests()
+    requests.dump(family)
+    buffer = bytearray(DUMP_SIZE)
+    entry.attach(buffer)
+    with open_socket(BUFFER, BUFFER) as connection:
+        connection.send(requests.take())
+        while True:
+            end = connection.recv_into(buffer)
+            at = 0
+            while at < end:
+                following = entry.read(at, end)
+                if not following or entry.kind in (DONE, ERROR):
+                    return
+                if entry.kind == ENTRY and chosen(entry):
+                    yield _deletion(family, bytes(buffer[at:following]))
+                at = following
+
+
+def _deletion(family: int, message: bytes) -> bytes:
+    """A request to delete the very entry that this message is about."""
+    body = struct.pack("!BBH", family, 0, 0)
+    length = int.from_bytes(message[:4], "little")
+    at = HEADER
+    while at + 4 <= length:
+        size, kind = struct.unpack_from("=HH", message, at)
+        end = at + ((size + 3) & ~3)
+        if kind & KIND in (ORIGINAL, ID, ZONE):
+            body += message[at:end]
+        at = end
+    flags = REQUEST | ACKNOWLEDGE
+    return struct.pack("=IHHII", 16 + len(body), DELETE, flags, 0, 0) + body

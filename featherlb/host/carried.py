@@ -1,0 +1,76 @@
+"""What connection tracking still has of flows that nobody balances any more (datapath offload).
+
+Imports the drivers. Entries would outlive the instance: those of open connections go on translating
+as long as the host forwards, those of closed ones hold their ports.
+"""
+
+import logging
+from collections.abc import Collection, Iterable
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+from featherlb.core.conntrack import Entry
+from featherlb.drivers import entries, ipset
+from featherlb.model import Address, Endpoint, Protocol
+
+log = logging.getLogger(__name__)
+
+DESTINATION_NAT = 1 << 5
+"""IPS_DST_NAT in nf_conntrack_common.h."""
+MAPPED = 0xFFFF
+"""The upper half of the lower word of an IPv4 address (RFC 4291 section 2.5.5.2)."""
+
+
+VipRow = tuple[str, str, int, int]
+"""Protocol, address, first and last port, as in the journal."""
+
+
+def give_up(
+    vips: Iterable[VipRow], backends: Collection[str], spared: Iterable[VipRow] = ()
+) -> int:
+    """Remove the entries of connections to these VIPs that lead to these backends; how many.
+
+    `backends` are entries of `carried_entries`. Connections to the VIPs that are `spared` stay.
+    """
+    if not backends:
+        return 0
+    known, kept = (
+        [
+            (Protocol[name.upper()], ip_address(address), first, last)
+            for name, address, first, last in rows
+        ]
+        for rows in (vips, spared)
+    )
+
+    def leads_to(entry: Entry, rows: list[tuple[Protocol, Address, int, int]]) -> bool:
+        port = entry.ports & 0xFFFF
+        return any(
+            entry.protocol == protocol and first <= port <= last and _is(address, entry)
+            for protocol, address, first, last in rows
+        )
+
+    def chosen(entry: Entry) -> bool:
+        if not entry.status & DESTINATION_NAT:
+            return False
+        if not leads_to(entry, known) or leads_to(entry, kept):
+            return False
+        source = _address(entry.back_src_high, entry.back_src_low)
+        endpoint = Endpoint(source, entry.back_ports >> 16)
+        return str(ipset.Entry(endpoint, Protocol(entry.protocol))) in backends
+
+    try:
+        return entries.remove(chosen)
+    except OSError as error:
+        log.warning("connection tracking can't be told to forget flows: %s", error.strerror)
+        return 0
+
+
+def _is(vip: Address, entry: Entry) -> bool:
+    """Whether a VIP's address, which may stand for all of its family, is the destination."""
+    destination = _address(entry.dst_high, entry.dst_low)
+    return destination == vip or (vip.is_unspecified and destination.version == vip.version)
+
+
+def _address(high: int, low: int) -> Address:
+    if not high and low >> 32 == MAPPED:
+        return IPv4Address(low & 0xFFFFFFFF)
+    return IPv6Address(high << 64 | low)
