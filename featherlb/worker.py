@@ -50,6 +50,7 @@ from featherlb.model import (
     Datapath,
     Driver,
     Paths,
+    Protocol,
     Service,
     connections_share,
     source_ports,
@@ -170,6 +171,8 @@ class Worker:
                 carried = [one for one in services if one.datapath is Datapath.OFFLOAD]
                 if carried:
                     self._carry()
+                # The first datagrams of a flow begin again from a raw socket, one by one.
+                self._queue.cut_segments(any(one.protocol is Protocol.UDP for one in carried))
                 if self._conntrack is not None:
                     self._conntrack.watch(any(map(is_limited, carried)))
                 self._send()

@@ -97,7 +97,8 @@ cdef class Balancer:
     cdef object enter_state(self, Py_ssize_t flow, int state, unsigned int ticks)
     @cython.locals(flow=cython.Py_ssize_t, opening=cython.bint, at=cython.Py_ssize_t)
     cpdef Py_ssize_t end(self, Entry entry, bint certain, unsigned int ticks) except -1
-    @cython.locals(flows=FlowTable, ref=cython.Py_ssize_t, flow=cython.Py_ssize_t)
+    @cython.locals(
+        flows=FlowTable, ref=cython.Py_ssize_t, flow=cython.Py_ssize_t, known=cython.uint)
     cdef Py_ssize_t flow_of(self, Entry entry) noexcept
     @cython.locals(flows=FlowTable)
     cpdef bint is_carried(self, Py_ssize_t flow) noexcept

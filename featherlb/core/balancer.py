@@ -673,7 +673,9 @@ class Balancer:
         self.reasons[FORWARD] += 1
         if packet.protocol == TCP and packet.flags == SYN:
             return CARRY
-        if info & NOT_READY and not info & GSO:
+        if info & GSO:
+            return DROP  # where it is to be cut, nobody says: TCP sends it again
+        if info & NOT_READY:
             packet.complete_checksum()
         self.resent.append((flow, packet.quote(packet.end - packet.ip)))
         return DROP
@@ -816,7 +818,9 @@ class Balancer:
         flow = ref >> 1
         if not ref or ref & 1 or not self.is_carried(flow):
             return 0
-        if entry.back_ports != flows.u32[flow * 32 + PORTS + 1]:
+        # Of a client whose own port is taken towards the backend, conntrack gives it another.
+        known = MASK32 if flows.u8[flow * 128 + FLAGS] & FULL else MASK32 ^ 0xFFFF
+        if (entry.back_ports ^ flows.u32[flow * 32 + PORTS + 1]) & known:
             return 0
         return flow if entry.back_src_low == flows.u64[flow * 16 + 5] else 0
 

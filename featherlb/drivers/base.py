@@ -165,6 +165,11 @@ class PacketQueue(Protocol):
         """Let the kernel carry flows from now on that the core wants it to."""
         ...
 
+    def cut_segments(self, wanted: bool) -> None:
+        """Have the kernel cut super-packets before it queues them, or no more. Where they are to be
+        cut, a queued one doesn't tell, so none of them can begin again from a raw socket."""
+        ...
+
     def counters(self) -> QueueCounters: ...
 
     def close(self) -> None:

@@ -123,7 +123,9 @@ class Conntrack:
         return handler.answer.kind == ENTRY
 
     def learn(self, handler: ConntrackHandler, flow: int, now: float) -> None:
-        """Have the core know how the flow is, or that it has ended."""
+        """Have the core know how the flow is, or that it has ended. Requests that have gathered are
+        sent before, and `failed` says what the kernel refuses of them."""
+        self.failed = []
         if self.ask(handler, flow):
             handler.observe(flow, handler.answer, int(now * 10))
         else:

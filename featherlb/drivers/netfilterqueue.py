@@ -134,6 +134,9 @@ class NetfilterQueueDriver:
     def carry_with(self, carrier: FlowCarrier) -> None:
         self._carrier = carrier
 
+    def cut_segments(self, wanted: bool) -> None:
+        """The kernel always does."""
+
     def counters(self) -> QueueCounters:
         waiting, queue_dropped, socket_dropped = kernel_counters(self.number)
         return QueueCounters(

@@ -17,6 +17,7 @@ cdef class NetlinkDriver:
     cdef public unsigned int pass_mark
     cdef readonly Py_ssize_t received, truncated, lost
     cdef object _socket
+    cdef bint cuts_segments
     cdef Conntrack conntrack
     cdef dict opened
     cdef MessageBatch batch

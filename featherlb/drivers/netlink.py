@@ -21,6 +21,7 @@ from featherlb.drivers.nfnetlink import (
     bind_attributes,
     config_message,
     copy_attributes,
+    flag_attributes,
     kernel_counters,
     open_socket,
 )
@@ -79,6 +80,7 @@ class NetlinkDriver:
         self.truncated = 0
         self.lost = 0
         self.conntrack: FlowCarrier | None = None
+        self.cuts_segments = False
         self.opened: dict[int, int] = {}
         self._socket = open_socket(RECEIVE_BUFFER, SEND_BUFFER)
         flags = FLAG_GSO | (FLAG_FAIL_OPEN if fail_open else 0)
@@ -140,11 +142,15 @@ class NetlinkDriver:
         one that it refuses has its packet dropped."""
         if self.conntrack is not None:
             self.conntrack.flush(handler)
-            for flow in self.conntrack.failed:
-                at = self.opened.get(flow)
-                if at is not None:
-                    self.u8[at + 27] = NF_DROP
+            self.refuse(self.conntrack.failed)
         self.opened.clear()
+
+    def refuse(self, failed: list[int]) -> None:
+        """Drop the packets of this batch that have opened these flows."""
+        for flow in failed:
+            at = self.opened.pop(flow, None)
+            if at is not None:
+                self.u8[at + 27] = NF_DROP
 
     def read(self, start: int, received: int) -> None:
         """Note the packet of the message at an offset of the buffer. The kernel sends each in a
@@ -202,7 +208,9 @@ class NetlinkDriver:
         verdict = handler.handle_packet(payload, self.lengths[i], hook, self.infos[i], now)
         if verdict == ASK:
             if self.conntrack is not None:
+                # Flows of this batch have been entered before the question.
                 self.conntrack.learn(handler, handler.asked, now)
+                self.refuse(self.conntrack.failed)
             verdict = handler.handle_packet(payload, self.lengths[i], hook, self.infos[i], now)
 
         # The verdict stands in front of the packet, over attributes that have been read.
@@ -242,6 +250,13 @@ class NetlinkDriver:
 
     def carry_with(self, carrier: FlowCarrier) -> None:
         self.conntrack = carrier
+
+    def cut_segments(self, wanted: bool) -> None:
+        if wanted == self.cuts_segments:
+            return
+        self.cuts_segments = wanted
+        attributes = flag_attributes(0 if wanted else FLAG_GSO, FLAG_GSO)
+        self._socket.send(config_message(self.number, attributes))
 
     def counters(self) -> QueueCounters:
         waiting, queue_dropped, socket_dropped = kernel_counters(self.number)

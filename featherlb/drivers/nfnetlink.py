@@ -72,9 +72,13 @@ def copy_attributes(max_length: int, flags: int, mask: int) -> bytes:
     return (
         attribute(_PARAMS, struct.pack("!IB", COPY_RANGE, _COPY_PACKET))
         + attribute(_QUEUE_MAXLEN, struct.pack("!I", max_length))
-        + attribute(_FLAGS, struct.pack("!I", flags))
-        + attribute(_MASK, struct.pack("!I", mask))
+        + flag_attributes(flags, mask)
     )
+
+
+def flag_attributes(flags: int, mask: int) -> bytes:
+    """Set `flags` within `mask`, of a queue that is bound."""
+    return attribute(_FLAGS, struct.pack("!I", flags)) + attribute(_MASK, struct.pack("!I", mask))
 
 
 def kernel_counters(queue: int) -> tuple[int, int, int]:

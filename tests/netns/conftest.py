@@ -26,8 +26,7 @@ ONE_DRIVER = pytest.mark.parametrize("driver", ["netlink"], indirect=True)
 """For what the queue driver has no part in: `pytestmark = ONE_DRIVER`."""
 
 WATCHED_OR_ASKED = pytest.mark.parametrize("driver", ["netlink", "offload"], indirect=True)
-"""For what follows from the states of connections, which featherlb sees for itself, or has conntrack
-say."""
+"""For what follows from the states of connections, which featherlb sees for itself or asks for."""
 QUEUED = pytest.mark.parametrize("driver", ["netlink", "netfilterqueue"], indirect=True)
 """For what only the datapath nfqueue can do."""
 SERVED = pytest.mark.usefixtures("web_servers")

@@ -2,7 +2,9 @@
 
 import os
 import signal
+import socket
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import product
 from pathlib import Path
@@ -17,7 +19,8 @@ from tests.netns.conftest import SERVED, Up
 from tests.netns.datagrams import Receivers, open_socket
 from tests.netns.test_operate_flows import flows
 from tests.netns.test_operate_pools import operate
-from tests.netns.traffic import Session, ask, pair, wait_for
+from tests.netns.test_udp import UDP_SEGMENT
+from tests.netns.traffic import REQUEST, Answer, Session, ask, pair, parse, reset, wait_for
 
 pytestmark = [pytest.mark.parametrize("driver", ["offload"], indirect=True), SERVED]
 
@@ -144,7 +147,64 @@ def test_down_removes_what_stayed_for_open_connections(lab: Lab, featherlb: Up) 
     assert run(lab.balancer, "down").returncode == 0
     assert "FEATHERLB" not in lab.balancer.run(["iptables-save"]).stdout
     assert VIP not in lab.balancer.run(["ip", "address"]).stdout
+    assert entries(lab, "--orig-dst", VIP) == []
     assert lab.balancer.sysctl("net.netfilter.nf_conntrack_acct") == "0"
+
+
+@pytest.mark.parametrize("vip", [VIP, "[2001:db8::10]"])
+def test_down_has_conntrack_forget_the_flows_that_it_gives_up(
+    lab: Lab, featherlb: Up, vip: str
+) -> None:
+    address, backend = vip.strip("[]"), "10.0.1.2:9000"
+    family = "ipv6" if ":" in address else "ipv4"
+    if family == "ipv6":
+        backend = "[2001:db8:1::2]:9000"
+    options = ("--vip", f"{vip}:80", "--vip", f"{vip}:80/udp", "--backend", backend)
+    with featherlb(lab, *options) as running, pair(lab, address, 9000) as (client, server):
+        client.sendall(b"request")
+        assert server.recv(100) == b"request"
+        with open_socket(lab.client, ("::" if family == "ipv6" else "0.0.0.0", 0)) as datagrams:
+            datagrams.sendto(b"datagram", (address, 80))
+            # Somebody else's, to the same address.
+            datagrams.sendto(b"datagram", (address, 81))
+            wait_for(lambda: len(flows(lab)) == 2, "both flows")
+        running.kill()
+        wait_for(lambda: not lab.balancer.pids(), "no process of the killed run is left")
+        assert len(entries(lab, "-f", family, "--orig-dst", address)) == 3
+        ended = run(lab.balancer, "down")
+        assert ended.returncode == 0, ended.stderr
+        assert f"removed 2 connection tracking entries of flows, left by pid {running.pid}" in (
+            ended.stdout
+        )
+        (left,) = entries(lab, "-f", family, "--orig-dst", address)
+        assert "dport=81" in left
+
+
+def test_stopping_leaves_no_entries_of_closed_connections(lab: Lab, featherlb: Up) -> None:
+    with featherlb(lab, *TCP, *BACKENDS):
+        for _ in range(6):
+            ask(lab.client)
+        assert entries(lab, "--orig-dst", VIP) != []
+        wait_for(lambda: flows(lab, "--state", "established") == [], "all are closed")
+    assert entries(lab, "--orig-dst", VIP) == []
+    assert "FEATHERLB" not in lab.balancer.run(["iptables-save"]).stdout
+
+
+def test_what_one_instance_gives_up_another_may_have_taken_over(
+    lab: Lab, featherlb: Up, tmp_path: Path
+) -> None:
+    """The next one has another queue, and is an instance of its own."""
+    with featherlb(lab, *TCP, *BACKENDS) as running, Session(lab.client) as session:
+        first = session.ask()
+        running.kill()
+        path = tmp_path / "lb.yaml"
+        path.write_text("queue: 7\nservices: []\n")
+        with featherlb(lab, "--config", str(path), *TCP, *BACKENDS):
+            assert session.ask() == first
+            assert run(lab.balancer, "down").returncode == 0
+            assert session.ask() == first
+            assert len(flows(lab, "--instance", "7", "--state", "established")) == 1
+    assert run(lab.balancer, "down").returncode == 0
 
 
 def test_a_worker_that_dies_loses_no_connection(lab: Lab, featherlb: Up) -> None:
@@ -215,6 +275,94 @@ def test_open_connections_are_counted_until_they_close(lab: Lab, featherlb: Up) 
                 session.close()
         wait_for(lambda: opened() == 0, "all connections are closed")
         assert "Traceback" not in running.log
+
+
+def reusing(lab: Lab, kind: int, local: tuple[str, int], remote: tuple[str, int]) -> socket.socket:
+    """A socket of the client's whose port others may have as well, connected."""
+    new = lab.client.new_socket(socket.AF_INET, kind)
+    new.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    new.bind(local)
+    new.connect(remote)
+    return new
+
+
+def test_a_client_whose_port_is_taken_towards_the_backend_has_another_there(
+    lab: Lab, featherlb: Up
+) -> None:
+    """By a connection of its own to the backend, through the balancer as its router."""
+    local = lab.client.address, 5000
+    with (
+        featherlb(lab, *TCP, "--backend", "10.0.1.2:8080"),
+        reusing(lab, socket.SOCK_STREAM, local, ("10.0.1.2", 8080)) as direct,
+    ):
+        for _ in range(3):
+            direct.sendall(REQUEST)
+            assert parse(direct.recv(4096)).backend == "backend1"
+            with reusing(lab, socket.SOCK_STREAM, local, (VIP, 80)) as client:
+                client.sendall(REQUEST)
+                assert parse(client.recv(4096)) == Answer("backend1", lab.client.address)
+                reset(client)
+            wait_for(lambda: flows(lab, "--state", "established") == [], "its end")
+
+
+@pytest.mark.parametrize("queue_driver", ["netlink", "netfilterqueue"])
+def test_what_conntrack_has_no_room_for_is_dropped_until_it_has(
+    lab: Lab, featherlb: Up, queue_driver: str, tmp_path: Path
+) -> None:
+    """Somebody else has all the ports that could be given to flows towards a backend."""
+
+    def refused() -> int:
+        reasons: dict[str, int] = operate(lab, "stats")["reasons"]
+        return reasons["no-entry"]
+
+    taken = tmp_path / "entries"
+    taken.write_text(
+        "".join(
+            f"-I -p tcp -s 10.0.1.1 -d 10.0.1.2 --sport {port} --dport 8080"
+            " --state ESTABLISHED -u SEEN_REPLY,ASSURED -t 600\n"
+            for port in range(1024, 32768)
+        )
+    )
+    options = ("--nat", "full", *TCP, "--backend", "10.0.1.2:8080", "--driver", queue_driver)
+    with featherlb(lab, *options), ThreadPoolExecutor() as threads:
+        lab.balancer.run(["conntrack", "-R", str(taken)])
+        waiting = threads.submit(ask, lab.client)
+        wait_for(lambda: refused() > 0, "no room")
+        assert not waiting.done()
+        assert flows(lab) == []
+        operate(lab, "backend", "add", VIP + ":80/tcp", "10.0.1.3:8080")
+        operate(lab, "backend", "drain", VIP + ":80/tcp", "10.0.1.2:8080")
+        assert {ask(lab.client).backend for _ in range(3)} == {"backend2"}
+        operate(lab, "backend", "enable", VIP + ":80/tcp", "10.0.1.2:8080")
+        operate(lab, "backend", "drain", VIP + ":80/tcp", "10.0.1.3:8080")
+        lab.balancer.run(["conntrack", "-D", "-p", "tcp", "--orig-dst", "10.0.1.2"])
+        # The client's next attempt is let in.
+        assert waiting.result(timeout=30).backend in ("backend1", "backend2")
+        assert ask(lab.client).backend == "backend1"
+        stats = operate(lab, "stats")
+        assert stats["received"] == stats["translated"] + stats["passed"] + stats["dropped"]
+
+
+@NAT_MODES
+def test_a_super_packet_that_opens_a_flow_arrives_as_its_datagrams(
+    lab: Lab, featherlb: Up, nat: str
+) -> None:
+    """The sender leaves it to the kernel to cut its buffer, and the lab's links leave it whole."""
+    options = ("--vip", f"{VIP}:53/udp", *BACKENDS, "--nat", nat)
+    with Receivers(lab.backends, 8080) as receivers, featherlb(lab, *options):
+        for size in (1, 512, 1472):
+            data = bytes(n % 251 for n in range(9 * size + (size + 1) // 2))
+            parts = [data[at : at + size] for at in range(0, len(data), size)]
+            with open_socket(lab.client, (lab.client.address, 0), (VIP, 53)) as client:
+                client.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, size)
+                client.send(data)
+                arrivals = [receivers.receive() for _ in parts]
+                assert [one.data for one in arrivals] == parts
+                assert len({(one.backend, one.peer) for one in arrivals}) == 1
+                # And no more of them.
+                client.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 0)
+                client.send(b"last")
+                assert receivers.receive().data == b"last"
 
 
 BESIDE = "10.0.0.11"
