@@ -1,7 +1,8 @@
-"""A load generator for the lab: `python load.py ADDRESS PORT KEPT SHORT`.
+"""A load generator for the lab: `python load.py ADDRESS PORT KEPT SHORT [PAUSE]`.
 
 Asks the HTTP servers behind a VIP over KEPT connections that stay open, and by SHORT workers
-that open a new connection for every request, as fast as they answer. Prints a line of JSON four
+that open a new connection for every request, as fast as they answer, or each of them with a
+pause of PAUSE seconds between its requests. Prints a line of JSON four
 times a second and a last one when SIGTERM ends it: `requests`, `connections`, `errors`,
 `last_error` and `last_answer` so far. A script that imports only the standard library, so that
 it starts fast.
@@ -41,7 +42,7 @@ async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> str
     return (await reader.readexactly(length)).decode()
 
 
-async def worker(load: Load, address: str, port: int, requests: int | None) -> None:
+async def worker(load: Load, address: str, port: int, requests: int | None, pause: float) -> None:
     """Connect again and again; `requests` on each connection, None for no limit."""
     while True:
         try:
@@ -55,6 +56,8 @@ async def worker(load: Load, address: str, port: int, requests: int | None) -> N
                         load.last_answer = await ask(reader, writer)
                     asked += 1
                     load.requests += 1
+                    if pause:
+                        await asyncio.sleep(pause)
             finally:
                 writer.close()
         except (OSError, EOFError) as error:
@@ -63,12 +66,12 @@ async def worker(load: Load, address: str, port: int, requests: int | None) -> N
             await asyncio.sleep(REPORT_INTERVAL)
 
 
-async def main(address: str, port: int, kept: int, short: int) -> None:
+async def main(address: str, port: int, kept: int, short: int, pause: float) -> None:
     load = Load()
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
     limits = [None] * kept + [1] * short
-    workers = [asyncio.create_task(worker(load, address, port, limit)) for limit in limits]
+    workers = [asyncio.create_task(worker(load, address, port, limit, pause)) for limit in limits]
     while not stopped.is_set():
         try:
             await asyncio.wait_for(stopped.wait(), REPORT_INTERVAL)
@@ -81,4 +84,6 @@ async def main(address: str, port: int, kept: int, short: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], *map(int, sys.argv[2:])))
+    pause = float(sys.argv[5]) if sys.argv[5:] else 0
+    port, kept, short = map(int, sys.argv[2:5])
+    asyncio.run(main(sys.argv[1], port, kept, short, pause))

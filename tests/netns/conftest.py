@@ -1,6 +1,7 @@
 """What the kernel tests share: a lab, and the installed `featherlb` command running in it."""
 
-from collections.abc import Generator, Iterator
+import itertools
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Protocol
@@ -18,19 +19,58 @@ DRIVERS = {
     "offload": ("--datapath", "offload"),
 }
 """What the tests of the data path run with: both queue drivers, and the other datapaths."""
-EVERY_PACKET = pytest.mark.parametrize(
-    "driver", [driver for driver in DRIVERS if driver != "offload"], indirect=True
-)
+SEEING = ("netlink", "netfilterqueue", "raw")
 """For what can only be done where every packet passes featherlb."""
+QUEUEING = ("netlink", "netfilterqueue")
+"""Those of the datapath nfqueue."""
+
 ONE_DRIVER = pytest.mark.parametrize("driver", ["netlink"], indirect=True)
 """For what the queue driver has no part in: `pytestmark = ONE_DRIVER`."""
 
 WATCHED_OR_ASKED = pytest.mark.parametrize("driver", ["netlink", "offload"], indirect=True)
 """For what follows from the states of connections, which featherlb sees for itself or asks for."""
-QUEUED = pytest.mark.parametrize("driver", ["netlink", "netfilterqueue"], indirect=True)
+QUEUED = pytest.mark.parametrize("driver", QUEUEING, indirect=True)
 """For what only the datapath nfqueue can do."""
 SERVED = pytest.mark.usefixtures("web_servers")
 """For modules whose tests ask the backends over HTTP: `pytestmark = SERVED`."""
+
+
+def all_pairs(
+    drivers: Iterable[str] = tuple(DRIVERS), **values: Sequence[object]
+) -> pytest.MarkDecorator:
+    """Run over so many combinations that any two values, of the drivers' or of these parameters',
+    meet in one: the next to nothing that only three at once could break is left out."""
+
+    def pairs(case: tuple[object, ...]) -> set[tuple[object, ...]]:
+        return set(itertools.combinations(enumerate(case), 2))
+
+    every = list(itertools.product(drivers, *values.values()))
+    missing = set().union(*map(pairs, every))
+    chosen = []
+    while missing:
+        chosen.append(max(every, key=lambda case: len(pairs(case) & missing)))
+        missing -= pairs(chosen[-1])
+    return _over(chosen, values)
+
+
+def in_turn(
+    drivers: Iterable[str] = tuple(DRIVERS), **values: Sequence[object]
+) -> pytest.MarkDecorator:
+    """Run once per driver, with one combination after the other of these parameters' values: for
+    what the drivers' own code has little part in. Every combination must have had its turn."""
+    turns = list(itertools.product(*values.values()))
+    cases = [(driver, *turn) for driver, turn in zip(drivers, itertools.cycle(turns), strict=False)]
+    assert len(cases) >= len(turns)
+    return _over(cases, values)
+
+
+def _over(cases: Sequence[object], values: Iterable[str]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(
+        ("driver", *values),
+        cases,
+        indirect=["driver"],
+        ids=lambda value: getattr(value, "name", None),
+    )
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -13,6 +13,10 @@ from netns import Lab
 from netns.lab import VIP
 from tests.netns.traffic import wait_for
 
+PAUSE = "0.02"
+"""Seconds between a worker's requests: enough of them to meet every change, and some of the
+processor left for what the test does."""
+
 
 class Load:
     """Requests over `kept` open connections and by `short` workers that connect for each one,
@@ -20,7 +24,7 @@ class Load:
 
     def __init__(self, lab: Lab, kept: int, short: int) -> None:
         self._lab = lab
-        self._arguments = [VIP, "80", str(kept), str(short)]
+        self._arguments = [VIP, "80", str(kept), str(short), PAUSE]
         self.latest: dict[str, Any] = {"requests": 0}
 
     def __enter__(self) -> Self:

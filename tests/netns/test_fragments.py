@@ -8,13 +8,11 @@ import pytest
 
 from netns import Lab, Node
 from netns.lab import VIP, VIP6
-from tests.netns.conftest import ONE_DRIVER, Up
+from tests.netns.conftest import ONE_DRIVER, Up, all_pairs
 from tests.netns.traffic import wait_for
 
-FAMILIES = pytest.mark.parametrize(
-    "family", [socket.AF_INET, socket.AF_INET6], ids=["ipv4", "ipv6"]
-)
-NAT_MODES = pytest.mark.parametrize("nat", ["dnat", "full"])
+FAMILIES = (socket.AF_INET, socket.AF_INET6)
+BOTH = all_pairs(nat=("dnat", "full"), family=FAMILIES)
 DATAGRAMS = [os.urandom(size) for size in (100, 5_000, 30_000)]
 
 
@@ -61,15 +59,13 @@ def options(lab: Lab, family: int, nat: str) -> tuple[str, ...]:
     return "--vip", service, "--backend", backend, "--nat", nat
 
 
-@NAT_MODES
-@FAMILIES
+@BOTH
 def test_large_datagrams_arrive_whole(lab: Lab, featherlb: Up, nat: str, family: int) -> None:
     with featherlb(lab, *options(lab, family, nat)):
         large_datagrams(lab, family)
 
 
-@NAT_MODES
-@FAMILIES
+@BOTH
 def test_a_small_link_behind_the_balancer(featherlb: Up, nat: str, family: int) -> None:
     """What is reassembled is cut again: in IPv4 to what the link takes. In IPv6 the client is told
     to cut it smaller."""
@@ -82,7 +78,7 @@ def test_a_small_link_behind_the_balancer(featherlb: Up, nat: str, family: int) 
 
 
 @ONE_DRIVER
-@FAMILIES
+@pytest.mark.parametrize("family", FAMILIES)
 def test_either_kind_of_rule_makes_the_kernel_reassemble(featherlb: Up, family: int) -> None:
     """The one about the state that every set-up has, and the one for a kernel without it."""
     iptables, nowhere = (

@@ -14,13 +14,12 @@ from scapy.layers.inet6 import IPv6
 
 from netns import Lab, Node
 from netns.lab import VIP, VIP6
-from tests.netns.conftest import ONE_DRIVER, Up
+from tests.netns.conftest import ONE_DRIVER, Up, all_pairs, in_turn
 from tests.netns.traffic import let_forward
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
-FAMILIES = pytest.mark.parametrize("family", [V4, V6], ids=["ipv4", "ipv6"])
-NAT_MODES = pytest.mark.parametrize("nat", ["dnat", "full"])
-MAKERS = pytest.mark.parametrize("maker", ["balancer", "router"])
+FAMILIES, NAT_MODES = (V4, V6), ("dnat", "full")
+MAKERS = ("balancer", "router")
 """Whose kernel finds that a packet is too big."""
 SMALL = 1280
 SIZES = {"netlink": 100, "netfilterqueue": 10, "raw": 100, "offload": 100}
@@ -127,10 +126,7 @@ def path_mtu(node: Node, destination: str) -> str:
     return node.run(["ip", "route", "get", destination]).stdout
 
 
-@NAT_MODES
-@FAMILIES
-@MAKERS
-@pytest.mark.parametrize("direction", ["upload", "download"])
+@all_pairs(nat=NAT_MODES, family=FAMILIES, maker=MAKERS, direction=("upload", "download"))
 def test_path_mtu_discovery(
     own_lab: Lab, featherlb: Up, driver: str, nat: str, family: int, maker: str, direction: str
 ) -> None:
@@ -170,8 +166,7 @@ def is_refused(client: socket.socket) -> bool:
     return False
 
 
-@NAT_MODES
-@FAMILIES
+@all_pairs(nat=NAT_MODES, family=FAMILIES)
 def test_port_unreachable_reaches_the_client(
     lab: Lab, featherlb: Up, nat: str, family: int
 ) -> None:
@@ -184,8 +179,7 @@ def test_port_unreachable_reaches_the_client(
         assert is_refused(own)
 
 
-@NAT_MODES
-@FAMILIES
+@all_pairs(nat=NAT_MODES, family=FAMILIES)
 def test_port_unreachable_reaches_the_backend(
     lab: Lab, featherlb: Up, nat: str, family: int
 ) -> None:
@@ -200,8 +194,7 @@ def test_port_unreachable_reaches_the_backend(
         assert is_refused(server)
 
 
-@NAT_MODES
-@FAMILIES
+@in_turn(family=FAMILIES, nat=NAT_MODES)
 def test_each_worker_gets_the_errors_of_its_flows(
     lab: Lab, featherlb: Up, nat: str, family: int
 ) -> None:
@@ -242,8 +235,7 @@ class IcmpSocket:
                 return origin[0], message
 
 
-@NAT_MODES
-@FAMILIES
+@all_pairs(nat=NAT_MODES, family=FAMILIES)
 def test_a_datagram_whose_time_is_exceeded(
     own_lab: Lab, featherlb: Up, nat: str, family: int
 ) -> None:
@@ -278,13 +270,13 @@ def test_a_datagram_whose_time_is_exceeded(
             assert (quoted[UDP].sport, quoted[UDP].dport) == (33434, 80)
 
 
-@FAMILIES
+@in_turn(family=FAMILIES)
 def test_the_kernel_answers_ping_for_an_assigned_vip(lab: Lab, featherlb: Up, family: int) -> None:
     with featherlb(lab, *options(lab, family, "dnat")):
         lab.client.run(["ping", "-c3", "-i0.2", "-W5", vip(family)])
 
 
-@pytest.mark.parametrize("far", ["192.0.2.1", "2001:db8:ffff::1"])
+@in_turn(far=("192.0.2.1", "2001:db8:ffff::1"))
 def test_featherlb_answers_ping_for_a_vip_of_no_host(lab: Lab, featherlb: Up, far: str) -> None:
     family = V6 if ":" in far else V4
     backend = endpoint(address(lab.backends[0], family), 8080)
@@ -315,7 +307,7 @@ def test_an_error_of_another_connection_passes_as_it_is(lab: Lab, featherlb: Up)
         assert errors.receive(3) == (lab.backends[1].address, error[20:])
 
 
-@NAT_MODES
+@in_turn(nat=NAT_MODES)
 def test_errors_pass_a_closed_firewall_and_the_kernel_translates_its_own(
     own_lab: Lab, featherlb: Up, nat: str
 ) -> None:

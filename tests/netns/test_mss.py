@@ -9,16 +9,12 @@ from scapy.layers.inet import TCP
 
 from netns import Lab
 from netns.lab import VIP, VIP6
-from tests.netns.conftest import EVERY_PACKET, Up
+from tests.netns.conftest import SEEING, Up, all_pairs
 from tests.netns.traffic import pair
 from tests.netns.wire import Capture, with_right_checksums
 
-pytestmark = EVERY_PACKET
-
 LIMIT = 1200
-VIPS = pytest.mark.parametrize(
-    ("vip", "backend"), [(VIP, "10.0.1.2"), (f"[{VIP6}]", "[2001:db8:1::2]")], ids=["IPv4", "IPv6"]
-)
+BACKENDS = {VIP: "10.0.1.2", f"[{VIP6}]": "[2001:db8:1::2]"}
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +28,11 @@ def segment_size(connection: socket.socket) -> int:
     return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
 
 
-@VIPS
-@pytest.mark.parametrize("nat", ["dnat", "full"])
+@all_pairs(SEEING, nat=("dnat", "full"), vip=tuple(BACKENDS))
 def test_both_ends_are_told_no_more(
-    lab: Lab, featherlb: Up, tmp_path: Path, nat: str, vip: str, backend: str
+    lab: Lab, featherlb: Up, tmp_path: Path, nat: str, vip: str
 ) -> None:
+    backend = BACKENDS[vip]
     path = tmp_path / "lb.yaml"
     path.write_text(
         "services:\n"

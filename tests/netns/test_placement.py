@@ -8,12 +8,12 @@ import pytest
 from netns import Lab
 from netns.lab import VIP, VIP6
 from netns.servers import HttpServer
-from tests.netns.conftest import QUEUED, Up
+from tests.netns.conftest import QUEUED, QUEUEING, Up, all_pairs, in_turn
 from tests.netns.traffic import Answer, Session, ask, let_forward
 
 FRONT, BACK = "10.0.0.1", "10.0.1.1"
 BACKEND = ("--backend", "10.0.1.2:8080")
-NAT_MODES = pytest.mark.parametrize("nat", ["dnat", "full"])
+NAT_MODES = ("dnat", "full")
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def addresses(lab: Lab) -> str:
     return lab.balancer.run(["ip", "-brief", "address"]).stdout
 
 
-@NAT_MODES
+@in_turn(nat=NAT_MODES)
 def test_a_vip_that_no_host_has_is_assigned(lab: Lab, featherlb: Up, nat: str) -> None:
     with featherlb(lab, "--vip", f"{VIP}:80", "--nat", nat, *BACKEND):
         assert f" {VIP}/" in addresses(lab)
@@ -35,7 +35,7 @@ def test_a_vip_that_no_host_has_is_assigned(lab: Lab, featherlb: Up, nat: str) -
     assert f" {VIP}/" not in addresses(lab)
 
 
-@NAT_MODES
+@in_turn(nat=NAT_MODES)
 def test_a_vip_that_is_an_address_of_the_host_stays_so(lab: Lab, featherlb: Up, nat: str) -> None:
     before = addresses(lab)
     with featherlb(lab, "--vip", f"{FRONT}:80", "--nat", nat, *BACKEND):
@@ -44,7 +44,7 @@ def test_a_vip_that_is_an_address_of_the_host_stays_so(lab: Lab, featherlb: Up, 
     assert addresses(lab) == before
 
 
-@NAT_MODES
+@in_turn(nat=NAT_MODES)
 def test_a_vip_that_is_routed_to_the_balancer_needs_no_address(
     lab: Lab, featherlb: Up, nat: str
 ) -> None:
@@ -54,7 +54,7 @@ def test_a_vip_that_is_routed_to_the_balancer_needs_no_address(
         assert ask(lab.client, "192.0.2.1").backend == "backend1"
 
 
-@NAT_MODES
+@all_pairs(nat=NAT_MODES)
 def test_the_unspecified_address_is_every_address_of_the_host(
     lab: Lab, featherlb: Up, nat: str
 ) -> None:
@@ -72,8 +72,7 @@ def test_the_unspecified_address_is_every_address_of_the_host(
             lab.client.connect(lab.backends[0].address, 8000)
 
 
-@NAT_MODES
-@pytest.mark.parametrize("vip", [VIP, FRONT])
+@all_pairs(nat=NAT_MODES, vip=(VIP, FRONT))
 def test_a_client_on_the_balancers_host(lab: Lab, featherlb: Up, nat: str, vip: str) -> None:
     with featherlb(lab, "--vip", f"{vip}:80", "--nat", nat, *BACKEND):
         for _ in range(3):
@@ -81,10 +80,7 @@ def test_a_client_on_the_balancers_host(lab: Lab, featherlb: Up, nat: str, vip: 
         assert ask(lab.client, vip).backend == "backend1"
 
 
-@QUEUED
-@NAT_MODES
-@pytest.mark.parametrize("address", [FRONT, BACK, "127.0.0.1"])
-@pytest.mark.parametrize("vip", [VIP, FRONT])
+@all_pairs(QUEUEING, nat=NAT_MODES, address=(FRONT, BACK, "127.0.0.1"), vip=(VIP, FRONT))
 def test_a_backend_on_the_balancers_host(
     lab: Lab, featherlb: Up, nat: str, address: str, vip: str
 ) -> None:

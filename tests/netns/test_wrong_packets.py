@@ -11,7 +11,7 @@ from scapy.packet import Packet, Raw
 from netns import Lab
 from netns.lab import VIP
 from netns.servers import HttpServer
-from tests.netns.conftest import Up
+from tests.netns.conftest import Up, in_turn
 from tests.netns.traffic import ask, ask_concurrently, let_forward, wait_for
 from tests.netns.wire import Capture, send, with_right_checksums
 
@@ -68,7 +68,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("nat", ["dnat", "full"])
+@in_turn(nat=("dnat", "full"))
 def test_wrong_packets_get_no_answer_and_disturb_nobody(lab: Lab, featherlb: Up, nat: str) -> None:
     backend = lab.backends[0]
     options = ("--vip", f"{VIP}:80", "--backend", "10.0.1.2:8080", "--nat", nat)
