@@ -17,7 +17,7 @@ from netns import Lab
 from netns.lab import VIP
 from netns.servers import DnsServer, Iperf3
 from tests.netns.command import Featherlb
-from tests.netns.conftest import ONE_DRIVER, Up
+from tests.netns.conftest import ONE_DRIVER, Up, in_turn
 from tests.netns.datagrams import Receivers, open_socket
 from tests.netns.traffic import let_forward, wait_for
 from tests.netns.wire import Capture, send, with_right_checksums
@@ -102,19 +102,20 @@ def test_a_flow_stays_and_further_ones_take_turns(
     assert Counter(seen) == {"backend1": 2, "backend2": 2, "backend3": 2}
 
 
-@NAT_MODES
+@in_turn(nat=("dnat", "full"))
 def test_iperf3_loses_nothing_on_the_way(lab: Lab, featherlb: Up, nat: str) -> None:
     def lost(address: str, port: int, *direction: str) -> int:
-        # 400 datagrams, 1000 a second.
+        # 150 datagrams, 1000 a second: no more than the buffer of a server holds that has to wait
+        # for a processor, as a balancer that had to wait sends them all at once.
         command = ["iperf3", "--udp", "--json", "--client", address, "--port", str(port)]
-        command += ["--bitrate=8M", "--length=1000", "--bytes=400000", "--connect-timeout=5000"]
+        command += ["--bitrate=1600k", "--length=200", "--bytes=30000", "--connect-timeout=5000"]
         command += direction
         deadline = time.monotonic() + 20
         # The server takes one test at a time, and is a moment behind its client.
         while "sum" not in (end := json.loads(lab.client.run(command, check=False).stdout)["end"]):
             assert time.monotonic() < deadline, "iperf3 gives no result"
         total = end["sum"]
-        assert total["packets"] >= 390
+        assert total["packets"] >= 140
         return int(total["lost_packets"])
 
     let_forward(lab.balancer)
