@@ -18,7 +18,7 @@ cdef Py_ssize_t EVENTS, COUNTERS
 cdef unsigned char[::1] NEXT_STATE, IS_ACTIVE, IS_REUSABLE, KERNEL_STATES
 cdef int EVENT_SYN, EVENT_SYN_ACK, EVENT_FIN, EVENT_RST, EVENT_ACK
 cdef int CLOSED
-cdef int NEW, SYN_SENT, SYN_RETRIED, ESTABLISHED, ADOPTED, YOUNG, INPUT, UDP_ONE_WAY, UDP_TWO_WAY, PREROUTING, OUTPUT, TRUNCATED, PASS, REWRITTEN, DROP
+cdef int NEW, SYN_SENT, SYN_RECEIVED, SYN_RETRIED, ESTABLISHED, ADOPTED, YOUNG, INPUT, UDP_ONE_WAY, UDP_TWO_WAY, PREROUTING, OUTPUT, TRUNCATED, PASS, REWRITTEN, DROP
 cdef int WIRE, COPY, MARTIAN, TTL_EXCEEDED, TOO_BIG, NO_NEXT_HOP
 cdef int CARRY, ASK, INVALID, NO_ENTRY, FORWARD, GSO
 cdef int NOT_READY, ICMP_ERROR, BAD_CHECKSUM, ECHO
@@ -126,6 +126,7 @@ cdef class Balancer:
         packet=Packet, flows=FlowTable, state=cython.int, following=cython.int, event=cython.int,
         flags=cython.int, at=cython.Py_ssize_t)
     cdef void track(self, Py_ssize_t flow, Py_ssize_t reply, unsigned int ticks) except *
+    cdef bint resets_another(self, Py_ssize_t flow, int state) except -1
     @cython.locals(
         packet=Packet, flows=FlowTable, hops=Hops, at=cython.Py_ssize_t, hop=cython.ulonglong,
         mtu=cython.uint)

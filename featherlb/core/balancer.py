@@ -157,6 +157,7 @@ KERNEL_STATES = memoryview(
 )
 """By enum tcp_conntrack (include/uapi/linux/netfilter/nf_conntrack_tcp.h)."""
 SYN_SENT = int(State.SYN_SENT)
+SYN_RECEIVED = int(State.SYN_RECEIVED)
 SYN_RETRIED = int(State.SYN_RETRIED)
 ESTABLISHED = int(State.ESTABLISHED)
 ADOPTED = int(State.ADOPTED)
@@ -1076,6 +1077,8 @@ class Balancer:
         state = flows.u8[flow * 128 + STATE]
         flags = packet.flags
         if flags & RST:
+            if not reply and self.resets_another(flow, state):
+                return
             event = EVENT_RST
         elif flags & SYN:
             event = EVENT_SYN_ACK if flags & ACK else EVENT_SYN
@@ -1099,6 +1102,19 @@ class Balancer:
         if IS_ACTIVE[following] != IS_ACTIVE[state]:
             member = self._slots[flows.u16[flow * 64 + MEMBER]].member
             member.active += 1 if IS_ACTIVE[following] else -1
+
+    def resets_another(self, flow: int, state: int) -> bool:
+        """Whether the client's parsed RST is of the connection that it had by the same port before.
+
+        A late packet of that one, met by the client's new SYN, makes it send such a RST, and then
+        the SYN again: if the flow were closed, that would open it at another backend, and cut the
+        client off from the one whose SYN-ACK is under way. What nobody has answered needs no RST,
+        and the sequence numbers of a new connection begin beyond those of the old one.
+        """
+        if state in (SYN_SENT, SYN_RETRIED):
+            return True
+        expected = self.flows.u32[flow * 32 + EXPECTED + 1]
+        return state == SYN_RECEIVED and (self.packet.sequence - expected) & MASK32 >= 1 << 31
 
     def route(self, flow: int, reply: int, length: int, ticks: int) -> bool:
         """Find the parsed packet's next hop, for `hops.goes`; False if it can't be sent there, and

@@ -8,24 +8,28 @@ import struct
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
+from scapy.layers.inet import IP, TCP
 
 from netns import Lab, Node
 from netns.lab import VIP
 from netns.servers import HttpServer, Nginx
-from tests.netns.conftest import Up
+from tests.netns.conftest import SEEING, Up, in_turn
 from tests.netns.traffic import (
     Session,
     ask,
     ask_concurrently,
+    ask_over,
     pair,
     receive_all,
     reset,
     wait_for,
 )
+from tests.netns.wire import Capture
 
 OTHER_VIP = "10.0.0.11"
 BACKENDS = [
@@ -109,26 +113,33 @@ def test_both_sides_close_at_the_same_time(lab: Lab, ends: Ends, driver: str) ->
         pytest.skip("the kernel keeps no packet waiting")
     client, server = ends
     ports = [(end.getsockname()[1], end.getpeername()[1]) for end in ends]
-    balancer = lab.balancer.pids()
 
     def states() -> list[str]:
         nodes = (lab.client, lab.backends[0])
         return [tcp_state(node, *pair) for node, pair in zip(nodes, ports, strict=True)]
 
     # While the balancer stands still, both FINs wait in its queue: they cross.
-    try:
-        for pid in balancer:
-            os.kill(pid, signal.SIGSTOP)
-        wait_for(lambda: all(map(is_stopped, balancer)), "the balancer stands still")
+    with standing_still(lab.balancer):
         for end in ends:
             end.shutdown(socket.SHUT_WR)
         wait_for(lambda: states() == ["FIN-WAIT-1"] * 2, "both sides sent a FIN")
-    finally:
-        for pid in balancer:
-            os.kill(pid, signal.SIGCONT)
     assert client.recv(1) == server.recv(1) == b""
     # Only a simultaneous close leaves both in this state (RFC 9293, section 3.6).
     wait_for(lambda: states() == ["TIME-WAIT"] * 2, "both sides are in TIME-WAIT")
+
+
+@contextmanager
+def standing_still(node: Node) -> Iterator[None]:
+    """Stop the node's processes, and let them go on after the block."""
+    pids = node.pids()
+    try:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        wait_for(lambda: all(map(is_stopped, pids)), "the node stands still")
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
 
 
 def is_stopped(pid: int) -> bool:
@@ -265,3 +276,44 @@ def test_a_client_port_is_used_again_at_once(lab: Lab, featherlb: Up, nat: str) 
                 session.reset()
     # Each SYN was a new connection for the scheduler, not a late packet of the closed one.
     assert Counter(turns) == {"backend1": 2, "backend2": 2, "backend3": 2}
+
+
+@in_turn(SEEING, nat=["dnat", "full"])
+def test_a_late_packet_of_the_last_connection_moves_no_new_one(
+    lab: Lab, featherlb: Up, nat: str
+) -> None:
+    """It makes the client, whose SYN is under way, reset the old connection and send the SYN
+    again: one connection, so one backend."""
+    options = ("--vip", f"{VIP}:80", "--scheduler", "rr", "--nat", nat)
+    late = IP(src=VIP, dst=lab.client.address) / TCP(sport=80, dport=20001, flags="A", ack=1)
+    with ExitStack() as stack:
+        for node in lab.backends:
+            stack.enter_context(HttpServer(node))
+        stack.enter_context(featherlb(lab, *options, *BACKENDS))
+        raw = stack.enter_context(
+            lab.balancer.call(socket.socket, socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+        )
+        seen = stack.enter_context(Capture(lab.client, "eth0"))
+
+        def sent(flags: str) -> int:
+            packets = [p[TCP] for p in seen.packets(VIP) if p.src == lab.client.address]
+            return sum(p.sport == 20001 and p.flags == flags for p in packets)
+
+        def more(flags: str, than: int) -> bool:
+            return sent(flags) > than
+
+        for backend in ("backend1", "backend2", "backend3"):
+            with lab.client.new_socket() as client:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                client.bind((lab.client.address, 20001))
+                client.setblocking(False)
+                with standing_still(lab.balancer):
+                    syns, resets = sent("S"), sent("R")
+                    client.connect_ex((VIP, 80))
+                    wait_for(partial(more, "S", syns), "a SYN")
+                    raw.sendto(bytes(late), (lab.client.address, 0))
+                    wait_for(partial(more, "R", resets), "a RST of the old connection")
+                    wait_for(partial(more, "S", syns + 1), "the same SYN again")
+                client.settimeout(10)
+                assert ask_over(client).backend == backend
+                reset(client)

@@ -32,6 +32,17 @@ def parse(response: bytes) -> Answer:
     return Answer(**json.loads(body))
 
 
+def ask_over(connection: socket.socket) -> Answer:
+    """One request and its answer; the connection stays open."""
+    connection.sendall(REQUEST)
+    response = b""
+    while not response.endswith(b"}\n"):
+        part = connection.recv(4096)
+        assert part, f"connection closed after {response!r}"
+        response += part
+    return parse(response)
+
+
 class Session:
     """A client's kept connection to a VIP with HTTP servers behind it."""
 
@@ -41,13 +52,7 @@ class Session:
         self.socket = node.call(socket.create_connection, (address, port), 10, source)
 
     def ask(self) -> Answer:
-        self.socket.sendall(REQUEST)
-        response = b""
-        while not response.endswith(b"}\n"):
-            part = self.socket.recv(4096)
-            assert part, f"connection closed after {response!r}"
-            response += part
-        return parse(response)
+        return ask_over(self.socket)
 
     def close(self) -> None:
         """Close, and wait for the server to close as well."""

@@ -238,6 +238,32 @@ def test_a_port_used_again_on_a_closing_flow_is_a_new_connection(
     assert world.active() == {ONE: 0, TWO: 1, THREE: 0}
 
 
+@both_modes
+@pytest.mark.parametrize("answered", [False, True], ids=["before SYN-ACK", "after SYN-ACK"])
+def test_a_late_reset_of_the_last_connection_leaves_the_new_one(nat: str, answered: bool) -> None:
+    """A late segment of the old one makes the client, whose new SYN is out, reset the old one and
+    send the SYN again: the same SYN, so it belongs to the same backend."""
+    world = make_world(nat=nat)
+    new = Connection(world, sequence=3)
+    new.send("S")
+    if answered:
+        new.reply("SA")
+    state = new.state
+    Connection(world, sequence=0xFFFFFF00).send("R")
+    assert new.state == state
+    again = Connection(world, sequence=3)
+    again.send("S")
+    assert (new.server, again.server) == (ONE, ONE)
+    if not answered:
+        assert new.state == "SYN_RETRIED"
+        Connection(world, sequence=0xFFFFFF00).send("R")
+        assert new.state == "SYN_RETRIED"
+        new.reply("SA")
+    # Its own one ends it.
+    new.send("R")
+    assert new.state == "CLOSED"
+
+
 def test_a_syn_on_a_live_connection_stays_on_its_backend() -> None:
     """The client has lost its state: the backend's challenge ACK makes it reset the old
     connection, after which its SYN is a new one (RFC 9293 section 3.5.1)."""
