@@ -15,16 +15,12 @@ from netns import Lab, Node
 from netns.lab import VIP
 from netns.servers import HttpServer
 from tests.netns.command import PROGRAM, run
-from tests.netns.conftest import Up
+from tests.netns.conftest import ONE_DRIVER, Up
 from tests.netns.traffic import ask
 
+pytestmark = [ONE_DRIVER, pytest.mark.usefixtures("driver")]
+
 BACKENDS = ("10.0.1.2:8080", "10.0.1.3:8080")
-
-
-@pytest.fixture(scope="session")
-def driver() -> str:
-    """The queue driver has no part in this."""
-    return "netlink"
 
 
 @pytest.fixture
