@@ -4,8 +4,6 @@ PYTHON = $(VENV)/bin/python
 # Three processes on two cores, as tests wait for a third of their time, each with whole files: they
 # share labs and instances.
 PARALLEL = -n $(shell expr $$(nproc) \* 3 / 2) --dist loadfile
-# The tests of the modules that can be compiled (those with a .pxd), which are in these packages.
-HOT = tests/unit/core tests/unit/drivers
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test unit netns-test check fmt e2e e2e-day bench bench-core lab-up lab-down clean
@@ -19,9 +17,9 @@ setup: ## install Debian packages (as root) and the virtual environment
 demo: setup ## balance real connections in network namespaces, with a live table
 	$(VENV)/bin/featherlb demo
 
-test: setup ## all tests, those of the packet path interpreted as well; kernel tests need root
+test: setup ## all tests, with the packet path compiled and interpreted; kernel tests need root
 	$(PYTHON) -m pytest $(PARALLEL)
-	FEATHERLB_PURE=1 $(PYTHON) -m pytest $(PARALLEL) $(HOT)
+	FEATHERLB_PURE=1 $(PYTHON) -m pytest $(PARALLEL) tests/unit
 
 unit: setup ## only the tests that need neither root nor a kernel
 	$(PYTHON) -m pytest tests/unit
