@@ -159,8 +159,7 @@ class Instance:
             if carried := await self._carried():
                 await asyncio.to_thread(self._rest, carried)
             else:
-                for failure in await asyncio.to_thread(self._host.undo):
-                    log.error("%s", failure)
+                await asyncio.to_thread(self._undo)
             self.workers.stop()
 
     async def _carried(self) -> list[Service]:
@@ -183,13 +182,17 @@ class Instance:
             self._host.rest(host.build(services, self.options, facts, resting=True))
         except HostError as error:
             log.error("the flows that the kernel carries can't go on: %s", error)
-            self._host.undo()
+            self._undo()
             return
         log.warning(
             "the kernel goes on carrying open connections of %s: what they need stays on this host"
             " until the next `featherlb up`, or `featherlb down`",
             ", ".join(sorted({service.name for service in services})),
         )
+
+    def _undo(self) -> None:
+        for failure in self._host.undo():
+            log.error("%s", failure)
 
     # What operators do
 
