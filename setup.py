@@ -32,7 +32,8 @@ def hot_extensions() -> list[Extension]:
         Extension(
             ".".join(pxd.with_suffix("").parts),
             [str(pxd.with_suffix(".py"))],
-            extra_compile_args=["-O3", "-fno-strict-aliasing"],
+            # Sizes and indexes are compared as Python compares them, which C warns of each time.
+            extra_compile_args=["-O3", "-fno-strict-aliasing", "-Wno-sign-compare"],
         )
         for pxd in sorted(Path("featherlb").rglob("*.pxd"))
     ]
