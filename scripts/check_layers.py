@@ -25,6 +25,7 @@ INTERNAL = {
         "core.conntrack",
         "drivers.base",
         "drivers.conntrack",
+        "drivers.entries",
         "drivers.nfnetlink",
         "drivers.mmsg",
         "drivers.fragments",

@@ -1,6 +1,6 @@
 """Addresses as the packet path has them: two 64-bit words. Imports `model`."""
 
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 from featherlb.model import Address
 
@@ -12,3 +12,10 @@ def words_of(address: Address) -> tuple[int, int]:
     if isinstance(address, IPv4Address):
         return 0, _MAPPED | int(address)
     return int(address) >> 64, int(address) & 0xFFFFFFFFFFFFFFFF
+
+
+def address_of(high: int, low: int) -> Address:
+    """The inverse of `words_of`."""
+    if not high and low >> 32 == 0xFFFF:
+        return IPv4Address(low & 0xFFFFFFFF)
+    return IPv6Address(high << 64 | low)

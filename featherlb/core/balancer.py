@@ -10,11 +10,10 @@ from array import array
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from ipaddress import IPv4Address, IPv6Address
 
 import cython
 
-from featherlb.core.addresses import words_of
+from featherlb.core.addresses import address_of, words_of
 from featherlb.core.conntrack import Entry, Requests
 from featherlb.core.craft import (
     echo_reply,
@@ -1715,6 +1714,4 @@ def _number(version: int, high: int, low: int) -> int:
 
 
 def _endpoint(high: int, low: int, port: int) -> Endpoint:
-    if not high and low >> 32 == 0xFFFF:
-        return Endpoint(IPv4Address(low & MASK32), port)
-    return Endpoint(IPv6Address(high << 64 | low), port)
+    return Endpoint(address_of(high, low), port)

@@ -4,9 +4,9 @@ from featherlb.core.balancer cimport Balancer
 from featherlb.core.conntrack cimport Entry
 from featherlb.drivers.mmsg cimport MessageBatch
 
-cdef int AF_INET, AF_INET6, ENTRY, DONE, GONE
+cdef int ENTRY, GONE
 cdef unsigned int EEXIST, ERROR
-cdef Py_ssize_t SLOTS, SLOT_SIZE, MAX_BATCHES, SWEPT, DUMP_SIZE
+cdef Py_ssize_t SLOTS, SLOT_SIZE, MAX_BATCHES, SWEPT
 
 
 cdef class Conntrack:
@@ -34,7 +34,5 @@ cdef class Conntrack:
     cpdef object refresh(self, Balancer handler, Py_ssize_t first, Py_ssize_t count, double now)
     @cython.locals(entry=Entry, slot=cython.int, start=cython.Py_ssize_t)
     cdef object read_answers(self, Balancer handler, unsigned int ticks)
-    @cython.locals(
-        entry=Entry, at=cython.Py_ssize_t, end=cython.Py_ssize_t, done=cython.bint,
-        adopted=cython.int)
+    @cython.locals(entry=Entry, adopted=cython.int)
     cpdef int adopt(self, Balancer handler, int worker, int workers, double now) except -1

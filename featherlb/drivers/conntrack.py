@@ -10,6 +10,7 @@ for every flow.
 import errno
 import socket
 
+from featherlb.drivers import entries
 from featherlb.drivers.base import ConntrackHandler
 from featherlb.drivers.mmsg import MessageBatch
 from featherlb.drivers.nfnetlink import SOL_NETLINK, open_socket
@@ -18,9 +19,8 @@ NETLINK_ADD_MEMBERSHIP, NETLINK_DROP_MEMBERSHIP, NETLINK_CAP_ACK = 1, 2, 10
 BUFFER = 8 << 20
 """Bytes of kernel memory for answers, and for events: some 10,000."""
 GROUP_UPDATE, GROUP_DESTROY = 2, 3  # NFNLGRP_CONNTRACK_UPDATE and _DESTROY in nfnetlink.h
-AF_INET, AF_INET6 = 2, 10
-ENTRY, ERROR, DONE, GONE = 0x100, 2, 3, 0x102
-"""Kinds of messages: an entry, an error, the end of a dump, an entry's end."""
+ENTRY, ERROR, GONE = 0x100, 2, 0x102
+"""Kinds of messages: an entry, an error, an entry's end."""
 EEXIST = errno.EEXIST
 
 SLOTS = 64
@@ -30,8 +30,6 @@ MAX_BATCHES = 32
 """Per call of `process`, so that the worker gets to its packets under any load."""
 SWEPT = 512
 """Flow records that a sweep looks at in one go, at most: one or two milliseconds."""
-DUMP_SIZE = 1 << 16
-"""Bytes: more than a part of a dump has (net/netlink/af_netlink.c: netlink_dump)."""
 
 
 class Conntrack:
@@ -191,23 +189,8 @@ class Conntrack:
         """Show the core all entries; how many it has taken over."""
         self.flush(handler)
         adopted = 0
-        entry = handler.answer
-        with self._open() as dump:
-            buffer = bytearray(DUMP_SIZE)
-            entry.attach(buffer)
-            for family in (AF_INET, AF_INET6):
-                handler.requests.dump(family)
-                dump.send(handler.requests.take())
-                done = False
-                while not done:
-                    end = dump.recv_into(buffer)
-                    at = 0
-                    while at < end and not done:
-                        at = entry.read(at, end)
-                        done = not at or entry.kind in (DONE, ERROR)
-                        if not done:
-                            adopted += handler.adopt(entry, worker, workers, int(now * 10))
-        entry.attach(self.answers.buffer)
+        for entry, _ in entries.dump():
+            adopted += handler.adopt(entry, worker, workers, int(now * 10))
         return adopted
 
     def close(self) -> None:

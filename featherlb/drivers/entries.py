@@ -1,7 +1,7 @@
-"""Connection tracking from outside the packet path: entries found by what they are, and removed.
+"""All that connection tracking has, whoever entered it: shown, and removed by what it is.
 
-Imports the standard library, conntrack's messages and its siblings. For the control plane, where no
-flow table says which entries there are.
+Imports the standard library, conntrack's messages and its siblings. For where no flow table says
+which entries there are.
 """
 
 import struct
@@ -15,7 +15,7 @@ BUFFER = 1 << 20
 """Bytes of kernel memory for answers."""
 DUMP_SIZE = 1 << 16
 """Bytes: more than a part of a dump has (net/netlink/af_netlink.c: netlink_dump)."""
-DONE, ERROR, ENTRY, DELETE = 3, 2, 0x100, 0x102
+DONE, ERROR, DELETE = 3, 2, 0x102
 REQUEST, ACKNOWLEDGE = 1, 4
 HEADER = 20
 """Bytes of nlmsghdr and nfgenmsg."""
@@ -23,10 +23,32 @@ ORIGINAL, ID, ZONE = 1, 12, 18  # CTA_TUPLE_ORIG, CTA_ID, CTA_ZONE
 KIND = 0x3FFF
 
 
+def dump() -> Iterator[tuple[Entry, memoryview]]:
+    """Each entry of both address families, and the message about it; both are valid until the next
+    one. OSError without CAP_NET_ADMIN or where the kernel has no conntrack netlink."""
+    for family in (AF_INET, AF_INET6):
+        entry = Entry()
+        requests = Requests()
+        requests.dump(family)
+        buffer = bytearray(DUMP_SIZE)
+        entry.attach(buffer)
+        with open_socket(BUFFER, BUFFER) as connection:
+            connection.send(requests.take())
+            done = False
+            while not done:
+                end = connection.recv_into(buffer)
+                at = 0
+                while at < end and not done:
+                    following = entry.read(at, end)
+                    done = not following or entry.kind in (DONE, ERROR)
+                    if not done:
+                        yield entry, memoryview(buffer)[at:following]
+                    at = following
+
+
 def remove(chosen: Callable[[Entry], bool]) -> int:
-    """Remove the entries that are `chosen`; how many there were. OSError without CAP_NET_ADMIN or
-    where the kernel has no conntrack netlink."""
-    requests = [request for family in (AF_INET, AF_INET6) for request in _requests(family, chosen)]
+    """Remove the entries that are `chosen`; how many there were. OSError as `dump`."""
+    requests = [_deletion(message) for entry, message in dump() if chosen(entry)]
     removed = 0
     with open_socket(BUFFER, BUFFER) as connection:
         for request in requests:
@@ -36,30 +58,9 @@ def remove(chosen: Callable[[Entry], bool]) -> int:
     return removed
 
 
-def _requests(family: int, chosen: Callable[[Entry], bool]) -> Iterator[bytes]:
-    """Messages that delete the chosen entries of an address family."""
-    entry = Entry()
-    requests = Requests()
-    requests.dump(family)
-    buffer = bytearray(DUMP_SIZE)
-    entry.attach(buffer)
-    with open_socket(BUFFER, BUFFER) as connection:
-        connection.send(requests.take())
-        while True:
-            end = connection.recv_into(buffer)
-            at = 0
-            while at < end:
-                following = entry.read(at, end)
-                if not following or entry.kind in (DONE, ERROR):
-                    return
-                if entry.kind == ENTRY and chosen(entry):
-                    yield _deletion(family, bytes(buffer[at:following]))
-                at = following
-
-
-def _deletion(family: int, message: bytes) -> bytes:
+def _deletion(message: memoryview) -> bytes:
     """A request to delete the very entry that this message is about."""
-    body = struct.pack("!BBH", family, 0, 0)
+    body = struct.pack("!BBH", message[16], 0, 0)  # of the same address family
     length = int.from_bytes(message[:4], "little")
     at = HEADER
     while at + 4 <= length:

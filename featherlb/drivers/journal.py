@@ -24,6 +24,10 @@ ROOT = Path("/run/featherlb")
 _SO_NETNS_COOKIE = 71  # asm-generic/socket.h, Linux 5.14
 
 
+VipRow = tuple[str, str, int, int]
+"""Protocol, address, first and last port."""
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """One instance: its owner, what it serves and what it has changed."""
@@ -33,8 +37,7 @@ class Record:
     pid: int
     started: int
     """Clock ticks from boot to the owner's start (proc_pid_stat(5), field 22)."""
-    vips: tuple[tuple[str, str, int, int], ...]
-    """Protocol, address, first and last port."""
+    vips: tuple[VipRow, ...]
     sources: tuple[str, ...]
     """Backends with the addresses that `full` mode sends to them from."""
     order: int

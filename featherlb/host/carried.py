@@ -6,22 +6,18 @@ as long as the host forwards, those of closed ones hold their ports.
 
 import logging
 from collections.abc import Collection, Iterable
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import ip_address
 
+from featherlb.core.addresses import address_of
 from featherlb.core.conntrack import Entry
 from featherlb.drivers import entries, ipset
+from featherlb.drivers.journal import VipRow
 from featherlb.model import Address, Endpoint, Protocol
 
 log = logging.getLogger(__name__)
 
 DESTINATION_NAT = 1 << 5
 """IPS_DST_NAT in nf_conntrack_common.h."""
-MAPPED = 0xFFFF
-"""The upper half of the lower word of an IPv4 address (RFC 4291 section 2.5.5.2)."""
-
-
-VipRow = tuple[str, str, int, int]
-"""Protocol, address, first and last port, as in the journal."""
 
 
 def give_up(
@@ -53,7 +49,7 @@ def give_up(
             return False
         if not leads_to(entry, known) or leads_to(entry, kept):
             return False
-        source = _address(entry.back_src_high, entry.back_src_low)
+        source = address_of(entry.back_src_high, entry.back_src_low)
         endpoint = Endpoint(source, entry.back_ports >> 16)
         return str(ipset.Entry(endpoint, Protocol(entry.protocol))) in backends
 
@@ -66,11 +62,5 @@ def give_up(
 
 def _is(vip: Address, entry: Entry) -> bool:
     """Whether a VIP's address, which may stand for all of its family, is the destination."""
-    destination = _address(entry.dst_high, entry.dst_low)
+    destination = address_of(entry.dst_high, entry.dst_low)
     return destination == vip or (vip.is_unspecified and destination.version == vip.version)
-
-
-def _address(high: int, low: int) -> Address:
-    if not high and low >> 32 == MAPPED:
-        return IPv4Address(low & 0xFFFFFFFF)
-    return IPv6Address(high << 64 | low)

@@ -10,7 +10,13 @@ from dataclasses import replace
 from featherlb.drivers import iptables, journal, network, paths, sysctl
 from featherlb.errors import HostError
 from featherlb.host.kernel import check_kernel
-from featherlb.host.plan import carried_entries, kept_entries, subnet_interface, untracked_entries
+from featherlb.host.plan import (
+    carried_entries,
+    kept_entries,
+    on_datapath,
+    subnet_interface,
+    untracked_entries,
+)
 from featherlb.model import SOURCE_PORTS, Datapath, Endpoint, NatMode, Protocol, Service
 
 BY_SPEED = (Datapath.OFFLOAD, Datapath.RAW, Datapath.NFQUEUE)
@@ -93,8 +99,8 @@ def opposed(services: Sequence[Service], record: journal.Record) -> str | None:
             " connection tracking; give both the same datapath, or the other one nfqueue with the"
             " NAT mode full"
         )
-    raw = kept_entries([one for one in services if one.datapath is Datapath.RAW])
-    queued = kept_entries([one for one in services if one.datapath is Datapath.NFQUEUE])
+    raw = kept_entries(on_datapath(services, Datapath.RAW))
+    queued = kept_entries(on_datapath(services, Datapath.NFQUEUE))
     if both := raw.intersection(record.queued) | queued.intersection(record.raw):
         return (
             f"the featherlb with pid {record.pid} has the backend {min(both)} as well, and"

@@ -219,8 +219,8 @@ class Host:
         )
 
 
-def vip_rows(plan: HostPlan) -> tuple[tuple[str, str, int, int], ...]:
-    """The plan's VIPs as the journal has them: protocol, address, first and last port."""
+def vip_rows(plan: HostPlan) -> tuple[journal.VipRow, ...]:
+    """The plan's VIPs as the journal has them."""
     return tuple(
         (str(protocol), str(vip.address), vip.first_port, vip.last_port)
         for protocol, vip in plan.vips

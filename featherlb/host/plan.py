@@ -178,9 +178,9 @@ def build(
     )
     families = sorted({vip.address.version for _, vip in vips})
     prefix = f"featherlb-{options.queue}-"
-    raw = [service for service in services if service.datapath is Datapath.RAW]
-    carried = [service for service in services if service.datapath is Datapath.OFFLOAD]
-    rest = [service for service in services if service.datapath is Datapath.NFQUEUE]
+    raw = on_datapath(services, Datapath.RAW)
+    carried = on_datapath(services, Datapath.OFFLOAD)
+    rest = on_datapath(services, Datapath.NFQUEUE)
     queued = [_Parts.of(rest, family, prefix) for family in families]
     wired = [_Parts.of(raw, family, f"{prefix}raw-") for family in families]
     loads = [_Load.of(carried, family, f"{prefix}ct-") for family in families]
@@ -224,40 +224,37 @@ def source_entries(services: Iterable[Service]) -> frozenset[str]:
     )
 
 
+def on_datapath(services: Iterable[Service], datapath: Datapath) -> list[Service]:
+    """Those whose packets go this way."""
+    return [service for service in services if service.datapath is datapath]
+
+
 def kept_entries(services: Iterable[Service]) -> frozenset[str]:
     """Each backend that sees the client's address (`dnat`), as text.
 
     Instances may share it, but one can't drop its replies as copies that another has to get.
     """
-    return frozenset(
-        str(ipset.Entry(backend.endpoint, service.protocol))
-        for service in services
-        if service.nat is NatMode.DNAT
-        for backend in service.backends
-    )
+    return _backend_entries(service for service in services if service.nat is NatMode.DNAT)
 
 
 def carried_entries(services: Iterable[Service]) -> frozenset[str]:
     """Each backend whose replies the kernel has to track (datapath offload), as text."""
-    return frozenset(
-        str(ipset.Entry(backend.endpoint, service.protocol))
-        for service in services
-        if service.datapath is Datapath.OFFLOAD
-        for backend in service.backends
-    )
+    return _backend_entries(on_datapath(services, Datapath.OFFLOAD))
 
 
-def untracked_entries(services: Iterable[Service]) -> frozenset[str]:
+def untracked_entries(services: Sequence[Service]) -> frozenset[str]:
     """Each backend whose replies rules take out of connection tracking, whomever they are for, as
     text. Those of the datapath nfqueue in `full` mode are known by the port that was given to them,
     so only they are taken; with the datapath raw, all to this host's own addresses are, in
     either mode."""
-    return kept_entries(
-        [service for service in services if service.datapath is Datapath.NFQUEUE]
-    ) | frozenset(
+    queued = kept_entries(on_datapath(services, Datapath.NFQUEUE))
+    return queued | _backend_entries(on_datapath(services, Datapath.RAW))
+
+
+def _backend_entries(services: Iterable[Service]) -> frozenset[str]:
+    return frozenset(
         str(ipset.Entry(backend.endpoint, service.protocol))
         for service in services
-        if service.datapath is Datapath.RAW
         for backend in service.backends
     )
 

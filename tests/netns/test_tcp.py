@@ -18,7 +18,7 @@ from scapy.layers.inet import IP, TCP
 from netns import Lab, Node
 from netns.lab import VIP
 from netns.servers import HttpServer, Nginx
-from tests.netns.conftest import SEEING, Up, in_turn
+from tests.netns.conftest import SEEING, SERVED, Up, in_turn
 from tests.netns.traffic import (
     Session,
     ask,
@@ -190,11 +190,10 @@ def test_a_thousand_connections_of_two_clients(lab: Lab) -> None:
         assert min(count.values()) > 200
 
 
+@SERVED
 @pytest.mark.usefixtures("running")
 def test_long_connections_stay_while_others_come_and_go(lab: Lab) -> None:
     with ExitStack() as stack:
-        for node in lab.backends:
-            stack.enter_context(HttpServer(node))
         held = [stack.enter_context(Session(lab.client)) for _ in range(50)]
         first = [session.ask() for session in held]
         assert len({answer.backend for answer in first}) == 3
@@ -262,12 +261,11 @@ def test_a_refusal_by_the_backend_reaches_the_client(lab: Lab, featherlb: Up, na
         lab.client.connect(VIP, 80)
 
 
+@SERVED
 @pytest.mark.parametrize("nat", ["dnat", "full"])
 def test_a_client_port_is_used_again_at_once(lab: Lab, featherlb: Up, nat: str) -> None:
     options = ("--vip", f"{VIP}:80", "--scheduler", "rr", "--nat", nat)
     with ExitStack() as stack:
-        for node in lab.backends:
-            stack.enter_context(HttpServer(node))
         stack.enter_context(featherlb(lab, *options, *BACKENDS))
         turns = []
         for _ in range(6):
@@ -278,6 +276,7 @@ def test_a_client_port_is_used_again_at_once(lab: Lab, featherlb: Up, nat: str) 
     assert Counter(turns) == {"backend1": 2, "backend2": 2, "backend3": 2}
 
 
+@SERVED
 @in_turn(SEEING, nat=["dnat", "full"])
 def test_a_late_packet_of_the_last_connection_moves_no_new_one(
     lab: Lab, featherlb: Up, nat: str
@@ -287,8 +286,6 @@ def test_a_late_packet_of_the_last_connection_moves_no_new_one(
     options = ("--vip", f"{VIP}:80", "--scheduler", "rr", "--nat", nat)
     late = IP(src=VIP, dst=lab.client.address) / TCP(sport=80, dport=20001, flags="A", ack=1)
     with ExitStack() as stack:
-        for node in lab.backends:
-            stack.enter_context(HttpServer(node))
         stack.enter_context(featherlb(lab, *options, *BACKENDS))
         raw = stack.enter_context(
             lab.balancer.call(socket.socket, socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
