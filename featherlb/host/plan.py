@@ -57,6 +57,10 @@ QUOTED_SOURCE_PORT = {4: "0>>22&0x3C@8>>22&0x3C@8>>16", 6: "88>>16"}
 behind two IP headers and 8 bytes. IPv6 extension headers are not looked behind."""
 OPENING = "-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN"
 """`--syn`, as iptables-save writes it."""
+FEW = 4
+"""So many endpoints have a rule each, which asks for address and port: no slower than to look into
+a set for a packet that is for none of them, several times as fast for one that is for the first.
+"""
 NO_SOURCE = {4: "255.255.255.255", 6: "ff02::1"}
 """By address family, an address that no packet comes from."""
 
@@ -283,6 +287,11 @@ class _Group:
     def protocols(self) -> list[Protocol]:
         return sorted({entry.protocol for entry in self.entries})
 
+    def sets(self) -> Iterator[ipset.Set]:
+        """Their set, if they are so many that rules look into one."""
+        if len(self.entries) > FEW:
+            yield ipset.Set(self.set_name, self.family, self.entries)
+
     def _ports(self, protocol: Protocol, side: str) -> str:
         """A match for all ports from the lowest to the highest of the set. Looking into a set costs
         several times as much, and the other direction's packets have a client's port there."""
@@ -297,9 +306,9 @@ class _Group:
         """
         other = "src" if side == "dst" else "dst"
         extra = {Protocol.TCP: tcp + ports, Protocol.UDP: ports}
-        if use_set:
+        if use_set and len(self.entries) > FEW:
             sides = f"{side},{side}"
-            if self.entries and self.entries[0].peer is not None:
+            if self.entries[0].peer is not None:
                 sides += f",{other}"
             return [
                 f"-p {protocol}{extra[protocol]}{self._ports(protocol, side)}"
@@ -405,8 +414,7 @@ class _Parts:
 
     def sets(self) -> Iterator[ipset.Set]:
         for group in (self.vips, self.kept, self.replaced, self.full_backends):
-            if group.entries:
-                yield ipset.Set(group.set_name, group.family, group.entries)
+            yield from group.sets()
 
     def addresses(self) -> set[Address]:
         """The VIPs that are addresses, wildcards left out."""
@@ -611,8 +619,7 @@ class _Load:
 
     def sets(self) -> Iterator[ipset.Set]:
         for group in (self.parts.vips, self.parts.replaced, self.backends):
-            if group.entries:
-                yield ipset.Set(group.set_name, group.family, group.entries)
+            yield from group.sets()
 
 
 def _load_rules(

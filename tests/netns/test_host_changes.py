@@ -25,6 +25,8 @@ from tests.netns.traffic import wait_for
 
 SERVICE = ("10.0.0.10:80", "10.0.1.2:8080", "10.0.1.3:8080")
 SERVICE6 = ("[2001:db8::10]:80", "[2001:db8:1::2]:8080")
+CROWD = tuple(f"10.0.1.{i}:8080" for i in range(2, 7))
+"""So many backends that they stand in a set."""
 LOCAL = ("10.0.0.11:8000-8010", "127.0.0.1:8080")
 
 
@@ -249,12 +251,20 @@ def test_an_update_goes_over_to_other_backends(balancer: Node, flavour: str) -> 
         assert balancer.sysctl("net.ipv4.ip_forward") == "0"
         owner.update("10.0.1.2:8080", "127.0.0.1:8080")
         assert balancer.sysctl("net.ipv4.ip_forward") == "1"
-        assert balancer.call(members, "featherlb-0-backends4") == {"10.0.1.2", "127.0.0.1"}
         rules = snapshot(balancer)["iptables"]
+        assert rules.count("-s 10.0.1.2/32") == rules.count("-s 127.0.0.1/32") == 3
         assert "FEATHERLB-GUARD-0" in rules
+        # More of them stand in a set, and leave it when they are few again.
+        owner.update(*CROWD, "127.0.0.1:8080")
+        crowd = {backend.partition(":")[0] for backend in CROWD}
+        assert balancer.call(members, "featherlb-0-backends4") == {*crowd, "127.0.0.1"}
+        assert "-s 10.0.1.2/32" not in snapshot(balancer)["iptables"]
+        owner.update(*CROWD)
+        assert balancer.call(members, "featherlb-0-backends4") == crowd
         owner.update("10.0.1.3:8080")
-        assert balancer.call(members, "featherlb-0-backends4") == {"10.0.1.3"}
+        assert snapshot(balancer)["sets"] == []
         rules = snapshot(balancer)["iptables"]
+        assert rules.count("-s 10.0.1.3/32") == 3
         assert rules.count("-j FEATHERLB-RAW-0") == 2
         assert "FEATHERLB-GUARD-0" not in rules
         assert balancer.sysctl("net.ipv4.conf.all.route_localnet") == "0"
@@ -274,7 +284,7 @@ def members(name: str) -> set[str]:
 def test_what_no_journal_knows_is_found(balancer: Node, flavour: str) -> None:
     balancer.sysctl("net.ipv4.ip_forward", 1)
     with unchanged(balancer):
-        owner = Owner(balancer, "7", "dnat", "10.0.0.1:80", "10.0.1.2:8080")
+        owner = Owner(balancer, "7", "dnat", "10.0.0.1:80", *CROWD)
         shutil.rmtree(balancer.call(journal.Journal).directory)
         owner.kill()
         removed = balancer.call(host.remove_leftovers)
@@ -294,7 +304,7 @@ def test_a_running_instance_is_no_leftover(balancer: Node) -> None:
 def test_what_others_change_is_noticed(balancer: Node, flavour: str) -> None:
     """And an update puts it right."""
     balancer.sysctl("net.ipv4.ip_forward", 0)
-    services = balancer.call(host.prepare, [service("dnat", *SERVICE[:1], list(SERVICE[1:]))])
+    services = balancer.call(host.prepare, [service("dnat", SERVICE[0], list(CROWD))])
 
     def plan() -> host.HostPlan:
         return host.build(services, options, host.survey(services))
@@ -309,12 +319,12 @@ def test_what_others_change_is_noticed(balancer: Node, flavour: str) -> None:
             balancer.run([f"iptables-{flavour}", "-t", "raw", "-D", *rule])
             added = ["FEATHERLB-FORWARD-0", "-j", "DROP"]
             balancer.run([f"iptables-{flavour}", "-t", "raw", "-I", *added])
-            balancer.run(["ipset", "flush", "featherlb-0-vips4"])
+            balancer.run(["ipset", "flush", "featherlb-0-backends4"])
             balancer.run(["ip", "addr", "del", "10.0.0.10/32", "dev", "front"])
             assert balancer.call(instance.deviations) == [
                 "the iptables rule `raw: -A PREROUTING -j FEATHERLB-RAW-0` is gone",
                 "the iptables rule `raw: -A FEATHERLB-FORWARD-0 -j DROP` is not featherlb's",
-                "the ipset featherlb-0-vips4 is gone or has other entries",
+                "the ipset featherlb-0-backends4 is gone or has other entries",
                 "net.ipv4.ip_forward is 0 and has to be 1",
                 "the VIP 10.0.0.10 is no address of this host any more",
             ]

@@ -48,7 +48,7 @@ def rules(lab: Lab) -> list[str]:
 
 def test_rules_do_not_grow_with_services(lab: Lab, featherlb: Up, tmp_path: Path) -> None:
     path = tmp_path / "lb.yaml"
-    path.write_text(configuration(4))
+    path.write_text(configuration(8))
     with featherlb(lab, "--config", str(path)):
         few = rules(lab)
     path.write_text(configuration(COUNT))

@@ -40,6 +40,8 @@ def describe(*services: Service, options: Options | None = None, **facts: object
 
 
 WEB = service(vip("10.0.0.10:80"), backends=(backend("10.0.1.3:8080"), backend("10.0.1.2:8080")))
+CROWD = tuple(backend(f"10.0.1.{i}:8080") for i in range(2, 7))
+"""So many that rules look into a set for them."""
 
 
 def test_dnat() -> None:
@@ -47,22 +49,16 @@ def test_dnat() -> None:
         describe(WEB)
         == """\
 sysctl -w net.ipv4.ip_forward=1
-ipset create featherlb-0-vips4 hash:ip,port family inet maxelem 1048576
-ipset add featherlb-0-vips4 10.0.0.10,tcp:80
-ipset create featherlb-0-backends4 hash:ip,port family inet maxelem 1048576
-ipset add featherlb-0-backends4 10.0.1.2,tcp:8080
-ipset add featherlb-0-backends4 10.0.1.3,tcp:8080
 iptables -t filter -N FEATHERLB-ERROR-0
 iptables -t filter -N FEATHERLB-FILTER-0
 iptables -t filter -A FEATHERLB-ERROR-0 -p icmp --icmp-type 3 -j ACCEPT
 iptables -t filter -A FEATHERLB-ERROR-0 -p icmp --icmp-type 11 -j ACCEPT
 iptables -t filter -A FEATHERLB-ERROR-0 -p icmp --icmp-type 12 -j ACCEPT
-iptables -t filter -A FEATHERLB-FILTER-0 -p tcp --dport 8080 -m set --match-set \
-featherlb-0-backends4 dst,dst -j ACCEPT
-iptables -t filter -A FEATHERLB-FILTER-0 -p tcp ! --syn --sport 8080 -m set --match-set \
-featherlb-0-backends4 src,src -j ACCEPT
-iptables -t filter -A FEATHERLB-FILTER-0 -p tcp --sport 80 -m set --match-set featherlb-0-vips4 \
-src,src -j ACCEPT
+iptables -t filter -A FEATHERLB-FILTER-0 -p tcp -d 10.0.1.2 --dport 8080 -j ACCEPT
+iptables -t filter -A FEATHERLB-FILTER-0 -p tcp -d 10.0.1.3 --dport 8080 -j ACCEPT
+iptables -t filter -A FEATHERLB-FILTER-0 -p tcp ! --syn -s 10.0.1.2 --sport 8080 -j ACCEPT
+iptables -t filter -A FEATHERLB-FILTER-0 -p tcp ! --syn -s 10.0.1.3 --sport 8080 -j ACCEPT
+iptables -t filter -A FEATHERLB-FILTER-0 -p tcp -s 10.0.0.10 --sport 80 -j ACCEPT
 iptables -t filter -I INPUT 1 -p icmp -m conntrack --ctstate INVALID,UNTRACKED -j FEATHERLB-ERROR-0
 iptables -t filter -I FORWARD 1 -p icmp -m conntrack --ctstate INVALID,UNTRACKED -j \
 FEATHERLB-ERROR-0
@@ -74,8 +70,10 @@ iptables -t filter -I OUTPUT 1 -m conntrack --ctstate UNTRACKED -j FEATHERLB-FIL
 iptables -t mangle -N FEATHERLB-MANGLE-0
 iptables -t mangle -N FEATHERLB-REPLY-0
 iptables -t mangle -N FEATHERLB-ERROR-0
-iptables -t mangle -A FEATHERLB-MANGLE-0 -p tcp ! --syn --sport 8080 -m set --match-set \
-featherlb-0-backends4 src,src -g FEATHERLB-REPLY-0
+iptables -t mangle -A FEATHERLB-MANGLE-0 -p tcp ! --syn -s 10.0.1.2 --sport 8080 -g \
+FEATHERLB-REPLY-0
+iptables -t mangle -A FEATHERLB-MANGLE-0 -p tcp ! --syn -s 10.0.1.3 --sport 8080 -g \
+FEATHERLB-REPLY-0
 iptables -t mangle -A FEATHERLB-MANGLE-0 -p icmp --icmp-type 3 -g FEATHERLB-ERROR-0
 iptables -t mangle -A FEATHERLB-MANGLE-0 -p icmp --icmp-type 11 -g FEATHERLB-ERROR-0
 iptables -t mangle -A FEATHERLB-MANGLE-0 -p icmp --icmp-type 12 -g FEATHERLB-ERROR-0
@@ -87,10 +85,9 @@ iptables -t raw -N FEATHERLB-RAW-0
 iptables -t raw -N FEATHERLB-FORWARD-0
 iptables -t raw -N FEATHERLB-ERROR-0
 iptables -t raw -N FEATHERLB-REDIRECT-0
-iptables -t raw -A FEATHERLB-RAW-0 -p tcp --dport 80 -m set --match-set featherlb-0-vips4 dst,dst \
--g FEATHERLB-FORWARD-0
-iptables -t raw -A FEATHERLB-RAW-0 -p tcp ! --syn --sport 8080 -m set --match-set \
-featherlb-0-backends4 src,src -j CT --notrack
+iptables -t raw -A FEATHERLB-RAW-0 -p tcp -d 10.0.0.10 --dport 80 -g FEATHERLB-FORWARD-0
+iptables -t raw -A FEATHERLB-RAW-0 -p tcp ! --syn -s 10.0.1.2 --sport 8080 -j CT --notrack
+iptables -t raw -A FEATHERLB-RAW-0 -p tcp ! --syn -s 10.0.1.3 --sport 8080 -j CT --notrack
 iptables -t raw -A FEATHERLB-RAW-0 -p icmp --icmp-type 3 -g FEATHERLB-ERROR-0
 iptables -t raw -A FEATHERLB-RAW-0 -p icmp --icmp-type 11 -g FEATHERLB-ERROR-0
 iptables -t raw -A FEATHERLB-RAW-0 -p icmp --icmp-type 12 -g FEATHERLB-ERROR-0
@@ -180,7 +177,27 @@ def test_wildcards_and_ranges_are_rules_of_their_own() -> None:
     assert not any("ipset" in line for line in lines)
 
 
+def test_many_endpoints_stand_in_sets() -> None:
+    lines = describe(replace(WEB, backends=CROWD))
+    assert lines[1:7] == [
+        "ipset create featherlb-0-backends4 hash:ip,port family inet maxelem 1048576",
+        *(f"ipset add featherlb-0-backends4 10.0.1.{i},tcp:8080" for i in range(2, 7)),
+    ]
+    assert [line for line in lines if "10.0.1." in line] == lines[2:7]
+    replies = "-p tcp ! --syn --sport 8080 -m set --match-set featherlb-0-backends4 src,src"
+    assert [line for line in lines if "match-set" in line] == [
+        "iptables -t filter -A FEATHERLB-FILTER-0 -p tcp --dport 8080"
+        " -m set --match-set featherlb-0-backends4 dst,dst -j ACCEPT",
+        f"iptables -t filter -A FEATHERLB-FILTER-0 {replies} -j ACCEPT",
+        f"iptables -t mangle -A FEATHERLB-MANGLE-0 {replies} -g FEATHERLB-REPLY-0",
+        f"iptables -t raw -A FEATHERLB-RAW-0 {replies} -j CT --notrack",
+    ]
+    few = describe(replace(WEB, backends=CROWD[:-1]))
+    assert not any("ipset" in line or "match-set" in line for line in few)
+
+
 def test_the_number_of_rules_does_not_depend_on_the_number_of_endpoints() -> None:
+    some = replace(WEB, vips=tuple(vip(f"10.0.0.{i}:80") for i in range(5)), backends=CROWD)
     many = [
         service(
             vip(f"10.1.{i}.10:80"),
@@ -189,19 +206,19 @@ def test_the_number_of_rules_does_not_depend_on_the_number_of_endpoints() -> Non
         for i in range(50)
     ]
     rules = [line for line in describe(*many) if line.startswith("iptables")]
-    assert len(rules) == len([line for line in describe(WEB) if line.startswith("iptables")])
+    assert len(rules) == len([line for line in describe(some) if line.startswith("iptables")])
 
 
 def test_protocols_and_families_have_rules_of_their_own() -> None:
     dns = service(
         vip("[2001:db8::10]:53"),
-        backends=(backend("[2001:db8:1::2]:53"),),
+        backends=tuple(backend(f"[2001:db8:1::{i}]:53") for i in range(2, 7)),
         protocol=Protocol.UDP,
     )
     lines = describe(WEB, dns)
     assert "sysctl -w net.ipv6.conf.all.forwarding=1" in lines
-    assert "ipset add featherlb-0-vips6 2001:db8::10,udp:53" in lines
-    assert "ipset create featherlb-0-vips6 hash:ip,port family inet6 maxelem 1048576" in lines
+    assert "ipset add featherlb-0-backends6 2001:db8:1::2,udp:53" in lines
+    assert "ipset create featherlb-0-backends6 hash:ip,port family inet6 maxelem 1048576" in lines
     assert (
         "ip6tables -t raw -A FEATHERLB-RAW-0 -p udp --sport 53"
         " -m set --match-set featherlb-0-backends6 src,src -j CT --notrack"
@@ -210,7 +227,7 @@ def test_protocols_and_families_have_rules_of_their_own() -> None:
 
 
 def test_sets_are_looked_into_only_at_ports_that_they_have() -> None:
-    backends = (backend("10.0.1.2:8080"), backend("10.0.1.3:80"), backend("10.0.1.4:443"))
+    backends = (*CROWD, backend("10.0.1.3:80"), backend("10.0.1.4:443"))
     dns = replace(WEB, name="dns", protocol=Protocol.UDP, backends=(backend("10.0.1.2:53"),))
     lines = describe(replace(WEB, backends=backends), dns)
     found = [line for line in lines if "-A FEATHERLB-MANGLE-0" in line and "-m set" in line]
@@ -371,7 +388,7 @@ def test_both_families_can_have_vips_of_one_protocol() -> None:
 @pytest.mark.parametrize("queue", [0, 65535])
 def test_names_fit(queue: int) -> None:
     both = [
-        WEB,
+        replace(WEB, backends=CROWD),
         service(
             vip("10.0.0.11:80"), backends=(backend("127.0.0.1:1", "127.0.0.1"),), nat=NatMode.FULL
         ),
@@ -396,22 +413,16 @@ def test_raw() -> None:
     assert (
         describe(RAW)
         == """\
-ipset create featherlb-0-raw-vips4 hash:ip,port family inet maxelem 1048576
-ipset add featherlb-0-raw-vips4 10.0.0.10,tcp:80
-ipset create featherlb-0-raw-backends4 hash:ip,port family inet maxelem 1048576
-ipset add featherlb-0-raw-backends4 10.0.1.2,tcp:8080
-ipset add featherlb-0-raw-backends4 10.0.1.3,tcp:8080
 iptables -t filter -N FEATHERLB-ERROR-0
 iptables -t filter -N FEATHERLB-FILTER-0
 iptables -t filter -A FEATHERLB-ERROR-0 -p icmp --icmp-type 3 -j ACCEPT
 iptables -t filter -A FEATHERLB-ERROR-0 -p icmp --icmp-type 11 -j ACCEPT
 iptables -t filter -A FEATHERLB-ERROR-0 -p icmp --icmp-type 12 -j ACCEPT
-iptables -t filter -A FEATHERLB-FILTER-0 -p tcp --dport 8080 -m set --match-set \
-featherlb-0-raw-backends4 dst,dst -j ACCEPT
-iptables -t filter -A FEATHERLB-FILTER-0 -p tcp ! --syn --sport 8080 -m set --match-set \
-featherlb-0-raw-backends4 src,src -j ACCEPT
-iptables -t filter -A FEATHERLB-FILTER-0 -p tcp --sport 80 -m set --match-set \
-featherlb-0-raw-vips4 src,src -j ACCEPT
+iptables -t filter -A FEATHERLB-FILTER-0 -p tcp -d 10.0.1.2 --dport 8080 -j ACCEPT
+iptables -t filter -A FEATHERLB-FILTER-0 -p tcp -d 10.0.1.3 --dport 8080 -j ACCEPT
+iptables -t filter -A FEATHERLB-FILTER-0 -p tcp ! --syn -s 10.0.1.2 --sport 8080 -j ACCEPT
+iptables -t filter -A FEATHERLB-FILTER-0 -p tcp ! --syn -s 10.0.1.3 --sport 8080 -j ACCEPT
+iptables -t filter -A FEATHERLB-FILTER-0 -p tcp -s 10.0.0.10 --sport 80 -j ACCEPT
 iptables -t filter -I INPUT 1 -p icmp -m conntrack --ctstate INVALID,UNTRACKED -j FEATHERLB-ERROR-0
 iptables -t filter -I OUTPUT 1 -p icmp -m conntrack --ctstate INVALID,UNTRACKED -j \
 FEATHERLB-ERROR-0
@@ -420,8 +431,10 @@ iptables -t filter -I OUTPUT 1 -m conntrack --ctstate UNTRACKED -j FEATHERLB-FIL
 iptables -t mangle -N FEATHERLB-MANGLE-0
 iptables -t mangle -N FEATHERLB-REPLY-0
 iptables -t mangle -N FEATHERLB-ERROR-0
-iptables -t mangle -A FEATHERLB-MANGLE-0 -p tcp ! --syn --sport 8080 -m set --match-set \
-featherlb-0-raw-backends4 src,src -g FEATHERLB-REPLY-0
+iptables -t mangle -A FEATHERLB-MANGLE-0 -p tcp ! --syn -s 10.0.1.2 --sport 8080 -g \
+FEATHERLB-REPLY-0
+iptables -t mangle -A FEATHERLB-MANGLE-0 -p tcp ! --syn -s 10.0.1.3 --sport 8080 -g \
+FEATHERLB-REPLY-0
 iptables -t mangle -A FEATHERLB-MANGLE-0 -p icmp --icmp-type 3 -g FEATHERLB-ERROR-0
 iptables -t mangle -A FEATHERLB-MANGLE-0 -p icmp --icmp-type 11 -g FEATHERLB-ERROR-0
 iptables -t mangle -A FEATHERLB-MANGLE-0 -p icmp --icmp-type 12 -g FEATHERLB-ERROR-0
@@ -431,16 +444,18 @@ iptables -t mangle -A INPUT -j FEATHERLB-MANGLE-0
 iptables -t raw -N FEATHERLB-RAW-0
 iptables -t raw -N FEATHERLB-FORWARD-0
 iptables -t raw -N FEATHERLB-COPY-0
-iptables -t raw -A FEATHERLB-RAW-0 -p tcp --dport 80 -m set --match-set featherlb-0-raw-vips4 \
-dst,dst -g FEATHERLB-FORWARD-0
-iptables -t raw -A FEATHERLB-RAW-0 -p tcp ! --syn --sport 8080 -m set --match-set \
-featherlb-0-raw-backends4 src,src -m addrtype --dst-type LOCAL -j CT --notrack
+iptables -t raw -A FEATHERLB-RAW-0 -p tcp -d 10.0.0.10 --dport 80 -g FEATHERLB-FORWARD-0
+iptables -t raw -A FEATHERLB-RAW-0 -p tcp ! --syn -s 10.0.1.2 --sport 8080 -m addrtype --dst-type \
+LOCAL -j CT --notrack
+iptables -t raw -A FEATHERLB-RAW-0 -p tcp ! --syn -s 10.0.1.3 --sport 8080 -m addrtype --dst-type \
+LOCAL -j CT --notrack
 iptables -t raw -A FEATHERLB-FORWARD-0 -j CT --notrack
 iptables -t raw -A FEATHERLB-FORWARD-0 -j NFQUEUE --queue-num 0
-iptables -t raw -A FEATHERLB-COPY-0 -p tcp --dport 80 -m set --match-set featherlb-0-raw-vips4 \
-dst,dst -j DROP
-iptables -t raw -A FEATHERLB-COPY-0 -p tcp ! --syn --sport 8080 -m set --match-set \
-featherlb-0-raw-backends4 src,src -m addrtype ! --dst-type LOCAL -j DROP
+iptables -t raw -A FEATHERLB-COPY-0 -p tcp -d 10.0.0.10 --dport 80 -j DROP
+iptables -t raw -A FEATHERLB-COPY-0 -p tcp ! --syn -s 10.0.1.2 --sport 8080 -m addrtype ! \
+--dst-type LOCAL -j DROP
+iptables -t raw -A FEATHERLB-COPY-0 -p tcp ! --syn -s 10.0.1.3 --sport 8080 -m addrtype ! \
+--dst-type LOCAL -j DROP
 iptables -t raw -A PREROUTING -j FEATHERLB-RAW-0
 iptables -t raw -A OUTPUT -j FEATHERLB-RAW-0
 iptables -t raw -I PREROUTING 1 -j FEATHERLB-COPY-0
@@ -475,16 +490,17 @@ def test_a_router_tells_replies_from_what_it_forwards_by_connection_tracking() -
         "-p tcp ! --syn --sport 8080 -m set --match-set featherlb-0-raw-backends4 src,src"
         " -m addrtype ! --dst-type LOCAL"
     )
-    for_vip = "-p tcp --dport 80 -m set --match-set featherlb-0-raw-vips4 dst,dst -j DROP"
-    router = describe(RAW, routers=frozenset({4}))
+    for_vip = "-p tcp -d 10.0.0.10 --dport 80 -j DROP"
+    crowd = replace(RAW, backends=CROWD)
+    router = describe(crowd, routers=frozenset({4}))
     assert copies(router, "raw") == [for_vip]
     assert copies(router, "mangle") == [
         f"{forwarded} -m conntrack ! --ctstate ESTABLISHED,RELATED -j DROP"
     ]
     assert "iptables -t mangle -I PREROUTING 1 -j FEATHERLB-COPY-0" in router
     others = (
-        describe(RAW, routers=frozenset({6})),
-        describe(RAW, routers=frozenset({4}), conntrack=False),
+        describe(crowd, routers=frozenset({6})),
+        describe(crowd, routers=frozenset({4}), conntrack=False),
     )
     for lines in others:
         assert copies(lines, "raw") == [for_vip, f"{forwarded} -j DROP"]
@@ -495,7 +511,7 @@ def test_datapaths_side_by_side() -> None:
     queued = replace(WEB, name="queued", vips=(vip("10.0.0.11:80"),), backends=WEB.backends[:1])
     lines = describe(RAW, queued)
     # Replies of the backend that both have are the worker's to tell apart.
-    shared = "-p tcp ! --syn --sport 8080 -m set --match-set featherlb-0-backends4 src,src"
+    shared = "-p tcp ! --syn -s 10.0.1.3 --sport 8080"
     assert copies(lines, "mangle")[0] == f"{shared} -j RETURN"
     assert "iptables -t mangle -A POSTROUTING -j FEATHERLB-MANGLE-0" in lines
     assert "sysctl -w net.ipv4.ip_forward=1" in lines
@@ -511,8 +527,7 @@ def test_a_port_given_on_one_datapath_can_equal_a_wildcard_vips_on_the_other() -
         vip("10.0.0.10:80"), backends=(backend("10.0.1.2:80", "10.0.1.1"),), nat=NatMode.FULL
     )
     assert copies(describe(everywhere, replace(full, name="full")), "raw") == [
-        "-p tcp --dport 1024:32767 --sport 80 -m set --match-set featherlb-0-sources4 src,src,dst"
-        " -j RETURN",
+        "-p tcp --dport 1024:32767 -s 10.0.1.2 --sport 80 -d 10.0.1.1 -j RETURN",
         "-p tcp -m addrtype --dst-type LOCAL --dport 2000 -j DROP",
     ]
 
@@ -537,7 +552,8 @@ def test_the_number_of_raw_rules_is_constant() -> None:
         vips=tuple(vip(f"10.0.0.{i}:80") for i in range(1, 100)),
         backends=tuple(backend(f"10.0.1.{i}:8080") for i in range(1, 200)),
     )
-    few, all_of_them = describe(RAW), describe(many)
+    some = replace(many, vips=many.vips[:5], backends=many.backends[:5])
+    few, all_of_them = describe(some), describe(many)
     assert [x for x in few if x[:3] == "ipt"] == [x for x in all_of_them if x[:3] == "ipt"]
 
 
