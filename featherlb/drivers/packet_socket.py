@@ -11,7 +11,7 @@ IP would get. So VLAN tags have been taken off by the VLAN interface that is the
 on again by the one that is sent through; what tc or nftables drop at ingress does not get here; and
 nothing that this host sends comes back.
 
-What arrives here goes on to the kernel as well; rules drop it there (featherlb.host.plan).
+What arrives here goes on to the kernel as well; rules drop it there (featherlb.host.plan.copies).
 """
 
 import errno

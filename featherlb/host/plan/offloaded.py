@@ -1,0 +1,207 @@
+"""Rules and settings for services whose connections the kernel carries (datapath offload).
+
+Imports `model`, its siblings and the value types of the drivers.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from featherlb.drivers import ipset, iptables, sysctl
+from featherlb.drivers.iptables import Jump, Table
+from featherlb.host.plan import icmp
+from featherlb.host.plan.addresses import foreign_vips
+from featherlb.host.plan.endpoints import GIVEN_PORTS, NO_OPENING, Group, Parts
+from featherlb.host.plan.facts import Facts, Options
+from featherlb.host.plan.guards import guards, redirects, settings
+from featherlb.host.plan.steering import (
+    queue_by_client,
+    queue_by_port,
+    queue_echo_requests,
+    returns,
+)
+from featherlb.model import NatMode, Service
+
+OPENING = "-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN"
+"""`--syn`, as iptables-save writes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What the kernel's connection tracking carries of one address family (datapath offload)."""
+
+    parts: Parts
+    backends: Group
+    """All of them, whichever address they see."""
+
+    @classmethod
+    def of(cls, services: Sequence[Service], family: int, prefix: str) -> "Load":
+        backends = {
+            ipset.Entry(backend.endpoint, service.protocol)
+            for service in services
+            for backend in service.backends
+            if backend.endpoint.address.version == family
+        }
+        return cls(
+            Parts.of(services, family, prefix),
+            Group(f"{prefix}ends{family}", family, tuple(sorted(backends, key=str))),
+        )
+
+    def sets(self) -> Iterator[ipset.Set]:
+        for group in (self.parts.vips, self.parts.replaced, self.backends):
+            yield from group.sets()
+
+
+def offload_rules(
+    load: Load, services: Sequence[Service], options: Options, facts: Facts, resting: bool
+) -> iptables.Ruleset:
+    """Rules for services whose connections the kernel carries.
+
+    - raw takes SYNs to a VIP to the queue, before connection tracking has met them. When the
+      verdict comes, it knows the connection and translates the SYN as its first packet.
+    - mangle PREROUTING and OUTPUT take what connection tracking doesn't know and nobody translates:
+      datagrams to a VIP that it takes for new ones, and of connections that it has forgotten, or
+      that were taken away from it, whatever comes to a VIP or from a backend.
+    - filter lets pass what connection tracking translates to and from the backends.
+    - nat has a chain, for without one the kernel translates nothing. With `fail_open`, it sends to
+      a backend what got past the queue.
+    """
+    # A VIP of TCP and UDP has a match for each.
+    opened = [
+        match
+        for match in load.parts.vip_matches("dst", facts.sets, tcp=" --syn")
+        if match.startswith("-p tcp --syn")
+    ]
+    return {
+        "filter": _filter(load, options, facts),
+        "nat": _nat(services, load.parts.family, options),
+        "mangle": Table({}, ()) if resting else _mangle(load, opened, options, facts),
+        "raw": _raw(load.parts, [] if resting else opened, options, facts, resting),
+    }
+
+
+def _chain(role: str, options: Options) -> str:
+    return f"FEATHERLB-CT{role}-{options.queue}"
+
+
+def _raw(parts: Parts, opened: list[str], options: Options, facts: Facts, resting: bool) -> Table:
+    chains: dict[str, tuple[str, ...]] = {}
+    jumps = []
+    if opened:
+        steering, open_ = _chain("RAW", options), _chain("OPEN", options)
+        chains[steering] = (*returns(facts), *(f"{match} -g {open_}" for match in opened))
+        chains[open_] = tuple(queue_by_client("src,sport", options))
+        jumps += [Jump(hook, f"{OPENING} -j {steering}") for hook in ("PREROUTING", "OUTPUT")]
+    echoes = queue_echo_requests(parts.family, foreign_vips([parts], options, facts), options)
+    for role, hook, first, rules in (
+        ("REDIRECT", "OUTPUT", True, redirects(parts, facts)),
+        (
+            "ECHO",
+            "PREROUTING",
+            False,
+            () if resting else echoes,
+        ),
+        ("GUARD", "PREROUTING", True, guards(parts, full=False)),
+    ):
+        if found := tuple(rules):
+            name = _chain(role, options)
+            chains[name] = found
+            jumps.append(Jump(hook, f"-j {name}", first=first))
+    return Table(chains, tuple(jumps))
+
+
+def _mangle(load: Load, opened: list[str], options: Options, facts: Facts) -> Table:
+    parts = load.parts
+    stray, forward, full, reply = (
+        _chain(role, options) for role in ("STRAY", "FORWARD", "FULL", "REPLY")
+    )
+    full_replies = parts.replaced.matches(
+        "src", facts.sets, ports=f" --dport {GIVEN_PORTS}", tcp=NO_OPENING
+    )
+    replies = load.backends.matches("src", facts.sets, tcp=NO_OPENING)
+    unknown = "-m conntrack --ctstate INVALID,NEW -m conntrack ! --ctstate DNAT"
+    return Table(
+        {
+            stray: (
+                *returns(facts),
+                *(
+                    f"{match} -g {forward}"
+                    for match in parts.vip_matches("dst", facts.sets, tcp=NO_OPENING)
+                ),
+                *(f"{match} -g {full}" for match in full_replies),
+                *(f"{match} -g {reply}" for match in replies if match.startswith("-p tcp")),
+                # One that was queued in raw is known by now, or has to be sent again.
+                *(f"{match} -j DROP" for match in opened if not options.fail_open),
+            ),
+            forward: tuple(queue_by_client("src,sport", options)),
+            full: tuple(queue_by_port(parts.replaced.protocols, options, bypass=True)),
+            reply: tuple(queue_by_client("dst,dport", options, bypass=True)),
+        },
+        tuple(Jump(hook, f"{unknown} -j {stray}") for hook in ("PREROUTING", "OUTPUT")),
+    )
+
+
+def _filter(load: Load, options: Options, facts: Facts) -> Table:
+    name = _chain("FILTER", options)
+    both = [
+        *load.backends.matches("dst", facts.sets),
+        *load.backends.matches("src", facts.sets),
+        *(f"{match} -m conntrack --ctstate RELATED" for match in icmp.errors(load.parts.family)),
+    ]
+    return Table(
+        {name: tuple(f"{match} -j ACCEPT" for match in both)},
+        tuple(
+            Jump(hook, f"-m conntrack --ctstate DNAT -j {name}", first=True)
+            for hook in ("INPUT", "FORWARD", "OUTPUT")
+        ),
+    )
+
+
+def _nat(services: Sequence[Service], family: int, options: Options) -> Table:
+    nat, source = _chain("NAT", options), _chain("SOURCE", options)
+    lots = tuple(_fallback(services, family)) if options.fail_open else ()
+    full = tuple(
+        f"{match} -m conntrack --ctstate DNAT -j MASQUERADE"
+        for match in _full_backends(services, family)
+        if options.fail_open
+    )
+    return Table(
+        {nat: lots, source: full},
+        (
+            *(Jump(hook, f"-j {nat}") for hook in ("PREROUTING", "OUTPUT")),
+            Jump("POSTROUTING", f"-j {source}"),
+        ),
+    )
+
+
+def offload_settings(loads: Iterable[Load], facts: Facts) -> Iterator[sysctl.Setting]:
+    for load in loads:
+        if load.parts.vips.entries or load.parts.other_vips:
+            yield from settings([replace(load.parts, full=False)], facts)
+            # So that connection tracking counts packets and bytes.
+            yield "net/netfilter/nf_conntrack_acct", "1"
+
+
+def _fallback(services: Sequence[Service], family: int) -> Iterator[str]:
+    """In nat: a connection of each service to one of its backends, by lot."""
+    for service in services:
+        backends = [
+            backend.endpoint
+            for backend in service.backends
+            if backend.endpoint.address.version == family
+        ]
+        for match in Parts.of([service], family, "").vip_matches("dst", use_set=False):
+            for left, endpoint in zip(range(len(backends), 0, -1), backends, strict=True):
+                lot = f" -m statistic --mode random --probability {1 / left:.8f}"
+                yield f"{match}{lot if left > 1 else ''} -j DNAT --to-destination {endpoint}"
+
+
+def _full_backends(services: Sequence[Service], family: int) -> list[str]:
+    """Matches for packets to the backends that don't see their clients."""
+    return sorted(
+        {
+            f"-p {service.protocol} -d {backend.endpoint.address} --dport {backend.endpoint.port}"
+            for service in services
+            for backend in service.backends
+            if service.nat is NatMode.FULL and backend.endpoint.address.version == family
+        }
+    )
