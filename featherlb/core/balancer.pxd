@@ -1,63 +1,58 @@
 # C types of balancer.py, for the compiled build.
 cimport cython
+from featherlb.core.answers cimport Answers
 from featherlb.core.checksum cimport fold, words
 from featherlb.core.conntrack cimport AF_INET6, DESTINATION_NAT, SEEN_REPLY, Entry, Requests
+from featherlb.core.counters cimport (
+    COUNTERS, OPENED, REFUSED, RESETS, SYN_RETRIES, SYN_TIMEOUTS, Counters)
 from featherlb.core.flow cimport (
     ABANDONED, ADDRESS_DELTA, AWAITED, BYTES, CARRIED, COUNTED, CREATED, EXPECTED, FLAGS, FULL, IPV6,
-    LOCAL_BACKEND, LOCAL_CLIENT, MEMBER, NEXT, OFFLOADED, PORTS, PROTOCOL, QUEUE, RESPONSES, SEEN,
+    LOCAL_CLIENT, MEMBER, NEXT, OFFLOADED, PORTS, PROTOCOL, QUEUE, RESPONSES, SEEN,
     STATE, TRANSPORT_DELTA, WIRED, FlowTable)
 from featherlb.core.hops cimport SLOT_MASK, SLOT_SHIFT, Hops
-from featherlb.core.icmp cimport (
-    find_quoted, is_echo_request, is_error, is_icmp, is_intact, translate_error)
+from featherlb.core.fragments cimport Fragments
+from featherlb.core.icmp cimport IcmpHandler, is_icmp
+from featherlb.core.members cimport Members, Slot
 from featherlb.core.mss cimport lower
 from featherlb.core.nat cimport translate, translate_addresses
 from featherlb.core.packet cimport (
-    ACK, FIN, FRAGMENT, MAPPED, MASK32, OK, RST, SYN, TCP, UDP, UNSUPPORTED, Packet)
+    ACK, FIN, FRAGMENT, MASK32, OK, RST, SYN, TCP, UDP, UNSUPPORTED, Packet)
+from featherlb.core.services cimport Services
 
-cdef Py_ssize_t EVENTS, COUNTERS
+cdef Py_ssize_t EVENTS
 cdef unsigned char[::1] NEXT_STATE, IS_ACTIVE, IS_REUSABLE, KERNEL_STATES
 cdef int EVENT_SYN, EVENT_SYN_ACK, EVENT_FIN, EVENT_RST, EVENT_ACK
 cdef int CLOSED
-cdef int NEW, SYN_SENT, SYN_RECEIVED, SYN_RETRIED, ESTABLISHED, ADOPTED, YOUNG, INPUT, UDP_ONE_WAY, UDP_TWO_WAY, PREROUTING, OUTPUT, TRUNCATED, PASS, REWRITTEN, DROP
+cdef int NEW, SYN_SENT, SYN_RECEIVED, SYN_RETRIED, ESTABLISHED, ADOPTED, YOUNG, INPUT, UDP_ONE_WAY, UDP_TWO_WAY, PREROUTING, OUTPUT, TRUNCATED, REWRITTEN, DROP
 cdef int WIRE, COPY, MARTIAN, TTL_EXCEEDED, TOO_BIG, NO_NEXT_HOP
 cdef int CARRY, ASK, INVALID, NO_ENTRY, FORWARD, GSO
-cdef int NOT_READY, ICMP_ERROR, BAD_CHECKSUM, ECHO
-cdef int TRUNCATED_REASON, NOT_OURS, NO_BACKEND, POOL_FULL, NO_FLOW, NO_SOURCE_PORT, TUPLE_IN_USE
-
-
-cdef class Slot:
-    cdef readonly object pool, member, target
-    cdef public object sources
-    cdef readonly unsigned long long high, low
-    cdef readonly int port, index
-    cdef public int flags, held
+cdef int NOT_READY, TRUNCATED_REASON, NO_BACKEND, POOL_FULL, NO_FLOW, NO_SOURCE_PORT, TUPLE_IN_USE
 
 
 cdef class Balancer:
     cdef readonly FlowTable flows
     cdef readonly Hops hops
-    cdef object fragments
+    cdef Counters counters
+    cdef readonly Answers answers
+    cdef Members members
+    cdef Services services
+    cdef IcmpHandler icmp
+    cdef Fragments fragments
     cdef readonly object buffer
-    cdef readonly Packet packet, quoted
+    cdef readonly Packet packet
     cdef readonly object source_ports, ended
     cdef readonly Py_ssize_t evicted
     cdef readonly int refusal
-    cdef public list crafted
     cdef public object opened
-    cdef unsigned char[::1] queue_of, retired
-    cdef unsigned long long[::1] reasons, counters, tags
+    cdef unsigned char[::1] queue_of
+    cdef unsigned long long[::1] tags
     cdef Py_ssize_t closed_queue, offload_queue
     cdef readonly Requests requests
     cdef readonly Entry answer, event
     cdef public Py_ssize_t asked, created
     cdef list resent
-    cdef unsigned int icmp_errors, icmp_ticks
-    cdef object _seed, _hash_key
-    cdef bint _wildcards
-    cdef set _addresses
     cdef double _adopt_until
-    cdef dict _pools, _services, _adoptable
-    cdef list _slots, _free_slots, _user_schedulers
+    cdef dict _adoptable
 
     @cython.locals(packet=Packet, flows=FlowTable, i=cython.Py_ssize_t)
     cpdef void expect_packets(
@@ -88,14 +83,14 @@ cdef class Balancer:
     cpdef object replace(self, Py_ssize_t flow)
     @cython.locals(
         flows=FlowTable, at=cython.Py_ssize_t, carried=cython.Py_ssize_t, packets=cython.ulonglong,
-        back_packets=cython.ulonglong, base=cython.Py_ssize_t, state=cython.int)
+        back_packets=cython.ulonglong, base=cython.Py_ssize_t, counts="unsigned long long[::1]")
     cpdef object observe(self, Py_ssize_t flow, Entry entry, unsigned int ticks)
     @cython.locals(flow=cython.Py_ssize_t)
     cpdef object advance(self, Entry entry, unsigned int ticks)
     cdef object take_state(self, Py_ssize_t flow, Entry entry, unsigned int ticks)
     @cython.locals(before=cython.int, queue=cython.Py_ssize_t)
     cdef object enter_state(self, Py_ssize_t flow, int state, unsigned int ticks)
-    @cython.locals(flow=cython.Py_ssize_t, opening=cython.bint, at=cython.Py_ssize_t)
+    @cython.locals(flow=cython.Py_ssize_t, opening=cython.bint, member=cython.Py_ssize_t)
     cpdef Py_ssize_t end(self, Entry entry, bint certain, unsigned int ticks) except -1
     @cython.locals(
         flows=FlowTable, ref=cython.Py_ssize_t, flow=cython.Py_ssize_t, known=cython.uint)
@@ -124,7 +119,7 @@ cdef class Balancer:
     cdef object settle(self, Py_ssize_t flow)
     @cython.locals(
         packet=Packet, flows=FlowTable, state=cython.int, following=cython.int, event=cython.int,
-        flags=cython.int, at=cython.Py_ssize_t)
+        flags=cython.int, member=cython.Py_ssize_t, refused=cython.bint)
     cdef void track(self, Py_ssize_t flow, Py_ssize_t reply, unsigned int ticks) except *
     cdef bint resets_another(self, Py_ssize_t flow, int state) except -1
     @cython.locals(
@@ -135,17 +130,12 @@ cdef class Balancer:
         unsigned int ticks) except -1
     cdef Py_ssize_t expire(
         self, unsigned long long high, unsigned long long low, unsigned int ticks) except -1
-    cdef bint may_complain(self, unsigned int ticks) except -1
-    @cython.locals(flows=FlowTable, at=cython.Py_ssize_t)
+    @cython.locals(flows=FlowTable, counters=Counters, at=cython.Py_ssize_t)
     cdef void count(self, Py_ssize_t flow, Py_ssize_t reply, Py_ssize_t length) noexcept
     @cython.locals(
         packet=Packet, flows=FlowTable, ref=cython.Py_ssize_t, flow=cython.Py_ssize_t,
         reply=cython.Py_ssize_t, at=cython.Py_ssize_t)
     cdef int handle_fragment(self, Py_ssize_t length, unsigned int ticks) except -1
-    @cython.locals(packet=Packet)
-    cdef tuple fragment_key(self)
-    @cython.locals(hops=Hops, at=cython.Py_ssize_t)
-    cdef bint route_error(self, Py_ssize_t flow, Py_ssize_t reply) except -1
     cdef int limit_segments(self, Py_ssize_t flow, int info) except -1
     @cython.locals(packet=Packet, flows=FlowTable)
     cdef bint serves(self, Py_ssize_t flow, Py_ssize_t member) except -1
@@ -154,16 +144,6 @@ cdef class Balancer:
     @cython.locals(flows=FlowTable, slot=Slot)
     cdef void close(self, Py_ssize_t flow) except *
     cdef int refuse(self, int reason, unsigned int ticks) except -1
-    @cython.locals(
-        packet=Packet, flows=FlowTable, ref=cython.Py_ssize_t, flow=cython.Py_ssize_t,
-        reply=cython.Py_ssize_t, late=cython.bint, own=cython.bint, wire=cython.bint,
-        reason=cython.int)
-    cdef int handle_icmp(self, int hook, int info) except -1
-    @cython.locals(packet=Packet, reason=cython.int)
-    cdef int handle_echo(self, int hook, int info) except -1
-    cdef int damage(self, int info) noexcept
-    cdef int drop(self, int reason) noexcept
-    cdef int pass_on(self) noexcept
     @cython.locals(
         flows=FlowTable, closing=cython.Py_ssize_t, following=cython.Py_ssize_t, _=cython.int)
     cdef object _allocate_source(self, Slot slot)

@@ -9,29 +9,25 @@ Not thread-safe: a worker calls one door at a time.
 from array import array
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import cython
 
 from featherlb.core.addresses import address_of, words_of
+from featherlb.core.answers import Answers
 from featherlb.core.conntrack import Entry, Requests
-from featherlb.core.craft import (
-    echo_reply,
-    flow_probe,
-    flow_reset,
-    port_unreachable,
-    tcp_reset,
-    time_exceeded,
-    too_big,
-)
+from featherlb.core.counters import Counters
+from featherlb.core.craft import flow_probe, flow_reset
 from featherlb.core.ended import EndedConnections
 from featherlb.core.flow import FlowTable
 from featherlb.core.fragments import Fragments
 from featherlb.core.hops import Hops
+from featherlb.core.icmp import IcmpHandler
+from featherlb.core.members import MAX_MEMBERS, Members, Slot
 from featherlb.core.packet import Packet
 from featherlb.core.pool import Pool
 from featherlb.core.ports import PortAllocator
-from featherlb.core.scheduler import Member, NewFlow, UserScheduler
+from featherlb.core.scheduler import NewFlow
+from featherlb.core.services import Services
 from featherlb.core.stats import DROPPED, PASSED, TRANSLATED, Reason
 from featherlb.core.tcpstate import (
     ACTIVE,
@@ -58,6 +54,14 @@ from featherlb.model import (
 if not cython.compiled:
     from featherlb.core.checksum import fold, words
     from featherlb.core.conntrack import AF_INET6, DESTINATION_NAT, SEEN_REPLY
+    from featherlb.core.counters import (
+        COUNTERS,
+        OPENED,
+        REFUSED,
+        RESETS,
+        SYN_RETRIES,
+        SYN_TIMEOUTS,
+    )
     from featherlb.core.flow import (
         ABANDONED,
         ADDRESS_DELTA,
@@ -70,7 +74,6 @@ if not cython.compiled:
         FLAGS,
         FULL,
         IPV6,
-        LOCAL_BACKEND,
         LOCAL_CLIENT,
         MEMBER,
         NEXT,
@@ -85,21 +88,13 @@ if not cython.compiled:
         WIRED,
     )
     from featherlb.core.hops import SLOT_MASK, SLOT_SHIFT
-    from featherlb.core.icmp import (
-        find_quoted,
-        is_echo_request,
-        is_error,
-        is_icmp,
-        is_intact,
-        translate_error,
-    )
+    from featherlb.core.icmp import is_icmp
     from featherlb.core.mss import lower
     from featherlb.core.nat import translate, translate_addresses
     from featherlb.core.packet import (
         ACK,
         FIN,
         FRAGMENT,
-        MAPPED,
         MASK32,
         OK,
         RST,
@@ -109,16 +104,11 @@ if not cython.compiled:
         UNSUPPORTED,
     )
 
-MAX_CRAFTED = 512
-"""Answers that wait to be sent; beyond them refusals are silent, so a flood costs no memory."""
-MAX_ICMP_ERRORS = 100
-"""ICMP errors of our own per tick of 0.1 s (RFC 4443 section 2.4 f; Linux: 1000 a second)."""
 MAX_EXPIRED_AT_ONCE = 1024
 """Flows that one call of `handle_timer` may end, so that it never delays a packet for long."""
 MAX_PORT_RECLAIMS = 64
 """Closing flows looked at to find one whose source port can be given to a new flow, before that
 is refused."""
-MAX_MEMBERS = 65535
 MAX_EXPECTED = 64
 """Packets that can be expected at once."""
 FOREVER = 1 << 28
@@ -171,21 +161,16 @@ NOT_READY = int(PacketInfo.CHECKSUM_NOT_READY)
 GSO = int(PacketInfo.GSO)
 TRUNCATED = int(PacketInfo.TRUNCATED)
 TRUNCATED_REASON = int(Reason.TRUNCATED)
-ICMP_ERROR = int(Reason.ICMP_ERROR)
-BAD_CHECKSUM = int(Reason.BAD_CHECKSUM)
-ECHO = int(Reason.ECHO)
 COPY = int(Reason.COPY)
 MARTIAN = int(Reason.MARTIAN)
 TTL_EXCEEDED = int(Reason.TTL_EXCEEDED)
 TOO_BIG = int(Reason.TOO_BIG)
 NO_NEXT_HOP = int(Reason.NO_NEXT_HOP)
-NOT_OURS = int(Reason.NOT_OURS)
 NO_BACKEND = int(Reason.NO_BACKEND)
 NO_FLOW = int(Reason.NO_FLOW)
 POOL_FULL = int(Reason.POOL_FULL)
 NO_SOURCE_PORT = int(Reason.NO_SOURCE_PORT)
 TUPLE_IN_USE = int(Reason.TUPLE_IN_USE)
-PASS = int(Verdict.PASS)
 REWRITTEN = int(Verdict.REWRITTEN)
 DROP = int(Verdict.DROP)
 CARRY = int(Verdict.CARRY)
@@ -194,10 +179,6 @@ INVALID = int(Reason.INVALID)
 NO_ENTRY = int(Reason.NO_ENTRY)
 FORWARD = int(Reason.FORWARD)
 
-COUNTERS = 9
-"""Per member: packets and bytes forward, packets and bytes of replies, flows opened, connections
-reset by the backend, connections that it refused, SYNs that it never answered, and those that it
-left without an answer until the client sent them again."""
 KEY_BYTES = 73
 """Of a record: both keys, ports and protocol, which say which flow it is."""
 
@@ -300,11 +281,18 @@ class Balancer:
         self.fragments = Fragments()
         self.hops = Hops(capacity, MAX_MEMBERS)
         self.packet = Packet()
-        self.quoted = Packet()
+        self.counters = Counters()
+        self.answers = Answers(self.packet)
+        seed = int.from_bytes(secret, "big")
+        self.source_ports = PortAllocator(seed, source_ports)
+        self.members = Members(self.hops, self.counters, self.source_ports)
+        self.services = Services(
+            self.members, self.hops, self.source_ports, seed=seed, hash_key=hash_key
+        )
+        self.icmp = IcmpHandler(
+            self.packet, self.flows, self.hops, self.services, self.counters, self.answers
+        )
         self.attach(bytearray(64))
-        self._seed = int.from_bytes(secret, "big")
-        self._hash_key = hash_key
-        self.source_ports = PortAllocator(self._seed, source_ports)
         seconds = {
             TimeoutClass.HALF_OPEN: timeouts.half_open,
             TimeoutClass.UDP_ONE_WAY: timeouts.udp_one_way,
@@ -324,23 +312,10 @@ class Balancer:
         self.asked = 0
         self.created = 0
         self.resent: list[tuple[int, bytes]] = []
-        self.reasons = memoryview(array("Q", bytes(8 * len(Reason))))
-        self.counters = memoryview(array("Q", bytes(8 * COUNTERS)))
-        self.retired = memoryview(bytearray(MAX_MEMBERS))
         self.evicted = 0
-        self.icmp_errors = 0
-        self.icmp_ticks = 0
-        self.crafted: list[bytes] = []
         self.opened: list[int] | None = None
-        self.refusal = PASS
+        self.refusal = DROP
         self.tags = memoryview(array("Q", bytes(8 * MAX_EXPECTED)))
-        self._pools: dict[str, Pool] = {}
-        self._user_schedulers: list[tuple[str, UserScheduler]] = []
-        self._slots: list[Slot] = []
-        self._free_slots: list[int] = []
-        self._services: dict[tuple[int, int, int, int], Pool] = {}
-        self._addresses: set[tuple[int, int]] = set()
-        self._wildcards = False
         self._adopt_until = adopt_until
         self.ended = EndedConnections()
         self._adoptable: dict[tuple[int, int, int], list[tuple[Pool, int, int, int]]] = {}
@@ -351,7 +326,7 @@ class Balancer:
         """Packets stand in this buffer from now on."""
         self.buffer = buffer
         self.packet.attach(buffer)
-        self.quoted.attach(buffer)
+        self.icmp.attach(buffer)
 
     def expect_packets(self, offsets: memoryview, lengths: memoryview, count: int) -> None:
         """Say that `handle_packet` comes for these packets, `MAX_EXPECTED` at most.
@@ -395,14 +370,15 @@ class Balancer:
             if reason == FRAGMENT:
                 return self.handle_fragment(length, ticks)
         if reason != OK:
+            # 7. ICMP: an error belongs to the flow of the packet that it quotes.
             if reason == UNSUPPORTED and is_icmp(packet) and not first:
-                return self.handle_icmp(hook, info)
+                return self.icmp.handle(hook, info)
             if reason == UNSUPPORTED and hook == WIRE:
-                return self.pass_on()
+                return self.counters.pass_on()
             # Behind the routing decision come the packets of others, from a backend's port.
             if hook not in (PREROUTING, OUTPUT, WIRE) and not self.knows(offset, length):
-                return self.pass_on()
-            return self.drop(reason)
+                return self.counters.pass_on()
+            return self.counters.drop(reason)
 
         # 2. Find the flow, in either direction. A reply in `dnat` mode is rewritten after the
         # routing decision, everything else before it; in frames all are, in both directions.
@@ -426,11 +402,11 @@ class Balancer:
         elif ref:
             if flows.u8[flow * 128 + FLAGS] & WIRED:
                 if not wire:
-                    return self.drop(COPY)
+                    return self.counters.drop(COPY)
             else:
                 late = reply and not flows.u8[flow * 128 + FLAGS] & FULL
                 if wire or early == late:
-                    return self.pass_on()
+                    return self.counters.pass_on()
             # What may open a flow: a SYN, or a datagram (which has no flags).
             if not reply and packet.flags <= SYN and self.reopens(flow):
                 self.close(flow)
@@ -442,7 +418,7 @@ class Balancer:
                 ref = flow << 1 | 1
                 reply = 1
             elif not wire:
-                return self.pass_on()
+                return self.counters.pass_on()
 
         # 3. to 5. Of no flow: it may open one.
         if not ref:
@@ -454,7 +430,7 @@ class Balancer:
                 self.created = flow
                 return self.carry(flow, info)
         elif info & TRUNCATED:
-            return self.drop(TRUNCATED_REASON)
+            return self.counters.drop(TRUNCATED_REASON)
 
         # 8. Route: a frame needs a next hop, and has one hop less.
         if wire and not self.route(flow, reply, length, ticks):
@@ -468,7 +444,7 @@ class Balancer:
         if wire:
             packet.use_hop()
             if first:
-                self.fragments.remember(self.fragment_key(), flow << 1 | reply, ticks)
+                self.fragments.remember(packet, flow << 1 | reply, ticks)
         self.count(flow, reply, length)
         if packet.protocol == UDP and self.answered(flow, reply):
             self.close(flow)
@@ -482,38 +458,14 @@ class Balancer:
             if not flow:
                 return False
             if self.flows.u8[flow * 128 + STATE] in (SYN_SENT, SYN_RETRIED):
-                self.counters[self.flows.u16[flow * 64 + MEMBER] * COUNTERS + 7] += 1
+                self.counters.add(self.flows.u16[flow * 64 + MEMBER], SYN_TIMEOUTS)
             self.close(flow)
         return True
 
     def apply(self, services: Sequence[Service]) -> None:
         """Serve these services from now on; flows of backends that leave go on."""
-        pools: dict[str, Pool] = {}
-        switched: set[Pool] = set()
-        for service in services:
-            pool = self._pools.pop(service.name, None)
-            if pool is None:
-                pool = Pool(service, seed=self._seed, key=self._hash_key)
-            before = pool.service.datapath
-            gone = pool.update(service, partial(self._add_member, pool))
-            pools[service.name] = pool
-            if service.datapath is not before:
-                switched.add(pool)
-            for member in gone:
-                self._retire(member)
-            for member in pool.members.values():
-                self._slots[member.index].take_backend(member.backend)
-        for pool in self._pools.values():
-            for member in pool.members.values():
-                self._retire(member)
-        self._pools = pools
-        self._user_schedulers = [
-            (name, scheduler)
-            for name, pool in pools.items()
-            for scheduler in pool.schedulers
-            if isinstance(scheduler, UserScheduler)
-        ]
-        self._index_services()
+        switched = self.services.apply(services)
+        self._index_adoptable()
         if switched:
             self._switch(switched)
 
@@ -525,7 +477,7 @@ class Balancer:
             at = flow * 128
             if not flows.u8[at + PROTOCOL]:
                 continue
-            pool = self._slots[flows.u16[flow * 64 + MEMBER]].pool
+            pool = self.members.slots[flows.u16[flow * 64 + MEMBER]].pool
             if pool not in pools:
                 continue
             if not flows.u8[at + FLAGS] & LOCAL_CLIENT:
@@ -562,15 +514,11 @@ class Balancer:
     def set_paths(self, paths: Paths) -> None:
         """Where frames go from now on."""
         self.hops.set_paths(paths)
-        for slot in self._slots:
-            self.hops.aim(slot.index, slot.high, slot.low)
+        self.members.aim()
 
     def take_crafted(self) -> list[bytes]:
         """Packets to send, with their IP headers, since the last call."""
-        crafted = self.crafted
-        if crafted:
-            self.crafted = []
-        return crafted
+        return self.answers.take()
 
     # Stages
 
@@ -581,7 +529,7 @@ class Balancer:
         state = self.flows.u8[flow * 128 + STATE]
         if IS_REUSABLE[state]:
             return True
-        if not self.retired[self.flows.u16[flow * 64 + MEMBER]]:
+        if not self.members.retired[self.flows.u16[flow * 64 + MEMBER]]:
             return False
         return state in (SYN_SENT, SYN_RETRIED, UDP_ONE_WAY, UDP_TWO_WAY)
 
@@ -590,16 +538,16 @@ class Balancer:
         packet = self.packet
         port = packet.ports & 0xFFFF
         wire = hook == WIRE
-        pool = self._find_pool(packet.dst_high, packet.dst_low, packet.protocol, port, wire)
+        pool = self.services.find(packet.dst_high, packet.dst_low, packet.protocol, port, wire)
         if pool is None or (wire and not pool.raw):
-            self.refusal = self.pass_on()
+            self.refusal = self.counters.pass_on()
             return 0
         if info & TRUNCATED:
-            self.refusal = self.drop(TRUNCATED_REASON)
+            self.refusal = self.counters.drop(TRUNCATED_REASON)
             return 0
         if wire:
             if not packet.is_from_afar():
-                self.refusal = self.drop(MARTIAN)
+                self.refusal = self.counters.drop(MARTIAN)
                 return 0
             if packet.hops_left() <= 1:
                 return self.expire(packet.dst_high, packet.dst_low, ticks)
@@ -628,7 +576,7 @@ class Balancer:
             return self.refuse(POOL_FULL if pool.usable else NO_BACKEND, ticks)
         return self.insert(
             pool,
-            self._slots[member.index],
+            self.members.slots[member.index],
             packet.src_high,
             packet.src_low,
             packet.dst_high,
@@ -651,7 +599,7 @@ class Balancer:
         alive = self.is_carried(flow)
         if reply or packet.flags > SYN:
             if alive:
-                return self.drop(INVALID)
+                return self.counters.drop(INVALID)
             self.refuse(NO_FLOW, ticks)
             return self.refusal
         if alive and self.asked != flow and self.flows.u8[flow * 128 + QUEUE] != self.closed_queue:
@@ -663,14 +611,14 @@ class Balancer:
             return -1
         if self.flows.u8[flow * 128 + STATE] == SYN_SENT:
             self.enter_state(flow, SYN_RETRIED, ticks)
-            self.counters[self.flows.u16[flow * 64 + MEMBER] * COUNTERS + 8] += 1
+            self.counters.add(self.flows.u16[flow * 64 + MEMBER], SYN_RETRIES)
         return self.carry(flow, info)
 
     def carry(self, flow: int, info: int) -> int:
         """Let conntrack have the parsed packet. A SYN has not met it yet; others have, as a packet
         of another connection, so a copy has to begin from the start."""
         packet = self.packet
-        self.reasons[FORWARD] += 1
+        self.counters.reasons[FORWARD] += 1
         if packet.protocol == TCP and packet.flags == SYN:
             return CARRY
         if info & GSO:
@@ -689,8 +637,8 @@ class Balancer:
 
     def fail(self, flow: int) -> None:
         """Conntrack refuses to create the entry of this flow: its packet is dropped instead."""
-        self.reasons[FORWARD] -= 1
-        self.reasons[NO_ENTRY] += 1
+        self.counters.reasons[FORWARD] -= 1
+        self.counters.reasons[NO_ENTRY] += 1
         self.resent = [(other, packet) for other, packet in self.resent if other != flow]
         self.disown(flow)
 
@@ -738,18 +686,19 @@ class Balancer:
     def observe(self, flow: int, entry: Entry, ticks: int) -> None:
         """Take in what conntrack says of an offloaded flow: its state, packets and bytes."""
         flows = self.flows
+        counts = self.counters.members
         at = flows.u16[flow * 64 + MEMBER] * COUNTERS
         carried = flow * 32 + CARRIED
         packets = (entry.packets - flows.u32[carried]) & MASK32
         back_packets = (entry.back_packets - flows.u32[carried + 1]) & MASK32
         if packets or back_packets:
-            self.counters[at] += packets
-            self.counters[at + 2] += back_packets
+            counts[at] += packets
+            counts[at + 2] += back_packets
             flows.u32[carried] = entry.packets & MASK32
             flows.u32[carried + 1] = entry.back_packets & MASK32
             base = flow * 16 + BYTES
-            self.counters[at + 1] += entry.bytes - flows.u64[base]
-            self.counters[at + 3] += entry.back_bytes - flows.u64[base + 1]
+            counts[at + 1] += entry.bytes - flows.u64[base]
+            counts[at + 3] += entry.back_bytes - flows.u64[base + 1]
             flows.u64[base] = entry.bytes
             flows.u64[base + 1] = entry.back_bytes
             flows.u32[flow * 32 + SEEN] = ticks
@@ -781,7 +730,7 @@ class Balancer:
         queue = self.queue_of[state]
         self.flows.move(flow, queue if queue == self.closed_queue else self.offload_queue, ticks)
         if IS_ACTIVE[state] != IS_ACTIVE[before]:
-            member = self._slots[self.flows.u16[flow * 64 + MEMBER]].member
+            member = self.members.slots[self.flows.u16[flow * 64 + MEMBER]].member
             member.active += 1 if IS_ACTIVE[state] else -1
 
     def end(self, entry: Entry, certain: bool, ticks: int) -> int:
@@ -794,13 +743,13 @@ class Balancer:
             return flow
         opening = self.flows.u8[flow * 128 + STATE] in (SYN_SENT, SYN_RETRIED)
         self.observe(flow, entry, ticks)
-        at = self.flows.u16[flow * 64 + MEMBER] * COUNTERS
+        member = self.flows.u16[flow * 64 + MEMBER]
         if opening and not entry.status & SEEN_REPLY and entry.back_packets:
             # A RST as the first answer: conntrack removes the entry at once, and doesn't call the
             # connection answered (nf_conntrack_proto_tcp.c: nf_conntrack_tcp_packet).
-            self.counters[at + 6] += 1
+            self.counters.add(member, REFUSED)
         elif self.flows.u8[flow * 128 + STATE] in (SYN_SENT, SYN_RETRIED):
-            self.counters[at + 7] += 1
+            self.counters.add(member, SYN_TIMEOUTS)
         self.disown(flow)
         return 0
 
@@ -843,7 +792,7 @@ class Balancer:
             return False
         if (entry.src_low + (entry.ports >> 16)) % workers != worker:
             return False
-        pool = self._find_pool(
+        pool = self.services.find(
             entry.dst_high, entry.dst_low, entry.protocol, entry.ports & 0xFFFF, False
         )
         if pool is None or not pool.offloaded:
@@ -869,7 +818,7 @@ class Balancer:
             entry.protocol,
         ):
             return False
-        slot = self._slots[member.index]
+        slot = self.members.slots[member.index]
         flags = slot.flags | OFFLOADED
         if entry.family == AF_INET6:
             flags |= IPV6
@@ -924,7 +873,7 @@ class Balancer:
             member = pool.expected(flow)
             if member is None:
                 continue
-            slot = self._slots[member.index]
+            slot = self.members.slots[member.index]
             if (slot.high, slot.low, slot.port) == backend:
                 if found is not None:
                     return 0
@@ -986,7 +935,7 @@ class Balancer:
             flags |= FULL
             source = self._allocate_source(slot)
             if source is None:
-                self.refusal = self.drop(NO_SOURCE_PORT)
+                self.refusal = self.counters.drop(NO_SOURCE_PORT)
                 return 0
             source_high, source_low, source_port = source
         else:
@@ -1007,7 +956,7 @@ class Balancer:
                 if pool.one_packet and self.serves(flow, slot.index):
                     return flow
                 if packet.protocol == TCP and not IS_REUSABLE[flows.u8[flow * 128 + STATE]]:
-                    self.refusal = self.drop(TUPLE_IN_USE)
+                    self.refusal = self.counters.drop(TUPLE_IN_USE)
                     return 0
                 self.close(flow)
         if flows.count == flows.capacity:
@@ -1045,7 +994,7 @@ class Balancer:
         flows.u16[flow * 64 + MEMBER] = slot.index
         self.settle(flow)
         slot.held += 1
-        self.counters[slot.index * COUNTERS + 4] += 1
+        self.counters.add(slot.index, OPENED)
         if self.opened is not None:
             self.opened.append(flow)
         return flow
@@ -1093,14 +1042,15 @@ class Balancer:
             return
         flows.u8[flow * 128 + STATE] = following
         flows.move(flow, self.queue_of[following], ticks)
-        at = flows.u16[flow * 64 + MEMBER] * COUNTERS
+        member = flows.u16[flow * 64 + MEMBER]
         if following == SYN_RETRIED:
-            self.counters[at + 8] += 1
+            self.counters.add(member, SYN_RETRIES)
         elif following == CLOSED and reply:
-            self.counters[at + (6 if state in (SYN_SENT, SYN_RETRIED) else 5)] += 1
+            refused = state in (SYN_SENT, SYN_RETRIED)
+            self.counters.add(member, REFUSED if refused else RESETS)
         if IS_ACTIVE[following] != IS_ACTIVE[state]:
-            member = self._slots[flows.u16[flow * 64 + MEMBER]].member
-            member.active += 1 if IS_ACTIVE[following] else -1
+            pool_member = self.members.slots[member].member
+            pool_member.active += 1 if IS_ACTIVE[following] else -1
 
     def resets_another(self, flow: int, state: int) -> bool:
         """Whether the client's parsed RST is of the connection that it had by the same port before.
@@ -1125,7 +1075,7 @@ class Balancer:
         if reply:
             hop = hops.back(flow, flows.u64[at], flows.u64[at + 1])
             if not hop:
-                self.refusal = self.drop(NO_NEXT_HOP)
+                self.refusal = self.counters.drop(NO_NEXT_HOP)
                 return False
         else:
             hops.came_from(flow, flows.u64[at], flows.u64[at + 1])
@@ -1146,34 +1096,19 @@ class Balancer:
             if packet.protocol == TCP:
                 hops.gso_size -= length - mtu
                 return True
-        self.refusal = self.drop(TOO_BIG)
-        if self.may_complain(ticks):
-            self.crafted.append(too_big(packet, (flows.u64[at + 2], flows.u64[at + 3]), mtu))
+        self.refusal = self.counters.drop(TOO_BIG)
+        self.answers.limit(flows.u64[at + 2], flows.u64[at + 3], mtu, ticks)
         return False
 
     def expire(self, high: int, low: int, ticks: int) -> int:
         """Drop the parsed packet, whose hops are used up, and say so from this address."""
-        self.refusal = self.drop(TTL_EXCEEDED)
-        if self.may_complain(ticks):
-            self.crafted.append(time_exceeded(self.packet, (high, low)))
+        self.refusal = self.counters.drop(TTL_EXCEEDED)
+        self.answers.expire(high, low, ticks)
         return 0
-
-    def may_complain(self, ticks: int) -> bool:
-        """Whether an ICMP error about the parsed packet may be made now."""
-        if self.icmp_ticks != ticks:
-            self.icmp_ticks, self.icmp_errors = ticks, 0
-        if (
-            self.icmp_errors >= MAX_ICMP_ERRORS
-            or len(self.crafted) >= MAX_CRAFTED
-            or not self.packet.has_sender()
-        ):
-            return False
-        self.icmp_errors += 1
-        return True
 
     def limit_segments(self, flow: int, info: int) -> None:
         """Lower the segment size that the parsed SYN asks for to what its service allows."""
-        limit = self._slots[self.flows.u16[flow * 64 + MEMBER]].pool.service.mss
+        limit = self.members.slots[self.flows.u16[flow * 64 + MEMBER]].pool.service.mss
         if limit is not None:
             lower(self.packet, limit, not info & NOT_READY)
 
@@ -1206,7 +1141,7 @@ class Balancer:
     def close(self, flow: int) -> None:
         """Forget a flow and give back what it held."""
         flows = self.flows
-        slot = self._slots[flows.u16[flow * 64 + MEMBER]]
+        slot = self.members.slots[flows.u16[flow * 64 + MEMBER]]
         if self.is_carried(flow):
             self.requests.delete(flows, flow)
         if IS_ACTIVE[flows.u8[flow * 128 + STATE]]:
@@ -1217,76 +1152,32 @@ class Balancer:
                 (flows.u64[flow * 16 + 6], flows.u64[flow * 16 + 7]),
                 flows.u32[flow * 32 + PORTS + 1] & 0xFFFF,
             )
-        slot.held -= 1
         flows.remove(flow)
-        if self.retired[slot.index] and not slot.held:
-            self._free_slot(slot)
+        self.members.let_go(slot)
 
     def refuse(self, reason: int, ticks: int) -> int:
         """Drop the parsed packet, and answer it with a RST or ICMP port unreachable if it is
         one that is answered."""
-        packet = self.packet
-        self.refusal = self.drop(reason)
-        if packet.protocol == UDP:
-            if self.may_complain(ticks):
-                self.crafted.append(port_unreachable(packet))
-        elif not packet.flags & RST and len(self.crafted) < MAX_CRAFTED and packet.has_sender():
-            self.crafted.append(tcp_reset(packet))
+        self.refusal = self.counters.drop(reason)
+        self.answers.refuse(ticks)
         return 0
-
-    def handle_icmp(self, hook: int, info: int) -> int:
-        """Decide on the parsed ICMP message, as `handle_packet` does."""
-        packet = self.packet
-        flows = self.flows
-        # 7. ICMP: an error belongs to the flow of the packet that it quotes.
-        if not is_error(packet):
-            return self.handle_echo(hook, info)
-        ref = find_quoted(packet, self.quoted, flows)
-        flow = ref >> 1
-        if flows.u8[flow * 128 + FLAGS] & OFFLOADED:
-            return self.pass_on()
-        reply = ref & 1
-        late = reply and not flows.u8[flow * 128 + FLAGS] & FULL
-        wire = hook == WIRE
-        if not ref:
-            return self.pass_on()
-        if flows.u8[flow * 128 + FLAGS] & WIRED:
-            if not wire:
-                # One of this host's own is ours: the kernel has not seen the flow.
-                return self.pass_on() if hook == OUTPUT else self.drop(COPY)
-        # Errors of this host's own are rewritten in OUTPUT, in either direction and mode.
-        elif wire or (hook != OUTPUT and (hook == PREROUTING) == late):
-            return self.pass_on()
-        reason = self.damage(info)
-        if reason != OK:
-            return self.drop(reason)
-        if wire and not self.route_error(flow, reply):
-            return self.refusal
-        own = hook == OUTPUT and not (
-            packet.src_low == flows.u64[flow * 16 + 5]
-            and packet.src_high == flows.u64[flow * 16 + 4]
-        )
-        if wire:
-            packet.use_hop()
-        translate_error(packet, self.quoted, flows, flow, reply, own)
-        self.reasons[ICMP_ERROR] += 1
-        return REWRITTEN
 
     def count(self, flow: int, reply: int, length: int) -> None:
         """Count a translated packet."""
         flows = self.flows
+        counters = self.counters
         at = flows.u16[flow * 64 + MEMBER] * COUNTERS + 2 * reply
-        self.counters[at] += 1
-        self.counters[at + 1] += length
+        counters.members[at] += 1
+        counters.members[at + 1] += length
         flows.u64[flow * 16 + BYTES + reply] += length
-        self.reasons[reply] += 1
+        counters.reasons[reply] += 1
 
     def handle_fragment(self, length: int, ticks: int) -> int:
         """Decide on the parsed fragment, which is not its packet's first: it goes where that one
         went."""
         packet = self.packet
         flows = self.flows
-        ref = self.fragments.find(self.fragment_key(), ticks)
+        ref = self.fragments.find(packet, ticks)
         flow = ref >> 1
         reply = ref & 1
         at = flow * 16 + reply * 4
@@ -1299,9 +1190,9 @@ class Balancer:
             or flows.u64[at + 2] != packet.dst_high
             or flows.u64[at + 3] != packet.dst_low
         ):
-            return self.drop(FRAGMENT)
+            return self.counters.drop(FRAGMENT)
         if packet.hops_left() <= 1:  # no error about it (RFC 1122 section 3.2.2)
-            return self.drop(TTL_EXCEEDED)
+            return self.counters.drop(TTL_EXCEEDED)
         if not self.route(flow, reply, length, ticks):
             return self.refusal
         flows.touch(flow, ticks)
@@ -1309,65 +1200,6 @@ class Balancer:
         packet.use_hop()
         self.count(flow, reply, length)
         return REWRITTEN
-
-    def fragment_key(self) -> tuple[int, int, int, int, int, int]:
-        """What all fragments of the parsed one's packet have in common."""
-        packet = self.packet
-        return (
-            packet.src_high,
-            packet.src_low,
-            packet.dst_high,
-            packet.dst_low,
-            packet.identification,
-            packet.protocol,
-        )
-
-    def route_error(self, flow: int, reply: int) -> bool:
-        """Find the next hop of the parsed error about a packet of the flow, as `route` does: about
-        an error there is none (RFC 1122 section 3.2.2)."""
-        hops = self.hops
-        if self.packet.hops_left() <= 1:
-            self.refusal = self.drop(TTL_EXCEEDED)
-            return False
-        if reply:
-            at = flow * 16
-            hops.goes = hops.back(flow, self.flows.u64[at], self.flows.u64[at + 1])
-            if not hops.goes:
-                self.refusal = self.drop(NO_NEXT_HOP)
-                return False
-        else:
-            hops.goes = hops.members[self.flows.u16[flow * 64 + MEMBER]]
-        return True
-
-    def handle_echo(self, hook: int, info: int) -> int:
-        """Answer an echo request to a VIP; other messages are not ours. They only get here where
-        the VIP is not an address of this host: else its kernel answers."""
-        packet = self.packet
-        if (
-            hook != PREROUTING
-            or not is_echo_request(packet)
-            or (packet.dst_high, packet.dst_low) not in self._addresses
-        ):
-            return self.pass_on()
-        reason = self.damage(info)
-        if reason != OK:
-            return self.drop(reason)
-        if len(self.crafted) < MAX_CRAFTED and packet.has_sender():
-            self.crafted.append(echo_reply(packet))
-        return self.drop(ECHO)
-
-    def damage(self, info: int) -> int:
-        """Why the parsed ICMP message can't be used, or OK."""
-        if info & TRUNCATED:
-            return TRUNCATED_REASON
-        if not info & NOT_READY and not is_intact(self.packet):
-            return BAD_CHECKSUM
-        return OK
-
-    def drop(self, reason: int) -> int:
-        """Count why, and say so."""
-        self.reasons[reason] += 1
-        return DROP
 
     def knows(self, offset: int, length: int) -> bool:
         """Whether a packet that can't be handled is of a flow, as far as it can be read."""
@@ -1386,57 +1218,17 @@ class Balancer:
             )
         )
 
-    def pass_on(self) -> int:
-        """Not ours: it goes on as it came."""
-        self.reasons[NOT_OURS] += 1
-        return PASS
-
     # Pools and members
-
-    def _find_pool(self, high: int, low: int, protocol: int, port: int, wire: bool) -> Pool | None:
-        pool = self._services.get((high, low, protocol, port))
-        if pool is None and self._wildcards:
-            family = MAPPED if not high and low >> 32 == 0xFFFF else 0
-            pool = self._services.get((0, family, protocol, port))
-            # What comes to a hook is for this host; what passes on a wire need not be.
-            if wire and pool is not None and (high, low) not in self.hops.addresses:
-                return None
-        return pool
-
-    def _index_services(self) -> None:
-        services: dict[tuple[int, int, int, int], Pool] = {}
-        excluded: list[tuple[tuple[int, int], int]] = []
-        self._wildcards = False
-        sources = {
-            words_of(source)
-            for pool in self._pools.values()
-            for member in pool.members.values()
-            for source in member.backend.sources
-        }
-        for pool in self._pools.values():
-            for vip in pool.service.vips:
-                high, low = words_of(vip.address)
-                self._wildcards |= vip.wildcard
-                for port in range(vip.first_port, vip.last_port + 1):
-                    services[high, low, int(pool.service.protocol), port] = pool
-                    for source in sources if vip.wildcard else [(high, low)]:
-                        excluded.append((source, port))
-        self._services = services
-        self._index_adoptable()
-        self._addresses = {
-            words_of(vip.address) for pool in self._pools.values() for vip in pool.service.vips
-        }
-        self.source_ports.exclude(excluded)
 
     def _index_adoptable(self) -> None:
         """By backend, the VIPs whose connections can be recognised by their replies: of those
         that stand for many addresses or ports, hardly any could."""
         adoptable: dict[tuple[int, int, int], list[tuple[Pool, int, int, int]]] = {}
-        for pool in self._pools.values():
+        for pool in self.services.pools.values():
             if not pool.adopts or pool.offloaded or pool.service.protocol is not Protocol.TCP:
                 continue
             for member in pool.members.values():
-                slot = self._slots[member.index]
+                slot = self.members.slots[member.index]
                 vips = adoptable.setdefault((slot.high, slot.low, slot.port), [])
                 for vip in pool.service.vips:
                     if not vip.wildcard and vip.last_port - vip.first_port < MAX_ADOPTED_RANGE:
@@ -1447,37 +1239,6 @@ class Balancer:
                         )
         self._adoptable = adoptable
 
-    def _add_member(self, pool: Pool, backend: Backend) -> Member:
-        if self._free_slots:
-            index = self._free_slots.pop()
-        else:
-            index = len(self._slots)
-            if index >= MAX_MEMBERS:
-                raise ValueError(f"more than {MAX_MEMBERS} backends")
-            if len(self.counters) < (index + 1) * COUNTERS:
-                larger = array("Q", bytes(2 * self.counters.nbytes))
-                larger[: len(self.counters)] = array("Q", self.counters)
-                self.counters = memoryview(larger)
-        for i in range(COUNTERS):
-            self.counters[index * COUNTERS + i] = 0
-        member = Member(backend, index)
-        self.retired[index] = 0
-        slot = Slot(pool, member)
-        self._slots[index : index + 1] = [slot]
-        self.hops.forget(index)
-        self.hops.aim(index, slot.high, slot.low)
-        return member
-
-    def _retire(self, member: Member) -> None:
-        slot = self._slots[member.index]
-        self.retired[member.index] = 1
-        if not slot.held:
-            self._free_slot(slot)
-
-    def _free_slot(self, slot: "Slot") -> None:
-        self.source_ports.forget(slot.target)
-        self._free_slots.append(slot.index)
-
     def _allocate_source(self, slot: "Slot") -> tuple[int, int, int] | None:
         """A source address and port towards a backend; a closing flow makes room if need be."""
         flows = self.flows
@@ -1487,7 +1248,7 @@ class Balancer:
             if found is not None or not closing:
                 break
             following = flows.u32[closing * 32 + NEXT]
-            holder = self._slots[flows.u16[closing * 64 + MEMBER]]
+            holder = self.members.slots[flows.u16[closing * 64 + MEMBER]]
             if flows.u8[closing * 128 + FLAGS] & FULL and holder.target == slot.target:
                 self.close(closing)
                 found = self.source_ports.allocate(slot.target, slot.sources)
@@ -1520,9 +1281,9 @@ class Balancer:
         records = bytes(self.flows.u8[first * 128 : last * 128])
         members = set(memoryview(records).cast("H")[MEMBER::64])
         services = {
-            index: self._slots[index].pool.service.name
+            index: self.members.slots[index].pool.service.name
             for index in members
-            if index < len(self._slots)
+            if index < len(self.members.slots)
         }
         return FlowRecords(records, first, end, services, now)
 
@@ -1552,7 +1313,7 @@ class Balancer:
         self.enter_state(flow, CLOSED, ticks)
         self.flows.u8[flow * 128 + FLAGS] |= ABANDONED
         for side in (0, 1):
-            self.crafted.append(flow_probe(*self._turned(flow, side)))
+            self.answers.add(flow_probe(*self._turned(flow, side)))
 
     def _remember_ended(self, flow: int, ticks: int) -> None:
         flows = self.flows
@@ -1563,7 +1324,7 @@ class Balancer:
     def _reset_both(self, flow: int) -> None:
         for side in (0, 1):
             expected = self.flows.u32[flow * 32 + EXPECTED + side]
-            self.crafted.append(flow_reset(*self._turned(flow, side), expected))
+            self.answers.add(flow_reset(*self._turned(flow, side), expected))
 
     def _turned(self, flow: int, side: int) -> tuple[int, tuple[int, int], tuple[int, int], int]:
         """The version, source, destination and ports of packets that answer one side's."""
@@ -1580,7 +1341,7 @@ class Balancer:
     def take_scheduler_errors(self) -> list[tuple[str, str]]:
         """The first error of each user's scheduler since it was loaded, once: service, error."""
         found = []
-        for service, scheduler in self._user_schedulers:
+        for service, scheduler in self.services.user_schedulers:
             if scheduler.first_error and not scheduler.told:
                 scheduler.told = True
                 found.append((service, scheduler.first_error))
@@ -1600,24 +1361,25 @@ class Balancer:
     def outcomes(self) -> dict[str, tuple[int, ...]]:
         """By service, for each of its backends in order: the flows opened since it joined, and
         those of them that it refused or left without an answer. Cheap, to be asked often."""
-        counters = self.counters
+        counts = self.counters.members
         found: dict[str, tuple[int, ...]] = {}
-        for name, pool in self._pools.items():
-            counts: list[int] = []
+        for name, pool in self.services.pools.items():
+            outcomes: list[int] = []
             for member in pool.members.values():
                 at = member.index * COUNTERS
-                counts += (counters[at + 4], counters[at + 6] + counters[at + 8])
-            found[name] = tuple(counts)
+                outcomes += (counts[at + OPENED], counts[at + REFUSED] + counts[at + SYN_RETRIES])
+            found[name] = tuple(outcomes)
         return found
 
     def statistics(self) -> Statistics:
         """A snapshot of all counts."""
-        reasons = {reason: self.reasons[int(reason)] for reason in Reason}
-        errors = dict.fromkeys((service for service, _ in self._user_schedulers), 0)
-        for service, scheduler in self._user_schedulers:
+        reasons = {reason: self.counters.reasons[int(reason)] for reason in Reason}
+        errors = dict.fromkeys((service for service, _ in self.services.user_schedulers), 0)
+        for service, scheduler in self.services.user_schedulers:
             errors[service] += scheduler.errors
+        counts = self.counters.members
         backends = []
-        for pool in self._pools.values():
+        for pool in self.services.pools.values():
             for member in pool.members.values():
                 at = member.index * COUNTERS
                 backends.append(
@@ -1625,15 +1387,15 @@ class Balancer:
                         service=pool.service.name,
                         backend=member.backend,
                         active=member.active,
-                        flows=self.counters[at + 4],
-                        resets=self.counters[at + 5],
-                        refused=self.counters[at + 6],
-                        syn_timeouts=self.counters[at + 7],
-                        syn_retries=self.counters[at + 8],
-                        packets_forward=self.counters[at],
-                        bytes_forward=self.counters[at + 1],
-                        packets_reply=self.counters[at + 2],
-                        bytes_reply=self.counters[at + 3],
+                        flows=counts[at + OPENED],
+                        resets=counts[at + RESETS],
+                        refused=counts[at + REFUSED],
+                        syn_timeouts=counts[at + SYN_TIMEOUTS],
+                        syn_retries=counts[at + SYN_RETRIES],
+                        packets_forward=counts[at],
+                        bytes_forward=counts[at + 1],
+                        packets_reply=counts[at + 2],
+                        bytes_reply=counts[at + 3],
                     )
                 )
         return Statistics(
@@ -1652,30 +1414,10 @@ class Balancer:
             backends=tuple(backends),
             leaving=tuple(
                 (slot.pool.service.name, slot.member.backend)
-                for slot in self._slots
+                for slot in self.members.slots
                 if slot.held and slot.pool.members.get(slot.member.endpoint) is not slot.member
             ),
         )
-
-
-class Slot:
-    """What the packet path needs of a pool member: its address as words, and who holds it."""
-
-    def __init__(self, pool: Pool, member: Member) -> None:
-        self.pool = pool
-        self.member = member
-        self.index = member.index
-        self.held = 0
-        endpoint = member.endpoint
-        self.high, self.low = words_of(endpoint.address)
-        self.port = endpoint.port
-        self.target = (int(pool.service.protocol), self.high, self.low, self.port)
-        self.take_backend(member.backend)
-
-    def take_backend(self, backend: Backend) -> None:
-        """Follow a change of the backend's configuration."""
-        self.flags = LOCAL_BACKEND if backend.local else 0
-        self.sources = tuple(words_of(source) for source in backend.sources)
 
 
 def read_flows(page: FlowRecords) -> Iterator[tuple[int, bytes, FlowView]]:

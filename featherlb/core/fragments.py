@@ -1,4 +1,4 @@
-"""Which flow the fragments of a packet belong to. Imports `flow`'s unit of time.
+"""Which flow the fragments of a packet belong to. Imports `flow`'s unit of time, and `packet`.
 
 Only the first fragment has ports. Which flow it belongs to is remembered under what all fragments
 of the packet have in common, so that the others go where it went, without being put together.
@@ -9,6 +9,7 @@ does without (RFC 3022 section 6.3). Times are in ticks of 0.1 s.
 from collections import OrderedDict
 
 from featherlb.core.flow import TICKS_PER_SECOND
+from featherlb.core.packet import Packet
 
 MAX_PACKETS = 4096
 """Packets whose fragments are followed at a time; beyond them the first one is forgotten."""
@@ -16,23 +17,38 @@ MEMORY = 5 * TICKS_PER_SECOND
 """How long: fragments come right after each other, and a number is used again soon (RFC 4963)."""
 
 Key = tuple[int, int, int, int, int, int]
-"""The words of the source's and the destination's address, identification, protocol."""
+"""What all fragments of a packet have in common: the words of the source's and the destination's
+address, identification, protocol."""
 
 
 class Fragments:
-    """A memory of keys, in the order in which they came."""
+    """A memory of packets, in the order in which their first fragments came."""
 
     def __init__(self) -> None:
         self._packets: OrderedDict[Key, tuple[int, int]] = OrderedDict()
 
-    def remember(self, key: Key, ref: int, ticks: int) -> None:
-        """The packet's first fragment is of this flow and direction."""
+    def remember(self, first: Packet, ref: int, ticks: int) -> None:
+        """The parsed first fragment is of this flow and direction."""
+        key = key_of(first)
         self._packets[key] = ref, ticks
         self._packets.move_to_end(key)
         if len(self._packets) > MAX_PACKETS:
             self._packets.popitem(last=False)
 
-    def find(self, key: Key, ticks: int) -> int:
-        """The reference of the flow and direction, 0 if the first fragment wasn't there."""
-        ref, seen = self._packets.get(key, (0, 0))
+    def find(self, later: Packet, ticks: int) -> int:
+        """The reference of the flow and direction that the parsed fragment belongs to, 0 if its
+        packet's first one wasn't there."""
+        ref, seen = self._packets.get(key_of(later), (0, 0))
         return ref if ticks - seen < MEMORY else 0
+
+
+def key_of(packet: Packet) -> Key:
+    """Of the parsed fragment."""
+    return (
+        packet.src_high,
+        packet.src_low,
+        packet.dst_high,
+        packet.dst_low,
+        packet.identification,
+        packet.protocol,
+    )

@@ -1,11 +1,39 @@
 # C types of icmp.py, for the compiled build.
 cimport cython
+from featherlb.core.answers cimport Answers
 from featherlb.core.checksum cimport negate, sum_bytes, update
-from featherlb.core.flow cimport ADDRESS_DELTA, FLAGS, FULL, PORTS, TRANSPORT_DELTA, FlowTable
-from featherlb.core.packet cimport ICMP, ICMPV6, MASK16, TCP, Packet
+from featherlb.core.counters cimport Counters
+from featherlb.core.flow cimport (
+    ADDRESS_DELTA, FLAGS, FULL, MEMBER, OFFLOADED, PORTS, TRANSPORT_DELTA, WIRED, FlowTable)
+from featherlb.core.hops cimport Hops
+from featherlb.core.packet cimport ICMP, ICMPV6, MASK16, OK, TCP, Packet
+from featherlb.core.services cimport Services
 
 cdef int HEADER, UNREACHABLE, TIME_EXCEEDED, PARAMETER_PROBLEM, FIRST_V6, LAST_V6
-cdef int ECHO_REQUEST, ECHO_REQUEST_V6
+cdef int ECHO_REQUEST, ECHO_REQUEST_V6, PREROUTING, OUTPUT, WIRE, NOT_READY, CUT, REWRITTEN
+cdef int ICMP_ERROR, TRUNCATED, BAD_CHECKSUM, ECHO, COPY, TTL_EXCEEDED, NO_NEXT_HOP
+
+
+cdef class IcmpHandler:
+    cdef Packet _packet, _quoted
+    cdef FlowTable _flows
+    cdef Hops _hops
+    cdef Services _services
+    cdef Counters _counters
+    cdef Answers _answers
+
+    cdef object attach(self, buffer)
+    @cython.locals(
+        packet=Packet, flows=FlowTable, counters=Counters, ref=cython.Py_ssize_t,
+        flow=cython.Py_ssize_t, reply=cython.Py_ssize_t, late=cython.bint, own=cython.bint,
+        wire=cython.bint, reason=cython.int)
+    cdef int handle(self, int hook, int info) except -1
+    @cython.locals(packet=Packet, reason=cython.int)
+    cdef int handle_echo(self, int hook, int info) except -1
+    cdef int damage(self, int info) noexcept
+    # -1 is OK.
+    @cython.locals(hops=Hops, at=cython.Py_ssize_t)
+    cdef int route(self, Py_ssize_t flow, Py_ssize_t reply) except -2
 
 cpdef bint is_icmp(Packet packet) noexcept
 @cython.locals(kind=cython.int)

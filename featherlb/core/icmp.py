@@ -1,10 +1,11 @@
-"""ICMP errors: they belong to the flow of the packet they quote, and are translated with it.
+"""ICMP: errors are translated with the flow whose packet they quote, echo requests answered.
 
-Imports `checksum`, `flow`, `packet`. Somebody on the way (a router, an end, the balancer's own
-kernel) could not forward or deliver a packet, and says so to its sender, quoting it. What is
-quoted was translated before, so that the sender would not recognise it; here that is undone. The
-quoted packet travelled in the other direction: an error towards the client quotes a packet towards
-the backend. Rules: RFC 5508 section 4, RFC 4443 section 2.4.
+Imports `answers`, `checksum`, `counters`, `flow`, `hops`, `packet`, `services`, `stats` and
+`model`. It is stage 7 of docs/packet-path.md. An error: somebody on the way (a router, an end, the
+balancer's own kernel) could not forward or deliver a packet, and says so to its sender, quoting it.
+What is quoted was translated before, so that the sender would not recognise it; here that is
+undone. The quoted packet travelled in the other direction: an error towards the client quotes a
+packet towards the backend. Rules: RFC 5508 section 4, RFC 4443 section 2.4.
 
 Type, code and the four bytes after the checksum (the next hop's MTU, a pointer, the length field of
 RFC 4884) stay as they are. Errors say nothing about the flow's state: they neither end it (RFC
@@ -13,13 +14,28 @@ RFC 4884) stay as they are. Errors say nothing about the flow's state: they neit
 
 import cython
 
+from featherlb.core.answers import Answers
+from featherlb.core.counters import Counters
 from featherlb.core.flow import FlowTable
+from featherlb.core.hops import Hops
 from featherlb.core.packet import Packet
+from featherlb.core.services import Services
+from featherlb.core.stats import Reason
+from featherlb.model import Hook, PacketInfo, Verdict
 
 if not cython.compiled:
     from featherlb.core.checksum import negate, sum_bytes, update
-    from featherlb.core.flow import ADDRESS_DELTA, FLAGS, FULL, PORTS, TRANSPORT_DELTA
-    from featherlb.core.packet import ICMP, ICMPV6, MASK16, TCP
+    from featherlb.core.flow import (
+        ADDRESS_DELTA,
+        FLAGS,
+        FULL,
+        MEMBER,
+        OFFLOADED,
+        PORTS,
+        TRANSPORT_DELTA,
+        WIRED,
+    )
+    from featherlb.core.packet import ICMP, ICMPV6, MASK16, OK, TCP
 
 HEADER = 8
 
@@ -29,6 +45,121 @@ UNREACHABLE, TIME_EXCEEDED, PARAMETER_PROBLEM = 3, 11, 12
 # RFC 4443: destination unreachable (1), packet too big, time exceeded, parameter problem (4).
 FIRST_V6, LAST_V6 = 1, 4
 ECHO_REQUEST, ECHO_REQUEST_V6 = 8, 128
+
+PREROUTING = int(Hook.PREROUTING)
+OUTPUT = int(Hook.OUTPUT)
+WIRE = int(Hook.WIRE)
+NOT_READY = int(PacketInfo.CHECKSUM_NOT_READY)
+CUT = int(PacketInfo.TRUNCATED)
+ICMP_ERROR = int(Reason.ICMP_ERROR)
+TRUNCATED = int(Reason.TRUNCATED)
+BAD_CHECKSUM = int(Reason.BAD_CHECKSUM)
+ECHO = int(Reason.ECHO)
+COPY = int(Reason.COPY)
+TTL_EXCEEDED = int(Reason.TTL_EXCEEDED)
+NO_NEXT_HOP = int(Reason.NO_NEXT_HOP)
+REWRITTEN = int(Verdict.REWRITTEN)
+
+
+class IcmpHandler:
+    """Decides what happens to each ICMP message."""
+
+    def __init__(
+        self,
+        packet: Packet,
+        flows: FlowTable,
+        hops: Hops,
+        services: Services,
+        counters: Counters,
+        answers: Answers,
+    ) -> None:
+        """`packet` is the one that is parsed before `handle` is called."""
+        self._packet = packet
+        self._quoted = Packet()
+        self._flows = flows
+        self._hops = hops
+        self._services = services
+        self._counters = counters
+        self._answers = answers
+
+    def attach(self, buffer: bytearray) -> None:
+        """Packets stand in this buffer from now on."""
+        self._quoted.attach(buffer)
+
+    def handle(self, hook: int, info: int) -> int:
+        """Decide on the parsed ICMP message, as `Balancer.handle_packet` does."""
+        packet = self._packet
+        flows = self._flows
+        counters = self._counters
+        if not is_error(packet):
+            return self.handle_echo(hook, info)
+        ref = find_quoted(packet, self._quoted, flows)
+        flow = ref >> 1
+        if flows.u8[flow * 128 + FLAGS] & OFFLOADED:
+            return counters.pass_on()
+        reply = ref & 1
+        late = reply and not flows.u8[flow * 128 + FLAGS] & FULL
+        wire = hook == WIRE
+        if not ref:
+            return counters.pass_on()
+        if flows.u8[flow * 128 + FLAGS] & WIRED:
+            if not wire:
+                # One of this host's own is ours: the kernel has not seen the flow.
+                return counters.pass_on() if hook == OUTPUT else counters.drop(COPY)
+        # Errors of this host's own are rewritten in OUTPUT, in either direction and mode.
+        elif wire or (hook != OUTPUT and (hook == PREROUTING) == late):
+            return counters.pass_on()
+        reason = self.damage(info)
+        if reason == OK and wire:
+            reason = self.route(flow, reply)
+        if reason != OK:
+            return counters.drop(reason)
+        own = hook == OUTPUT and not (
+            packet.src_low == flows.u64[flow * 16 + 5]
+            and packet.src_high == flows.u64[flow * 16 + 4]
+        )
+        if wire:
+            packet.use_hop()
+        translate_error(packet, self._quoted, flows, flow, reply, own)
+        counters.reasons[ICMP_ERROR] += 1
+        return REWRITTEN
+
+    def handle_echo(self, hook: int, info: int) -> int:
+        """Answer an echo request to a VIP; other messages are not ours. They only get here where
+        the VIP is not an address of this host: else its kernel answers."""
+        packet = self._packet
+        if (
+            hook != PREROUTING
+            or not is_echo_request(packet)
+            or (packet.dst_high, packet.dst_low) not in self._services.addresses
+        ):
+            return self._counters.pass_on()
+        reason = self.damage(info)
+        if reason != OK:
+            return self._counters.drop(reason)
+        self._answers.echo()
+        return self._counters.drop(ECHO)
+
+    def damage(self, info: int) -> int:
+        """Why the parsed message can't be used, or OK."""
+        if info & CUT:
+            return TRUNCATED
+        if not info & NOT_READY and not is_intact(self._packet):
+            return BAD_CHECKSUM
+        return OK
+
+    def route(self, flow: int, reply: int) -> int:
+        """Find the next hop of the parsed error about a packet of the flow, for `hops.goes`: OK, or
+        why it can't be sent. About an error there is no other (RFC 1122 section 3.2.2)."""
+        hops = self._hops
+        if self._packet.hops_left() <= 1:
+            return TTL_EXCEEDED
+        if reply:
+            at = flow * 16
+            hops.goes = hops.back(flow, self._flows.u64[at], self._flows.u64[at + 1])
+            return OK if hops.goes else NO_NEXT_HOP
+        hops.goes = hops.members[self._flows.u16[flow * 64 + MEMBER]]
+        return OK
 
 
 def is_icmp(packet: Packet) -> bool:

@@ -1,0 +1,15 @@
+# C types of counters.py, for the compiled build.
+cimport cython
+
+cdef Py_ssize_t OPENED, RESETS, REFUSED, SYN_TIMEOUTS, SYN_RETRIES, COUNTERS
+cdef int NOT_OURS, PASS, DROP
+
+
+cdef class Counters:
+    cdef unsigned long long[::1] reasons, members
+
+    @cython.locals(end=cython.Py_ssize_t, i=cython.Py_ssize_t)
+    cpdef object begin(self, Py_ssize_t member)
+    cdef void add(self, Py_ssize_t member, Py_ssize_t which) noexcept
+    cdef int drop(self, int reason) noexcept
+    cdef int pass_on(self) noexcept
