@@ -77,7 +77,7 @@ class Worker:
             source_ports=source_ports(start.worker, start.workers),
             adopt_until=time.monotonic() + ADOPTION,
         )
-        self._balancer.opened = [] if start.log_flows else None
+        self._balancer.lifecycle.opened = [] if start.log_flows else None
         self._queue = open_queue(start)
         self._frames = PacketSockets()
         self._interest = Interest(start.worker, start.workers)
@@ -105,10 +105,10 @@ class Worker:
                 elif descriptor == queue:
                     if self._conntrack is not None and self._conntrack.watching:
                         # Who has just ended makes room for these.
-                        self._conntrack.process(balancer, now)
+                        self._conntrack.process(balancer.offload, now)
                     self._queue.process(balancer, now)
                 elif self._conntrack is not None and descriptor == self._conntrack.fileno():
-                    self._conntrack.process(balancer, now)
+                    self._conntrack.process(balancer.offload, now)
                 else:
                     frames.process(descriptor, balancer, now)
             self._send()
@@ -117,8 +117,8 @@ class Worker:
                 overdue = balancer.handle_timer(now)
                 frames.expire(now)
                 if self._conntrack is not None:
-                    self._conntrack.flush(balancer)
-                    self._conntrack.sweep(balancer, now)
+                    self._conntrack.flush(balancer.offload)
+                    self._conntrack.sweep(balancer.offload, now)
                 self._log_flows(now)
                 self._channel.flush()
             if told and not self._listen():
@@ -136,18 +136,18 @@ class Worker:
     def _send(self) -> None:
         """What the core wants to have sent."""
         if self._conntrack is not None:
-            self._conntrack.flush(self._balancer)
-        for packet in (*self._balancer.take_resent(), *self._balancer.take_crafted()):
+            self._conntrack.flush(self._balancer.offload)
+        for packet in (*self._balancer.offload.take_resent(), *self._balancer.answers.take()):
             self._sender.send(packet)
 
     def _carry(self) -> None:
         """Have conntrack carry flows of offloaded services, and take over those that it does."""
         if self._conntrack is None:
-            self._conntrack = Conntrack(self._balancer)
+            self._conntrack = Conntrack(self._balancer.offload)
             self._queue.carry_with(self._conntrack)
             self._poller.register(self._conntrack.fileno(), select.POLLIN)
         self._conntrack.adopt(
-            self._balancer, self._start.worker, self._start.workers, time.monotonic()
+            self._balancer.offload, self._start.worker, self._start.workers, time.monotonic()
         )
 
     def close(self) -> None:
@@ -196,7 +196,7 @@ class Worker:
                 )
             case GetFlows(first, count):
                 if self._conntrack is not None:
-                    self._conntrack.refresh(self._balancer, first, count, time.monotonic())
+                    self._conntrack.refresh(self._balancer.offload, first, count, time.monotonic())
                 records = self._balancer.copy_records(first, count, time.monotonic())
                 self._channel.send(FlowPage(records))
             case EndFlows(flows, reset):

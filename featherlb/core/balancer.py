@@ -7,37 +7,32 @@ Not thread-safe: a worker calls one door at a time.
 """
 
 from array import array
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import cython
 
-from featherlb.core.addresses import address_of, words_of
+from featherlb.core.addresses import address_of
+from featherlb.core.adoption import Adoption
 from featherlb.core.answers import Answers
-from featherlb.core.conntrack import Entry, Requests
+from featherlb.core.conntrack import Requests
 from featherlb.core.counters import Counters
 from featherlb.core.craft import flow_probe, flow_reset
 from featherlb.core.ended import EndedConnections
 from featherlb.core.flow import FlowTable
 from featherlb.core.fragments import Fragments
+from featherlb.core.handover import Handover
 from featherlb.core.hops import Hops
 from featherlb.core.icmp import IcmpHandler
-from featherlb.core.members import MAX_MEMBERS, Members, Slot
+from featherlb.core.lifecycle import Lifecycle
+from featherlb.core.members import MAX_MEMBERS, Members
+from featherlb.core.offload import Offload
 from featherlb.core.packet import Packet
-from featherlb.core.pool import Pool
 from featherlb.core.ports import PortAllocator
 from featherlb.core.scheduler import NewFlow
 from featherlb.core.services import Services
 from featherlb.core.stats import DROPPED, PASSED, TRANSLATED, Reason
-from featherlb.core.tcpstate import (
-    ACTIVE,
-    REUSABLE,
-    TIMEOUT_CLASS,
-    TRANSITIONS,
-    Event,
-    State,
-    TimeoutClass,
-)
+from featherlb.core.tcpstate import TRANSITIONS, Event, State, TimeoutClass
 from featherlb.model import (
     SOURCE_PORTS,
     Backend,
@@ -52,8 +47,6 @@ from featherlb.model import (
 )
 
 if not cython.compiled:
-    from featherlb.core.checksum import fold, words
-    from featherlb.core.conntrack import AF_INET6, DESTINATION_NAT, SEEN_REPLY
     from featherlb.core.counters import (
         COUNTERS,
         OPENED,
@@ -63,28 +56,22 @@ if not cython.compiled:
         SYN_TIMEOUTS,
     )
     from featherlb.core.flow import (
-        ABANDONED,
-        ADDRESS_DELTA,
         AWAITED,
         BYTES,
-        CARRIED,
         COUNTED,
         CREATED,
         EXPECTED,
         FLAGS,
         FULL,
         IPV6,
-        LOCAL_CLIENT,
+        KEY_BYTES,
         MEMBER,
-        NEXT,
         OFFLOADED,
         PORTS,
         PROTOCOL,
-        QUEUE,
         RESPONSES,
         SEEN,
         STATE,
-        TRANSPORT_DELTA,
         WIRED,
     )
     from featherlb.core.hops import SLOT_MASK, SLOT_SHIFT
@@ -104,61 +91,25 @@ if not cython.compiled:
         UNSUPPORTED,
     )
 
-MAX_EXPIRED_AT_ONCE = 1024
-"""Flows that one call of `handle_timer` may end, so that it never delays a packet for long."""
-MAX_PORT_RECLAIMS = 64
-"""Closing flows looked at to find one whose source port can be given to a new flow, before that
-is refused."""
 MAX_EXPECTED = 64
 """Packets that can be expected at once."""
-FOREVER = 1 << 28
-"""Seconds that no offloaded flow lasts: the kernel says when it ends."""
-YOUNG = 20
-"""Ticks within which the end of an entry may be that of the one before it, of the same client."""
-MAX_ADOPTED_RANGE = 16
-"""Ports of a VIP that are tried to find out whose connection a reply belongs to."""
-
-# The tables of enumerations as flat bytes, for the compiled build.
+# The table of transitions as flat bytes, for the compiled build.
 EVENTS = len(Event)
 NEXT_STATE = memoryview(
     bytearray(state for by_direction in TRANSITIONS for row in by_direction for state in row)
 )
-IS_ACTIVE = memoryview(bytearray(state in ACTIVE for state in State))
-IS_REUSABLE = memoryview(bytearray(state in REUSABLE for state in State))
 EVENT_SYN, EVENT_SYN_ACK, EVENT_FIN, EVENT_RST, EVENT_ACK = (int(event) for event in Event)
 
 NEW = int(State.NEW)
-KERNEL_STATES = memoryview(
-    bytearray(
-        (
-            State.SYN_SENT,  # TCP_CONNTRACK_NONE: created, no packet yet
-            State.SYN_SENT,
-            State.SYN_RECEIVED,
-            State.ESTABLISHED,
-            State.FIN_WAIT,
-            State.CLOSE_WAIT,
-            State.CLOSING,  # LAST_ACK
-            State.CLOSING,  # TIME_WAIT
-            State.CLOSED,
-            State.SYN_SENT,  # SYN_SENT2: both ends opened it
-        )
-    )
-)
-"""By enum tcp_conntrack (include/uapi/linux/netfilter/nf_conntrack_tcp.h)."""
 SYN_SENT = int(State.SYN_SENT)
 SYN_RECEIVED = int(State.SYN_RECEIVED)
 SYN_RETRIED = int(State.SYN_RETRIED)
-ESTABLISHED = int(State.ESTABLISHED)
-ADOPTED = int(State.ADOPTED)
 CLOSED = int(State.CLOSED)
 UDP_ONE_WAY = int(State.UDP_ONE_WAY)
-UDP_TWO_WAY = int(State.UDP_TWO_WAY)
 PREROUTING = int(Hook.PREROUTING)
-INPUT = int(Hook.INPUT)
 OUTPUT = int(Hook.OUTPUT)
 WIRE = int(Hook.WIRE)
 NOT_READY = int(PacketInfo.CHECKSUM_NOT_READY)
-GSO = int(PacketInfo.GSO)
 TRUNCATED = int(PacketInfo.TRUNCATED)
 TRUNCATED_REASON = int(Reason.TRUNCATED)
 COPY = int(Reason.COPY)
@@ -169,18 +120,7 @@ NO_NEXT_HOP = int(Reason.NO_NEXT_HOP)
 NO_BACKEND = int(Reason.NO_BACKEND)
 NO_FLOW = int(Reason.NO_FLOW)
 POOL_FULL = int(Reason.POOL_FULL)
-NO_SOURCE_PORT = int(Reason.NO_SOURCE_PORT)
-TUPLE_IN_USE = int(Reason.TUPLE_IN_USE)
 REWRITTEN = int(Verdict.REWRITTEN)
-DROP = int(Verdict.DROP)
-CARRY = int(Verdict.CARRY)
-ASK = int(Verdict.ASK)
-INVALID = int(Reason.INVALID)
-NO_ENTRY = int(Reason.NO_ENTRY)
-FORWARD = int(Reason.FORWARD)
-
-KEY_BYTES = 73
-"""Of a record: both keys, ports and protocol, which say which flow it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,48 +217,30 @@ class Balancer:
         `hash_key` keys placement and must be the same where nodes are to agree. `source_ports`
         are for `full` NAT. Until the time `adopt_until` of the clock of `handle_packet`,
         connections from before are recognised by their replies, too."""
-        self.flows = FlowTable(capacity, secret)
-        self.fragments = Fragments()
-        self.hops = Hops(capacity, MAX_MEMBERS)
-        self.packet = Packet()
-        self.counters = Counters()
-        self.answers = Answers(self.packet)
+        flows = self.flows = FlowTable(capacity, secret)
+        packet = self.packet = Packet()
+        hops = self.hops = Hops(capacity, MAX_MEMBERS)
+        counters = self.counters = Counters()
+        answers = self.answers = Answers(packet)
         seed = int.from_bytes(secret, "big")
-        self.source_ports = PortAllocator(seed, source_ports)
-        self.members = Members(self.hops, self.counters, self.source_ports)
-        self.services = Services(
-            self.members, self.hops, self.source_ports, seed=seed, hash_key=hash_key
+        ports = PortAllocator(seed, source_ports)
+        members = self.members = Members(hops, counters, ports)
+        services = self.services = Services(members, hops, ports, seed=seed, hash_key=hash_key)
+        requests = Requests()
+        lifecycle = self.lifecycle = Lifecycle(
+            flows, packet, hops, members, counters, ports, requests, timeouts
         )
-        self.icmp = IcmpHandler(
-            self.packet, self.flows, self.hops, self.services, self.counters, self.answers
+        self.offload = Offload(
+            flows, packet, services, members, lifecycle, counters, answers, ports, requests
         )
-        self.attach(bytearray(64))
-        seconds = {
-            TimeoutClass.HALF_OPEN: timeouts.half_open,
-            TimeoutClass.UDP_ONE_WAY: timeouts.udp_one_way,
-            TimeoutClass.CLOSED: timeouts.closed,
-            TimeoutClass.FIN: timeouts.fin,
-            TimeoutClass.UDP_TWO_WAY: timeouts.udp_two_way,
-            TimeoutClass.ESTABLISHED: timeouts.established,
-        }
-        seconds[TimeoutClass.OFFLOADED] = FOREVER
-        queues = {kind: self.flows.add_queue(int(kind), seconds[kind]) for kind in TimeoutClass}
-        self.queue_of = memoryview(bytearray(queues[TIMEOUT_CLASS[state]] for state in State))
-        self.closed_queue = queues[TimeoutClass.CLOSED]
-        self.offload_queue = queues[TimeoutClass.OFFLOADED]
-        self.requests = Requests()
-        self.answer = Entry()
-        self.event = Entry()
-        self.asked = 0
-        self.created = 0
-        self.resent: list[tuple[int, bytes]] = []
-        self.evicted = 0
-        self.opened: list[int] | None = None
-        self.refusal = DROP
-        self.tags = memoryview(array("Q", bytes(8 * MAX_EXPECTED)))
-        self._adopt_until = adopt_until
+        self.handover = Handover(flows, members, lifecycle, requests)
+        self.icmp = IcmpHandler(packet, flows, hops, services, counters, answers)
+        self.fragments = Fragments()
         self.ended = EndedConnections()
-        self._adoptable: dict[tuple[int, int, int], list[tuple[Pool, int, int, int]]] = {}
+        self.adoption = Adoption(flows, packet, members, self.ended, lifecycle, adopt_until)
+        self.tags = memoryview(array("Q", bytes(8 * MAX_EXPECTED)))
+        self.refusal = 0
+        self.attach(bytearray(64))
 
     # Doors
 
@@ -395,7 +317,7 @@ class Balancer:
         flow = ref >> 1
         reply = ref & 1
         if ref and flows.u8[flow * 128 + FLAGS] & OFFLOADED and not wire:
-            verdict = self.meet(flow, reply, info, ticks)
+            verdict = self.offload.meet(flow, reply, info, ticks)
             if verdict >= 0:
                 return verdict
             ref = 0
@@ -408,12 +330,12 @@ class Balancer:
                 if wire or early == late:
                     return self.counters.pass_on()
             # What may open a flow: a SYN, or a datagram (which has no flags).
-            if not reply and packet.flags <= SYN and self.reopens(flow):
-                self.close(flow)
+            if not reply and packet.flags <= SYN and self.lifecycle.reopens(flow):
+                self.lifecycle.close(flow)
                 ref = 0
         elif not early:
-            if now < self._adopt_until:
-                flow = self.adopt_reply(hook, info, ticks)
+            if now < self.adoption.until:
+                flow = self.adoption.join(hook, info, ticks)
             if flow:
                 ref = flow << 1 | 1
                 reply = 1
@@ -426,9 +348,7 @@ class Balancer:
             if not flow:
                 return self.refusal
             if flows.u8[flow * 128 + FLAGS] & OFFLOADED:
-                self.requests.create(flows, flow)
-                self.created = flow
-                return self.carry(flow, info)
+                return self.offload.begin(flow, info)
         elif info & TRUNCATED:
             return self.counters.drop(TRUNCATED_REASON)
 
@@ -447,91 +367,26 @@ class Balancer:
                 self.fragments.remember(packet, flow << 1 | reply, ticks)
         self.count(flow, reply, length)
         if packet.protocol == UDP and self.answered(flow, reply):
-            self.close(flow)
+            self.lifecycle.close(flow)
         return REWRITTEN
 
     def handle_timer(self, now: float) -> bool:
         """End flows whose timeout has passed; True if more are due. Call it every 0.1 s or so."""
-        ticks = int(now * 10)
-        for _ in range(MAX_EXPIRED_AT_ONCE):
-            flow = self.flows.expired(ticks)
-            if not flow:
-                return False
-            if self.flows.u8[flow * 128 + STATE] in (SYN_SENT, SYN_RETRIED):
-                self.counters.add(self.flows.u16[flow * 64 + MEMBER], SYN_TIMEOUTS)
-            self.close(flow)
-        return True
+        return self.lifecycle.expire(int(now * 10))
 
     def apply(self, services: Sequence[Service]) -> None:
         """Serve these services from now on; flows of backends that leave go on."""
         switched = self.services.apply(services)
-        self._index_adoptable()
+        self.adoption.index(self.services.pools.values())
         if switched:
-            self._switch(switched)
-
-    def _switch(self, pools: Collection[Pool]) -> None:
-        """Meet the packets of these pools' flows where those of new flows are met. The flows of
-        this host's own clients never are on a wire."""
-        flows = self.flows
-        for flow in range(1, flows.last_record() + 1):
-            at = flow * 128
-            if not flows.u8[at + PROTOCOL]:
-                continue
-            pool = self.members.slots[flows.u16[flow * 64 + MEMBER]].pool
-            if pool not in pools:
-                continue
-            if not flows.u8[at + FLAGS] & LOCAL_CLIENT:
-                wired = WIRED if pool.raw else 0
-                flows.u8[at + FLAGS] = flows.u8[at + FLAGS] & ~WIRED | wired
-            if pool.offloaded != (flows.u8[at + FLAGS] & OFFLOADED != 0):
-                self._hand_over(flow, pool.offloaded)
-
-    def _hand_over(self, flow: int, carried: bool) -> None:
-        """Have conntrack carry a flow from now on, or no more."""
-        flows = self.flows
-        at = flow * 128
-        state = flows.u8[at + STATE]
-        if self.is_carried(flow):
-            self.requests.delete(flows, flow)
-        if IS_REUSABLE[state]:
-            flows.u8[at + FLAGS] |= ABANDONED
-            self.close(flow)
-            return
-        for direction in (0, 1):
-            flows.u32[flow * 32 + CARRIED + direction] = 0
-        ticks = flows.u32[flow * 32 + SEEN]
-        if carried:
-            for direction in (0, 1):
-                flows.u64[flow * 16 + BYTES + direction] = 0
-            flows.u8[at + FLAGS] |= OFFLOADED
-            flows.move(flow, self.offload_queue, ticks)
-            self.requests.create(flows, flow)
-        else:
-            flows.u8[at + FLAGS] &= ~(OFFLOADED | ABANDONED)
-            flows.move(flow, self.queue_of[state], ticks)
-            self.settle(flow)
+            self.handover.switch(switched)
 
     def set_paths(self, paths: Paths) -> None:
         """Where frames go from now on."""
         self.hops.set_paths(paths)
         self.members.aim()
 
-    def take_crafted(self) -> list[bytes]:
-        """Packets to send, with their IP headers, since the last call."""
-        return self.answers.take()
-
     # Stages
-
-    def reopens(self, flow: int) -> bool:
-        """Whether a SYN or datagram of this flow is to be scheduled anew: the old connection
-        is closing (the client uses its port again), or the backend has left the pool and there
-        is no connection that would break."""
-        state = self.flows.u8[flow * 128 + STATE]
-        if IS_REUSABLE[state]:
-            return True
-        if not self.members.retired[self.flows.u16[flow * 64 + MEMBER]]:
-            return False
-        return state in (SYN_SENT, SYN_RETRIED, UDP_ONE_WAY, UDP_TWO_WAY)
 
     def open(self, hook: int, info: int, ticks: int) -> int:
         """A flow for the parsed packet; 0 if there is to be none, and `refusal` is the verdict."""
@@ -564,9 +419,9 @@ class Balancer:
         new_flow = NewFlow(
             packet.protocol,
             packet.version,
-            _number(packet.version, packet.src_high, packet.src_low),
+            packet.number(packet.src_high, packet.src_low),
             packet.ports >> 16,
-            _number(packet.version, packet.dst_high, packet.dst_low),
+            packet.number(packet.dst_high, packet.dst_low),
             port,
         )
         joined = packet.protocol == TCP and packet.flags != SYN
@@ -574,7 +429,7 @@ class Balancer:
         # 5. No usable backend.
         if member is None:
             return self.refuse(POOL_FULL if pool.usable else NO_BACKEND, ticks)
-        return self.insert(
+        flow = self.lifecycle.open(
             pool,
             self.members.slots[member.index],
             packet.src_high,
@@ -586,437 +441,10 @@ class Balancer:
             NEW if packet.protocol == TCP else UDP_ONE_WAY,
             ticks,
         )
-
-    # The offload datapath
-
-    def meet(self, flow: int, reply: int, info: int, ticks: int) -> int:
-        """Decide on the parsed packet of a flow that conntrack carries; -1 if it opens another.
-
-        That it gets here says that it may open the connection anew, or that conntrack doesn't take
-        it for a part of it.
-        """
-        packet = self.packet
-        alive = self.is_carried(flow)
-        if reply or packet.flags > SYN:
-            if alive:
-                return self.counters.drop(INVALID)
-            self.refuse(NO_FLOW, ticks)
-            return self.refusal
-        if alive and self.asked != flow and self.flows.u8[flow * 128 + QUEUE] != self.closed_queue:
-            self.asked = flow
-            return ASK
-        self.asked = 0
-        if not alive or self.reopens(flow):
-            self.close(flow)
-            return -1
-        if self.flows.u8[flow * 128 + STATE] == SYN_SENT:
-            self.enter_state(flow, SYN_RETRIED, ticks)
-            self.counters.add(self.flows.u16[flow * 64 + MEMBER], SYN_RETRIES)
-        return self.carry(flow, info)
-
-    def carry(self, flow: int, info: int) -> int:
-        """Let conntrack have the parsed packet. A SYN has not met it yet; others have, as a packet
-        of another connection, so a copy has to begin from the start."""
-        packet = self.packet
-        self.counters.reasons[FORWARD] += 1
-        if packet.protocol == TCP and packet.flags == SYN:
-            return CARRY
-        if info & GSO:
-            return DROP  # where it is to be cut, nobody says: TCP sends it again
-        if info & NOT_READY:
-            packet.complete_checksum()
-        self.resent.append((flow, packet.quote(packet.end - packet.ip)))
-        return DROP
-
-    def take_resent(self) -> list[bytes]:
-        """Packets to send as they are, since the last call."""
-        resent = self.resent
-        if resent:
-            self.resent = []
-        return [packet for _, packet in resent]
-
-    def fail(self, flow: int) -> None:
-        """Conntrack refuses to create the entry of this flow: its packet is dropped instead."""
-        self.counters.reasons[FORWARD] -= 1
-        self.counters.reasons[NO_ENTRY] += 1
-        self.resent = [(other, packet) for other, packet in self.resent if other != flow]
-        self.disown(flow)
-
-    def disown(self, flow: int) -> None:
-        """Forget a flow whose entry is gone, or is none of ours."""
-        if self.asked == flow:
-            self.asked = 0
-        self.flows.u8[flow * 128 + FLAGS] |= ABANDONED
-        self.close(flow)
-
-    def clash(self, flow: int, entry: Entry) -> bool:
-        """Whether a flow may be created in place of the entry that has its forward key.
-
-        False if that is the flow itself, or an open connection that another process has let in:
-        that one goes on, and the flow is forgotten.
-        """
-        flows = self.flows
-        at = flow * 16
-        if (
-            entry.back_src_low == flows.u64[at + 5]
-            and entry.back_src_high == flows.u64[at + 4]
-            and entry.back_dst_low == flows.u64[at + 7]
-            and entry.back_dst_high == flows.u64[at + 6]
-            and entry.back_ports == flows.u32[flow * 32 + PORTS + 1]
-        ):
-            return False
-        if (
-            0 <= entry.tcp_state < 10
-            and entry.status & DESTINATION_NAT
-            and not IS_REUSABLE[KERNEL_STATES[entry.tcp_state]]
-        ):
-            self.disown(flow)
-            return False
-        return True
-
-    def inquire(self, flow: int) -> None:
-        """Ask conntrack for a flow's entry with the next requests."""
-        self.requests.get(self.flows, flow)
-
-    def replace(self, flow: int) -> None:
-        """Create a flow's entry with the next requests, in place of one with the same key."""
-        self.requests.delete(self.flows, flow)
-        self.requests.create(self.flows, flow)
-
-    def observe(self, flow: int, entry: Entry, ticks: int) -> None:
-        """Take in what conntrack says of an offloaded flow: its state, packets and bytes."""
-        flows = self.flows
-        counts = self.counters.members
-        at = flows.u16[flow * 64 + MEMBER] * COUNTERS
-        carried = flow * 32 + CARRIED
-        packets = (entry.packets - flows.u32[carried]) & MASK32
-        back_packets = (entry.back_packets - flows.u32[carried + 1]) & MASK32
-        if packets or back_packets:
-            counts[at] += packets
-            counts[at + 2] += back_packets
-            flows.u32[carried] = entry.packets & MASK32
-            flows.u32[carried + 1] = entry.back_packets & MASK32
-            base = flow * 16 + BYTES
-            counts[at + 1] += entry.bytes - flows.u64[base]
-            counts[at + 3] += entry.back_bytes - flows.u64[base + 1]
-            flows.u64[base] = entry.bytes
-            flows.u64[base + 1] = entry.back_bytes
-            flows.u32[flow * 32 + SEEN] = ticks
-        self.take_state(flow, entry, ticks)
-
-    def advance(self, entry: Entry, ticks: int) -> None:
-        """Take in what conntrack tells by itself of an entry that has changed: its state, but
-        neither packets nor bytes."""
-        flow = self.flow_of(entry)
-        if flow:
-            self.take_state(flow, entry, ticks)
-
-    def take_state(self, flow: int, entry: Entry, ticks: int) -> None:
-        """An offloaded flow is in the state of its entry, if that has one."""
-        if entry.protocol == UDP:
-            state = UDP_TWO_WAY if entry.status & SEEN_REPLY else UDP_ONE_WAY
-            self.enter_state(flow, state, ticks)
-        elif 0 <= entry.tcp_state < 10:
-            self.enter_state(flow, KERNEL_STATES[entry.tcp_state], ticks)
-
-    def enter_state(self, flow: int, state: int, ticks: int) -> None:
-        """An offloaded flow is in this state from now on. One that has closed is kept no longer
-        than others; the kernel would keep it for minutes."""
-        before = self.flows.u8[flow * 128 + STATE]
-        # Of a SYN that was sent again, conntrack makes no state of its own.
-        if state == before or (state == SYN_SENT and before == SYN_RETRIED):
-            return
-        self.flows.u8[flow * 128 + STATE] = state
-        queue = self.queue_of[state]
-        self.flows.move(flow, queue if queue == self.closed_queue else self.offload_queue, ticks)
-        if IS_ACTIVE[state] != IS_ACTIVE[before]:
-            member = self.members.slots[self.flows.u16[flow * 64 + MEMBER]].member
-            member.active += 1 if IS_ACTIVE[state] else -1
-
-    def end(self, entry: Entry, certain: bool, ticks: int) -> int:
-        """Conntrack has removed this entry: so its flow has ended. The number of a flow of which
-        that is not `certain`, for conntrack to be asked; else 0."""
-        flow = self.flow_of(entry)
-        if not flow:
+        if flow < 0:
+            self.refusal = self.counters.drop(-flow)
             return 0
-        if not certain and (ticks - self.flows.u32[flow * 32 + CREATED]) & MASK32 < YOUNG:
-            return flow
-        opening = self.flows.u8[flow * 128 + STATE] in (SYN_SENT, SYN_RETRIED)
-        self.observe(flow, entry, ticks)
-        member = self.flows.u16[flow * 64 + MEMBER]
-        if opening and not entry.status & SEEN_REPLY and entry.back_packets:
-            # A RST as the first answer: conntrack removes the entry at once, and doesn't call the
-            # connection answered (nf_conntrack_proto_tcp.c: nf_conntrack_tcp_packet).
-            self.counters.add(member, REFUSED)
-        elif self.flows.u8[flow * 128 + STATE] in (SYN_SENT, SYN_RETRIED):
-            self.counters.add(member, SYN_TIMEOUTS)
-        self.disown(flow)
-        return 0
-
-    def flow_of(self, entry: Entry) -> int:
-        """The flow that conntrack carries by this entry, 0 if there is none."""
-        flows = self.flows
-        ref = flows.find(
-            entry.src_high,
-            entry.src_low,
-            entry.dst_high,
-            entry.dst_low,
-            entry.ports,
-            entry.protocol,
-        )
-        flow = ref >> 1
-        if not ref or ref & 1 or not self.is_carried(flow):
-            return 0
-        # Of a client whose own port is taken towards the backend, conntrack gives it another.
-        known = MASK32 if flows.u8[flow * 128 + FLAGS] & FULL else MASK32 ^ 0xFFFF
-        if (entry.back_ports ^ flows.u32[flow * 32 + PORTS + 1]) & known:
-            return 0
-        return flow if entry.back_src_low == flows.u64[flow * 16 + 5] else 0
-
-    def is_carried(self, flow: int) -> bool:
-        """Whether conntrack carries the flow of that record number."""
-        flows = self.flows
-        return (
-            flows.u8[flow * 128 + PROTOCOL] != 0
-            and flows.u8[flow * 128 + FLAGS] & (OFFLOADED | ABANDONED) == OFFLOADED
-        )
-
-    def last_record(self) -> int:
-        """The highest number of a flow."""
-        return self.flows.last_record()
-
-    def adopt(self, entry: Entry, worker: int, workers: int, ticks: int) -> bool:
-        """Take over a flow that conntrack carries already, if it is one of a service's VIPs to one
-        of its backends, and falls to this `worker` of several; whether it was."""
-        if entry.protocol not in (TCP, UDP) or not entry.status & DESTINATION_NAT:
-            return False
-        if (entry.src_low + (entry.ports >> 16)) % workers != worker:
-            return False
-        pool = self.services.find(
-            entry.dst_high, entry.dst_low, entry.protocol, entry.ports & 0xFFFF, False
-        )
-        if pool is None or not pool.offloaded:
-            return False
-        backend = _endpoint(entry.back_src_high, entry.back_src_low, entry.back_ports >> 16)
-        member = pool.members.get(backend)
-        flows = self.flows
-        if member is None or flows.count == flows.capacity:
-            return False
-        if flows.find(
-            entry.src_high,
-            entry.src_low,
-            entry.dst_high,
-            entry.dst_low,
-            entry.ports,
-            entry.protocol,
-        ) or flows.find(
-            entry.back_src_high,
-            entry.back_src_low,
-            entry.back_dst_high,
-            entry.back_dst_low,
-            entry.back_ports,
-            entry.protocol,
-        ):
-            return False
-        slot = self.members.slots[member.index]
-        flags = slot.flags | OFFLOADED
-        if entry.family == AF_INET6:
-            flags |= IPV6
-        # Its port may be one that somebody else has given.
-        source = (entry.back_dst_high, entry.back_dst_low)
-        if pool.full and self.source_ports.claim(slot.target, source, entry.back_ports & 0xFFFF):
-            flags |= FULL
-        flow = flows.insert(
-            entry.protocol,
-            entry.src_high,
-            entry.src_low,
-            entry.dst_high,
-            entry.dst_low,
-            entry.ports,
-            entry.back_src_high,
-            entry.back_src_low,
-            entry.back_dst_high,
-            entry.back_dst_low,
-            entry.back_ports,
-            self.offload_queue,
-            ticks,
-        )
-        flows.u8[flow * 128 + FLAGS] = flags
-        flows.u8[flow * 128 + STATE] = SYN_SENT if entry.protocol == TCP else UDP_ONE_WAY
-        flows.u16[flow * 64 + MEMBER] = member.index
-        # What it has carried before is not ours to count.
-        flows.u32[flow * 32 + CARRIED] = entry.packets & MASK32
-        flows.u32[flow * 32 + CARRIED + 1] = entry.back_packets & MASK32
-        flows.u64[flow * 16 + BYTES] = entry.bytes
-        flows.u64[flow * 16 + BYTES + 1] = entry.back_bytes
-        member.active += 1
-        slot.held += 1
-        self.observe(flow, entry, ticks)
-        return True
-
-    def adopt_reply(self, hook: int, info: int, ticks: int) -> int:
-        """A flow for the parsed segment of a backend, whose connection was opened before this
-        process started; 0 if it is not certain to which VIP."""
-        packet = self.packet
-        if packet.protocol != TCP or packet.flags == SYN or info & TRUNCATED:
-            return 0
-        client = _number(packet.version, packet.dst_high, packet.dst_low)
-        client_port = packet.ports & 0xFFFF
-        found = None
-        backend = (packet.src_high, packet.src_low, packet.ports >> 16)
-        vips = self._adoptable.get(backend, ())
-        for pool, vip_high, vip_low, vip_port in vips:
-            if hook != INPUT and pool.raw != (hook == WIRE):
-                continue
-            vip = _number(packet.version, vip_high, vip_low)
-            flow = NewFlow(TCP, packet.version, client, client_port, vip, vip_port)
-            member = pool.expected(flow)
-            if member is None:
-                continue
-            slot = self.members.slots[member.index]
-            if (slot.high, slot.low, slot.port) == backend:
-                if found is not None:
-                    return 0
-                found = pool, slot, vip_high, vip_low, vip_port
-        if found is None:
-            return 0
-        pool, slot, vip_high, vip_low, vip_port = found
-        ports = client_port << 16 | vip_port
-        if self.flows.find(packet.dst_high, packet.dst_low, vip_high, vip_low, ports, TCP):
-            return 0
-        key = (packet.dst_high, packet.dst_low, vip_high, vip_low, ports)
-        if self.ended.holds(key, ticks):
-            return 0
-        if packet.flags & SYN:
-            # Its SYN would have come this way: it went to the backend itself, as those of this
-            # host's health checks do, and so will the rest.
-            self.ended.remember(key, ticks)
-            return 0
-        return self.insert(
-            pool,
-            slot,
-            packet.dst_high,
-            packet.dst_low,
-            vip_high,
-            vip_low,
-            ports,
-            hook,
-            ESTABLISHED,
-            ticks,
-        )
-
-    def insert(
-        self,
-        pool: Pool,
-        slot: "Slot",
-        client_high: int,
-        client_low: int,
-        vip_high: int,
-        vip_low: int,
-        ports: int,
-        hook: int,
-        state: int,
-        ticks: int,
-    ) -> int:
-        """Enter a flow to a pool's member, as `open` does. `ports` are client << 16 | VIP,
-        `hook` is where the packet was met that opens it."""
-        packet = self.packet
-        flows = self.flows
-        flags = slot.flags
-        if packet.version == 6:
-            flags |= IPV6
-        if hook in (OUTPUT, INPUT):
-            flags |= LOCAL_CLIENT
-        if hook == WIRE:
-            flags |= WIRED
-        # A reply to this host can't be told from a copy of a frame by a port of ours: where frames
-        # are used, this host's own clients keep their address.
-        if pool.full and (hook == WIRE or not pool.raw):
-            flags |= FULL
-            source = self._allocate_source(slot)
-            if source is None:
-                self.refusal = self.counters.drop(NO_SOURCE_PORT)
-                return 0
-            source_high, source_low, source_port = source
-        else:
-            source_high, source_low = client_high, client_low
-            source_port = ports >> 16
-            clash = flows.find(
-                slot.high,
-                slot.low,
-                source_high,
-                source_low,
-                slot.port << 16 | source_port,
-                packet.protocol,
-            )
-            # A client may use one port towards two VIPs with the same backend behind them: a
-            # connection keeps it until it closes, of datagrams the last ones have it.
-            if clash:
-                flow = clash >> 1
-                if pool.one_packet and self.serves(flow, slot.index):
-                    return flow
-                if packet.protocol == TCP and not IS_REUSABLE[flows.u8[flow * 128 + STATE]]:
-                    self.refusal = self.counters.drop(TUPLE_IN_USE)
-                    return 0
-                self.close(flow)
-        if flows.count == flows.capacity:
-            self.close(flows.victim())
-            self.evicted += 1
-        flow = flows.insert(
-            packet.protocol,
-            client_high,
-            client_low,
-            vip_high,
-            vip_low,
-            ports,
-            slot.high,
-            slot.low,
-            source_high,
-            source_low,
-            slot.port << 16 | source_port,
-            self.offload_queue if pool.offloaded else self.queue_of[state],
-            ticks,
-        )
-        self.hops.clients[flow] = 0
-        if pool.offloaded:
-            flags |= OFFLOADED
-            if state == NEW:
-                state = SYN_SENT if packet.flags == SYN else ADOPTED
-        flows.u8[flow * 128 + FLAGS] = flags
-        flows.u8[flow * 128 + STATE] = state
-        if IS_ACTIVE[state]:
-            slot.member.active += 1
-        if pool.one_packet:
-            flows.hide(flow)
-        if pool.responses is not None:
-            flows.u8[flow * 128 + FLAGS] |= COUNTED
-            flows.u16[flow * 64 + RESPONSES] = pool.responses
-        flows.u16[flow * 64 + MEMBER] = slot.index
-        self.settle(flow)
-        slot.held += 1
-        self.counters.add(slot.index, OPENED)
-        if self.opened is not None:
-            self.opened.append(flow)
         return flow
-
-    def settle(self, flow: int) -> None:
-        """Compute a flow's checksum deltas from its keys."""
-        flows = self.flows
-        at = flow * 16
-        goes = words(flows.u64[at], flows.u64[at + 1]) + words(flows.u64[at + 2], flows.u64[at + 3])
-        comes = words(flows.u64[at + 4], flows.u64[at + 5]) + words(
-            flows.u64[at + 6], flows.u64[at + 7]
-        )
-        ports = flows.u32[flow * 32 + PORTS]
-        back = flows.u32[flow * 32 + PORTS + 1]
-        # Each of the 16 words that go is complemented; the mapping prefixes cancel out.
-        address_delta = fold(16 * 0xFFFF - goes + comes)
-        ports_go = (ports >> 16) + (ports & 0xFFFF)
-        ports_come = (back >> 16) + (back & 0xFFFF)
-        flows.u16[flow * 64 + ADDRESS_DELTA] = address_delta
-        flows.u16[flow * 64 + TRANSPORT_DELTA] = fold(
-            address_delta + 2 * 0xFFFF - ports_go + ports_come
-        )
 
     def track(self, flow: int, reply: int, ticks: int) -> None:
         """Take the parsed packet into account: state, timeout, expected sequence numbers."""
@@ -1040,17 +468,13 @@ class Balancer:
         if following == state:
             flows.touch(flow, ticks)
             return
-        flows.u8[flow * 128 + STATE] = following
-        flows.move(flow, self.queue_of[following], ticks)
+        self.lifecycle.enter(flow, following, ticks)
         member = flows.u16[flow * 64 + MEMBER]
         if following == SYN_RETRIED:
             self.counters.add(member, SYN_RETRIES)
         elif following == CLOSED and reply:
             refused = state in (SYN_SENT, SYN_RETRIED)
             self.counters.add(member, REFUSED if refused else RESETS)
-        if IS_ACTIVE[following] != IS_ACTIVE[state]:
-            pool_member = self.members.slots[member].member
-            pool_member.active += 1 if IS_ACTIVE[following] else -1
 
     def resets_another(self, flow: int, state: int) -> bool:
         """Whether the client's parsed RST is of the connection that it had by the same port before.
@@ -1112,18 +536,6 @@ class Balancer:
         if limit is not None:
             lower(self.packet, limit, not info & NOT_READY)
 
-    def serves(self, flow: int, member: int) -> bool:
-        """Whether the parsed datagram may join this one-packet flow of the same client and
-        backend: to which VIP it went is all that could differ."""
-        packet = self.packet
-        flows = self.flows
-        return (
-            flows.u16[flow * 64 + MEMBER] == member
-            and flows.u32[flow * 32 + PORTS] == packet.ports
-            and flows.u64[flow * 16 + 2] == packet.dst_high
-            and flows.u64[flow * 16 + 3] == packet.dst_low
-        )
-
     def answered(self, flow: int, reply: int) -> bool:
         """Count a datagram of a flow that expects a number of responses; True if it was the
         last one."""
@@ -1137,23 +549,6 @@ class Balancer:
             awaited -= 1
         flows.u32[flow * 32 + AWAITED] = awaited
         return not awaited
-
-    def close(self, flow: int) -> None:
-        """Forget a flow and give back what it held."""
-        flows = self.flows
-        slot = self.members.slots[flows.u16[flow * 64 + MEMBER]]
-        if self.is_carried(flow):
-            self.requests.delete(flows, flow)
-        if IS_ACTIVE[flows.u8[flow * 128 + STATE]]:
-            slot.member.active -= 1
-        if flows.u8[flow * 128 + FLAGS] & FULL:
-            self.source_ports.release(
-                slot.target,
-                (flows.u64[flow * 16 + 6], flows.u64[flow * 16 + 7]),
-                flows.u32[flow * 32 + PORTS + 1] & 0xFFFF,
-            )
-        flows.remove(flow)
-        self.members.let_go(slot)
 
     def refuse(self, reason: int, ticks: int) -> int:
         """Drop the parsed packet, and answer it with a RST or ICMP port unreachable if it is
@@ -1218,46 +613,6 @@ class Balancer:
             )
         )
 
-    # Pools and members
-
-    def _index_adoptable(self) -> None:
-        """By backend, the VIPs whose connections can be recognised by their replies: of those
-        that stand for many addresses or ports, hardly any could."""
-        adoptable: dict[tuple[int, int, int], list[tuple[Pool, int, int, int]]] = {}
-        for pool in self.services.pools.values():
-            if not pool.adopts or pool.offloaded or pool.service.protocol is not Protocol.TCP:
-                continue
-            for member in pool.members.values():
-                slot = self.members.slots[member.index]
-                vips = adoptable.setdefault((slot.high, slot.low, slot.port), [])
-                for vip in pool.service.vips:
-                    if not vip.wildcard and vip.last_port - vip.first_port < MAX_ADOPTED_RANGE:
-                        high, low = words_of(vip.address)
-                        vips.extend(
-                            (pool, high, low, port)
-                            for port in range(vip.first_port, vip.last_port + 1)
-                        )
-        self._adoptable = adoptable
-
-    def _allocate_source(self, slot: "Slot") -> tuple[int, int, int] | None:
-        """A source address and port towards a backend; a closing flow makes room if need be."""
-        flows = self.flows
-        found = self.source_ports.allocate(slot.target, slot.sources)
-        closing = flows.head[self.closed_queue]
-        for _ in range(MAX_PORT_RECLAIMS):
-            if found is not None or not closing:
-                break
-            following = flows.u32[closing * 32 + NEXT]
-            holder = self.members.slots[flows.u16[closing * 64 + MEMBER]]
-            if flows.u8[closing * 128 + FLAGS] & FULL and holder.target == slot.target:
-                self.close(closing)
-                found = self.source_ports.allocate(slot.target, slot.sources)
-            closing = following
-        if found is None:
-            return None
-        (high, low), port = found
-        return high, low, port
-
     # For people
 
     def list_flows(self, now: float, first: int = 1, limit: int = 1000) -> Iterator[FlowView]:
@@ -1298,20 +653,18 @@ class Balancer:
             return False
         if flows.u8[flow * 128 + PROTOCOL] == TCP:
             self._remember_ended(flow, int(now * 10))
-            if reset and self.is_carried(flow):
+            if reset and self.flows.is_carried(flow):
                 self._abandon(flow, int(now * 10))
                 return True
             if reset:
                 self._reset_both(flow)
-        self.close(flow)
+        self.lifecycle.close(flow)
         return True
 
     def _abandon(self, flow: int, ticks: int) -> None:
         """Take a connection away from conntrack and make both ends say where they are, so that
         their answer can be refused: of the sequence numbers nothing is known here."""
-        self.requests.delete(self.flows, flow)
-        self.enter_state(flow, CLOSED, ticks)
-        self.flows.u8[flow * 128 + FLAGS] |= ABANDONED
+        self.offload.abandon(flow, ticks)
         for side in (0, 1):
             self.answers.add(flow_probe(*self._turned(flow, side)))
 
@@ -1348,11 +701,11 @@ class Balancer:
         return found
 
     def take_opened(self, now: float) -> list[FlowView]:
-        """Flows opened since the last call, if `opened` is a list (it is None by default)."""
-        if not self.opened:
+        """Flows opened since the last call, if `lifecycle.opened` is a list."""
+        if not self.lifecycle.opened:
             return []
-        views = [self.view(flow, now) for flow in self.opened if self._is_open(flow)]
-        self.opened = []
+        views = [self.view(flow, now) for flow in self.lifecycle.opened if self._is_open(flow)]
+        self.lifecycle.opened = []
         return views
 
     def _is_open(self, flow: int) -> bool:
@@ -1409,7 +762,7 @@ class Balancer:
                 kind: self.flows.length[queue] for queue, kind in enumerate(TimeoutClass)
             },
             capacity=self.flows.capacity,
-            evicted=self.evicted,
+            evicted=self.lifecycle.evicted,
             scheduler_errors=errors,
             backends=tuple(backends),
             leaving=tuple(
@@ -1449,10 +802,6 @@ def read_flows(page: FlowRecords) -> Iterator[tuple[int, bytes, FlowView]]:
                 bytes_reply=u64[at + BYTES + 1],
             ),
         )
-
-
-def _number(version: int, high: int, low: int) -> int:
-    return low & MASK32 if version == 4 else high << 64 | low
 
 
 def _endpoint(high: int, low: int, port: int) -> Endpoint:

@@ -6,7 +6,7 @@ cdef extern from *:
 
 cdef unsigned long long MASK32, MASK64
 cdef Py_ssize_t FORWARD_KEY, REPLY_KEY, PORTS, PROTOCOL, STATE, QUEUE, FLAGS, MEMBER, RESPONSES
-cdef Py_ssize_t ADDRESS_DELTA, TRANSPORT_DELTA, CREATED, PREVIOUS, NEXT, SEEN, EXPECTED, AWAITED, CARRIED, BYTES
+cdef Py_ssize_t ADDRESS_DELTA, TRANSPORT_DELTA, CREATED, PREVIOUS, NEXT, SEEN, EXPECTED, AWAITED, CARRIED, BYTES, KEY_BYTES
 cdef int IPV6, FULL, LOCAL_BACKEND, LOCAL_CLIENT, REPLY_ONLY, COUNTED, WIRED, OFFLOADED, ABANDONED
 
 
@@ -52,6 +52,7 @@ cdef class FlowTable:
     @cython.locals(queue=cython.Py_ssize_t, flow=cython.Py_ssize_t, best=cython.Py_ssize_t)
     cpdef Py_ssize_t victim(self) noexcept
     cpdef Py_ssize_t last_record(self) noexcept
+    cpdef bint is_carried(self, Py_ssize_t flow) noexcept
     @cython.locals(flow=cython.Py_ssize_t, base=cython.Py_ssize_t)
     cdef unsigned long long key_tag(self, Py_ssize_t ref) noexcept
     @cython.locals(tag=cython.ulonglong, slot=cython.ulonglong)

@@ -53,6 +53,7 @@ EXPECTED = 26  # u32: TCP: next sequence number that the client, the backend exp
 AWAITED = 26  # u32: UDP: datagrams that a counted flow still waits for
 CARRIED = 26  # u32: of an offloaded flow: packets forward, replies, as they were last looked at
 BYTES = 14  # u64: forward, reply
+KEY_BYTES = 73  # both keys, ports and protocol, which say which flow it is
 
 # Bits of FLAGS.
 IPV6 = 1
@@ -305,6 +306,13 @@ class FlowTable:
     def last_record(self) -> int:
         """The highest record number ever used; records are listed by counting up to it."""
         return self.unused - 1
+
+    def is_carried(self, flow: int) -> bool:
+        """Whether the record is of a flow that the kernel's conntrack carries."""
+        return (
+            self.u8[flow * 128 + PROTOCOL] != 0
+            and self.u8[flow * 128 + FLAGS] & (OFFLOADED | ABANDONED) == OFFLOADED
+        )
 
     # The index
 

@@ -42,6 +42,7 @@ cdef class Packet:
     cpdef bint may_be_fragmented(self) noexcept
     @cython.locals(field=cython.Py_ssize_t, check=cython.uint)
     cpdef object complete_checksum(self)
+    cdef object number(self, high, low)
     cpdef bytes quote(self, Py_ssize_t limit)
     @cython.locals(value=cython.uint)
     cdef unsigned int read16(self, Py_ssize_t offset) noexcept

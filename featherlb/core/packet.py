@@ -273,6 +273,10 @@ class Packet:
 
     # Fields
 
+    def number(self, high: int, low: int) -> int:
+        """An address of the packet's family as one number, from its two words."""
+        return low & MASK32 if self.version == 4 else high << 64 | low
+
     def quote(self, limit: int) -> bytes:
         """A copy of the packet from its IP header on, of at most `limit` bytes."""
         return bytes(self.data[self.ip : min(self.end, self.ip + limit)])

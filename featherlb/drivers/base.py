@@ -14,11 +14,6 @@ from featherlb.core.conntrack import Entry, Requests
 class PacketHandler(Protocol):
     """The core, as a driver sees it (see `featherlb.core.balancer.Balancer`)."""
 
-    asked: int
-    """With the verdict ASK: the flow of which conntrack is to be asked."""
-    created: int
-    """Not 0 after a packet that has opened a flow for conntrack to carry: that flow."""
-
     @property
     def buffer(self) -> bytearray:
         """Where packets stand now."""
@@ -62,7 +57,12 @@ class FrameHandler(PacketHandler, Protocol):
 
 
 class ConntrackHandler(Protocol):
-    """The core, as conntrack's driver sees it (see `featherlb.core.balancer.Balancer`)."""
+    """The core, as conntrack's driver sees it (see `featherlb.core.offload.Offload`)."""
+
+    asked: int
+    """With the verdict ASK: the flow of which conntrack is to be asked."""
+    created: int
+    """Not 0 after a packet that has opened a flow for conntrack to carry: that flow."""
 
     @property
     def requests(self) -> Requests: ...
@@ -100,8 +100,11 @@ class ConntrackHandler(Protocol):
     def adopt(self, entry: Entry, worker: int, workers: int, ticks: int) -> bool: ...
 
 
-class QueueHandler(PacketHandler, ConntrackHandler, Protocol):
+class QueueHandler(PacketHandler, Protocol):
     """The core, as a queue driver sees it."""
+
+    @property
+    def offload(self) -> ConntrackHandler: ...
 
 
 class FlowCarrier(Protocol):

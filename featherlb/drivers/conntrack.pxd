@@ -1,7 +1,7 @@
-# C types of conntrack.py, for the compiled build. Compiled, the handler is the core's Balancer.
+# C types of conntrack.py, for the compiled build. Compiled, the handler is Offload.
 cimport cython
-from featherlb.core.balancer cimport Balancer
 from featherlb.core.conntrack cimport Entry
+from featherlb.core.offload cimport Offload
 from featherlb.drivers.mmsg cimport MessageBatch
 
 cdef int ENTRY, GONE
@@ -17,22 +17,22 @@ cdef class Conntrack:
     cdef Py_ssize_t next
     cdef readonly bint watching
 
-    cpdef object flush(self, Balancer handler)
+    cpdef object flush(self, Offload handler)
     @cython.locals(
         batch=MessageBatch, entry=Entry, count=cython.int, slot=cython.int, start=cython.Py_ssize_t)
-    cdef list send(self, Balancer handler)
-    cdef object resolve(self, Balancer handler, Py_ssize_t flow)
-    cpdef bint ask(self, Balancer handler, Py_ssize_t flow) except -1
-    cpdef object learn(self, Balancer handler, Py_ssize_t flow, double now)
+    cdef list send(self, Offload handler)
+    cdef object resolve(self, Offload handler, Py_ssize_t flow)
+    cpdef bint ask(self, Offload handler, Py_ssize_t flow) except -1
+    cpdef object learn(self, Offload handler, Py_ssize_t flow, double now)
     @cython.locals(
         batch=MessageBatch, entry=Entry, ticks=cython.uint, _=cython.int, count=cython.int,
         slot=cython.int, at=cython.Py_ssize_t, end=cython.Py_ssize_t, flow=cython.Py_ssize_t)
-    cpdef object process(self, Balancer handler, double now)
+    cpdef object process(self, Offload handler, double now)
     @cython.locals(last=cython.Py_ssize_t, count=cython.Py_ssize_t)
-    cpdef object sweep(self, Balancer handler, double now)
+    cpdef object sweep(self, Offload handler, double now)
     @cython.locals(end=cython.Py_ssize_t, start=cython.Py_ssize_t, flow=cython.Py_ssize_t)
-    cpdef object refresh(self, Balancer handler, Py_ssize_t first, Py_ssize_t count, double now)
+    cpdef object refresh(self, Offload handler, Py_ssize_t first, Py_ssize_t count, double now)
     @cython.locals(entry=Entry, slot=cython.int, start=cython.Py_ssize_t)
-    cdef object read_answers(self, Balancer handler, unsigned int ticks)
+    cdef object read_answers(self, Offload handler, unsigned int ticks)
     @cython.locals(entry=Entry, adopted=cython.int)
-    cpdef int adopt(self, Balancer handler, int worker, int workers, double now) except -1
+    cpdef int adopt(self, Offload handler, int worker, int workers, double now) except -1

@@ -113,11 +113,12 @@ class NetfilterQueueDriver:
                 length = total
         verdict = self._handler.handle_packet(0, length, packet.hook, info, self._now)
         if self._carrier is not None:
+            offload = self._handler.offload
             if verdict == Verdict.ASK:
-                self._carrier.learn(self._handler, self._handler.asked, self._now)
+                self._carrier.learn(offload, offload.asked, self._now)
                 verdict = self._handler.handle_packet(0, length, packet.hook, info, self._now)
-            self._handler.created = 0
-            self._carrier.flush(self._handler)
+            offload.created = 0
+            self._carrier.flush(offload)
             if self._carrier.failed:
                 verdict = Verdict.DROP
         if verdict == Verdict.REWRITTEN:

@@ -129,7 +129,7 @@ class NetlinkDriver:
             handler.expect_packets(self.payloads, self.sizes, self.packets)
             for i in range(self.packets):
                 self.handle(i, handler, now)
-            if handler.requests.length:
+            if handler.offload.requests.length:
                 self.create(handler)
             if not batch.flush():
                 self.lost += count
@@ -141,7 +141,7 @@ class NetlinkDriver:
         """Have conntrack know the flows that this batch has opened, before it meets their packets;
         one that it refuses has its packet dropped."""
         if self.conntrack is not None:
-            self.conntrack.flush(handler)
+            self.conntrack.flush(handler.offload)
             self.refuse(self.conntrack.failed)
         self.opened.clear()
 
@@ -209,7 +209,7 @@ class NetlinkDriver:
         if verdict == ASK:
             if self.conntrack is not None:
                 # Flows of this batch have been entered before the question.
-                self.conntrack.learn(handler, handler.asked, now)
+                self.conntrack.learn(handler.offload, handler.offload.asked, now)
                 self.refuse(self.conntrack.failed)
             verdict = handler.handle_packet(payload, self.lengths[i], hook, self.infos[i], now)
 
@@ -244,9 +244,9 @@ class NetlinkDriver:
         self.u8[at + 27] = outcome
         self.u32[(at + 28) >> 2] = self.ids[i]
         self.batch.add(at, total)
-        if handler.created:
-            self.opened[handler.created] = at
-            handler.created = 0
+        if handler.offload.created:
+            self.opened[handler.offload.created] = at
+            handler.offload.created = 0
 
     def carry_with(self, carrier: FlowCarrier) -> None:
         self.conntrack = carrier

@@ -118,7 +118,7 @@ def end_all(world: World, reset: bool) -> int:
     for number, key, _ in read_flows(world.balancer.copy_records(1, 1000, world.now)):
         assert world.balancer.end_flow(number, key, reset, world.now)
         assert not world.balancer.end_flow(number, key, reset, world.now)
-    return len(world.balancer.take_crafted())
+    return len(world.balancer.answers.take())
 
 
 def test_only_for_a_while() -> None:

@@ -275,8 +275,8 @@ def test_refusals_are_answered_until_the_queue_is_full_and_counted_all() -> None
         verdict = world.balancer.handle_packet(0, len(packet), 0, 0, world.now)
         assert verdict == Verdict.DROP
     assert world.statistics().reasons[Reason.NO_BACKEND] == 600
-    assert len(world.balancer.take_crafted()) == 512
-    assert world.balancer.take_crafted() == []
+    assert len(world.balancer.answers.take()) == 512
+    assert world.balancer.answers.take() == []
 
 
 def test_counters_of_a_backend() -> None:

@@ -741,7 +741,7 @@ def test_opened_flows_are_told_once_if_someone_asks() -> None:
     world = make_world()
     world.connect(client(1))
     assert world.balancer.take_opened(world.now) == []
-    world.balancer.opened = []
+    world.balancer.lifecycle.opened = []
     world.connect(client(2)).send("PA", b"x")
     told = world.balancer.take_opened(world.now)
     assert [(str(view.client), str(view.backend)) for view in told] == [(client(2), TWO)]
