@@ -164,7 +164,7 @@ class HealthChecks:
     def observe(
         self, services: Sequence[Service], outcomes: Sequence[Mapping[str, Sequence[int]]]
     ) -> None:
-        """Take in what each worker has counted for these services (see `Balancer.outcomes`), and
+        """Take in what each worker has counted for these services (see `Views.outcomes`), and
         eject or readmit backends because of it."""
         now = time.monotonic()
         counts: dict[_Key, tuple[int, int]] = {}

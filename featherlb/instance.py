@@ -18,8 +18,8 @@ from datetime import UTC, datetime
 from featherlb import host, plugins
 from featherlb.changes import Change, add, running, still_fit
 from featherlb.config import AUTO, Config, ServiceConfig, VipConfig, advise, resolve
-from featherlb.core.balancer import read_flows
 from featherlb.core.tcpstate import ACTIVE
+from featherlb.core.views import read_flows
 from featherlb.errors import ConfigError, FeatherlbError, HostError
 from featherlb.events import Events
 from featherlb.health import HealthChecks

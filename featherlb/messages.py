@@ -10,7 +10,7 @@ import socket
 from collections import deque
 from dataclasses import dataclass, field
 
-from featherlb.core.balancer import FlowRecords, Statistics
+from featherlb.core.views import FlowRecords, Statistics
 from featherlb.drivers.base import FrameCounters, QueueCounters
 from featherlb.model import Driver, Paths, Service, Timeouts
 
@@ -131,7 +131,7 @@ class WorkerStatistics:
 
 @dataclass(frozen=True, slots=True)
 class Outcomes:
-    """From the worker: see `Balancer.outcomes`."""
+    """From the worker: see `Views.outcomes`."""
 
     by_service: dict[str, tuple[int, ...]]
 

@@ -17,7 +17,8 @@ import time
 from dataclasses import replace
 
 from featherlb import plugins
-from featherlb.core.balancer import Balancer, FlowView
+from featherlb.core.balancer import Balancer
+from featherlb.core.views import FlowView
 from featherlb.drivers.base import PacketQueue
 from featherlb.drivers.conntrack import Conntrack
 from featherlb.drivers.netfilterqueue import NetfilterQueueDriver
@@ -184,11 +185,11 @@ class Worker:
                 self._follow(paths)
                 self._channel.send(Applied())
             case GetOutcomes():
-                self._channel.send(Outcomes(self._balancer.outcomes()))
+                self._channel.send(Outcomes(self._balancer.views.outcomes()))
             case GetStatistics():
                 self._channel.send(
                     WorkerStatistics(
-                        self._balancer.statistics(),
+                        self._balancer.views.statistics(),
                         self._queue.counters(),
                         self._frames.counters(),
                         self._sender.failed,
@@ -197,11 +198,13 @@ class Worker:
             case GetFlows(first, count):
                 if self._conntrack is not None:
                     self._conntrack.refresh(self._balancer.offload, first, count, time.monotonic())
-                records = self._balancer.copy_records(first, count, time.monotonic())
+                records = self._balancer.views.copy_records(first, count, time.monotonic())
                 self._channel.send(FlowPage(records))
             case EndFlows(flows, reset):
                 now = time.monotonic()
-                ended = sum(self._balancer.end_flow(it.record, it.key, reset, now) for it in flows)
+                ended = sum(
+                    self._balancer.ending.end_flow(it.record, it.key, reset, now) for it in flows
+                )
                 self._send()
                 self._channel.send(Ended(ended))
 
@@ -225,10 +228,10 @@ class Worker:
             self._frames.set_interest(interest)
 
     def _log_flows(self, now: float) -> None:
-        for service, error in self._balancer.take_scheduler_errors():
+        for service, error in self._balancer.views.take_scheduler_errors():
             text = f"{service}: the scheduler fails, backends are drawn by lot instead: {error}"
             self._channel.send(Log(logging.ERROR, text))
-        for flow in self._balancer.take_opened(now):
+        for flow in self._balancer.views.take_opened(now):
             self._channel.send(Log(logging.DEBUG, describe(flow)))
 
 

@@ -13,8 +13,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 
-from featherlb.core.balancer import FlowRecords, FlowView, read_flows
 from featherlb.core.tcpstate import State
+from featherlb.core.views import FlowRecords, FlowView, read_flows
 from featherlb.errors import HostError
 from featherlb.events import Events
 from featherlb.messages import (
@@ -182,7 +182,7 @@ class Workers:
             await worker.ask(message)
 
     async def outcomes(self) -> list[dict[str, tuple[int, ...]]]:
-        """How flows ended at their beginning, of each worker (see `Balancer.outcomes`); a dead
+        """How flows ended at their beginning, of each worker (see `Views.outcomes`); a dead
         one's are left out."""
         found = []
         for worker in list(self._processes):

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 
-from featherlb.core.balancer import Balancer, FlowView, Statistics
+from featherlb.core.balancer import Balancer
 from featherlb.core.stats import Reason
 from featherlb.core.tcpstate import ACTIVE
+from featherlb.core.views import FlowView, Statistics
 from featherlb.model import (
     SOURCE_PORTS,
     Backend,
@@ -181,14 +182,14 @@ class World:
     # What can be seen
 
     def flows(self) -> list[FlowView]:
-        return list(self.balancer.list_flows(self.now, limit=1_000_000))
+        return list(self.balancer.views.list_flows(self.now, limit=1_000_000))
 
     def states(self) -> list[str]:
         """Of all flows, by name."""
         return sorted(view.state.name for view in self.flows())
 
     def statistics(self) -> Statistics:
-        return self.balancer.statistics()
+        return self.balancer.views.statistics()
 
     def active(self) -> dict[str, int]:
         """Active flows by backend."""

@@ -25,9 +25,9 @@ from featherlb.api import schema
 from featherlb.changes import Action, Change, drained, find_service
 from featherlb.config import values
 from featherlb.config.writer import write
-from featherlb.core.balancer import FlowView, Statistics, read_flows
 from featherlb.core.stats import Reason
 from featherlb.core.tcpstate import State, TimeoutClass
+from featherlb.core.views import FlowView, Statistics, read_flows
 from featherlb.drivers import journal
 from featherlb.errors import ConfigError, FeatherlbError, HostError
 from featherlb.instance import Instance

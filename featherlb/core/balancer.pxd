@@ -2,11 +2,11 @@
 cimport cython
 from featherlb.core.adoption cimport Adoption
 from featherlb.core.answers cimport Answers
-from featherlb.core.counters cimport (
-    COUNTERS, OPENED, REFUSED, RESETS, SYN_RETRIES, SYN_TIMEOUTS, Counters)
+from featherlb.core.counters cimport COUNTERS, REFUSED, RESETS, SYN_RETRIES, Counters
+from featherlb.core.ending cimport Ending
 from featherlb.core.flow cimport (
-    AWAITED, BYTES, COUNTED, CREATED, EXPECTED, FLAGS, FULL, IPV6, KEY_BYTES, MEMBER, OFFLOADED,
-    PORTS, PROTOCOL, RESPONSES, SEEN, STATE, WIRED, FlowTable)
+    AWAITED, BYTES, COUNTED, EXPECTED, FLAGS, FULL, MEMBER, OFFLOADED, PROTOCOL, RESPONSES, STATE,
+    WIRED, FlowTable)
 from featherlb.core.fragments cimport Fragments
 from featherlb.core.handover cimport Handover
 from featherlb.core.hops cimport SLOT_MASK, SLOT_SHIFT, Hops
@@ -19,6 +19,7 @@ from featherlb.core.offload cimport Offload
 from featherlb.core.packet cimport (
     ACK, FIN, FRAGMENT, MASK32, OK, RST, SYN, TCP, UDP, UNSUPPORTED, Packet)
 from featherlb.core.services cimport Services
+from featherlb.core.views cimport Views
 
 cdef Py_ssize_t EVENTS
 cdef unsigned char[::1] NEXT_STATE
@@ -31,12 +32,14 @@ cdef int NO_NEXT_HOP
 
 cdef class Balancer:
     cdef readonly FlowTable flows
-    cdef readonly Packet packet
     cdef readonly Hops hops
     cdef readonly Answers answers
     cdef readonly Lifecycle lifecycle
     cdef readonly Offload offload
+    cdef readonly Ending ending
+    cdef readonly Views views
     cdef readonly object buffer
+    cdef Packet packet
     cdef Counters counters
     cdef Members members
     cdef Services services
@@ -60,11 +63,17 @@ cdef class Balancer:
     cpdef bint handle_timer(self, double now) except -1
     @cython.locals(packet=Packet, port=cython.uint, wire=cython.bint, flow=cython.Py_ssize_t)
     cdef Py_ssize_t open(self, int hook, int info, unsigned int ticks) except -1
+    cdef int refuse(self, int reason, unsigned int ticks) except -1
     @cython.locals(
         packet=Packet, flows=FlowTable, state=cython.int, following=cython.int, event=cython.int,
         flags=cython.int, member=cython.Py_ssize_t, refused=cython.bint)
     cdef void track(self, Py_ssize_t flow, Py_ssize_t reply, unsigned int ticks) except *
     cdef bint resets_another(self, Py_ssize_t flow, int state) except -1
+    cdef int limit_segments(self, Py_ssize_t flow, int info) except -1
+    @cython.locals(flows=FlowTable, counters=Counters, at=cython.Py_ssize_t)
+    cdef void count(self, Py_ssize_t flow, Py_ssize_t reply, Py_ssize_t length) noexcept
+    @cython.locals(flows=FlowTable, awaited=cython.ulonglong)
+    cdef bint answered(self, Py_ssize_t flow, Py_ssize_t reply) noexcept
     @cython.locals(
         packet=Packet, flows=FlowTable, hops=Hops, at=cython.Py_ssize_t, hop=cython.ulonglong,
         mtu=cython.uint)
@@ -73,13 +82,7 @@ cdef class Balancer:
         unsigned int ticks) except -1
     cdef Py_ssize_t expire(
         self, unsigned long long high, unsigned long long low, unsigned int ticks) except -1
-    @cython.locals(flows=FlowTable, counters=Counters, at=cython.Py_ssize_t)
-    cdef void count(self, Py_ssize_t flow, Py_ssize_t reply, Py_ssize_t length) noexcept
     @cython.locals(
         packet=Packet, flows=FlowTable, ref=cython.Py_ssize_t, flow=cython.Py_ssize_t,
         reply=cython.Py_ssize_t, at=cython.Py_ssize_t)
     cdef int handle_fragment(self, Py_ssize_t length, unsigned int ticks) except -1
-    cdef int limit_segments(self, Py_ssize_t flow, int info) except -1
-    @cython.locals(flows=FlowTable, awaited=cython.ulonglong)
-    cdef bint answered(self, Py_ssize_t flow, Py_ssize_t reply) noexcept
-    cdef int refuse(self, int reason, unsigned int ticks) except -1

@@ -1,24 +1,22 @@
 """The packet path. Sans-IO: packets come in as bytes in a buffer, verdicts go out.
 
 Imports the rest of `core` and `model`. Reads no clock, opens no socket, writes no log. Driven by
-five doors: `handle_packet`, `handle_timer`, `apply` (the services), `set_paths` (where frames go),
-and `take_crafted` (packets to send). The numbers of the stages are those of docs/packet-path.md.
+four doors: `handle_packet`, `handle_timer`, `apply` (the services) and `set_paths` (where frames
+go); others are those of its parts. The numbers of the stages are those of docs/packet-path.md.
 Not thread-safe: a worker calls one door at a time.
 """
 
 from array import array
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import cython
 
-from featherlb.core.addresses import address_of
 from featherlb.core.adoption import Adoption
 from featherlb.core.answers import Answers
 from featherlb.core.conntrack import Requests
 from featherlb.core.counters import Counters
-from featherlb.core.craft import flow_probe, flow_reset
 from featherlb.core.ended import EndedConnections
+from featherlb.core.ending import Ending
 from featherlb.core.flow import FlowTable
 from featherlb.core.fragments import Fragments
 from featherlb.core.handover import Handover
@@ -31,46 +29,32 @@ from featherlb.core.packet import Packet
 from featherlb.core.ports import PortAllocator
 from featherlb.core.scheduler import NewFlow
 from featherlb.core.services import Services
-from featherlb.core.stats import DROPPED, PASSED, TRANSLATED, Reason
-from featherlb.core.tcpstate import TRANSITIONS, Event, State, TimeoutClass
+from featherlb.core.stats import Reason
+from featherlb.core.tcpstate import TRANSITIONS, Event, State
+from featherlb.core.views import Views
 from featherlb.model import (
     SOURCE_PORTS,
-    Backend,
-    Endpoint,
     Hook,
     PacketInfo,
     Paths,
-    Protocol,
     Service,
     Timeouts,
     Verdict,
 )
 
 if not cython.compiled:
-    from featherlb.core.counters import (
-        COUNTERS,
-        OPENED,
-        REFUSED,
-        RESETS,
-        SYN_RETRIES,
-        SYN_TIMEOUTS,
-    )
+    from featherlb.core.counters import COUNTERS, REFUSED, RESETS, SYN_RETRIES
     from featherlb.core.flow import (
         AWAITED,
         BYTES,
         COUNTED,
-        CREATED,
         EXPECTED,
         FLAGS,
         FULL,
-        IPV6,
-        KEY_BYTES,
         MEMBER,
         OFFLOADED,
-        PORTS,
         PROTOCOL,
         RESPONSES,
-        SEEN,
         STATE,
         WIRED,
     )
@@ -93,6 +77,7 @@ if not cython.compiled:
 
 MAX_EXPECTED = 64
 """Packets that can be expected at once."""
+
 # The table of transitions as flat bytes, for the compiled build.
 EVENTS = len(Event)
 NEXT_STATE = memoryview(
@@ -123,85 +108,12 @@ POOL_FULL = int(Reason.POOL_FULL)
 REWRITTEN = int(Verdict.REWRITTEN)
 
 
-@dataclass(frozen=True, slots=True)
-class FlowView:
-    """One flow, for people. Ages are seconds; `source` is what the backend sees."""
-
-    service: str
-    protocol: Protocol
-    state: State
-    client: Endpoint
-    vip: Endpoint
-    backend: Endpoint
-    source: Endpoint
-    age: float
-    idle: float
-    bytes_forward: int
-    bytes_reply: int
-
-
-@dataclass(frozen=True, slots=True)
-class BackendStats:
-    """Counts of one backend since it joined the pool.
-
-    `resets` are RSTs in open connections, `refused` RSTs in answer to a SYN, `syn_timeouts`
-    connections that it never answered, `syn_retries` those whose client had to send the SYN again.
-    """
-
-    service: str
-    backend: Backend
-    active: int
-    flows: int
-    resets: int
-    refused: int
-    syn_timeouts: int
-    syn_retries: int
-    packets_forward: int
-    bytes_forward: int
-    packets_reply: int
-    bytes_reply: int
-
-
-@dataclass(frozen=True, slots=True)
-class Statistics:
-    """A snapshot. received = translated + passed + dropped, in packets; `reasons` adds up to it.
-
-    `flows_by_class` adds up to `flows`. `leaving` are backends that have left their service and
-    still have flows.
-    """
-
-    received: int
-    translated: int
-    passed: int
-    dropped: int
-    reasons: dict[Reason, int]
-    flows: int
-    flows_by_class: dict[TimeoutClass, int]
-    capacity: int
-    evicted: int
-    scheduler_errors: dict[str, int]
-    backends: tuple[BackendStats, ...]
-    leaving: tuple[tuple[str, Backend], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class FlowRecords:
-    """A part of the flow table as it lies in memory: copying it costs next to nothing, reading
-    it (`read_flows`) is for somebody who has the time.
-
-    `first` is the number of the first record, `end` that of the last one in use, plus one.
-    `services` are by member index, `now` is the time of the copy in seconds.
-    """
-
-    records: bytes
-    first: int
-    end: int
-    services: dict[int, str]
-    now: float
-
-
 class Balancer:
-    """Decides what happens to each packet."""
+    """Decides what happens to each packet.
+
+    Of its parts, `answers` has packets to send, `offload` is for conntrack's driver, `views` shows
+    flows and counts, and `ending` ends flows by hand.
+    """
 
     def __init__(
         self,
@@ -238,6 +150,8 @@ class Balancer:
         self.fragments = Fragments()
         self.ended = EndedConnections()
         self.adoption = Adoption(flows, packet, members, self.ended, lifecycle, adopt_until)
+        self.ending = Ending(flows, lifecycle, self.offload, self.ended, answers)
+        self.views = Views(flows, services, members, counters, lifecycle)
         self.tags = memoryview(array("Q", bytes(8 * MAX_EXPECTED)))
         self.refusal = 0
         self.attach(bytearray(64))
@@ -388,6 +302,23 @@ class Balancer:
 
     # Stages
 
+    def knows(self, offset: int, length: int) -> bool:
+        """Whether a packet that can't be handled is of a flow, as far as it can be read."""
+        packet = self.packet
+        version = self.buffer[offset] >> 4
+        if not packet.parse_quoted(version, offset, offset + length):
+            return False
+        return bool(
+            self.flows.find(
+                packet.src_high,
+                packet.src_low,
+                packet.dst_high,
+                packet.dst_low,
+                packet.ports,
+                packet.protocol,
+            )
+        )
+
     def open(self, hook: int, info: int, ticks: int) -> int:
         """A flow for the parsed packet; 0 if there is to be none, and `refusal` is the verdict."""
         packet = self.packet
@@ -446,6 +377,13 @@ class Balancer:
             return 0
         return flow
 
+    def refuse(self, reason: int, ticks: int) -> int:
+        """Drop the parsed packet, and answer it with a RST or ICMP port unreachable if it is
+        one that is answered."""
+        self.refusal = self.counters.drop(reason)
+        self.answers.refuse(ticks)
+        return 0
+
     def track(self, flow: int, reply: int, ticks: int) -> None:
         """Take the parsed packet into account: state, timeout, expected sequence numbers."""
         packet = self.packet
@@ -489,6 +427,36 @@ class Balancer:
         expected = self.flows.u32[flow * 32 + EXPECTED + 1]
         return state == SYN_RECEIVED and (self.packet.sequence - expected) & MASK32 >= 1 << 31
 
+    def limit_segments(self, flow: int, info: int) -> None:
+        """Lower the segment size that the parsed SYN asks for to what its service allows."""
+        limit = self.members.slots[self.flows.u16[flow * 64 + MEMBER]].pool.service.mss
+        if limit is not None:
+            lower(self.packet, limit, not info & NOT_READY)
+
+    def count(self, flow: int, reply: int, length: int) -> None:
+        """Count a translated packet."""
+        flows = self.flows
+        counters = self.counters
+        at = flows.u16[flow * 64 + MEMBER] * COUNTERS + 2 * reply
+        counters.members[at] += 1
+        counters.members[at + 1] += length
+        flows.u64[flow * 16 + BYTES + reply] += length
+        counters.reasons[reply] += 1
+
+    def answered(self, flow: int, reply: int) -> bool:
+        """Count a datagram of a flow that expects a number of responses; True if it was the
+        last one."""
+        flows = self.flows
+        if not flows.u8[flow * 128 + FLAGS] & COUNTED:
+            return False
+        awaited = flows.u32[flow * 32 + AWAITED]
+        if not reply:
+            awaited = min(awaited + flows.u16[flow * 64 + RESPONSES], MASK32)
+        elif awaited:
+            awaited -= 1
+        flows.u32[flow * 32 + AWAITED] = awaited
+        return not awaited
+
     def route(self, flow: int, reply: int, length: int, ticks: int) -> bool:
         """Find the parsed packet's next hop, for `hops.goes`; False if it can't be sent there, and
         `refusal` is the verdict."""
@@ -530,43 +498,6 @@ class Balancer:
         self.answers.expire(high, low, ticks)
         return 0
 
-    def limit_segments(self, flow: int, info: int) -> None:
-        """Lower the segment size that the parsed SYN asks for to what its service allows."""
-        limit = self.members.slots[self.flows.u16[flow * 64 + MEMBER]].pool.service.mss
-        if limit is not None:
-            lower(self.packet, limit, not info & NOT_READY)
-
-    def answered(self, flow: int, reply: int) -> bool:
-        """Count a datagram of a flow that expects a number of responses; True if it was the
-        last one."""
-        flows = self.flows
-        if not flows.u8[flow * 128 + FLAGS] & COUNTED:
-            return False
-        awaited = flows.u32[flow * 32 + AWAITED]
-        if not reply:
-            awaited = min(awaited + flows.u16[flow * 64 + RESPONSES], MASK32)
-        elif awaited:
-            awaited -= 1
-        flows.u32[flow * 32 + AWAITED] = awaited
-        return not awaited
-
-    def refuse(self, reason: int, ticks: int) -> int:
-        """Drop the parsed packet, and answer it with a RST or ICMP port unreachable if it is
-        one that is answered."""
-        self.refusal = self.counters.drop(reason)
-        self.answers.refuse(ticks)
-        return 0
-
-    def count(self, flow: int, reply: int, length: int) -> None:
-        """Count a translated packet."""
-        flows = self.flows
-        counters = self.counters
-        at = flows.u16[flow * 64 + MEMBER] * COUNTERS + 2 * reply
-        counters.members[at] += 1
-        counters.members[at + 1] += length
-        flows.u64[flow * 16 + BYTES + reply] += length
-        counters.reasons[reply] += 1
-
     def handle_fragment(self, length: int, ticks: int) -> int:
         """Decide on the parsed fragment, which is not its packet's first: it goes where that one
         went."""
@@ -595,214 +526,3 @@ class Balancer:
         packet.use_hop()
         self.count(flow, reply, length)
         return REWRITTEN
-
-    def knows(self, offset: int, length: int) -> bool:
-        """Whether a packet that can't be handled is of a flow, as far as it can be read."""
-        packet = self.packet
-        version = self.buffer[offset] >> 4
-        if not packet.parse_quoted(version, offset, offset + length):
-            return False
-        return bool(
-            self.flows.find(
-                packet.src_high,
-                packet.src_low,
-                packet.dst_high,
-                packet.dst_low,
-                packet.ports,
-                packet.protocol,
-            )
-        )
-
-    # For people
-
-    def list_flows(self, now: float, first: int = 1, limit: int = 1000) -> Iterator[FlowView]:
-        """Up to `limit` flows from record `first` on, in no particular order."""
-        for flow in range(first, self.flows.last_record() + 1):
-            if limit <= 0:
-                return
-            if self.flows.u8[flow * 128 + PROTOCOL]:
-                limit -= 1
-                yield self.view(flow, now)
-
-    def view(self, flow: int, now: float) -> FlowView:
-        """A flow as people see it."""
-        ((_, _, view),) = read_flows(self.copy_records(flow, 1, now))
-        return view
-
-    def copy_records(self, first: int, count: int, now: float) -> FlowRecords:
-        """The flow table's records from `first` on, `count` at most."""
-        end = self.flows.last_record() + 1
-        last = max(first, min(first + count, end))
-        records = bytes(self.flows.u8[first * 128 : last * 128])
-        members = set(memoryview(records).cast("H")[MEMBER::64])
-        services = {
-            index: self.members.slots[index].pool.service.name
-            for index in members
-            if index < len(self.members.slots)
-        }
-        return FlowRecords(records, first, end, services, now)
-
-    def end_flow(self, flow: int, key: bytes, reset: bool, now: float) -> bool:
-        """End the flow of that record number if it still is the one with that key (see
-        `read_flows`); whether it was. With `reset`, both ends of a connection get a RST. What
-        they still send is refused, where it would be adopted otherwise."""
-        flows = self.flows
-        if not 0 < flow <= flows.last_record():
-            return False
-        if bytes(flows.u8[flow * 128 : flow * 128 + KEY_BYTES]) != key:
-            return False
-        if flows.u8[flow * 128 + PROTOCOL] == TCP:
-            self._remember_ended(flow, int(now * 10))
-            if reset and self.flows.is_carried(flow):
-                self._abandon(flow, int(now * 10))
-                return True
-            if reset:
-                self._reset_both(flow)
-        self.lifecycle.close(flow)
-        return True
-
-    def _abandon(self, flow: int, ticks: int) -> None:
-        """Take a connection away from conntrack and make both ends say where they are, so that
-        their answer can be refused: of the sequence numbers nothing is known here."""
-        self.offload.abandon(flow, ticks)
-        for side in (0, 1):
-            self.answers.add(flow_probe(*self._turned(flow, side)))
-
-    def _remember_ended(self, flow: int, ticks: int) -> None:
-        flows = self.flows
-        at = flow * 16
-        client, vip = (flows.u64[at], flows.u64[at + 1]), (flows.u64[at + 2], flows.u64[at + 3])
-        self.ended.remember((*client, *vip, flows.u32[flow * 32 + PORTS]), ticks)
-
-    def _reset_both(self, flow: int) -> None:
-        for side in (0, 1):
-            expected = self.flows.u32[flow * 32 + EXPECTED + side]
-            self.answers.add(flow_reset(*self._turned(flow, side), expected))
-
-    def _turned(self, flow: int, side: int) -> tuple[int, tuple[int, int], tuple[int, int], int]:
-        """The version, source, destination and ports of packets that answer one side's."""
-        flows = self.flows
-        at = flow * 16 + 4 * side
-        ports = flows.u32[flow * 32 + PORTS + side]
-        return (
-            6 if flows.u8[flow * 128 + FLAGS] & IPV6 else 4,
-            (flows.u64[at + 2], flows.u64[at + 3]),
-            (flows.u64[at], flows.u64[at + 1]),
-            (ports & 0xFFFF) << 16 | ports >> 16,
-        )
-
-    def take_scheduler_errors(self) -> list[tuple[str, str]]:
-        """The first error of each user's scheduler since it was loaded, once: service, error."""
-        found = []
-        for service, scheduler in self.services.user_schedulers:
-            if scheduler.first_error and not scheduler.told:
-                scheduler.told = True
-                found.append((service, scheduler.first_error))
-        return found
-
-    def take_opened(self, now: float) -> list[FlowView]:
-        """Flows opened since the last call, if `lifecycle.opened` is a list."""
-        if not self.lifecycle.opened:
-            return []
-        views = [self.view(flow, now) for flow in self.lifecycle.opened if self._is_open(flow)]
-        self.lifecycle.opened = []
-        return views
-
-    def _is_open(self, flow: int) -> bool:
-        return bool(self.flows.u8[flow * 128 + PROTOCOL])
-
-    def outcomes(self) -> dict[str, tuple[int, ...]]:
-        """By service, for each of its backends in order: the flows opened since it joined, and
-        those of them that it refused or left without an answer. Cheap, to be asked often."""
-        counts = self.counters.members
-        found: dict[str, tuple[int, ...]] = {}
-        for name, pool in self.services.pools.items():
-            outcomes: list[int] = []
-            for member in pool.members.values():
-                at = member.index * COUNTERS
-                outcomes += (counts[at + OPENED], counts[at + REFUSED] + counts[at + SYN_RETRIES])
-            found[name] = tuple(outcomes)
-        return found
-
-    def statistics(self) -> Statistics:
-        """A snapshot of all counts."""
-        reasons = {reason: self.counters.reasons[int(reason)] for reason in Reason}
-        errors = dict.fromkeys((service for service, _ in self.services.user_schedulers), 0)
-        for service, scheduler in self.services.user_schedulers:
-            errors[service] += scheduler.errors
-        counts = self.counters.members
-        backends = []
-        for pool in self.services.pools.values():
-            for member in pool.members.values():
-                at = member.index * COUNTERS
-                backends.append(
-                    BackendStats(
-                        service=pool.service.name,
-                        backend=member.backend,
-                        active=member.active,
-                        flows=counts[at + OPENED],
-                        resets=counts[at + RESETS],
-                        refused=counts[at + REFUSED],
-                        syn_timeouts=counts[at + SYN_TIMEOUTS],
-                        syn_retries=counts[at + SYN_RETRIES],
-                        packets_forward=counts[at],
-                        bytes_forward=counts[at + 1],
-                        packets_reply=counts[at + 2],
-                        bytes_reply=counts[at + 3],
-                    )
-                )
-        return Statistics(
-            received=sum(reasons.values()),
-            translated=sum(reasons[reason] for reason in TRANSLATED),
-            passed=sum(reasons[reason] for reason in PASSED),
-            dropped=sum(reasons[reason] for reason in DROPPED),
-            reasons=reasons,
-            flows=self.flows.count,
-            flows_by_class={
-                kind: self.flows.length[queue] for queue, kind in enumerate(TimeoutClass)
-            },
-            capacity=self.flows.capacity,
-            evicted=self.lifecycle.evicted,
-            scheduler_errors=errors,
-            backends=tuple(backends),
-            leaving=tuple(
-                (slot.pool.service.name, slot.member.backend)
-                for slot in self.members.slots
-                if slot.held and slot.pool.members.get(slot.member.endpoint) is not slot.member
-            ),
-        )
-
-
-def read_flows(page: FlowRecords) -> Iterator[tuple[int, bytes, FlowView]]:
-    """The flows of a copied part of the table: record number, key, and what people see."""
-    memory = memoryview(page.records)
-    u64, u32, u16 = memory.cast("Q"), memory.cast("I"), memory.cast("H")
-    ticks = int(page.now * 10)
-    for flow in range(len(memory) // 128):
-        protocol = memory[flow * 128 + PROTOCOL]
-        if not protocol:
-            continue
-        at = flow * 16
-        forward = u32[flow * 32 + PORTS]
-        back = u32[flow * 32 + PORTS + 1]
-        yield (
-            page.first + flow,
-            page.records[flow * 128 : flow * 128 + KEY_BYTES],
-            FlowView(
-                service=page.services[u16[flow * 64 + MEMBER]],
-                protocol=Protocol(protocol),
-                state=State(memory[flow * 128 + STATE]),
-                client=_endpoint(u64[at], u64[at + 1], forward >> 16),
-                vip=_endpoint(u64[at + 2], u64[at + 3], forward & 0xFFFF),
-                backend=_endpoint(u64[at + 4], u64[at + 5], back >> 16),
-                source=_endpoint(u64[at + 6], u64[at + 7], back & 0xFFFF),
-                age=(ticks - u32[flow * 32 + CREATED]) / 10,
-                idle=(ticks - u32[flow * 32 + SEEN]) / 10,
-                bytes_forward=u64[at + BYTES],
-                bytes_reply=u64[at + BYTES + 1],
-            ),
-        )
-
-
-def _endpoint(high: int, low: int, port: int) -> Endpoint:
-    return Endpoint(address_of(high, low), port)

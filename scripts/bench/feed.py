@@ -143,7 +143,7 @@ class Bench:
 
     def check(self, packets: int) -> None:
         """RuntimeError unless all packets so far were translated, but those without content."""
-        counted = self.balancer.statistics().translated
+        counted = self.balancer.views.statistics().translated
         if counted != packets:
             raise RuntimeError(f"{counted} of {packets} packets were translated")
 

@@ -148,7 +148,7 @@ def watched(*backends: str, more: str = PASSIVE) -> Config:
 
 def observe(checks: HealthChecks, world: World) -> None:
     """Let the checks see what has happened in a world of one worker."""
-    checks.observe(world.services, [world.balancer.outcomes()])
+    checks.observe(world.services, [world.balancer.views.outcomes()])
 
 
 def failing(world: World, place: str, count: int) -> None:

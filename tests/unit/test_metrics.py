@@ -36,7 +36,7 @@ def families(world: World) -> list[Metric]:
     instance.services = judgement.services
     queue = QueueCounters(received=9, truncated=0, queue_dropped=1, socket_dropped=2, waiting=3)
     frames = FrameCounters(received=8, dropped=1, unsent=2, unresolved=3, held=4)
-    worker = WorkerStatistics(world.balancer.statistics(), queue, frames, 4)
+    worker = WorkerStatistics(world.balancer.views.statistics(), queue, frames, 4)
     return list(Snapshot(instance, [worker]).collect())
 
 

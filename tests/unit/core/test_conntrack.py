@@ -11,12 +11,11 @@ from featherlb.core.conntrack import Entry
 from featherlb.core.stats import Reason
 from featherlb.model import Datapath, Protocol, Verdict
 from tests.builders import tcp, udp
-from tests.ctnetlink import entry, messages, read
+from tests.ctnetlink import CREATE, DELETE, entry, messages, read
 from tests.world import World, service
 
 CLIENT, VIP, ONE = "198.51.100.7:40001", "192.0.2.10:80", "10.1.0.1:8080"
 CLIENT6, VIP6, ONE6 = "[2001:db8::7]:40001", "[2001:db8::10]:53", "[2001:db8:1::2]:8053"
-CREATE, DELETE = 0x100, 0x102
 
 
 def ends(message: Any, direction: str) -> tuple[str, int, str, int, int]:
@@ -87,8 +86,8 @@ def test_a_flow_that_ends_here_has_its_entry_deleted() -> None:
     world = World(service(ONE, datapath=Datapath.OFFLOAD))
     world.handle(tcp(CLIENT, VIP, "S"))
     world.balancer.offload.requests.take()
-    key = world.balancer.copy_records(1, 1, world.now).records[:73]
-    assert world.balancer.end_flow(1, key, False, world.now)
+    key = world.balancer.views.copy_records(1, 1, world.now).records[:73]
+    assert world.balancer.ending.end_flow(1, key, False, world.now)
     (message,) = messages(world)
     assert message["header"]["type"] == DELETE
     assert ends(message, "ORIG") == ("198.51.100.7", 40001, "192.0.2.10", 80, 6)

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, IP, UDP, defragment, fragment
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment, defragment6, fragment6
 
-from featherlb.core.balancer import read_flows
 from featherlb.core.hops import Hops
 from featherlb.core.stats import Reason
+from featherlb.core.views import read_flows
 from featherlb.model import (
     Datapath,
     Hook,
@@ -460,8 +460,8 @@ def test_a_fragment_of_a_flow_that_has_ended() -> None:
     world = Wire(service(ONE, protocol=Protocol.UDP))
     first, later, *_ = fragments(udp(CLIENT, VIP, bytes(4000), header=ip(CLIENT, VIP, id=9)), 1200)
     world.frame(first)
-    for record, key, _ in read_flows(world.balancer.copy_records(1, 9, world.now)):
-        world.balancer.end_flow(record, key, False, world.now)
+    for record, key, _ in read_flows(world.balancer.views.copy_records(1, 9, world.now)):
+        world.balancer.ending.end_flow(record, key, False, world.now)
     assert world.frame(later).reason is Reason.FRAGMENT
 
 

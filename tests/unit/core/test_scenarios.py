@@ -3,7 +3,6 @@
 import pytest
 
 from featherlb.core.stats import Reason
-from featherlb.core.tcpstate import TimeoutClass
 from featherlb.model import Hook, Timeouts, Verdict
 from tests.builders import parse, tcp
 from tests.world import (
@@ -142,7 +141,7 @@ def test_what_backends_do_to_connections_is_counted() -> None:
     assert (counted.refused, counted.resets) == (1, 1)
     # Two had to send their SYN again, one of them in vain.
     assert (counted.syn_retries, counted.syn_timeouts) == (2, 1)
-    assert world.balancer.outcomes() == {"web": (4, 3)}
+    assert world.balancer.views.outcomes() == {"web": (4, 3)}
 
 
 def test_a_refused_connection_is_scheduled_anew() -> None:
@@ -413,22 +412,6 @@ def test_a_backend_that_comes_back_starts_anew(nat: str) -> None:
     assert [one.flows for one in world.statistics().backends] == [2, 2]
 
 
-def test_slots_of_removed_backends_are_used_again() -> None:
-    """And never while a flow still points to one."""
-    world = make_world(ONE)
-    old = world.connect()
-    for number in range(2, 40):
-        world.apply(service(f"10.1.0.{number}:8080"))
-        short = world.connect(client(number))
-        assert short.server == f"10.1.0.{number}:8080"
-        assert [one.packets_forward for one in world.statistics().backends] == [2]
-        short.send("R")
-        world.advance(TIMES.closed)
-        old.send("PA", b"x")
-        assert old.server == ONE
-    assert len(world.flows()) == 1
-
-
 def test_a_removed_service_keeps_its_connections_and_takes_no_new_ones() -> None:
     world = World(service(ONE), service(TWO, name="other", vips=OTHER_VIP), timeouts=TIMES)
     old = world.connect()
@@ -541,219 +524,6 @@ def test_a_backend_may_be_a_client_of_its_own_service() -> None:
     assert connection.server == ONE
     connection.send("PA", b"x")
     connection.reply("PA", b"y")
-
-
-# Limits
-
-
-def test_source_ports_run_out_and_come_back() -> None:
-    world = make_world(ONE, nat="full", source_ports=range(1024, 1028))
-    connections = [world.connect(client(number)) for number in range(4)]
-    assert {connection.source for connection in connections} == {
-        f"10.1.0.254:{port}" for port in range(1024, 1028)
-    }
-    late = Connection(world, client(9))
-    assert refused(late, "S", Reason.NO_SOURCE_PORT) is None
-    connections[2].send("FA")
-    assert refused(late, "S", Reason.NO_SOURCE_PORT) is None  # half closed is not closed
-    connections[2].reply("FA")
-    late.handshake()  # the closing flow is given up
-    assert late.source == connections[2].source
-    assert len(world.flows()) == 4
-
-
-def test_a_closing_flow_keeps_its_source_port_while_others_are_free() -> None:
-    world = make_world(ONE, nat="full", source_ports=range(1024, 1027))
-    old = world.connect(client(1))
-    old.send("R")
-    new = world.connect(client(2))
-    assert old.source != new.source
-    assert old.state == "CLOSED"
-
-
-def test_expiry_gives_source_ports_back() -> None:
-    world = make_world(ONE, nat="full", source_ports=range(1024, 1026))
-    for turn in range(5):
-        sources = {world.connect(client(turn * 2 + one)).source for one in (0, 1)}
-        assert len(sources) == 2
-        world.advance(TIMES.established)
-        assert world.flows() == []
-
-
-def test_source_ports_are_counted_per_backend() -> None:
-    world = make_world(ONE, TWO, nat="full", source_ports=range(1024, 1026))
-    connections = [world.connect(client(number)) for number in range(4)]
-    assert {(connection.server, connection.source) for connection in connections} == {
-        (server, f"10.1.0.254:{port}") for server in (ONE, TWO) for port in (1024, 1025)
-    }
-
-
-def test_two_services_with_one_backend_share_its_source_ports() -> None:
-    world = World(
-        service(ONE, nat="full"),
-        service(ONE, name="other", vips=OTHER_VIP, nat="full"),
-        source_ports=range(1024, 1026),
-    )
-    world.connect(client(1))
-    world.connect(client(2), OTHER_VIP)
-    assert refused(Connection(world, client(3)), "S", Reason.NO_SOURCE_PORT) is None
-
-
-def test_only_flows_that_hold_a_port_of_this_backend_are_given_up_for_one() -> None:
-    world = World(
-        service(ONE, nat="full"),
-        service(TWO, name="other", vips=OTHER_VIP, nat="full"),
-        service(ONE, name="kept source", vips="192.0.2.12:80"),
-        timeouts=TIMES,
-        source_ports=range(1024, 1026),
-    )
-    bystanders = [
-        world.connect(client(1), OTHER_VIP),
-        world.connect(client(2), "192.0.2.12:80"),
-    ]
-    for connection in bystanders:
-        connection.send("R")
-    held = [world.connect(client(number)) for number in (3, 4)]
-    late = Connection(world, client(5))
-    assert refused(late, "S", Reason.NO_SOURCE_PORT) is None
-    assert [connection.state for connection in bystanders] == ["CLOSED", "CLOSED"]
-    held[0].send("R")
-    late.handshake()
-    assert [connection.state for connection in bystanders] == ["CLOSED", "CLOSED"]
-
-
-def test_a_port_that_is_a_vip_is_never_a_source() -> None:
-    """A reply to it would look like a client's packet."""
-    world = World(
-        service(ONE, nat="full"),
-        service(TWO, name="front", vips="10.1.0.254:1024-1026"),
-        source_ports=range(1024, 1028),
-    )
-    assert world.connect(client(1)).source == "10.1.0.254:1027"
-    assert refused(Connection(world, client(2)), "S", Reason.NO_SOURCE_PORT) is None
-
-
-def test_a_wildcard_vips_port_is_never_a_source_either() -> None:
-    world = World(
-        service(ONE, nat="full"),
-        service(TWO, name="all", vips="0.0.0.0:1024"),
-        source_ports=range(1024, 1026),
-    )
-    assert world.connect(client(1)).source == "10.1.0.254:1025"
-    assert refused(Connection(world, client(2)), "S", Reason.NO_SOURCE_PORT) is None
-
-
-def opened_in_every_class(world: World) -> dict[str, Connection]:
-    """Established and closing first, half-open last: eviction must not go by age alone."""
-    connections = {
-        "ESTABLISHED": world.connect(client(1)),
-        "FIN_WAIT": world.connect(client(2)),
-        "CLOSED": world.connect(client(3)),
-        "SYN_SENT": Connection(world, client(4)),
-    }
-    world.advance(1)
-    connections["FIN_WAIT"].send("FA")
-    connections["CLOSED"].send("R")
-    world.advance(1)
-    connections["SYN_SENT"].send("S")
-    assert {name: one.state for name, one in connections.items()} == {
-        name: name for name in connections
-    }
-    return connections
-
-
-@both_modes
-def test_a_full_table_gives_up_what_is_least_worth(nat: str) -> None:
-    """Closed flows are over; a half-open one may be a handshake in progress, and a flood of
-    SYNs must not end what is established."""
-    world = make_world(nat=nat, capacity=4)
-    opened_in_every_class(world)
-    survivors = []
-    for number in range(10, 14):
-        world.advance(0.1)
-        world.connect(client(number))
-        survivors.append([state for state in world.states() if state != "ESTABLISHED"])
-    assert survivors == [["FIN_WAIT", "SYN_SENT"], ["FIN_WAIT"], [], []]
-    assert world.statistics().evicted == 4
-    # Of the established ones the longest idle went.
-    assert client(1) not in [str(view.client) for view in world.flows()]
-
-
-def test_a_flood_of_syns_ends_no_connection() -> None:
-    world = make_world(capacity=8)
-    connections = [world.connect(client(number)) for number in range(7)]
-    for number in range(50):
-        world.handle(tcp(client(100 + number), VIP, "S"))
-    assert world.states() == ["ESTABLISHED"] * 7 + ["SYN_SENT"]
-    for connection in connections:
-        connection.send("PA", b"x")
-
-
-def test_handshakes_complete_in_a_table_full_of_closed_flows() -> None:
-    """As it is whenever connections end faster than their last state times out."""
-    world = make_world(capacity=8)
-    for number in range(8):
-        world.connect(client(number)).send("R")
-    handshakes = [Connection(world, client(100 + number)) for number in range(4)]
-    for connection in handshakes:
-        connection.send("S")
-    for connection in handshakes:
-        connection.reply("SA")
-        connection.send("A")
-    assert world.states() == ["CLOSED"] * 4 + ["ESTABLISHED"] * 4
-
-
-def test_the_order_of_timeout_classes_is_the_order_of_eviction() -> None:
-    tcp_classes = ["CLOSED", "HALF_OPEN", "FIN", "ESTABLISHED"]
-    assert [kind.name for kind in TimeoutClass if kind.name in tcp_classes] == tcp_classes
-
-
-@both_modes
-def test_a_table_of_one_flow(nat: str) -> None:
-    world = make_world(ONE, nat=nat, capacity=1, source_ports=range(1024, 1026))
-    for number in range(5):
-        world.connect(client(number))
-        assert [str(view.client) for view in world.flows()] == [client(number)]
-    assert world.active() == {ONE: 1}
-    assert world.statistics().evicted == 4
-
-
-def test_the_timer_ends_a_thousand_flows_at_once_and_says_that_more_are_due() -> None:
-    world = make_world(capacity=1500)
-    for number in range(1500):
-        packet = bytearray(tcp(client(number % 400, 1000 + number), VIP, "S"))
-        world.balancer.attach(packet)
-        assert world.balancer.handle_packet(0, len(packet), 0, 0, world.now) == Verdict.REWRITTEN
-        world.received += 1
-    world.now += TIMES.half_open
-    assert world.balancer.handle_timer(world.now) is True
-    assert 0 < world.statistics().flows < 1500
-    assert world.balancer.handle_timer(world.now) is False
-    world.check()
-    assert world.flows() == []
-    assert world.balancer.handle_timer(world.now) is False
-
-
-# What is told
-
-
-def test_opened_flows_are_told_once_if_someone_asks() -> None:
-    world = make_world()
-    world.connect(client(1))
-    assert world.balancer.take_opened(world.now) == []
-    world.balancer.lifecycle.opened = []
-    world.connect(client(2)).send("PA", b"x")
-    told = world.balancer.take_opened(world.now)
-    assert [(str(view.client), str(view.backend)) for view in told] == [(client(2), TWO)]
-    assert world.balancer.take_opened(world.now) == []
-
-
-def test_one_vip_of_a_service_with_several() -> None:
-    world = World(service(ONE, vips=[VIP, "192.0.2.10:8000-8001", "[2001:db8::10]:80"]))
-    for one in (VIP, "192.0.2.10:8000", "192.0.2.10:8001"):
-        connection = world.connect(CLIENT, one)
-        connection.send("FA")
-        connection.reply("FA")
 
 
 def test_a_local_client_of_a_local_backend() -> None:

@@ -268,25 +268,3 @@ def test_without_a_backend_the_port_is_unreachable(
         del seen.chksum
     assert bytes(seen) == error
     assert right != 0
-
-
-@pytest.mark.parametrize(
-    "source", ["0.0.0.0:5", "224.0.0.1:5", "255.255.255.255:5", "[ff02::1]:5", "[::]:5"]
-)
-def test_no_answer_to_what_is_no_host(source: str) -> None:
-    """RFC 1122 section 3.2.2."""
-    vip = VIP6 if "[" in source else VIP
-    world = World(
-        service(vips=vip), replace(service(vips=vip, protocol=Protocol.UDP), name="datagrams")
-    )
-    for packet in (udp(source, vip), tcp(source, vip, "S")):
-        outcome = world.handle(packet)
-        assert (outcome.reason, outcome.answers) == (Reason.NO_BACKEND, ())
-
-
-def test_errors_are_limited_in_rate() -> None:
-    world = World(datagrams())
-    answers = [ask(world, client(number)).answers for number in range(150)]
-    assert sum(map(len, answers)) == 100
-    world.advance(0.1)
-    assert ask(world).answers
