@@ -7,7 +7,7 @@ from pyroute2.netlink.nfnetlink.nfctsocket import nfct_msg
 from featherlb.core.conntrack import Entry
 from tests.world import World
 
-CREATE, DELETE = 0x100, 0x102
+CREATE, GET, DELETE = 0x100, 0x101, 0x102
 
 
 def messages(world: World) -> list[Any]:

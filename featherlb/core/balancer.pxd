@@ -54,6 +54,8 @@ cdef class Balancer:
     @cython.locals(packet=Packet, flows=FlowTable, i=cython.Py_ssize_t)
     cpdef void expect_packets(
         self, long long[::1] offsets, long long[::1] lengths, Py_ssize_t count)
+    @cython.locals(packet=Packet, i=cython.Py_ssize_t, ref=cython.Py_ssize_t)
+    cpdef object ask_ahead(self, long long[::1] offsets, long long[::1] lengths, Py_ssize_t count)
     @cython.locals(
         packet=Packet, flows=FlowTable, ticks=cython.uint, reason=cython.int, early=cython.bint,
         ref=cython.Py_ssize_t, flow=cython.Py_ssize_t, reply=cython.Py_ssize_t, late=cython.bint,

@@ -187,6 +187,24 @@ class Balancer:
         for i in range(count):
             flows.fetch_record(self.tags[i])
 
+    def ask_ahead(self, offsets: memoryview, lengths: memoryview, count: int) -> None:
+        """Gather questions to conntrack, as `offload`'s requests, about the flows that expected
+        packets could open anew. It need not be called: `handle_packet` asks by itself then.
+        """
+        packet = self.packet
+        for i in range(count):
+            if self.tags[i] and packet.parse(offsets[i], lengths[i]) == OK and packet.flags <= SYN:
+                ref = self.flows.find(
+                    packet.src_high,
+                    packet.src_low,
+                    packet.dst_high,
+                    packet.dst_low,
+                    packet.ports,
+                    packet.protocol,
+                )
+                if ref and not ref & 1 and self.offload.is_open(ref >> 1):
+                    self.offload.inquire(ref >> 1)
+
     def handle_packet(self, offset: int, length: int, hook: int, info: int, now: float) -> int:
         """Decide on the IP packet at `offset` of the buffer, rewriting it in place.
 

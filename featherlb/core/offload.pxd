@@ -31,8 +31,10 @@ cdef class Offload:
     cdef object _source_ports
 
     # -1 is an answer.
-    @cython.locals(packet=Packet, flows=FlowTable, alive=cython.bint, closing=cython.bint)
+    @cython.locals(packet=Packet, flows=FlowTable, alive=cython.bint)
     cdef int meet(self, Py_ssize_t flow, Py_ssize_t reply, int info, unsigned int ticks) except -2
+    @cython.locals(flows=FlowTable)
+    cpdef bint is_open(self, Py_ssize_t flow) noexcept
     cdef int begin(self, Py_ssize_t flow, int info) except -1
     @cython.locals(packet=Packet)
     cdef int carry(self, Py_ssize_t flow, int info) except -1

@@ -133,8 +133,7 @@ class Offload:
                 return self._counters.drop(INVALID)
             self._answers.refuse(ticks)
             return self._counters.drop(NO_FLOW)
-        closing = flows.u8[flow * 128 + QUEUE] == self._lifecycle.closed_queue
-        if alive and self.asked != flow and not closing:
+        if self.asked != flow and self.is_open(flow):
             self.asked = flow
             return ASK
         self.asked = 0
@@ -145,6 +144,14 @@ class Offload:
             self.enter(flow, SYN_RETRIED, ticks)
             self._counters.add(flows.u16[flow * 64 + MEMBER], SYN_RETRIES)
         return self.carry(flow, info)
+
+    def is_open(self, flow: int) -> bool:
+        """Whether conntrack carries the flow, and it wasn't closing when conntrack was asked last.
+        One that closes doesn't go on but by a packet that opens it anew, which comes here."""
+        flows = self._flows
+        return (
+            flows.is_carried(flow) and flows.u8[flow * 128 + QUEUE] != self._lifecycle.closed_queue
+        )
 
     def begin(self, flow: int, info: int) -> int:
         """Have conntrack carry a new flow; the verdict on the parsed packet, which opens it."""

@@ -28,6 +28,10 @@ class PacketHandler(Protocol):
         processor's cache; a driver that has packets one by one need not say so."""
         ...
 
+    def ask_ahead(self, offsets: memoryview, lengths: memoryview, count: int) -> None:
+        """Gather what has to be known from conntrack before these expected packets come."""
+        ...
+
     def handle_packet(self, offset: int, length: int, hook: int, info: int, now: float) -> int:
         """Decide on the IP packet at `offset` of the attached buffer, rewriting it in place.
 
@@ -115,6 +119,8 @@ class FlowCarrier(Protocol):
     def flush(self, handler: ConntrackHandler) -> None: ...
 
     def learn(self, handler: ConntrackHandler, flow: int, now: float) -> None: ...
+
+    def consult(self, handler: ConntrackHandler, now: float) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

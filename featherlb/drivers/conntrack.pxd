@@ -24,6 +24,8 @@ cdef class Conntrack:
     cdef object resolve(self, Offload handler, Py_ssize_t flow)
     cpdef bint ask(self, Offload handler, Py_ssize_t flow) except -1
     cpdef object learn(self, Offload handler, Py_ssize_t flow, double now)
+    @cython.locals(entry=Entry, ticks=cython.uint, slot=cython.int, start=cython.Py_ssize_t)
+    cpdef object consult(self, Offload handler, double now)
     @cython.locals(
         batch=MessageBatch, entry=Entry, ticks=cython.uint, _=cython.int, count=cython.int,
         slot=cython.int, at=cython.Py_ssize_t, end=cython.Py_ssize_t, flow=cython.Py_ssize_t)
@@ -32,7 +34,5 @@ cdef class Conntrack:
     cpdef object sweep(self, Offload handler, double now)
     @cython.locals(end=cython.Py_ssize_t, start=cython.Py_ssize_t, flow=cython.Py_ssize_t)
     cpdef object refresh(self, Offload handler, Py_ssize_t first, Py_ssize_t count, double now)
-    @cython.locals(entry=Entry, slot=cython.int, start=cython.Py_ssize_t)
-    cdef object read_answers(self, Offload handler, unsigned int ticks)
     @cython.locals(entry=Entry, adopted=cython.int)
     cpdef int adopt(self, Offload handler, int worker, int workers, double now) except -1

@@ -129,6 +129,22 @@ class Conntrack:
         else:
             handler.disown(flow)
 
+    def consult(self, handler: ConntrackHandler, now: float) -> None:
+        """Send inquiries that have gathered, `SLOTS` at most and nothing else, and have the core
+        know what the answers are."""
+        if not handler.requests.length:
+            return
+        self._requests.send(handler.requests.take())
+        entry = handler.answer
+        ticks = int(now * 10)
+        for slot in range(self.answers.receive()):
+            start = slot * SLOT_SIZE
+            entry.read(start, start + self.answers.lengths[slot])
+            if entry.kind == ENTRY:
+                handler.observe(entry.sequence, entry, ticks)
+            elif entry.kind == ERROR and handler.is_carried(entry.sequence):
+                handler.disown(entry.sequence)
+
     def process(self, handler: ConntrackHandler, now: float) -> None:
         """Hear what has ended or changed, without blocking."""
         batch = self.events
@@ -170,20 +186,7 @@ class Conntrack:
             for flow in range(start, min(start + SLOTS, end)):
                 if handler.is_carried(flow):
                     handler.inquire(flow)
-            if handler.requests.length:
-                self.read_answers(handler, int(now * 10))
-
-    def read_answers(self, handler: ConntrackHandler, ticks: int) -> None:
-        """Send inquiries, and tell the core what the answers are."""
-        self._requests.send(handler.requests.take())
-        entry = handler.answer
-        for slot in range(self.answers.receive()):
-            start = slot * SLOT_SIZE
-            entry.read(start, start + self.answers.lengths[slot])
-            if entry.kind == ENTRY:
-                handler.observe(entry.sequence, entry, ticks)
-            elif entry.kind == ERROR and handler.is_carried(entry.sequence):
-                handler.disown(entry.sequence)
+            self.consult(handler, now)
 
     def adopt(self, handler: ConntrackHandler, worker: int, workers: int, now: float) -> int:
         """Show the core all entries; how many it has taken over."""

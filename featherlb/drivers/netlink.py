@@ -127,6 +127,10 @@ class NetlinkDriver:
             for slot in range(count):
                 self.read(slot * SLOT_SIZE, batch.lengths[slot])
             handler.expect_packets(self.payloads, self.sizes, self.packets)
+            if self.conntrack is not None:
+                self.conntrack.flush(handler.offload)
+                handler.ask_ahead(self.payloads, self.sizes, self.packets)
+                self.conntrack.consult(handler.offload, now)
             for i in range(self.packets):
                 self.handle(i, handler, now)
             if handler.offload.requests.length:

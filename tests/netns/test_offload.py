@@ -10,6 +10,8 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+from scapy.layers.inet import IP
+from scapy.layers.inet import TCP as SEGMENT
 
 from netns import Lab
 from netns.lab import VIP
@@ -20,7 +22,17 @@ from tests.netns.datagrams import Receivers, open_socket
 from tests.netns.test_operate_flows import flows
 from tests.netns.test_operate_pools import operate
 from tests.netns.test_udp import UDP_SEGMENT
-from tests.netns.traffic import REQUEST, Answer, Session, ask, pair, parse, reset, wait_for
+from tests.netns.traffic import (
+    REQUEST,
+    Answer,
+    Session,
+    ask,
+    pair,
+    parse,
+    reset,
+    standing_still,
+    wait_for,
+)
 
 pytestmark = [pytest.mark.parametrize("driver", ["offload"], indirect=True), SERVED]
 
@@ -38,6 +50,12 @@ def queued(lab: Lab) -> int:
     """Packets that have reached featherlb's queue: the id of the last one."""
     lines = lab.balancer.run(["cat", "/proc/net/netfilter/nfnetlink_queue"]).stdout.splitlines()
     return sum(int(line.split()[7]) for line in lines)
+
+
+def waiting(lab: Lab) -> int:
+    """Packets in featherlb's queue, without a verdict."""
+    lines = lab.balancer.run(["cat", "/proc/net/netfilter/nfnetlink_queue"]).stdout.splitlines()
+    return sum(int(line.split()[2]) for line in lines)
 
 
 def entries(lab: Lab, *options: str) -> list[str]:
@@ -303,6 +321,47 @@ def test_a_client_whose_port_is_taken_towards_the_backend_has_another_there(
                 assert parse(client.recv(4096)) == Answer("backend1", lab.client.address)
                 reset(client)
             wait_for(lambda: flows(lab, "--state", "established") == [], "its end")
+
+
+def test_many_ports_that_are_used_again_at_once_belong_to_new_connections(
+    lab: Lab, featherlb: Up
+) -> None:
+    """SYNs of a batch are asked about in one go; some of them had connections that still live."""
+    ports = range(5000, 5040)
+    raw = lab.client.call(socket.socket, socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+    with raw, featherlb(lab, *TCP, *BACKENDS) as running, ExitStack() as open_ones:
+        for port in ports:
+            old = reusing(lab, socket.SOCK_STREAM, (lab.client.address, port), (VIP, 80))
+            old.sendall(REQUEST)
+            assert parse(old.recv(4096)).backend
+            if port % 2:
+                open_ones.enter_context(old)
+            else:
+                reset(old)
+        clients = []
+        with standing_still(lab.balancer):
+            for port in ports:
+                if port % 2 == 0:
+                    client = open_ones.enter_context(lab.client.new_socket())
+                    client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    client.bind((lab.client.address, port))
+                    client.setblocking(False)
+                    client.connect_ex((VIP, 80))
+                    clients.append(client)
+            for port in ports[1::2]:
+                forged = IP(src=lab.client.address, dst=VIP) / SEGMENT(
+                    sport=port, dport=80, flags="S"
+                )
+                raw.sendto(bytes(forged), (VIP, 0))
+            wait_for(lambda: waiting(lab) == len(ports), "all SYNs wait in the queue")
+        answers: Counter[str] = Counter()
+        for client in clients:
+            client.settimeout(10)
+            client.sendall(REQUEST)
+            answers[parse(client.recv(4096)).backend] += 1
+        assert sorted(answers.values()) == [6, 7, 7]
+        assert len(flows(lab, "--state", "established")) == len(ports)
+        assert "Traceback" not in running.log
 
 
 @pytest.mark.parametrize("queue_driver", ["netlink", "netfilterqueue"])

@@ -8,7 +8,7 @@ import struct
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from tests.netns.traffic import (
     pair,
     receive_all,
     reset,
+    standing_still,
     wait_for,
 )
 from tests.netns.wire import Capture
@@ -127,25 +128,6 @@ def test_both_sides_close_at_the_same_time(lab: Lab, ends: Ends, driver: str) ->
     assert client.recv(1) == server.recv(1) == b""
     # Only a simultaneous close leaves both in this state (RFC 9293, section 3.6).
     wait_for(lambda: states() == ["TIME-WAIT"] * 2, "both sides are in TIME-WAIT")
-
-
-@contextmanager
-def standing_still(node: Node) -> Iterator[None]:
-    """Stop the node's processes, and let them go on after the block."""
-    pids = node.pids()
-    try:
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
-        wait_for(lambda: all(map(is_stopped, pids)), "the node stands still")
-        yield
-    finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
-
-
-def is_stopped(pid: int) -> bool:
-    states = [(task / "stat").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
-    return all(state.rpartition(")")[2].split()[0] == "T" for state in states)
 
 
 def tcp_state(node: Node, port: int, peer_port: int) -> str:

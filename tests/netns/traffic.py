@@ -2,12 +2,15 @@
 
 import asyncio
 import json
+import os
+import signal
 import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -157,3 +160,22 @@ def let_forward(node: Node) -> None:
     """Let a node forward the packets of others."""
     node.sysctl("net.ipv4.ip_forward", 1)
     node.sysctl("net.ipv6.conf.all.forwarding", 1)
+
+
+@contextmanager
+def standing_still(node: Node) -> Iterator[None]:
+    """Stop the node's processes, and let them go on after the block."""
+    pids = node.pids()
+    try:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        wait_for(lambda: all(map(is_stopped, pids)), "the node stands still")
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+def is_stopped(pid: int) -> bool:
+    states = [(task / "stat").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+    return all(state.rpartition(")")[2].split()[0] == "T" for state in states)

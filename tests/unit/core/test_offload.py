@@ -1,5 +1,7 @@
 """core/offload.py: what conntrack says of the flows that it carries."""
 
+from array import array
+
 import pytest
 
 from featherlb.core.conntrack import Entry
@@ -7,7 +9,7 @@ from featherlb.core.stats import Reason
 from featherlb.core.tcpstate import State
 from featherlb.model import Datapath, Hook, PacketInfo, Protocol, Verdict
 from tests.builders import tcp, udp
-from tests.ctnetlink import CREATE, entry, messages, read
+from tests.ctnetlink import CREATE, GET, entry, messages, read
 from tests.world import World, service
 
 CLIENT, VIP, ONE = "198.51.100.7:40001", "192.0.2.10:80", "10.1.0.1:8080"
@@ -93,6 +95,32 @@ def test_a_syn_that_comes_again_without_an_answer_counts_once() -> None:
         assert failures(world) == (0, 0, 1)
     end(world, told(SYN_SENT))
     assert failures(world) == (0, 1, 1)
+
+
+def expected(world: World, *packets: bytes) -> list[int]:
+    """The kinds of the requests that a batch of packets makes before any of them is handled."""
+    buffer = bytearray(b"".join(packets))
+    world.balancer.attach(buffer)
+    lengths = [len(packet) for packet in packets]
+    offsets = [sum(lengths[:i]) for i in range(len(packets))]
+    batch = (memoryview(array("q", offsets)), memoryview(array("q", lengths)), len(packets))
+    world.balancer.expect_packets(*batch)
+    world.balancer.ask_ahead(*batch)
+    requests = messages(world)
+    return [request["header"]["type"] for request in requests]
+
+
+def test_of_a_batch_only_what_may_open_a_flow_anew_is_asked_about_ahead() -> None:
+    world = opening()
+    other = tcp("198.51.100.7:40002", VIP, "S")
+    reply = tcp(ONE, CLIENT, "SA")
+    syn = tcp(CLIENT, VIP, "S")
+    assert expected(world, other, tcp(CLIENT, VIP, "A"), reply, udp(CLIENT, VIP)) == []
+    assert expected(world, other, syn, b"\x45", reply) == [GET]
+    # A connection that closes goes on by no packet but one that opens it anew.
+    world.balancer.offload.observe(1, told(CLOSE), ticks(world))
+    assert expected(world, syn) == []
+    assert world.handle(syn).verdict == Verdict.CARRY
 
 
 def test_a_connection_that_closes_is_no_load_as_soon_as_conntrack_says_so() -> None:
