@@ -18,8 +18,8 @@ from scapy.layers.inet import IP, TCP
 from netns import Lab, Node
 from netns.lab import VIP
 from netns.servers import HttpServer, Nginx
-from tests.netns.command import run
 from tests.netns.conftest import SEEING, SERVED, Up, in_turn
+from tests.netns.test_operate_pools import reloaded
 from tests.netns.traffic import (
     Session,
     ask,
@@ -247,7 +247,7 @@ def test_a_refusal_by_the_backend_reaches_the_client(lab: Lab, featherlb: Up, na
 def configuration(nat: str, endpoints: int) -> str:
     """A service with so many VIPs and backends. Connections go to the second backend's host."""
     vips = ", ".join(f"'10.0.0.{20 + i}:80'" for i in range(endpoints))
-    idle = ", ".join(f"{{address: '10.0.1.2:{9000 + i}', weight: 0}}" for i in range(endpoints - 1))
+    idle = ", ".join(f"{{address: '10.0.1.2:{9100 + i}', weight: 0}}" for i in range(endpoints - 1))
     service = f"name: web, vip: [{vips}], nat: {nat}, backends: ['10.0.1.3:8080', {idle}]"
     return f"services: [{{{service}}}]\n"
 
@@ -260,12 +260,17 @@ def test_endpoints_may_become_many_and_few_again(
     """Rules name a few of them, and look into sets for more."""
     path = tmp_path / "lb.yaml"
     path.write_text(configuration(nat, 2))
-    with featherlb(lab, "--config", str(path)), Session(lab.client, "10.0.0.20") as session:
+    with (
+        featherlb(lab, "--config", str(path)) as running,
+        Session(lab.client, "10.0.0.20") as session,
+    ):
         first = session.ask()
         assert first.backend == "backend2"
-        for endpoints in (8, 2):
+        for times, endpoints in enumerate((8, 2), 1):
             path.write_text(configuration(nat, endpoints))
-            run(lab.balancer, "reload")
+            # The command would have to know which instance: other tests' may run as well.
+            running.process.send_signal(signal.SIGHUP)
+            wait_for(partial(reloaded, running, times), "the reload", 20)
             rules = lab.balancer.run(["iptables-save"]).stdout
             assert ("--match-set" in rules) == (endpoints == 8)
             for client in lab.clients:
