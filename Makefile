@@ -19,7 +19,7 @@ demo: setup ## balance real connections in network namespaces, with a live table
 
 test: setup ## all tests, with the packet path compiled and interpreted; kernel tests need root
 	$(PYTHON) -m pytest $(PARALLEL)
-	FEATHERLB_PURE=1 $(PYTHON) -m pytest $(PARALLEL) tests/unit
+	FEATHERLB_PURE=1 $(PYTHON) -m pytest $(PARALLEL) --one-of-each tests/unit tests/netns
 
 unit: setup ## only the tests that need neither root nor a kernel
 	$(PYTHON) -m pytest tests/unit

@@ -9,6 +9,8 @@ import subprocess
 import pytest
 from hypothesis import settings
 
+from featherlb import COMPILED
+
 PROGRAMS = ("ip", "unshare", "iptables", "ip6tables", "iptables-legacy", "ss", "nginx")
 
 
@@ -22,6 +24,19 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # How long an example takes says more of the machine than of the code.
 settings.register_profile("featherlb", deadline=None)
 settings.load_profile("featherlb")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--one-of-each",
+        action="store_true",
+        help="run one case of each kernel test that packets pass, the drivers and other parameters"
+        " taking turns (docs/testing.md)",
+    )
+
+
+def pytest_report_header() -> str:
+    return f"packet path: {'compiled' if COMPILED else 'interpreted'}"
 
 
 @functools.cache

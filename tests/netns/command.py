@@ -11,6 +11,7 @@ from queue import Empty, Queue
 from types import TracebackType
 from typing import ClassVar, Self
 
+from featherlb import COMPILED
 from netns import Node
 
 PROGRAM = str(Path(sys.executable).with_name("featherlb"))
@@ -65,6 +66,7 @@ class Featherlb:
         try:
             while (line := self._lines.get(timeout=START_TIMEOUT)) != "ready\n":
                 assert line is not None, f"featherlb ended without `ready`:\n{self.log}"
+            assert self.compiled is COMPILED, "not the form of the packet path that is tested"
         except (AssertionError, Empty):
             self.kill()
             self._end()
@@ -86,6 +88,15 @@ class Featherlb:
         """What it wrote to stderr so far."""
         # pread leaves the offset alone, which the program shares.
         return os.pread(self._log.fileno(), 1 << 24, 0).decode()
+
+    @property
+    def compiled(self) -> bool:
+        """Whether its processes, workers included, have loaded the compiled packet path."""
+        tasks = Path(f"/proc/{self.pid}/task").iterdir()
+        workers = [pid for task in tasks for pid in (task / "children").read_text().split()]
+        maps = [Path(f"/proc/{pid}/maps").read_text() for pid in (self.pid, *workers)]
+        (form,) = {"/featherlb/core/" in one for one in maps}
+        return form
 
     @property
     def pid(self) -> int:

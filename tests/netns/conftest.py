@@ -1,6 +1,7 @@
 """What the kernel tests share: a lab, and the installed `featherlb` command running in it."""
 
 import itertools
+from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -74,11 +75,55 @@ def _over(cases: Sequence[object], values: Iterable[str]) -> pytest.MarkDecorato
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
-    for item in items:
-        if here in item.path.parents:
-            item.add_marker(pytest.mark.kernel)
+    ours = [item for item in items if here in item.path.parents]
+    for item in ours:
+        item.add_marker(pytest.mark.kernel)
+    if config.getoption("--one-of-each"):
+        left_out = set(ours) - one_of_each(ours)
+        config.hook.pytest_deselected(items=list(left_out))
+        items[:] = [item for item in items if item not in left_out]
+
+
+def one_of_each(items: Iterable[pytest.Item]) -> set[pytest.Item]:
+    """One case of each test function that packets pass. Where several functions have the same
+    choice of drivers, each driver has its turn, and likewise their other parameters.
+
+    Goes by names alone, so that all processes of a run choose the same, in whatever order.
+    """
+    functions: dict[tuple[Path, str], list[pytest.Function]] = {}
+    for item in sorted(items, key=lambda item: item.nodeid):
+        assert isinstance(item, pytest.Function)
+        if item.get_closest_marker("no_packets") is None:
+            functions.setdefault((item.path, item.originalname), []).append(item)
+    chosen: set[pytest.Item] = set()
+    often: Counter[object] = Counter()
+    for cases in functions.values():
+        chosen.add(_next_case(cases, often))
+    return chosen
+
+
+def _next_case(cases: Sequence[pytest.Function], often: Counter[object]) -> pytest.Function:
+    """The case whose driver, then whose combination, and then whose other parameters have been
+    chosen least `often` so far, which this counts."""
+    parameters = [
+        {name: str(value) for name, value in case.callspec.params.items()}
+        if hasattr(case, "callspec")
+        else {}
+        for case in cases
+    ]
+    choice = {name: frozenset(one[name] for one in parameters) for name in parameters[0]}
+
+    def counted(number: int) -> list[object]:
+        values = parameters[number]
+        single = [(choice[name], name, values[name]) for name in sorted(values)]
+        single.sort(key=lambda one: one[1] != "driver")
+        return [*single[:1], tuple(single), *single[1:]]
+
+    number = min(range(len(cases)), key=lambda number: [often[one] for one in counted(number)])
+    often.update(counted(number))
+    return cases[number]
 
 
 @pytest.fixture

@@ -10,6 +10,10 @@ import pytest
 
 from scripts.bench.peers import Peer, peers
 
+pytestmark = pytest.mark.no_packets(
+    "the figures are those of the compiled form, and the report is the same"
+)
+
 ROOT = Path(__file__).parents[2]
 WORKLOADS = ["keepalive-64", "connect-64", "bulk-reply-1"]
 

@@ -23,6 +23,8 @@ from netns import Lab, Node
 from tests.netns.host_owner import service
 from tests.netns.traffic import wait_for
 
+pytestmark = pytest.mark.no_packets("the host before and after, while no worker runs")
+
 SERVICE = ("10.0.0.10:80", "10.0.1.2:8080", "10.0.1.3:8080")
 SERVICE6 = ("[2001:db8::10]:80", "[2001:db8:1::2]:8080")
 CROWD = tuple(f"10.0.1.{i}:8080" for i in range(2, 7))

@@ -14,6 +14,8 @@ from netns import Lab, Node
 from tests.netns.command import run
 from tests.netns.host_owner import service
 
+pytestmark = pytest.mark.no_packets("what a host can run, before a worker starts")
+
 NFQUEUE, RAW, OFFLOAD = Datapath.NFQUEUE, Datapath.RAW, Datapath.OFFLOAD
 
 

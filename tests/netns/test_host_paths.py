@@ -24,6 +24,8 @@ from featherlb.paths import PathWatcher
 from netns import Lab, Node
 from tests.netns.traffic import plug_again
 
+pytestmark = pytest.mark.no_packets("what the supervisor knows of links, while no worker runs")
+
 NEAR, NEAR6 = ip_address("10.0.1.2"), ip_address("2001:db8:1::2")
 OTHER_MAC = "02:00:00:00:00:99"
 TIMEOUT = 20

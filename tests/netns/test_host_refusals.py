@@ -20,6 +20,8 @@ from netns import Lab, Node
 from tests.netns.host_owner import service
 from tests.netns.test_host_changes import Owner, refusal, snapshot
 
+pytestmark = pytest.mark.no_packets("what is refused before a worker starts")
+
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:

@@ -14,6 +14,8 @@ from netns.__main__ import main
 from netns.lab import labs
 from tests.netns.traffic import wait_for
 
+pytestmark = pytest.mark.no_packets("the lab alone, without featherlb")
+
 
 def namespaces(run_id: str) -> list[str]:
     return [path.name for path in Path("/run/netns").glob(f"flb-{run_id}-*")]
