@@ -6,39 +6,37 @@ there were, without counting itself. A script that imports only the standard lib
 starts fast.
 """
 
-import asyncio
 import json
+import selectors
 import socket
 import sys
 
 
-class Connection(asyncio.Protocol):
+class Connection:
     """One client; `counters` are shared by all."""
 
-    def __init__(self, name: str, counters: dict[str, int]) -> None:
-        self._name = name
+    def __init__(self, client: socket.socket, name: str, counters: dict[str, int]) -> None:
+        self._client = client
         self._counters = counters
         self._counted = False
         self._pending = b""
+        self._answer = _response({"backend": name, "peer": client.getpeername()[0]})
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        peer = transport.get_extra_info("peername")[0]
-        self._answer = _response({"backend": self._name, "peer": peer})
-
-    def data_received(self, data: bytes) -> None:
+    def serve(self) -> bool:
+        """Answer what has arrived; False if the connection is to be closed."""
+        data = self._client.recv(1 << 16)
         *requests, self._pending = (self._pending + data).split(b"\r\n\r\n")
         for request in requests:
             if request.startswith(b"GET /counters "):
-                self._transport.write(_response(self._counters))
+                self._client.sendall(_response(self._counters))
             else:
                 self._counters["requests"] += 1
                 self._counters["connections"] += not self._counted
                 self._counted = True
-                self._transport.write(self._answer)
+                self._client.sendall(self._answer)
             if b"\r\nconnection: close" in request.lower():
-                self._transport.close()
+                return False
+        return bool(data)
 
 
 def _response(content: object) -> bytes:
@@ -47,13 +45,30 @@ def _response(content: object) -> bytes:
     return head.encode() + b"\r\n\r\n" + body
 
 
-async def serve(name: str, listener: socket.socket) -> None:
+def serve(name: str, listener: socket.socket) -> None:
     """Serve for ever."""
     counters = {"connections": 0, "requests": 0}
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Connection(name, counters), sock=listener)
-    await server.serve_forever()
+    with selectors.DefaultSelector() as selector:
+        selector.register(listener, selectors.EVENT_READ)
+        while True:
+            for key, _ in selector.select():
+                client = key.fileobj
+                assert isinstance(client, socket.socket)
+                try:
+                    if client is listener:
+                        client, _ = listener.accept()
+                        connection = Connection(client, name, counters)
+                        selector.register(client, selectors.EVENT_READ, connection)
+                    elif not key.data.serve():
+                        selector.unregister(client)
+                        client.close()
+                except OSError:
+                    # A client that has gone away is nobody's error.
+                    if client is not listener:
+                        if client in selector.get_map():
+                            selector.unregister(client)
+                        client.close()
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(sys.argv[1], socket.socket(fileno=int(sys.argv[2]))))
+    serve(sys.argv[1], socket.socket(fileno=int(sys.argv[2])))
