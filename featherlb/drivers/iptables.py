@@ -92,23 +92,37 @@ def instances(family: int) -> set[int]:
 
 
 def missing(family: int, rules: Sequence[str]) -> list[str]:
-    """Which match and target extensions of `rules` this kernel lacks; nothing is committed."""
-    script = "\n".join(["*raw", *(f"-A OUTPUT {rule}" for rule in rules), "COMMIT\n"])
+    """Which match and target extensions of `rules` this kernel lacks; nothing is committed.
+
+    A rule with an error has to be the last one.
+    """
+    # Extensions are looked for when a rule is read. Without COMMIT nothing else happens, and
+    # nobody has to wait for the kernel to take a test back.
+    script = "\n".join(["*raw", *(f"-A OUTPUT {rule}" for rule in rules), ""])
     # The exit code says nothing: a missing extension is only warned of, and a set that doesn't
     # exist is an error.
     done = _run(family, "restore", script, "--noflush", "--test")
     return list(dict.fromkeys(_UNSUPPORTED.findall(done.stderr)))
 
 
-def require_table(family: int, table: str) -> None:
-    """HostError if this kernel lacks the table."""
-    done = _run(family, "restore", f"*{table}\nCOMMIT\n", "--noflush", "--test")
-    if done.returncode:
-        module = f"{'ip6' if family == 6 else 'ip'}table_{table}"
-        raise HostError(
-            f"this kernel has no {COMMANDS[family]} table '{table}' ({_reason(done.stderr)});"
-            f" load its module, for example with `modprobe {module}`"
-        )
+def require_tables(family: int, tables: Sequence[str]) -> None:
+    """HostError if this kernel lacks one of the tables."""
+    if _refusal(family, tables) is None:
+        return
+    for table in tables:
+        if reason := _refusal(family, [table]):
+            module = f"{'ip6' if family == 6 else 'ip'}table_{table}"
+            raise HostError(
+                f"this kernel has no {COMMANDS[family]} table '{table}' ({reason});"
+                f" load its module, for example with `modprobe {module}`"
+            )
+
+
+def _refusal(family: int, tables: Sequence[str]) -> str | None:
+    """Why the kernel refuses the tables, None if it has them."""
+    script = "".join(f"*{table}\nCOMMIT\n" for table in tables)
+    done = _run(family, "restore", script, "--noflush", "--test")
+    return _reason(done.stderr) if done.returncode else None
 
 
 def own(family: int, instance: int) -> list[str]:

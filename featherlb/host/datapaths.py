@@ -158,7 +158,7 @@ def _offload_obstacles(services: Sequence[Service]) -> Iterator[str]:
     yield from _nfqueue_obstacles(services)
     for family in sorted({vip.address.version for service in services for vip in service.vips}):
         try:
-            iptables.require_table(family, "nat")
+            iptables.require_tables(family, ["nat"])
         except HostError as error:
             yield str(error)
         if iptables.missing(family, ["-m conntrack --ctstate DNAT"]):

@@ -10,8 +10,7 @@ def check_kernel(families: Iterable[int], workers: int, full: bool) -> None:
     """HostError if this kernel lacks an iptables table or extension for services of these address
     families, `full` if one of them is in that NAT mode."""
     for family in sorted(families):
-        for table in ("raw", "mangle", "filter"):
-            iptables.require_table(family, table)
+        iptables.require_tables(family, ("raw", "mangle", "filter"))
         rules = ["-j NFQUEUE --queue-num 0", "-j CT --notrack", "-m addrtype --dst-type LOCAL"]
         if workers > 1:
             rules.append("-j HMARK --hmark-tuple src,sport --hmark-mod 2 --hmark-rnd 1")

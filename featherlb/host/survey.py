@@ -51,6 +51,7 @@ def survey(services: Sequence[Service], log: journal.Journal | None = None) -> F
     ]
     families = sorted({address.version for address in vips})
     probe = has_capability(CAP_NET_ADMIN)
+    lacking = _lacking(families) if probe else set()
     order, earlier = place(log)
     return Facts(
         addresses=tuple(own for own in network.addresses() if own.address.ip not in assigned),
@@ -64,10 +65,9 @@ def survey(services: Sequence[Service], log: journal.Journal | None = None) -> F
             and sysctl.read(f"net/ipv6/conf/{interface}/accept_ra") in ("1", "2")
         ),
         routers=frozenset(family for family, key in _FORWARDING.items() if sysctl.read(key) == "1"),
-        sets=not probe
-        or (ipset.supported() and not _missing(families, "-m set --match-set - dst")),
-        conntrack=not probe or not _missing(families, "-m conntrack --ctstate UNTRACKED"),
-        socket=not probe or not _missing(families, "-m socket"),
+        sets="set" not in lacking,
+        conntrack="conntrack" not in lacking,
+        socket="socket" not in lacking,
         order=order,
         earlier=earlier,
     )
@@ -133,5 +133,9 @@ def _prepare_backend(backend: Backend, nat: NatMode) -> Backend:
     return replace(backend, local=route is not None and route.local, sources=sources)
 
 
-def _missing(families: Sequence[int], rule: str) -> bool:
-    return any(iptables.missing(family, [rule]) for family in families)
+def _lacking(families: Sequence[int]) -> set[str]:
+    """Which of the extensions that featherlb can do without this kernel lacks."""
+    # There is no set `-`, so that rule comes last.
+    rules = ("-m conntrack --ctstate UNTRACKED", "-m socket", "-m set --match-set - dst")
+    found = {name for family in families for name in iptables.missing(family, rules)}
+    return found if ipset.supported() else {*found, "set"}
