@@ -36,13 +36,14 @@ Duration = Annotated[float, BeforeValidator(duration)]
 class Question(BaseModel):
     """Base of what clients send: unknown keys are faults."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True)
+    # Built when it is first used: a process uses few of them.
+    model_config = ConfigDict(defer_build=True, extra="forbid", frozen=True, validate_by_name=True)
 
 
 class Answer(BaseModel):
     """Base of what the server sends."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(defer_build=True, frozen=True)
 
 
 _Model = TypeVar("_Model", bound=BaseModel)

@@ -74,11 +74,12 @@ _Vip = Annotated[Vip, PlainValidator(values.vip), _keep_discarded]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Built when a file is read, the parts of a whole along with it.
+    model_config = ConfigDict(defer_build=True, extra="forbid", frozen=True)
 
 
 class _Lenient(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(defer_build=True, extra="ignore", frozen=True)
 
 
 class BackendEntry(_Strict):
