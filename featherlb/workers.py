@@ -162,8 +162,13 @@ class Workers:
 
         HostError if one doesn't start.
         """
-        for start in starts:
-            self._processes.append(await _begin(start, greeting()))
+        begun = await asyncio.gather(
+            *(_begin(start, greeting()) for start in starts), return_exceptions=True
+        )
+        self._processes = [one for one in begun if isinstance(one, WorkerProcess)]
+        for failure in begun:
+            if isinstance(failure, BaseException):
+                raise failure
         self._keepers = [asyncio.create_task(self._keep(start, greeting)) for start in starts]
 
     def stop(self) -> None:
