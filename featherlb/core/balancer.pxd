@@ -63,6 +63,8 @@ cdef class Balancer:
     cpdef int handle_packet(
         self, Py_ssize_t offset, Py_ssize_t length, int hook, int info, double now) except -1
     cpdef bint handle_timer(self, double now) except -1
+    @cython.locals(packet=Packet)
+    cdef Py_ssize_t find(self) noexcept
     @cython.locals(packet=Packet, port=cython.uint, wire=cython.bint, flow=cython.Py_ssize_t)
     cdef Py_ssize_t open(self, int hook, int info, unsigned int ticks) except -1
     cdef int refuse(self, int reason, unsigned int ticks) except -1

@@ -194,14 +194,7 @@ class Balancer:
         packet = self.packet
         for i in range(count):
             if self.tags[i] and packet.parse(offsets[i], lengths[i]) == OK and packet.flags <= SYN:
-                ref = self.flows.find(
-                    packet.src_high,
-                    packet.src_low,
-                    packet.dst_high,
-                    packet.dst_low,
-                    packet.ports,
-                    packet.protocol,
-                )
+                ref = self.find()
                 if ref and not ref & 1 and self.offload.is_open(ref >> 1):
                     self.offload.inquire(ref >> 1)
 
@@ -238,14 +231,7 @@ class Balancer:
         # routing decision, everything else before it; in frames all are, in both directions.
         early = hook in (PREROUTING, OUTPUT)
         wire = hook == WIRE
-        ref = flows.find(
-            packet.src_high,
-            packet.src_low,
-            packet.dst_high,
-            packet.dst_low,
-            packet.ports,
-            packet.protocol,
-        )
+        ref = self.find()
         flow = ref >> 1
         reply = ref & 1
         if ref and flows.u8[flow * 128 + FLAGS] & OFFLOADED and not wire:
@@ -320,22 +306,25 @@ class Balancer:
 
     # Stages
 
+    def find(self) -> int:
+        """The parsed packet's flow and direction, as `FlowTable.find` says them."""
+        packet = self.packet
+        return self.flows.find(
+            packet.src_high,
+            packet.src_low,
+            packet.dst_high,
+            packet.dst_low,
+            packet.ports,
+            packet.protocol,
+        )
+
     def knows(self, offset: int, length: int) -> bool:
         """Whether a packet that can't be handled is of a flow, as far as it can be read."""
         packet = self.packet
         version = self.buffer[offset] >> 4
         if not packet.parse_quoted(version, offset, offset + length):
             return False
-        return bool(
-            self.flows.find(
-                packet.src_high,
-                packet.src_low,
-                packet.dst_high,
-                packet.dst_low,
-                packet.ports,
-                packet.protocol,
-            )
-        )
+        return bool(self.find())
 
     def open(self, hook: int, info: int, ticks: int) -> int:
         """A flow for the parsed packet; 0 if there is to be none, and `refusal` is the verdict."""

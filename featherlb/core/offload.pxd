@@ -58,6 +58,7 @@ cdef class Offload:
     @cython.locals(
         flows=FlowTable, flow=cython.Py_ssize_t, opening=cython.bint, member=cython.Py_ssize_t)
     cpdef Py_ssize_t end(self, Entry entry, bint certain, unsigned int ticks) except -1
+    cdef Py_ssize_t find(self, Entry entry) noexcept
     @cython.locals(
         flows=FlowTable, ref=cython.Py_ssize_t, flow=cython.Py_ssize_t, known=cython.uint)
     cdef Py_ssize_t flow_of(self, Entry entry) noexcept

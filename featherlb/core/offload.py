@@ -294,10 +294,9 @@ class Offload:
         self.disown(flow)
         return 0
 
-    def flow_of(self, entry: Entry) -> int:
-        """The flow that conntrack carries by this entry, 0 if there is none."""
-        flows = self._flows
-        ref = flows.find(
+    def find(self, entry: Entry) -> int:
+        """What the flow table has under the entry's forward key, as `FlowTable.find` says it."""
+        return self._flows.find(
             entry.src_high,
             entry.src_low,
             entry.dst_high,
@@ -305,6 +304,11 @@ class Offload:
             entry.ports,
             entry.protocol,
         )
+
+    def flow_of(self, entry: Entry) -> int:
+        """The flow that conntrack carries by this entry, 0 if there is none."""
+        flows = self._flows
+        ref = self.find(entry)
         flow = ref >> 1
         if not ref or ref & 1 or not flows.is_carried(flow):
             return 0
@@ -339,14 +343,7 @@ class Offload:
         flows = self._flows
         if member is None or flows.count == flows.capacity:
             return False
-        if flows.find(
-            entry.src_high,
-            entry.src_low,
-            entry.dst_high,
-            entry.dst_low,
-            entry.ports,
-            entry.protocol,
-        ) or flows.find(
+        if self.find(entry) or flows.find(
             entry.back_src_high,
             entry.back_src_low,
             entry.back_dst_high,
