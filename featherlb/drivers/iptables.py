@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from featherlb.errors import HostError
@@ -46,6 +46,21 @@ class Table:
 
     chains: Mapping[str, tuple[str, ...]]
     jumps: tuple[Jump, ...]
+
+
+def hooked(chain: str, hook: str, rules: Iterable[str], *, first: bool = True) -> Table:
+    """A chain of these rules and the jump to it; nothing if there are no rules."""
+    if found := tuple(rules):
+        return Table({chain: found}, (Jump(hook, f"-j {chain}", first=first),))
+    return Table({}, ())
+
+
+def join(*parts: Table) -> Table:
+    """The chains and jumps of all parts of a table, in their order."""
+    return Table(
+        {name: rules for part in parts for name, rules in part.chains.items()},
+        tuple(jump for part in parts for jump in part.jumps),
+    )
 
 
 Ruleset = Mapping[str, Table]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from featherlb.drivers import ipset, iptables, sysctl
-from featherlb.drivers.iptables import Jump, Table
+from featherlb.drivers.iptables import Jump, Table, hooked, join
 from featherlb.host.plan import icmp
 from featherlb.host.plan.addresses import foreign_vips
 from featherlb.host.plan.endpoints import GIVEN_PORTS, NO_OPENING, Group, Parts
@@ -84,29 +84,23 @@ def _chain(role: str, options: Options) -> str:
 
 
 def _raw(parts: Parts, opened: list[str], options: Options, facts: Facts, resting: bool) -> Table:
-    chains: dict[str, tuple[str, ...]] = {}
-    jumps = []
+    opening = Table({}, ())
     if opened:
         steering, open_ = _chain("RAW", options), _chain("OPEN", options)
-        chains[steering] = (*returns(facts), *(f"{match} -g {open_}" for match in opened))
-        chains[open_] = tuple(queue_by_client("src,sport", options))
-        jumps += [Jump(hook, f"{OPENING} -j {steering}") for hook in ("PREROUTING", "OUTPUT")]
+        opening = Table(
+            {
+                steering: (*returns(facts), *(f"{match} -g {open_}" for match in opened)),
+                open_: tuple(queue_by_client("src,sport", options)),
+            },
+            tuple(Jump(hook, f"{OPENING} -j {steering}") for hook in ("PREROUTING", "OUTPUT")),
+        )
     echoes = queue_echo_requests(parts.family, foreign_vips([parts], options, facts), options)
-    for role, hook, first, rules in (
-        ("REDIRECT", "OUTPUT", True, redirects(parts, facts)),
-        (
-            "ECHO",
-            "PREROUTING",
-            False,
-            () if resting else echoes,
-        ),
-        ("GUARD", "PREROUTING", True, guards(parts, full=False)),
-    ):
-        if found := tuple(rules):
-            name = _chain(role, options)
-            chains[name] = found
-            jumps.append(Jump(hook, f"-j {name}", first=first))
-    return Table(chains, tuple(jumps))
+    return join(
+        opening,
+        hooked(_chain("REDIRECT", options), "OUTPUT", redirects(parts, facts)),
+        hooked(_chain("ECHO", options), "PREROUTING", () if resting else echoes, first=False),
+        hooked(_chain("GUARD", options), "PREROUTING", guards(parts, full=False)),
+    )
 
 
 def _mangle(load: Load, opened: list[str], options: Options, facts: Facts) -> Table:

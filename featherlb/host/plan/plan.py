@@ -134,10 +134,7 @@ def _merge(one: iptables.Ruleset, other: iptables.Ruleset) -> iptables.Ruleset:
     """Both rulesets as one, in the order of their tables: steering comes last."""
     nothing = iptables.Table({}, ())
     return {
-        name: iptables.Table(
-            {**one.get(name, nothing).chains, **other.get(name, nothing).chains},
-            (*one.get(name, nothing).jumps, *other.get(name, nothing).jumps),
-        )
+        name: iptables.join(one.get(name, nothing), other.get(name, nothing))
         for name in ("filter", "nat", "mangle", "raw")
         if name in one or name in other
     }

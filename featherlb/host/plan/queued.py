@@ -17,7 +17,7 @@ Imports its siblings and the value types of the drivers.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from featherlb.drivers.iptables import Jump, Ruleset, Table
+from featherlb.drivers.iptables import Jump, Ruleset, Table, hooked, join
 from featherlb.host.plan import icmp
 from featherlb.host.plan.addresses import foreign_vips
 from featherlb.host.plan.copies import copy_rules
@@ -119,42 +119,34 @@ def _raw(
         chains[error] = tuple(queue_errors(queued, options))
     if replies.replaced:
         chains[reply] = (UNTRACK, *queue_by_port(queued.replaced.protocols, options))
-    jumps = [Jump(hook, f"-j {steering}") for hook in ("PREROUTING", "OUTPUT")]
-    for role, hook, rules in (
-        ("COPY", "PREROUTING", copies),
-        ("GUARD", "PREROUTING", (*guards(queued, queued.full), *reassembly(queued, facts))),
-        ("REDIRECT", "OUTPUT", redirects(queued, facts)),
-    ):
-        if rules:
-            name = _chain(role, options)
-            chains[name] = tuple(rules)
-            jumps.append(Jump(hook, f"-j {name}", first=True))
-    return Table(chains, tuple(jumps))
+    guarding = (*guards(queued, queued.full), *reassembly(queued, facts))
+    return join(
+        Table(chains, tuple(Jump(hook, f"-j {steering}") for hook in ("PREROUTING", "OUTPUT"))),
+        hooked(_chain("COPY", options), "PREROUTING", copies),
+        hooked(_chain("GUARD", options), "PREROUTING", guarding),
+        hooked(_chain("REDIRECT", options), "OUTPUT", redirects(queued, facts)),
+    )
 
 
 def _mangle(
     family: int, replies: _Replies, copies: list[str], options: Options, facts: Facts
 ) -> Table:
-    chains: dict[str, tuple[str, ...]] = {}
-    jumps = []
-    if replies.kept or replies.wired:
-        steering = _chain("MANGLE", options)
-        reply, error = _chain("REPLY", options), _chain("ERROR", options)
-        chains[steering] = (
+    dropping = hooked(_chain("COPY", options), "PREROUTING", copies)
+    if not (replies.kept or replies.wired):
+        return dropping
+    steering, reply, error = (_chain(role, options) for role in ("MANGLE", "REPLY", "ERROR"))
+    chains = {
+        steering: (
             *returns(facts, mangle=True),
             *(f"{match} -g {reply}" for match in (*replies.kept, *replies.wired)),
             *(f"{match} -g {error}" for match in icmp.errors(family)),
-        )
-        chains[reply] = tuple(queue_by_client("dst,dport", options))
+        ),
+        reply: tuple(queue_by_client("dst,dport", options)),
         # Here they quote what a client sent, as its backend has got it.
-        chains[error] = tuple(queue_by_client("src,sport", options, bypass=True))
-        hooks = ("POSTROUTING", "INPUT") if replies.kept else ("INPUT",)
-        jumps += [Jump(hook, f"-j {steering}") for hook in hooks]
-    if copies:
-        name = _chain("COPY", options)
-        chains[name] = tuple(copies)
-        jumps.append(Jump("PREROUTING", f"-j {name}", first=True))
-    return Table(chains, tuple(jumps))
+        error: tuple(queue_by_client("src,sport", options, bypass=True)),
+    }
+    hooks = ("POSTROUTING", "INPUT") if replies.kept else ("INPUT",)
+    return join(Table(chains, tuple(Jump(hook, f"-j {steering}") for hook in hooks)), dropping)
 
 
 def _filter(queued: Parts, wire: Parts, replies: _Replies, options: Options, facts: Facts) -> Table:
