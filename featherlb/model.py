@@ -72,7 +72,7 @@ class Hook(IntEnum):
     """In a frame, in front of everything that the kernel does with it (the raw datapath)."""
 
 
-LATE_HOOKS = frozenset({Hook.INPUT, Hook.POSTROUTING})
+LATE_HOOKS = frozenset({Hook.INPUT, Hook.FORWARD, Hook.POSTROUTING})
 """Those behind the routing decision."""
 
 

@@ -5,7 +5,7 @@ from featherlb.core.lifecycle cimport Lifecycle
 from featherlb.core.members cimport Members
 from featherlb.core.packet cimport SYN, TCP, Packet
 
-cdef int ESTABLISHED, INPUT, WIRE, TRUNCATED
+cdef int ESTABLISHED, INPUT, OUTPUT, WIRE, TRUNCATED
 
 
 cdef class Adoption:

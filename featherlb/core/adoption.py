@@ -28,6 +28,7 @@ MAX_RANGE = 16
 
 ESTABLISHED = int(State.ESTABLISHED)
 INPUT = int(Hook.INPUT)
+OUTPUT = int(Hook.OUTPUT)
 WIRE = int(Hook.WIRE)
 TRUNCATED = int(PacketInfo.TRUNCATED)
 
@@ -118,7 +119,7 @@ class Adoption:
             vip_high,
             vip_low,
             ports,
-            hook,
+            OUTPUT if hook == INPUT else hook,
             ESTABLISHED,
             ticks,
         )

@@ -65,7 +65,8 @@ cdef class Balancer:
     cpdef bint handle_timer(self, double now) except -1
     @cython.locals(packet=Packet)
     cdef Py_ssize_t find(self) noexcept
-    @cython.locals(packet=Packet, port=cython.uint, wire=cython.bint, flow=cython.Py_ssize_t)
+    @cython.locals(
+        packet=Packet, port=cython.uint, wire=cython.bint, late=cython.bint, flow=cython.Py_ssize_t)
     cdef Py_ssize_t open(self, int hook, int info, unsigned int ticks) except -1
     cdef int refuse(self, int reason, unsigned int ticks) except -1
     @cython.locals(

@@ -257,8 +257,6 @@ class Balancer:
             if flow:
                 ref = flow << 1 | 1
                 reply = 1
-            elif not wire:
-                return self.counters.pass_on()
 
         # 3. to 5. Of no flow: it may open one.
         if not ref:
@@ -319,20 +317,24 @@ class Balancer:
         )
 
     def knows(self, offset: int, length: int) -> bool:
-        """Whether a packet that can't be handled is of a flow, as far as it can be read."""
+        """Whether a packet that can't be handled is of a flow, or would be of one that the kernel
+        carries, as far as it can be read."""
         packet = self.packet
         version = self.buffer[offset] >> 4
         if not packet.parse_quoted(version, offset, offset + length):
             return False
-        return bool(self.find())
+        port = packet.ports & 0xFFFF
+        pool = self.services.find(packet.dst_high, packet.dst_low, packet.protocol, port, False)
+        return bool(self.find()) or (pool is not None and pool.offloaded)
 
     def open(self, hook: int, info: int, ticks: int) -> int:
         """A flow for the parsed packet; 0 if there is to be none, and `refusal` is the verdict."""
         packet = self.packet
         port = packet.ports & 0xFFFF
         wire = hook == WIRE
+        late = hook not in (PREROUTING, OUTPUT, WIRE)
         pool = self.services.find(packet.dst_high, packet.dst_low, packet.protocol, port, wire)
-        if pool is None or (wire and not pool.raw):
+        if pool is None or (wire and not pool.raw) or (late and not pool.offloaded):
             self.refusal = self.counters.pass_on()
             return 0
         if info & TRUNCATED:
@@ -375,7 +377,7 @@ class Balancer:
             packet.dst_high,
             packet.dst_low,
             packet.ports,
-            hook,
+            PREROUTING if late else hook,
             NEW if packet.protocol == TCP else UDP_ONE_WAY,
             ticks,
         )

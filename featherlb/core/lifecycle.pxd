@@ -13,7 +13,7 @@ from featherlb.core.packet cimport SYN, TCP, Packet
 cdef int MAX_EXPIRED_AT_ONCE, MAX_PORT_RECLAIMS
 cdef unsigned char[::1] IS_ACTIVE, IS_REUSABLE
 cdef int NEW, SYN_SENT, SYN_RETRIED, ADOPTED, UDP_ONE_WAY, UDP_TWO_WAY
-cdef int INPUT, OUTPUT, WIRE, NO_SOURCE_PORT, TUPLE_IN_USE
+cdef int OUTPUT, WIRE, NO_SOURCE_PORT, TUPLE_IN_USE
 
 
 cdef class Lifecycle:

@@ -59,7 +59,6 @@ SYN_RETRIED = int(State.SYN_RETRIED)
 ADOPTED = int(State.ADOPTED)
 UDP_ONE_WAY = int(State.UDP_ONE_WAY)
 UDP_TWO_WAY = int(State.UDP_TWO_WAY)
-INPUT = int(Hook.INPUT)
 OUTPUT = int(Hook.OUTPUT)
 WIRE = int(Hook.WIRE)
 NO_SOURCE_PORT = int(Reason.NO_SOURCE_PORT)
@@ -122,13 +121,14 @@ class Lifecycle:
         ticks: int,
     ) -> int:
         """A new flow of the parsed packet, to a pool's member; or the negative `Reason` why there
-        can be none. `ports` are client << 16 | VIP, `hook` is where the packet was met."""
+        can be none. `ports` are client << 16 | VIP, `hook` is where the client's packets are
+        met."""
         packet = self._packet
         flows = self._flows
         flags = slot.flags
         if packet.version == 6:
             flags |= IPV6
-        if hook in (OUTPUT, INPUT):
+        if hook == OUTPUT:
             flags |= LOCAL_CLIENT
         if hook == WIRE:
             flags |= WIRED

@@ -195,8 +195,8 @@ def commands(family: int, rules: Ruleset) -> list[str]:
 def _changes(new: Table, standing: _Standing, instance: int) -> list[str]:
     """The commands of iptables-restore that turn the instance's part of a table into `new`.
 
-    A jump that stands stays where it is, unless others' rules have got in front of one that has to
-    be first.
+    A jump that stands stays where it is. Only those that have to be first of all move to the front
+    together, if others' rules have got there or one of them is missing.
     """
     chains = [name for name, owner in standing.chains if owner == instance]
     jumps = {
@@ -207,19 +207,20 @@ def _changes(new: Table, standing: _Standing, instance: int) -> list[str]:
     }
     added = [jump for jump in new.jumps if (jump.hook, jump.rule) not in jumps]
     removed = sorted(jumps - {(jump.hook, jump.rule) for jump in new.jumps})
-    overtaken = [
-        jump
+    overtaken = {
+        jump.hook
         for jump in new.jumps
-        if jump.first and jump not in added and _overtaken(jump, standing)
-    ]
+        if jump.first and (jump in added or _overtaken(jump, standing))
+    }
+    front = [jump for jump in new.jumps if jump.first and jump.hook in overtaken]
     return [
         # Naming a chain creates it, or empties one that stands.
         *(f":{chain} - [0:0]" for chain in dict.fromkeys([*new.chains, *chains])),
         *(f"-A {chain} {rule}" for chain, rules in new.chains.items() for rule in rules),
         # Counted positions hold as long as nothing is put in front or taken away.
         *(_insertion(jump, standing) for jump in added if not jump.first),
-        *(f"-D {jump.hook} {jump.rule}" for jump in overtaken),
-        *(f"-I {jump.hook} 1 {jump.rule}" for jump in (*overtaken, *added) if jump.first),
+        *(f"-D {jump.hook} {jump.rule}" for jump in front if jump not in added),
+        *(f"-I {jump.hook} 1 {jump.rule}" for jump in front),
         *(f"-D {hook} {rule}" for hook, rule in removed),
         *(f"-X {chain}" for chain in chains if chain not in new.chains),
     ]

@@ -61,6 +61,7 @@ NF_ACCEPT = 1
 NF_REPEAT = 4
 
 INPUT = int(Hook.INPUT)
+FORWARD = int(Hook.FORWARD)
 POSTROUTING = int(Hook.POSTROUTING)
 PASS = int(Verdict.PASS)
 REWRITTEN = int(Verdict.REWRITTEN)
@@ -232,7 +233,7 @@ class NetlinkDriver:
             self.u8[at + 36] = self.pass_mark >> 24
             self.u8[at + 37] = self.pass_mark >> 16 & 0xFF
             self.u8[at + 38] = self.pass_mark >> 8 & 0xFF
-            self.u8[at + 39] = self.pass_mark & 0xFF | (hook in (INPUT, POSTROUTING))
+            self.u8[at + 39] = self.pass_mark & 0xFF | (hook in (INPUT, FORWARD, POSTROUTING))
             total += 8
         self.u32[at >> 2] = total
         self.u16[(at + 4) >> 1] = VERDICT_MESSAGE

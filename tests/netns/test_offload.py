@@ -278,6 +278,45 @@ def test_a_killed_connection_is_reset_at_both_ends(
                 end.recv(1)
 
 
+@pytest.mark.parametrize(
+    ("vip", "options"),
+    [(VIP, ()), (VIP, ("--fail-open",)), ("192.0.2.1", ("--no-assign",))],
+    ids=["assigned", "fail-open", "foreign"],
+)
+def test_a_firewall_does_not_keep_strays_away(
+    lab: Lab, featherlb: Up, vip: str, options: tuple[str, ...]
+) -> None:
+    for hook in ("INPUT", "FORWARD"):
+        for rule in ("-m conntrack --ctstate INVALID", "-p tcp ! --syn -m conntrack --ctstate NEW"):
+            lab.balancer.run(["iptables", "-A", hook, *rule.split(), "-j", "DROP"])
+    service = ("--vip", f"{vip}:80", "--backend", "10.0.1.2:9000")
+    with featherlb(lab, *service, *options), pair(lab, vip, 9000) as (client, server):
+        client.sendall(b"request")
+        assert server.recv(100) == b"request"
+        assert operate(lab, "flows", "--kill", "--client", "10.0.0.101") == {"count": 1}
+        for end in (client, server):
+            with pytest.raises(ConnectionResetError):
+                end.recv(1)
+
+
+def test_packets_of_open_connections_meet_the_rule_that_lets_them_pass_first(
+    lab: Lab, featherlb: Up
+) -> None:
+    def jumps() -> list[str]:
+        rules = lab.balancer.run(["iptables", "-S", "FORWARD"]).stdout.splitlines()
+        return [rule.split()[-1] for rule in rules if rule.startswith("-A")]
+
+    expected = ["FEATHERLB-CTFILTER-0", "FEATHERLB-CTSTRAY-0"]
+    with featherlb(lab, *TCP, *BACKENDS) as running, Session(lab.client) as session:
+        assert session.ask().backend
+        assert jumps() == expected
+        running.stop()
+        assert jumps() == expected[:1]
+        with featherlb(lab, *TCP, *BACKENDS):
+            assert jumps() == expected
+            assert session.ask().backend
+
+
 def test_open_connections_are_counted_until_they_close(lab: Lab, featherlb: Up) -> None:
     def opened() -> int:
         (service,) = operate(lab, "backends")["services"]

@@ -58,10 +58,11 @@ def offload_rules(
 
     - raw takes SYNs to a VIP to the queue, before connection tracking has met them. When the
       verdict comes, it knows the connection and translates the SYN as its first packet.
-    - mangle PREROUTING and OUTPUT take what connection tracking doesn't know and nobody translates:
-      datagrams to a VIP that it takes for new ones, and of connections that it has forgotten, or
-      that were taken away from it, whatever comes to a VIP or from a backend.
-    - filter lets pass what connection tracking translates to and from the backends.
+    - filter lets pass what connection tracking translates to and from the backends. Behind that,
+      where no packet of an established connection gets to, it takes the strays, which connection
+      tracking doesn't know and nobody translates: datagrams to a VIP that it takes for new ones,
+      and of connections that it has forgotten, or that were taken away from it, whatever comes to
+      a VIP or from a backend. Where that is too late, mangle takes them (`_strays_are_late`).
     - nat has a chain, for without one the kernel translates nothing. With `fail_open`, it sends to
       a backend what got past the queue.
     """
@@ -71,10 +72,14 @@ def offload_rules(
         for match in load.parts.vip_matches("dst", facts.sets, tcp=" --syn")
         if match.startswith("-p tcp --syn")
     ]
+    late = _strays_are_late(load.parts, options, facts)
+    strays = Table({}, ()) if resting else _strays(load, opened, options, facts, late)
+    passing = _filter(load, options, facts)
     return {
-        "filter": _filter(load, options, facts),
+        # The last one is put in front.
+        "filter": join(strays, passing) if late else passing,
         "nat": _nat(services, load.parts.family, options),
-        "mangle": Table({}, ()) if resting else _mangle(load, opened, options, facts),
+        "mangle": Table({}, ()) if late else strays,
         "raw": _raw(load.parts, [] if resting else opened, options, facts, resting),
     }
 
@@ -103,7 +108,13 @@ def _raw(parts: Parts, opened: list[str], options: Options, facts: Facts, restin
     )
 
 
-def _mangle(load: Load, opened: list[str], options: Options, facts: Facts) -> Table:
+def _strays_are_late(parts: Parts, options: Options, facts: Facts) -> bool:
+    """Whether strays are taken behind the routing decision. Not if it may be that there is no
+    route to the VIP, nor if rules in nat would have chosen a backend for them by then."""
+    return not options.fail_open and not foreign_vips([parts], options, facts)
+
+
+def _strays(load: Load, opened: list[str], options: Options, facts: Facts, late: bool) -> Table:
     parts = load.parts
     stray, forward, full, reply = (
         _chain(role, options) for role in ("STRAY", "FORWARD", "FULL", "REPLY")
@@ -117,6 +128,7 @@ def _mangle(load: Load, opened: list[str], options: Options, facts: Facts) -> Ta
         {
             stray: (
                 *returns(facts),
+                *(returns(facts, late=True) if late else ()),
                 *(
                     f"{match} -g {forward}"
                     for match in parts.vip_matches("dst", facts.sets, tcp=NO_OPENING)
@@ -130,7 +142,10 @@ def _mangle(load: Load, opened: list[str], options: Options, facts: Facts) -> Ta
             full: tuple(queue_by_port(parts.replaced.protocols, options, bypass=True)),
             reply: tuple(queue_by_client("dst,dport", options, bypass=True)),
         },
-        tuple(Jump(hook, f"{unknown} -j {stray}") for hook in ("PREROUTING", "OUTPUT")),
+        tuple(
+            Jump(hook, f"{unknown} -j {stray}", first=late)
+            for hook in (("INPUT", "FORWARD", "OUTPUT") if late else ("PREROUTING", "OUTPUT"))
+        ),
     )
 
 

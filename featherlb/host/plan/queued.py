@@ -137,7 +137,7 @@ def _mangle(
     steering, reply, error = (_chain(role, options) for role in ("MANGLE", "REPLY", "ERROR"))
     chains = {
         steering: (
-            *returns(facts, mangle=True),
+            *returns(facts, late=True),
             *(f"{match} -g {reply}" for match in (*replies.kept, *replies.wired)),
             *(f"{match} -g {error}" for match in icmp.errors(family)),
         ),

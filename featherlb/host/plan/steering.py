@@ -18,19 +18,20 @@ QUOTED_SOURCE_PORT = {4: "0>>22&0x3C@8>>22&0x3C@8>>16", 6: "88>>16"}
 behind two IP headers and 8 bytes. IPv6 extension headers are not looked behind."""
 PASS_MARKS = 0xFEA70000
 """Packet marks from here on name the instance that has just passed a packet on, by its order: two
-for each, the second one of them for mangle."""
+for each, the second one of them for those that were met behind the routing decision."""
 
 
-def pass_mark(order: int, mangle: bool = False) -> int:
-    """The mark of packets that the instance with this order has passed on, in raw or in mangle."""
-    return PASS_MARKS + 2 * order + mangle
+def pass_mark(order: int, late: bool = False) -> int:
+    """The mark of packets that the instance with this order has passed on; of those that it met
+    `late`, behind the routing decision (`model.LATE_HOOKS`)."""
+    return PASS_MARKS + 2 * order + late
 
 
-def returns(facts: Facts, mangle: bool = False) -> Iterator[str]:
+def returns(facts: Facts, late: bool = False) -> Iterator[str]:
     """What this instance has passed on is not for itself again, and what an earlier one has passed
     on has been here before."""
     for order in (*facts.earlier, facts.order) if facts.earlier else ():
-        yield f"-m mark --mark {pass_mark(order, mangle):#x} -j RETURN"
+        yield f"-m mark --mark {pass_mark(order, late):#x} -j RETURN"
 
 
 def queue_by_client(client: str, options: Options, bypass: bool = False) -> Iterator[str]:

@@ -173,3 +173,28 @@ def test_the_packet_of_a_flow_that_conntrack_refuses_counts_as_dropped() -> None
     assert messages(world) == []
     world.handle(udp(CLIENT6, VIP6, b"question"))
     assert [message["header"]["type"] for message in messages(world)] == [CREATE]
+
+
+@pytest.mark.parametrize("hook", [Hook.INPUT, Hook.FORWARD])
+def test_strays_behind_the_routing_decision_are_treated_as_in_front_of_it(hook: Hook) -> None:
+    world = World(service(ONE, datapath=Datapath.OFFLOAD, scheduler="maglev"))
+    joining = world.handle(tcp(CLIENT, VIP, "A"), hook)
+    assert (joining.verdict, joining.reason) == (Verdict.DROP, Reason.FORWARD)
+    assert len(world.balancer.offload.take_resent()) == 1
+    (flow,) = world.flows()
+    assert str(flow.backend) == ONE
+    world = World(service(ONE, datapath=Datapath.OFFLOAD))
+    refused = world.handle(tcp(CLIENT, VIP, "A"), hook)
+    assert (refused.verdict, refused.reason) == (Verdict.DROP, Reason.NO_FLOW)
+    assert len(refused.answers) == 1
+    wrong = world.handle(tcp(CLIENT, VIP, "SF"), hook)
+    assert (wrong.verdict, wrong.reason) == (Verdict.DROP, Reason.BAD_FLAGS)
+    # Of a backend, but of no flow.
+    assert world.handle(tcp(ONE, "198.51.100.9:1234", "A"), hook).verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize("hook", [Hook.INPUT, Hook.POSTROUTING])
+def test_what_the_queue_balances_opens_no_flow_behind_the_routing_decision(hook: Hook) -> None:
+    world = World(service(ONE))
+    for flags in ("S", "A"):
+        assert world.handle(tcp(CLIENT, VIP, flags), hook).verdict is Verdict.PASS

@@ -569,3 +569,46 @@ def test_replies_are_tracked_or_not_whichever_instance_they_are_for() -> None:
         assert plan(Datapath.RAW, nat) == (none, these)
     assert plan(Datapath.NFQUEUE, NatMode.DNAT) == (none, these)
     assert plan(Datapath.NFQUEUE, NatMode.FULL) == (none, none)
+
+
+STRAYS = replace(WEB, datapath=Datapath.OFFLOAD, backends=WEB.backends[:1])
+UNKNOWN = "-m conntrack --ctstate INVALID,NEW -m conntrack ! --ctstate DNAT -j FEATHERLB-CTSTRAY-0"
+
+
+def test_strays_are_taken_behind_the_rules_that_let_flows_pass() -> None:
+    lines = describe(STRAYS)
+    # Each line stands in front of those before it.
+    assert [line for line in lines if line.startswith("iptables -t filter -I FORWARD")] == [
+        f"iptables -t filter -I FORWARD 1 {UNKNOWN}",
+        "iptables -t filter -I FORWARD 1 -m conntrack --ctstate DNAT -j FEATHERLB-CTFILTER-0",
+    ]
+    for hook in ("INPUT", "OUTPUT"):
+        assert f"iptables -t filter -I {hook} 1 {UNKNOWN}" in lines
+    assert not any("-t mangle" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("options", "known"),
+    [(Options(fail_open=True), True), (Options(assign=False), False)],
+    ids=["backends by lot", "a VIP without a route"],
+)
+def test_strays_are_taken_in_mangle_where_later_is_too_late(options: Options, known: bool) -> None:
+    local = frozenset({ip_address("10.0.0.10")}) if known else frozenset()
+    lines = describe(STRAYS, options=options, local_vips=local)
+    assert [line for line in lines if UNKNOWN in line] == [
+        f"iptables -t mangle -A {hook} {UNKNOWN}" for hook in ("PREROUTING", "OUTPUT")
+    ]
+
+
+def test_a_vip_that_somebody_else_assigns_is_one_of_the_hosts() -> None:
+    known = frozenset({ip_address("10.0.0.10")})
+    lines = describe(STRAYS, options=Options(assign=False), local_vips=known)
+    assert f"iptables -t filter -I INPUT 1 {UNKNOWN}" in lines
+
+
+def test_of_several_instances_each_sees_a_stray_once_wherever_it_is_met() -> None:
+    lines = describe(STRAYS, order=1, earlier=(0,))
+    chain = "iptables -t filter -A FEATHERLB-CTSTRAY-0 "
+    rules = [line.removeprefix(chain) for line in lines if line.startswith(chain)]
+    marks = (0xFEA70000, 0xFEA70002, 0xFEA70001, 0xFEA70003)
+    assert rules[:4] == [f"-m mark --mark {mark:#x} -j RETURN" for mark in marks]
