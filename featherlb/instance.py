@@ -136,7 +136,7 @@ class Instance:
         await self.paths.follow(self.services)
         await self.workers.start(starts, self._greeting)
         await asyncio.to_thread(self._host.apply, plan)
-        for line in await asyncio.to_thread(host.remove_leftovers):
+        for line in await asyncio.to_thread(host.remove_leftovers, spare=True):
             log.warning("%s", line)
         self._announce()
         self.health.follow(config, judgement)
@@ -186,7 +186,7 @@ class Instance:
             return
         log.warning(
             "the kernel goes on carrying open connections of %s: what they need stays on this host"
-            " until the next `featherlb up`, or `featherlb down`",
+            " until the next `featherlb up` with one of their VIPs, or `featherlb down`",
             ", ".join(sorted({service.name for service in services})),
         )
 
@@ -591,7 +591,8 @@ def find_services(
     """
     automatic = {service.name for service in config.services if service.datapath == AUTO}
     picked = {service.name: service.datapath for service in standing}
-    return tuple(host.pick(host.prepare(resolve(config, look_up)), automatic, picked))
+    services = host.prepare(resolve(config, look_up))
+    return tuple(host.pick(services, automatic, picked, config.queue))
 
 
 def check(services: Sequence[Service], options: host.Options) -> None:
@@ -605,7 +606,7 @@ def prepare(
     """What a new instance serves and changes, once it is clear that it can; blocking."""
     services = find_services(config, look_up)
     options = host.Options(
-        queue=config.queue if config.queue is not None else host.free_queue(config.workers),
+        queue=host.free_queue(config.workers, services) if config.queue is None else config.queue,
         workers=config.workers,
         fail_open=config.fail_open,
         assign=assign,

@@ -55,7 +55,16 @@ def check_leftovers(subject: Subject) -> Iterator[Finding]:
 def judge_leftovers(records: Sequence[Record], standing: Collection[int]) -> Iterator[Finding]:
     """`standing` are the instances that have chains or sets."""
     for record in records:
-        if not record.alive:
+        if record.alive:
+            continue
+        if record.carries:
+            yield error(
+                f"instance {record.instance} (pid {record.pid}) is dead; the kernel goes on"
+                " carrying its open connections, but there are no new ones: start it again, or end"
+                " them and remove what it has left",
+                "featherlb down",
+            )
+        else:
             yield error(
                 f"instance {record.instance} (pid {record.pid}) is dead and has left"
                 f" {len(record.changes)} changes on this host, and no packet of its VIPs gets past"

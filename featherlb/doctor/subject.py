@@ -101,13 +101,13 @@ def find_subject(
     facts = None
     if config is not None:
         try:
+            services = find_services(config, Names().look_up)
             queue = running.record.instance if running is not None else config.queue
             if queue is None:
-                queue = host.free_queue(config.workers)
+                queue = host.free_queue(config.workers, services)
             options = host.Options(
                 queue=queue, workers=config.workers, fail_open=config.fail_open, assign=assign
             )
-            services = find_services(config, Names().look_up)
             facts = host.survey(services)
         except FeatherlbError as problem:
             findings += map(refusal, _sentences(problem))

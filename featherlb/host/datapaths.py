@@ -1,6 +1,6 @@
 """Which datapaths this host can run, for which services, and which one is picked.
 
-Imports the drivers, `plan` and `kernel`. Nothing on the host is changed.
+Imports the drivers, `plan`, `kernel` and `others`. Nothing on the host is changed.
 """
 
 import os
@@ -10,6 +10,7 @@ from dataclasses import replace
 from featherlb.drivers import iptables, journal, network, paths, sysctl
 from featherlb.errors import HostError
 from featherlb.host.kernel import check_kernel
+from featherlb.host.others import others, way_out
 from featherlb.host.plan import (
     carried_entries,
     kept_entries,
@@ -42,11 +43,15 @@ def usable(services: Sequence[Service] = ()) -> dict[Datapath, str | None]:
 
 
 def pick(
-    services: Sequence[Service], automatic: Collection[str], standing: Mapping[str, Datapath]
+    services: Sequence[Service],
+    automatic: Collection[str],
+    standing: Mapping[str, Datapath],
+    queue: int | None = None,
 ) -> list[Service]:
     """The services, whose backends are prepared, with the datapath chosen for those that are
-    `automatic`, by name: the one that is `standing` if it still works, or the fastest that does."""
-    others = [one for one in journal.Journal().records() if one.alive and one.pid != os.getpid()]
+    `automatic`, by name: the one that is `standing` if it still works, or the fastest that does.
+    `queue` is the number of their instance, if it is configured."""
+    rivals = others(journal.Journal().records(), services, queue, os.getpid())
     chosen = {service.name: service for service in services}
     able = {datapath: _able(services, automatic, datapath) for datapath in BY_SPEED}
     carried: dict[tuple[Protocol, Endpoint], bool] = {}
@@ -61,7 +66,7 @@ def pick(
             one
             for one in works
             if all(carried.get(key, value) is value for key, value in _carried(one).items())
-            and not any(opposed([one], record) for record in others)
+            and not any(opposed([one], record) for record in rivals)
         )
         # If none fits, the refusal of this one says what is wrong.
         chosen[name] = next(fitting, replace(chosen[name], datapath=Datapath.NFQUEUE))
@@ -97,15 +102,16 @@ def opposed(services: Sequence[Service], record: journal.Record) -> str | None:
             f"the featherlb with pid {record.pid} has the backend {min(both)} as well, and only one"
             " of the two has it with the datapath offload, whose replies the other takes out of"
             " connection tracking; give both the same datapath, or the other one nfqueue with the"
-            " NAT mode full"
+            f" NAT mode full{way_out(record)}"
         )
     raw = kept_entries(on_datapath(services, Datapath.RAW))
     queued = kept_entries(on_datapath(services, Datapath.NFQUEUE))
     if both := raw.intersection(record.queued) | queued.intersection(record.raw):
         return (
             f"the featherlb with pid {record.pid} has the backend {min(both)} as well, and"
-            " only one of the two has it with the datapath raw, which keeps the backend's"
-            " replies from the other; give both the same datapath, or one the NAT mode full"
+            " only one of the two has it with the datapath raw, which keeps the backend's replies"
+            " from the other; give both the same datapath, or one the NAT mode full"
+            f"{way_out(record)}"
         )
     return None
 

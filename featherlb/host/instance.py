@@ -1,8 +1,8 @@
 """One instance's changes to the host: made, replaced while running, undone; and what others left.
 
-Imports the drivers, `plan` and `changes`. Each change is in the journal before it is made, so
-nothing is lost when this process is killed in between. Not for a running asyncio loop (pyroute2's
-synchronous calls refuse that): call from a thread there.
+Imports the drivers, `plan`, `changes` and `others`. Each change is in the journal before it is
+made, so nothing is lost when this process is killed in between. Not for a running asyncio loop
+(pyroute2's synchronous calls refuse that): call from a thread there.
 """
 
 import os
@@ -14,6 +14,7 @@ from featherlb.drivers import ipset, iptables, journal, neighbours, network, sys
 from featherlb.errors import HostError
 from featherlb.host.carried import give_up
 from featherlb.host.changes import Assignment, Change, Rules, Sets, Setting, decode, encode
+from featherlb.host.others import counts, served_by
 from featherlb.host.plan import HostPlan
 from featherlb.host.survey import place, require_privileges
 
@@ -230,7 +231,8 @@ def vip_rows(plan: HostPlan) -> tuple[journal.VipRow, ...]:
 def remove_leftovers(log: journal.Journal | None = None, *, spare: bool = False) -> list[str]:
     """Undo what instances have left that are no longer alive; a line for each thing removed.
 
-    With `spare`, what flows need that the kernel carries for a dead instance stays.
+    With `spare`, what flows need that the kernel carries for a dead instance stays, unless another
+    instance has a VIP of its: that one serves in its place.
 
     Chains and sets of featherlb's that no record knows are removed as well. HostError at the
     end if something could not be undone: its record stays, so that this can be called again.
@@ -245,15 +247,13 @@ def _remove_leftovers(log: journal.Journal, spare: bool) -> list[str]:
     removed: list[str] = []
     failures: list[str] = []
     records = log.records()
-    staying = {
-        record.instance: record for record in records if record.alive or (spare and record.carries)
-    }
-    needed = {
-        change.resource for record in staying.values() for change in map(decode, record.changes)
-    }
-    served = [vip for record in staying.values() for vip in record.vips]
+    alive = [record for record in records if record.alive]
+    vips = [vip for record in alive for vip in served_by(record)]
+    staying = [record for record in records if record in alive or (spare and counts(record, vips))]
+    needed = {change.resource for record in staying for change in map(decode, record.changes)}
+    served = [vip for record in staying for vip in record.vips]
     for record in records:
-        if record.instance in staying:
+        if record in staying:
             continue
         failed = []
         for data in reversed(record.changes):

@@ -1,12 +1,11 @@
 """Refusals: what on this host would keep the services from working, each in one sentence.
 
-Imports the drivers, `plan` and `survey`. Nothing on the host is changed.
+Imports the drivers, `plan`, `survey` and `others`. Nothing on the host is changed.
 """
 
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from ipaddress import ip_address
 from itertools import product
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from featherlb.drivers import journal, neighbours, network, sockets, sysctl
 from featherlb.errors import HostError
 from featherlb.host.datapaths import obstacle, opposed
 from featherlb.host.kernel import check_kernel
+from featherlb.host.others import others, served, served_by, shared, way_out
 from featherlb.host.plan import Facts, Options, source_entries, subnet_interface
 from featherlb.host.survey import require_privileges
 from featherlb.model import Address, Backend, Datapath, Endpoint, NatMode, Protocol, Service, Vip
@@ -54,18 +54,19 @@ def find(
         # Without them hardly anything can be looked at.
         yield error
         return
-    records = [record for record in (log or journal.Journal()).records() if record.alive]
-    others = [record for record in records if record.pid != (owner or os.getpid())]
+    owner = owner or os.getpid()
+    records = (log or journal.Journal()).records()
+    rivals = others(records, services, options.queue, owner)
     checks: list[Callable[[], None]] = [
         partial(_check_kernel, services, options),
         partial(_check_services, services),
-        partial(_check_others, services, others),
+        partial(_check_others, services, rivals),
         partial(_check_listeners, services),
         partial(_check_reverse_path, services, options, facts),
         partial(_check_vip_addresses, services, options, facts),
     ]
-    if len(others) == len(records):
-        checks.insert(3, partial(_check_queues, options, others))
+    if not any(record.alive and record.pid == owner for record in records):
+        checks.insert(3, partial(_check_queues, options, rivals))
     for check_one in checks:
         try:
             check_one()
@@ -120,32 +121,28 @@ def _check_shared_backends(services: Sequence[Service]) -> None:
                 )
 
 
-def _check_others(services: Sequence[Service], others: Sequence[journal.Record]) -> None:
+def _check_others(services: Sequence[Service], rivals: Sequence[journal.Record]) -> None:
     sources = source_entries(services)
-    for record in others:
-        theirs = [
-            (protocol, Vip(ip_address(address), first, last))
-            for protocol, address, first, last in record.vips
-        ]
-        for (_, protocol, vip), (their_protocol, their_vip) in product(_vips(services), theirs):
-            if str(protocol) == their_protocol and _overlap(vip, their_vip):
-                raise HostError(
-                    f"VIP {vip}/{protocol} is already served by the featherlb with pid"
-                    f" {record.pid}; stop that one first"
-                )
+    for record in rivals:
+        if found := shared(served(services), served_by(record)):
+            protocol, vip = found
+            raise HostError(
+                f"VIP {vip}/{protocol} is already served by the featherlb with pid"
+                f" {record.pid}; stop that one first"
+            )
         if sentence := opposed(services, record):
             raise HostError(sentence)
         if common := sources.intersection(record.sources):
             raise HostError(
                 f"the featherlb with pid {record.pid} sends to the same backend from the same"
                 f" source address ({min(common)}), so their ports would collide; give the"
-                " service another source address"
+                f" service another source address{way_out(record)}"
             )
 
 
-def _check_queues(options: Options, others: Sequence[journal.Record]) -> None:
+def _check_queues(options: Options, rivals: Sequence[journal.Record]) -> None:
     owners = {number: _process(port_id) for number, port_id in sockets.bound_queues().items()}
-    for record in others:
+    for record in rivals:
         for number in range(record.instance, record.instance + record.workers):
             owners[number] = f"the featherlb with pid {record.pid}"
     for number in range(options.queue, options.queue + options.workers):
@@ -274,16 +271,6 @@ def _serves(vip: Vip, backend: Backend) -> bool:
     same = backend.local and vip.address.version == address.version
     return vip.first_port <= port <= vip.last_port and (
         same if vip.wildcard else vip.address == address
-    )
-
-
-def _overlap(one: Vip, other: Vip) -> bool:
-    """Whether some packet could be for both."""
-    return (
-        one.address.version == other.address.version
-        and (one.wildcard or other.wildcard or one.address == other.address)
-        and one.first_port <= other.last_port
-        and other.first_port <= one.last_port
     )
 
 

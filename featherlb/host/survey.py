@@ -1,4 +1,5 @@
-"""What the plan has to know about this host, looked up. Imports the drivers, `plan`, `changes`."""
+"""What the plan has to know about this host, looked up. Imports the drivers, `plan`, `changes`,
+`others`."""
 
 import os
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from featherlb.drivers import ipset, iptables, journal, network, sockets, sysctl
 from featherlb.errors import HostError
 from featherlb.host.changes import Assignment, decode
+from featherlb.host.others import others
 from featherlb.host.plan import Facts
 from featherlb.model import Address, Backend, NatMode, Service
 
@@ -107,12 +109,13 @@ def has_capability(number: int) -> bool:
     return bool(int(effective.split()[1], 16) >> number & 1)
 
 
-def free_queue(workers: int, log: journal.Journal | None = None) -> int:
-    """The lowest queue number that begins `workers` free ones."""
+def free_queue(
+    workers: int, services: Sequence[Service] = (), log: journal.Journal | None = None
+) -> int:
+    """The lowest number that begins `workers` free queues, for an instance of these services."""
     taken = set(sockets.bound_queues())
-    for record in (log or journal.Journal()).records():
-        if record.alive:
-            taken.update(range(record.instance, record.instance + record.workers))
+    for record in others((log or journal.Journal()).records(), services, None, os.getpid()):
+        taken.update(range(record.instance, record.instance + record.workers))
     for first in range(65536 - workers + 1):
         if taken.isdisjoint(range(first, first + workers)):
             return first
