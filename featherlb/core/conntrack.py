@@ -94,7 +94,7 @@ class Requests:
         at = self.translation(
             at + 8, NAT_DST, family, flows.u64[base + 4], flows.u64[base + 5], back >> 16
         )
-        if flags & FULL:
+        if flags & FULL or back & 0xFFFF != ports >> 16:
             at = self.translation(
                 at, NAT_SRC, family, flows.u64[base + 6], flows.u64[base + 7], back & 0xFFFF
             )

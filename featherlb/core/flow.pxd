@@ -44,6 +44,8 @@ cdef class FlowTable:
         Py_ssize_t queue, unsigned int ticks) noexcept
     cpdef void hide(self, Py_ssize_t flow) noexcept
     cpdef void remove(self, Py_ssize_t flow) noexcept
+    @cython.locals(base=cython.Py_ssize_t)
+    cpdef void turn_replies(self, Py_ssize_t flow, unsigned int ports) noexcept
     cpdef void move(self, Py_ssize_t flow, Py_ssize_t queue, unsigned int ticks) noexcept
     @cython.locals(queue=cython.Py_ssize_t)
     cpdef void touch(self, Py_ssize_t flow, unsigned int ticks) noexcept

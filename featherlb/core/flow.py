@@ -262,6 +262,23 @@ class FlowTable:
         self.free = flow
         self.count -= 1
 
+    def turn_replies(self, flow: int, ports: int) -> None:
+        """Find this flow by replies with these ports (backend << 16 | source) from now on, unless
+        they belong to another one."""
+        base = flow * 16 + REPLY_KEY
+        if self.find(
+            self.u64[base],
+            self.u64[base + 1],
+            self.u64[base + 2],
+            self.u64[base + 3],
+            ports,
+            self.u8[flow * 128 + PROTOCOL],
+        ):
+            return
+        self.unlink(flow << 1 | 1)
+        self.u32[flow * 32 + PORTS + 1] = ports
+        self.link(flow << 1 | 1)
+
     def move(self, flow: int, queue: int, ticks: int) -> None:
         """Put a flow at the end of a queue: it has another timeout from now on."""
         self.take(flow)

@@ -51,6 +51,8 @@ cdef class Offload:
     cpdef object observe(self, Py_ssize_t flow, Entry entry, unsigned int ticks)
     @cython.locals(flow=cython.Py_ssize_t)
     cpdef object advance(self, Entry entry, unsigned int ticks)
+    @cython.locals(flows=FlowTable, ports=cython.uint)
+    cdef object take_port(self, Py_ssize_t flow, Entry entry)
     @cython.locals(state=cython.int)
     cdef object take_state(self, Py_ssize_t flow, Entry entry, unsigned int ticks)
     @cython.locals(before=cython.int)

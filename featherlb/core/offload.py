@@ -231,7 +231,7 @@ class Offload:
         self.requests.create(self._flows, flow)
 
     def observe(self, flow: int, entry: Entry, ticks: int) -> None:
-        """Take in what conntrack says of an offloaded flow: its state, packets and bytes."""
+        """Take in what conntrack says of an offloaded flow: state, port, packets and bytes."""
         flows = self._flows
         counters = self._counters
         at = flows.u16[flow * 64 + MEMBER] * COUNTERS
@@ -249,6 +249,7 @@ class Offload:
             flows.u64[base] = entry.bytes
             flows.u64[base + 1] = entry.back_bytes
             flows.u32[flow * 32 + SEEN] = ticks
+        self.take_port(flow, entry)
         self.take_state(flow, entry, ticks)
 
     def advance(self, entry: Entry, ticks: int) -> None:
@@ -257,6 +258,20 @@ class Offload:
         flow = self.flow_of(entry)
         if flow:
             self.take_state(flow, entry, ticks)
+
+    def take_port(self, flow: int, entry: Entry) -> None:
+        """Of a client whose own port is taken towards the backend, conntrack gives it another one:
+        its replies are known by that."""
+        flows = self._flows
+        ports = flows.u32[flow * 32 + PORTS + 1]
+        if (
+            entry.back_ports != ports
+            and entry.back_ports >> 16 == ports >> 16
+            and entry.back_src_low == flows.u64[flow * 16 + 5]
+            and entry.back_dst_low == flows.u64[flow * 16 + 7]
+            and not flows.u8[flow * 128 + FLAGS] & FULL
+        ):
+            flows.turn_replies(flow, entry.back_ports)
 
     def take_state(self, flow: int, entry: Entry, ticks: int) -> None:
         """An offloaded flow is in the state of its entry, if that has one."""
@@ -312,7 +327,7 @@ class Offload:
         flow = ref >> 1
         if not ref or ref & 1 or not flows.is_carried(flow):
             return 0
-        # Of a client whose own port is taken towards the backend, conntrack gives it another.
+        # The port that conntrack has given a client may not be known yet (`take_port`).
         known = MASK32 if flows.u8[flow * 128 + FLAGS] & FULL else MASK32 ^ 0xFFFF
         if (entry.back_ports ^ flows.u32[flow * 32 + PORTS + 1]) & known:
             return 0

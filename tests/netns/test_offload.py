@@ -596,3 +596,47 @@ def test_what_would_need_every_datagram_is_refused(
     ended = run(lab.balancer, "up", "--config", str(path))
     assert ended.returncode == 1
     assert f"not enough for `{option.split(':')[0]}`" in ended.stderr
+
+
+def test_the_port_that_a_client_has_towards_the_backend_is_shown_and_its_connection_ends_there(
+    lab: Lab, featherlb: Up, tmp_path: Path
+) -> None:
+    """And the connection goes on where every packet comes to featherlb, and back."""
+    local = lab.client.address, 5000
+    path = tmp_path / "lb.yaml"
+
+    def write(datapath: str) -> None:
+        path.write_text(
+            f"services: [{{name: web, vip: {VIP}:80, datapath: {datapath},"
+            " backends: [10.0.1.2:9000]}]\n"
+        )
+
+    def open_flow() -> tuple[str, str]:
+        (flow,) = flows(lab, "--state", "established")
+        return flow["client"], flow["source"]
+
+    write("offload")
+    with (
+        lab.backends[0].listen("0.0.0.0", 9000) as listener,
+        featherlb(lab, "--config", str(path)),
+        reusing(lab, socket.SOCK_STREAM, local, ("10.0.1.2", 9000)),
+    ):
+        direct, _ = listener.accept()
+        with direct, reusing(lab, socket.SOCK_STREAM, local, (VIP, 80)) as client:
+            server, peer = listener.accept()
+            with server:
+                server.settimeout(10)
+                assert peer[1] != 5000
+                expected = tuple(f"{address}:{port}" for address, port in (local, peer))
+                for datapath in ("offload", "nfqueue", "raw", "offload"):
+                    write(datapath)
+                    operate(lab, "reload")
+                    client.sendall(b"request")
+                    assert server.recv(100) == b"request"
+                    server.sendall(b"answer")
+                    assert client.recv(100) == b"answer"
+                    assert open_flow() == expected
+                assert operate(lab, "flows", "--kill", "--all") == {"count": 1}
+                for end in (client, server):
+                    with pytest.raises(ConnectionResetError):
+                        end.recv(1)

@@ -31,10 +31,10 @@ def forward_key(number: int) -> Key:
     return 0x20010DB8 << 32, number, 0x20010DB8 << 32 | 1, 10, 40000 << 16 | 80, protocol
 
 
-def reply_key(number: int) -> Key:
-    """What the backend answers with."""
+def reply_key(number: int, port: int = 40000) -> Key:
+    """What the backend answers with, to this port."""
     src_high, src_low, dst_high, dst_low, ports, protocol = forward_key(number)
-    return dst_high, dst_low + 1, src_high, src_low, (ports & 0xFFFF) << 16 | ports >> 16, protocol
+    return dst_high, dst_low + 1, src_high, src_low, (ports & 0xFFFF) << 16 | port, protocol
 
 
 def insert(table: FlowTable, forward: Key, reply: Key, queue: int = 0, ticks: int = 0) -> int:
@@ -54,6 +54,7 @@ class Model:
     number: int
     queue: int
     seen: int
+    port: int = 40000
 
 
 class FlowTableMachine(RuleBasedStateMachine):
@@ -117,6 +118,13 @@ class FlowTableMachine(RuleBasedStateMachine):
         self.queues[queue].append(flow)
         model.queue, model.seen = queue, self.now
 
+    @precondition(lambda self: self.flows)
+    @rule(data=st.data(), port=st.sampled_from((40000, 40001)))
+    def turn_replies(self, data: st.DataObject, port: int) -> None:
+        flow = data.draw(st.sampled_from(sorted(self.flows)))
+        self.table.turn_replies(flow, 80 << 16 | port)
+        self.flows[flow].port = port
+
     @rule(ticks=st.integers(1, 15))
     def advance(self, ticks: int) -> None:
         self.now += ticks
@@ -151,11 +159,13 @@ class FlowTableMachine(RuleBasedStateMachine):
 
     @invariant()
     def every_key_is_found_and_no_other(self) -> None:
-        refs = {model.number: flow << 1 for flow, model in self.flows.items()}
+        refs = {model.number: (flow << 1, model.port) for flow, model in self.flows.items()}
         for number in range(41):
-            ref = refs.get(number, 0)
+            ref, own = refs.get(number, (0, 0))
             assert self.table.find(*forward_key(number)) == ref
-            assert self.table.find(*reply_key(number)) == (ref and ref | 1)
+            for port in (40000, 40001):
+                found = self.table.find(*reply_key(number, port))
+                assert found == (ref | 1 if port == own else 0)
         assert self.table.count == len(self.flows)
         assert self.table.last_record() == self.most  # freed records are used first
 
@@ -266,6 +276,20 @@ def test_a_busy_flow_is_moved_once_a_second_or_a_16th_of_its_timeout() -> None:
     table.remove(quick)
     assert table.expired(9009) == 0
     assert table.expired(9010) == slow
+
+
+def test_replies_of_another_flow_stay_its_own() -> None:
+    table = make_table(2)
+    one = insert(table, forward_key(1), reply_key(1))
+    other = insert(table, forward_key(2), reply_key(1, 40001))
+    for port in (40001, 40000):
+        table.turn_replies(one, 80 << 16 | port)
+    assert table.find(*reply_key(1)) == one << 1 | 1
+    assert table.find(*reply_key(1, 40001)) == other << 1 | 1
+    table.remove(other)
+    table.turn_replies(one, 80 << 16 | 40001)
+    assert table.find(*reply_key(1)) == 0
+    assert table.find(*reply_key(1, 40001)) == one << 1 | 1
 
 
 def test_moving_to_another_queue_changes_the_timeout() -> None:

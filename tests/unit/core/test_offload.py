@@ -1,6 +1,7 @@
 """core/offload.py: what conntrack says of the flows that it carries."""
 
 from array import array
+from dataclasses import replace
 
 import pytest
 
@@ -15,17 +16,25 @@ from tests.world import World, service
 CLIENT, VIP, ONE = "198.51.100.7:40001", "192.0.2.10:80", "10.1.0.1:8080"
 CLIENT6, VIP6, ONE6 = "[2001:db8::7]:40001", "[2001:db8::10]:53", "[2001:db8:1::2]:8053"
 NAT, SEEN_REPLY = 1 << 5, 1 << 1
-SYN_SENT, FIN_WAIT, CLOSE = 1, 4, 8  # enum tcp_conntrack
+SYN_SENT, ESTABLISHED, FIN_WAIT, CLOSE = 1, 3, 4, 8  # enum tcp_conntrack
 
 
-def told(tcp_state: int, status: int = NAT, answers: int = 0, port: int = 40001) -> Entry:
-    """Word of the client's connection; `port` is the one that the backend sees."""
-    client, vip, one = "198.51.100.7", "192.0.2.10", "10.1.0.1"
+def told(
+    tcp_state: int,
+    status: int = NAT,
+    answers: int = 0,
+    port: int = 40001,
+    one: str = "10.1.0.1",
+    seen: str = "198.51.100.7",
+) -> Entry:
+    """Word of the client's connection to the backend `one`, which sees it come from the address
+    `seen` and this port."""
+    client, vip = "198.51.100.7", "192.0.2.10"
     counted = {"attrs": [("CTA_COUNTERS_PACKETS", answers), ("CTA_COUNTERS_BYTES", 40 * answers)]}
     return read(
         entry(
             {"source": client, "destination": vip, "ports": (40001, 80), "protocol": 6},
-            {"source": one, "destination": client, "ports": (8080, port), "protocol": 6},
+            {"source": one, "destination": seen, "ports": (8080, port), "protocol": 6},
             CTA_STATUS=status,
             CTA_PROTOINFO={
                 "attrs": [
@@ -138,6 +147,30 @@ def test_an_entry_with_another_port_is_the_flows_where_the_client_kept_its_own()
     world = opening()
     end(world, told(CLOSE, NAT | SEEN_REPLY, 3, port=39141))
     assert world.flows() == []
+
+
+def test_the_port_that_conntrack_has_given_is_taken_over() -> None:
+    world = opening()
+    (flow,) = world.flows()
+    record = 1
+    for strange in (
+        told(ESTABLISHED, port=39141, one="10.1.0.2"),
+        told(ESTABLISHED, port=39141, seen="10.1.0.254"),
+    ):
+        world.balancer.offload.observe(record, strange, ticks(world))
+        assert world.flows()[0].source == flow.source
+    world.balancer.offload.observe(record, told(ESTABLISHED, port=39141), ticks(world))
+    (turned,) = world.flows()
+    assert (turned.client, turned.source) == (flow.client, replace(flow.source, port=39141))
+    assert world.handle(tcp(ONE, "198.51.100.7:39141", "A")).reason is Reason.INVALID
+    assert world.handle(tcp(ONE, CLIENT, "A")).reason is not Reason.INVALID
+    # Where it goes over to another datapath, the backend goes on seeing that port.
+    world.apply(service(ONE))
+    messages(world)
+    assert world.handle(tcp(CLIENT, VIP, "A")).source == "198.51.100.7:39141"
+    world.apply(service(ONE, datapath=Datapath.OFFLOAD))
+    (entered,) = messages(world)
+    assert entered.get_attr("CTA_NAT_SRC") is not None
 
 
 def test_an_entry_with_another_port_is_another_flows_where_ports_are_given() -> None:
