@@ -138,7 +138,9 @@ class Worker:
         """What the core wants to have sent."""
         if self._conntrack is not None:
             self._conntrack.flush(self._balancer.offload)
-        for packet in (*self._balancer.offload.take_resent(), *self._balancer.answers.take()):
+        for packet in self._balancer.offload.take_resent():
+            self._sender.send_translated(packet)
+        for packet in self._balancer.answers.take():
             self._sender.send(packet)
 
     def _carry(self) -> None:

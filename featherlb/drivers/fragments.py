@@ -1,20 +1,23 @@
-"""Cutting an IPv4 packet that is too long for its link (RFC 791 section 3.2).
+"""Cutting a packet that is too long for its link (RFC 791 section 3.2, RFC 8200 section 4.5).
 
 Imports the standard library only. Rare: whoever sends TCP, or UDP through a socket of today,
-forbids it and finds the path's MTU.
+finds the path's MTU. In IPv6 none but the sender cuts.
 """
 
 import struct
 from collections.abc import Iterator
+from secrets import token_bytes
 
 _MORE = 0x2000
 _OFFSET = 0x1FFF
 _COPIED = 0x80
 """Of an option's type: it goes into all fragments."""
+_HOP_BY_HOP, _ROUTING, _FRAGMENT = 0, 43, 44
+"""IPv6's headers that each fragment has, and the one that says it is one."""
 
 
 def cut(packet: bytes, mtu: int) -> Iterator[bytes]:
-    """The fragments of the packet (which may be one itself), none longer than `mtu` bytes."""
+    """The fragments of the IPv4 packet (which may be one itself), none longer than `mtu` bytes."""
     length = (packet[0] & 15) * 4
     header, data = packet[:length], packet[length:]
     (field,) = struct.unpack_from("!H", packet, 6)
@@ -29,6 +32,22 @@ def cut(packet: bytes, mtu: int) -> Iterator[bytes]:
         at += room
         if at == room:
             header = header[:20] + _copied_options(packet[20:length])
+
+
+def cut6(packet: bytes, mtu: int) -> Iterator[bytes]:
+    """The fragments of the IPv6 packet, none longer than `mtu` bytes."""
+    kind_at, at = 6, 40
+    while packet[kind_at] in (_HOP_BY_HOP, _ROUTING):
+        kind_at, at = at, at + (packet[at + 1] + 1) * 8
+    header, data = bytearray(packet[:at]), packet[at:]
+    kind, header[kind_at] = header[kind_at], _FRAGMENT
+    name = token_bytes(4)
+    room = (mtu - len(header) - 8) & ~7
+    for start in range(0, len(data), room):
+        part = data[start : start + room]
+        struct.pack_into("!H", header, 4, len(header) - 40 + 8 + len(part))
+        more = start + room < len(data)
+        yield bytes(header) + struct.pack("!BxH4s", kind, start | more, name) + part
 
 
 def sum_up(packet: bytearray, start: int, field: int) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from netns import Lab, Node
 from netns.lab import VIP, VIP6
+from tests.netns.command import run
 from tests.netns.conftest import ONE_DRIVER, Up, all_pairs
 from tests.netns.traffic import wait_for
 
@@ -22,22 +23,24 @@ def lab() -> Iterator[Lab]:
         yield lab
 
 
-def large_datagrams(lab: Lab, family: int) -> None:
-    """Send each there and back; both ends must get exactly what the other one sent."""
-    vip = VIP6 if family == socket.AF_INET6 else VIP
-    with (
-        lab.client.new_socket(family, socket.SOCK_DGRAM) as client,
-        lab.backends[0].new_socket(family, socket.SOCK_DGRAM) as server,
-    ):
-        server.bind(("", 8080))
-        client.connect((vip, 80))
-        for query in DATAGRAMS:
-            client.send(query)
-            data, peer = server.recvfrom(1 << 16)
-            assert data == query
-            answer = query[::-1]
-            server.sendto(answer, peer)
-            assert client.recv(1 << 16) == answer
+def large_datagrams(lab: Lab, family: int, vip: str = "") -> None:
+    """Send each there and back, from a client that begins with it; both ends must get exactly what
+    the other one sent."""
+    vip = vip or (VIP6 if family == socket.AF_INET6 else VIP)
+    for first in DATAGRAMS:
+        with (
+            lab.client.new_socket(family, socket.SOCK_DGRAM) as client,
+            lab.backends[0].new_socket(family, socket.SOCK_DGRAM) as server,
+        ):
+            server.bind(("", 8080))
+            client.connect((vip, 80))
+            for query in (first, *DATAGRAMS):
+                client.send(query)
+                data, peer = server.recvfrom(1 << 16)
+                assert data == query
+                answer = query[::-1]
+                server.sendto(answer, peer)
+                assert client.recv(1 << 16) == answer
 
 
 def learn_path_mtu(client: Node, vip: str, family: int) -> None:
@@ -51,11 +54,11 @@ def learn_path_mtu(client: Node, vip: str, family: int) -> None:
         )
 
 
-def options(lab: Lab, family: int, nat: str) -> tuple[str, ...]:
+def options(lab: Lab, family: int, nat: str, vip: str = "") -> tuple[str, ...]:
     if family == socket.AF_INET6:
-        service, backend = f"[{VIP6}]:80/udp", f"[{lab.backends[0].address6}]:8080"
+        service, backend = f"[{vip or VIP6}]:80/udp", f"[{lab.backends[0].address6}]:8080"
     else:
-        service, backend = f"{VIP}:80/udp", f"{lab.backends[0].address}:8080"
+        service, backend = f"{vip or VIP}:80/udp", f"{lab.backends[0].address}:8080"
     return "--vip", service, "--backend", backend, "--nat", nat
 
 
@@ -63,6 +66,25 @@ def options(lab: Lab, family: int, nat: str) -> tuple[str, ...]:
 def test_large_datagrams_arrive_whole(lab: Lab, featherlb: Up, nat: str, family: int) -> None:
     with featherlb(lab, *options(lab, family, nat)):
         large_datagrams(lab, family)
+
+
+@all_pairs(nat=("dnat", "full"), family=FAMILIES, routed=(False, True))
+def test_large_datagrams_to_a_vip_that_is_no_address_of_this_host(
+    lab: Lab, featherlb: Up, nat: str, family: int, routed: bool
+) -> None:
+    """Nor need this host know a way to it."""
+    six = family == socket.AF_INET6
+    vip, client = (
+        ("2001:db8:ffff::10", lab.client.address6) if six else ("192.0.2.10", lab.client.address)
+    )
+    if routed:
+        lab.balancer.run(["ip", "route", "add", vip, "via", client])
+    with featherlb(lab, *options(lab, family, nat, vip), "--no-assign"):
+        large_datagrams(lab, family, vip)
+    # The next test has other VIPs, and maybe another datapath.
+    assert run(lab.balancer, "down").returncode == 0
+    if routed:
+        lab.balancer.run(["ip", "route", "del", vip])
 
 
 @BOTH
