@@ -106,7 +106,7 @@ class Instance:
         """Balance. HostError and ConfigError if that's impossible; `stop` cleans up."""
         self.config = self.settings.load()
         # What flows need that the kernel carries stays until this instance provides it.
-        for line in await asyncio.to_thread(host.remove_leftovers, spare=True):
+        for line in await asyncio.to_thread(host.remove_leftovers, spare=host.may_return):
             log.warning("%s", line)
         config = self.config
         self._code = load_schedulers(config, {})
@@ -136,7 +136,7 @@ class Instance:
         await self.paths.follow(self.services)
         await self.workers.start(starts, self._greeting)
         await asyncio.to_thread(self._host.apply, plan)
-        for line in await asyncio.to_thread(host.remove_leftovers, spare=True):
+        for line in await asyncio.to_thread(host.remove_leftovers, spare=host.counts):
             log.warning("%s", line)
         self._announce()
         self.health.follow(config, judgement)

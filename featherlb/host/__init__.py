@@ -13,6 +13,7 @@ Composes the drivers; `build` is pure. None of it may be called from a running a
 from featherlb.host.datapaths import pick, usable
 from featherlb.host.instance import Host, remove_leftovers
 from featherlb.host.kernel import check_kernel
+from featherlb.host.others import counts, may_return
 from featherlb.host.plan import Facts, HostPlan, Options, build
 from featherlb.host.refusals import check, find
 from featherlb.host.survey import free_queue, missing_capabilities, prepare, survey
@@ -25,8 +26,10 @@ __all__ = [
     "build",
     "check",
     "check_kernel",
+    "counts",
     "find",
     "free_queue",
+    "may_return",
     "missing_capabilities",
     "pick",
     "prepare",

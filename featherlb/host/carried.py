@@ -5,7 +5,7 @@ as long as the host forwards, those of closed ones hold their ports.
 """
 
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from ipaddress import ip_address
 
 from featherlb.core.addresses import address_of
@@ -29,6 +29,26 @@ def give_up(
     """
     if not backends:
         return 0
+    try:
+        return entries.remove(_leading(vips, backends, spared))
+    except OSError as error:
+        log.warning("connection tracking can't be told to forget flows: %s", error.strerror)
+        return 0
+
+
+def remain(vips: Iterable[VipRow], backends: Collection[str]) -> bool:
+    """Whether there are entries of connections to these VIPs that lead to these backends."""
+    chosen = _leading(vips, backends)
+    try:
+        return any(chosen(entry) for entry, _ in entries.dump())
+    except OSError:
+        return True  # who may not look, may not change anything either
+
+
+def _leading(
+    vips: Iterable[VipRow], backends: Collection[str], spared: Iterable[VipRow] = ()
+) -> Callable[[Entry], bool]:
+    """As `give_up`."""
     known, kept = (
         [
             (Protocol[name.upper()], ip_address(address), first, last)
@@ -53,11 +73,7 @@ def give_up(
         endpoint = Endpoint(source, entry.back_ports >> 16)
         return str(ipset.Entry(endpoint, Protocol(entry.protocol))) in backends
 
-    try:
-        return entries.remove(chosen)
-    except OSError as error:
-        log.warning("connection tracking can't be told to forget flows: %s", error.strerror)
-        return 0
+    return chosen
 
 
 def _is(vip: Address, entry: Entry) -> bool:

@@ -6,7 +6,7 @@ made, so nothing is lost when this process is killed in between. Not for a runni
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from ipaddress import ip_address
 from types import TracebackType
 
@@ -14,9 +14,11 @@ from featherlb.drivers import ipset, iptables, journal, neighbours, network, sys
 from featherlb.errors import HostError
 from featherlb.host.carried import give_up
 from featherlb.host.changes import Assignment, Change, Rules, Sets, Setting, decode, encode
-from featherlb.host.others import counts, served_by
+from featherlb.host.others import Served, served_by
 from featherlb.host.plan import HostPlan
 from featherlb.host.survey import place, require_privileges
+
+Spare = Callable[[journal.Record, list[Served]], bool]
 
 
 class Host:
@@ -228,11 +230,12 @@ def vip_rows(plan: HostPlan) -> tuple[journal.VipRow, ...]:
     )
 
 
-def remove_leftovers(log: journal.Journal | None = None, *, spare: bool = False) -> list[str]:
+def remove_leftovers(
+    log: journal.Journal | None = None, *, spare: Spare = lambda _record, _vips: False
+) -> list[str]:
     """Undo what instances have left that are no longer alive; a line for each thing removed.
 
-    With `spare`, what flows need that the kernel carries for a dead instance stays, unless another
-    instance has a VIP of its: that one serves in its place.
+    What dead ones have left stays that are to be spared, in view of what VIPs the others serve.
 
     Chains and sets of featherlb's that no record knows are removed as well. HostError at the
     end if something could not be undone: its record stays, so that this can be called again.
@@ -243,13 +246,13 @@ def remove_leftovers(log: journal.Journal | None = None, *, spare: bool = False)
         return _remove_leftovers(log, spare)
 
 
-def _remove_leftovers(log: journal.Journal, spare: bool) -> list[str]:
+def _remove_leftovers(log: journal.Journal, spare: Spare) -> list[str]:
     removed: list[str] = []
     failures: list[str] = []
     records = log.records()
     alive = [record for record in records if record.alive]
     vips = [vip for record in alive for vip in served_by(record)]
-    staying = [record for record in records if record in alive or (spare and counts(record, vips))]
+    staying = [record for record in records if record in alive or spare(record, vips)]
     needed = {change.resource for record in staying for change in map(decode, record.changes)}
     served = [vip for record in staying for vip in record.vips]
     for record in records:

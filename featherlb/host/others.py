@@ -1,8 +1,8 @@
 """The other instances of this host, of which one takes heed that starts or changes its services.
 
-Imports `model` and the journal. A dead instance counts as well while the kernel carries its
-connections (datapath offload), for they need what it has left here; not for an instance that takes
-its place: one of its number, or with a VIP of its.
+Imports `model`, the journal and `carried`. A dead instance counts as well while the kernel carries
+its connections (datapath offload), for they need what it has left here; not for an instance that
+takes its place: one of its number, or with a VIP of its.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,6 +10,7 @@ from ipaddress import ip_address
 from itertools import product
 
 from featherlb.drivers.journal import Record
+from featherlb.host.carried import remain
 from featherlb.model import Protocol, Service, Vip
 
 Served = tuple[Protocol, Vip]
@@ -31,12 +32,19 @@ def others(
 
 def counts(record: Record, vips: Iterable[Served]) -> bool:
     """Whether an instance counts where another one serves these VIPs, or is going to."""
-    return record.alive or (record.carries and shared(vips, served_by(record)) is None)
+    if record.alive:
+        return True
+    return may_return(record, vips) and remain(record.vips, record.carried)
 
 
-def shared(vips: Iterable[Served], others: Iterable[Served]) -> Served | None:
-    """One of these VIPs of which some packet could be for one of the others, too."""
-    pairs = product(vips, others)
+def may_return(record: Record, vips: Iterable[Served]) -> bool:
+    """Whether a gone instance may come back to connections that the kernel carries."""
+    return record.carries and shared(vips, served_by(record)) is None
+
+
+def shared(vips: Iterable[Served], theirs: Iterable[Served]) -> Served | None:
+    """One of these VIPs of which some packet could be for one of theirs, too."""
+    pairs = product(vips, theirs)
     return next(
         (one for one, other in pairs if one[0] is other[0] and _overlap(one[1], other[1])), None
     )

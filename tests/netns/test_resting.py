@@ -99,3 +99,20 @@ def test_replies_to_connections_of_a_gone_instance_are_not_taken_from_them(
         assert run(lab.balancer, "down").returncode == 0
         with featherlb(lab, *other):
             assert ask(lab.client, BESIDE).backend
+
+
+@ENDINGS
+def test_what_a_gone_instance_has_left_goes_when_no_connection_needs_it(
+    lab: Lab, featherlb: Up, end: End
+) -> None:
+    other = (*OTHER, "--datapath", "nfqueue")
+    with featherlb(lab, *TCP, *BACKENDS) as running:
+        with Session(lab.client) as session:
+            session.ask()
+            end(running)
+            assert run(lab.balancer, "up", "--dry-run", *other).returncode == 1
+        lab.balancer.run(["conntrack", "-D", "--orig-dst", VIP])
+    with featherlb(lab, *other):
+        assert ask(lab.client, BESIDE).backend
+        assert VIP not in lab.balancer.run(["ip", "address"]).stdout
+        assert f"-d {VIP}/32" not in lab.balancer.run(["iptables-save"]).stdout
