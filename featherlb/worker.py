@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Set
 from dataclasses import replace
 
 from featherlb import plugins
@@ -143,15 +144,16 @@ class Worker:
         for packet in self._balancer.answers.take():
             self._sender.send(packet)
 
-    def _carry(self) -> None:
-        """Have conntrack carry flows of offloaded services, and take over those that it does."""
+    def _carry(self, new: Set[str]) -> None:
+        """Have conntrack carry flows of offloaded services, and take over those that it carries for
+        the services that are `new` here. Of the others, other workers may have them."""
         if self._conntrack is None:
             self._conntrack = Conntrack(self._balancer.offload)
             self._queue.carry_with(self._conntrack)
             self._poller.register(self._conntrack.fileno(), select.POLLIN)
-        self._conntrack.adopt(
-            self._balancer.offload, self._start.worker, self._start.workers, time.monotonic()
-        )
+        if new:
+            worker, workers = self._start.worker, self._start.workers
+            self._conntrack.adopt(self._balancer.offload, new, worker, workers, time.monotonic())
 
     def close(self) -> None:
         if self._conntrack is not None:
@@ -173,7 +175,8 @@ class Worker:
                 self._balancer.apply(share_limits(services, worker, workers))
                 carried = [one for one in services if one.datapath is Datapath.OFFLOAD]
                 if carried:
-                    self._carry()
+                    served = {one.name for one in self._services}
+                    self._carry({one.name for one in carried} - served)
                 # The first datagrams of a flow begin again from a raw socket, one by one.
                 self._queue.cut_segments(any(one.protocol is Protocol.UDP for one in carried))
                 if self._conntrack is not None:

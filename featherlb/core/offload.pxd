@@ -67,5 +67,6 @@ cdef class Offload:
     cpdef bint is_carried(self, Py_ssize_t flow) noexcept
     cpdef Py_ssize_t last_record(self) noexcept
     @cython.locals(flows=FlowTable, flags=cython.int, flow=cython.Py_ssize_t, slot=Slot)
-    cpdef bint adopt(self, Entry entry, int worker, int workers, unsigned int ticks) except -1
+    cpdef bint adopt(
+        self, Entry entry, object services, int worker, int workers, unsigned int ticks) except -1
     cdef object abandon(self, Py_ssize_t flow, unsigned int ticks)

@@ -6,6 +6,8 @@ packet that opens a flow and with strays, and the driver of conntrack's sockets,
 requests that have gathered and tells what conntrack says. Times are in ticks of 0.1 s.
 """
 
+from collections.abc import Set
+
 import cython
 
 from featherlb.core.addresses import address_of
@@ -341,9 +343,11 @@ class Offload:
         """The highest number of a flow."""
         return self._flows.last_record()
 
-    def adopt(self, entry: Entry, worker: int, workers: int, ticks: int) -> bool:
-        """Take over a flow that conntrack carries already, if it is one of a service's VIPs to one
-        of its backends, and falls to this `worker` of several; whether it was."""
+    def adopt(
+        self, entry: Entry, services: Set[str], worker: int, workers: int, ticks: int
+    ) -> bool:
+        """Take over a flow that conntrack carries already, if it is one of a VIP of these services,
+        to one of its backends, and falls to this `worker` of several; whether it was."""
         if entry.protocol not in (TCP, UDP) or not entry.status & DESTINATION_NAT:
             return False
         if (entry.src_low + (entry.ports >> 16)) % workers != worker:
@@ -351,7 +355,7 @@ class Offload:
         pool = self._services.find(
             entry.dst_high, entry.dst_low, entry.protocol, entry.ports & 0xFFFF, False
         )
-        if pool is None or not pool.offloaded:
+        if pool is None or not pool.offloaded or pool.service.name not in services:
             return False
         address = address_of(entry.back_src_high, entry.back_src_low)
         member = pool.members.get(Endpoint(address, entry.back_ports >> 16))

@@ -5,6 +5,7 @@ library, another datapath) is a
 module beside the first that satisfies `PacketQueue`.
 """
 
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -101,7 +102,9 @@ class ConntrackHandler(Protocol):
 
     def last_record(self) -> int: ...
 
-    def adopt(self, entry: Entry, worker: int, workers: int, ticks: int) -> bool: ...
+    def adopt(
+        self, entry: Entry, services: Set[str], worker: int, workers: int, ticks: int
+    ) -> bool: ...
 
 
 class QueueHandler(PacketHandler, Protocol):

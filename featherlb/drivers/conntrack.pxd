@@ -35,4 +35,5 @@ cdef class Conntrack:
     @cython.locals(end=cython.Py_ssize_t, start=cython.Py_ssize_t, flow=cython.Py_ssize_t)
     cpdef object refresh(self, Offload handler, Py_ssize_t first, Py_ssize_t count, double now)
     @cython.locals(entry=Entry, adopted=cython.int)
-    cpdef int adopt(self, Offload handler, int worker, int workers, double now) except -1
+    cpdef int adopt(
+        self, Offload handler, object services, int worker, int workers, double now) except -1

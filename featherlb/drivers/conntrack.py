@@ -9,6 +9,7 @@ for every flow.
 
 import errno
 import socket
+from collections.abc import Set
 
 from featherlb.drivers import entries
 from featherlb.drivers.base import ConntrackHandler
@@ -188,12 +189,14 @@ class Conntrack:
                     handler.inquire(flow)
             self.consult(handler, now)
 
-    def adopt(self, handler: ConntrackHandler, worker: int, workers: int, now: float) -> int:
-        """Show the core all entries; how many it has taken over."""
+    def adopt(
+        self, handler: ConntrackHandler, services: Set[str], worker: int, workers: int, now: float
+    ) -> int:
+        """Show the core all entries, for these services; how many it has taken over."""
         self.flush(handler)
         adopted = 0
         for entry, _ in entries.dump():
-            adopted += handler.adopt(entry, worker, workers, int(now * 10))
+            adopted += handler.adopt(entry, services, worker, workers, int(now * 10))
         return adopted
 
     def close(self) -> None:

@@ -225,6 +225,17 @@ def test_what_one_instance_gives_up_another_may_have_taken_over(
     assert run(lab.balancer, "down").returncode == 0
 
 
+def test_of_several_workers_each_flow_has_one_whatever_changes(lab: Lab, featherlb: Up) -> None:
+    with featherlb(lab, *TCP, *BACKENDS, "--workers", "2"), ExitStack() as stack:
+        for _ in range(12):
+            stack.enter_context(Session(lab.client)).ask()
+        assert len(flows(lab)) == 12
+        operate(lab, "backend", "drain", f"{VIP}:80/tcp", "10.0.1.2:8080")
+        assert len(flows(lab)) == 12
+        (service,) = operate(lab, "backends")["services"]
+        assert sum(one["active"] for one in service["backends"]) == 12
+
+
 def test_a_worker_that_dies_loses_no_connection(lab: Lab, featherlb: Up) -> None:
     with featherlb(lab, *TCP, *BACKENDS) as running, Session(lab.client) as session:
         first = session.ask()
