@@ -22,7 +22,7 @@ from featherlb.core.tcpstate import ACTIVE
 from featherlb.core.views import read_flows
 from featherlb.errors import ConfigError, FeatherlbError, HostError
 from featherlb.events import Events
-from featherlb.health import HealthChecks
+from featherlb.health import HealthChecks, progress
 from featherlb.messages import Apply, SetPaths, Start
 from featherlb.model import (
     Address,
@@ -280,6 +280,14 @@ class Instance:
         if not isinstance(vip.host, str):
             return vip
         return replace(vip, host=self.names.recall(vip.host)[0])
+
+    def effective_weights(self) -> dict[tuple[str, Endpoint], float]:
+        """What the weights of the backends amount to now."""
+        return {
+            (service.name, backend.endpoint): round(backend.weight * progress(backend), 2)
+            for service in self.services
+            for backend in service.backends
+        }
 
     def endpoints(self, service: ServiceConfig, backend: str) -> list[Endpoint]:
         """The addresses behind a configured backend of a service."""

@@ -12,10 +12,9 @@ from prometheus_client.registry import Collector
 
 from featherlb import __version__
 from featherlb.drivers import sysctl
-from featherlb.health import progress
 from featherlb.instance import Instance
 from featherlb.messages import WorkerStatistics
-from featherlb.model import Endpoint, Health
+from featherlb.model import Health
 
 _RESULTS = ("translated", "passed", "dropped")
 _BACKEND_COUNTERS = {
@@ -33,15 +32,6 @@ async def render(instance: Instance) -> tuple[bytes, str]:
     registry = CollectorRegistry(auto_describe=False)
     registry.register(Snapshot(instance, await instance.workers.statistics()))
     return exposition.generate_latest(registry), exposition.CONTENT_TYPE_LATEST
-
-
-def effective_weights(instance: Instance) -> dict[tuple[str, Endpoint], float]:
-    """What the weights of an instance's backends amount to now."""
-    return {
-        (service.name, backend.endpoint): round(backend.weight * progress(backend), 2)
-        for service in instance.services
-        for backend in service.backends
-    }
 
 
 class Snapshot(Collector):
@@ -228,7 +218,7 @@ class Snapshot(Collector):
         instance = self._instance
         for service, endpoint, count in instance.health.ejections():
             ejections.add_metric([service, str(endpoint)], count)
-        in_use = effective_weights(instance)
+        in_use = instance.effective_weights()
         for configured in instance.running_config().services:
             name = configured.name
             panic.add_metric([name], name in instance.health.panic)

@@ -24,14 +24,12 @@ from featherlb import __version__
 from featherlb.api import schema
 from featherlb.changes import Action, Change, drained, find_service
 from featherlb.config import values
-from featherlb.config.writer import write
 from featherlb.core.stats import Reason
 from featherlb.core.tcpstate import State, TimeoutClass
 from featherlb.core.views import FlowView, Statistics, read_flows
 from featherlb.drivers import journal
 from featherlb.errors import ConfigError, FeatherlbError, HostError
 from featherlb.instance import Instance
-from featherlb.metrics import effective_weights, render
 from featherlb.model import Endpoint, Health, Role, split_host_port
 from featherlb.workers import Cursor, FlowFilter
 
@@ -290,6 +288,9 @@ class _Handlers:
         return _answer(schema.Reloaded(differences=await asyncio.shield(task)))
 
     async def config(self, request: web.Request) -> web.Response:
+        # Here and for metrics: what most instances are never asked for starts without.
+        from featherlb.config.writer import write
+
         text = write(self._instance.lasting_config())
         return web.Response(text=text, content_type="application/yaml")
 
@@ -317,6 +318,8 @@ class _Handlers:
         return response
 
     async def metrics(self, request: web.Request) -> web.Response:
+        from featherlb.metrics import render
+
         body, content_type = await render(self._instance)
         return web.Response(body=body, headers={"Content-Type": content_type})
 
@@ -437,7 +440,7 @@ async def services(instance: Instance) -> schema.Services:
     counts = backend_counts(found)
     config = instance.running_config()
     served = {service.name: service for service in instance.services}
-    weights = effective_weights(instance)
+    weights = instance.effective_weights()
     answers = []
     for service in config.services:
         resting = drained(service, instance.changes)

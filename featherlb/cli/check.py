@@ -7,6 +7,7 @@ import click
 
 from featherlb import config as configuration
 from featherlb import plugins
+from featherlb.config.file import load
 from featherlb.errors import ConfigError
 from featherlb.instance import load_schedulers
 from featherlb.model import Role
@@ -22,7 +23,7 @@ def check(context: click.Context, file: Path) -> None:
     """
     try:
         plugins.load_entry_points()
-        config = configuration.load(file)
+        config = load(file)
         load_schedulers(config, {})
     except ConfigError as error:
         click.echo(error, err=True)

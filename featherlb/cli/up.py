@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from featherlb import plugins
-from featherlb.config import AUTO, Config, absolute_scheduler, find_config, from_command_line, load
+from featherlb.config import AUTO, Config, absolute_scheduler, find_config, from_command_line
 from featherlb.core.scheduler import names
 from featherlb.instance import Settings, load_schedulers, prepare
 from featherlb.model import Datapath, Driver, NatMode
@@ -115,7 +115,12 @@ def up(
     def read_config() -> Config:
         plugins.load_entry_points()
         path = config_path or find_config()
-        base = load(path) if path else None
+        base = None
+        if path:
+            # A start without a file needs no YAML.
+            from featherlb.config.file import load
+
+            base = load(path)
         config = from_command_line(vips, backends, picked, nat, datapath, base)
         if driver:
             config = replace(config, driver=Driver(driver))

@@ -12,7 +12,8 @@ from pathlib import Path
 from featherlb import host, plugins
 from featherlb.api import schema
 from featherlb.api.client import connect
-from featherlb.config import Config, find_config, load, parse
+from featherlb.config import Config, find_config
+from featherlb.config.file import load, parse
 from featherlb.doctor.finding import Finding, error, refusal
 from featherlb.drivers import kernelstate
 from featherlb.drivers.journal import Journal, Record

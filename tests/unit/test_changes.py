@@ -3,7 +3,8 @@
 import pytest
 
 from featherlb.changes import Action, Change, add, running, still_fit
-from featherlb.config import Config, parse
+from featherlb.config import Config
+from featherlb.config.file import parse
 from featherlb.config.writer import write
 from featherlb.errors import ConfigError
 from featherlb.model import Role

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from featherlb.config import Config, parse
+from featherlb.config import Config
+from featherlb.config.file import parse
 from featherlb.config.resolve import resolve
 from featherlb.events import Events, Listener
 from featherlb.health import HealthChecks

@@ -7,7 +7,8 @@ import pytest
 import yaml
 from prometheus_client.core import Metric
 
-from featherlb.config import Config, parse
+from featherlb.config import Config
+from featherlb.config.file import parse
 from featherlb.config.resolve import resolve
 from featherlb.drivers.base import FrameCounters, QueueCounters
 from featherlb.events import Events

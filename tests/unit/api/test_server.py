@@ -14,7 +14,8 @@ from featherlb.api import schema
 from featherlb.api.client import Client
 from featherlb.api.server import application
 from featherlb.changes import Action, Change, add
-from featherlb.config import Config, parse
+from featherlb.config import Config
+from featherlb.config.file import parse
 from featherlb.errors import ConfigError, HostError
 from featherlb.events import MAX_WAITING, Events
 from featherlb.instance import Instance, Settings

@@ -2,7 +2,7 @@
 
 import pytest
 
-from featherlb.config import parse
+from featherlb.config.file import parse
 from featherlb.errors import ConfigError
 
 

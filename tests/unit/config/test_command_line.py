@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from featherlb.config import Config, ServiceConfig, from_command_line, parse
+from featherlb.config import Config, ServiceConfig, from_command_line
+from featherlb.config.file import parse
 from featherlb.errors import ConfigError
 from featherlb.model import Datapath, NatMode
 

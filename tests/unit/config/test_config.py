@@ -8,6 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from featherlb import config
+from featherlb.config.file import load, parse
 from featherlb.errors import ConfigError
 
 WORDS = re.findall(
@@ -38,7 +39,7 @@ documents = st.recursive(
 
 def faults_of(text: str) -> tuple[str, ...]:
     try:
-        config.parse(text, "f")
+        parse(text, "f")
     except ConfigError as error:
         return error.faults
     return ()
@@ -85,12 +86,12 @@ def test_nor_does_anything_that_resembles_services(document: object) -> None:
 
 def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as raised:
-        config.load(tmp_path / "lb.yaml")
+        load(tmp_path / "lb.yaml")
     assert list(raised.value.faults) == [
         f"{tmp_path}/lb.yaml: the configuration can't be read: no such file or directory"
     ]
     with pytest.raises(ConfigError) as raised:
-        config.load(tmp_path)
+        load(tmp_path)
     assert list(raised.value.faults) == [
         f"{tmp_path}: the configuration can't be read: is a directory"
     ]
@@ -100,14 +101,14 @@ def test_a_file_that_is_not_text_is_one_fault(tmp_path: Path) -> None:
     path = tmp_path / "lb.yaml"
     path.write_bytes(b"services: []\n# caf\xe9\n")
     with pytest.raises(ConfigError) as raised:
-        config.load(path)
+        load(path)
     assert list(raised.value.faults) == [f"{path}:2: this is not UTF-8 text"]
 
 
 def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
     path = tmp_path / "lb.yaml"
     path.write_bytes(b"\xef\xbb\xbfservices: []\r\n")
-    assert config.load(path) == config.Config()
+    assert load(path) == config.Config()
 
 
 def test_the_nearest_file_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

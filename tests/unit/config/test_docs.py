@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from featherlb.config import parse, schema
+from featherlb.config import schema
+from featherlb.config.file import parse
 from featherlb.config.types import Config
 from featherlb.core.scheduler import canonical_name
 

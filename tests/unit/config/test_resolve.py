@@ -5,7 +5,8 @@ from ipaddress import ip_address
 
 import pytest
 
-from featherlb.config import parse, resolve
+from featherlb.config import resolve
+from featherlb.config.file import parse
 from featherlb.errors import ConfigError
 from featherlb.model import Address, Backend, Endpoint, NatMode, Persistence, Protocol, Service, Vip
 

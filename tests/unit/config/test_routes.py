@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from featherlb.config import load, parse
+from featherlb.config.file import load, parse
 from featherlb.errors import ConfigError
 from featherlb.model import NatMode
 

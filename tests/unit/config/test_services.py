@@ -3,7 +3,8 @@
 from ipaddress import ip_address
 from pathlib import Path
 
-from featherlb.config import Config, load, parse
+from featherlb.config import Config
+from featherlb.config.file import load, parse
 from featherlb.model import Driver, NatMode, Protocol, Timeouts
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "featherlb.yaml"

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from featherlb.config import parse, schema
+from featherlb.config import schema
+from featherlb.config.file import parse
 from featherlb.config.types import Config
 from featherlb.config.writer import write
 
