@@ -7,7 +7,6 @@ They are used in one form, all of them: what they share in C is invisible to Pyt
 import os
 import sys
 from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
 from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec
 from importlib.util import spec_from_file_location
 from pathlib import Path
@@ -67,8 +66,12 @@ def _in_checkout() -> bool:
     return (PACKAGE.parent / "setup.py").exists()
 
 
-class SourceFinder(MetaPathFinder):
-    """Finds the source of the hot modules before Python would find their compiled form."""
+class SourceFinder:
+    """Finds the source of the hot modules before Python would find their compiled form.
+
+    A finder of sys.meta_path; without the base class that importlib.abc has for those, as that
+    module imports a dozen others.
+    """
 
     def __init__(self) -> None:
         self._sources = hot_modules()
