@@ -21,6 +21,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Hundreds of tests start featherlb: Python should read its sources once, whatever is set here.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
+# Each import of aiohttp, so each start of featherlb, reads the certificates of every authority that
+# the machine trusts. No test asks a server of the internet who it is.
+os.environ["SSL_CERT_FILE"] = os.devnull
+
 # How long an example takes says more of the machine than of the code.
 settings.register_profile("featherlb", deadline=None)
 settings.load_profile("featherlb")

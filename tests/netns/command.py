@@ -1,6 +1,10 @@
-"""The `featherlb` command as a user starts it: in the balancer's namespace, by its name."""
+"""The `featherlb` command as a user starts it: in the balancer's namespace, by its name; and its
+runtime API."""
 
+import http.client
+import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -9,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from queue import Empty, Queue
 from types import TracebackType
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from featherlb import COMPILED
 from netns import Node
@@ -28,6 +32,36 @@ def run(node: Node, *arguments: str, cwd: Path | None = None) -> "subprocess.Com
         cwd=cwd,
         timeout=START_TIMEOUT,
     )
+
+
+class _Api(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("featherlb")
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(START_TIMEOUT)
+        self.sock.connect(self._path)
+
+
+def api(node: Node, path: str, body: object = None) -> Any:
+    """What the runtime API of the node's only instance answers to GET /v1/PATH, or to POST if
+    there is a `body`. What the commands print as JSON (`test_commands_show_what_the_api_answers`),
+    without the start of a program."""
+    table = node.call(Path("/proc/thread-self/net/unix").read_text)
+    sockets = {line.split()[-1] for line in table.splitlines() if line.endswith(".sock")}
+    (found,) = [one for one in sockets if one.startswith("/run/featherlb/")]
+    connection = _Api(found)
+    try:
+        text = None if body is None else json.dumps(body)
+        connection.request("GET" if body is None else "POST", f"/v1/{path}", text)
+        answer = connection.getresponse()
+        content = answer.read()
+        assert answer.status == 200, content
+        return json.loads(content)
+    finally:
+        connection.close()
 
 
 class Featherlb:

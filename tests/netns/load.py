@@ -30,7 +30,7 @@ class Load:
     def __enter__(self) -> Self:
         script = str(Path(netns.__file__).with_name("load.py"))
         self._process = self._lab.client.popen(
-            [sys.executable, "-I", script, *self._arguments], stdout=subprocess.PIPE
+            [sys.executable, "-I", "-S", script, *self._arguments], stdout=subprocess.PIPE
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

@@ -13,7 +13,7 @@ import pytest
 from netns import Lab
 from netns.lab import VIP, VIP6
 from netns.servers import HttpServer
-from tests.netns.command import Featherlb, run
+from tests.netns.command import Featherlb, api, run
 from tests.netns.conftest import ONE_DRIVER, Up
 from tests.netns.datagrams import Receivers, open_socket
 from tests.netns.load import Load
@@ -59,9 +59,7 @@ def balancing(
 
 
 def backends(lab: Lab) -> dict[str, dict[str, Any]]:
-    done = run(lab.balancer, "backends", "-o", "json")
-    assert done.returncode == 0, done.stderr
-    (service,) = json.loads(done.stdout)["services"]
+    (service,) = api(lab.balancer, "services")["services"]
     return {one["address"]: one for one in service["backends"]}
 
 

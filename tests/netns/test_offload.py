@@ -16,7 +16,7 @@ from scapy.layers.inet import TCP as SEGMENT
 from netns import Lab
 from netns.lab import VIP
 from netns.servers import Nginx
-from tests.netns.command import Featherlb, run
+from tests.netns.command import Featherlb, api, run
 from tests.netns.conftest import SERVED, Up
 from tests.netns.datagrams import Receivers, open_socket
 from tests.netns.test_operate_flows import flows
@@ -330,7 +330,7 @@ def test_packets_of_open_connections_meet_the_rule_that_lets_them_pass_first(
 
 def test_open_connections_are_counted_until_they_close(lab: Lab, featherlb: Up) -> None:
     def opened() -> int:
-        (service,) = operate(lab, "backends")["services"]
+        (service,) = api(lab.balancer, "services")["services"]
         return sum(one["active"] for one in service["backends"])
 
     with featherlb(lab, *TCP, *BACKENDS, "--scheduler", "lc") as running:
@@ -421,7 +421,7 @@ def test_what_conntrack_has_no_room_for_is_dropped_until_it_has(
     """Somebody else has all the ports that could be given to flows towards a backend."""
 
     def refused() -> int:
-        reasons: dict[str, int] = operate(lab, "stats")["reasons"]
+        reasons: dict[str, int] = api(lab.balancer, "stats")["reasons"]
         return reasons["no-entry"]
 
     taken = tmp_path / "entries"
@@ -448,7 +448,7 @@ def test_what_conntrack_has_no_room_for_is_dropped_until_it_has(
         # The client's next attempt is let in.
         assert waiting.result(timeout=30).backend in ("backend1", "backend2")
         assert ask(lab.client).backend == "backend1"
-        stats = operate(lab, "stats")
+        stats = api(lab.balancer, "stats")
         assert stats["received"] == stats["translated"] + stats["passed"] + stats["dropped"]
 
 

@@ -18,7 +18,7 @@ import pytest
 from featherlb.api.server import socket_path
 from netns import Lab
 from netns.lab import VIP
-from tests.netns.command import Featherlb, run
+from tests.netns.command import Featherlb, api, run
 from tests.netns.conftest import ONE_DRIVER, SERVED, Up
 from tests.netns.test_operate_pools import ONE, TWO, configuration, operate
 from tests.netns.traffic import Session, ask, receive_all, wait_for
@@ -139,7 +139,7 @@ def test_a_users_scheduler_of_three_lines(lab: Lab, featherlb: Up, tmp_path: Pat
         assert backends.keys() == {"backend1", "backend2"}
         wait_for(lambda: "the scheduler fails" in running.log, "the error in the log")
         assert running.log.count("ZeroDivisionError") == 1
-        (errors,) = operate(lab, "stats")["scheduler_errors"].values()
+        (errors,) = api(lab.balancer, "stats")["scheduler_errors"].values()
         assert errors == 40
         # Code that can't be loaded changes nothing.
         code.write_text("def pick(")
@@ -151,7 +151,7 @@ def test_a_users_scheduler_of_three_lines(lab: Lab, featherlb: Up, tmp_path: Pat
 
 def test_the_socket_is_for_root_alone(lab: Lab, featherlb: Up) -> None:
     with featherlb(lab, "--vip", f"{VIP}:80", "--backend", ONE):
-        path = lab.balancer.call(socket_path, operate(lab, "status")["instance"])
+        path = lab.balancer.call(socket_path, api(lab.balancer, "status")["instance"])
         assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
         with socket.socket(socket.AF_UNIX) as idle:
             # A client that says nothing, and one that goes away, hold up nobody.
@@ -160,7 +160,7 @@ def test_the_socket_is_for_root_alone(lab: Lab, featherlb: Up) -> None:
                 rude.connect(str(path))
                 rude.sendall(b"GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n")
             assert ask(lab.client).backend == "backend1"
-            assert operate(lab, "status")["services"] == 1
+            assert api(lab.balancer, "status")["services"] == 1
     assert not path.exists()
 
 

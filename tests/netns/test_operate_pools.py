@@ -15,7 +15,7 @@ from featherlb import COMPILED
 from netns import Lab
 from netns.lab import VIP
 from netns.servers import HttpServer
-from tests.netns.command import PROGRAM, Featherlb, run
+from tests.netns.command import PROGRAM, Featherlb, api, run
 from tests.netns.conftest import DRIVERS, ONE_DRIVER, SERVED, Up
 from tests.netns.load import Load
 from tests.netns.traffic import Session, ask, wait_for
@@ -43,7 +43,7 @@ def operate(lab: Lab, *arguments: str) -> Any:
 
 def states(lab: Lab) -> dict[str, tuple[str, int]]:
     """State and weight of each backend of the pool."""
-    (service,) = operate(lab, "backends")["services"]
+    (service,) = api(lab.balancer, "services")["services"]
     return {
         one["address"]: (one["state"], one["weight"])
         for one in service["backends"]
@@ -53,7 +53,7 @@ def states(lab: Lab) -> dict[str, tuple[str, int]]:
 
 def leaving(lab: Lab) -> list[str]:
     """The backends that have left and still have flows."""
-    (service,) = operate(lab, "backends")["services"]
+    (service,) = api(lab.balancer, "services")["services"]
     return [one["address"] for one in service["backends"] if one["state"] == "leaving"]
 
 
@@ -78,6 +78,16 @@ def path(tmp_path: Path, lab: Lab) -> Path:
 def running(lab: Lab, featherlb: Up, path: Path) -> Iterator[Featherlb]:
     with featherlb(lab, "--config", str(path)) as running:
         yield running
+
+
+@ONE_DRIVER
+def test_commands_show_what_the_api_answers(lab: Lab, running: Featherlb) -> None:
+    assert answering(lab) == {"backend1": 3, "backend2": 3}
+    assert operate(lab, "backends") == api(lab.balancer, "services")
+    assert operate(lab, "stats") == api(lab.balancer, "stats")
+    shown, answer = operate(lab, "status"), api(lab.balancer, "status")
+    assert shown.pop("uptime") < answer.pop("uptime")
+    assert shown == answer
 
 
 @ONE_DRIVER
@@ -155,7 +165,7 @@ def test_flows_go_on_after_their_backend_is_removed(lab: Lab, running: Featherlb
 
 def test_changes_outlive_a_worker_and_a_reload(lab: Lab, running: Featherlb, path: Path) -> None:
     operate(lab, "backend", "drain", "web", ONE)
-    (worker,) = operate(lab, "status")["workers"]
+    (worker,) = api(lab.balancer, "status")["workers"]
     lab.balancer.run(["kill", "-9", str(worker["pid"])])
     wait_for(lambda: "balancing again" in running.log, "another worker")
     assert answering(lab, 4) == {"backend2": 4}
@@ -268,7 +278,7 @@ def test_a_hundred_reloads_under_load_lose_nothing(
             running.process.send_signal(signal.SIGHUP)
             wait_for(partial(reloaded, running, turn + 1), "the reload", 20)
         result = load.stop()
-    assert operate(lab, "status")["reloads"] == count
+    assert api(lab.balancer, "status")["reloads"] == count
     assert result["errors"] == 0, result
     assert result["requests"] > 100
     assert result["connections"] > 100
@@ -277,11 +287,15 @@ def test_a_hundred_reloads_under_load_lose_nothing(
 def test_changes_under_load_lose_nothing(lab: Lab, running: Featherlb) -> None:
     with Load(lab, kept=4, short=4) as load:
         for _ in range(2):
-            operate(lab, "backend", "add", "web", THREE)
-            operate(lab, "backend", "drain", "web", ONE)
-            operate(lab, "backend", "weight", "web", TWO, "7")
-            operate(lab, "backend", "enable", "web", ONE)
-            operate(lab, "backend", "remove", "web", THREE)
+            for action, backend, more in (
+                ("add", THREE, {}),
+                ("drain", ONE, {}),
+                ("weight", TWO, {"weight": 7}),
+                ("enable", ONE, {}),
+                ("remove", THREE, {}),
+            ):
+                change = {"action": action, "service": "web", "backend": backend, **more}
+                api(lab.balancer, "changes", change)
         result = load.stop()
     assert result["errors"] == 0, result
     assert result["connections"] > 100

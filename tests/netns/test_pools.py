@@ -11,7 +11,7 @@ import pytest
 
 from netns import Lab
 from netns.lab import VIP
-from tests.netns.command import Featherlb, run
+from tests.netns.command import Featherlb, api, run
 from tests.netns.conftest import ONE_DRIVER, SERVED, WATCHED_OR_ASKED, Up
 from tests.netns.load import Load
 from tests.netns.test_health import quiet, reachable, refused, told
@@ -44,7 +44,7 @@ def balancing(lab: Lab, featherlb: Up, tmp_path: Path) -> Callable[..., Any]:
 
 
 def backends(lab: Lab) -> dict[str, dict[str, Any]]:
-    (service,) = operate(lab, "backends")["services"]
+    (service,) = api(lab.balancer, "services")["services"]
     return {one["address"]: one for one in service["backends"]}
 
 
@@ -161,6 +161,8 @@ def test_a_backend_that_comes_back_takes_its_share_slowly(
             wait_for(lambda: backends(lab)[ONE]["effective_weight"] == 10, "all of it")
             result = load.stop()
         assert result["errors"] == 0, result
+        # Of connections that the kernel carries, featherlb hears a moment later that they closed.
+        wait_for(lambda: not any(one["active"] for one in backends(lab).values()), "no connection")
         assert answering(lab) == {"backend1": 3, "backend2": 3}
 
 
@@ -191,7 +193,7 @@ def test_in_panic_all_backends_are_used(lab: Lab, balancing: Callable[..., Any])
     with balancing(health, ONE, TWO, THREE) as running:
         wait_for(lambda: told(running, "web: too few backends are well, all are used"), "panic")
         wait_for(lambda: len(answering(lab)) == 3, "all of them")
-        assert operate(lab, "status")["panic"] == ["web"]
+        assert api(lab.balancer, "status")["panic"] == ["web"]
         assert "panic" in run(lab.balancer, "status").stdout
         assert backends(lab)[TWO]["state"] == "down"
         # One more that is well ends it; here, two less that are not.
@@ -212,7 +214,7 @@ def test_full_backends_pass_connections_on(
         held = Counter(session.ask().backend for session in sessions)
         assert held == {"backend1": 3, "backend2": 3, "backend3": 2}
         assert refused(lab)
-        assert operate(lab, "stats")["reasons"]["pool-full"] == 1
+        assert api(lab.balancer, "stats")["reasons"]["pool-full"] == 1
         assert backends(lab)[ONE]["active"] == backends(lab)[ONE]["max_connections"] == 3
         leaver = next(one for one in sessions if one.ask().backend == "backend2")
         leaver.close()

@@ -3,7 +3,7 @@
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import pytest
@@ -11,12 +11,11 @@ import pytest
 from netns import Lab
 from netns.lab import VIP
 from netns.servers import HttpServer
-from tests.netns.command import run
+from tests.netns.command import api, run
 from tests.netns.conftest import ONE_DRIVER, Up
 from tests.netns.load import Load
 from tests.netns.test_host_changes import snapshot
 from tests.netns.test_host_paths import OTHER_MAC, hasten
-from tests.netns.test_operate_pools import operate
 from tests.netns.traffic import Answer, Session, ask, pair, plug_again, wait_for
 
 pytestmark = ONE_DRIVER
@@ -68,7 +67,7 @@ def test_a_backend_gets_another_mac_address(lab: Lab, featherlb: Up, nat: str) -
 
 def frames(lab: Lab) -> dict[str, int]:
     """The counters of the one worker's frames."""
-    counters: dict[str, int] = operate(lab, "stats")["queues"][0]["frames"]
+    counters: dict[str, int] = api(lab.balancer, "stats")["queues"][0]["frames"]
     return counters
 
 
@@ -91,6 +90,12 @@ def test_packets_wait_for_a_silent_neighbour(lab: Lab, featherlb: Up) -> None:
 
         wait_for(lost, "given up")
         wait_for(lambda: not frames(lab)["held"], "all given up")
+        # What was sent before featherlb had heard of the flush has arrived.
+        server.setblocking(False)
+        with suppress(BlockingIOError):
+            while server.recv(100):
+                pass
+        server.settimeout(2)
         client.send(b"in time")
         backend.run(["ip", "link", "set", "eth0", "arp", "on"])
         # Whoever asks says where he is.
@@ -102,7 +107,6 @@ def test_packets_wait_for_a_silent_neighbour(lab: Lab, featherlb: Up) -> None:
             # It took longer than a packet waits.
             return False
 
-    server.settimeout(2)
     options = ("--vip", f"{VIP}:53/udp", "--datapath", "raw", "--backend", "10.0.1.2:53")
     with closing(server), closing(client), featherlb(lab, *options):
         wait_for(arrives, "the packet that waited", 60)
@@ -159,8 +163,8 @@ def test_both_directions_meet_the_same_worker(lab: Lab, featherlb: Up, nat: str)
     with featherlb(lab, *RAW, "--nat", nat, "--workers", "2"):
         with Load(lab, kept=16, short=4) as load:
             wait_for(lambda: load.latest["connections"] > 300, "connections", 30)
-            stats = operate(lab, "stats")
-            status = operate(lab, "status")
+            stats = api(lab.balancer, "stats")
+            status = api(lab.balancer, "status")
             result = load.stop()
         assert result["errors"] == 0, result
         assert all(worker["flows"] > 0 for worker in status["workers"])
