@@ -1,10 +1,9 @@
 """Loads schedulers that users wrote, from files and entry points, and registers them.
 
-Imports `errors` and `core.scheduler`. The core does no I/O, so who starts a process calls this
-before it reads the configuration (entry points) or applies services (files).
+Imports `errors` and `core.scheduler`. The core does no I/O, so a process calls this before it
+reads the configuration (entry points) or applies services (files; entry points where needed).
 """
 
-import importlib.metadata
 import inspect
 import sys
 from collections.abc import Iterable
@@ -49,7 +48,10 @@ def load(reference: str, code: bytes) -> None:
 def load_entry_points() -> None:
     """Register the schedulers that installed packages offer, by the names of their entry
     points (group `featherlb.schedulers`). ConfigError if one fails to load."""
-    for entry_point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
+    # It brings half of the standard library, which a worker needs for nothing else.
+    from importlib.metadata import entry_points
+
+    for entry_point in entry_points(group=ENTRY_POINT_GROUP):
         try:
             code = entry_point.load()
         except Exception as error:

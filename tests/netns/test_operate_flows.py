@@ -149,6 +149,20 @@ def test_a_users_scheduler_of_three_lines(lab: Lab, featherlb: Up, tmp_path: Pat
         assert ask(lab.client).backend in backends
 
 
+def test_a_scheduler_of_an_installed_package(
+    lab: Lab, featherlb: Up, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "geo.py").write_text("def last(flow, backends):\n    return backends[-1]\n")
+    info = tmp_path / "geo-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: geo\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[featherlb.schedulers]\ngeo = geo:last\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    arguments = ["--vip", f"{VIP}:80", "--backend", ONE, "--backend", TWO]
+    with featherlb(lab, *arguments, "--scheduler", "geo"):
+        assert {ask(lab.client).backend for _ in range(4)} == {"backend2"}
+
+
 def test_the_socket_is_for_root_alone(lab: Lab, featherlb: Up) -> None:
     with featherlb(lab, "--vip", f"{VIP}:80", "--backend", ONE):
         path = lab.balancer.call(socket_path, api(lab.balancer, "status")["instance"])
