@@ -64,6 +64,14 @@ def api(node: Node, path: str, body: object = None) -> Any:
         connection.close()
 
 
+def _command_line(pid: str) -> str:
+    """Of a process; empty if it has gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 class Featherlb:
     """A running `featherlb up`; a context manager, see the `featherlb` fixture."""
 
@@ -127,7 +135,10 @@ class Featherlb:
     def compiled(self) -> bool:
         """Whether its processes, workers included, have loaded the compiled packet path."""
         tasks = Path(f"/proc/{self.pid}/task").iterdir()
-        workers = [pid for task in tasks for pid in (task / "children").read_text().split()]
+        children = [pid for task in tasks for pid in (task / "children").read_text().split()]
+        # Others are scripts of health checks, which come and go.
+        workers = [pid for pid in children if "featherlb.worker" in _command_line(pid)]
+        assert workers
         maps = [Path(f"/proc/{pid}/maps").read_text() for pid in (self.pid, *workers)]
         (form,) = {"/featherlb/core/" in one for one in maps}
         return form
