@@ -12,12 +12,22 @@ from featherlb.core.addresses import address_of
 from featherlb.core.conntrack import Entry
 from featherlb.drivers import entries, ipset
 from featherlb.drivers.journal import VipRow
-from featherlb.model import Address, Endpoint, Protocol
+from featherlb.model import Endpoint, Protocol, Vip
 
 log = logging.getLogger(__name__)
 
+Served = tuple[Protocol, Vip]
+
 DESTINATION_NAT = 1 << 5
 """IPS_DST_NAT in nf_conntrack_common.h."""
+
+
+def read_vips(rows: Iterable[VipRow]) -> list[Served]:
+    """VIPs as the journal has them."""
+    return [
+        (Protocol[name.upper()], Vip(ip_address(address), first, last))
+        for name, address, first, last in rows
+    ]
 
 
 def give_up(
@@ -49,19 +59,15 @@ def _leading(
     vips: Iterable[VipRow], backends: Collection[str], spared: Iterable[VipRow] = ()
 ) -> Callable[[Entry], bool]:
     """As `give_up`."""
-    known, kept = (
-        [
-            (Protocol[name.upper()], ip_address(address), first, last)
-            for name, address, first, last in rows
-        ]
-        for rows in (vips, spared)
-    )
+    known, kept = read_vips(vips), read_vips(spared)
 
-    def leads_to(entry: Entry, rows: list[tuple[Protocol, Address, int, int]]) -> bool:
+    def leads_to(entry: Entry, served: list[Served]) -> bool:
         port = entry.ports & 0xFFFF
         return any(
-            entry.protocol == protocol and first <= port <= last and _is(address, entry)
-            for protocol, address, first, last in rows
+            entry.protocol == protocol
+            and vip.first_port <= port <= vip.last_port
+            and _is(vip, entry)
+            for protocol, vip in served
         )
 
     def chosen(entry: Entry) -> bool:
@@ -76,7 +82,9 @@ def _leading(
     return chosen
 
 
-def _is(vip: Address, entry: Entry) -> bool:
+def _is(vip: Vip, entry: Entry) -> bool:
     """Whether a VIP's address, which may stand for all of its family, is the destination."""
     destination = address_of(entry.dst_high, entry.dst_low)
-    return destination == vip or (vip.is_unspecified and destination.version == vip.version)
+    return destination == vip.address or (
+        vip.wildcard and destination.version == vip.address.version
+    )

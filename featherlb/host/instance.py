@@ -1,6 +1,6 @@
 """One instance's changes to the host: made, replaced while running, undone; and what others left.
 
-Imports the drivers, `plan`, `changes` and `others`. Each change is in the journal before it is
+Imports the drivers, `plan`, `changes` and `carried`. Each change is in the journal before it is
 made, so nothing is lost when this process is killed in between. Not for a running asyncio loop
 (pyroute2's synchronous calls refuse that): call from a thread there.
 """
@@ -12,9 +12,8 @@ from types import TracebackType
 
 from featherlb.drivers import ipset, iptables, journal, neighbours, network, sysctl
 from featherlb.errors import HostError
-from featherlb.host.carried import give_up
+from featherlb.host.carried import Served, give_up, read_vips
 from featherlb.host.changes import Assignment, Change, Rules, Sets, Setting, decode, encode
-from featherlb.host.others import Served, served_by
 from featherlb.host.plan import HostPlan
 from featherlb.host.survey import place, require_privileges
 
@@ -251,7 +250,7 @@ def _remove_leftovers(log: journal.Journal, spare: Spare) -> list[str]:
     failures: list[str] = []
     records = log.records()
     alive = [record for record in records if record.alive]
-    vips = [vip for record in alive for vip in served_by(record)]
+    vips = [vip for record in alive for vip in read_vips(record.vips)]
     staying = [record for record in records if record in alive or spare(record, vips)]
     needed = {change.resource for record in staying for change in map(decode, record.changes)}
     served = [vip for record in staying for vip in record.vips]

@@ -6,14 +6,11 @@ takes its place: one of its number, or with a VIP of its.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from ipaddress import ip_address
 from itertools import product
 
 from featherlb.drivers.journal import Record
-from featherlb.host.carried import remain
-from featherlb.model import Protocol, Service, Vip
-
-Served = tuple[Protocol, Vip]
+from featherlb.host.carried import Served, read_vips, remain
+from featherlb.model import Service, Vip
 
 
 def others(
@@ -39,7 +36,7 @@ def counts(record: Record, vips: Iterable[Served]) -> bool:
 
 def may_return(record: Record, vips: Iterable[Served]) -> bool:
     """Whether a gone instance may come back to connections that the kernel carries."""
-    return record.carries and shared(vips, served_by(record)) is None
+    return record.carries and shared(vips, read_vips(record.vips)) is None
 
 
 def shared(vips: Iterable[Served], theirs: Iterable[Served]) -> Served | None:
@@ -53,14 +50,6 @@ def shared(vips: Iterable[Served], theirs: Iterable[Served]) -> Served | None:
 def served(services: Iterable[Service]) -> Iterator[Served]:
     """The VIPs of services."""
     return ((service.protocol, vip) for service in services for vip in service.vips)
-
-
-def served_by(record: Record) -> list[Served]:
-    """The VIPs of an instance."""
-    return [
-        (Protocol[name.upper()], Vip(ip_address(address), first, last))
-        for name, address, first, last in record.vips
-    ]
 
 
 def way_out(record: Record) -> str:

@@ -1,6 +1,6 @@
 """Refusals: what on this host would keep the services from working, each in one sentence.
 
-Imports the drivers, `plan`, `survey` and `others`. Nothing on the host is changed.
+Imports the drivers, `plan`, `survey`, `others` and `carried`. Nothing on the host is changed.
 """
 
 import os
@@ -11,9 +11,10 @@ from pathlib import Path
 
 from featherlb.drivers import journal, neighbours, network, sockets, sysctl
 from featherlb.errors import HostError
+from featherlb.host.carried import read_vips
 from featherlb.host.datapaths import obstacle, opposed
 from featherlb.host.kernel import check_kernel
-from featherlb.host.others import others, served, served_by, shared, way_out
+from featherlb.host.others import others, served, shared, way_out
 from featherlb.host.plan import Facts, Options, source_entries, subnet_interface
 from featherlb.host.survey import require_privileges
 from featherlb.model import Address, Backend, Datapath, Endpoint, NatMode, Protocol, Service, Vip
@@ -124,7 +125,7 @@ def _check_shared_backends(services: Sequence[Service]) -> None:
 def _check_others(services: Sequence[Service], rivals: Sequence[journal.Record]) -> None:
     sources = source_entries(services)
     for record in rivals:
-        if found := shared(served(services), served_by(record)):
+        if found := shared(served(services), read_vips(record.vips)):
             protocol, vip = found
             raise HostError(
                 f"VIP {vip}/{protocol} is already served by the featherlb with pid"

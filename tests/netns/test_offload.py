@@ -19,7 +19,7 @@ from netns.servers import Nginx
 from tests.netns.command import Featherlb, api, run
 from tests.netns.conftest import SERVED, Up
 from tests.netns.datagrams import Receivers, open_socket
-from tests.netns.test_operate_flows import flows
+from tests.netns.test_operate_flows import flows, kill
 from tests.netns.test_operate_pools import operate
 from tests.netns.test_udp import UDP_SEGMENT
 from tests.netns.traffic import (
@@ -283,10 +283,7 @@ def test_a_killed_connection_is_reset_at_both_ends(
     ):
         client.sendall(b"request")
         assert server.recv(100) == b"request"
-        assert operate(lab, "flows", "--kill", "--client", "10.0.0.101") == {"count": 1}
-        for end in (client, server):
-            with pytest.raises(ConnectionResetError):
-                end.recv(1)
+        kill(lab, client, server, "--client", "10.0.0.101")
 
 
 @pytest.mark.parametrize(
@@ -304,10 +301,7 @@ def test_a_firewall_does_not_keep_strays_away(
     with featherlb(lab, *service, *options), pair(lab, vip, 9000) as (client, server):
         client.sendall(b"request")
         assert server.recv(100) == b"request"
-        assert operate(lab, "flows", "--kill", "--client", "10.0.0.101") == {"count": 1}
-        for end in (client, server):
-            with pytest.raises(ConnectionResetError):
-                end.recv(1)
+        kill(lab, client, server, "--client", "10.0.0.101")
 
 
 def test_packets_of_open_connections_meet_the_rule_that_lets_them_pass_first(
@@ -647,7 +641,4 @@ def test_the_port_that_a_client_has_towards_the_backend_is_shown_and_its_connect
                     server.sendall(b"answer")
                     assert client.recv(100) == b"answer"
                     assert open_flow() == expected
-                assert operate(lab, "flows", "--kill", "--all") == {"count": 1}
-                for end in (client, server):
-                    with pytest.raises(ConnectionResetError):
-                        end.recv(1)
+                kill(lab, client, server, "--all")

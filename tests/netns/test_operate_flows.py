@@ -34,6 +34,14 @@ def flows(lab: Lab, *arguments: str) -> list[dict[str, str]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+def kill(lab: Lab, client: socket.socket, server: socket.socket, *which: str) -> None:
+    """End the only one of these flows; both ends of its connection are told."""
+    assert operate(lab, "flows", "--kill", *which) == {"count": 1}
+    for end in (client, server):
+        with pytest.raises(ConnectionResetError):
+            end.recv(1)
+
+
 @pytest.mark.parametrize("nat", ["dnat", "full"])
 def test_killed_flows_are_reset_at_both_ends(lab: Lab, featherlb: Up, nat: str) -> None:
     backend = lab.backends[0]
@@ -52,10 +60,7 @@ def test_killed_flows_are_reset_at_both_ends(lab: Lab, featherlb: Up, nat: str) 
             (flow,) = flows(lab, "--state", "established")
             assert flow["client"].startswith("10.0.0.101:")
             assert flow["backend"] == "10.0.1.2:9000"
-            assert operate(lab, "flows", "--kill", "--client", "10.0.0.101") == {"count": 1}
-            for end in (client, server):
-                with pytest.raises(ConnectionResetError):
-                    end.recv(1)
+            kill(lab, client, server, "--client", "10.0.0.101")
             assert flows(lab, "--state", "established") == []
 
 
