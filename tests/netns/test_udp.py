@@ -112,9 +112,9 @@ def test_iperf3_loses_nothing_on_the_way(lab: Lab, featherlb: Up, nat: str) -> N
         command += direction
         deadline = time.monotonic() + 20
         # The server takes one test at a time, and is a moment behind its client.
-        while "sum" not in (end := json.loads(lab.client.run(command, check=False).stdout)["end"]):
-            assert time.monotonic() < deadline, "iperf3 gives no result"
-        total = end["sum"]
+        while "sum" not in (said := json.loads(lab.client.run(command, check=False).stdout))["end"]:
+            assert time.monotonic() < deadline, f"iperf3 gives no result: {said.get('error')}"
+        total = said["end"]["sum"]
         assert total["packets"] >= 140
         return int(total["lost_packets"])
 

@@ -16,6 +16,7 @@ from typing import Self
 
 from netns import Lab, Node
 from netns.lab import VIP
+from tests.netns.command import run
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: vip\r\n\r\n"
 REQUEST_AND_CLOSE = b"GET / HTTP/1.1\r\nHost: vip\r\nConnection: close\r\n\r\n"
@@ -157,7 +158,10 @@ def pair(
 
 
 def let_forward(node: Node) -> None:
-    """Let a node forward the packets of others."""
+    """Let a node forward the packets of others, whatever ran on it before: what a stopped instance
+    has left to the kernel goes, as the next one would put the setting back with it."""
+    ended = run(node, "down")
+    assert ended.returncode == 0, ended.stderr
     node.sysctl("net.ipv4.ip_forward", 1)
     node.sysctl("net.ipv6.conf.all.forwarding", 1)
 
