@@ -36,6 +36,7 @@ from featherlb.model import (
 )
 from featherlb.names import Names
 from featherlb.paths import PathWatcher
+from featherlb.sharing import Share
 from featherlb.workers import Cursor, FlowFilter, Workers
 
 log = logging.getLogger("featherlb")
@@ -119,8 +120,7 @@ class Instance:
         self._pass_mark = plan.pass_mark or 0
         starts = [
             Start(
-                worker=number,
-                workers=self.options.workers,
+                share=Share(number, self.options.workers, self.options.hash_seed),
                 queue=self.options.queue + number,
                 driver=config.driver,
                 queue_length=QUEUE_LENGTH,

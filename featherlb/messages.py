@@ -1,8 +1,8 @@
 """What supervisor and worker say to each other, and the channel they say it over.
 
-Imports `model`, and of `core` the values that are reported. The channel is a SOCK_SEQPACKET
-socketpair: one pickled message a packet, between two processes of the same program. Sending never
-blocks: what does not fit now waits in memory and goes with `flush`.
+Imports `model`, `sharing`, and of `core` the values that are reported. The channel is a
+SOCK_SEQPACKET socketpair: one pickled message a packet, between two processes of the same program.
+Sending never blocks: what does not fit now waits in memory and goes with `flush`.
 """
 
 import pickle
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from featherlb.core.views import FlowRecords, Statistics
 from featherlb.drivers.base import FrameCounters, QueueCounters
 from featherlb.model import Driver, Paths, Service, Timeouts
+from featherlb.sharing import Share
 
 _BUFFER = 4 << 20
 """Bytes of kernel memory per direction; a message must fit into it."""
@@ -20,13 +21,9 @@ _BUFFER = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """To the worker, first: bind `queue`. It answers `Ready` or `Failed`.
+    """To the worker, first: bind `queue`. It answers `Ready` or `Failed`."""
 
-    It is number `worker` (from 0) of `workers`.
-    """
-
-    worker: int
-    workers: int
+    share: Share
     queue: int
     driver: Driver
     queue_length: int

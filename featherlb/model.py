@@ -110,18 +110,6 @@ SOURCE_PORTS = range(1024, 32768)
 so that connections of the balancer's own host never share a port with a flow."""
 
 
-def source_ports(worker: int, workers: int) -> range:
-    """The share of `SOURCE_PORTS` that belongs to one of several workers: a reply's destination
-    port then says whose flow it is."""
-    size = len(SOURCE_PORTS) // workers
-    return SOURCE_PORTS[worker * size : (worker + 1) * size]
-
-
-def connections_share(limit: int, worker: int, workers: int) -> int:
-    """The share of a limit that belongs to one of several workers; together they have all."""
-    return limit // workers + (worker < limit % workers)
-
-
 @dataclass(frozen=True, slots=True, order=True)
 class Endpoint:
     """An address and a port (0 to 65535)."""

@@ -55,9 +55,8 @@ from featherlb.model import (
     Paths,
     Protocol,
     Service,
-    connections_share,
-    source_ports,
 )
+from featherlb.sharing import Share
 
 TICK = 0.1
 """Seconds between two looks at the clock's business: expiry, and log lines."""
@@ -77,13 +76,13 @@ class Worker:
             secret=os.urandom(32),
             hash_key=start.hash_key,
             timeouts=start.timeouts,
-            source_ports=source_ports(start.worker, start.workers),
+            source_ports=start.share.ports,
             adopt_until=time.monotonic() + ADOPTION,
         )
         self._balancer.lifecycle.opened = [] if start.log_flows else None
         self._queue = open_queue(start)
-        self._frames = PacketSockets()
-        self._interest = Interest(start.worker, start.workers)
+        self._interest = Interest(start.share)
+        self._frames = PacketSockets(self._interest)
         self._services: tuple[Service, ...] = ()
         self._paths = Paths()
         self._start = start
@@ -153,8 +152,8 @@ class Worker:
             self._queue.carry_with(self._conntrack)
             self._poller.register(self._conntrack.fileno(), select.POLLIN)
         if new:
-            worker, workers = self._start.worker, self._start.workers
-            self._conntrack.adopt(self._balancer.offload, new, worker, workers, time.monotonic())
+            share, now = self._start.share, time.monotonic()
+            self._conntrack.adopt(self._balancer.offload, new, share, now)
 
     def close(self) -> None:
         if self._conntrack is not None:
@@ -175,8 +174,7 @@ class Worker:
                 except FeatherlbError as error:
                     self._channel.send(Failed(str(error)))
                     return
-                worker, workers = self._start.worker, self._start.workers
-                self._balancer.apply(share_limits(services, worker, workers))
+                self._balancer.apply(share_limits(services, self._start.share))
                 carried = [one for one in services if one.datapath is Datapath.OFFLOAD]
                 if carried:
                     served = {one.name for one in self._services}
@@ -260,14 +258,14 @@ def is_limited(service: Service) -> bool:
     return any(backend.max_connections is not None for backend in service.backends)
 
 
-def share_limits(services: tuple[Service, ...], worker: int, workers: int) -> tuple[Service, ...]:
+def share_limits(services: tuple[Service, ...], share: Share) -> tuple[Service, ...]:
     """The services with this worker's share of each backend's connections."""
 
     def shared(backend: Backend) -> Backend:
         limit = backend.max_connections
         if limit is None:
             return backend
-        return replace(backend, max_connections=connections_share(limit, worker, workers))
+        return replace(backend, max_connections=share.connections(limit))
 
     return tuple(
         replace(service, backends=tuple(map(shared, service.backends))) for service in services

@@ -64,7 +64,7 @@ class WorkerProcess:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
             )
-        self.number = start.worker
+        self.number = start.share.worker
         self.gone = asyncio.Event()
         self._channel = Channel(ours)
         self._answers: asyncio.Queue[FromWorker] = asyncio.Queue()
@@ -248,27 +248,27 @@ class Workers:
     async def _keep(self, start: Start, greeting: Callable[[], Sequence[Apply | SetPaths]]) -> None:
         """Replace a worker whenever it dies."""
         while True:
-            worker = self._processes[start.worker]
+            worker = self._processes[start.share.worker]
             await worker.gone.wait()
             worker.stop()
             self._events.tell(
                 "worker-died",
-                f"worker {start.worker} ended with status {worker.process.returncode}:"
+                f"worker {start.share.worker} ended with status {worker.process.returncode}:"
                 " starting another, and its flows are lost but for those that the kernel carries",
                 logging.ERROR,
-                worker=start.worker,
+                worker=start.share.worker,
             )
             while worker.gone.is_set():
                 await asyncio.sleep(RESTART_DELAY)
                 try:
-                    worker = self._processes[start.worker] = await _begin(start, greeting())
+                    worker = self._processes[start.share.worker] = await _begin(start, greeting())
                 except HostError as error:
-                    log.error("worker %d does not start: %s", start.worker, error)
+                    log.error("worker %d does not start: %s", start.share.worker, error)
             self.restarts += 1
             self._events.tell(
                 "worker-started",
-                f"worker {start.worker} is balancing again",
-                worker=start.worker,
+                f"worker {start.share.worker} is balancing again",
+                worker=start.share.worker,
             )
 
 

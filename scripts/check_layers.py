@@ -17,11 +17,13 @@ PACKAGE = "featherlb"
 INTERNAL = {
     "errors": (),
     "model": (),
-    "core": ("errors", "model", "core"),
+    "sharing": ("model",),
+    "core": ("errors", "model", "sharing", "core"),
     "config": ("errors", "model", "core.scheduler", "config"),
     "drivers": (
         "errors",
         "model",
+        "sharing",
         "core.conntrack",
         "drivers.base",
         "drivers.conntrack",
@@ -39,6 +41,7 @@ INTERNAL = {
 STDLIB = {
     "errors": ("collections.abc",),
     "model": ("collections.abc", "dataclasses", "enum", "ipaddress"),
+    "sharing": ("dataclasses",),
     "core": (
         "abc",
         "array",

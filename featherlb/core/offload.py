@@ -1,9 +1,9 @@
 """The datapath offload: flows that the kernel's connection tracking carries, seen from here.
 
 Imports `addresses`, `answers`, `conntrack`, `counters`, `flow`, `lifecycle`, `members`, `packet`,
-`ports`, `services`, `stats`, `tcpstate` and `model`. Two come by here: the packet path, with the
-packet that opens a flow and with strays, and the driver of conntrack's sockets, which sends the
-requests that have gathered and tells what conntrack says. Times are in ticks of 0.1 s.
+`ports`, `services`, `stats`, `tcpstate`, `model` and `sharing`. Two come by here: the packet path,
+with the packet that opens a flow and with strays, and the driver of conntrack's sockets, which
+sends the requests that have gathered and tells what conntrack says. Times are in ticks of 0.1 s.
 """
 
 from collections.abc import Set
@@ -23,6 +23,7 @@ from featherlb.core.services import Services
 from featherlb.core.stats import Reason
 from featherlb.core.tcpstate import State
 from featherlb.model import Endpoint, PacketInfo, Verdict
+from featherlb.sharing import Share
 
 if not cython.compiled:
     from featherlb.core.conntrack import AF_INET6, DESTINATION_NAT, SEEN_REPLY
@@ -343,14 +344,16 @@ class Offload:
         """The highest number of a flow."""
         return self._flows.last_record()
 
-    def adopt(
-        self, entry: Entry, services: Set[str], worker: int, workers: int, ticks: int
-    ) -> bool:
+    def adopt(self, entry: Entry, services: Set[str], share: Share, ticks: int) -> bool:
         """Take over a flow that conntrack carries already, if it is one of a VIP of these services,
-        to one of its backends, and falls to this `worker` of several; whether it was."""
+        to one of its backends, and in this worker's share; whether it was."""
         if entry.protocol not in (TCP, UDP) or not entry.status & DESTINATION_NAT:
             return False
-        if (entry.src_low + (entry.ports >> 16)) % workers != worker:
+        client = entry.src_low
+        if entry.family == AF_INET6:
+            client ^= entry.src_high
+            client ^= client >> 32
+        if not share.has(client & MASK32, entry.ports >> 16):
             return False
         pool = self._services.find(
             entry.dst_high, entry.dst_low, entry.protocol, entry.ports & 0xFFFF, False

@@ -1,8 +1,7 @@
 """What the worker needs of a queue driver, and a queue driver of the core. Protocols only.
 
-Imports `model`, and of `core` what conntrack's messages look like. A further driver (another
-library, another datapath) is a
-module beside the first that satisfies `PacketQueue`.
+Imports `model` and `sharing`, and of `core` what conntrack's messages look like. A further driver
+(another library, another datapath) is a module beside the first that satisfies `PacketQueue`.
 """
 
 from collections.abc import Set
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from featherlb.core.conntrack import Entry, Requests
+from featherlb.sharing import Share
 
 
 class PacketHandler(Protocol):
@@ -102,9 +102,7 @@ class ConntrackHandler(Protocol):
 
     def last_record(self) -> int: ...
 
-    def adopt(
-        self, entry: Entry, services: Set[str], worker: int, workers: int, ticks: int
-    ) -> bool: ...
+    def adopt(self, entry: Entry, services: Set[str], share: Share, ticks: int) -> bool: ...
 
 
 class QueueHandler(PacketHandler, Protocol):

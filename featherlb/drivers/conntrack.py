@@ -1,10 +1,10 @@
 """Conntrack over netlink: the entries that carry offloaded flows, and word of their end.
 
-Imports the standard library and its siblings; what the messages say is the core's business. Two
-sockets: one for requests, whose answers are there as soon as a request has been sent (the kernel
-handles it within the system call), and one that hears of all entries that end, if need be also of
-those whose state changes. What it misses, for its buffer is full, is found by and by: `sweep` asks
-for every flow.
+Imports the standard library, `sharing` and its siblings; what the messages say is the core's
+business. Two sockets: one for requests, whose answers are there as soon as a request has been sent
+(the kernel handles it within the system call), and one that hears of all entries that end, if need
+be also of those whose state changes. What it misses, for its buffer is full, is found by and by:
+`sweep` asks for every flow.
 """
 
 import errno
@@ -15,6 +15,7 @@ from featherlb.drivers import entries
 from featherlb.drivers.base import ConntrackHandler
 from featherlb.drivers.mmsg import MessageBatch
 from featherlb.drivers.nfnetlink import SOL_NETLINK, open_socket
+from featherlb.sharing import Share
 
 NETLINK_ADD_MEMBERSHIP, NETLINK_DROP_MEMBERSHIP, NETLINK_CAP_ACK = 1, 2, 10
 BUFFER = 8 << 20
@@ -189,14 +190,12 @@ class Conntrack:
                     handler.inquire(flow)
             self.consult(handler, now)
 
-    def adopt(
-        self, handler: ConntrackHandler, services: Set[str], worker: int, workers: int, now: float
-    ) -> int:
+    def adopt(self, handler: ConntrackHandler, services: Set[str], share: Share, now: float) -> int:
         """Show the core all entries, for these services; how many it has taken over."""
         self.flush(handler)
         adopted = 0
         for entry, _ in entries.dump():
-            adopted += handler.adopt(entry, services, worker, workers, int(now * 10))
+            adopted += handler.adopt(entry, services, share, int(now * 10))
         return adopted
 
     def close(self) -> None:

@@ -136,7 +136,8 @@ class FrameBatch(MessageBatch):
 class PacketSockets:
     """All sockets of one worker."""
 
-    def __init__(self) -> None:
+    def __init__(self, interest: Interest) -> None:
+        """None is open yet; each receives these packets."""
         self.batch = FrameBatch(SLOTS, SLOT_SIZE)
         view = memoryview(self.batch.buffer)
         self.data = view
@@ -153,7 +154,8 @@ class PacketSockets:
         self.by_slot: list[PacketSocket | None] = [None] * (2 * (SLOT_MASK + 1))
         self.open: list[PacketSocket] = []
         self.held: deque[Held] = deque()
-        self._filters = {family: build(family, Interest(0, 1)) for family in ETHER_TYPES}
+        self._filters: dict[int, bytes] = {}
+        self.set_interest(interest)
 
     # What is open
 

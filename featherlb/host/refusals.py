@@ -10,6 +10,7 @@ from itertools import product
 from pathlib import Path
 
 from featherlb.drivers import journal, neighbours, network, sockets, sysctl
+from featherlb.drivers.socket_filter import ROOM, Interest
 from featherlb.errors import HostError
 from featherlb.host.carried import read_vips
 from featherlb.host.datapaths import obstacle, opposed
@@ -18,6 +19,7 @@ from featherlb.host.others import others, served, shared, way_out
 from featherlb.host.plan import Facts, Options, source_entries, subnet_interface
 from featherlb.host.survey import require_privileges
 from featherlb.model import Address, Backend, Datapath, Endpoint, NatMode, Protocol, Service, Vip
+from featherlb.sharing import Share
 
 NOWHERE = ""
 """Instead of an interface's name: no route leads to the address."""
@@ -61,13 +63,14 @@ def find(
     checks: list[Callable[[], None]] = [
         partial(_check_kernel, services, options),
         partial(_check_services, services),
+        partial(_check_filters, services, options, facts),
         partial(_check_others, services, rivals),
         partial(_check_listeners, services),
         partial(_check_reverse_path, services, options, facts),
         partial(_check_vip_addresses, services, options, facts),
     ]
     if not any(record.alive and record.pid == owner for record in records):
-        checks.insert(3, partial(_check_queues, options, rivals))
+        checks.insert(4, partial(_check_queues, options, rivals))
     for check_one in checks:
         try:
             check_one()
@@ -120,6 +123,17 @@ def _check_shared_backends(services: Sequence[Service]) -> None:
                     f" {user.datapath} and in service '{service.name}' with the datapath"
                     f" {service.datapath}; give both the same datapath"
                 )
+
+
+def _check_filters(services: Sequence[Service], options: Options, facts: Facts) -> None:
+    """What the datapath raw has to look for, is limited."""
+    share = Share(0, options.workers, options.hash_seed)
+    addresses = frozenset(one.address.ip for one in facts.addresses)
+    if not Interest(share).of(services, addresses).fits:
+        raise HostError(
+            "the VIPs of the services with the datapath raw are more than a socket filter can look"
+            f" for ({ROOM} addresses and ports); set the datapath of some to {Datapath.NFQUEUE}"
+        )
 
 
 def _check_others(services: Sequence[Service], rivals: Sequence[journal.Record]) -> None:

@@ -236,6 +236,21 @@ def test_of_several_workers_each_flow_has_one_whatever_changes(lab: Lab, feather
         assert sum(one["active"] for one in service["backends"]) == 12
 
 
+def test_of_several_workers_a_new_one_takes_over_what_was_its_predecessors(
+    lab: Lab, featherlb: Up
+) -> None:
+    with featherlb(lab, *TCP, *BACKENDS, "--workers", "2") as running, ExitStack() as stack:
+        sessions = [stack.enter_context(Session(lab.client)) for _ in range(12)]
+        first = [session.ask() for session in sessions]
+        had = [worker["flows"] for worker in operate(lab, "status")["workers"]]
+        worker, _ = (pid for pid in lab.balancer.pids() if pid != running.pid)
+        os.kill(worker, signal.SIGKILL)
+        wait_for(lambda: "is balancing again" in running.log, "another worker")
+        assert [worker["flows"] for worker in operate(lab, "status")["workers"]] == had
+        assert [session.ask() for session in sessions] == first
+        assert len(flows(lab)) == 12
+
+
 def test_a_worker_that_dies_loses_no_connection(lab: Lab, featherlb: Up) -> None:
     with featherlb(lab, *TCP, *BACKENDS) as running, Session(lab.client) as session:
         first = session.ask()

@@ -309,15 +309,16 @@ def test_a_backend_of_two_instances(lab: Lab, featherlb: Up) -> None:
                         assert ask(node, address).backend == "backend1"
 
 
-@NAT_MODES
+@pytest.mark.parametrize(("nat", "workers"), [("dnat", 1), ("full", 1), ("dnat", 3), ("full", 3)])
 def test_connections_stay_when_the_datapath_changes(
-    lab: Lab, featherlb: Up, tmp_path: Path, nat: str
+    lab: Lab, featherlb: Up, tmp_path: Path, nat: str, workers: int
 ) -> None:
     file = tmp_path / "lb.yaml"
 
     def write(datapath: str) -> None:
         file.write_text(
             f"""
+workers: {workers}
 services:
   - name: web
     vip: {VIP}:80
@@ -332,9 +333,10 @@ services:
     with featherlb(lab, "--config", str(file)), ExitStack() as stack:
         sessions = []
         for datapath in ("raw", "nfqueue", "offload", "raw", "auto", "nfqueue"):
-            session = stack.enter_context(Session(lab.client))
-            sessions.append(session)
-            session.ask()
+            for _ in range(workers):
+                session = stack.enter_context(Session(lab.client))
+                sessions.append(session)
+                session.ask()
             write(datapath)
             done = run(lab.balancer, "reload")
             assert done.returncode == 0, done.stderr

@@ -5,12 +5,15 @@ import socket
 import struct
 from array import array
 from dataclasses import replace
-from ipaddress import ip_address
+from functools import reduce
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from operator import xor
 
 import pytest
 
-from featherlb.drivers.socket_filter import Interest, build
-from featherlb.model import Datapath, Service, source_ports
+from featherlb.drivers.socket_filter import ROOM, Interest, build
+from featherlb.model import Datapath, Endpoint, Service
+from featherlb.sharing import Share
 from tests.builders import ip, ipv6_extensions, tcp, udp
 from tests.world import ONE, VIP, service
 
@@ -19,7 +22,7 @@ CLIENT, STRANGER = "198.51.100.7:40000", "203.0.113.5:443"
 CLIENT6, VIP6, ONE6 = "[2001:db8:1::7]:40000", "[2001:db8::10]:80", "[fd00::1]:8080"
 SIMILAR6 = "[fd00:1::1]:8080"
 """Ends in the same word as the backend's address."""
-WORKERS = 3
+WORKERS, SEED = 3, 0xCAFE
 
 
 def raw(*services: Service) -> list[Service]:
@@ -27,7 +30,7 @@ def raw(*services: Service) -> list[Service]:
 
 
 def interest(*services: Service, worker: int = 0, workers: int = 1) -> Interest:
-    return Interest(worker, workers).extended(raw(*services), frozenset())
+    return Interest(Share(worker, workers, SEED)).of(raw(*services), frozenset())
 
 
 def lets_in(wanted: Interest, packet: bytes) -> bool:
@@ -82,7 +85,7 @@ def test_only_what_is_ours_gets_in(packet: bytes, wanted: bool) -> None:
 
 
 def test_nothing_without_a_service_of_frames() -> None:
-    assert not lets_in(Interest(0, 1).extended([service(ONE)], frozenset()), tcp(CLIENT, VIP, "S"))
+    assert not lets_in(interest().of([service(ONE)], frozenset()), tcp(CLIENT, VIP, "S"))
 
 
 @pytest.mark.parametrize(("kind", "wanted"), [(3, True), (11, True), (12, True), (8, False)])
@@ -103,7 +106,7 @@ STRANGER6 = "[2001:db8:9::9]:1"
 
 def test_a_wildcard_stands_for_the_hosts_addresses() -> None:
     everywhere = raw(service(ONE, vips="0.0.0.0:80"))
-    wanted = Interest(0, 1).extended(everywhere, frozenset({ip_address("192.0.2.10")}))
+    wanted = interest().of(everywhere, frozenset({ip_address("192.0.2.10")}))
     assert lets_in(wanted, tcp(CLIENT, VIP, "S"))
     assert not lets_in(wanted, tcp(CLIENT, STRANGER, "S"))
 
@@ -114,11 +117,56 @@ def test_what_was_of_interest_stays_so() -> None:
     assert lets_in(later, tcp(ONE, CLIENT))
 
 
-def test_many_backends() -> None:
-    """More addresses than are searched for: whatever comes is looked at."""
-    many = service(*(f"10.2.{i // 200}.{i % 200 + 1}:80" for i in range(2000)))
-    assert lets_in(interest(many), tcp("10.2.9.9:80", CLIENT))
-    assert lets_in(interest(many), tcp(CLIENT, VIP, "S"))
+def many(count: int, six: bool) -> list[str]:
+    """Addresses without ports."""
+    draw = random.Random(count)
+    bits = 128 if six else 32
+    numbers = {draw.getrandbits(bits - 4) | 2 << bits - 4 for _ in range(count)}
+    return [f"[{IPv6Address(one)}]" if six else str(IPv4Address(one)) for one in sorted(numbers)]
+
+
+@pytest.mark.parametrize("six", [False, True], ids=["IPv4", "IPv6"])
+@pytest.mark.parametrize("count", [1, 8, 9, 100, ROOM - 1])
+def test_each_of_many_addresses_is_found(count: int, six: bool) -> None:
+    addresses = many(count, six)
+    client, vip = (CLIENT6, VIP6) if six else (CLIENT, VIP)
+    backends = interest(service(*(f"{one}:80" for one in addresses), vips=vip))
+    vips = interest(service(client, vips=[f"{one}:80" for one in addresses]))
+    for one in {*addresses[:9], *addresses[-9:], *addresses[:: max(1, count // 20)]}:
+        assert lets_in(backends, tcp(f"{one}:80", client))
+        assert lets_in(vips, tcp(client, f"{one}:80", "S"))
+    for one in many(20, six):
+        if one not in addresses:
+            assert not lets_in(backends, tcp(f"{one}:80", client))
+
+
+def test_more_backends_than_there_is_room_for() -> None:
+    """Whatever comes is looked at."""
+    backends = service(*(f"{one}:80" for one in many(ROOM, six=False)))
+    assert not interest(backends).fits_whole
+    assert lets_in(interest(backends), tcp(STRANGER, CLIENT))
+    (owner,) = who_gets(tcp(CLIENT, VIP, "S"), backends)
+    assert who_gets(tcp(STRANGER, CLIENT), backends) == [owner]
+
+
+def test_more_vips_than_there_is_room_for() -> None:
+    """Those from before are kept, if the new ones with them, or alone, are too many."""
+    before = interest(service(ONE))
+    vips = [f"{one}:80" for one in many(ROOM + 1, six=False)]
+    assert not interest(service(ONE, vips=vips)).fits
+    assert before.extended(raw(service(ONE, vips=vips)), frozenset()) == before
+    assert before.extended(raw(service(ONE, vips=vips[1:])), frozenset()).fits
+
+
+def test_the_ports_of_vips_need_room_where_ports_say_whose_a_packet_is() -> None:
+    ranges = [f"10.9.0.{i}:{1024 + i * 250}-{1024 + i * 250 + 249}" for i in range(1, 10)]
+    at_source = service(ONE, nat="full", vips=ranges)
+    assert interest(at_source).fits
+    assert not interest(at_source, workers=WORKERS).fits
+    assert (
+        len(who_gets(tcp(CLIENT, "10.9.0.1:1300", "S"), service(ONE, nat="full", vips=ranges[:7])))
+        == 1
+    )
 
 
 def clients(six: bool) -> list[str]:
@@ -139,6 +187,11 @@ def test_both_directions_meet_the_same_worker(vip: str, backend: str, six: bool)
     for client in clients(six):
         (owner,) = who_gets(tcp(client, vip, "S"), *BOTH)
         assert who_gets(tcp(backend, client), *BOTH) == [owner]
+        endpoint = Endpoint.parse(client)
+        address = int(endpoint.address)
+        if six:
+            address = reduce(xor, struct.unpack("!4I", endpoint.address.packed))
+        assert Share(owner, WORKERS, SEED).has(address, endpoint.port)
         owners.add(owner)
     assert owners == set(range(WORKERS))
 
@@ -148,7 +201,7 @@ def test_both_directions_meet_the_same_worker(vip: str, backend: str, six: bool)
 )
 def test_in_full_mode_the_port_says_whose_reply_it_is(source: str, backend: str) -> None:
     for worker in range(WORKERS):
-        ports = source_ports(worker, WORKERS)
+        ports = Share(worker, WORKERS, SEED).ports
         for port in (ports.start, ports.stop - 1):
             assert who_gets(tcp(backend, f"{source}:{port}"), *FULL) == [worker]
 
