@@ -20,6 +20,8 @@ from featherlb.changes import Change, add, running, still_fit
 from featherlb.config import AUTO, Config, ServiceConfig, VipConfig, advise, resolve
 from featherlb.core.tcpstate import ACTIVE
 from featherlb.core.views import read_flows
+from featherlb.drivers import flowfile
+from featherlb.drivers.journal import Journal
 from featherlb.errors import ConfigError, FeatherlbError, HostError
 from featherlb.events import Events
 from featherlb.health import HealthChecks, progress
@@ -118,6 +120,8 @@ class Instance:
         self.services = judgement.services
         self.options = plan.options
         self._pass_mark = plan.pass_mark or 0
+        directory = Journal().directory
+        saved = flowfile.find(directory, self.options.queue)
         starts = [
             Start(
                 share=Share(number, self.options.workers, self.options.hash_seed),
@@ -129,12 +133,19 @@ class Instance:
                 timeouts=config.timeouts,
                 hash_key=config.hash_key.encode(),
                 log_flows=log.isEnabledFor(logging.DEBUG),
+                save=str(flowfile.path(directory, self.options.queue, number)),
+                saved=tuple(map(str, saved)),
             )
             for number in range(self.options.workers)
         ]
         # Queues are bound and services known before rules send packets there.
         await self.paths.follow(self.services)
-        await self.workers.start(starts, self._greeting)
+        try:
+            await self.workers.start(starts, self._greeting)
+        finally:
+            # Even if a worker could not stand it: the next one shall not try it again.
+            for path in saved:
+                path.unlink(missing_ok=True)
         await asyncio.to_thread(self._host.apply, plan)
         for line in await asyncio.to_thread(host.remove_leftovers, spare=host.counts):
             log.warning("%s", line)
@@ -619,6 +630,11 @@ def prepare(
         fail_open=config.fail_open,
         assign=assign,
     )
+    # The ports of saved flows, and so their packets' queues, were given to workers by this seed.
+    for path in flowfile.find(Journal().directory, options.queue):
+        share = flowfile.read_share(path)
+        if share is not None and share.workers == options.workers:
+            options = replace(options, hash_seed=share.seed)
     facts = host.survey(services)
     host.check(services, options, facts)
     return services, host.build(services, options, facts)

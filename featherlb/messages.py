@@ -21,7 +21,12 @@ _BUFFER = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """To the worker, first: bind `queue`. It answers `Ready` or `Failed`."""
+    """To the worker, first: bind `queue`. It answers `Ready` or `Failed`.
+
+    Its flows stand in the shared memory of the descriptor `memory`, whose bytes are all zeros. With
+    the first `Apply` it takes over those in the memory of its `predecessor` (a descriptor) and in
+    the files `saved`; when the supervisor goes away it saves its own to the file `save`.
+    """
 
     share: Share
     queue: int
@@ -32,6 +37,10 @@ class Start:
     timeouts: Timeouts
     hash_key: bytes
     log_flows: bool
+    save: str
+    saved: tuple[str, ...] = ()
+    memory: int = -1
+    predecessor: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

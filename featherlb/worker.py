@@ -8,6 +8,7 @@ in this order of importance; nothing in it blocks.
 
 import gc
 import logging
+import mmap
 import os
 import select
 import signal
@@ -16,11 +17,14 @@ import sys
 import time
 from collections.abc import Set
 from dataclasses import replace
+from pathlib import Path
 
 from featherlb import plugins
 from featherlb.core.balancer import Balancer
+from featherlb.core.memory import FlowMemory
 from featherlb.core.scheduler import names
 from featherlb.core.views import FlowView
+from featherlb.drivers import flowfile
 from featherlb.drivers.base import PacketQueue
 from featherlb.drivers.conntrack import Conntrack
 from featherlb.drivers.netfilterqueue import NetfilterQueueDriver
@@ -71,8 +75,9 @@ class Worker:
         """Bind the queue; HostError if that fails."""
         self._channel = channel
         self._sender = RawSender()
+        self._memory = FlowMemory(mmap.mmap(start.memory, 0))
         self._balancer = Balancer(
-            capacity=start.max_flows,
+            memory=self._memory,
             secret=os.urandom(32),
             hash_key=start.hash_key,
             timeouts=start.timeouts,
@@ -87,13 +92,14 @@ class Worker:
         self._paths = Paths()
         self._start = start
         self._conntrack: Conntrack | None = None
+        self._serving = False
         self._poller = select.poll()
 
     def run(self) -> None:
         """Work until the supervisor goes away."""
         balancer, frames = self._balancer, self._frames
         queue, channel = self._queue.fileno(), self._channel.fileno()
-        self._poller.register(queue, select.POLLIN)
+        # Packets wait until it is known what becomes of them.
         self._poller.register(channel, select.POLLIN)
         next_tick = time.monotonic()
         overdue = False
@@ -155,6 +161,31 @@ class Worker:
             share, now = self._start.share, time.monotonic()
             self._conntrack.adopt(self._balancer.offload, new, share, now)
 
+    def _take_over(self) -> None:
+        """Go on with the flows of the worker that had this place, or of the instance before."""
+        start = self._start
+        memories = [flowfile.load(Path(path)) for path in start.saved]
+        if start.predecessor is not None:
+            memories.append(FlowMemory(mmap.mmap(start.predecessor, 0)))
+        taken = left = 0
+        for memory in memories:
+            if memory is not None:
+                more, fewer = self._balancer.takeover.take(memory, start.share)
+                taken, left = taken + more, left + fewer
+        if taken or left:
+            text = f"worker {start.share.worker} has taken over {taken} flows"
+            if left:
+                text += f"; {left} have no place in the services"
+            self._channel.send(Log(logging.INFO, text))
+
+    def save(self) -> None:
+        """Leave the flows to the next instance."""
+        if self._balancer.takeover.has_own():
+            try:
+                flowfile.save(Path(self._start.save), self._memory, self._start.share)
+            except OSError as error:
+                print(f"featherlb: flows can't be saved: {error}", file=sys.stderr)
+
     def close(self) -> None:
         if self._conntrack is not None:
             self._conntrack.close()
@@ -175,6 +206,8 @@ class Worker:
                     self._channel.send(Failed(str(error)))
                     return
                 self._balancer.apply(share_limits(services, self._start.share))
+                if not self._serving:
+                    self._take_over()
                 carried = [one for one in services if one.datapath is Datapath.OFFLOAD]
                 if carried:
                     served = {one.name for one in self._services}
@@ -187,6 +220,9 @@ class Worker:
                 self._queue.pass_mark = pass_mark
                 self._services = services
                 self._let_in()
+                if not self._serving:
+                    self._poller.register(self._queue.fileno(), select.POLLIN)
+                    self._serving = True
                 self._channel.send(Applied())
             case SetPaths(paths):
                 self._follow(paths)
@@ -300,6 +336,7 @@ def main() -> None:
     channel.send(Ready())
     try:
         worker.run()
+        worker.save()
     finally:
         worker.close()
 

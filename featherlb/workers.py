@@ -6,13 +6,16 @@ successor balances new connections, which is better than a queue that nobody emp
 
 import asyncio
 import logging
+import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network
 
+from featherlb.core.memory import size_of
 from featherlb.core.tcpstate import State
 from featherlb.core.views import FlowRecords, FlowView, read_flows
 from featherlb.errors import HostError
@@ -45,7 +48,12 @@ log = logging.getLogger("featherlb")
 ANSWER_TIMEOUT = 20.0
 """Seconds a worker may take to answer, on a machine that is busy with everything else."""
 RESTART_DELAY = 1.0
-"""Seconds between the death of a worker and the next try, so that a crash loop costs little."""
+"""Seconds before the next try, where the one before was in vain, so that a crash loop costs little.
+"""
+SETTLED = 10.0
+"""Seconds after which it isn't what a worker has taken over that it dies of."""
+MAX_HEIRS = 3
+"""Workers that take over the same flows and die of them, at most."""
 RECORDS_AT_ONCE = 512
 """Flow records that a worker copies per turn of its loop: 64 KiB, a few microseconds."""
 ENDED_AT_ONCE = 32
@@ -55,13 +63,26 @@ ENDED_AT_ONCE = 32
 class WorkerProcess:
     """One worker."""
 
-    def __init__(self, start: Start) -> None:
-        """Start the process; `ask` tells when it is ready."""
+    def __init__(self, start: Start, predecessor: "WorkerProcess | None" = None) -> None:
+        """Start the process; `ask` tells when it is ready. OSError if that can't be done.
+
+        It takes over the flows of its `predecessor`, which has ended.
+        """
+        self.memory = os.memfd_create("featherlb")
+        os.ftruncate(self.memory, size_of(start.max_flows))
+        shared = [self.memory]
+        self.start = replace(start, memory=self.memory)
+        self._born = time.monotonic()
+        self._generation = 0
+        if predecessor is not None:
+            shared.append(predecessor.memory)
+            self.start = replace(self.start, predecessor=predecessor.memory)
+            self._generation = predecessor.generation + 1
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "featherlb.worker", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), *shared],
                 stdin=subprocess.DEVNULL,
             )
         self.number = start.share.worker
@@ -89,6 +110,15 @@ class WorkerProcess:
 
     async def _take_answer(self) -> FromWorker:
         return await asyncio.wait_for(self._answers.get(), ANSWER_TIMEOUT)
+
+    @property
+    def generation(self) -> int:
+        """How many have had these flows before and died soon."""
+        return self._generation if time.monotonic() - self._born < SETTLED else 0
+
+    def forget(self) -> None:
+        """Give up the flows of the process, which has ended."""
+        os.close(self.memory)
 
     def stop(self) -> None:
         """Let the process end: it does when its channel closes."""
@@ -169,7 +199,9 @@ class Workers:
         for failure in begun:
             if isinstance(failure, BaseException):
                 raise failure
-        self._keepers = [asyncio.create_task(self._keep(start, greeting)) for start in starts]
+        # What was saved has been taken over by now.
+        later = [replace(start, saved=()) for start in starts]
+        self._keepers = [asyncio.create_task(self._keep(start, greeting)) for start in later]
 
     def stop(self) -> None:
         for keeper in self._keepers:
@@ -251,19 +283,28 @@ class Workers:
             worker = self._processes[start.share.worker]
             await worker.gone.wait()
             worker.stop()
+            heir = worker.generation < MAX_HEIRS
+            lost = "its flows are lost but for those that the kernel carries"
             self._events.tell(
                 "worker-died",
                 f"worker {start.share.worker} ended with status {worker.process.returncode}:"
-                " starting another, and its flows are lost but for those that the kernel carries",
+                f" starting another, {'for its flows' if heir else 'and ' + lost}",
                 logging.ERROR,
                 worker=start.share.worker,
             )
-            while worker.gone.is_set():
-                await asyncio.sleep(RESTART_DELAY)
+            successor = None
+            while successor is None:
+                if not heir:
+                    await asyncio.sleep(RESTART_DELAY)
                 try:
-                    worker = self._processes[start.share.worker] = await _begin(start, greeting())
+                    successor = await _begin(start, greeting(), worker if heir else None)
                 except HostError as error:
                     log.error("worker %d does not start: %s", start.share.worker, error)
+                    if heir:
+                        log.error("worker %d: %s", start.share.worker, lost)
+                    heir = False
+            self._processes[start.share.worker] = successor
+            worker.forget()
             self.restarts += 1
             self._events.tell(
                 "worker-started",
@@ -272,14 +313,20 @@ class Workers:
             )
 
 
-async def _begin(start: Start, greeting: Sequence[Apply | SetPaths]) -> WorkerProcess:
+async def _begin(
+    start: Start, greeting: Sequence[Apply | SetPaths], predecessor: WorkerProcess | None = None
+) -> WorkerProcess:
     """A worker at work; HostError if it doesn't get there."""
-    worker = WorkerProcess(start)
     try:
-        await worker.ask(start)
+        worker = WorkerProcess(start, predecessor)
+    except OSError as error:
+        raise HostError(f"no worker can be started: {error.strerror}") from None
+    try:
+        await worker.ask(worker.start)
         for message in greeting:
             await worker.ask(message)
     except BaseException:
         worker.stop()
+        worker.forget()
         raise
     return worker

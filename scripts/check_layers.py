@@ -25,6 +25,7 @@ INTERNAL = {
         "model",
         "sharing",
         "core.conntrack",
+        "core.memory",
         "drivers.base",
         "drivers.conntrack",
         "drivers.entries",

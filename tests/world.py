@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 
 from featherlb.core.balancer import Balancer
+from featherlb.core.memory import anonymous
 from featherlb.core.stats import Reason
 from featherlb.core.tcpstate import ACTIVE
 from featherlb.core.views import FlowView, Statistics
@@ -122,8 +123,9 @@ class World:
         source_ports: range = SOURCE_PORTS,
         adopt_until: float = 0.0,
     ) -> None:
+        self.memory = anonymous(capacity)
         self.balancer = Balancer(
-            capacity=capacity,
+            memory=self.memory,
             secret=SECRET,
             hash_key=b"placement",
             timeouts=timeouts or Timeouts(),

@@ -9,7 +9,8 @@ from featherlb import host
 def down() -> None:
     """Remove what a killed instance left on this host; running instances stay.
 
-    Connections that the kernel still carries for it (datapath offload) end.
+    Connections that the kernel still carries for it (datapath offload) end, and those that the next
+    start would have taken over are forgotten.
     """
-    for line in host.remove_leftovers():
+    for line in [*host.remove_leftovers(), *host.forget_flows()]:
         click.echo(f"removed {line}")

@@ -19,6 +19,7 @@ from featherlb.core.offload cimport Offload
 from featherlb.core.packet cimport (
     ACK, FIN, FRAGMENT, MASK32, OK, RST, SYN, TCP, UDP, UNSUPPORTED, Packet)
 from featherlb.core.services cimport Services
+from featherlb.core.takeover cimport Takeover
 from featherlb.core.views cimport Views
 
 cdef Py_ssize_t EVENTS
@@ -37,6 +38,7 @@ cdef class Balancer:
     cdef readonly Lifecycle lifecycle
     cdef readonly Offload offload
     cdef readonly Ending ending
+    cdef readonly Takeover takeover
     cdef readonly Views views
     cdef readonly object buffer
     cdef Packet packet

@@ -24,12 +24,14 @@ from featherlb.core.hops import Hops
 from featherlb.core.icmp import IcmpHandler
 from featherlb.core.lifecycle import Lifecycle
 from featherlb.core.members import MAX_MEMBERS, Members
+from featherlb.core.memory import FlowMemory
 from featherlb.core.offload import Offload
 from featherlb.core.packet import Packet
 from featherlb.core.ports import PortAllocator
 from featherlb.core.scheduler import NewFlow
 from featherlb.core.services import Services
 from featherlb.core.stats import Reason
+from featherlb.core.takeover import Takeover
 from featherlb.core.tcpstate import TRANSITIONS, Event, State
 from featherlb.core.views import Views
 from featherlb.model import (
@@ -112,26 +114,26 @@ class Balancer:
     """Decides what happens to each packet.
 
     Of its parts, `answers` has packets to send, `offload` is for conntrack's driver, `views` shows
-    flows and counts, and `ending` ends flows by hand.
+    flows and counts, `ending` ends flows by hand, and `takeover` has those of a predecessor.
     """
 
     def __init__(
         self,
         *,
-        capacity: int,
+        memory: FlowMemory,
         secret: bytes,
         hash_key: bytes,
         timeouts: Timeouts,
         source_ports: range = SOURCE_PORTS,
         adopt_until: float = 0.0,
     ) -> None:
-        """`capacity` limits the flows. `secret` is the process's randomness (16 bytes or more);
-        `hash_key` keys placement and must be the same where nodes are to agree. `source_ports`
-        are for `full` NAT. Until the time `adopt_until` of the clock of `handle_packet`,
-        connections from before are recognised by their replies, too."""
-        flows = self.flows = FlowTable(capacity, secret)
+        """`memory`, all zeros, limits the flows. `secret` is the process's randomness (16 bytes or
+        more); `hash_key` keys placement and must be the same where nodes are to agree.
+        `source_ports` are for `full` NAT. Until the time `adopt_until` of the clock of
+        `handle_packet`, connections from before are recognised by their replies, too."""
+        flows = self.flows = FlowTable(memory, secret)
         packet = self.packet = Packet()
-        hops = self.hops = Hops(capacity, MAX_MEMBERS)
+        hops = self.hops = Hops(memory, MAX_MEMBERS)
         counters = self.counters = Counters()
         answers = self.answers = Answers(packet)
         seed = int.from_bytes(secret, "big")
@@ -146,6 +148,7 @@ class Balancer:
             flows, packet, services, members, lifecycle, counters, answers, ports, requests
         )
         self.handover = Handover(flows, members, lifecycle, requests)
+        self.takeover = Takeover(flows, services, members, lifecycle, self.handover, hops, ports)
         self.icmp = IcmpHandler(packet, flows, hops, services, counters, answers)
         self.fragments = Fragments()
         self.ended = EndedConnections()

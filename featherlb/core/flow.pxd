@@ -13,7 +13,7 @@ cdef int IPV6, FULL, LOCAL_BACKEND, LOCAL_CLIENT, REPLY_ONLY, COUNTED, WIRED, OF
 cdef class FlowTable:
     cdef readonly Py_ssize_t capacity, count, queues
     cdef unsigned long long[::1] u64, index
-    cdef unsigned int[::1] u32, head, tail, length, timeout, rank, grain
+    cdef unsigned int[::1] u32, used, head, tail, length, timeout, rank, grain
     cdef unsigned short[::1] u16
     cdef unsigned char[::1] u8
     cdef unsigned long long mask

@@ -1,11 +1,11 @@
 """The flow table: every tracked connection, found by either direction, in flat memory.
 
-Imports nothing of featherlb. Theory of operation:
+Imports `memory`. Theory of operation:
 
-*Records.* A flow is a record of 128 bytes in one anonymous mapping that the kernel fills with
-zero pages as they are touched, so a large limit costs nothing until it is used. Record 0 means
-"none". Addresses are 128 bits in two words; an IPv4 address is held in IPv6's mapped form
-(RFC 4291 section 2.5.5.2), so both families share one layout.
+*Records.* A flow is a record of 128 bytes in one mapping that the kernel fills with zero pages as
+they are touched, so a large limit costs nothing until it is used. Record 0 means "none". Addresses
+are 128 bits in two words; an IPv4 address is held in IPv6's mapped form (RFC 4291 section 2.5.5.2),
+so both families share one layout.
 
 *Index.* An open-addressing hash table with linear probing holds two entries a flow: the key of
 a forward packet (client to VIP) and that of a reply (backend to the address the backend sees).
@@ -28,6 +28,8 @@ from array import array
 from hashlib import blake2b
 
 import cython
+
+from featherlb.core.memory import FlowMemory
 
 TICKS_PER_SECOND = 10
 MASK32 = 0xFFFFFFFF
@@ -80,15 +82,16 @@ MAX_GRAIN = TICKS_PER_SECOND
 class FlowTable:
     """At most `capacity` flows. References are `flow << 1 | direction`, 0 for none."""
 
-    def __init__(self, capacity: int, secret: bytes) -> None:
-        """`secret` keys the hash: 16 bytes or more of randomness."""
-        self.capacity = capacity
+    def __init__(self, memory: FlowMemory, secret: bytes) -> None:
+        """As many flows as fit into this memory, which is all zeros. `secret` keys the hash: 16
+        bytes or more of randomness."""
+        capacity = self.capacity = memory.capacity
         self.count = 0
-        memory = memoryview(mmap.mmap(-1, (capacity + 1) * 128))
-        self.u64 = memory.cast("Q")
-        self.u32 = memory.cast("I")
-        self.u16 = memory.cast("H")
-        self.u8 = memory
+        self.u64 = memory.records.cast("Q")
+        self.u32 = memory.records.cast("I")
+        self.u16 = memory.records.cast("H")
+        self.u8 = memory.records
+        self.used = memory.used
         slots = 1 << (4 * capacity - 1).bit_length()
         self.mask = slots - 1
         self.index = memoryview(mmap.mmap(-1, slots * 8)).cast("Q")
@@ -220,6 +223,7 @@ class FlowTable:
         elif self.unused <= self.capacity:
             flow = self.unused
             self.unused = flow + 1
+            self.used[0] = flow
         else:
             return 0
         base = flow * 16

@@ -7,7 +7,7 @@ cdef int SLOT_SHIFT, SLOT_MASK, EPOCH_SHIFT
 
 cdef class Hops:
     cdef unsigned long long[::1] clients, members
-    cdef unsigned int[::1] mtu
+    cdef unsigned int[::1] mtu, _links
     cdef public unsigned long long came, goes
     cdef public unsigned int gso_size
     cdef unsigned long long epoch
@@ -15,6 +15,8 @@ cdef class Hops:
     cdef readonly dict slots
     cdef dict _next_hops, _routes
 
+    @cython.locals(slot=cython.ulonglong, epoch=cython.ulonglong)
+    cpdef object recall(self, Py_ssize_t flow, unsigned long long hop, slots)
     @cython.locals(hop=cython.ulonglong)
     cpdef void came_from(
         self, Py_ssize_t flow, unsigned long long high, unsigned long long low) except *

@@ -1,9 +1,9 @@
 """Next hops: out of which link the frames of a flow leave, and to which MAC address.
 
-Imports `addresses` and `model`. A *hop* is 64 bits: the MAC address in the low 48, above it 8 bits
-of the link's slot, a bit that says that the host's routes have decided (`ROUTED`), and 7 bits that
-number the picture of routes by which it was decided (`epoch`). A slot is a small number that stands
-for an interface; 0 is none. A hop without a MAC address is not resolved yet.
+Imports `addresses`, `memory` and `model`. A *hop* is 64 bits: the MAC address in the low 48, above
+it 8 bits of the link's slot, a bit that says that the host's routes have decided (`ROUTED`), and 7
+bits that number the picture of routes by which it was decided (`epoch`). A slot is a small number
+that stands for an interface; 0 is none. A hop without a MAC address is not resolved yet.
 
 Towards backends the hop is a pool member's. Towards clients it is the flow's: a reply leaves by the
 link, and to the MAC address, that the client's packets came from last, unless the host's route to
@@ -12,8 +12,10 @@ again when they have changed; 8 bytes a flow remember the outcome.
 """
 
 import mmap
+from collections.abc import Sequence, Set
 
 from featherlb.core.addresses import words_of
+from featherlb.core.memory import SLOTS, FlowMemory
 from featherlb.model import NextHop, Paths
 
 SLOT_SHIFT = 48
@@ -22,7 +24,7 @@ SLOT_MASK = 0xFF
 ROUTED = 0x0100_0000_0000_0000
 EPOCH_SHIFT = 57
 EPOCHS = 128
-MAX_SLOTS = 256
+MAX_SLOTS = SLOTS
 
 
 class Hops:
@@ -32,9 +34,10 @@ class Hops:
     is none) are of the frame that is being handled: its driver sets them. `goes` is the answer.
     """
 
-    def __init__(self, capacity: int, members: int) -> None:
-        """For so many flows and members. Memory is used as it is needed."""
-        self.clients = memoryview(mmap.mmap(-1, (capacity + 1) * 8)).cast("Q")
+    def __init__(self, memory: FlowMemory, members: int) -> None:
+        """For the flows in this memory, and so many members. Memory is used as it is needed."""
+        self.clients = memory.hops
+        self._links = memory.links
         self.members = memoryview(mmap.mmap(-1, members * 8)).cast("Q")
         self.mtu = memoryview(mmap.mmap(-1, MAX_SLOTS * 4)).cast("I")
         self.came = 0
@@ -50,7 +53,7 @@ class Hops:
         """Replace the picture. Links keep their slots; `slots` has them by interface index."""
         present = {link.index for link in paths.links}
         for index in present - self.slots.keys():
-            self.slots[index] = self._free_slot(present)
+            self._add(index, self._free_slot(present))
         for slot in range(MAX_SLOTS):
             self.mtu[slot] = 0
         for link in paths.links:
@@ -70,6 +73,25 @@ class Hops:
         if routes != self._routes:
             self._routes = routes
             self.epoch = (self.epoch + 1) % EPOCHS
+
+    def slot_of(self, index: int) -> int:
+        """The slot of an interface that may be among the links of the next picture; 0 for index 0,
+        or if there is none left."""
+        if index and index not in self.slots and len(self.slots) < MAX_SLOTS - 1:
+            self._add(index, self._free_slot(self.slots.keys()))
+        return self.slots.get(index, 0)
+
+    def recall(self, flow: int, hop: int, slots: Sequence[int]) -> None:
+        """The flow's client was reached by this hop, of a memory whose links have these `slots`
+        here. The next packet asks the routes."""
+        slot = slots[hop >> SLOT_SHIFT & SLOT_MASK]
+        if slot and not hop & ROUTED:
+            epoch = (self.epoch - 1) % EPOCHS
+            self.clients[flow] = hop & MAC | slot << SLOT_SHIFT | epoch << EPOCH_SHIFT
+
+    def _add(self, index: int, slot: int) -> None:
+        self.slots[index] = slot
+        self._links[slot] = index
 
     def aim(self, member: int, high: int, low: int) -> None:
         """Take the hop of the member, whose address this is, from the picture. What is no longer
@@ -116,7 +138,7 @@ class Hops:
         slot = self.slots.get(hop.link, 0)
         return slot << SLOT_SHIFT | int.from_bytes(hop.address or b"", "big")
 
-    def _free_slot(self, present: set[int]) -> int:
+    def _free_slot(self, present: Set[int]) -> int:
         taken = set(self.slots.values())
         for slot in range(1, MAX_SLOTS):
             if slot not in taken:

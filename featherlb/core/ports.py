@@ -31,18 +31,20 @@ class _PortRing:
     rest stand in the order in which they came back.
     """
 
-    __slots__ = ("_count", "_fresh", "_head", "_random", "_ring", "_size")
+    __slots__ = ("_count", "_fresh", "_head", "_places", "_random", "_ring", "_size")
 
     def __init__(self, ports: Sequence[int], draw: Callable[[], float]) -> None:
         self._ring = array("H", ports)
         self._size = self._count = self._fresh = len(ports)
         self._head = 0
+        self._places: dict[int, int] | None = None
         self._random = draw
 
     def take(self, excluded: frozenset[int]) -> int | None:
         """The next port that isn't excluded, or None. O(1); each excluded port that comes to
         the front costs a step."""
         ring = self._ring
+        self._places = None
         for _ in range(self._count):
             head = self._head
             port = ring[head]
@@ -60,20 +62,25 @@ class _PortRing:
         return None
 
     def claim(self, port: int) -> bool:
-        """Take this very port, if it is free. O(n)."""
+        """Take this very port, if it is free. O(n) for the first one in a row."""
         ring = self._ring
-        for step in range(self._count):
-            at = (self._head + step) % self._size
-            if ring[at] == port:
-                # What stands at the front takes its place.
-                ring[at] = ring[self._head]
-                self._fresh = max(0, self._fresh - 1)
-                self._head = (self._head + 1) % self._size
-                self._count -= 1
-                return True
-        return False
+        if self._places is None:
+            places = range(self._head, self._head + self._count)
+            self._places = {ring[at % self._size]: at % self._size for at in places}
+        at = self._places.pop(port, None)
+        if at is None:
+            return False
+        # What stands at the front takes its place.
+        if at != self._head:
+            ring[at] = ring[self._head]
+            self._places[ring[at]] = at
+        self._fresh = max(0, self._fresh - 1)
+        self._head = (self._head + 1) % self._size
+        self._count -= 1
+        return True
 
     def give_back(self, port: int) -> None:
+        self._places = None
         self._ring[(self._head + self._count) % self._size] = port
         self._count += 1
 

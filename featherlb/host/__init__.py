@@ -11,7 +11,7 @@ Composes the drivers; `build` is pure. None of it may be called from a running a
 """
 
 from featherlb.host.datapaths import pick, usable
-from featherlb.host.instance import Host, remove_leftovers
+from featherlb.host.instance import Host, forget_flows, remove_leftovers
 from featherlb.host.kernel import check_kernel
 from featherlb.host.others import counts, may_return
 from featherlb.host.plan import Facts, HostPlan, Options, build
@@ -28,6 +28,7 @@ __all__ = [
     "check_kernel",
     "counts",
     "find",
+    "forget_flows",
     "free_queue",
     "may_return",
     "missing_capabilities",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from ipaddress import ip_address
 from types import TracebackType
 
-from featherlb.drivers import ipset, iptables, journal, neighbours, network, sysctl
+from featherlb.drivers import flowfile, ipset, iptables, journal, neighbours, network, sysctl
 from featherlb.errors import HostError
 from featherlb.host.carried import Served, give_up, read_vips
 from featherlb.host.changes import Assignment, Change, Rules, Sets, Setting, decode, encode
@@ -291,6 +291,15 @@ def _remove_leftovers(log: journal.Journal, spare: Spare) -> list[str]:
             failures.append(str(error))
     if failures:
         raise HostError("; ".join(failures))
+    return removed
+
+
+def forget_flows() -> list[str]:
+    """Remove what instances have saved that ended; a line for each."""
+    removed = []
+    for path in flowfile.find(journal.Journal().directory):
+        path.unlink(missing_ok=True)
+        removed.append(f"saved flows ({path})")
     return removed
 
 

@@ -21,6 +21,7 @@ from statistics import median
 
 import featherlb
 from featherlb.core.balancer import Balancer
+from featherlb.core.memory import anonymous
 from featherlb.core.scheduler import names
 from featherlb.model import Backend, Endpoint, Hook, Protocol, Service, Timeouts, Vip
 
@@ -66,7 +67,10 @@ class Bench:
     def __init__(self, capacity: int) -> None:
         self.buffer = bytearray(BATCH * SPACING)
         self.balancer = Balancer(
-            capacity=capacity, secret=bytes(range(32)), hash_key=b"", timeouts=Timeouts()
+            memory=anonymous(capacity),
+            secret=bytes(range(32)),
+            hash_key=b"",
+            timeouts=Timeouts(),
         )
         self.balancer.attach(self.buffer)
         self.members = bytearray(capacity)

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, ClassVar, Self
 
 from featherlb import COMPILED
+from featherlb.host import forget_flows
 from netns import Node
 
 PROGRAM = str(Path(sys.executable).with_name("featherlb"))
@@ -90,6 +91,8 @@ class Featherlb:
         self.arguments = arguments
         self.program = program
         self.directory = directory
+        self.forgets = True
+        """Whether the next instance has nothing of its flows: tests share labs."""
         self._killed = False
 
     def __enter__(self) -> Self:
@@ -172,6 +175,8 @@ class Featherlb:
             if not self._killed:
                 assert self.stop() == 0
                 assert "Traceback" not in self.log
+            if self.forgets:
+                self.node.call(forget_flows)
         finally:
             self._end()
 

@@ -15,6 +15,7 @@ from hypothesis.stateful import (
 )
 
 from featherlb.core.flow import FlowTable
+from featherlb.core.memory import anonymous
 
 SECRET = bytes(range(16))
 MAPPED = 0xFFFF << 32
@@ -43,7 +44,7 @@ def insert(table: FlowTable, forward: Key, reply: Key, queue: int = 0, ticks: in
 
 def make_table(capacity: int, *timeouts: float, secret: bytes = SECRET) -> FlowTable:
     """With a queue per timeout; ranks count up."""
-    table = FlowTable(capacity, secret)
+    table = FlowTable(anonymous(capacity), secret)
     for rank, timeout in enumerate(timeouts or (30.0,)):
         assert table.add_queue(rank, timeout) == rank
     return table
@@ -66,7 +67,7 @@ class FlowTableMachine(RuleBasedStateMachine):
 
     @initialize(capacity=st.integers(1, 12), secret=st.binary(min_size=16, max_size=80))
     def start(self, capacity: int, secret: bytes) -> None:
-        self.table = FlowTable(capacity, secret)
+        self.table = FlowTable(anonymous(capacity), secret)
         for rank, timeout in zip(self.RANKS, self.TIMEOUTS, strict=True):
             self.table.add_queue(rank, timeout)
         self.flows: dict[int, Model] = {}
@@ -315,7 +316,7 @@ def test_eviction_takes_the_lowest_rank_then_the_longest_idle() -> None:
 
 
 def test_queues_of_the_same_rank_are_compared_by_idleness() -> None:
-    table = FlowTable(2, SECRET)
+    table = FlowTable(anonymous(2), SECRET)
     for timeout in (10.0, 20.0):
         table.add_queue(1, timeout)
     insert(table, forward_key(1), reply_key(1), 0, 9)

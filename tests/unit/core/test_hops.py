@@ -11,6 +11,7 @@ from scapy.layers.inet import ICMP, IP, UDP, defragment, fragment
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment, defragment6, fragment6
 
 from featherlb.core.hops import Hops
+from featherlb.core.memory import anonymous
 from featherlb.core.stats import Reason
 from featherlb.core.views import read_flows
 from featherlb.model import (
@@ -376,7 +377,7 @@ def test_a_connection_from_before_goes_by_the_routes() -> None:
 
 
 def test_links_that_come_and_go() -> None:
-    hops = Hops(1, 1)
+    hops = Hops(anonymous(1), 1)
     for index in range(1, 1000):
         hops.set_paths(Paths(links=(FRONT, replace(BACK, index=1000 + index))))
         assert 0 < hops.slots[FRONT.index] != hops.slots[1000 + index] > 0
