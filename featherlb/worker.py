@@ -75,7 +75,7 @@ class Worker:
         """Bind the queue; HostError if that fails."""
         self._channel = channel
         self._sender = RawSender()
-        self._memory = FlowMemory(mmap.mmap(start.memory, 0))
+        self._memory = map_memory(start.memory)
         self._balancer = Balancer(
             memory=self._memory,
             secret=os.urandom(32),
@@ -166,7 +166,7 @@ class Worker:
         start = self._start
         memories = [flowfile.load(Path(path)) for path in start.saved]
         if start.predecessor is not None:
-            memories.append(FlowMemory(mmap.mmap(start.predecessor, 0)))
+            memories.append(map_memory(start.predecessor))
         taken = left = 0
         for memory in memories:
             if memory is not None:
@@ -276,6 +276,13 @@ class Worker:
             self._channel.send(Log(logging.ERROR, text))
         for flow in self._balancer.views.take_opened(now):
             self._channel.send(Log(logging.DEBUG, describe(flow)))
+
+
+def map_memory(descriptor: int) -> FlowMemory:
+    """Shared memory that is there as long as it is used."""
+    memory = FlowMemory(mmap.mmap(descriptor, 0))
+    os.close(descriptor)
+    return memory
 
 
 def open_queue(start: Start) -> PacketQueue:
