@@ -20,11 +20,28 @@ cdef class Takeover:
     cdef Handover _handover
     cdef Hops _hops
     cdef object _source_ports
+    cdef dict _slots
+    cdef unsigned long long[::1] _u64
+    cdef unsigned int[::1] _u32
+    cdef unsigned short[::1] _u16
+    cdef unsigned char[::1] _u8
 
     @cython.locals(flows=FlowTable, flow=cython.Py_ssize_t)
     cpdef bint has_own(self)
+    @cython.locals(record=cython.Py_ssize_t, seen=cython.ulonglong, flow=cython.Py_ssize_t)
     cpdef object take(self, memory, share)
-    cdef object client(self, memory, Py_ssize_t record)
-    cdef Py_ssize_t enter(self, memory, Py_ssize_t record) except -1
+    cdef object look_at(self, memory)
+    @cython.locals(word=cython.ulonglong)
+    cdef unsigned long long client(self, Py_ssize_t record) noexcept
+    @cython.locals(
+        flows=FlowTable, key=cython.Py_ssize_t, protocol=cython.int, flags=cython.int,
+        state=cython.int, ports=cython.uint, back=cython.uint, client_high=cython.ulonglong,
+        client_low=cython.ulonglong, vip_high=cython.ulonglong, vip_low=cython.ulonglong,
+        high=cython.ulonglong, low=cython.ulonglong, source_high=cython.ulonglong,
+        source_low=cython.ulonglong, slot=Slot, hidden=cython.int, full=cython.bint,
+        flow=cython.Py_ssize_t, direction=cython.Py_ssize_t, expected=cython.uint,
+        seen=cython.uint, six=cython.bint)
+    cdef Py_ssize_t enter(self, Py_ssize_t record) except -1
+    cdef object slot(self, pool, unsigned long long high, unsigned long long low, int port)
     cdef bint claim(
         self, Slot slot, unsigned long long high, unsigned long long low, int port) except -1

@@ -1,6 +1,6 @@
 """Flows of a worker that is gone, taken over by its successor, so that nobody's connection ends.
 
-Imports `addresses`, `flow`, `handover`, `hops`, `lifecycle`, `members`, `memory`, `ports`,
+Imports `addresses`, `flow`, `handover`, `hops`, `lifecycle`, `members`, `memory`, `pool`, `ports`,
 `scheduler`, `services`, `tcpstate`, `model` and `sharing`. What the predecessor's memory says is
 checked against what is served now: it may be from another configuration, or have been left in the
 middle of a change. Flows that the kernel's connection tracking carries are found there instead.
@@ -14,7 +14,8 @@ from featherlb.core.handover import Handover
 from featherlb.core.hops import Hops
 from featherlb.core.lifecycle import Lifecycle
 from featherlb.core.members import Members, Slot
-from featherlb.core.memory import FlowMemory
+from featherlb.core.memory import FlowMemory, size_of
+from featherlb.core.pool import Pool
 from featherlb.core.ports import PortAllocator
 from featherlb.core.scheduler import NewFlow
 from featherlb.core.services import Services
@@ -46,6 +47,7 @@ if not cython.compiled:
     from featherlb.core.lifecycle import IS_ACTIVE
 
 STATES = len(State)
+_NONE = FlowMemory(bytearray(size_of(0)))
 
 
 class Takeover:
@@ -68,6 +70,8 @@ class Takeover:
         self._handover = handover
         self._hops = hops
         self._source_ports = source_ports
+        self._slots: dict[tuple[Pool, int, int, int], Slot | None] = {}
+        self.look_at(_NONE)
 
     def has_own(self) -> bool:
         """Whether there is any flow that a successor would take over."""
@@ -81,89 +85,96 @@ class Takeover:
         """Take over the flows in a predecessor's memory, as far as they are in this worker's
         share: how many are, and how many of them had to be left, as there is no such VIP or
         backend any more, or no room. Every flow is as old, and as idle, as it was."""
-        u8 = memory.records
-        u32 = memory.records.cast("I")
-        slots = [self._hops.slot_of(index) for index in memory.links]
+        self.look_at(memory)
+        links = [self._hops.slot_of(index) for index in memory.links]
         wanted = []
         for record in range(1, min(memory.used[0], memory.capacity) + 1):
-            at = record * 128
-            if u8[at + PROTOCOL] and not u8[at + FLAGS] & OFFLOADED:
-                wanted.append(u32[record * 32 + SEEN] << 32 | record)
+            if self._u8[record * 128 + PROTOCOL] and not (
+                self._u8[record * 128 + FLAGS] & OFFLOADED
+            ):
+                seen = self._u32[record * 32 + SEEN]
+                wanted.append(seen << 32 | record)
         # Those that were silent for longest come first in a queue.
         wanted.sort()
         taken = left = 0
         for key in wanted:
             record = key & MASK32
-            client = self.client(memory, record)
-            if not share.has(client, u32[record * 32 + PORTS] >> 16):
+            port = self._u32[record * 32 + PORTS] >> 16
+            if share.workers > 1 and not share.has(self.client(record), port):
                 continue
-            flow = self.enter(memory, record)
+            flow = self.enter(record)
             if flow:
-                self._hops.recall(flow, memory.hops[record], slots)
+                self._hops.recall(flow, memory.hops[record], links)
                 taken += 1
             else:
                 left += 1
+        self.look_at(_NONE)
         return taken, left
 
-    def client(self, memory: FlowMemory, record: int) -> int:
+    def look_at(self, memory: FlowMemory) -> None:
+        """Read this memory from now on, and no other."""
+        self._u64 = memory.records.cast("Q")
+        self._u32 = memory.records.cast("I")
+        self._u16 = memory.records.cast("H")
+        self._u8 = memory.records
+        self._slots.clear()
+
+    def client(self, record: int) -> int:
         """The client's address as `Share.has` wants it."""
-        u64 = memory.records.cast("Q")
-        word = u64[record * 16 + 1]
-        if memory.records[record * 128 + FLAGS] & IPV6:
-            word ^= u64[record * 16]
+        word = self._u64[record * 16 + 1]
+        if self._u8[record * 128 + FLAGS] & IPV6:
+            word ^= self._u64[record * 16]
             word ^= word >> 32
         return word & MASK32
 
-    def enter(self, memory: FlowMemory, record: int) -> int:
+    def enter(self, record: int) -> int:
         """A flow like that record; 0 if there can be none."""
         flows = self._flows
-        u64 = memory.records.cast("Q")
-        u32 = memory.records.cast("I")
-        u16 = memory.records.cast("H")
-        u8 = memory.records
         key = record * 16
-        protocol = u8[record * 128 + PROTOCOL]
-        flags = u8[record * 128 + FLAGS]
-        state = u8[record * 128 + STATE]
-        ports = u32[record * 32 + PORTS]
-        back = u32[record * 32 + PORTS + 1]
-        pool = self._services.find(u64[key + 2], u64[key + 3], protocol, ports & 0xFFFF, False)
+        protocol = self._u8[record * 128 + PROTOCOL]
+        flags = self._u8[record * 128 + FLAGS]
+        state = self._u8[record * 128 + STATE]
+        ports = self._u32[record * 32 + PORTS]
+        back = self._u32[record * 32 + PORTS + 1]
+        client_high, client_low = self._u64[key], self._u64[key + 1]
+        vip_high, vip_low = self._u64[key + 2], self._u64[key + 3]
+        high, low = self._u64[key + 4], self._u64[key + 5]
+        source_high, source_low = self._u64[key + 6], self._u64[key + 7]
+        pool = self._services.find(vip_high, vip_low, protocol, ports & 0xFFFF, False)
         if pool is None or state >= STATES or flows.count == flows.capacity:
             return 0
-        backend = Endpoint(address_of(u64[key + 4], u64[key + 5]), back >> 16)
-        member = pool.members.get(backend)
-        if member is None:
+        slot = self.slot(pool, high, low, back >> 16)
+        if slot is None:
             return 0
-        slot = self._members.slots[member.index]
         hidden = flags & REPLY_ONLY
-        if not hidden and flows.find(
-            u64[key], u64[key + 1], u64[key + 2], u64[key + 3], ports, protocol
-        ):
+        if not hidden and flows.find(client_high, client_low, vip_high, vip_low, ports, protocol):
             return 0
-        if flows.find(u64[key + 4], u64[key + 5], u64[key + 6], u64[key + 7], back, protocol):
+        if flows.find(high, low, source_high, source_low, back, protocol):
             return 0
         # Rules know replies by the mode of the service (`Lifecycle.open`).
-        if (flags & FULL != 0) != (pool.full and not (pool.raw and flags & LOCAL_CLIENT)):
+        full = flags & FULL != 0
+        if full != (pool.full and not (pool.raw and flags & LOCAL_CLIENT)):
             return 0
-        if flags & FULL:
-            if not self.claim(slot, u64[key + 6], u64[key + 7], back & 0xFFFF):
-                return 0
-        elif (u64[key + 6], u64[key + 7], back & 0xFFFF) != (u64[key], u64[key + 1], ports >> 16):
+        if not full and (
+            source_high != client_high or source_low != client_low or (back ^ ports >> 16) & 0xFFFF
+        ):
+            return 0
+        if full and not self.claim(slot, source_high, source_low, back & 0xFFFF):
             return 0
         flow = flows.insert(
             protocol,
-            u64[key],
-            u64[key + 1],
-            u64[key + 2],
-            u64[key + 3],
+            client_high,
+            client_low,
+            vip_high,
+            vip_low,
             ports,
-            u64[key + 4],
-            u64[key + 5],
-            u64[key + 6],
-            u64[key + 7],
+            high,
+            low,
+            source_high,
+            source_low,
             back,
             self._lifecycle.closed_queue,
-            u32[record * 32 + CREATED],
+            self._u32[record * 32 + CREATED],
         )
         flags = slot.flags | flags & (IPV6 | FULL | LOCAL_CLIENT | COUNTED)
         if pool.raw and not flags & LOCAL_CLIENT:
@@ -171,33 +182,42 @@ class Takeover:
         flows.u8[flow * 128 + FLAGS] = flags
         flows.u8[flow * 128 + STATE] = state
         flows.u16[flow * 64 + MEMBER] = slot.index
-        flows.u16[flow * 64 + RESPONSES] = u16[record * 64 + RESPONSES]
+        flows.u16[flow * 64 + RESPONSES] = self._u16[record * 64 + RESPONSES]
         for direction in (0, 1):
             # Or what else stands there, by the flow's protocol.
-            expected = u32[record * 32 + EXPECTED + direction]
+            expected = self._u32[record * 32 + EXPECTED + direction]
             flows.u32[flow * 32 + EXPECTED + direction] = expected
-            flows.u64[flow * 16 + BYTES + direction] = u64[key + BYTES + direction]
+            flows.u64[flow * 16 + BYTES + direction] = self._u64[key + BYTES + direction]
         if hidden:
             flows.hide(flow)
+        seen = self._u32[record * 32 + SEEN]
         self._lifecycle.settle(flow)
-        self._lifecycle.enter(flow, state, u32[record * 32 + SEEN])
+        self._lifecycle.enter(flow, state, seen)
         if IS_ACTIVE[state]:
-            member.active += 1
+            slot.member.active += 1
         slot.held += 1
         if pool.persistence is not None:
             six = flags & IPV6
             new = NewFlow(
                 protocol,
                 6 if six else 4,
-                u64[key] << 64 | u64[key + 1] if six else u64[key + 1] & MASK32,
+                int(address_of(client_high, client_low)),
                 ports >> 16,
-                u64[key + 2] << 64 | u64[key + 3] if six else u64[key + 3] & MASK32,
+                int(address_of(vip_high, vip_low)),
                 ports & 0xFFFF,
             )
-            pool.persistence.remember(new, member, u32[record * 32 + SEEN])
+            pool.persistence.remember(new, slot.member, seen)
         if pool.offloaded:
             self._handover.hand_over(flow, True)
         return flow
+
+    def slot(self, pool: Pool, high: int, low: int, port: int) -> Slot | None:
+        """That of the pool's member which has this endpoint, None if there is none."""
+        key = (pool, high, low, port)
+        if key not in self._slots:
+            member = pool.members.get(Endpoint(address_of(high, low), port))
+            self._slots[key] = self._members.slots[member.index] if member else None
+        return self._slots[key]
 
     def claim(self, slot: Slot, high: int, low: int, port: int) -> bool:
         """Take the flow's own source address and port; whether they can be."""
