@@ -2,11 +2,13 @@
 of connections that are not balanced."""
 
 import hashlib
+import itertools
 import os
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from scapy.layers.inet import ICMP, IP, UDP
@@ -15,10 +17,15 @@ from scapy.layers.inet6 import IPv6
 from netns import Lab, Node
 from netns.lab import VIP, VIP6
 from tests.netns.conftest import ONE_DRIVER, Up, all_pairs, in_turn
-from tests.netns.traffic import let_forward
+from tests.netns.traffic import forward, let_forward
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 FAMILIES, NAT_MODES = (V4, V6), ("dnat", "full")
+EACH_SERVICE = tuple(itertools.product(NAT_MODES, FAMILIES))
+PORTS = {"dnat": 80, "full": 81}
+"""Of the VIPs, by NAT mode; the backend's is higher by BESIDE."""
+BESIDE = 8000
+WORKERS = 3
 MAKERS = ("balancer", "router")
 """Whose kernel finds that a packet is too big."""
 SMALL = 1280
@@ -67,6 +74,27 @@ def options(lab: Lab, family: int, nat: str, protocol: str = "udp") -> tuple[str
     backend = endpoint(address(lab.backends[0], family), 8080)
     service = f"{endpoint(vip(family), 80)}/{protocol}"
     return "--vip", service, "--backend", backend, "--nat", nat
+
+
+def configuration(lab: Lab, vips: dict[int, str] | None = None) -> str:
+    """A service for UDP of each NAT mode and family, with the first backend."""
+    vips = vips or {family: vip(family) for family in FAMILIES}
+    return "services:\n" + "".join(
+        f"  - {{name: {nat}{4 if family == V4 else 6}, nat: {nat}, protocol: udp,"
+        f" vip: '{endpoint(vips[family], PORTS[nat])}',"
+        f" backends: ['{endpoint(address(lab.backends[0], family), BESIDE + PORTS[nat])}']}}\n"
+        for nat, family in EACH_SERVICE
+    )
+
+
+@pytest.fixture(scope="module")
+def balanced(lab: Lab, featherlb: Up, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One instance with each service, for all tests that leave it as it is; its host forwards."""
+    path = tmp_path_factory.mktemp("icmp") / "lb.yaml"
+    path.write_text(configuration(lab))
+    let_forward(lab.balancer)
+    with featherlb(lab, "--config", str(path), "--workers", str(WORKERS)):
+        yield
 
 
 def route(node: Node, family: int, destination: str, *words: str) -> None:
@@ -166,49 +194,31 @@ def is_refused(client: socket.socket) -> bool:
     return False
 
 
-@all_pairs(nat=NAT_MODES, family=FAMILIES)
-def test_port_unreachable_reaches_the_client(
-    lab: Lab, featherlb: Up, nat: str, family: int
-) -> None:
-    with (
-        featherlb(lab, *options(lab, family, nat)),
-        connected(lab.client, family, (vip(family), 80)) as client,
-        connected(lab.balancer, family, (vip(family), 80)) as own,
-    ):
-        assert is_refused(client)
+@pytest.mark.usefixtures("balanced")
+@pytest.mark.parametrize(("nat", "family"), EACH_SERVICE)
+def test_port_unreachable_reaches_the_client(lab: Lab, nat: str, family: int) -> None:
+    service = (vip(family), PORTS[nat])
+    # So many flows that each worker has some: it is the one that must see their errors.
+    for _ in range(4 * WORKERS):
+        with connected(lab.client, family, service) as client:
+            assert is_refused(client)
+    with connected(lab.balancer, family, service) as own:
         assert is_refused(own)
 
 
-@all_pairs(nat=NAT_MODES, family=FAMILIES)
-def test_port_unreachable_reaches_the_backend(
-    lab: Lab, featherlb: Up, nat: str, family: int
-) -> None:
-    with featherlb(lab, *options(lab, family, nat)), udp(lab.backends[0], family) as server:
-        server.bind(("", 8080))
-        with connected(lab.client, family, (vip(family), 80)) as client:
-            client.send(b"query")
-            _, peer = server.recvfrom(100)
-            server.connect(peer)
-            server.send(b"answer")
-            assert client.recv(100) == b"answer"
-        assert is_refused(server)
-
-
-@in_turn(family=FAMILIES, nat=NAT_MODES)
-def test_each_worker_gets_the_errors_of_its_flows(
-    lab: Lab, featherlb: Up, nat: str, family: int
-) -> None:
-    with featherlb(lab, *options(lab, family, nat), "--workers", "3"):
-        for _ in range(12):
-            with connected(lab.client, family, (vip(family), 80)) as client:
-                assert is_refused(client)
-        for _ in range(12):
-            with udp(lab.backends[0], family) as server:
-                server.bind(("", 8080))
-                with connected(lab.client, family, (vip(family), 80)) as client:
-                    client.send(b"query")
-                    server.connect(server.recvfrom(100)[1])
-                assert is_refused(server)
+@pytest.mark.usefixtures("balanced")
+@pytest.mark.parametrize(("nat", "family"), EACH_SERVICE)
+def test_port_unreachable_reaches_the_backend(lab: Lab, nat: str, family: int) -> None:
+    for _ in range(4 * WORKERS):
+        with udp(lab.backends[0], family) as server:
+            server.bind(("", BESIDE + PORTS[nat]))
+            with connected(lab.client, family, (vip(family), PORTS[nat])) as client:
+                client.send(b"query")
+                _, peer = server.recvfrom(100)
+                server.connect(peer)
+                server.send(b"answer")
+                assert client.recv(100) == b"answer"
+            assert is_refused(server)
 
 
 class IcmpSocket:
@@ -235,69 +245,73 @@ class IcmpSocket:
                 return origin[0], message
 
 
-@all_pairs(nat=NAT_MODES, family=FAMILIES)
-def test_a_datagram_whose_time_is_exceeded(
-    own_lab: Lab, featherlb: Up, nat: str, family: int
-) -> None:
+def test_a_datagram_whose_time_is_exceeded(own_lab: Lab, featherlb: Up, tmp_path: Path) -> None:
     """What traceroute does, hop by hop: the balancer, a router behind it, the end."""
     lab = own_lab
-    make_router(lab, lab.backends[1], lab.backends[0], family)
+    for family in FAMILIES:
+        make_router(lab, lab.backends[1], lab.backends[0], family)
+    path = tmp_path / "lb.yaml"
+    path.write_text(configuration(lab))
+    with featherlb(lab, "--config", str(path)):
+        for nat, family in EACH_SERVICE:
+            trace(lab, family, (vip(family), PORTS[nat]))
+
+
+def trace(lab: Lab, family: int, service: tuple[str, int]) -> None:
     level, option, exceeded, unreachable = (
         (socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, 3, 1)
         if family == V6
         else (socket.IPPROTO_IP, socket.IP_TTL, 11, 3)
     )
     # The VIP is one of its addresses as well.
-    balancer = {vip(family), *(own[family == V6] for own in lab.balancer.addresses.values())}
-    with (
-        featherlb(lab, *options(lab, family, nat)),
-        IcmpSocket(lab.client, family) as errors,
-        udp(lab.client, family) as client,
-    ):
+    balancer = {service[0], *(own[family == V6] for own in lab.balancer.addresses.values())}
+    with IcmpSocket(lab.client, family) as errors, udp(lab.client, family) as client:
         client.bind(("", 33434))
         for hops, kind, sources in (
             (1, exceeded, balancer),
-            (2, exceeded, {vip(family)}),
-            (3, unreachable, {vip(family)}),
+            (2, exceeded, {service[0]}),
+            (3, unreachable, {service[0]}),
         ):
             client.setsockopt(level, option, hops)
-            client.sendto(b"probe", (vip(family), 80))
+            client.sendto(b"probe", service)
             origin, message = errors.receive(exceeded, unreachable)
             quoted = (IPv6 if family == V6 else IP)(message[8:])
             assert message[0] == kind
             assert origin in sources
-            assert (quoted.src, quoted.dst) == (address(lab.client, family), vip(family))
-            assert (quoted[UDP].sport, quoted[UDP].dport) == (33434, 80)
+            assert (quoted.src, quoted.dst) == (address(lab.client, family), service[0])
+            assert (quoted[UDP].sport, quoted[UDP].dport) == (33434, service[1])
 
 
-@in_turn(family=FAMILIES)
-def test_the_kernel_answers_ping_for_an_assigned_vip(lab: Lab, featherlb: Up, family: int) -> None:
-    with featherlb(lab, *options(lab, family, "dnat")):
-        lab.client.run(["ping", "-c3", "-i0.2", "-W5", vip(family)])
+@pytest.mark.usefixtures("balanced")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_kernel_answers_ping_for_an_assigned_vip(lab: Lab, family: int) -> None:
+    lab.client.run(["ping", "-c3", "-i0.2", "-W5", vip(family)])
 
 
-@in_turn(far=("192.0.2.1", "2001:db8:ffff::1"))
-def test_featherlb_answers_ping_for_a_vip_of_no_host(lab: Lab, featherlb: Up, far: str) -> None:
-    family = V6 if ":" in far else V4
-    backend = endpoint(address(lab.backends[0], family), 8080)
-    service = ("--vip", endpoint(far, 80), "--backend", backend, "--no-assign")
-    let_forward(lab.balancer)
-    with featherlb(lab, *service):
-        lab.client.run(["ping", "-c3", "-i0.2", "-W5", "-s1000", far])
-        # Others' pings go on as they came.
-        lab.client.run(["ping", "-c1", "-W5", address(lab.backends[0], family)])
+def test_featherlb_answers_ping_for_a_vip_of_no_host(
+    own_lab: Lab, featherlb: Up, tmp_path: Path
+) -> None:
+    lab = own_lab
+    far = {V4: "192.0.2.1", V6: "2001:db8:ffff::1"}
+    path = tmp_path / "lb.yaml"
+    path.write_text(configuration(lab, far))
+    forward(lab.balancer)
+    with featherlb(lab, "--config", str(path), "--no-assign"):
+        for family in FAMILIES:
+            lab.client.run(["ping", "-c3", "-i0.2", "-W5", "-s1000", far[family]])
+            # Others' pings go on as they came.
+            lab.client.run(["ping", "-c1", "-W5", address(lab.backends[0], family)])
 
 
-def test_an_error_of_another_connection_passes_as_it_is(lab: Lab, featherlb: Up) -> None:
+@pytest.mark.usefixtures("balanced")
+def test_an_error_of_another_connection_passes_as_it_is(lab: Lab) -> None:
     error = bytes(
         IP(src=lab.backends[1].address, dst=lab.client.address)
         / ICMP(type=3, code=3)
         / IP(src=lab.client.address, dst="198.51.100.1")
         / UDP(sport=1234, dport=5678)
     )
-    let_forward(lab.balancer)
     with (
-        featherlb(lab, *options(lab, V4, "dnat")),
         IcmpSocket(lab.client, V4) as errors,
         lab.backends[1].call(
             socket.socket, socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW
@@ -324,7 +338,7 @@ COMMIT
 COMMIT
 """
     lab.balancer.run(["iptables-restore", "--noflush"], input=rules)
-    let_forward(lab.balancer)
+    forward(lab.balancer)
     with (
         featherlb(lab, *options(lab, V4, nat)),
         connected(lab.client, V4, (VIP, 80)) as client,
@@ -335,7 +349,8 @@ COMMIT
 
 
 @ONE_DRIVER
-def test_instances_pass_on_each_others_errors(lab: Lab, featherlb: Up) -> None:
+def test_instances_pass_on_each_others_errors(own_lab: Lab, featherlb: Up) -> None:
+    lab = own_lab
     other = ("--vip", "10.0.0.11:80/udp", "--backend", f"{lab.backends[1].address}:8080")
     with featherlb(lab, *options(lab, V4, "dnat")), featherlb(lab, *other):
         for address in (VIP, "10.0.0.11"):

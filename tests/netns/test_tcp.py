@@ -18,7 +18,7 @@ from scapy.layers.inet import IP, TCP
 from netns import Lab, Node
 from netns.lab import VIP
 from netns.servers import HttpServer, Nginx
-from tests.netns.conftest import SEEING, SERVED, Up, in_turn
+from tests.netns.conftest import SEEING, SERVED, Up, all_pairs
 from tests.netns.test_operate_pools import reloaded
 from tests.netns.traffic import (
     Session,
@@ -33,12 +33,17 @@ from tests.netns.traffic import (
 )
 from tests.netns.wire import Capture
 
-OTHER_VIP = "10.0.0.11"
-BACKENDS = [
-    option
-    for address in ("10.0.1.2", "10.0.1.3", "10.0.1.4")
-    for option in ("--backend", f"{address}:8080")
-]
+# Ports of the VIP, by what is behind them.
+WEB, TURNS, ONE, FILES, NOBODY, REFUSING = range(80, 86)
+WEB_SERVERS = "'10.0.1.2:8080', '10.0.1.3:8080', '10.0.1.4:8080'"
+SERVICES = f"""
+  - {{name: web, vip: '{VIP}:{WEB}', scheduler: lc, nat: NAT, backends: [{WEB_SERVERS}]}}
+  - {{name: turns, vip: '{VIP}:{TURNS}', scheduler: rr, nat: NAT, backends: [{WEB_SERVERS}]}}
+  - {{name: one, vip: '{VIP}:{ONE}', nat: NAT, backends: ['10.0.1.2:9000']}}
+  - {{name: files, vip: '{VIP}:{FILES}', nat: NAT, backends: ['10.0.1.2:8081']}}
+  - {{name: nobody, vip: '{VIP}:{NOBODY}', nat: NAT, backends: []}}
+  - {{name: refusing, vip: '{VIP}:{REFUSING}', nat: NAT, backends: ['10.0.1.2:9999']}}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -47,26 +52,27 @@ def lab() -> Iterator[Lab]:
         yield lab
 
 
-@pytest.fixture(params=["dnat", "full"])
-def running(lab: Lab, featherlb: Up, request: pytest.FixtureRequest) -> Iterator[None]:
-    """VIP:80 with three backends on port 8080, balanced by least-connections."""
-    options = ("--vip", f"{VIP}:80", "--scheduler", "lc", "--nat", request.param)
-    with featherlb(lab, *options, *BACKENDS):
-        yield
-
-
 @pytest.fixture(params=["dnat", "full"], scope="module")
-def one_backend(lab: Lab, featherlb: Up, request: pytest.FixtureRequest) -> Iterator[None]:
-    """OTHER_VIP:80 with port 9000 of the first backend, for all the tests of one connection."""
-    options = ("--vip", f"{OTHER_VIP}:80", "--backend", "10.0.1.2:9000", "--nat", request.param)
-    with featherlb(lab, *options):
+def nat(request: pytest.FixtureRequest) -> str:
+    mode: str = request.param
+    return mode
+
+
+@pytest.fixture(scope="module")
+def balanced(
+    lab: Lab, featherlb: Up, nat: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """One instance with SERVICES, for all tests that leave it as it is."""
+    path = tmp_path_factory.mktemp("tcp") / "lb.yaml"
+    path.write_text("services:" + SERVICES.replace("NAT", nat))
+    with featherlb(lab, "--config", str(path)):
         yield
 
 
 @pytest.fixture
-def ends(lab: Lab, one_backend: None) -> Iterator[tuple[socket.socket, socket.socket]]:
-    """The client's and the server's end of one connection through OTHER_VIP."""
-    with pair(lab, OTHER_VIP, 9000) as ends:
+def ends(lab: Lab, balanced: None) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """The client's and the server's end of one connection."""
+    with pair(lab, VIP, 9000, ONE) as ends:
         yield ends
 
 
@@ -161,7 +167,7 @@ def test_keep_alive_probes_hold_an_idle_connection(ends: Ends) -> None:
     assert server.recv(1) == b"y"
 
 
-@pytest.mark.usefixtures("running")
+@pytest.mark.usefixtures("balanced")
 def test_a_thousand_connections_of_two_clients(lab: Lab) -> None:
     with ExitStack() as stack:
         servers = [stack.enter_context(HttpServer(node)) for node in lab.backends]
@@ -174,7 +180,7 @@ def test_a_thousand_connections_of_two_clients(lab: Lab) -> None:
 
 
 @SERVED
-@pytest.mark.usefixtures("running")
+@pytest.mark.usefixtures("balanced")
 def test_long_connections_stay_while_others_come_and_go(lab: Lab) -> None:
     with ExitStack() as stack:
         held = [stack.enter_context(Session(lab.client)) for _ in range(50)]
@@ -195,18 +201,16 @@ def test_long_connections_stay_while_others_come_and_go(lab: Lab) -> None:
         assert [session.ask() for session, _ in survivors] == [answer for _, answer in survivors]
 
 
-@pytest.mark.usefixtures("running")
-def test_the_backends_port_may_differ_from_the_vips(lab: Lab) -> None:
-    with pair(lab, VIP, 8080) as (client, server):
-        assert client.getpeername() == (VIP, 80)
-        assert server.getsockname() == (lab.backends[0].address, 8080)
+def test_the_backends_port_may_differ_from_the_vips(lab: Lab, ends: Ends) -> None:
+    client, server = ends
+    assert client.getpeername() == (VIP, ONE)
+    assert server.getsockname() == (lab.backends[0].address, 9000)
 
 
-@pytest.mark.parametrize("nat", ["dnat", "full"])
-def test_100_megabytes_arrive_as_they_were(lab: Lab, featherlb: Up, nat: str) -> None:
-    options = ("--vip", f"{VIP}:80", "--backend", "10.0.1.2:8080", "--nat", nat)
+@pytest.mark.usefixtures("balanced")
+def test_100_megabytes_arrive_as_they_were(lab: Lab) -> None:
     block = os.urandom(1 << 20)
-    with Nginx(lab.backends[0]) as server, featherlb(lab, *options):
+    with Nginx(lab.backends[0], port=8081) as server:
         expected = hashlib.sha256()
         with (server.files / "big").open("wb") as file:
             for number in range(100):
@@ -214,34 +218,30 @@ def test_100_megabytes_arrive_as_they_were(lab: Lab, featherlb: Up, nat: str) ->
                 part = number.to_bytes(4, "big") + block[4:]
                 file.write(part)
                 expected.update(part)
-        download = f"curl --silent --fail --max-time 120 http://{VIP}/files/big | sha256sum"
+        url = f"http://{VIP}:{FILES}/files/big"
+        download = f"curl --silent --fail --max-time 120 {url} | sha256sum"
         got = lab.client.run(["bash", "-o", "pipefail", "-c", download]).stdout
     assert got.split()[0] == expected.hexdigest()
 
 
-@pytest.mark.parametrize(("nat", "seen"), [("dnat", "client"), ("full", "balancer")])
-def test_whose_address_the_backend_sees(lab: Lab, featherlb: Up, nat: str, seen: str) -> None:
-    options = ("--vip", f"{VIP}:80", "--backend", "10.0.1.2:8080", "--nat", nat)
-    with HttpServer(lab.backends[0]), featherlb(lab, *options):
-        for client in lab.clients:
-            expected = client.address if seen == "client" else lab.balancer.addresses["back"][0]
-            assert ask(client).peer == expected
+@SERVED
+@pytest.mark.usefixtures("balanced")
+def test_whose_address_the_backend_sees(lab: Lab, nat: str) -> None:
+    for client in lab.clients:
+        expected = client.address if nat == "dnat" else lab.balancer.addresses["back"][0]
+        assert ask(client).peer == expected
 
 
-@pytest.mark.parametrize("nat", ["dnat", "full"])
-def test_without_backends_connections_are_refused(lab: Lab, featherlb: Up, nat: str) -> None:
-    with (
-        featherlb(lab, "--vip", f"{VIP}:80", "--nat", nat),
-        pytest.raises(ConnectionRefusedError),
-    ):
-        lab.client.connect(VIP, 80)
+@pytest.mark.usefixtures("balanced")
+def test_without_backends_connections_are_refused(lab: Lab) -> None:
+    with pytest.raises(ConnectionRefusedError):
+        lab.client.connect(VIP, NOBODY)
 
 
-@pytest.mark.parametrize("nat", ["dnat", "full"])
-def test_a_refusal_by_the_backend_reaches_the_client(lab: Lab, featherlb: Up, nat: str) -> None:
-    options = ("--vip", f"{VIP}:80", "--backend", "10.0.1.2:9999", "--nat", nat)
-    with featherlb(lab, *options), pytest.raises(ConnectionRefusedError):
-        lab.client.connect(VIP, 80)
+@pytest.mark.usefixtures("balanced")
+def test_a_refusal_by_the_backend_reaches_the_client(lab: Lab) -> None:
+    with pytest.raises(ConnectionRefusedError):
+        lab.client.connect(VIP, REFUSING)
 
 
 def configuration(nat: str, endpoints: int) -> str:
@@ -252,15 +252,14 @@ def configuration(nat: str, endpoints: int) -> str:
     return f"services: [{{{service}}}]\n"
 
 
-@SERVED
-@pytest.mark.parametrize("nat", ["dnat", "full"])
-def test_endpoints_may_become_many_and_few_again(
-    lab: Lab, featherlb: Up, nat: str, tmp_path: Path
-) -> None:
-    """Rules name a few of them, and look into sets for more."""
+@all_pairs(("netlink", "raw", "offload"), nat=("dnat", "full"))
+def test_endpoints_may_become_many_and_few_again(featherlb: Up, nat: str, tmp_path: Path) -> None:
+    """Rules name a few of them, and look into sets for more: the same for both queue drivers."""
     path = tmp_path / "lb.yaml"
     path.write_text(configuration(nat, 2))
     with (
+        Lab(clients=2, backends=2) as lab,
+        HttpServer(lab.backends[1]),
         featherlb(lab, "--config", str(path)) as running,
         Session(lab.client, "10.0.0.20") as session,
     ):
@@ -268,7 +267,6 @@ def test_endpoints_may_become_many_and_few_again(
         assert first.backend == "backend2"
         for times, endpoints in enumerate((8, 2), 1):
             path.write_text(configuration(nat, endpoints))
-            # The command would have to know which instance: other tests' may run as well.
             running.process.send_signal(signal.SIGHUP)
             wait_for(partial(reloaded, running, times), "the reload", 20)
             rules = lab.balancer.run(["iptables-save"]).stdout
@@ -280,35 +278,34 @@ def test_endpoints_may_become_many_and_few_again(
 
 
 @SERVED
-@pytest.mark.parametrize("nat", ["dnat", "full"])
-def test_a_client_port_is_used_again_at_once(lab: Lab, featherlb: Up, nat: str) -> None:
-    options = ("--vip", f"{VIP}:80", "--scheduler", "rr", "--nat", nat)
-    with ExitStack() as stack:
-        stack.enter_context(featherlb(lab, *options, *BACKENDS))
-        turns = []
-        for _ in range(6):
-            with Session(lab.client, source=(lab.client.address, 20000)) as session:
-                turns.append(session.ask().backend)
-                session.reset()
+@pytest.mark.usefixtures("balanced")
+def test_a_client_port_is_used_again_at_once(lab: Lab) -> None:
+    turns = []
+    for _ in range(6):
+        with Session(lab.client, port=TURNS, source=(lab.client.address, 20000)) as session:
+            turns.append(session.ask().backend)
+            session.reset()
     # Each SYN was a new connection for the scheduler, not a late packet of the closed one.
     assert Counter(turns) == {"backend1": 2, "backend2": 2, "backend3": 2}
 
 
 @SERVED
-@in_turn(SEEING, nat=["dnat", "full"])
-def test_a_late_packet_of_the_last_connection_moves_no_new_one(
-    lab: Lab, featherlb: Up, nat: str
-) -> None:
+@pytest.mark.usefixtures("balanced")
+def test_a_late_packet_of_the_last_connection_moves_no_new_one(lab: Lab, driver: str) -> None:
     """It makes the client, whose SYN is under way, reset the old connection and send the SYN
     again: one connection, so one backend."""
-    options = ("--vip", f"{VIP}:80", "--scheduler", "rr", "--nat", nat)
-    late = IP(src=VIP, dst=lab.client.address) / TCP(sport=80, dport=20001, flags="A", ack=1)
-    with ExitStack() as stack:
-        stack.enter_context(featherlb(lab, *options, *BACKENDS))
-        raw = stack.enter_context(
-            lab.balancer.call(socket.socket, socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
-        )
-        seen = stack.enter_context(Capture(lab.client, "eth0"))
+    if driver not in SEEING:
+        pytest.skip("the kernel keeps no packet waiting")
+    late = IP(src=VIP, dst=lab.client.address) / TCP(sport=TURNS, dport=20001, flags="A", ack=1)
+    names = [node.name for node in lab.backends]
+    # Whose turn it is next.
+    turn = names.index(ask(lab.client, port=TURNS).backend) + 1
+    with (
+        lab.balancer.call(
+            socket.socket, socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW
+        ) as raw,
+        Capture(lab.client, "eth0") as seen,
+    ):
 
         def sent(flags: str) -> int:
             packets = [p[TCP] for p in seen.packets(VIP) if p.src == lab.client.address]
@@ -317,14 +314,14 @@ def test_a_late_packet_of_the_last_connection_moves_no_new_one(
         def more(flags: str, than: int) -> bool:
             return sent(flags) > than
 
-        for backend in ("backend1", "backend2", "backend3"):
+        for backend in names[turn:] + names[:turn]:
             with lab.client.new_socket() as client:
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 client.bind((lab.client.address, 20001))
                 client.setblocking(False)
                 with standing_still(lab.balancer):
                     syns, resets = sent("S"), sent("R")
-                    client.connect_ex((VIP, 80))
+                    client.connect_ex((VIP, TURNS))
                     wait_for(partial(more, "S", syns), "a SYN")
                     raw.sendto(bytes(late), (lab.client.address, 0))
                     wait_for(partial(more, "R", resets), "a RST of the old connection")

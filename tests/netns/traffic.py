@@ -162,6 +162,11 @@ def let_forward(node: Node) -> None:
     has left to the kernel goes, as the next one would put the setting back with it."""
     ended = run(node, "down")
     assert ended.returncode == 0, ended.stderr
+    forward(node)
+
+
+def forward(node: Node) -> None:
+    """The same for a node where no instance has run."""
     node.sysctl("net.ipv4.ip_forward", 1)
     node.sysctl("net.ipv6.conf.all.forwarding", 1)
 
