@@ -14,6 +14,7 @@ from pathlib import Path
 from queue import Empty, Queue
 from types import TracebackType
 from typing import Any, ClassVar, Self
+from urllib.parse import urlencode
 
 from featherlb import COMPILED
 from featherlb.host import forget_flows
@@ -46,23 +47,55 @@ class _Api(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-def api(node: Node, path: str, body: object = None) -> Any:
-    """What the runtime API of the node's only instance answers to GET /v1/PATH, or to POST if
-    there is a `body`. What the commands print as JSON (`test_commands_show_what_the_api_answers`),
-    without the start of a program."""
+def api(
+    node: Node, path: str, body: object = None, *, method: str = "", instance: int | None = None
+) -> Any:
+    """What the runtime API of the node's only instance, or of the one with this number, answers to
+    GET /v1/PATH, or to POST if there is a `body`. What the commands print as JSON
+    (`test_commands_show_what_the_api_answers`), without the start of a program."""
     table = node.call(Path("/proc/thread-self/net/unix").read_text)
     sockets = {line.split()[-1] for line in table.splitlines() if line.endswith(".sock")}
-    (found,) = [one for one in sockets if one.startswith("/run/featherlb/")]
+    name = ".sock" if instance is None else f"/{instance}.sock"
+    (found,) = (one for one in sockets if one.startswith("/run/featherlb/") and one.endswith(name))
     connection = _Api(found)
     try:
         text = None if body is None else json.dumps(body)
-        connection.request("GET" if body is None else "POST", f"/v1/{path}", text)
+        connection.request(method or ("GET" if body is None else "POST"), f"/v1/{path}", text)
         answer = connection.getresponse()
         content = answer.read()
         assert answer.status == 200, content
         return json.loads(content)
     finally:
         connection.close()
+
+
+def change(node: Node, action: str, service: str, backend: str, **more: object) -> None:
+    """What `featherlb backend ACTION SERVICE BACKEND` does."""
+    wanted = {"action": action, "service": service, "backend": backend, **more}
+    api(node, "changes", wanted)
+
+
+def reload(node: Node, **how: bool) -> list[str]:
+    """What `featherlb reload` does; the differences that it prints."""
+    differences: list[str] = api(node, "reload", how)["differences"]
+    return differences
+
+
+def flows(node: Node, instance: int | None = None, **which: str) -> list[dict[str, Any]]:
+    """What `featherlb flows` shows, with these of its filters."""
+    query = urlencode({"limit": 10000, **which})
+    answer = api(node, f"flows?{query}", instance=instance)
+    found: list[dict[str, Any]] = answer["flows"]
+    while answer["next"] is not None:
+        answer = api(node, f"flows?{query}&cursor={answer['next']}", instance=instance)
+        found += answer["flows"]
+    return found
+
+
+def kill(node: Node, **which: str) -> int:
+    """What `featherlb flows --kill` does, with these of its filters; how many it has ended."""
+    count: int = api(node, f"flows?{urlencode(which)}", method="DELETE")["count"]
+    return count
 
 
 def _command_line(pid: str) -> str:

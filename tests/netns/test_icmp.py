@@ -292,7 +292,7 @@ def test_featherlb_answers_ping_for_a_vip_of_no_host(
     own_lab: Lab, featherlb: Up, tmp_path: Path
 ) -> None:
     lab = own_lab
-    far = {V4: "192.0.2.1", V6: "2001:db8:ffff::1"}
+    far: dict[int, str] = {V4: "192.0.2.1", V6: "2001:db8:ffff::1"}
     path = tmp_path / "lb.yaml"
     path.write_text(configuration(lab, far))
     forward(lab.balancer)

@@ -4,10 +4,12 @@ import os
 import signal
 import socket
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 from scapy.layers.inet import IP
@@ -15,12 +17,10 @@ from scapy.layers.inet import TCP as SEGMENT
 
 from netns import Lab
 from netns.lab import VIP
-from netns.servers import Nginx
-from tests.netns.command import Featherlb, api, run
-from tests.netns.conftest import SERVED, Up
+from netns.servers import HttpServer, Nginx
+from tests.netns.command import Featherlb, api, change, flows, kill, reload, run
+from tests.netns.conftest import Up
 from tests.netns.datagrams import Receivers, open_socket
-from tests.netns.test_operate_flows import flows, kill
-from tests.netns.test_operate_pools import operate
 from tests.netns.test_udp import UDP_SEGMENT
 from tests.netns.traffic import (
     REQUEST,
@@ -34,7 +34,7 @@ from tests.netns.traffic import (
     wait_for,
 )
 
-pytestmark = [pytest.mark.parametrize("driver", ["offload"], indirect=True), SERVED]
+pytestmark = pytest.mark.parametrize("driver", ["offload"], indirect=True)
 
 NAT_MODES = pytest.mark.parametrize("nat", ["dnat", "full"])
 BACKENDS = tuple(
@@ -44,6 +44,15 @@ BACKENDS = tuple(
 )
 TCP = ("--vip", f"{VIP}:80")
 OWN = ("--datapath", "offload", *TCP, *BACKENDS)
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    """With HTTP servers on port 8080 of three backends."""
+    with Lab(clients=2, backends=3) as lab, ExitStack() as servers:
+        for node in lab.backends:
+            servers.enter_context(HttpServer(node))
+        yield lab
 
 
 def queued(lab: Lab) -> int:
@@ -63,51 +72,94 @@ def entries(lab: Lab, *options: str) -> list[str]:
     return lab.balancer.run(["conntrack", "-L", *options]).stdout.splitlines()
 
 
+def kill_only(lab: Lab, client: socket.socket, server: socket.socket, service: str) -> None:
+    """End the only flow of a service; both ends of its connection are told."""
+    assert kill(lab.balancer, service=service, client=lab.client.address) == 1
+    for end in (client, server):
+        with pytest.raises(ConnectionResetError):
+            end.recv(1)
+
+
+class Shared:
+    """One instance for the tests that leave it as it is, and can tell their own flows from those of
+    others: each has a service, in both NAT modes where the mode matters."""
+
+    def __init__(self, lab: Lab, running: Featherlb) -> None:
+        self.lab = lab
+        self.running = running
+
+    def flows(self, service: str) -> list[dict[str, Any]]:
+        return flows(self.lab.balancer, service=service)
+
+
+PORTS = {
+    (name, nat): 1000 + number
+    for number, (name, nat) in enumerate(
+        product(("files", "one-way", "pool", "super", "kill-rr", "kill-maglev"), ("dnat", "full"))
+    )
+}
+"""Of the VIP, for the services of Shared."""
+
+
+@pytest.fixture(scope="module")
+def shared(featherlb: Up, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    lines = []
+    for (name, nat), port in PORTS.items():
+        hosts = (2, 3, 4) if name in ("pool", "super") else (2,)
+        backends = ", ".join(f"'10.0.1.{host}:{port}'" for host in hosts)
+        protocol = "udp" if name in ("one-way", "pool", "super") else "tcp"
+        scheduler = name.removeprefix("kill-") if name.startswith("kill") else "rr"
+        lines.append(
+            f"  - {{name: {name}-{nat}, vip: '{VIP}:{port}', protocol: {protocol}, nat: {nat},"
+            f" scheduler: {scheduler}, backends: [{backends}]}}\n"
+        )
+    lines.append(f"  - {{name: nobody, vip: '{VIP}:53', protocol: udp, backends: []}}\n")
+    path = tmp_path_factory.mktemp("offload") / "lb.yaml"
+    path.write_text("services:\n" + "".join(lines))
+    with Lab(backends=3) as lab, featherlb(lab, "--config", str(path)) as running:
+        yield Shared(lab, running)
+
+
 @NAT_MODES
-def test_only_the_first_packet_of_a_connection_is_queued(lab: Lab, featherlb: Up, nat: str) -> None:
-    options = ("--vip", f"{VIP}:81", "--backend", "10.0.1.2:8081", "--nat", nat)
-    with Nginx(lab.backends[0], port=8081) as server, featherlb(lab, *options):
+def test_only_the_first_packet_of_a_connection_is_queued(shared: Shared, nat: str) -> None:
+    lab, port = shared.lab, PORTS["files", nat]
+    with Nginx(lab.backends[0], port=port) as server:
         (server.files / "big").write_bytes(bytes(20 << 20))
-        lab.client.run(["curl", "--silent", "--fail", f"http://{VIP}:81/files/big"])
-        assert queued(lab) == 1
+        before = queued(lab)
+        lab.client.run(["curl", "--silent", "--fail", f"http://{VIP}:{port}/files/big"])
+        assert queued(lab) == before + 1
 
 
 @NAT_MODES
-def test_only_the_first_of_datagrams_without_answer_is_queued(
-    lab: Lab, featherlb: Up, nat: str
-) -> None:
-    options = ("--vip", f"{VIP}:53/udp", "--backend", "10.0.1.2:9000", "--nat", nat)
+def test_only_the_first_of_datagrams_without_answer_is_queued(shared: Shared, nat: str) -> None:
+    lab, port = shared.lab, PORTS["one-way", nat]
+    before = queued(lab)
     with (
-        Receivers(lab.backends[:1], 9000) as receivers,
-        featherlb(lab, *options),
-        open_socket(lab.client, (lab.client.address, 0), (VIP, 53)) as client,
+        Receivers(lab.backends[:1], port) as receivers,
+        open_socket(lab.client, (lab.client.address, 0), (VIP, port)) as client,
     ):
         for number in range(10):
             client.send(bytes([number]))
             assert receivers.receive().data == bytes([number])
-        assert queued(lab) == 1
-        (flow,) = flows(lab)
+        assert queued(lab) == before + 1
+        (flow,) = shared.flows(f"one-way-{nat}")
         assert flow["state"] == "udp-one-way"
-        assert int(flow["bytes_forward"]) == 10 * 29
+        assert flow["bytes_forward"] == 10 * 29
 
 
 @NAT_MODES
-def test_a_burst_of_datagrams_arrives_whole(lab: Lab, featherlb: Up, nat: str) -> None:
-    options = ("--vip", f"{VIP}:53/udp", *BACKENDS, "--nat", nat)
+def test_a_burst_of_datagrams_arrives_whole(shared: Shared, nat: str) -> None:
+    lab, port = shared.lab, PORTS["pool", nat]
+    before = queued(lab)
     with (
-        Receivers(lab.backends, 8080) as receivers,
-        featherlb(lab, *options) as running,
-        open_socket(lab.client, (lab.client.address, 0), (VIP, 53)) as client,
+        Receivers(lab.backends, port) as receivers,
+        open_socket(lab.client, (lab.client.address, 0), (VIP, port)) as client,
     ):
         # While featherlb stands still, all of them are new to the kernel.
-        workers = [pid for pid in lab.balancer.pids() if pid != running.pid]
-        for pid in workers:
-            os.kill(pid, signal.SIGSTOP)
-        for number in range(20):
-            client.send(bytes([number]))
-        wait_for(lambda: queued(lab) == 20, "all datagrams wait")
-        for pid in workers:
-            os.kill(pid, signal.SIGCONT)
+        with standing_still(lab.balancer):
+            for number in range(20):
+                client.send(bytes([number]))
+            wait_for(lambda: queued(lab) == before + 20, "all datagrams wait")
         arrivals = [receivers.receive() for _ in range(20)]
         assert sorted(one.data[0] for one in arrivals) == list(range(20))
         assert len({(one.backend, one.peer) for one in arrivals}) == 1
@@ -142,12 +194,12 @@ def test_connections_outlive_featherlb_and_the_next_one_takes_them_over(
         before = len(entries(lab, "--status", "ASSURED"))
         with featherlb(lab, *options):
             assert [session.ask() for session in sessions] == first
-            assert len(flows(lab, "--state", "established")) == 6
+            assert len(flows(lab.balancer, state="established")) == 6
             assert len(entries(lab, "--status", "ASSURED")) == before
             # Its source ports are taken: none is given twice.
             for _ in range(20):
                 ask(lab.client)
-            assert operate(lab, "flows", "--kill", "--state", "established") == {"count": 6}
+            assert kill(lab.balancer, state="established") == 6
             for session in sessions:
                 with pytest.raises(ConnectionResetError):
                     session.socket.recv(1)
@@ -185,7 +237,7 @@ def test_down_has_conntrack_forget_the_flows_that_it_gives_up(
             datagrams.sendto(b"datagram", (address, 80))
             # Somebody else's, to the same address.
             datagrams.sendto(b"datagram", (address, 81))
-            wait_for(lambda: len(flows(lab)) == 2, "both flows")
+            wait_for(lambda: len(flows(lab.balancer)) == 2, "both flows")
         running.kill()
         wait_for(lambda: not lab.balancer.pids(), "no process of the killed run is left")
         assert len(entries(lab, "-f", family, "--orig-dst", address)) == 3
@@ -203,7 +255,7 @@ def test_stopping_leaves_no_entries_of_closed_connections(lab: Lab, featherlb: U
         for _ in range(6):
             ask(lab.client)
         assert entries(lab, "--orig-dst", VIP) != []
-        wait_for(lambda: flows(lab, "--state", "established") == [], "all are closed")
+        wait_for(lambda: flows(lab.balancer, state="established") == [], "all are closed")
     assert entries(lab, "--orig-dst", VIP) == []
     assert "FEATHERLB" not in lab.balancer.run(["iptables-save"]).stdout
 
@@ -221,7 +273,7 @@ def test_what_one_instance_gives_up_another_may_have_taken_over(
             assert session.ask() == first
             assert run(lab.balancer, "down").returncode == 0
             assert session.ask() == first
-            assert len(flows(lab, "--instance", "7", "--state", "established")) == 1
+            assert len(flows(lab.balancer, instance=7, state="established")) == 1
     assert run(lab.balancer, "down").returncode == 0
 
 
@@ -229,10 +281,10 @@ def test_of_several_workers_each_flow_has_one_whatever_changes(lab: Lab, feather
     with featherlb(lab, *TCP, *BACKENDS, "--workers", "2"), ExitStack() as stack:
         for _ in range(12):
             stack.enter_context(Session(lab.client)).ask()
-        assert len(flows(lab)) == 12
-        operate(lab, "backend", "drain", f"{VIP}:80/tcp", "10.0.1.2:8080")
-        assert len(flows(lab)) == 12
-        (service,) = operate(lab, "backends")["services"]
+        assert len(flows(lab.balancer)) == 12
+        change(lab.balancer, "drain", f"{VIP}:80/tcp", "10.0.1.2:8080")
+        assert len(flows(lab.balancer)) == 12
+        (service,) = api(lab.balancer, "services")["services"]
         assert sum(one["active"] for one in service["backends"]) == 12
 
 
@@ -242,13 +294,13 @@ def test_of_several_workers_a_new_one_takes_over_what_was_its_predecessors(
     with featherlb(lab, *TCP, *BACKENDS, "--workers", "2") as running, ExitStack() as stack:
         sessions = [stack.enter_context(Session(lab.client)) for _ in range(12)]
         first = [session.ask() for session in sessions]
-        had = [worker["flows"] for worker in operate(lab, "status")["workers"]]
+        had = [worker["flows"] for worker in api(lab.balancer, "status")["workers"]]
         worker, _ = (pid for pid in lab.balancer.pids() if pid != running.pid)
         os.kill(worker, signal.SIGKILL)
         wait_for(lambda: "is balancing again" in running.log, "another worker")
-        assert [worker["flows"] for worker in operate(lab, "status")["workers"]] == had
+        assert [worker["flows"] for worker in api(lab.balancer, "status")["workers"]] == had
         assert [session.ask() for session in sessions] == first
-        assert len(flows(lab)) == 12
+        assert len(flows(lab.balancer)) == 12
 
 
 def test_a_worker_that_dies_loses_no_connection(lab: Lab, featherlb: Up) -> None:
@@ -259,7 +311,7 @@ def test_a_worker_that_dies_loses_no_connection(lab: Lab, featherlb: Up) -> None
         assert session.ask() == first
         wait_for(lambda: "is balancing again" in running.log, "another worker")
         assert session.ask() == first
-        assert len(flows(lab, "--state", "established")) == 1
+        assert len(flows(lab.balancer, state="established")) == 1
         ask(lab.client)
 
 
@@ -289,16 +341,13 @@ def test_while_featherlb_is_away_fail_open_lets_the_kernel_choose(
 @NAT_MODES
 @pytest.mark.parametrize("scheduler", ["rr", "maglev"])
 def test_a_killed_connection_is_reset_at_both_ends(
-    lab: Lab, featherlb: Up, nat: str, scheduler: str
+    shared: Shared, nat: str, scheduler: str
 ) -> None:
-    options = ("--vip", f"{VIP}:80", "--backend", "10.0.1.2:9000", "--nat", nat)
-    with (
-        featherlb(lab, *options, "--scheduler", scheduler),
-        pair(lab, VIP, 9000) as (client, server),
-    ):
+    port = PORTS[f"kill-{scheduler}", nat]
+    with pair(shared.lab, VIP, port, port) as (client, server):
         client.sendall(b"request")
         assert server.recv(100) == b"request"
-        kill(lab, client, server, "--client", "10.0.0.101")
+        kill_only(shared.lab, client, server, f"kill-{scheduler}-{nat}")
 
 
 @pytest.mark.parametrize(
@@ -316,7 +365,7 @@ def test_a_firewall_does_not_keep_strays_away(
     with featherlb(lab, *service, *options), pair(lab, vip, 9000) as (client, server):
         client.sendall(b"request")
         assert server.recv(100) == b"request"
-        kill(lab, client, server, "--client", "10.0.0.101")
+        kill_only(lab, client, server, f"{vip}:80")
 
 
 def test_packets_of_open_connections_meet_the_rule_that_lets_them_pass_first(
@@ -379,7 +428,7 @@ def test_a_client_whose_port_is_taken_towards_the_backend_has_another_there(
                 client.sendall(REQUEST)
                 assert parse(client.recv(4096)) == Answer("backend1", lab.client.address)
                 reset(client)
-            wait_for(lambda: flows(lab, "--state", "established") == [], "its end")
+            wait_for(lambda: flows(lab.balancer, state="established") == [], "its end")
 
 
 def test_many_ports_that_are_used_again_at_once_belong_to_new_connections(
@@ -419,7 +468,7 @@ def test_many_ports_that_are_used_again_at_once_belong_to_new_connections(
             client.sendall(REQUEST)
             answers[parse(client.recv(4096)).backend] += 1
         assert sorted(answers.values()) == [6, 7, 7]
-        assert len(flows(lab, "--state", "established")) == len(ports)
+        assert len(flows(lab.balancer, state="established")) == len(ports)
         assert "Traceback" not in running.log
 
 
@@ -447,12 +496,12 @@ def test_what_conntrack_has_no_room_for_is_dropped_until_it_has(
         waiting = threads.submit(ask, lab.client)
         wait_for(lambda: refused() > 0, "no room")
         assert not waiting.done()
-        assert flows(lab) == []
-        operate(lab, "backend", "add", VIP + ":80/tcp", "10.0.1.3:8080")
-        operate(lab, "backend", "drain", VIP + ":80/tcp", "10.0.1.2:8080")
+        assert flows(lab.balancer) == []
+        change(lab.balancer, "add", VIP + ":80/tcp", "10.0.1.3:8080")
+        change(lab.balancer, "drain", VIP + ":80/tcp", "10.0.1.2:8080")
         assert {ask(lab.client).backend for _ in range(3)} == {"backend2"}
-        operate(lab, "backend", "enable", VIP + ":80/tcp", "10.0.1.2:8080")
-        operate(lab, "backend", "drain", VIP + ":80/tcp", "10.0.1.3:8080")
+        change(lab.balancer, "enable", VIP + ":80/tcp", "10.0.1.2:8080")
+        change(lab.balancer, "drain", VIP + ":80/tcp", "10.0.1.3:8080")
         lab.balancer.run(["conntrack", "-D", "-p", "tcp", "--orig-dst", "10.0.1.2"])
         # The client's next attempt is let in.
         assert waiting.result(timeout=30).backend in ("backend1", "backend2")
@@ -463,15 +512,15 @@ def test_what_conntrack_has_no_room_for_is_dropped_until_it_has(
 
 @NAT_MODES
 def test_a_super_packet_that_opens_a_flow_arrives_as_its_datagrams(
-    lab: Lab, featherlb: Up, nat: str
+    shared: Shared, nat: str
 ) -> None:
     """The sender leaves it to the kernel to cut its buffer, and the lab's links leave it whole."""
-    options = ("--vip", f"{VIP}:53/udp", *BACKENDS, "--nat", nat)
-    with Receivers(lab.backends, 8080) as receivers, featherlb(lab, *options):
+    lab, port = shared.lab, PORTS["super", nat]
+    with Receivers(lab.backends, port) as receivers:
         for size in (1, 512, 1472):
             data = bytes(n % 251 for n in range(9 * size + (size + 1) // 2))
             parts = [data[at : at + size] for at in range(0, len(data), size)]
-            with open_socket(lab.client, (lab.client.address, 0), (VIP, 53)) as client:
+            with open_socket(lab.client, (lab.client.address, 0), (VIP, port)) as client:
                 client.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, size)
                 client.send(data)
                 arrivals = [receivers.receive() for _ in parts]
@@ -514,30 +563,38 @@ def test_another_instance_may_have_the_same_backends(
         assert run(lab.balancer, "down").returncode == 0
 
 
-@pytest.mark.parametrize("beside", [("nfqueue", "dnat"), ("raw", "dnat"), ("raw", "full")])
 def test_an_instance_that_keeps_replies_from_connection_tracking_is_refused(
-    lab: Lab, driver: str, beside: tuple[str, str], tmp_path: Path
+    lab: Lab, driver: str, tmp_path: Path
 ) -> None:
-    datapath, nat = beside
-    other = ("--vip", f"{BESIDE}:80", *BACKENDS, "--datapath", datapath, "--nat", nat)
-    for first, second in ((OWN, other), (other, OWN)):
-        with Featherlb(lab.balancer, ("up", *first), tmp_path) as running:
-            ended = run(lab.balancer, "up", *second)
-            assert ended.returncode == 1
-            assert ended.stderr == (
-                f"featherlb: the featherlb with pid {running.pid} has the backend"
-                " 10.0.1.2,tcp:8080 as well, and only one of the two has it with the datapath"
-                " offload, whose replies the other takes out of connection tracking; give both the"
-                " same datapath, or the other one nfqueue with the NAT mode full\n"
-            )
+    def refused(options: tuple[str, ...], running: Featherlb) -> None:
+        ended = run(lab.balancer, "up", *options)
+        assert ended.returncode == 1
+        assert ended.stderr == (
+            f"featherlb: the featherlb with pid {running.pid} has the backend"
+            " 10.0.1.2,tcp:8080 as well, and only one of the two has it with the datapath"
+            " offload, whose replies the other takes out of connection tracking; give both the"
+            " same datapath, or the other one nfqueue with the NAT mode full\n"
+        )
+
+    vip = ("--vip", f"{BESIDE}:80", *BACKENDS)
+    others = [
+        (*vip, "--datapath", datapath, "--nat", nat)
+        for datapath, nat in (("nfqueue", "dnat"), ("raw", "dnat"), ("raw", "full"))
+    ]
+    with Featherlb(lab.balancer, ("up", *OWN), tmp_path) as running:
+        for other in others:
+            refused(other, running)
+    for other in others:
+        with Featherlb(lab.balancer, ("up", *other), tmp_path) as running:
+            refused(OWN, running)
 
 
 def test_what_conntrack_forgets_is_no_flow_any_more(lab: Lab, featherlb: Up) -> None:
     with featherlb(lab, *TCP, *BACKENDS), Session(lab.client) as session:
         session.ask()
-        assert len(flows(lab)) == 1
+        assert len(flows(lab.balancer)) == 1
         lab.balancer.run(["conntrack", "-D", "--dst", VIP])
-        wait_for(lambda: flows(lab) == [], "no flow")
+        wait_for(lambda: flows(lab.balancer) == [], "no flow")
         # The client goes on with it: it is told that there is none.
         session.socket.sendall(b"GET")
         with pytest.raises(ConnectionResetError):
@@ -594,14 +651,12 @@ def test_datagrams_of_before_are_balanced_once_featherlb_is_there(lab: Lab, feat
             assert receivers.receive().data == b"after"
 
 
-def test_a_sender_to_an_empty_pool_is_told(lab: Lab, featherlb: Up) -> None:
-    with (
-        featherlb(lab, "--vip", f"{VIP}:53/udp"),
-        open_socket(lab.client, (lab.client.address, 0), (VIP, 53)) as client,
-    ):
-        client.send(b"anybody?")
+def test_a_sender_to_an_empty_pool_is_told(shared: Shared) -> None:
+    client = shared.lab.client
+    with open_socket(client, (client.address, 0), (VIP, 53)) as sender:
+        sender.send(b"anybody?")
         with pytest.raises(ConnectionRefusedError):
-            client.recv(1)
+            sender.recv(1)
 
 
 @pytest.mark.parametrize("option", ["one_packet: true", "responses: 1"])
@@ -632,7 +687,7 @@ def test_the_port_that_a_client_has_towards_the_backend_is_shown_and_its_connect
         )
 
     def open_flow() -> tuple[str, str]:
-        (flow,) = flows(lab, "--state", "established")
+        (flow,) = flows(lab.balancer, state="established")
         return flow["client"], flow["source"]
 
     write("offload")
@@ -650,10 +705,10 @@ def test_the_port_that_a_client_has_towards_the_backend_is_shown_and_its_connect
                 expected = tuple(f"{address}:{port}" for address, port in (local, peer))
                 for datapath in ("offload", "nfqueue", "raw", "offload"):
                     write(datapath)
-                    operate(lab, "reload")
+                    reload(lab.balancer)
                     client.sendall(b"request")
                     assert server.recv(100) == b"request"
                     server.sendall(b"answer")
                     assert client.recv(100) == b"answer"
                     assert open_flow() == expected
-                kill(lab, client, server, "--all")
+                kill_only(lab, client, server, "web")

@@ -7,11 +7,9 @@ import pytest
 
 from netns import Lab
 from netns.lab import VIP
-from tests.netns.command import Featherlb, run
+from tests.netns.command import Featherlb, api, flows, run
 from tests.netns.conftest import SERVED, Up
 from tests.netns.test_offload import BACKENDS, BESIDE, NAT_MODES, TCP, crash, entries, stop
-from tests.netns.test_operate_flows import flows
-from tests.netns.test_operate_pools import operate
 from tests.netns.traffic import Session, ask
 
 pytestmark = [pytest.mark.parametrize("driver", ["offload"], indirect=True), SERVED]
@@ -40,7 +38,7 @@ def test_an_instance_that_starts_leaves_anothers_connections_alone(
         with featherlb(lab, *OTHER):
             with featherlb(lab, *own):
                 assert [session.ask() for session in sessions] == first
-                adopted = flows(lab, "--instance", "0", "--state", "established")
+                adopted = flows(lab.balancer, instance=0, state="established")
                 assert [flow["vip"] for flow in adopted] == [f"{VIP}:80"] * 6
                 assert ask(lab.client).backend
             assert [session.ask() for session in sessions] == first
@@ -64,12 +62,12 @@ def test_an_instance_takes_the_place_of_a_gone_one_with_a_vip_of_its(
             assert (kept.ask(), lost.ask().peer) == (first, first.peer)
             with featherlb(lab, *TCP, *BACKENDS):
                 assert kept.ask() == first
-                assert len(flows(lab, "--instance", "0", "--state", "established")) == 1
+                assert len(flows(lab.balancer, instance=0, state="established")) == 1
                 assert entries(lab, "--orig-dst", BESIDE) == []
                 assert BESIDE not in lab.balancer.run(["ip", "address"]).stdout
                 assert ask(lab.client).backend
                 assert ask(lab.client, VIP, 81).backend
-                assert operate(lab, "status", "--instance", "2")["instance"] == 2
+                assert api(lab.balancer, "status", instance=2)["instance"] == 2
 
 
 @ENDINGS
