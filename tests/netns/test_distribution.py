@@ -1,7 +1,7 @@
 """Who gets a connection, for every scheduler, as the servers themselves report it."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
@@ -12,12 +12,37 @@ from netns.servers import HttpServer
 from tests.netns.conftest import ONE_DRIVER, Up
 from tests.netns.traffic import Session, ask
 
-pytestmark = ONE_DRIVER
+pytestmark = [ONE_DRIVER, pytest.mark.usefixtures("balanced")]
 
 BACKENDS = ("10.0.1.2:8080", "10.0.1.3:8080", "10.0.1.4:8080")
 CLIENTS = [f"10.0.0.{host}" for host in range(150, 211)]
 """Further addresses of client1, for schedulers that look at the client's address. No multiple of
 three, or else taking turns would look like a hash that keeps its answer."""
+EVEN = (1, 1, 1)
+POOLS: list[tuple[str, tuple[int, ...]]] = [
+    ("round-robin", EVEN),
+    ("rr", EVEN),
+    ("weighted-round-robin", (3, 1, 1)),
+    ("wrr", (3, 1, 1)),
+    ("wrr", (1, 0, 1)),
+    ("least-connections", EVEN),
+    ("lc", EVEN),
+    ("weighted-least-connections", (2, 1, 1)),
+    ("wlc", (2, 1, 1)),
+    ("random", EVEN),
+    ("p2c", EVEN),
+    ("twos", EVEN),
+    ("source-hash", EVEN),
+    ("sh", EVEN),
+    ("iphash", EVEN),
+    ("five-tuple-hash", EVEN),
+    ("maglev", EVEN),
+    ("mh", EVEN),
+    ("maglev", (8, 1, 1)),
+]
+"""Scheduler and weights of each service, whose port is its place here after FIRST_PORT. Each is for
+one test alone."""
+FIRST_PORT = 1000
 
 
 @pytest.fixture(scope="module")
@@ -30,19 +55,35 @@ def lab() -> Iterator[Lab]:
         yield lab
 
 
-def pool(scheduler: str, weights: Sequence[int] = (1, 1, 1)) -> list[str]:
-    """Options for VIP:80 with the three backends."""
-    options = ["--vip", f"{VIP}:80", "--scheduler", scheduler]
-    for backend, weight in zip(BACKENDS, weights, strict=True):
-        options += ["--backend", f"{backend}@{weight}"]
-    return options
+@pytest.fixture(scope="module")
+def balanced(lab: Lab, featherlb: Up, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One instance with all POOLS."""
+    lines = ["services:"]
+    for scheduler, weights in POOLS:
+        number = port(scheduler, weights)
+        lines += [
+            f"  - name: s{number}",
+            f"    vip: {VIP}:{number}",
+            f"    scheduler: {scheduler}",
+            "    backends:",
+        ]
+        for backend, weight in zip(BACKENDS, weights, strict=True):
+            lines.append(f"      - {{address: '{backend}', weight: {weight}}}")
+    path = tmp_path_factory.mktemp("distribution") / "lb.yaml"
+    path.write_text("\n".join(lines) + "\n")
+    with featherlb(lab, "--config", str(path)):
+        yield
 
 
-def hold(stack: ExitStack, lab: Lab, count: int) -> list[tuple[Session, str]]:
+def port(scheduler: str, weights: tuple[int, ...] = EVEN) -> int:
+    return FIRST_PORT + POOLS.index((scheduler, weights))
+
+
+def hold(stack: ExitStack, lab: Lab, port: int, count: int) -> list[tuple[Session, str]]:
     """Open connections that stay open, one after the other; each with its backend's name."""
     held = []
     for _ in range(count):
-        session = stack.enter_context(Session(lab.client))
+        session = stack.enter_context(Session(lab.client, port=port))
         held.append((session, session.ask().backend))
     return held
 
@@ -51,109 +92,99 @@ def names(held: list[tuple[Session, str]]) -> Counter[str]:
     return Counter(name for _, name in held)
 
 
-def from_clients(lab: Lab) -> dict[str, str]:
+def from_clients(lab: Lab, port: int) -> dict[str, str]:
     """The backend of each client address."""
     found = {}
     for client in CLIENTS:
-        with Session(lab.client, source=(client, 0)) as session:
+        with Session(lab.client, port=port, source=(client, 0)) as session:
             found[client] = session.ask().backend
             session.reset()
     return found
 
 
 @pytest.mark.parametrize("name", ["round-robin", "rr"])
-def test_round_robin_takes_turns(lab: Lab, featherlb: Up, name: str) -> None:
-    with featherlb(lab, *pool(name)):
-        turns = [ask(lab.client).backend for _ in range(9)]
+def test_round_robin_takes_turns(lab: Lab, name: str) -> None:
+    turns = [ask(lab.client, port=port(name)).backend for _ in range(9)]
     assert sorted(turns[:3]) == ["backend1", "backend2", "backend3"]
     assert turns == turns[:3] * 3
 
 
 @pytest.mark.parametrize("name", ["weighted-round-robin", "wrr"])
-def test_weighted_round_robin_is_proportional_and_smooth(
-    lab: Lab, featherlb: Up, name: str
-) -> None:
-    with featherlb(lab, *pool(name, (3, 1, 1))):
-        turns = [ask(lab.client).backend for _ in range(20)]
+def test_weighted_round_robin_is_proportional_and_smooth(lab: Lab, name: str) -> None:
+    turns = [ask(lab.client, port=port(name, (3, 1, 1))).backend for _ in range(20)]
     assert Counter(turns) == {"backend1": 12, "backend2": 4, "backend3": 4}
     assert ["backend1"] * 3 not in [turns[i : i + 3] for i in range(5)]
 
 
-def test_a_backend_of_weight_0_gets_nothing(lab: Lab, featherlb: Up) -> None:
-    with featherlb(lab, *pool("wrr", (1, 0, 1))):
-        turns = Counter(ask(lab.client).backend for _ in range(8))
+def test_a_backend_of_weight_0_gets_nothing(lab: Lab) -> None:
+    turns = Counter(ask(lab.client, port=port("wrr", (1, 0, 1))).backend for _ in range(8))
     assert turns == {"backend1": 4, "backend3": 4}
 
 
 @pytest.mark.parametrize("name", ["least-connections", "lc"])
-def test_least_connections_fills_the_emptiest(lab: Lab, featherlb: Up, name: str) -> None:
-    with featherlb(lab, *pool(name)), ExitStack() as stack:
-        held = hold(stack, lab, 6)
+def test_least_connections_fills_the_emptiest(lab: Lab, name: str) -> None:
+    with ExitStack() as stack:
+        held = hold(stack, lab, port(name), 6)
         assert names(held) == {"backend1": 2, "backend2": 2, "backend3": 2}
         closed, reset = (session for session, name in held if name == "backend2")
         closed.close()
         reset.reset()
-        assert names(hold(stack, lab, 2)) == {"backend2": 2}
+        assert names(hold(stack, lab, port(name), 2)) == {"backend2": 2}
 
 
 @pytest.mark.parametrize("name", ["weighted-least-connections", "wlc"])
-def test_weighted_least_connections_fills_in_proportion(lab: Lab, featherlb: Up, name: str) -> None:
-    with featherlb(lab, *pool(name, (2, 1, 1))), ExitStack() as stack:
-        held = hold(stack, lab, 8)
+def test_weighted_least_connections_fills_in_proportion(lab: Lab, name: str) -> None:
+    with ExitStack() as stack:
+        held = hold(stack, lab, port(name, (2, 1, 1)), 8)
         assert names(held) == {"backend1": 4, "backend2": 2, "backend3": 2}
         for session in [session for session, name in held if name == "backend1"]:
             session.close()
-        assert names(hold(stack, lab, 4)) == {"backend1": 4}
+        assert names(hold(stack, lab, port(name, (2, 1, 1)), 4)) == {"backend1": 4}
 
 
-def test_random_uses_every_backend_in_no_fixed_order(lab: Lab, featherlb: Up) -> None:
-    with featherlb(lab, *pool("random")):
-        turns = [ask(lab.client).backend for _ in range(60)]
+def test_random_uses_every_backend_in_no_fixed_order(lab: Lab) -> None:
+    turns = [ask(lab.client, port=port("random")).backend for _ in range(60)]
     # By chance alone, each of these fails once in 10^10 runs or less.
     assert set(turns) == {"backend1", "backend2", "backend3"}
     assert turns != (turns[:3] * 20)
 
 
 @pytest.mark.parametrize("name", ["p2c", "twos"])
-def test_power_of_two_choices_keeps_open_connections_even(
-    lab: Lab, featherlb: Up, name: str
-) -> None:
-    with featherlb(lab, *pool(name)), ExitStack() as stack:
-        count = names(hold(stack, lab, 30))
+def test_power_of_two_choices_keeps_open_connections_even(lab: Lab, name: str) -> None:
+    with ExitStack() as stack:
+        count = names(hold(stack, lab, port(name), 30))
         # The fullest of three is picked only at a tie, so they can't drift apart.
         assert max(count.values()) - min(count.values()) <= 4
         assert count.total() == 30
 
 
 @pytest.mark.parametrize("name", ["source-hash", "sh", "iphash"])
-def test_source_hash_keeps_a_client_on_its_backend(lab: Lab, featherlb: Up, name: str) -> None:
-    with featherlb(lab, *pool(name)):
-        first = from_clients(lab)
-        again = from_clients(lab)
+def test_source_hash_keeps_a_client_on_its_backend(lab: Lab, name: str) -> None:
+    first = from_clients(lab, port(name))
+    again = from_clients(lab, port(name))
     assert again == first
     assert set(first.values()) == {"backend1", "backend2", "backend3"}
 
 
 @pytest.mark.parametrize("name", ["five-tuple-hash", "maglev", "mh"])
-def test_flow_hashes_keep_a_5_tuple_and_spread_a_client(lab: Lab, featherlb: Up, name: str) -> None:
+def test_flow_hashes_keep_a_5_tuple_and_spread_a_client(lab: Lab, name: str) -> None:
     def by_port() -> dict[int, str]:
         found = {}
-        for port in range(20000, 20061):
-            with Session(lab.client, source=(lab.client.address, port)) as session:
-                found[port] = session.ask().backend
+        for number in range(20000, 20061):
+            source = (lab.client.address, number)
+            with Session(lab.client, port=port(name), source=source) as session:
+                found[number] = session.ask().backend
                 session.reset()
         return found
 
-    with featherlb(lab, *pool(name)):
-        first = by_port()
-        again = by_port()
+    first = by_port()
+    again = by_port()
     assert again == first
     assert set(first.values()) == {"backend1", "backend2", "backend3"}
 
 
-def test_maglev_splits_by_weight(lab: Lab, featherlb: Up) -> None:
-    with featherlb(lab, *pool("maglev", (8, 1, 1))):
-        count = Counter(ask(lab.client).backend for _ in range(100))
+def test_maglev_splits_by_weight(lab: Lab) -> None:
+    count = Counter(ask(lab.client, port=port("maglev", (8, 1, 1))).backend for _ in range(100))
     # 80 are expected; 5 standard deviations are 20.
     assert 60 <= count["backend1"] <= 99
     assert count.total() == 100

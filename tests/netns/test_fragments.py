@@ -1,39 +1,44 @@
 """Datagrams longer than the MTU: the kernel reassembles them before they are balanced."""
 
+import itertools
 import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from netns import Lab, Node
 from netns.lab import VIP, VIP6
-from tests.netns.command import run
-from tests.netns.conftest import ONE_DRIVER, Up, all_pairs
+from tests.netns.conftest import ONE_DRIVER, Up, in_turn
 from tests.netns.traffic import wait_for
 
 FAMILIES = (socket.AF_INET, socket.AF_INET6)
-BOTH = all_pairs(nat=("dnat", "full"), family=FAMILIES)
+EACH_SERVICE = tuple(itertools.product(("dnat", "full"), FAMILIES))
+PORTS = {"dnat": 80, "full": 81}
+VIPS: dict[int, str] = {socket.AF_INET: VIP, socket.AF_INET6: VIP6}
+FAR: dict[int, str] = {socket.AF_INET: "192.0.2.10", socket.AF_INET6: "2001:db8:ffff::10"}
+"""VIPs that are no address of this host."""
 DATAGRAMS = [os.urandom(size) for size in (100, 5_000, 30_000)]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def lab() -> Iterator[Lab]:
     with Lab(clients=1, backends=1) as lab:
         yield lab
 
 
-def large_datagrams(lab: Lab, family: int, vip: str = "") -> None:
+def large_datagrams(lab: Lab, vip: str, port: int = 80) -> None:
     """Send each there and back, from a client that begins with it; both ends must get exactly what
     the other one sent."""
-    vip = vip or (VIP6 if family == socket.AF_INET6 else VIP)
+    family = socket.AF_INET6 if ":" in vip else socket.AF_INET
     for first in DATAGRAMS:
         with (
             lab.client.new_socket(family, socket.SOCK_DGRAM) as client,
             lab.backends[0].new_socket(family, socket.SOCK_DGRAM) as server,
         ):
-            server.bind(("", 8080))
-            client.connect((vip, 80))
+            server.bind(("", port + 8000))
+            client.connect((vip, port))
             for query in (first, *DATAGRAMS):
                 client.send(query)
                 data, peer = server.recvfrom(1 << 16)
@@ -43,10 +48,10 @@ def large_datagrams(lab: Lab, family: int, vip: str = "") -> None:
                 assert client.recv(1 << 16) == answer
 
 
-def learn_path_mtu(client: Node, vip: str, family: int) -> None:
+def learn_path_mtu(client: Node, vip: str, family: int, port: int) -> None:
     """Send a datagram that doesn't get through, and wait for the error."""
     with client.new_socket(family, socket.SOCK_DGRAM) as probe:
-        probe.connect((vip, 80))
+        probe.connect((vip, port))
         probe.send(bytes(1400))
         wait_for(
             lambda: " mtu 1280 " in client.run(["ip", "route", "get", vip]).stdout,
@@ -54,70 +59,92 @@ def learn_path_mtu(client: Node, vip: str, family: int) -> None:
         )
 
 
-def options(lab: Lab, family: int, nat: str, vip: str = "") -> tuple[str, ...]:
-    if family == socket.AF_INET6:
-        service, backend = f"[{vip or VIP6}]:80/udp", f"[{lab.backends[0].address6}]:8080"
-    else:
-        service, backend = f"{vip or VIP}:80/udp", f"{lab.backends[0].address}:8080"
-    return "--vip", service, "--backend", backend, "--nat", nat
+def configuration(lab: Lab, vips: dict[int, str] = VIPS) -> str:
+    """A service of each NAT mode and family."""
+    lines = ["services:"]
+    for nat, family in EACH_SERVICE:
+        port, six = PORTS[nat], family == socket.AF_INET6
+        backend = f"[{lab.backends[0].address6}]" if six else lab.backends[0].address
+        lines.append(
+            f"  - {{name: {nat}{6 if six else 4}, protocol: udp, nat: {nat},"
+            f" vip: '[{vips[family]}]:{port}', backends: ['{backend}:{port + 8000}']}}"
+        )
+    return "\n".join(lines) + "\n"
 
 
-@BOTH
-def test_large_datagrams_arrive_whole(lab: Lab, featherlb: Up, nat: str, family: int) -> None:
-    with featherlb(lab, *options(lab, family, nat)):
-        large_datagrams(lab, family)
+def test_large_datagrams_arrive_whole(lab: Lab, featherlb: Up, tmp_path: Path) -> None:
+    path = tmp_path / "lb.yaml"
+    path.write_text(configuration(lab))
+    with featherlb(lab, "--config", str(path)):
+        for nat, family in EACH_SERVICE:
+            large_datagrams(lab, VIPS[family], PORTS[nat])
 
 
-@all_pairs(nat=("dnat", "full"), family=FAMILIES, routed=(False, True))
+@in_turn(routed=(False, True))
 def test_large_datagrams_to_a_vip_that_is_no_address_of_this_host(
-    lab: Lab, featherlb: Up, nat: str, family: int, routed: bool
+    lab: Lab, featherlb: Up, tmp_path: Path, routed: bool
 ) -> None:
-    """Nor need this host know a way to it."""
-    six = family == socket.AF_INET6
-    vip, client = (
-        ("2001:db8:ffff::10", lab.client.address6) if six else ("192.0.2.10", lab.client.address)
-    )
+    """Nor need this host know a way to it, when it begins or later."""
+
+    def route(verb: str) -> None:
+        for vip, client in zip(
+            FAR.values(), (lab.client.address, lab.client.address6), strict=True
+        ):
+            lab.balancer.run(["ip", "route", verb, vip, "via", client])
+
+    path = tmp_path / "lb.yaml"
+    path.write_text(configuration(lab, FAR))
     if routed:
-        lab.balancer.run(["ip", "route", "add", vip, "via", client])
-    with featherlb(lab, *options(lab, family, nat, vip), "--no-assign"):
-        large_datagrams(lab, family, vip)
-    # The next test has other VIPs, and maybe another datapath.
-    assert run(lab.balancer, "down").returncode == 0
-    if routed:
-        lab.balancer.run(["ip", "route", "del", vip])
+        route("add")
+    with featherlb(lab, "--config", str(path), "--no-assign"):
+        for change in ("", "del" if routed else "add"):
+            if change:
+                route(change)
+            for nat, family in EACH_SERVICE:
+                large_datagrams(lab, FAR[family], PORTS[nat])
 
 
-@BOTH
-def test_a_small_link_behind_the_balancer(featherlb: Up, nat: str, family: int) -> None:
+def test_a_small_link_behind_the_balancer(lab: Lab, featherlb: Up, tmp_path: Path) -> None:
     """What is reassembled is cut again: in IPv4 to what the link takes. In IPv6 the client is told
     to cut it smaller."""
-    with Lab(clients=1, backends=1) as lab:
-        for node, interface in ((lab.balancer, "back"), (lab.backends[0], "eth0")):
-            node.run(["ip", "link", "set", interface, "mtu", "1280"])
-        with featherlb(lab, *options(lab, family, nat)):
-            learn_path_mtu(lab.client, VIP6 if family == socket.AF_INET6 else VIP, family)
-            large_datagrams(lab, family)
+    for node, interface in ((lab.balancer, "back"), (lab.backends[0], "eth0")):
+        node.run(["ip", "link", "set", interface, "mtu", "1280"])
+    path = tmp_path / "lb.yaml"
+    path.write_text(configuration(lab))
+    with featherlb(lab, "--config", str(path)):
+        for nat, family in EACH_SERVICE:
+            learn_path_mtu(lab.client, VIPS[family], family, PORTS[nat])
+            large_datagrams(lab, VIPS[family], PORTS[nat])
+            lab.client.run(
+                ["ip", f"-{6 if family == socket.AF_INET6 else 4}", "route", "flush", "cache"]
+            )
 
 
 @ONE_DRIVER
-@pytest.mark.parametrize("family", FAMILIES)
-def test_either_kind_of_rule_makes_the_kernel_reassemble(featherlb: Up, family: int) -> None:
+def test_either_kind_of_rule_makes_the_kernel_reassemble(
+    lab: Lab, featherlb: Up, tmp_path: Path
+) -> None:
     """The one about the state that every set-up has, and the one for a kernel without it."""
-    iptables, nowhere = (
-        ("ip6tables", "ff02::1") if family == socket.AF_INET6 else ("iptables", "255.255.255.255")
-    )
-    with Lab(clients=1, backends=1) as lab, featherlb(lab, *options(lab, family, "dnat")):
-        large_datagrams(lab, family)
-        lab.balancer.run([iptables, "-t", "filter", "-F"])
-        with (
-            lab.client.new_socket(family, socket.SOCK_DGRAM) as client,
-            lab.backends[0].new_socket(family, socket.SOCK_DGRAM) as server,
-        ):
-            server.bind(("", 8080))
-            client.connect((VIP6 if family == socket.AF_INET6 else VIP, 80))
-            client.send(DATAGRAMS[1])
-            client.send(b"behind it")
-            assert server.recv(1 << 16) == b"behind it"
-        rule = ("-s", nowhere, "-m", "socket", "-j", "RETURN")
-        lab.balancer.run([iptables, "-t", "raw", "-I", "PREROUTING", *rule])
-        large_datagrams(lab, family)
+    path = tmp_path / "lb.yaml"
+    path.write_text(configuration(lab))
+    with featherlb(lab, "--config", str(path)):
+        for family, vip in VIPS.items():
+            iptables, nowhere = (
+                ("ip6tables", "ff02::1")
+                if family == socket.AF_INET6
+                else ("iptables", "255.255.255.255")
+            )
+            large_datagrams(lab, vip)
+            lab.balancer.run([iptables, "-t", "filter", "-F"])
+            with (
+                lab.client.new_socket(family, socket.SOCK_DGRAM) as client,
+                lab.backends[0].new_socket(family, socket.SOCK_DGRAM) as server,
+            ):
+                server.bind(("", 8080))
+                client.connect((vip, 80))
+                client.send(DATAGRAMS[1])
+                client.send(b"behind it")
+                assert server.recv(1 << 16) == b"behind it"
+            rule = ("-s", nowhere, "-m", "socket", "-j", "RETURN")
+            lab.balancer.run([iptables, "-t", "raw", "-I", "PREROUTING", *rule])
+            large_datagrams(lab, vip)

@@ -2,16 +2,21 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack
+from itertools import product
+from pathlib import Path
 
 import pytest
 
 from netns import Lab
 from netns.lab import VIP, VIP6
 from netns.servers import HttpServer
-from tests.netns.conftest import QUEUED, QUEUEING, Up, all_pairs, in_turn
+from tests.netns.conftest import QUEUEING, Up, all_pairs, in_turn
 from tests.netns.traffic import Answer, Session, ask, let_forward
 
 FRONT, BACK = "10.0.0.1", "10.0.1.1"
+OWN = (FRONT, BACK, "127.0.0.1")
+"""Addresses of the balancer's host."""
 BACKEND = ("--backend", "10.0.1.2:8080")
 NAT_MODES = ("dnat", "full")
 
@@ -27,20 +32,21 @@ def addresses(lab: Lab) -> str:
     return lab.balancer.run(["ip", "-brief", "address"]).stdout
 
 
-@in_turn(nat=NAT_MODES)
-def test_a_vip_that_no_host_has_is_assigned(lab: Lab, featherlb: Up, nat: str) -> None:
-    with featherlb(lab, "--vip", f"{VIP}:80", "--nat", nat, *BACKEND):
-        assert f" {VIP}/" in addresses(lab)
-        assert ask(lab.client).backend == "backend1"
-    assert f" {VIP}/" not in addresses(lab)
-
-
-@in_turn(nat=NAT_MODES)
-def test_a_vip_that_is_an_address_of_the_host_stays_so(lab: Lab, featherlb: Up, nat: str) -> None:
+@all_pairs(nat=NAT_MODES)
+def test_a_vip_of_no_host_is_assigned_and_one_of_this_host_stays(
+    lab: Lab, featherlb: Up, nat: str
+) -> None:
     before = addresses(lab)
-    with featherlb(lab, "--vip", f"{FRONT}:80", "--nat", nat, *BACKEND):
-        assert addresses(lab) == before
-        assert ask(lab.client, FRONT).backend == "backend1"
+    with featherlb(lab, "--vip", f"{VIP}:80", "--vip", f"{FRONT}:80", "--nat", nat, *BACKEND):
+        during = addresses(lab)
+        assert f" {VIP}/" in during
+        assert re.sub(rf" {VIP}/\d+", "", during).split() == before.split()
+        for vip in (VIP, FRONT):
+            assert ask(lab.client, vip).backend == "backend1"
+            # A client on the balancer's host.
+            for _ in range(3):
+                assert ask(lab.balancer, vip).backend == "backend1"
+            assert ask(lab.client, vip).backend == "backend1"
     assert addresses(lab) == before
 
 
@@ -72,39 +78,32 @@ def test_the_unspecified_address_is_every_address_of_the_host(
             lab.client.connect(lab.backends[0].address, 8000)
 
 
-@all_pairs(nat=NAT_MODES, vip=(VIP, FRONT))
-def test_a_client_on_the_balancers_host(lab: Lab, featherlb: Up, nat: str, vip: str) -> None:
-    with featherlb(lab, "--vip", f"{vip}:80", "--nat", nat, *BACKEND):
-        for _ in range(3):
-            assert ask(lab.balancer, vip).backend == "backend1"
-        assert ask(lab.client, vip).backend == "backend1"
-
-
-@all_pairs(QUEUEING, nat=NAT_MODES, address=(FRONT, BACK, "127.0.0.1"), vip=(VIP, FRONT))
-def test_a_backend_on_the_balancers_host(
-    lab: Lab, featherlb: Up, nat: str, address: str, vip: str
-) -> None:
-    backend = ("--backend", f"{address}:9000")
-    with (
-        HttpServer(lab.balancer, address, 9000),
-        featherlb(lab, "--vip", f"{vip}:80", "--nat", nat, *backend),
-    ):
-        answer = ask(lab.client, vip)
-        assert answer.backend == "lb"
-        if nat == "dnat":
-            assert answer.peer == lab.client.address
-        # The client may be there as well.
-        assert ask(lab.balancer, vip).backend == "lb"
-
-
-@QUEUED
-def test_local_and_remote_backends_share_a_pool(lab: Lab, featherlb: Up) -> None:
-    with (
-        HttpServer(lab.balancer, "127.0.0.1", 9000),
-        featherlb(lab, "--vip", f"{VIP}:80", *BACKEND, "--backend", "127.0.0.1:9000"),
-    ):
+@all_pairs(QUEUEING, nat=NAT_MODES)
+def test_backends_on_the_balancers_host(lab: Lab, featherlb: Up, nat: str, tmp_path: Path) -> None:
+    """Each behind either kind of VIP, and one of them in a pool with another host."""
+    ports = {place: 80 + i for i, place in enumerate(product((VIP, FRONT), OWN))}
+    services = [
+        f"{{name: s{port}, vip: '{vip}:{port}', nat: {nat}, backends: ['{address}:9000']}}"
+        for (vip, address), port in ports.items()
+    ]
+    pool = "'10.0.1.2:8080', '127.0.0.1:9000'"
+    services.append(f"{{name: mixed, vip: '{VIP}:90', nat: {nat}, backends: [{pool}]}}")
+    path = tmp_path / "lb.yaml"
+    path.write_text("services: [" + ", ".join(services) + "]\n")
+    with ExitStack() as stack:
+        for address in OWN:
+            stack.enter_context(HttpServer(lab.balancer, address, 9000))
+        stack.enter_context(featherlb(lab, "--config", str(path)))
+        for (vip, _), port in ports.items():
+            answer = ask(lab.client, vip, port)
+            assert answer.backend == "lb"
+            if nat == "dnat":
+                assert answer.peer == lab.client.address
+            # The client may be there as well.
+            assert ask(lab.balancer, vip, port).backend == "lb"
         for node in (lab.client, lab.balancer):
-            assert sorted(ask(node).backend for _ in range(4)) == ["backend1"] * 2 + ["lb"] * 2
+            answers = sorted(ask(node, VIP, 90).backend for _ in range(4))
+            assert answers == ["backend1"] * 2 + ["lb"] * 2
 
 
 def test_one_arm_with_everything_on_one_network(featherlb: Up) -> None:
@@ -121,39 +120,27 @@ def test_one_arm_with_everything_on_one_network(featherlb: Up) -> None:
     assert {answer.peer for answer in answers} <= {FRONT, VIP}
 
 
-@pytest.mark.parametrize("family", [4, 6])
-def test_one_arm_no_backend_is_told_a_way_around_the_balancer(featherlb: Up, family: int) -> None:
-    with Lab(backends=1, arms=1) as lab:
+def test_one_arm_no_backend_is_told_a_way_around_the_balancer(
+    featherlb: Up, tmp_path: Path
+) -> None:
+    with (
+        Lab(backends=1, arms=1) as lab,
+        HttpServer(lab.backends[0]),
+        HttpServer(lab.backends[0], "::"),
+    ):
         (backend,) = lab.backends
-        client, gateway, server, vip, any_address = (
-            (lab.client.address, FRONT, backend.address, VIP, "0.0.0.0")
-            if family == 4
-            else (
-                lab.client.address6,
-                lab.balancer.addresses["front"][1],
-                f"[{backend.address6}]",
-                VIP6,
-                "::",
-            )
+        gateway, gateway6 = lab.balancer.addresses["front"]
+        backend.run(["ip", "route", "add", f"{lab.client.address}/32", "via", gateway])
+        backend.run(["ip", "-6", "route", "add", f"{lab.client.address6}/128", "via", gateway6])
+        path = tmp_path / "lb.yaml"
+        path.write_text(
+            "services:\n"
+            f"  - {{name: four, vip: '{VIP}:80', backends: ['{backend.address}:8080']}}\n"
+            f"  - {{name: six, vip: '[{VIP6}]:80', backends: ['[{backend.address6}]:8080']}}\n"
         )
-        backend.run(
-            [
-                "ip",
-                f"-{family}",
-                "route",
-                "add",
-                f"{client}/{32 if family == 4 else 128}",
-                "via",
-                gateway,
-            ]
-        )
-        with (
-            HttpServer(backend, any_address),
-            featherlb(
-                lab, "--vip", f"{vip}:80" if family == 4 else f"[{vip}]:80", *backend_option(server)
-            ),
-        ):
-            assert {ask(lab.client, vip).peer for _ in range(20)} == {client}
+        with featherlb(lab, "--config", str(path)):
+            seen = {ask(lab.client, vip).peer for vip in (VIP, VIP6) for _ in range(20)}
+        assert seen == {lab.client.address, lab.client.address6}
         counted = backend.run(["nstat", "-asz", "IcmpInRedirects", "Icmp6InRedirects"]).stdout
     assert re.findall(r"InRedirects\s+(\d+)", counted) == ["0", "0"]
 

@@ -5,7 +5,7 @@ import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -17,15 +17,15 @@ from netns import Lab
 from netns.lab import VIP
 from netns.servers import DnsServer, Iperf3
 from tests.netns.command import Featherlb
-from tests.netns.conftest import ONE_DRIVER, Up, in_turn
+from tests.netns.conftest import ONE_DRIVER, QUEUEING, Up, in_turn
 from tests.netns.datagrams import Receivers, open_socket
-from tests.netns.traffic import let_forward, wait_for
+from tests.netns.traffic import forward, wait_for
 from tests.netns.wire import Capture, send, with_right_checksums
 
-NAT_MODES = pytest.mark.parametrize("nat", ["dnat", "full"])
 BACKENDS = ("10.0.1.2", "10.0.1.3", "10.0.1.4")
 DNS_PORT, PORT = 5353, 9000
-SERVICE = (VIP, 53)
+# Ports of the VIP, by what is behind them.
+DNS, POOL, ONE, NOBODY, ONE_PACKET, RESPONSES = range(53, 59)
 # Of linux/udp.h and asm-generic/socket.h; Python has no names for them.
 UDP_SEGMENT, SO_NO_CHECK = 103, 11
 
@@ -36,41 +36,65 @@ def lab() -> Iterator[Lab]:
         yield lab
 
 
+@pytest.fixture(params=["dnat", "full"], scope="module")
+def nat(request: pytest.FixtureRequest) -> str:
+    mode: str = request.param
+    return mode
+
+
+@pytest.fixture(scope="module")
+def balanced(
+    lab: Lab, featherlb: Up, driver: str, nat: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """One instance for all tests that leave it as it is."""
+    path = tmp_path_factory.mktemp("udp") / "lb.yaml"
+    dns = tuple(f"{address}:{DNS_PORT}" for address in BACKENDS)
+    text = "services:\n"
+    text += service(DNS, f"nat: {nat}", backends=dns)
+    text += service(DNS, f"nat: {nat}", protocol="tcp", backends=dns)
+    text += service(POOL, f"nat: {nat}")
+    text += service(ONE, f"nat: {nat}", backends=POOL_MEMBERS[:1])
+    text += service(NOBODY, f"nat: {nat}", backends=())
+    if driver in QUEUEING:
+        text += service(ONE_PACKET, f"nat: {nat}", "one_packet: true")
+        text += service(RESPONSES, f"nat: {nat}", "responses: 1")
+    path.write_text(text)
+    with featherlb(lab, "--config", str(path)):
+        yield
+
+
 @pytest.fixture
 def receivers(lab: Lab) -> Iterator[Receivers]:
     with Receivers(lab.backends, PORT) as receivers:
         yield receivers
 
 
-@pytest.fixture
-def client(lab: Lab) -> Iterator[socket.socket]:
-    """A socket of the client that is connected to the service."""
-    with open_socket(lab.client, (lab.client.address, 0), SERVICE) as client:
-        yield client
+def connected(lab: Lab, port: int) -> socket.socket:
+    """A socket of the client that is connected to a service."""
+    return open_socket(lab.client, (lab.client.address, 0), (VIP, port))
 
 
-def options(nat: str = "dnat", port: int = PORT, count: int = 3) -> list[str]:
-    chosen = [f"--backend={address}:{port}" for address in BACKENDS[:count]]
-    return [f"--vip={VIP}:53/udp", f"--nat={nat}", *chosen]
+POOL_MEMBERS = tuple(f"{address}:{PORT}" for address in BACKENDS)
 
 
-def write(path: Path, *settings: str, backends: tuple[str, ...] = BACKENDS) -> None:
-    """A configuration with the service and these further lines."""
+def service(
+    port: int, *settings: str, protocol: str = "udp", backends: tuple[str, ...] = POOL_MEMBERS
+) -> str:
+    """A service of a configuration, on this port of the VIP, with these further lines."""
     lines = [
-        "services:",
-        "  - name: dns",
-        f"    vip: {VIP}:53",
-        "    protocol: udp",
+        f"  - name: {protocol}{port}",
+        f"    vip: {VIP}:{port}",
+        f"    protocol: {protocol}",
         "    scheduler: rr",
         *(f"    {setting}" for setting in settings),
-        f"    backends: [{', '.join(f'{address}:{PORT}' for address in backends)}]",
+        f"    backends: [{', '.join(backends)}]",
     ]
-    path.write_text("\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"
 
 
 @ONE_DRIVER
-@NAT_MODES
-def test_dns_over_udp_and_tcp_at_one_address(lab: Lab, featherlb: Up, nat: str) -> None:
+@pytest.mark.usefixtures("balanced")
+def test_dns_over_udp_and_tcp_at_one_address(lab: Lab) -> None:
     def dig(*flags: str) -> str:
         query = ["dig", "+short", "+tries=1", "+timeout=5", *flags, f"@{VIP}", "who.test", "TXT"]
         return lab.client.run(query).stdout.strip().strip('"')
@@ -78,33 +102,29 @@ def test_dns_over_udp_and_tcp_at_one_address(lab: Lab, featherlb: Up, nat: str) 
     with ExitStack() as servers:
         for node in lab.backends:
             servers.enter_context(DnsServer(node, port=DNS_PORT))
-        with featherlb(lab, *options(nat, DNS_PORT), f"--vip={VIP}:53/tcp"):
-            for protocol in ("+notcp", "+tcp"):
-                answers = Counter(dig(protocol) for _ in range(6))
-                assert answers == {"backend1": 2, "backend2": 2, "backend3": 2}, protocol
+        for protocol in ("+notcp", "+tcp"):
+            answers = Counter(dig(protocol) for _ in range(6))
+            assert answers == {"backend1": 2, "backend2": 2, "backend3": 2}, protocol
 
 
-@NAT_MODES
-def test_a_flow_stays_and_further_ones_take_turns(
-    lab: Lab, featherlb: Up, receivers: Receivers, nat: str
-) -> None:
+@pytest.mark.usefixtures("balanced")
+def test_a_flow_stays_and_further_ones_take_turns(lab: Lab, receivers: Receivers, nat: str) -> None:
     seen = []
-    with featherlb(lab, *options(nat)):
-        for _ in range(6):
-            with open_socket(lab.client, (lab.client.address, 0), SERVICE) as client:
-                first, *others = (receivers.exchange(client) for _ in range(3))
-                assert others == [first, first]
-                if nat == "dnat":
-                    assert first.peer == client.getsockname()
-                else:
-                    assert first.peer[0] == lab.balancer.addresses["back"][0]
-            seen.append(first.backend)
+    for _ in range(6):
+        with connected(lab, POOL) as client:
+            first, *others = (receivers.exchange(client) for _ in range(3))
+            assert others == [first, first]
+            if nat == "dnat":
+                assert first.peer == client.getsockname()
+            else:
+                assert first.peer[0] == lab.balancer.addresses["back"][0]
+        seen.append(first.backend)
     assert Counter(seen) == {"backend1": 2, "backend2": 2, "backend3": 2}
 
 
 @in_turn(nat=("dnat", "full"))
-def test_iperf3_loses_nothing_on_the_way(lab: Lab, featherlb: Up, nat: str) -> None:
-    def lost(address: str, port: int, *direction: str) -> int:
+def test_iperf3_loses_nothing_on_the_way(featherlb: Up, nat: str) -> None:
+    def lost(lab: Lab, address: str, port: int, *direction: str) -> int:
         # 150 datagrams, 1000 a second: no more than the buffer of a server holds that has to wait
         # for a processor, as a balancer that had to wait sends them all at once.
         command = ["iperf3", "--udp", "--json", "--client", address, "--port", str(port)]
@@ -118,28 +138,19 @@ def test_iperf3_loses_nothing_on_the_way(lab: Lab, featherlb: Up, nat: str) -> N
         assert total["packets"] >= 140
         return int(total["lost_packets"])
 
-    let_forward(lab.balancer)
-    with (
-        Iperf3(lab.backends[0], port=5201),
-        featherlb(lab, *options(nat, 5201, count=1), f"--vip={VIP}:53/tcp"),
-    ):
-        for direction in ((), ("--reverse",)):
-            # What goes to the backend's own address is forwarded, but not translated.
-            assert lost(VIP, 53, *direction) <= lost(BACKENDS[0], 5201, *direction)
+    vips = (f"--vip={VIP}:53/udp", f"--vip={VIP}:53/tcp")
+    with Lab(backends=1) as lab, Iperf3(lab.backends[0], port=5201):
+        forward(lab.balancer)
+        with featherlb(lab, *vips, f"--backend={BACKENDS[0]}:5201", f"--nat={nat}"):
+            for direction in ((), ("--reverse",)):
+                # What goes to the backend's own address is forwarded, but not translated.
+                assert lost(lab, VIP, 53, *direction) <= lost(lab, BACKENDS[0], 5201, *direction)
 
 
 @ONE_DRIVER
-@NAT_MODES
-def test_one_packet_spreads_the_datagrams_of_one_socket(
-    lab: Lab,
-    featherlb: Up,
-    receivers: Receivers,
-    client: socket.socket,
-    tmp_path: Path,
-    nat: str,
-) -> None:
-    write(tmp_path / "lb.yaml", f"nat: {nat}", "one_packet: true")
-    with featherlb(lab, "--config", str(tmp_path / "lb.yaml")):
+@pytest.mark.usefixtures("balanced")
+def test_one_packet_spreads_the_datagrams_of_one_socket(lab: Lab, receivers: Receivers) -> None:
+    with connected(lab, ONE_PACKET) as client:
         seen = Counter(receivers.exchange(client).backend for _ in range(9))
         assert seen == {"backend1": 3, "backend2": 3, "backend3": 3}
         # Answers may also come after further queries.
@@ -152,17 +163,9 @@ def test_one_packet_spreads_the_datagrams_of_one_socket(
 
 
 @ONE_DRIVER
-@NAT_MODES
-def test_a_flow_ends_with_the_last_expected_response(
-    lab: Lab,
-    featherlb: Up,
-    receivers: Receivers,
-    client: socket.socket,
-    tmp_path: Path,
-    nat: str,
-) -> None:
-    write(tmp_path / "lb.yaml", f"nat: {nat}", "responses: 1")
-    with featherlb(lab, "--config", str(tmp_path / "lb.yaml")):
+@pytest.mark.usefixtures("balanced")
+def test_a_flow_ends_with_the_last_expected_response(lab: Lab, receivers: Receivers) -> None:
+    with connected(lab, RESPONSES) as client:
         seen = [receivers.exchange(client).backend for _ in range(6)]
         assert set(seen[:3]) == {"backend1", "backend2", "backend3"}
         assert seen == seen[:3] * 2
@@ -186,26 +189,29 @@ def reload(running: Featherlb) -> None:
 
 
 @ONE_DRIVER
-@NAT_MODES
+@pytest.mark.parametrize("nat", ["dnat", "full"])
 def test_the_flows_of_a_removed_backend_move_at_once(
-    lab: Lab,
-    featherlb: Up,
-    receivers: Receivers,
-    client: socket.socket,
-    tmp_path: Path,
-    nat: str,
+    featherlb: Up, tmp_path: Path, nat: str
 ) -> None:
     path = tmp_path / "lb.yaml"
-    write(path, f"nat: {nat}")
-    with featherlb(lab, "--config", str(path)) as running:
+
+    def write(backends: Iterable[str]) -> None:
+        path.write_text("services:\n" + service(POOL, f"nat: {nat}", backends=tuple(backends)))
+
+    write(POOL_MEMBERS)
+    with (
+        Lab(backends=3) as lab,
+        Receivers(lab.backends, PORT) as receivers,
+        connected(lab, POOL) as client,
+        featherlb(lab, "--config", str(path)) as running,
+    ):
         first = receivers.exchange(client).backend
-        left = tuple(node.address for node in lab.backends if node.name != first)
-        write(path, f"nat: {nat}", backends=left)
+        write(f"{node.address}:{PORT}" for node in lab.backends if node.name != first)
         reload(running)
         second = receivers.exchange(client).backend
         assert second != first
         assert receivers.exchange(client).backend == second
-        write(path, f"nat: {nat}", backends=())
+        write(())
         reload(running)
         client.send(b"query")
         with pytest.raises(ConnectionRefusedError):
@@ -213,10 +219,9 @@ def test_the_flows_of_a_removed_backend_move_at_once(
 
 
 @ONE_DRIVER
-def test_without_a_backend_the_client_is_refused(
-    lab: Lab, featherlb: Up, client: socket.socket
-) -> None:
-    with featherlb(lab, *options(count=0)):
+@pytest.mark.usefixtures("balanced")
+def test_without_a_backend_the_client_is_refused(lab: Lab) -> None:
+    with connected(lab, NOBODY) as client:
         client.send(b"query")
         with pytest.raises(ConnectionRefusedError):
             client.recv(1)
@@ -231,15 +236,12 @@ def datagram(packets: list[Packet], source: str) -> Packet | None:
     return next((packet for packet in packets if UDP in packet and packet.src == source), None)
 
 
-@NAT_MODES
-def test_a_datagram_without_a_checksum_stays_so(
-    lab: Lab, featherlb: Up, receivers: Receivers, nat: str
-) -> None:
+@pytest.mark.usefixtures("balanced")
+def test_a_datagram_without_a_checksum_stays_so(lab: Lab, receivers: Receivers) -> None:
     client = lab.client.address
-    query = IP(src=client, dst=VIP) / UDP(sport=4000, dport=53, chksum=0) / Raw(b"unsummed")
+    query = IP(src=client, dst=VIP) / UDP(sport=4000, dport=ONE, chksum=0) / Raw(b"unsummed")
     with (
-        featherlb(lab, *options(nat, count=1)),
-        open_socket(lab.client, (client, 4000), SERVICE) as own,
+        open_socket(lab.client, (client, 4000), (VIP, ONE)) as own,
         Capture(lab.backends[0], "eth0") as at_backend,
         Capture(lab.client, "eth0") as at_client,
     ):
@@ -256,10 +258,8 @@ def test_a_datagram_without_a_checksum_stays_so(
     assert (there[UDP].chksum, back[UDP].chksum) == (0, 0)
 
 
-@NAT_MODES
-def test_udp_segmentation_offload(
-    lab: Lab, featherlb: Up, receivers: Receivers, client: socket.socket, nat: str
-) -> None:
+@pytest.mark.usefixtures("balanced")
+def test_udp_segmentation_offload(lab: Lab, receivers: Receivers) -> None:
     """A sender leaves it to the kernel to cut its buffer into datagrams; the balancer may see it
     uncut, and its devices may leave cutting and summing to the receiver."""
 
@@ -276,7 +276,7 @@ def test_udp_segmentation_offload(
                 sender.send(data)
                 assert [receiver.recv(1 << 16) for _ in parts] == parts
 
-    with featherlb(lab, *options(nat, count=1)):
+    with connected(lab, ONE) as client:
         query = receivers.exchange(client)
         server = receivers.sockets[query.backend]
         server.connect(query.peer)

@@ -88,12 +88,12 @@ def ask(node: Node, address: str = VIP, port: int = 80) -> Answer:
     return answer
 
 
-def ask_concurrently(node: Node, count: int, parallel: int) -> list[Answer]:
+def ask_concurrently(node: Node, count: int, parallel: int, port: int = 80) -> list[Answer]:
     """Ask over `count` connections, `parallel` of them at a time; any error is raised."""
 
     async def one(turn: asyncio.Semaphore) -> Answer:
         async with turn, asyncio.timeout(10):
-            reader, writer = await asyncio.open_connection(VIP, 80)
+            reader, writer = await asyncio.open_connection(VIP, port)
             writer.write(REQUEST_AND_CLOSE)
             answer = parse(await reader.read())
             writer.close()
