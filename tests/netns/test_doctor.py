@@ -130,23 +130,23 @@ def claim_the_vip(lab: Lab) -> None:
     lab.client.run(f"ip address add {VIP}/32 dev eth0".split())
 
 
-@pytest.mark.parametrize(
-    ("harm", "check", "stops"),
-    [
-        (switch_forwarding_off, "host", True),
-        (remove_a_rule, "host", True),
-        (remove_the_vip, "host", False),
-        (drop_forwarded_packets, "firewall", True),
-        (drop_them_in_nftables, "firewall", True),
-        (reject_them_in_a_further_chain, "firewall", True),
-        (drop_them_in_the_legacy_flavour, "firewall", True),
-        (lead_answers_elsewhere, "return-path", True),
-        (claim_the_vip, "vips", False),
-    ],
-)
-def test_what_harms_a_running_instance(
-    lab: Lab, featherlb: Up, file: Path, harm: Callable[[Lab], None], check: str, stops: bool
-) -> None:
+HARMS: list[tuple[Callable[[Lab], None], str, bool]] = [
+    (switch_forwarding_off, "host", True),
+    (remove_a_rule, "host", True),
+    (remove_the_vip, "host", False),
+    (drop_forwarded_packets, "firewall", True),
+    (drop_them_in_nftables, "firewall", True),
+    (reject_them_in_a_further_chain, "firewall", True),
+    (drop_them_in_the_legacy_flavour, "firewall", True),
+    (lead_answers_elsewhere, "return-path", True),
+    (claim_the_vip, "vips", False),
+]
+"""What is done to a host, which check finds it, and whether it stops connections."""
+
+
+def test_what_harms_a_running_instance(lab: Lab, featherlb: Up, file: Path) -> None:
+    """One after the other: nothing is left of each when it has been mended."""
+
     def stopped() -> bool:
         """Whether one of as many connections as there are backends fails."""
         try:
@@ -157,15 +157,16 @@ def test_what_harms_a_running_instance(
         return False
 
     with featherlb(lab, "--config", str(file)):
-        assert not stopped()
-        harm(lab)
-        if stops:
-            assert stopped()
-        findings = [one for one in examine(lab) if one["check"] == check]
-        assert findings
-        for finding in findings:
-            mend(lab, finding)
-        assert examine(lab) == []
+        for harm, check, stops in HARMS:
+            assert not stopped()
+            harm(lab)
+            if stops:
+                assert stopped(), harm
+            findings = [one for one in examine(lab) if one["check"] == check]
+            assert findings, harm
+            for finding in findings:
+                mend(lab, finding)
+            assert examine(lab) == [], harm
         assert not stopped()
 
 

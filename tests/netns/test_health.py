@@ -13,7 +13,7 @@ import pytest
 from netns import Lab
 from netns.lab import VIP, VIP6
 from netns.servers import HttpServer
-from tests.netns.command import Featherlb, api, run
+from tests.netns.command import Featherlb, api, flows, reload, run
 from tests.netns.conftest import ONE_DRIVER, Up
 from tests.netns.datagrams import Receivers, open_socket
 from tests.netns.load import Load
@@ -150,11 +150,11 @@ def test_a_reload_changes_and_ends_checks(
             wait_for(partial(told, running, f"{one} is up"), "its return")
         wait_for(lambda: answering(lab) == {"backend1", "backend2"}, "both")
         path.write_text(path.read_text().replace("port: 8080", "port: 9"))
-        run(lab.balancer, "reload")
+        reload(lab.balancer)
         wait_for(partial(told, running, f"{ONE} is down", 2), "another fall")
         lines = path.read_text().splitlines(keepends=True)
         path.write_text("".join(line for line in lines if "health" not in line))
-        assert run(lab.balancer, "reload").returncode == 0
+        reload(lab.balancer)
         assert {one["state"] for one in backends(lab).values()} == {"up"}
         assert answering(lab) == {"backend1", "backend2"}
 
@@ -192,7 +192,7 @@ def test_open_flows_of_a_fallen_backend(
             with pytest.raises(ConnectionResetError):
                 by_backend["backend1"].socket.recv(1)
         elif policy == "drop":
-            wait_for(lambda: flows(lab, ONE) == 0, "the end of its flows")
+            wait_for(lambda: flows(lab.balancer, backend=ONE) == [], "the end of its flows")
             # Nobody was told; the client is when it sends.
             assert not select([by_backend["backend1"].socket], [], [], 0)[0]
             with pytest.raises(ConnectionResetError):
@@ -225,15 +225,9 @@ def test_datagrams_leave_a_fallen_backend_at_once(lab: Lab, featherlb: Up, tmp_p
         place = f"{next(node.address for node in lab.backends if node.name == first)}:8080"
         receivers.sockets.pop(first).close()
         wait_for(lambda: told(running, f"{place} is down: connection refused"), "its fall")
-        wait_for(lambda: flows(lab, place) == 0, "the end of its flows")
+        wait_for(lambda: flows(lab.balancer, backend=place) == [], "the end of its flows")
         assert serving() != first
         assert told(running, " is down: ")
-
-
-def flows(lab: Lab, backend: str) -> int:
-    done = run(lab.balancer, "flows", "--backend", backend, "-o", "json")
-    assert done.returncode == 0, done.stderr
-    return len(done.stdout.splitlines())
 
 
 def test_a_silent_backend_is_avoided(

@@ -14,7 +14,7 @@ import pytest
 
 from netns import Lab
 from netns.lab import VIP
-from tests.netns.command import PROGRAM, Featherlb, api, run
+from tests.netns.command import PROGRAM, Featherlb, api, reload, run
 from tests.netns.conftest import ONE_DRIVER, SERVED, Up
 from tests.netns.test_operate_pools import ONE, TWO, answering, configuration, operate
 from tests.netns.traffic import Session, ask, wait_for
@@ -59,7 +59,7 @@ def test_names_are_followed(lab: Lab, featherlb: Up, tmp_path: Path) -> None:
                 assert session.ask().backend == "backend1"
             # A resolver that fails changes nothing.
             names.write_text("")
-            operate(lab, "reload")
+            reload(lab.balancer)
             assert answering(lab, 4) == {"backend2": 2, "backend3": 2}
             # A change names the backend as the configuration does.
             refused = run(lab.balancer, "backend", "drain", "web", TWO)
@@ -82,7 +82,7 @@ def test_a_reload_puts_back_what_somebody_removed(lab: Lab, featherlb: Up) -> No
         lab.balancer.run(["ip", "address", "del", f"{VIP}/32", "dev", "front"], check=False)
         lab.balancer.sysctl("net.ipv4.ip_forward", 0)
         assert rules() != before
-        assert operate(lab, "reload") == {"differences": []}
+        assert reload(lab.balancer) == []
         assert rules() == before
         assert ask(lab.client).backend == "backend1"
 
@@ -94,7 +94,7 @@ def test_a_reload_gets_in_front_again(lab: Lab, featherlb: Up) -> None:
         lab.balancer.run(["iptables", "-I", "FORWARD", "-j", "DROP"])
         with pytest.raises(OSError, match="timed out"):
             lab.client.connect(VIP, 80, timeout=0.3)
-        operate(lab, "reload")
+        reload(lab.balancer)
         after = lab.balancer.run(["iptables", "-S", "FORWARD"]).stdout.splitlines()
         assert after == [*before, "-A FORWARD -j DROP"]
         assert ask(lab.client).backend == "backend1"

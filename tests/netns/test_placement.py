@@ -51,6 +51,16 @@ def test_a_vip_of_no_host_is_assigned_and_one_of_this_host_stays(
 
 
 @in_turn(nat=NAT_MODES)
+def test_an_address_of_this_host_as_the_only_vip(lab: Lab, featherlb: Up, nat: str) -> None:
+    before = addresses(lab)
+    with featherlb(lab, "--vip", f"{FRONT}:80", "--nat", nat, *BACKEND):
+        assert addresses(lab) == before
+        for node in (lab.client, lab.balancer):
+            assert ask(node, FRONT).backend == "backend1"
+    assert addresses(lab) == before
+
+
+@in_turn(nat=NAT_MODES)
 def test_a_vip_that_is_routed_to_the_balancer_needs_no_address(
     lab: Lab, featherlb: Up, nat: str
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from netns import Lab
 from netns.lab import VIP
-from tests.netns.command import Featherlb, api, run
+from tests.netns.command import Featherlb, api, change, reload, run
 from tests.netns.conftest import ONE_DRIVER, SERVED, WATCHED_OR_ASKED, Up
 from tests.netns.load import Load
 from tests.netns.test_health import quiet, reachable, refused, told
@@ -148,16 +148,16 @@ def test_a_backend_that_comes_back_takes_its_share_slowly(
         assert answering(lab, 20) == {"backend2": 20}
         assert " of 10" in shown(lab)
         # Somebody who joins starts slowly as well.
-        operate(lab, "backend", "add", "web", THREE)
+        change(lab.balancer, "add", "web", THREE)
         assert answering(lab, 10) == {"backend2": 10}
         # Those that are left start at once.
-        operate(lab, "backend", "drain", "web", TWO)
+        change(lab.balancer, "drain", "web", TWO)
         assert answering(lab, 8).keys() == {"backend1", "backend3"}
         # Nothing is lost while it grows.
         with Load(lab, kept=4, short=4) as load:
             path = tmp_path / "lb.yaml"
             path.write_text(path.read_text().replace("1h", "2s"))
-            operate(lab, "reload", "--discard")
+            reload(lab.balancer, discard=True)
             wait_for(lambda: backends(lab)[ONE]["effective_weight"] == 10, "all of it")
             result = load.stop()
         assert result["errors"] == 0, result
@@ -173,13 +173,13 @@ def test_backups_serve_when_nobody_else_can_and_then_the_sorry_server(
     pool = (ONE, f"{{address: '{TWO}', role: backup}}", f"{{address: '{THREE}', role: sorry}}")
     with balancing("scheduler: rr", *pool), Load(lab, kept=4, short=4) as load:
         assert answering(lab) == {"backend1": 6}
-        operate(lab, "backend", "drain", "web", ONE)
+        change(lab.balancer, "drain", "web", ONE)
         assert answering(lab) == {"backend2": 6}
-        operate(lab, "backend", "drain", "web", TWO)
+        change(lab.balancer, "drain", "web", TWO)
         assert answering(lab) == {"backend3": 6}
         table = shown(lab)
         assert [f" {word} " in table for word in ("drained", "sorry", "backup")] == [1, 1, 0]
-        operate(lab, "backend", "enable", "web", ONE)
+        change(lab.balancer, "enable", "web", ONE)
         assert answering(lab) == {"backend1": 6}
         result = load.stop()
     assert result["errors"] == 0, result
@@ -197,7 +197,7 @@ def test_in_panic_all_backends_are_used(lab: Lab, balancing: Callable[..., Any])
         assert "panic" in run(lab.balancer, "status").stdout
         assert backends(lab)[TWO]["state"] == "down"
         # One more that is well ends it; here, two less that are not.
-        operate(lab, "backend", "weight", "web", THREE, "0")
+        change(lab.balancer, "weight", "web", THREE, weight=0)
         wait_for(lambda: told(running, "enough backends are well"), "its end")
         assert answering(lab) == {"backend1": 6}
 

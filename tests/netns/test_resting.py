@@ -9,7 +9,7 @@ from netns import Lab
 from netns.lab import VIP
 from tests.netns.command import Featherlb, api, flows, run
 from tests.netns.conftest import SERVED, Up
-from tests.netns.test_offload import BACKENDS, BESIDE, NAT_MODES, TCP, crash, entries, stop
+from tests.netns.test_offload import BACKENDS, BESIDE, TCP, crash, entries, stop
 from tests.netns.traffic import Session, ask
 
 pytestmark = [pytest.mark.parametrize("driver", ["offload"], indirect=True), SERVED]
@@ -19,8 +19,7 @@ OTHER = ("--vip", f"{BESIDE}:80", *BACKENDS)
 End = Callable[[Featherlb], None]
 
 
-@ENDINGS
-@NAT_MODES
+@pytest.mark.parametrize(("end", "nat"), [(stop, "dnat"), (crash, "full")])
 def test_an_instance_that_starts_leaves_anothers_connections_alone(
     lab: Lab, featherlb: Up, nat: str, end: End
 ) -> None:
