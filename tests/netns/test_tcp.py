@@ -18,6 +18,7 @@ from scapy.layers.inet import IP, TCP
 from netns import Lab, Node
 from netns.lab import VIP
 from netns.servers import HttpServer, Nginx
+from tests.netns.command import flows
 from tests.netns.conftest import SEEING, SERVED, Up, all_pairs
 from tests.netns.test_operate_pools import reloaded
 from tests.netns.traffic import (
@@ -280,11 +281,20 @@ def test_endpoints_may_become_many_and_few_again(featherlb: Up, nat: str, tmp_pa
 @SERVED
 @pytest.mark.usefixtures("balanced")
 def test_a_client_port_is_used_again_at_once(lab: Lab) -> None:
+    endpoint = f"{lab.client.address}:20000"
+
+    def closed() -> bool:
+        return not {one["state"] for one in flows(lab.balancer) if one["client"] == endpoint} - {
+            "closed"
+        }
+
     turns = []
     for _ in range(6):
         with Session(lab.client, port=TURNS, source=(lab.client.address, 20000)) as session:
             turns.append(session.ask().backend)
             session.reset()
+        # From another processor, the next SYN could overtake the RST.
+        wait_for(closed, "the connection is closed")
     # Each SYN was a new connection for the scheduler, not a late packet of the closed one.
     assert Counter(turns) == {"backend1": 2, "backend2": 2, "backend3": 2}
 
