@@ -340,7 +340,7 @@ class Balancer:
         if pool is None or (wire and not pool.raw) or (late and not pool.offloaded):
             self.refusal = self.counters.pass_on()
             return 0
-        if info & TRUNCATED:
+        if info & TRUNCATED and not pool.offloaded:
             self.refusal = self.counters.drop(TRUNCATED_REASON)
             return 0
         if wire:

@@ -4,8 +4,8 @@ from featherlb.core.answers cimport Answers
 from featherlb.core.conntrack cimport AF_INET6, DESTINATION_NAT, SEEN_REPLY, Entry, Requests
 from featherlb.core.counters cimport COUNTERS, REFUSED, SYN_RETRIES, SYN_TIMEOUTS, Counters
 from featherlb.core.flow cimport (
-    ABANDONED, BYTES, CARRIED, CREATED, FLAGS, FULL, IPV6, MEMBER, OFFLOADED, PORTS, QUEUE, SEEN,
-    STATE, FlowTable)
+    ABANDONED, BYTES, CARRIED, CREATED, FLAGS, FULL, IPV6, MEMBER, OFFLOADED, PORTS, PROTOCOL, QUEUE,
+    SEEN, STATE, FlowTable)
 from featherlb.core.lifecycle cimport IS_REUSABLE, Lifecycle
 from featherlb.core.members cimport Members, Slot
 from featherlb.core.packet cimport MASK32, SYN, TCP, UDP, Packet
@@ -13,7 +13,7 @@ from featherlb.core.services cimport Services
 
 cdef unsigned char[::1] KERNEL_STATES
 cdef int YOUNG, SYN_SENT, SYN_RETRIED, CLOSED, UDP_ONE_WAY, UDP_TWO_WAY, NOT_READY, GSO
-cdef int FORWARD, INVALID, NO_ENTRY, NO_FLOW, DROP, CARRY, ASK
+cdef int CUT, FORWARD, INVALID, NO_ENTRY, NO_FLOW, TRUNCATED, DROP, CARRY, ASK
 
 
 cdef class Offload:

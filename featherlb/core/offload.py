@@ -39,6 +39,7 @@ if not cython.compiled:
         MEMBER,
         OFFLOADED,
         PORTS,
+        PROTOCOL,
         QUEUE,
         SEEN,
         STATE,
@@ -74,10 +75,12 @@ UDP_ONE_WAY = int(State.UDP_ONE_WAY)
 UDP_TWO_WAY = int(State.UDP_TWO_WAY)
 NOT_READY = int(PacketInfo.CHECKSUM_NOT_READY)
 GSO = int(PacketInfo.GSO)
+CUT = int(PacketInfo.TRUNCATED)
 FORWARD = int(Reason.FORWARD)
 INVALID = int(Reason.INVALID)
 NO_ENTRY = int(Reason.NO_ENTRY)
 NO_FLOW = int(Reason.NO_FLOW)
+TRUNCATED = int(Reason.TRUNCATED)
 DROP = int(Verdict.DROP)
 CARRY = int(Verdict.CARRY)
 ASK = int(Verdict.ASK)
@@ -164,8 +167,11 @@ class Offload:
 
     def carry(self, flow: int, info: int) -> int:
         """Let conntrack have the parsed packet. A SYN has not met it yet; others have, as a packet
-        of another connection, so a copy has to begin from the start."""
+        of another connection, so a copy has to begin from the start. Of one that was cut there is
+        none; but conntrack knows the flow, and its next packet goes on."""
         packet = self._packet
+        if info & CUT:
+            return self._counters.drop(TRUNCATED)
         self._counters.reasons[FORWARD] += 1
         if packet.protocol == TCP and packet.flags == SYN:
             return CARRY
@@ -187,9 +193,12 @@ class Offload:
 
     def fail(self, flow: int) -> None:
         """Conntrack refuses to create the entry of this flow: its packet is dropped instead."""
-        self._counters.reasons[FORWARD] -= 1
-        self._counters.reasons[NO_ENTRY] += 1
-        self._resent = [(other, packet) for other, packet in self._resent if other != flow]
+        resent = [(other, packet) for other, packet in self._resent if other != flow]
+        # A datagram of which no copy waits was cut, and is counted as dropped.
+        if self._flows.u8[flow * 128 + PROTOCOL] != UDP or len(resent) < len(self._resent):
+            self._counters.reasons[FORWARD] -= 1
+            self._counters.reasons[NO_ENTRY] += 1
+        self._resent = resent
         self.disown(flow)
 
     def disown(self, flow: int) -> None:

@@ -97,8 +97,9 @@ _LOSSES = {
     " `workers` in the configuration, or give featherlb a core of its own",
     "unsent": "the kernel has refused to send packets of featherlb's own; see that this host has"
     " routes to the clients",
-    "truncated": "packets longer than a queue delivers were dropped; set `mss: 65000` for the"
-    " services, or make the MTU of lo 65000",
+    "truncated": "packets longer than a queue delivers (65,531 bytes) were dropped; set"
+    " `mss: 65000` for TCP services, or make the MTU of lo 65000; UDP services with such datagrams"
+    " need the datapath raw or offload",
     "no-source-port": "connections were dropped because no source port was left towards a backend;"
     " add `source_addresses` to the service",
     "tuple-in-use": "connections were dropped because their backend has one from the same client"

@@ -10,7 +10,8 @@ import pytest
 
 from netns import Lab, Node
 from netns.lab import VIP, VIP6
-from tests.netns.conftest import ONE_DRIVER, Up, in_turn
+from tests.netns.command import api
+from tests.netns.conftest import ONE_DRIVER, QUEUEING, Up, in_turn
 from tests.netns.traffic import wait_for
 
 FAMILIES = (socket.AF_INET, socket.AF_INET6)
@@ -20,6 +21,10 @@ VIPS: dict[int, str] = {socket.AF_INET: VIP, socket.AF_INET6: VIP6}
 FAR: dict[int, str] = {socket.AF_INET: "192.0.2.10", socket.AF_INET6: "2001:db8:ffff::10"}
 """VIPs that are no address of this host."""
 DATAGRAMS = [os.urandom(size) for size in (100, 5_000, 30_000)]
+LONGEST: dict[int, int] = {socket.AF_INET: 65_507, socket.AF_INET6: 65_527}
+"""Bytes of payload: as UDP and IP can have them."""
+LONGEST_QUEUED: dict[int, int] = {socket.AF_INET: 65_503, socket.AF_INET6: 65_483}
+"""As a queue delivers them whole: the packet has 65,531 bytes (NFQNL_MAX_COPY_RANGE)."""
 
 
 @pytest.fixture
@@ -78,6 +83,60 @@ def test_large_datagrams_arrive_whole(lab: Lab, featherlb: Up, tmp_path: Path) -
     with featherlb(lab, "--config", str(path)):
         for nat, family in EACH_SERVICE:
             large_datagrams(lab, VIPS[family], PORTS[nat])
+
+
+def test_the_longest_datagrams_get_through_where_they_need_not_pass_a_queue(
+    lab: Lab, featherlb: Up, driver: str, tmp_path: Path
+) -> None:
+    """With the datapath raw all, with offload all but the one that opens the flow. What a queue
+    can't deliver is lost as a whole, and counted."""
+    path = tmp_path / "lb.yaml"
+    path.write_text(configuration(lab))
+    with featherlb(lab, "--config", str(path)):
+        for nat, family in EACH_SERVICE:
+            longest_datagrams(lab, driver, family, PORTS[nat])
+
+
+def longest_datagrams(lab: Lab, driver: str, family: int, port: int) -> None:
+    longest, queued = os.urandom(LONGEST[family]), os.urandom(LONGEST_QUEUED[family])
+    through_queue = driver in QUEUEING
+
+    def truncated() -> int:
+        reasons: dict[str, int] = api(lab.balancer, "stats")["reasons"]
+        return reasons["truncated"]
+
+    before = truncated()
+
+    def lost(count: int) -> bool:
+        return truncated() == before + count
+
+    with (
+        lab.client.new_socket(family, socket.SOCK_DGRAM) as client,
+        lab.backends[0].new_socket(family, socket.SOCK_DGRAM) as server,
+    ):
+        server.bind(("", port + 8000))
+        client.connect((VIPS[family], port))
+        client.send(longest)
+        if driver == "raw":
+            assert server.recv(1 << 17) == longest
+        else:
+            wait_for(lambda: lost(1), "the datagram is counted")
+        for data in (queued,) if through_queue else (longest, queued):
+            client.send(data)
+            arrived, peer = server.recvfrom(1 << 17)
+            assert arrived == data
+            server.sendto(data, peer)
+            assert client.recv(1 << 17) == data
+        if through_queue:
+            client.send(longest)
+            server.sendto(longest, peer)
+            wait_for(lambda: lost(3), "both are counted")
+        # Nor has anything else arrived in between.
+        client.send(b"end")
+        assert server.recv(1 << 17) == b"end"
+        server.sendto(b"end", peer)
+        assert client.recv(1 << 17) == b"end"
+        assert lost({"raw": 0, "offload": 1}.get(driver, 3))
 
 
 @in_turn(routed=(False, True))

@@ -21,7 +21,7 @@ from netns.servers import HttpServer, Nginx
 from tests.netns.command import Featherlb, api, change, flows, kill, reload, run
 from tests.netns.conftest import Up
 from tests.netns.datagrams import Receivers, open_socket
-from tests.netns.test_udp import UDP_SEGMENT
+from tests.netns.test_udp import SO_NO_CHECK, UDP_SEGMENT
 from tests.netns.traffic import (
     REQUEST,
     Answer,
@@ -163,6 +163,28 @@ def test_a_burst_of_datagrams_arrives_whole(shared: Shared, nat: str) -> None:
         arrivals = [receivers.receive() for _ in range(20)]
         assert sorted(one.data[0] for one in arrivals) == list(range(20))
         assert len({(one.backend, one.peer) for one in arrivals}) == 1
+
+
+def test_what_does_not_fit_into_the_queue_is_never_delivered_in_part(
+    lab: Lab, featherlb: Up
+) -> None:
+    """The longest datagram comes to the queue of a flow that is known: without a checksum, its
+    receiver would take whatever stood in the place of its last bytes."""
+    options = ("--vip", f"{VIP}:53/udp", *BACKENDS)
+    with (
+        Receivers(lab.backends, 8080) as receivers,
+        featherlb(lab, *options),
+        open_socket(lab.client, (lab.client.address, 0), (VIP, 53)) as client,
+    ):
+        client.setsockopt(socket.SOL_SOCKET, SO_NO_CHECK, 1)
+        with standing_still(lab.balancer):
+            client.send(b"opens the flow")
+            client.send(os.urandom(65_507))
+            wait_for(lambda: waiting(lab) == 2, "both datagrams wait")
+        assert receivers.receive().data == b"opens the flow"
+        client.send(b"behind it")
+        assert receivers.receive().data == b"behind it"
+        assert api(lab.balancer, "stats")["reasons"]["truncated"] == 1
 
 
 def stop(running: Featherlb) -> None:

@@ -208,6 +208,23 @@ def test_the_packet_of_a_flow_that_conntrack_refuses_counts_as_dropped() -> None
     assert [message["header"]["type"] for message in messages(world)] == [CREATE]
 
 
+def test_of_a_datagram_that_was_cut_no_copy_is_sent_but_its_flow_is_open() -> None:
+    offered = service(ONE6, vips=VIP6, protocol=Protocol.UDP, datapath=Datapath.OFFLOAD)
+    world = World(offered)
+    whole = udp(CLIENT6, VIP6, bytes(5000))
+    for _ in range(2):
+        cut = world.handle(whole, info=PacketInfo.TRUNCATED | PacketInfo.CHECKSUM_NOT_READY)
+        assert (cut.verdict, cut.reason) == (Verdict.DROP, Reason.TRUNCATED)
+        assert world.balancer.offload.take_resent() == []
+        assert [message["header"]["type"] for message in messages(world)] == [CREATE]
+        # If conntrack takes none, it was dropped already.
+        world.balancer.offload.fail(1)
+        assert world.flows() == []
+        world.check()
+    world.handle(whole, info=PacketInfo.TRUNCATED)
+    assert [flow.state for flow in world.flows()] == [State.UDP_ONE_WAY]
+
+
 @pytest.mark.parametrize("hook", [Hook.INPUT, Hook.FORWARD])
 def test_strays_behind_the_routing_decision_are_treated_as_in_front_of_it(hook: Hook) -> None:
     world = World(service(ONE, datapath=Datapath.OFFLOAD, scheduler="maglev"))
