@@ -45,6 +45,8 @@ cdef class Offload:
     cpdef bint clash(self, Py_ssize_t flow, Entry entry) except -1
     cpdef object inquire(self, Py_ssize_t flow)
     cpdef object replace(self, Py_ssize_t flow)
+    @cython.locals(flows=FlowTable, before=cython.uint, ports=cython.uint, turned=cython.bint)
+    cpdef bint give_port(self, Py_ssize_t flow) except -1
     @cython.locals(
         flows=FlowTable, counters=Counters, at=cython.Py_ssize_t, carried=cython.Py_ssize_t,
         packets=cython.ulonglong, back_packets=cython.ulonglong, base=cython.Py_ssize_t)

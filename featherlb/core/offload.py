@@ -242,6 +242,29 @@ class Offload:
         self.requests.delete(self._flows, flow)
         self.requests.create(self._flows, flow)
 
+    def give_port(self, flow: int) -> bool:
+        """Create a flow with the next requests, from another port towards its backend; False if it
+        is too late for that, the port is the client's own, or there is no other."""
+        flows = self._flows
+        if not flows.u8[flow * 128 + FLAGS] & FULL:
+            return False
+        if flows.u8[flow * 128 + STATE] not in (SYN_SENT, UDP_ONE_WAY):
+            return False
+        target = self._members.slots[flows.u16[flow * 64 + MEMBER]].target
+        source = (flows.u64[flow * 16 + 6], flows.u64[flow * 16 + 7])
+        found = self._source_ports.allocate(target, [source])
+        if found is None:
+            return False
+        before = flows.u32[flow * 32 + PORTS + 1]
+        ports = before >> 16 << 16 | found[1]
+        flows.turn_replies(flow, ports)
+        turned = flows.u32[flow * 32 + PORTS + 1] == ports
+        self._source_ports.release(target, source, (before if turned else ports) & 0xFFFF)
+        if turned:
+            self._lifecycle.settle(flow)
+            self.requests.create(flows, flow)
+        return turned
+
     def observe(self, flow: int, entry: Entry, ticks: int) -> None:
         """Take in what conntrack says of an offloaded flow: state, port, packets and bytes."""
         flows = self._flows

@@ -30,6 +30,9 @@ SLOT_SIZE = 2048
 """Bytes: more than any entry takes."""
 MAX_BATCHES = 32
 """Per call of `process`, so that the worker gets to its packets under any load."""
+MAX_PORTS = 8
+"""Source ports that are tried for a flow. Somebody else may have half of them: of 250 flows, one
+finds none then."""
 SWEPT = 512
 """Flow records that a sweep looks at in one go, at most: one or two milliseconds."""
 
@@ -103,13 +106,18 @@ class Conntrack:
                 return clashes
 
     def resolve(self, handler: ConntrackHandler, flow: int) -> None:
-        """Put a flow in place of the entry that has its key, unless that one is to go on."""
+        """Put a flow in place of the entry that has its key, unless that one is to go on; give it
+        another source port if need be, where the replies to its own are another entry's."""
         if self.ask(handler, flow) and not handler.clash(flow, handler.answer):
             return
         handler.replace(flow)
-        for refused in self.send(handler):
-            self.failed.append(refused)
-            handler.fail(refused)
+        tried = 0
+        while self.send(handler):
+            tried += 1
+            if tried == MAX_PORTS or not handler.give_port(flow):
+                self.failed.append(flow)
+                handler.fail(flow)
+                break
 
     def ask(self, handler: ConntrackHandler, flow: int) -> bool:
         """Whether there is an entry with the flow's key; `handler.answer` holds it."""

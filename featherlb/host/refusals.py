@@ -16,7 +16,13 @@ from featherlb.host.carried import read_vips
 from featherlb.host.datapaths import obstacle, opposed
 from featherlb.host.kernel import check_kernel
 from featherlb.host.others import others, served, shared, way_out
-from featherlb.host.plan import Facts, Options, source_entries, subnet_interface
+from featherlb.host.plan import (
+    Facts,
+    Options,
+    carried_entries,
+    source_entries,
+    subnet_interface,
+)
 from featherlb.host.survey import require_privileges
 from featherlb.model import Address, Backend, Datapath, Endpoint, NatMode, Protocol, Service, Vip
 from featherlb.sharing import Share
@@ -137,7 +143,7 @@ def _check_filters(services: Sequence[Service], options: Options, facts: Facts) 
 
 
 def _check_others(services: Sequence[Service], rivals: Sequence[journal.Record]) -> None:
-    sources = source_entries(services)
+    carried = carried_entries(services)
     for record in rivals:
         if found := shared(served(services), read_vips(record.vips)):
             protocol, vip = found
@@ -147,11 +153,13 @@ def _check_others(services: Sequence[Service], rivals: Sequence[journal.Record])
             )
         if sentence := opposed(services, record):
             raise HostError(sentence)
+        sources = source_entries(services, spared=carried.intersection(record.carried))
         if common := sources.intersection(record.sources):
             raise HostError(
                 f"the featherlb with pid {record.pid} sends to the same backend from the same"
                 f" source address ({min(common)}), so their ports would collide; give the"
-                f" service another source address{way_out(record)}"
+                " service another source address, or both the datapath offload"
+                f"{way_out(record)}"
             )
 
 

@@ -494,6 +494,16 @@ def test_many_ports_that_are_used_again_at_once_belong_to_new_connections(
         assert "Traceback" not in running.log
 
 
+def taking(ports: range) -> str:
+    """For `conntrack -R`: somebody else's connections from these ports of the balancer's address
+    to a backend."""
+    return "".join(
+        f"-I -p tcp -s 10.0.1.1 -d 10.0.1.2 --sport {port} --dport 8080"
+        " --state ESTABLISHED -u SEEN_REPLY,ASSURED -t 600\n"
+        for port in ports
+    )
+
+
 @pytest.mark.parametrize("queue_driver", ["netlink", "netfilterqueue"])
 def test_what_conntrack_has_no_room_for_is_dropped_until_it_has(
     lab: Lab, featherlb: Up, queue_driver: str, tmp_path: Path
@@ -505,13 +515,7 @@ def test_what_conntrack_has_no_room_for_is_dropped_until_it_has(
         return reasons["no-entry"]
 
     taken = tmp_path / "entries"
-    taken.write_text(
-        "".join(
-            f"-I -p tcp -s 10.0.1.1 -d 10.0.1.2 --sport {port} --dport 8080"
-            " --state ESTABLISHED -u SEEN_REPLY,ASSURED -t 600\n"
-            for port in range(1024, 32768)
-        )
-    )
+    taken.write_text(taking(range(1024, 32768)))
     options = ("--nat", "full", *TCP, "--backend", "10.0.1.2:8080", "--driver", queue_driver)
     with featherlb(lab, *options), ThreadPoolExecutor() as threads:
         lab.balancer.run(["conntrack", "-R", str(taken)])
@@ -530,6 +534,29 @@ def test_what_conntrack_has_no_room_for_is_dropped_until_it_has(
         assert ask(lab.client).backend == "backend1"
         stats = api(lab.balancer, "stats")
         assert stats["received"] == stats["translated"] + stats["passed"] + stats["dropped"]
+
+
+@pytest.mark.parametrize("queue_driver", ["netlink", "netfilterqueue"])
+def test_a_flow_is_given_another_port_where_somebody_else_has_its_own(
+    lab: Lab, featherlb: Up, queue_driver: str, tmp_path: Path
+) -> None:
+    """Every eighth one: of so many flows one has it, and none has it eight times."""
+    taken = tmp_path / "entries"
+    taken.write_text(taking(range(1024, 32768, 8)))
+    options = ("--nat", "full", *TCP, "--backend", "10.0.1.2:8080", "--driver", queue_driver)
+    with featherlb(lab, *options):
+        lab.balancer.run(["conntrack", "-R", str(taken)])
+        for _ in range(150):
+            assert ask(lab.client).backend == "backend1"
+        reasons = api(lab.balancer, "stats")["reasons"]
+        assert (reasons["forward"], reasons["no-entry"]) == (150, 0)
+        # A flow that is shown has the port that its backend sees.
+        with Session(lab.client) as session:
+            session.ask()
+            (flow,) = flows(lab, "--state", "established")
+            (entry,) = entries(lab, "-p", "tcp", "--orig-dst", VIP, "--state", "ESTABLISHED")
+            assert f"dport={flow['source'].rpartition(':')[2]} " in entry
+        lab.balancer.run(["conntrack", "-D", "-p", "tcp", "--orig-dst", "10.0.1.2"])
 
 
 @NAT_MODES
@@ -557,13 +584,20 @@ def test_a_super_packet_that_opens_a_flow_arrives_as_its_datagrams(
 BESIDE = "10.0.0.11"
 
 
-@pytest.mark.parametrize("beside", [("offload", "dnat"), ("nfqueue", "full")])
+@pytest.mark.parametrize(
+    ("nat", "beside"),
+    [
+        ("dnat", ("offload", "dnat")),
+        ("dnat", ("nfqueue", "full")),
+        ("full", ("offload", "full")),  # both from the same address of this host
+    ],
+)
 def test_another_instance_may_have_the_same_backends(
-    lab: Lab, driver: str, beside: tuple[str, str], tmp_path: Path
+    lab: Lab, driver: str, nat: str, beside: tuple[str, str], tmp_path: Path
 ) -> None:
-    datapath, nat = beside
-    other = ("--vip", f"{BESIDE}:80", *BACKENDS, "--datapath", datapath, "--nat", nat)
-    for first, second, vip in ((OWN, other, VIP), (other, OWN, BESIDE)):
+    own = (*OWN, "--nat", nat)
+    other = ("--vip", f"{BESIDE}:80", *BACKENDS, "--datapath", beside[0], "--nat", beside[1])
+    for first, second, vip in ((own, other, VIP), (other, own, BESIDE)):
         with (
             Featherlb(lab.balancer, ("up", *first), tmp_path),
             Session(lab.client, vip) as session,
@@ -609,6 +643,23 @@ def test_an_instance_that_keeps_replies_from_connection_tracking_is_refused(
     for other in others:
         with Featherlb(lab.balancer, ("up", *other), tmp_path) as running:
             refused(OWN, running)
+
+
+def test_an_instance_that_takes_replies_by_their_ports_is_refused(
+    lab: Lab, driver: str, tmp_path: Path
+) -> None:
+    """Both send to the backends from the same address, and one of them has its replies queued."""
+    own = (*OWN, "--nat", "full")
+    other = ("--vip", f"{BESIDE}:80", *BACKENDS, "--datapath", "nfqueue", "--nat", "full")
+    for first, second in ((own, other), (other, own)):
+        with Featherlb(lab.balancer, ("up", *first), tmp_path) as running:
+            ended = run(lab.balancer, "up", *second)
+            assert ended.returncode == 1
+            assert ended.stderr == (
+                f"featherlb: the featherlb with pid {running.pid} sends to the same backend from"
+                " the same source address (10.0.1.2,tcp:8080,10.0.1.1), so their ports would"
+                " collide; give the service another source address, or both the datapath offload\n"
+            )
 
 
 def test_what_conntrack_forgets_is_no_flow_any_more(lab: Lab, featherlb: Up) -> None:

@@ -23,18 +23,19 @@ End = Callable[[Featherlb], None]
 def test_an_instance_that_starts_leaves_anothers_connections_alone(
     lab: Lab, featherlb: Up, nat: str, end: End
 ) -> None:
-    """Neither instance has said which queue it wants."""
-    own = (*TCP, *BACKENDS, "--nat", nat)
+    """Neither instance has said which queue it wants, and both send to the backends from the same
+    address where they don't show the client."""
+    own, other = (*TCP, *BACKENDS, "--nat", nat), (*OTHER, "--nat", nat)
     with ExitStack() as stack:
         with featherlb(lab, *own) as running:
             sessions = [stack.enter_context(Session(lab.client)) for _ in range(6)]
             first = [session.ask() for session in sessions]
             end(running)
-        with featherlb(lab, *OTHER):
+        with featherlb(lab, *other):
             assert [session.ask() for session in sessions] == first
             assert ask(lab.client, BESIDE).backend
         assert [session.ask() for session in sessions] == first
-        with featherlb(lab, *OTHER):
+        with featherlb(lab, *other):
             with featherlb(lab, *own):
                 assert [session.ask() for session in sessions] == first
                 adopted = flows(lab.balancer, instance=0, state="established")

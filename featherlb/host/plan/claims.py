@@ -3,7 +3,7 @@
 Imports `model` and the drivers' set entries, as whose text endpoints are compared and recorded.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from featherlb.drivers import ipset
 from featherlb.model import Datapath, NatMode, Service
@@ -14,16 +14,19 @@ def on_datapath(services: Iterable[Service], datapath: Datapath) -> list[Service
     return [service for service in services if service.datapath is datapath]
 
 
-def source_entries(services: Iterable[Service]) -> frozenset[str]:
-    """Each backend with a source address that `full` mode gives to packets towards it, as text.
+def source_entries(services: Iterable[Service], spared: Collection[str] = ()) -> frozenset[str]:
+    """Each backend with a source address that `full` mode gives to packets towards it, as text; not
+    of the backends that are `spared` (see `carried_entries`).
 
-    Only one instance of a host may use such a pair: two would give out the same ports.
+    Only one instance of a host may use such a pair: two would give out the same ports. Not if both
+    have the kernel carry what they open: it takes each port once, and says so.
     """
     return frozenset(
         str(ipset.Entry(backend.endpoint, service.protocol, source))
         for service in services
         if service.nat is NatMode.FULL
         for backend in service.backends
+        if str(ipset.Entry(backend.endpoint, service.protocol)) not in spared
         for source in backend.sources
     )
 

@@ -225,6 +225,41 @@ def test_of_a_datagram_that_was_cut_no_copy_is_sent_but_its_flow_is_open() -> No
     assert [flow.state for flow in world.flows()] == [State.UDP_ONE_WAY]
 
 
+def test_a_flow_that_opens_may_be_given_another_port() -> None:
+    ports = range(2000, 2003)
+    world = World(service(ONE, nat="full", datapath=Datapath.OFFLOAD), source_ports=ports)
+    world.handle(tcp(CLIENT, VIP, "S"))
+    seen = []
+    for _ in ports:
+        (flow,) = world.flows()
+        seen.append(flow.source.port)
+        (create,) = messages(world)
+        translation = create.get_attr("CTA_NAT_SRC").get_attr("CTA_NAT_PROTO")
+        assert translation.get_attr("CTA_PROTONAT_PORT_MIN") == flow.source.port
+        assert world.balancer.offload.give_port(1)
+        world.check()
+    # What was given back is the last to be given again.
+    assert sorted(seen) == list(ports)
+    (flow,) = world.flows()
+    for state in (ESTABLISHED, CLOSE):
+        world.balancer.offload.observe(1, told(state, port=flow.source.port), ticks(world))
+        assert not world.balancer.offload.give_port(1)
+    assert world.handle(tcp(ONE, str(flow.source), "A")).reason is Reason.INVALID
+    # All of them are free again when it has ended.
+    end(world, told(CLOSE, NAT | SEEN_REPLY, 3, port=flow.source.port))
+    for number in range(len(ports)):
+        assert world.handle(tcp(f"198.51.100.7:{number + 1}", VIP, "S")).reason is Reason.FORWARD
+    messages(world)
+    assert not world.balancer.offload.give_port(1)  # there is no other
+    assert messages(world) == []
+
+
+def test_a_client_that_is_seen_keeps_its_port() -> None:
+    world = opening()
+    assert not world.balancer.offload.give_port(1)
+    assert messages(world) == []
+
+
 @pytest.mark.parametrize("hook", [Hook.INPUT, Hook.FORWARD])
 def test_strays_behind_the_routing_decision_are_treated_as_in_front_of_it(hook: Hook) -> None:
     world = World(service(ONE, datapath=Datapath.OFFLOAD, scheduler="maglev"))
