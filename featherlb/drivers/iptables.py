@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from featherlb.errors import HostError
@@ -30,8 +30,8 @@ _UNSUPPORTED = re.compile(r"Extension (\S+) revision \d+ not supported")
 class Jump:
     """A rule that leads from a built-in chain to one of featherlb's, named at its end.
 
-    It stands `first` of all, or behind the host's own rules; there it stands in front of those
-    that lead other instances' packets to chains of the same role.
+    It stands `first` of all, or behind the host's own rules. Of the jumps that lead different
+    instances' packets to chains of the same role, those of the latest instance stand first.
     """
 
     hook: str
@@ -77,16 +77,19 @@ class _Standing:
     """By chain, in order."""
 
 
-def replace(family: int, instance: int, rules: Ruleset) -> None:
+def replace(
+    family: int, instance: int, rules: Ruleset, later: Collection[int] = frozenset()
+) -> None:
     """Make `rules` the instance's rules; each table changes in one step or not at all.
 
-    HostError with the program's own words if it refuses.
+    Those of the `later` instances stay in front of them. HostError with the program's own words if
+    it refuses.
     """
     standing = _standing(family)
     script: list[str] = []
     for name in [*rules, *(table for table in standing if table not in rules)]:
         changes = _changes(
-            rules.get(name, Table({}, ())), standing.get(name, _Standing()), instance
+            rules.get(name, Table({}, ())), standing.get(name, _Standing()), instance, later
         )
         if changes:
             script += [f"*{name}", *changes, "COMMIT"]
@@ -192,18 +195,19 @@ def commands(family: int, rules: Ruleset) -> list[str]:
     return lines
 
 
-def _changes(new: Table, standing: _Standing, instance: int) -> list[str]:
+def _changes(new: Table, standing: _Standing, instance: int, later: Collection[int]) -> list[str]:
     """The commands of iptables-restore that turn the instance's part of a table into `new`.
 
     A jump that stands stays where it is. Only those that have to be first of all move to the front
-    together, if others' rules have got there or one of them is missing.
+    together, if others' rules have got there or one of them is missing; their like of `later`
+    instances move along, in front of them.
     """
     chains = [name for name, owner in standing.chains if owner == instance]
     jumps = {
         (hook, rule)
         for hook, rules in standing.rules.items()
         for rule in rules
-        if (target := _TARGET.search(rule)) and int(target[2]) == instance
+        if _led_to(rule)[1] == instance
     }
     added = [jump for jump in new.jumps if (jump.hook, jump.rule) not in jumps]
     removed = sorted(jumps - {(jump.hook, jump.rule) for jump in new.jumps})
@@ -213,12 +217,19 @@ def _changes(new: Table, standing: _Standing, instance: int) -> list[str]:
         if jump.first and (jump in added or _overtaken(jump, standing))
     }
     front = [jump for jump in new.jumps if jump.first and jump.hook in overtaken]
+    roles = {(jump.hook, _led_to(jump.rule)[0]) for jump in front}
+    front += [
+        Jump(hook, rule, first=True)
+        for hook in sorted(overtaken)
+        for rule in reversed(standing.rules.get(hook, []))
+        if (hook, _led_to(rule)[0]) in roles and _led_to(rule)[1] in later
+    ]
     return [
         # Naming a chain creates it, or empties one that stands.
         *(f":{chain} - [0:0]" for chain in dict.fromkeys([*new.chains, *chains])),
         *(f"-A {chain} {rule}" for chain, rules in new.chains.items() for rule in rules),
         # Counted positions hold as long as nothing is put in front or taken away.
-        *(_insertion(jump, standing) for jump in added if not jump.first),
+        *(_insertion(jump, standing, later) for jump in added if not jump.first),
         *(f"-D {jump.hook} {jump.rule}" for jump in front if jump not in added),
         *(f"-I {jump.hook} 1 {jump.rule}" for jump in front),
         *(f"-D {hook} {rule}" for hook, rule in removed),
@@ -229,16 +240,27 @@ def _changes(new: Table, standing: _Standing, instance: int) -> list[str]:
 def _overtaken(jump: Jump, standing: _Standing) -> bool:
     """Whether a rule of somebody else stands in front of it."""
     rules = standing.rules.get(jump.hook, [])
-    return any(not _TARGET.search(rule) for rule in rules[: rules.index(jump.rule)])
+    return any(_led_to(rule)[1] < 0 for rule in rules[: rules.index(jump.rule)])
 
 
-def _insertion(jump: Jump, standing: _Standing) -> str:
-    wanted = _TARGET.search(jump.rule)
-    assert wanted is not None
-    for position, rule in enumerate(standing.rules.get(jump.hook, []), 1):
-        if (target := _TARGET.search(rule)) and target[1] == wanted[1]:
-            return f"-I {jump.hook} {position} {jump.rule}"
+def _insertion(jump: Jump, standing: _Standing, later: Collection[int]) -> str:
+    """The command that puts a jump in front of its like of earlier instances, or else last. In
+    `standing` it is then, so that the next position is counted right."""
+    rules = standing.rules.setdefault(jump.hook, [])
+    role, _ = _led_to(jump.rule)
+    for position, rule in enumerate(rules):
+        other, owner = _led_to(rule)
+        if other == role and owner not in later:
+            rules.insert(position, jump.rule)
+            return f"-I {jump.hook} {position + 1} {jump.rule}"
+    rules.append(jump.rule)
     return f"-A {jump.hook} {jump.rule}"
+
+
+def _led_to(rule: str) -> tuple[str, int]:
+    """The role of the chain that a jump leads to, and its instance; of others' rules ("", -1)."""
+    target = _TARGET.search(rule)
+    return (target[1], int(target[2])) if target else ("", -1)
 
 
 def _standing(family: int) -> dict[str, _Standing]:

@@ -6,7 +6,7 @@ made, so nothing is lost when this process is killed in between. Not for a runni
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from ipaddress import ip_address
 from types import TracebackType
 
@@ -139,11 +139,16 @@ class Host:
         wanted = list(self._wanted(plan))
         resources = {change.resource for change in wanted}
         standing = {change.resource for change in self._changes}
+        later = {
+            record.instance
+            for record in self._journal.records()
+            if record.alive and record.order > plan.order
+        }
         for change in wanted:
             if change.resource not in standing:
                 self._changes.append(change)
                 self._write()
-            _make(change, plan)
+            _make(change, plan, later)
         self._undo([change for change in self._changes if change.resource not in resources])
         if plan.sets:
             ipset.remove(plan.instance, keep=frozenset(wanted.name for wanted in plan.sets))
@@ -303,8 +308,9 @@ def forget_flows() -> list[str]:
     return removed
 
 
-def _make(change: Change, plan: HostPlan) -> None:
-    """Bring the change about; one that stands already is brought up to date."""
+def _make(change: Change, plan: HostPlan, later: Collection[int]) -> None:
+    """Bring the change about, with regard to the instances that have started `later`; one that
+    stands already is brought up to date."""
     match change:
         case Setting(key, value):
             if sysctl.read(key) != value:
@@ -313,7 +319,7 @@ def _make(change: Change, plan: HostPlan) -> None:
             for wanted in plan.sets:
                 ipset.replace(wanted, plan.instance)
         case Rules(instance, family):
-            iptables.replace(family, instance, plan.rules[family])
+            iptables.replace(family, instance, plan.rules[family], later)
         case Assignment(address, interface):
             if network.add_address(ip_address(address), interface):
                 neighbours.announce(interface, [ip_address(address)])

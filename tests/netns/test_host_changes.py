@@ -247,6 +247,32 @@ def test_a_later_instance_sees_replies_first(balancer: Node, flavour: str) -> No
         owner.stop()
 
 
+def test_what_an_instance_puts_back_stays_behind_the_later_ones(
+    balancer: Node, flavour: str
+) -> None:
+    def jumps(table: str, chain: str) -> list[str]:
+        rules = balancer.run([f"iptables-{flavour}", "-t", table, "-S", chain]).stdout.splitlines()
+        return [rule.split()[-1].removeprefix("FEATHERLB-") for rule in rules[1:]]
+
+    owners = [
+        Owner(balancer, str(queue), "dnat", f"10.0.0.10:8{queue}", "10.0.1.2:8080")
+        for queue in range(3)
+    ]
+    # Somebody gets in front of those that have to be first, and takes away one that hasn't.
+    balancer.run([f"iptables-{flavour}", "-I", "FORWARD", "-d", "192.0.2.9", "-j", "DROP"])
+    gone = ["-t", "mangle", "-D", "POSTROUTING", "-j", "FEATHERLB-MANGLE-1"]
+    balancer.run([f"iptables-{flavour}", *gone])
+    owners[1].update("10.0.1.2:8080")
+    assert jumps("filter", "FORWARD") == [
+        *("FILTER-2", "ERROR-2", "FILTER-1", "ERROR-1"),
+        "DROP",
+        *("FILTER-0", "ERROR-0"),
+    ]
+    assert jumps("mangle", "POSTROUTING") == ["MANGLE-2", "MANGLE-1", "MANGLE-0"]
+    for owner in owners:
+        owner.stop()
+
+
 def test_an_update_goes_over_to_other_backends(balancer: Node, flavour: str) -> None:
     with unchanged(balancer):
         owner = Owner(balancer, "0", "dnat", "10.0.0.10:80")

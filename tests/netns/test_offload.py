@@ -645,6 +645,23 @@ def test_an_instance_that_keeps_replies_from_connection_tracking_is_refused(
             refused(OWN, running)
 
 
+def test_strays_of_a_later_instance_are_its_own_when_an_earlier_one_moves_its_rules(
+    lab: Lab, featherlb: Up
+) -> None:
+    """The client's firewall lets in what it has asked for: what the backend says of a killed
+    connection must get no further than to the instance that has killed it."""
+    own, other = (("--vip", f"{vip}:80", "--backend", "10.0.1.2:9000") for vip in (VIP, BESIDE))
+    unasked = "-p tcp ! --syn -m conntrack --ctstate NEW,INVALID -j DROP"
+    lab.client.run(["iptables", "-A", "INPUT", *unasked.split()])
+    with featherlb(lab, *own), featherlb(lab, *other):
+        lab.balancer.run(["iptables", "-I", "FORWARD", "-d", "192.0.2.9", "-j", "DROP"])
+        assert run(lab.balancer, "reload", "--instance", "0").returncode == 0
+        with pair(lab, BESIDE, 9000) as (client, server):
+            client.sendall(b"request")
+            assert server.recv(100) == b"request"
+            kill(lab, client, server, "--instance", "1", "--client", "10.0.0.101")
+
+
 def test_an_instance_that_takes_replies_by_their_ports_is_refused(
     lab: Lab, driver: str, tmp_path: Path
 ) -> None:

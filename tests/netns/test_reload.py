@@ -115,6 +115,22 @@ def test_a_vip_is_added_and_another_removed(lab: Lab, configuration: Configurati
     assert f" {VIP}/" not in addresses
 
 
+def test_an_earlier_instance_takes_no_replies_from_a_later_one(
+    lab: Lab, featherlb: Up, configuration: Configuration
+) -> None:
+    """Of a backend that both have, replies don't tell whose they are. The earlier instance takes up
+    to see the clients' addresses when the later one is there already, or sees them all along."""
+    other = ("--vip", "10.0.0.11:80", "--backend", "10.0.1.2:8080", "--backend", "10.0.1.3:8080")
+    with featherlb(lab, *other), Session(lab.client, "10.0.0.11") as session:
+        before = session.ask()
+        configuration.nat = "dnat"
+        configuration.write(["backend1", "backend2"])
+        assert "reloaded" in configuration.reload()
+        assert session.ask() == before
+        for vip in (VIP, "10.0.0.11"):
+            assert ask(lab.client, vip).peer == lab.client.address
+
+
 def test_a_wrong_file_changes_nothing(lab: Lab, configuration: Configuration) -> None:
     with Session(lab.client) as held:
         before = held.ask()
