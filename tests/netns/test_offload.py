@@ -27,6 +27,7 @@ from tests.netns.traffic import (
     Answer,
     Session,
     ask,
+    ask_over,
     pair,
     parse,
     reset,
@@ -519,7 +520,7 @@ def test_what_conntrack_has_no_room_for_is_dropped_until_it_has(
     options = ("--nat", "full", *TCP, "--backend", "10.0.1.2:8080", "--driver", queue_driver)
     with featherlb(lab, *options), ThreadPoolExecutor() as threads:
         lab.balancer.run(["conntrack", "-R", str(taken)])
-        waiting = threads.submit(ask, lab.client)
+        waiting = threads.submit(lab.client.connect, VIP, 80, 60)
         wait_for(lambda: refused() > 0, "no room")
         assert not waiting.done()
         assert flows(lab.balancer) == []
@@ -530,7 +531,8 @@ def test_what_conntrack_has_no_room_for_is_dropped_until_it_has(
         change(lab.balancer, "drain", VIP + ":80/tcp", "10.0.1.3:8080")
         lab.balancer.run(["conntrack", "-D", "-p", "tcp", "--orig-dst", "10.0.1.2"])
         # The client's next attempt is let in.
-        assert waiting.result(timeout=30).backend in ("backend1", "backend2")
+        with waiting.result(timeout=60) as connection:
+            assert ask_over(connection).backend in ("backend1", "backend2")
         assert ask(lab.client).backend == "backend1"
         stats = api(lab.balancer, "stats")
         assert stats["received"] == stats["translated"] + stats["passed"] + stats["dropped"]

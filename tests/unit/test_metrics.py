@@ -10,6 +10,7 @@ from prometheus_client.core import Metric
 from featherlb.config import Config
 from featherlb.config.file import parse
 from featherlb.config.resolve import resolve
+from featherlb.core.stats import PASSED, TRANSLATED
 from featherlb.drivers.base import FrameCounters, QueueCounters
 from featherlb.events import Events
 from featherlb.instance import Instance, Settings
@@ -75,6 +76,12 @@ def test_examples_use_metrics_that_exist(world: World, name: str) -> None:
     used = set(re.findall(r"featherlb_\w+", text))
     assert used
     assert used <= samples(world).keys() | {"featherlb_scheduler_errors_total"}
+
+
+def test_the_dashboard_shows_as_dropped_what_is_dropped() -> None:
+    dashboard = (ROOT / "contrib" / "grafana" / "featherlb.json").read_text(encoding="utf-8")
+    (others,) = re.findall(r'reason!~\\"([a-z|-]+)\\"', dashboard)
+    assert set(others.split("|")) == {reason.label for reason in TRANSLATED | PASSED}
 
 
 def test_invariants(world: World) -> None:
