@@ -92,9 +92,10 @@ def flows(node: Node, instance: int | None = None, **which: str) -> list[dict[st
     return found
 
 
-def kill(node: Node, **which: str) -> int:
+def kill(node: Node, instance: int | None = None, **which: str) -> int:
     """What `featherlb flows --kill` does, with these of its filters; how many it has ended."""
-    count: int = api(node, f"flows?{urlencode(which)}", method="DELETE")["count"]
+    path = f"flows?{urlencode(which)}"
+    count: int = api(node, path, method="DELETE", instance=instance)["count"]
     return count
 
 

@@ -73,9 +73,15 @@ def entries(lab: Lab, *options: str) -> list[str]:
     return lab.balancer.run(["conntrack", "-L", *options]).stdout.splitlines()
 
 
-def kill_only(lab: Lab, client: socket.socket, server: socket.socket, service: str) -> None:
+def kill_only(
+    lab: Lab,
+    client: socket.socket,
+    server: socket.socket,
+    service: str,
+    instance: int | None = None,
+) -> None:
     """End the only flow of a service; both ends of its connection are told."""
-    assert kill(lab.balancer, service=service, client=lab.client.address) == 1
+    assert kill(lab.balancer, instance, service=service, client=lab.client.address) == 1
     for end in (client, server):
         with pytest.raises(ConnectionResetError):
             end.recv(1)
@@ -555,7 +561,7 @@ def test_a_flow_is_given_another_port_where_somebody_else_has_its_own(
         # A flow that is shown has the port that its backend sees.
         with Session(lab.client) as session:
             session.ask()
-            (flow,) = flows(lab, "--state", "established")
+            (flow,) = flows(lab.balancer, state="established")
             (entry,) = entries(lab, "-p", "tcp", "--orig-dst", VIP, "--state", "ESTABLISHED")
             assert f"dport={flow['source'].rpartition(':')[2]} " in entry
         lab.balancer.run(["conntrack", "-D", "-p", "tcp", "--orig-dst", "10.0.1.2"])
@@ -661,7 +667,7 @@ def test_strays_of_a_later_instance_are_its_own_when_an_earlier_one_moves_its_ru
         with pair(lab, BESIDE, 9000) as (client, server):
             client.sendall(b"request")
             assert server.recv(100) == b"request"
-            kill(lab, client, server, "--instance", "1", "--client", "10.0.0.101")
+            kill_only(lab, client, server, f"{BESIDE}:80/tcp", instance=1)
 
 
 def test_an_instance_that_takes_replies_by_their_ports_is_refused(
