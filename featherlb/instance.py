@@ -335,20 +335,26 @@ class Instance:
         new_code = {name: text for name, text in code.items() if self._code.get(name) != text}
         touch = fresh or shape(before) != shape(services)
         leaving = self._leaving + departing(before, services)
+        turning: list[Service] = []
         if touch:
             await asyncio.to_thread(check, services, self.options)
         try:
             if touch:
                 early = [*before, *self._leaving, *arriving(before, services)]
-                await asyncio.to_thread(self._update_host, early)
+                turning = turned(early, services)
+                await asyncio.to_thread(self._update_host, [*early, *turning])
             await self._follow_ways([*services, *leaving])
-            await self.workers.apply(Apply(services, self._pass_mark, new_code))
+            await self.workers.apply(
+                Apply(services, self._pass_mark, new_code, settled=not turning)
+            )
             await self._end_flows_of(departing(before, services), wanted)
             for gone in {one.name for one in before} - {one.name for one in services}:
                 await self.workers.end_flows(FlowFilter(service=gone), reset=True)
             if touch:
                 leaving = await self._still_leaving(leaving, services)
                 await asyncio.to_thread(self._update_host, [*services, *leaving])
+            if turning:
+                await self.workers.apply(Apply(services, self._pass_mark))
         except FeatherlbError:
             await self._follow_ways([*before, *self._leaving])
             await self.workers.apply(Apply(before, self._pass_mark, self._code))
@@ -673,6 +679,23 @@ def arriving(before: Sequence[Service], after: Sequence[Service]) -> list[Servic
         _at_the_place_of(old[service.name], service, backends)
         for service in after
         if service.name in old and (backends := _others(service, old[service.name]))
+    ]
+
+
+def turned(before: Sequence[Service], after: Sequence[Service]) -> list[Service]:
+    """The services that go over to the kernel's datapath or come back from it, as they are but with
+    their new datapath.
+
+    What that needs has to stand when the workers go over. Without its settings, conntrack would
+    count nothing of a flow. Without its rules, a packet that nobody translates any more would get
+    to this host, which refuses it.
+    """
+    new = {service.name: service.datapath for service in after}
+    return [
+        replace(service, datapath=datapath)
+        for service in before
+        if (datapath := new.get(service.name, service.datapath)) is not service.datapath
+        and Datapath.OFFLOAD in (datapath, service.datapath)
     ]
 
 

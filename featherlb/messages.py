@@ -48,12 +48,13 @@ class Apply:
     """To the worker: serve these services. It answers `Applied` or `Failed`.
 
     `pass_mark` is for `PacketQueue.pass_mark`. `schedulers` is the code of users' files by
-    reference, to be run first: all that is new to the worker.
+    reference, to be run first: all that is new to the worker. `settled` as `Balancer.apply`.
     """
 
     services: tuple[Service, ...]
     pass_mark: int
     schedulers: dict[str, bytes] = field(default_factory=dict)
+    settled: bool = True
 
 
 @dataclass(frozen=True, slots=True)

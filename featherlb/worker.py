@@ -186,6 +186,14 @@ class Worker:
             except OSError as error:
                 print(f"featherlb: flows can't be saved: {error}", file=sys.stderr)
 
+    def _catch_up(self, carried: Set[str]) -> None:
+        """Learn how flows are that conntrack carries no more, once only these services have it. A
+        connection that opened or closed within the last second would be taken for half-open."""
+        before = {one.name for one in self._services if one.datapath is Datapath.OFFLOAD}
+        if self._conntrack is not None and before - carried:
+            offload = self._balancer.offload
+            self._conntrack.refresh(offload, 1, offload.last_record(), time.monotonic())
+
     def close(self) -> None:
         if self._conntrack is not None:
             self._conntrack.close()
@@ -195,7 +203,7 @@ class Worker:
 
     def _obey(self, message: object) -> None:
         match message:
-            case Apply(services, pass_mark, schedulers):
+            case Apply(services, pass_mark, schedulers, settled):
                 try:
                     for reference, code in schedulers.items():
                         plugins.load(reference, code)
@@ -205,10 +213,11 @@ class Worker:
                 except FeatherlbError as error:
                     self._channel.send(Failed(str(error)))
                     return
-                self._balancer.apply(share_limits(services, self._start.share))
+                carried = [one for one in services if one.datapath is Datapath.OFFLOAD]
+                self._catch_up({one.name for one in carried})
+                self._balancer.apply(share_limits(services, self._start.share), settled)
                 if not self._serving:
                     self._take_over()
-                carried = [one for one in services if one.datapath is Datapath.OFFLOAD]
                 if carried:
                     served = {one.name for one in self._services}
                     self._carry({one.name for one in carried} - served)

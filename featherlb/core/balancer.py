@@ -100,6 +100,7 @@ NOT_READY = int(PacketInfo.CHECKSUM_NOT_READY)
 TRUNCATED = int(PacketInfo.TRUNCATED)
 TRUNCATED_REASON = int(Reason.TRUNCATED)
 COPY = int(Reason.COPY)
+INVALID = int(Reason.INVALID)
 MARTIAN = int(Reason.MARTIAN)
 TTL_EXCEEDED = int(Reason.TTL_EXCEEDED)
 TOO_BIG = int(Reason.TOO_BIG)
@@ -293,9 +294,15 @@ class Balancer:
         """End flows whose timeout has passed; True if more are due. Call it every 0.1 s or so."""
         return self.lifecycle.expire(int(now * 10))
 
-    def apply(self, services: Sequence[Service]) -> None:
-        """Serve these services from now on; flows of backends that leave go on."""
-        switched = self.services.apply(services)
+    def apply(self, services: Sequence[Service], settled: bool = True) -> None:
+        """Serve these services from now on; flows of backends that leave go on.
+
+        Unless `settled`, the host's rules are still those of before, and this is called again with
+        the same services when they aren't. Until then a service that goes over to conntrack, or
+        comes back from it, opens no flow: its first packet would meet conntrack where it must not,
+        or would miss it.
+        """
+        switched = self.services.apply(services, settled)
         self.adoption.index(self.services.pools.values())
         if switched:
             self.handover.switch(switched)
@@ -339,6 +346,13 @@ class Balancer:
         pool = self.services.find(packet.dst_high, packet.dst_low, packet.protocol, port, wire)
         if pool is None or (wire and not pool.raw) or (late and not pool.offloaded):
             self.refusal = self.counters.pass_on()
+            return 0
+        if pool.settling:
+            self.refusal = self.counters.drop(INVALID)
+            return 0
+        # Its frame opens the flow, which may be handled after this.
+        if pool.raw and hook == PREROUTING:
+            self.refusal = self.counters.drop(COPY)
             return 0
         if info & TRUNCATED and not pool.offloaded:
             self.refusal = self.counters.drop(TRUNCATED_REASON)

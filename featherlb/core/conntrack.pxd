@@ -10,8 +10,9 @@ cdef int TUPLE_ORIG, TUPLE_REPLY, STATUS, PROTOINFO, NAT_SRC, TIMEOUT
 cdef int COUNTERS_ORIG, COUNTERS_REPLY, NAT_DST, TUPLE_IP, TUPLE_PROTO
 cdef int V4_SRC, V4_DST, V6_SRC, V6_DST, PROTO_NUM, PROTO_SRC_PORT, PROTO_DST_PORT
 cdef int NAT_V4_MIN, NAT_V4_MAX, NAT_PROTO, NAT_V6_MIN, NAT_V6_MAX, NAT_PORT_MIN, NAT_PORT_MAX
-cdef int PROTOINFO_TCP, TCP_STATE, TCP_FLAGS_ORIGINAL, TCP_FLAGS_REPLY, TCP_ESTABLISHED, LIBERAL
-cdef int SYN_SENT, COUNTERS_PACKETS, COUNTERS_BYTES
+cdef int PROTOINFO_TCP, TCP_STATE, TCP_FLAGS_ORIGINAL, TCP_FLAGS_REPLY, TCP_ESTABLISHED
+cdef int TCP_FIN_WAIT, LIBERAL, SYN_SENT, FIN_WAIT, CLOSE_WAIT
+cdef int COUNTERS_PACKETS, COUNTERS_BYTES
 cdef int SEEN_REPLY, DESTINATION_NAT, FIRST_TIMEOUT
 
 
@@ -50,7 +51,7 @@ cdef class Requests:
         self, Py_ssize_t at, int kind, int family, unsigned long long high,
         unsigned long long low, unsigned int port) noexcept
     @cython.locals(kind=cython.int)
-    cdef Py_ssize_t under_way(self, Py_ssize_t at) noexcept
+    cdef Py_ssize_t under_way(self, Py_ssize_t at, int state) noexcept
     cdef void attribute(self, Py_ssize_t at, int kind, int length) noexcept
     cdef void put32(self, Py_ssize_t at, unsigned long long value) noexcept
     cdef void put128(self, Py_ssize_t at, unsigned long long high, unsigned long long low) noexcept

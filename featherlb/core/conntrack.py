@@ -31,13 +31,15 @@ PROTO_NUM, PROTO_SRC_PORT, PROTO_DST_PORT = 1, 2, 3
 NAT_V4_MIN, NAT_V4_MAX, NAT_PROTO, NAT_V6_MIN, NAT_V6_MAX = 1, 2, 3, 4, 5
 NAT_PORT_MIN, NAT_PORT_MAX = 1, 2
 PROTOINFO_TCP, TCP_STATE, TCP_FLAGS_ORIGINAL, TCP_FLAGS_REPLY = 1, 1, 4, 5
-TCP_ESTABLISHED, LIBERAL = 3, 1 << 3  # of nf_conntrack_tcp.h: a state, and a flag
+TCP_ESTABLISHED, TCP_FIN_WAIT, LIBERAL = 3, 4, 1 << 3  # of nf_conntrack_tcp.h: states, a flag
 COUNTERS_PACKETS, COUNTERS_BYTES = 1, 2
 SEEN_REPLY, DESTINATION_NAT = 1 << 1, 1 << 5  # bits of an entry's status
 
 FIRST_TIMEOUT = 30
 """Seconds that an entry lives before its first packet; from that on the kernel's own apply."""
 SYN_SENT = int(State.SYN_SENT)
+FIN_WAIT = int(State.FIN_WAIT)
+CLOSE_WAIT = int(State.CLOSE_WAIT)
 LARGEST = 512
 """More bytes than any request has."""
 
@@ -99,7 +101,7 @@ class Requests:
                 at, NAT_SRC, family, flows.u64[base + 6], flows.u64[base + 7], back & 0xFFFF
             )
         if protocol == TCP and flows.u8[flow * 128 + STATE] != SYN_SENT:
-            at = self.under_way(at)
+            at = self.under_way(at, flows.u8[flow * 128 + STATE])
         self.finish(start, at)
 
     def delete(self, flows: FlowTable, flow: int) -> None:
@@ -218,13 +220,14 @@ class Requests:
         self.put32(at + 16, port << 16)
         return at + 20
 
-    def under_way(self, at: int) -> int:
-        """The attribute that says that a connection is open, and that its windows are not known;
-        the offset behind it."""
+    def under_way(self, at: int, state: int) -> int:
+        """The attribute that says that a connection is open, or half-closed, and that its windows
+        are not known; the offset behind it."""
         self.attribute(at, NESTED | PROTOINFO, 32)
         self.attribute(at + 4, NESTED | PROTOINFO_TCP, 28)
         self.attribute(at + 8, TCP_STATE, 5)
-        self.put32(at + 12, TCP_ESTABLISHED << 24)
+        closes = state in (FIN_WAIT, CLOSE_WAIT)
+        self.put32(at + 12, (TCP_FIN_WAIT if closes else TCP_ESTABLISHED) << 24)
         for kind in (TCP_FLAGS_ORIGINAL, TCP_FLAGS_REPLY):
             self.attribute(at + 8 * (kind - 2), kind, 6)
             # The flags, and the mask of those that count.

@@ -4,8 +4,10 @@ from featherlb.core.conntrack cimport Requests
 from featherlb.core.flow cimport (
     ABANDONED, BYTES, CARRIED, FLAGS, LOCAL_CLIENT, MEMBER, OFFLOADED, PROTOCOL, SEEN, STATE,
     WIRED, FlowTable)
-from featherlb.core.lifecycle cimport IS_REUSABLE, Lifecycle
+from featherlb.core.lifecycle cimport Lifecycle
 from featherlb.core.members cimport Members
+
+cdef int CLOSING, CLOSED
 
 
 cdef class Handover:

@@ -1,6 +1,6 @@
 """What becomes of a service's flows when it changes its datapath: they go on by the new one.
 
-Imports `conntrack`, `flow`, `lifecycle`, `members` and `pool`.
+Imports `conntrack`, `flow`, `lifecycle`, `members`, `pool` and `tcpstate`.
 """
 
 from collections.abc import Collection
@@ -12,6 +12,7 @@ from featherlb.core.flow import FlowTable
 from featherlb.core.lifecycle import Lifecycle
 from featherlb.core.members import Members
 from featherlb.core.pool import Pool
+from featherlb.core.tcpstate import State
 
 if not cython.compiled:
     from featherlb.core.flow import (
@@ -27,7 +28,9 @@ if not cython.compiled:
         STATE,
         WIRED,
     )
-    from featherlb.core.lifecycle import IS_REUSABLE
+
+CLOSING = int(State.CLOSING)
+CLOSED = int(State.CLOSED)
 
 
 class Handover:
@@ -59,13 +62,14 @@ class Handover:
                 self.hand_over(flow, pool.offloaded)
 
     def hand_over(self, flow: int, carried: bool) -> None:
-        """Have conntrack carry a flow from now on, or no more; one that is closing ends."""
+        """Have conntrack carry a flow from now on, or no more; one that both ends have closed
+        ends."""
         flows = self._flows
         at = flow * 128
         state = flows.u8[at + STATE]
         if flows.is_carried(flow):
             self._requests.delete(flows, flow)
-        if IS_REUSABLE[state]:
+        if state in (CLOSING, CLOSED):
             flows.u8[at + FLAGS] |= ABANDONED
             self._lifecycle.close(flow)
             return

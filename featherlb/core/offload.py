@@ -139,6 +139,8 @@ class Offload:
                 return self._counters.drop(INVALID)
             self._answers.refuse(ticks)
             return self._counters.drop(NO_FLOW)
+        if self._members.slots[flows.u16[flow * 64 + MEMBER]].pool.settling:
+            return self._counters.drop(INVALID)
         if self.asked != flow and self.is_open(flow):
             self.asked = flow
             return ASK

@@ -71,13 +71,15 @@ class Pool:
     Attributes, for each new flow asks for them: `full`, the NAT mode; `raw`, packets from the
     network come as frames; `offloaded`, the kernel's conntrack carries its flows; `adopts`, a
     connection that is already under way can be joined, for the scheduler would have put it on the
-    same backend, and nothing but the backend had to be chosen.
+    same backend, and nothing but the backend had to be chosen; `settling`, the host's rules are
+    not yet those of its datapath, and it opens no flow.
     """
 
     def __init__(self, service: Service, *, seed: int, key: bytes) -> None:
         """`seed` and `key` are for the schedulers. The pool is empty until `update`."""
         self._take(service)
         self.members: dict[Endpoint, Member] = {}
+        self.settling = False
         self._seed = seed
         self._key = key
         self._factory = factory_of(service.scheduler)

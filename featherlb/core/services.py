@@ -15,7 +15,7 @@ from featherlb.core.members import Members
 from featherlb.core.pool import Pool
 from featherlb.core.ports import PortAllocator
 from featherlb.core.scheduler import UserScheduler
-from featherlb.model import Service
+from featherlb.model import Datapath, Service
 
 if not cython.compiled:
     from featherlb.core.packet import MAPPED
@@ -46,8 +46,9 @@ class Services:
         self._seed = seed
         self._hash_key = hash_key
 
-    def apply(self, services: Sequence[Service]) -> set[Pool]:
-        """Serve these from now on; those whose datapath is another than before."""
+    def apply(self, services: Sequence[Service], settled: bool) -> set[Pool]:
+        """Serve these from now on; those whose datapath is another than before. `settled` as
+        `Balancer.apply`."""
         members = self._members
         pools: dict[str, Pool] = {}
         switched: set[Pool] = set()
@@ -56,9 +57,13 @@ class Services:
             if pool is None:
                 pool = Pool(service, seed=self._seed, key=self._hash_key)
             before = pool.service.datapath
+            changes = service.datapath is not before
+            pool.settling = (
+                changes and not settled and Datapath.OFFLOAD in (before, service.datapath)
+            )
             gone = pool.update(service, partial(members.add, pool))
             pools[service.name] = pool
-            if service.datapath is not before:
+            if changes:
                 switched.add(pool)
             for member in gone:
                 members.retire(member)

@@ -42,6 +42,11 @@ class Load:
         for line in self._process.stdout:
             self.latest = json.loads(line)
 
+    def wait_for_more(self) -> None:
+        """Until there are further answers."""
+        before = self.latest["requests"]
+        wait_for(lambda: self.latest["requests"] > before, "another answer")
+
     def stop(self) -> dict[str, Any]:
         """End it; its last report (see netns/load.py)."""
         self._process.terminate()

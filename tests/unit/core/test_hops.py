@@ -197,6 +197,15 @@ def test_flows_stay_when_the_datapath_changes(nat: str) -> None:
     assert world.handle(tcp(ONE, local.source, "SA"), Hook.INPUT).reason is Reason.REPLY
 
 
+def test_the_kernels_copy_opens_no_flow_that_its_frame_opens_after_it() -> None:
+    """While the rules are still those of the queue; the flow would never be on the wire."""
+    world = Wire(service(ONE))
+    opening = tcp(CLIENT, VIP, "S")
+    assert world.handle(opening).reason is Reason.COPY
+    assert world.frame(opening).reason is Reason.FORWARD
+    assert world.handle(opening).reason is Reason.COPY
+
+
 def test_a_wildcard_vip_is_the_hosts_own_addresses() -> None:
     routed = replace(paths(ONE), addresses=frozenset({ip_address("192.0.2.10")}))
     world = Wire(service(ONE, vips="0.0.0.0:80"), routed=routed)
