@@ -22,7 +22,7 @@ from featherlb.model import Address, Endpoint, Protocol
 
 MAX_ENTRIES = 1 << 20
 """Above any sensible number of endpoints; the kernel's default of 65536 is in reach."""
-RELEASE_TIMEOUT = 5.0
+RELEASE_TIMEOUT = 20.0
 """Seconds until a removed rule has let go of its set: nf_tables frees rules after a delay."""
 
 _NAME = re.compile(r"^featherlb-(\d+)-")
