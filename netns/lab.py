@@ -87,12 +87,12 @@ class Node:
     def new_socket(
         self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM
     ) -> socket.socket:
-        """A new socket of this namespace, with a timeout of 10 s."""
+        """A new socket of this namespace, with a timeout of 30 s."""
         new = self.call(socket.socket, family, kind)
-        new.settimeout(10)
+        new.settimeout(30)
         return new
 
-    def connect(self, address: str, port: int, timeout: float = 10) -> socket.socket:
+    def connect(self, address: str, port: int, timeout: float = 30) -> socket.socket:
         """A TCP connection from this namespace; `timeout` is in seconds and stays set."""
         return self.call(socket.create_connection, (address, port), timeout)
 
@@ -100,7 +100,7 @@ class Node:
         """A listening TCP socket of this namespace; port 0 takes any."""
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         listener = self.call(socket.create_server, (address, port), family=family, backlog=1024)
-        listener.settimeout(10)
+        listener.settimeout(30)
         return listener
 
     def command(self, command: Sequence[str]) -> list[str]:

@@ -154,7 +154,7 @@ class Iperf3(Server):
 
 
 def wait_until_listening(
-    node: Node, process: "subprocess.Popen[str]", port: int, timeout: float = 10
+    node: Node, process: "subprocess.Popen[str]", port: int, timeout: float = 30
 ) -> None:
     """Wait until something listens on a TCP port of the node, `timeout` seconds at most.
 

@@ -21,8 +21,8 @@ from featherlb.host import forget_flows
 from netns import Node
 
 PROGRAM = str(Path(sys.executable).with_name("featherlb"))
-START_TIMEOUT = 20
-STOP_TIMEOUT = 10
+START_TIMEOUT = 60
+STOP_TIMEOUT = 40
 
 
 def run(node: Node, *arguments: str, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":

@@ -9,13 +9,13 @@ from typing import NamedTuple, Self
 
 from netns import Node
 
-TIMEOUT = 10
+TIMEOUT = 30
 
 
 def open_socket(
     node: Node, local: tuple[str, int], remote: tuple[str, int] | None = None
 ) -> socket.socket:
-    """A bound UDP socket of this node, with a timeout of 10 s; connected if `remote` is given,
+    """A bound UDP socket of this node, with a timeout of 30 s; connected if `remote` is given,
     so that it takes datagrams from there only and is told of ICMP errors."""
     new = node.new_socket(socket.AF_INET6 if ":" in local[0] else socket.AF_INET, socket.SOCK_DGRAM)
     new.bind(local)

@@ -166,7 +166,7 @@ def test_path_mtu_discovery(
         lab.client.connect(vip(family), 80) as client,
         listener.accept()[0] as server,
     ):
-        server.settimeout(10)
+        server.settimeout(30)
         source, sink = (client, server) if upload else (server, client)
         transfer(source, sink, SIZES[driver])
         sender = lab.client if upload else lab.backends[0]
@@ -228,7 +228,7 @@ class IcmpSocket:
         self._family = family
         self._protocol = socket.IPPROTO_ICMPV6 if family == V6 else socket.IPPROTO_ICMP
         self._socket = node.call(socket.socket, family, socket.SOCK_RAW, self._protocol)
-        self._socket.settimeout(10)
+        self._socket.settimeout(30)
 
     def __enter__(self) -> "IcmpSocket":
         return self

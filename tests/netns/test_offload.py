@@ -493,7 +493,7 @@ def test_many_ports_that_are_used_again_at_once_belong_to_new_connections(
             wait_for(lambda: waiting(lab) == len(ports), "all SYNs wait in the queue")
         answers: Counter[str] = Counter()
         for client in clients:
-            client.settimeout(10)
+            client.settimeout(30)
             client.sendall(REQUEST)
             answers[parse(client.recv(4096)).backend] += 1
         assert sorted(answers.values()) == [6, 7, 7]
@@ -798,7 +798,7 @@ def test_the_port_that_a_client_has_towards_the_backend_is_shown_and_its_connect
         with direct, reusing(lab, socket.SOCK_STREAM, local, (VIP, 80)) as client:
             server, peer = listener.accept()
             with server:
-                server.settimeout(10)
+                server.settimeout(30)
                 assert peer[1] != 5000
                 expected = tuple(f"{address}:{port}" for address, port in (local, peer))
                 for datapath in ("offload", "nfqueue", "raw", "offload"):

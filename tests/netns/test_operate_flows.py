@@ -52,7 +52,7 @@ def test_killed_flows_are_reset_at_both_ends(lab: Lab, featherlb: Up, nat: str) 
     ):
         server, _ = listener.accept()
         with server:
-            server.settimeout(10)
+            server.settimeout(30)
             client.sendall(b"request")
             assert server.recv(100) == b"request"
             server.sendall(b"answer")
@@ -78,7 +78,7 @@ def test_busy_flows_are_reset_too(lab: Lab, featherlb: Up, scheduler: str) -> No
         with server:
             sender = threading.Thread(target=send_until_reset, args=[server])
             sender.start()
-            client.settimeout(10)
+            client.settimeout(30)
             client.recv(1 << 16)
             assert operate(lab, "flows", "--kill", "--all") == {"count": 1}
             with pytest.raises(ConnectionResetError):

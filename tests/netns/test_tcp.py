@@ -336,6 +336,6 @@ def test_a_late_packet_of_the_last_connection_moves_no_new_one(lab: Lab, driver:
                     raw.sendto(bytes(late), (lab.client.address, 0))
                     wait_for(partial(more, "R", resets), "a RST of the old connection")
                     wait_for(partial(more, "S", syns + 1), "the same SYN again")
-                client.settimeout(10)
+                client.settimeout(30)
                 assert ask_over(client).backend == backend
                 reset(client)

@@ -53,7 +53,7 @@ class Session:
     def __init__(
         self, node: Node, address: str = VIP, port: int = 80, source: tuple[str, int] | None = None
     ) -> None:
-        self.socket = node.call(socket.create_connection, (address, port), 10, source)
+        self.socket = node.call(socket.create_connection, (address, port), 30, source)
 
     def ask(self) -> Answer:
         return ask_over(self.socket)
@@ -92,7 +92,7 @@ def ask_concurrently(node: Node, count: int, parallel: int, port: int = 80) -> l
     """Ask over `count` connections, `parallel` of them at a time; any error is raised."""
 
     async def one(turn: asyncio.Semaphore) -> Answer:
-        async with turn, asyncio.timeout(10):
+        async with turn, asyncio.timeout(30):
             reader, writer = await asyncio.open_connection(VIP, port)
             writer.write(REQUEST_AND_CLOSE)
             answer = parse(await reader.read())
@@ -134,7 +134,7 @@ def plug_again(lab: Lab, name: str, address: str) -> None:
         lab.balancer.run(command.split())
 
 
-def wait_for(condition: Callable[[], bool], what: str, timeout: float = 10) -> None:
+def wait_for(condition: Callable[[], bool], what: str, timeout: float = 30) -> None:
     """Poll until `condition()`; AssertionError names `what` after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while not condition():
@@ -152,7 +152,7 @@ def pair(
     with lab.backends[0].listen(everywhere, backend_port) as listener:
         client = lab.client.connect(vip, port)
         server, _ = listener.accept()
-    server.settimeout(10)
+    server.settimeout(30)
     with client, server:
         yield client, server
 
