@@ -35,8 +35,9 @@ def find(directory: Path, instance: int | None = None) -> list[Path]:
 
 def save(target: Path, memory: FlowMemory, share: Share) -> None:
     """Put the flows on disk; OSError if there is no room. What nobody has come for, goes."""
-    for old in target.parent.parent.glob("*/*" + _SUFFIX):
-        with suppress(OSError):
+    # Others may come and go in the directories meanwhile.
+    with suppress(OSError):
+        for old in target.parent.parent.glob("*/*" + _SUFFIX):
             if not _is_fresh(old):
                 old.unlink()
                 old.parent.rmdir()
