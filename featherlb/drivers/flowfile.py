@@ -35,12 +35,7 @@ def find(directory: Path, instance: int | None = None) -> list[Path]:
 
 def save(target: Path, memory: FlowMemory, share: Share) -> None:
     """Put the flows on disk; OSError if there is no room. What nobody has come for, goes."""
-    # Others may come and go in the directories meanwhile.
-    with suppress(OSError):
-        for old in target.parent.parent.glob("*/*" + _SUFFIX):
-            if not _is_fresh(old):
-                old.unlink()
-                old.parent.rmdir()
+    _sweep(target.parent.parent)
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = target.with_suffix(".new")
     try:
@@ -70,6 +65,18 @@ def read_share(source: Path) -> Share | None:
     with suppress(OSError), source.open("rb") as file:
         return _read_share(file.readline())
     return None
+
+
+def _sweep(root: Path) -> None:
+    """Remove what nobody has come for, whatever others do in the directories meanwhile."""
+    with suppress(OSError):
+        for directory in list(root.iterdir()):
+            with suppress(OSError):
+                stale = [file for file in find(directory) if not _is_fresh(file)]
+                for file in stale:
+                    file.unlink()
+                if stale:
+                    directory.rmdir()
 
 
 def _header(share: Share) -> dict[str, Any]:

@@ -86,6 +86,19 @@ def test_what_nobody_came_for_goes(file: Path, memory: FlowMemory) -> None:
     assert len(flowfile.find(other.parent)) == 2
 
 
+def test_what_is_in_use_beside_it_stays(file: Path, memory: FlowMemory) -> None:
+    files = [file, flowfile.path(file.parent, 4, 2), flowfile.path(file.parent.parent / "a", 0, 0)]
+    for one in files[1:]:
+        flowfile.save(one, memory, SHARE)
+    record = file.parent / "4.json"
+    record.touch()
+    for one in files:
+        os.utime(one, (0, 0))
+    flowfile.save(flowfile.path(file.parent.parent / "net-2", 0, 0), memory, SHARE)
+    assert not any(one.exists() for one in files)
+    assert record.exists()
+
+
 def test_nothing_is_left_of_what_has_no_room(tmp_path: Path, memory: FlowMemory) -> None:
     target = flowfile.path(tmp_path / "file", 0, 0)
     target.parent.write_text("not a directory")
