@@ -38,7 +38,6 @@ from featherlb.model import (
 )
 from featherlb.names import Names
 from featherlb.paths import PathWatcher
-from featherlb.sharing import Share
 from featherlb.workers import Cursor, FlowFilter, Workers
 
 log = logging.getLogger("featherlb")
@@ -124,7 +123,7 @@ class Instance:
         saved = flowfile.find(directory, self.options.queue)
         starts = [
             Start(
-                share=Share(number, self.options.workers, self.options.hash_seed),
+                share=self.options.share(number),
                 queue=self.options.queue + number,
                 driver=config.driver,
                 queue_length=QUEUE_LENGTH,

@@ -27,6 +27,15 @@ ROUNDS = (
 _INITIAL = 0xDEADBEEF + (3 << 2)  # JHASH_INITVAL and the length, of three words
 
 
+def folded(high: int, low: int) -> int:
+    """An address as it is hashed: itself, or the four words of an IPv6 address combined with XOR
+    (`hmark_addr6_mask`). Given as two words, IPv4 in its mapped form."""
+    if high or low >> 32 != 0xFFFF:
+        low ^= high
+        low ^= low >> 32
+    return low & WORD
+
+
 @dataclass(frozen=True, slots=True)
 class Share:
     """That of worker number `worker` (from 0) of `workers`. All workers of an instance have the
@@ -52,12 +61,12 @@ class Share:
         """What is added to each word before they are mixed."""
         return (_INITIAL + self.seed) & WORD
 
-    def has(self, address: int, port: int) -> bool:
-        """Whether it has the flows of this client.
-
-        `address` is an IPv4 address, or the four words of an IPv6 address combined with XOR.
-        """
-        start = self.start
+    def has(self, high: int, low: int, port: int) -> bool:
+        """Whether it has the flows of this client, whose address is given as two words of 64 bits
+        (IPv4 in its mapped form)."""
+        if self.workers == 1:
+            return True
+        start, address = self.start, folded(high, low)
         words = {"a": start, "b": (start + address) & WORD, "c": (start + (port << 16)) & WORD}
         for changed, other, bits in ROUNDS:
             value = words[other]

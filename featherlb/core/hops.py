@@ -15,7 +15,7 @@ import mmap
 from collections.abc import Sequence, Set
 
 from featherlb.core.addresses import words_of
-from featherlb.core.memory import SLOTS, FlowMemory
+from featherlb.core.memory import MAX_SLOTS, FlowMemory
 from featherlb.model import NextHop, Paths
 
 SLOT_SHIFT = 48
@@ -24,7 +24,6 @@ SLOT_MASK = 0xFF
 ROUTED = 0x0100_0000_0000_0000
 EPOCH_SHIFT = 57
 EPOCHS = 128
-MAX_SLOTS = SLOTS
 
 
 class Hops:

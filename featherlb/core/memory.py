@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 LAYOUT = 1
 """Another number for another meaning of the bytes: what a different version left isn't read."""
-RECORD, HOP, SLOTS = 128, 8, 256
+RECORD, HOP, MAX_SLOTS = 128, 8, 256
 """Bytes of a record, and of a next hop; links that can be named."""
-REST = (SLOTS + 1) * 4
+REST = (MAX_SLOTS + 1) * 4
 
 
 def size_of(capacity: int) -> int:
@@ -32,8 +32,8 @@ class FlowMemory:
         links = hops + (self.capacity + 1) * HOP
         self.records = view[:hops]
         self.hops = view[hops:links].cast("Q")
-        self.links = view[links : links + SLOTS * 4].cast("I")
-        self.used = view[links + SLOTS * 4 : links + REST].cast("I")
+        self.links = view[links : links + MAX_SLOTS * 4].cast("I")
+        self.used = view[links + MAX_SLOTS * 4 : links + REST].cast("I")
 
     def parts(self) -> Sequence[memoryview]:
         """The bytes of a smaller memory with the same flows."""

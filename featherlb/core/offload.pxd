@@ -68,8 +68,7 @@ cdef class Offload:
     cdef Py_ssize_t flow_of(self, Entry entry) noexcept
     cpdef bint is_carried(self, Py_ssize_t flow) noexcept
     cpdef Py_ssize_t last_record(self) noexcept
-    @cython.locals(
-        client=cython.ulonglong, flows=FlowTable, flags=cython.int, flow=cython.Py_ssize_t, slot=Slot)
+    @cython.locals(flows=FlowTable, flags=cython.int, flow=cython.Py_ssize_t, slot=Slot)
     cpdef bint adopt(
         self, Entry entry, object services, object share, unsigned int ticks) except -1
     cdef object abandon(self, Py_ssize_t flow, unsigned int ticks)

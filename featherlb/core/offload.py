@@ -383,11 +383,7 @@ class Offload:
         to one of its backends, and in this worker's share; whether it was."""
         if entry.protocol not in (TCP, UDP) or not entry.status & DESTINATION_NAT:
             return False
-        client = entry.src_low
-        if entry.family == AF_INET6:
-            client ^= entry.src_high
-            client ^= client >> 32
-        if not share.has(client & MASK32, entry.ports >> 16):
+        if not share.has(entry.src_high, entry.src_low, entry.ports >> 16):
             return False
         pool = self._services.find(
             entry.dst_high, entry.dst_low, entry.protocol, entry.ports & 0xFFFF, False

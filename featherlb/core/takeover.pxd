@@ -31,8 +31,6 @@ cdef class Takeover:
     @cython.locals(record=cython.Py_ssize_t, seen=cython.ulonglong, flow=cython.Py_ssize_t)
     cpdef object take(self, memory, share)
     cdef object look_at(self, memory)
-    @cython.locals(word=cython.ulonglong)
-    cdef unsigned long long client(self, Py_ssize_t record) noexcept
     @cython.locals(
         flows=FlowTable, key=cython.Py_ssize_t, protocol=cython.int, flags=cython.int,
         state=cython.int, ports=cython.uint, back=cython.uint, client_high=cython.ulonglong,

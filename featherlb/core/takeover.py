@@ -99,8 +99,8 @@ class Takeover:
         taken = left = 0
         for key in wanted:
             record = key & MASK32
-            port = self._u32[record * 32 + PORTS] >> 16
-            if share.workers > 1 and not share.has(self.client(record), port):
+            high, low = self._u64[record * 16], self._u64[record * 16 + 1]
+            if not share.has(high, low, self._u32[record * 32 + PORTS] >> 16):
                 continue
             flow = self.enter(record)
             if flow:
@@ -118,14 +118,6 @@ class Takeover:
         self._u16 = memory.records.cast("H")
         self._u8 = memory.records
         self._slots.clear()
-
-    def client(self, record: int) -> int:
-        """The client's address as `Share.has` wants it."""
-        word = self._u64[record * 16 + 1]
-        if self._u8[record * 128 + FLAGS] & IPV6:
-            word ^= self._u64[record * 16]
-            word ^= word >> 32
-        return word & MASK32
 
     def enter(self, record: int) -> int:
         """A flow like that record; 0 if there can be none."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from featherlb.model import SOURCE_PORTS, Address, Datapath, Service
-from featherlb.sharing import ROUNDS, Share
+from featherlb.sharing import ROUNDS, Share, folded
 
 MAX_INSTRUCTIONS = 4096
 """BPF_MAXINSNS."""
@@ -208,17 +208,17 @@ def build(family: int, interest: Interest) -> bytes:
         _load_address(program, family, _source(family))
         _search(program, backends, "reply")
         program.go("none")
-    program.label("reply")
+    for label, address, port in (
+        ("reply", _destination(family), 2),
+        ("forward", _source(family), 0),
+    ):
+        program.label(label)
+        if share.workers > 1:
+            _load_address(program, family, address)
+            program.do(_STORE, _CELLS["b"])
+            _load_port(program, family, port)
+            program.go("client")
     if share.workers > 1:
-        _load_address(program, family, _destination(family))
-        program.do(_STORE, _CELLS["b"])
-        _load_port(program, family, 2)
-        program.go("client")
-    program.label("forward")
-    if share.workers > 1:
-        _load_address(program, family, _source(family))
-        program.do(_STORE, _CELLS["b"])
-        _load_port(program, family, 0)
         program.label("client")
         program.do(_SHIFT_LEFT, 16)
         program.do(_STORE, _CELLS["c"])
@@ -316,13 +316,9 @@ def _load_port(program: Program, family: int, offset: int) -> None:
 
 
 def _folded(address: Address) -> int:
-    """An IPv4 address, or the four words of an IPv6 address combined with XOR: addresses that are
-    taken for each other are let in for nothing, no more."""
-    number = int(address)
-    if address.version == 6:
-        number ^= number >> 64
-        number ^= number >> 32
-    return number & 0xFFFFFFFF
+    """As `_load_address` loads it: addresses that are taken for each other are let in for nothing,
+    no more."""
+    return folded(int(address) >> 64, int(address) & 0xFFFF_FFFF_FFFF_FFFF)
 
 
 def _load_address(program: Program, family: int, at: int) -> None:

@@ -25,7 +25,6 @@ from featherlb.host.plan import (
 )
 from featherlb.host.survey import require_privileges
 from featherlb.model import Address, Backend, Datapath, Endpoint, NatMode, Protocol, Service, Vip
-from featherlb.sharing import Share
 
 NOWHERE = ""
 """Instead of an interface's name: no route leads to the address."""
@@ -133,9 +132,8 @@ def _check_shared_backends(services: Sequence[Service]) -> None:
 
 def _check_filters(services: Sequence[Service], options: Options, facts: Facts) -> None:
     """What the datapath raw has to look for, is limited."""
-    share = Share(0, options.workers, options.hash_seed)
     addresses = frozenset(one.address.ip for one in facts.addresses)
-    if not Interest(share).of(services, addresses).fits:
+    if not Interest(options.share(0)).of(services, addresses).fits:
         raise HostError(
             "the VIPs of the services with the datapath raw are more than a socket filter can look"
             f" for ({ROOM} addresses and ports); set the datapath of some to {Datapath.NFQUEUE}"

@@ -157,6 +157,13 @@ def driver(request: pytest.FixtureRequest) -> str:
     return name
 
 
+@pytest.fixture(params=["dnat", "full"], scope="module")
+def nat(request: pytest.FixtureRequest) -> str:
+    """The NAT mode of a module's instance."""
+    mode: str = request.param
+    return mode
+
+
 class Up(Protocol):
     def __call__(self, lab: Lab, *arguments: str) -> AbstractContextManager[Featherlb]: ...
 

@@ -47,12 +47,6 @@ def options(nat: str = "dnat", count: int = 3) -> list[str]:
 WEB, FILES, DATAGRAMS, MIXED = range(80, 84)
 
 
-@pytest.fixture(params=["dnat", "full"], scope="module")
-def nat(request: pytest.FixtureRequest) -> str:
-    mode: str = request.param
-    return mode
-
-
 @pytest.fixture
 def own_lab() -> Iterator[Lab]:
     """For one test alone, with an HTTP server on port 8080 of each backend."""

@@ -36,12 +36,6 @@ def lab() -> Iterator[Lab]:
         yield lab
 
 
-@pytest.fixture(params=["dnat", "full"], scope="module")
-def nat(request: pytest.FixtureRequest) -> str:
-    mode: str = request.param
-    return mode
-
-
 @pytest.fixture(scope="module")
 def balanced(
     lab: Lab, featherlb: Up, driver: str, nat: str, tmp_path_factory: pytest.TempPathFactory

@@ -1,20 +1,12 @@
 """Which worker a flow belongs to: the kernel's HMARK is the judge."""
 
-import struct
-from functools import reduce
 from ipaddress import ip_address
-from operator import xor
 
 import pytest
 
-from featherlb.model import SOURCE_PORTS, Address
+from featherlb.core.addresses import words_of
+from featherlb.model import SOURCE_PORTS
 from featherlb.sharing import Share
-
-
-def word(address: Address) -> int:
-    """The address, or its four words combined with XOR."""
-    words: tuple[int, ...] = struct.unpack(f"!{len(address.packed) // 4}I", address.packed)
-    return reduce(xor, words)
 
 
 # Marks that Linux 6.18 gave to packets of these clients: `-j HMARK --hmark-tuple src,sport
@@ -36,7 +28,7 @@ def word(address: Address) -> int:
 )
 def test_the_kernel_agrees(client: str, port: int, seed: int, workers: int, mark: int) -> None:
     shares = [Share(number, workers, seed) for number in range(workers)]
-    owners = [one.worker for one in shares if one.has(word(ip_address(client)), port)]
+    owners = [one.worker for one in shares if one.has(*words_of(ip_address(client)), port)]
     assert owners == [mark]
 
 

@@ -1,6 +1,6 @@
 """What a plan depends on: how the instance runs, and what only the host can tell.
 
-Imports `model` and the value types of the drivers.
+Imports `model`, `sharing` and the value types of the drivers.
 """
 
 import secrets
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from featherlb.drivers.network import HostAddress
 from featherlb.model import Address
+from featherlb.sharing import Share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +24,10 @@ class Options:
     hash_seed: int = field(default_factory=lambda: secrets.randbits(32))
     """Seed of the hash that spreads flows over several workers. Nobody outside knows it, or he
     could send all his flows to one of them."""
+
+    def share(self, worker: int) -> Share:
+        """What belongs to this one of the workers."""
+        return Share(worker, self.workers, self.hash_seed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

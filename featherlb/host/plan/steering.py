@@ -1,5 +1,4 @@
-"""Rules that lead a packet to its worker's queue. Imports `model`, `sharing` and its
-siblings.
+"""Rules that lead a packet to its worker's queue. Imports `model` and its siblings.
 
 With one worker each is a single NFQUEUE. With several, the client's address and port select the
 worker (HMARK), the same in both directions, or the port that a worker has given to the flow.
@@ -11,7 +10,6 @@ from featherlb.host.plan import icmp
 from featherlb.host.plan.endpoints import Parts
 from featherlb.host.plan.facts import Facts, Options
 from featherlb.model import Address, Protocol
-from featherlb.sharing import Share
 
 WORKER_MARKS = 0xFEA60000
 """Packet marks from here on name the worker; small ones stay free for the host's own use."""
@@ -51,7 +49,7 @@ def queue_by_port(
 ) -> Iterator[str]:
     """To the worker that has given the destination port to a flow."""
     for worker in range(1, options.workers):
-        ports = Share(worker, options.workers, options.hash_seed).ports
+        ports = options.share(worker).ports
         for protocol in protocols:
             match = f"-p {protocol} --dport {ports.start}:{ports.stop - 1}"
             yield f"{match} {_queue(worker, options, bypass)}"
@@ -68,7 +66,7 @@ def queue_errors(parts: Parts, options: Options) -> Iterator[str]:
             # Quotes a packet to a backend. Its source port was given by the worker.
             port = QUOTED_SOURCE_PORT[parts.family]
             for worker in range(options.workers):
-                ports = Share(worker, options.workers, options.hash_seed).ports
+                ports = options.share(worker).ports
                 yield (
                     f'-m addrtype --dst-type LOCAL -m u32 --u32 "{port}='
                     f'{ports.start}:{ports.stop - 1}" {_queue(worker, options, bypass=True)}'

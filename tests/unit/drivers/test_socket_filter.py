@@ -5,12 +5,11 @@ import socket
 import struct
 from array import array
 from dataclasses import replace
-from functools import reduce
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from operator import xor
 
 import pytest
 
+from featherlb.core.addresses import words_of
 from featherlb.drivers.socket_filter import ROOM, Interest, build
 from featherlb.model import Datapath, Endpoint, Service
 from featherlb.sharing import Share
@@ -188,10 +187,7 @@ def test_both_directions_meet_the_same_worker(vip: str, backend: str, six: bool)
         (owner,) = who_gets(tcp(client, vip, "S"), *BOTH)
         assert who_gets(tcp(backend, client), *BOTH) == [owner]
         endpoint = Endpoint.parse(client)
-        address = int(endpoint.address)
-        if six:
-            address = reduce(xor, struct.unpack("!4I", endpoint.address.packed))
-        assert Share(owner, WORKERS, SEED).has(address, endpoint.port)
+        assert Share(owner, WORKERS, SEED).has(*words_of(endpoint.address), endpoint.port)
         owners.add(owner)
     assert owners == set(range(WORKERS))
 
