@@ -1,9 +1,1 @@
-"""The lab: clients, the balancer's host and backends as network namespaces of one machine.
-
-Tests, the demo and people use it (`make lab-up`); see topology.md for the drawing. Nothing
-outside its namespaces changes. Imports nothing of featherlb.
-"""
-
-from netns.lab import Lab, Node
-
-__all__ = ["Lab", "Node"]
+"""`make lab-up`: the lab of `featherlb.lab` to play in, from the command line."""

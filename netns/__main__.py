@@ -1,10 +1,10 @@
-"""`python -m netns up|down|status`: a lab to play in. Imports `lab` and click."""
+"""`python -m netns up|down|status`: a lab to play in."""
 
 import os
 
 import click
 
-from netns.lab import VIP, Lab, labs, nodes_of, remove
+from featherlb.lab.namespaces import VIP, Lab, labs, nodes_of, remove
 
 
 @click.group()

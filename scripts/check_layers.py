@@ -14,75 +14,70 @@ from pathlib import Path
 
 PACKAGE = "featherlb"
 
-INTERNAL = {
-    "errors": (),
-    "model": (),
-    "sharing": ("model",),
-    "core": ("errors", "model", "sharing", "core"),
-    "config": ("errors", "model", "core.scheduler", "config"),
-    "drivers": (
-        "errors",
-        "model",
-        "sharing",
-        "core.conntrack",
-        "core.memory",
-        "drivers.base",
-        "drivers.conntrack",
-        "drivers.entries",
-        "drivers.nfnetlink",
-        "drivers.mmsg",
-        "drivers.fragments",
-        "drivers.socket_filter",
-        "drivers.firewall",
-    ),
-    "plugins": ("errors", "core.scheduler"),
-}
-"""What a module or package may import of featherlb; those not named may import all but cli."""
+LAYERS = (
+    ("model",),
+    ("net",),
+    ("core.pools",),
+    ("core.flows",),
+    ("core.path",),
+    ("system", "config"),
+    ("datapaths",),
+    ("host", "worker"),
+    ("control",),
+    ("api",),
+    ("doctor", "daemon"),
+    ("cli",),
+)
+"""The rooms of the house, from the ground up. A module imports its own room and those below it;
+rooms on one floor do not import each other."""
 
-STDLIB = {
-    "errors": ("collections.abc",),
-    "model": ("collections.abc", "dataclasses", "enum", "ipaddress"),
-    "sharing": ("dataclasses",),
-    "core": (
-        "abc",
-        "array",
-        "bisect",
-        "collections",
-        "dataclasses",
-        "difflib",
-        "enum",
-        "functools",
-        "hashlib",
-        "heapq",
-        "ipaddress",
-        "itertools",
-        "math",
-        "mmap",
-        "operator",
-        "random",
-        "struct",
-        "typing",
-    ),
-}
+BESIDE = {"": (), "compiled": (), "core": (), "lab": (), "__main__": ("cli",)}
+"""What stands beside the floors, and what it may import: nothing of featherlb but what is listed.
+`featherlb` itself (the empty name) and `compiled` say which form of the packet path runs."""
+
+OPEN_TO = {"compiled": ("", "cli", "doctor"), "lab": ("cli",), "core": ()}
+"""Who may import what stands beside the floors. `featherlb` itself is open to all."""
+
+WITHOUT_IO = (
+    "abc",
+    "array",
+    "bisect",
+    "collections",
+    "ctypes",
+    "dataclasses",
+    "difflib",
+    "enum",
+    "functools",
+    "hashlib",
+    "heapq",
+    "ipaddress",
+    "itertools",
+    "math",
+    "mmap",
+    "operator",
+    "random",
+    "struct",
+    "typing",
+)
+STDLIB = {"model": WITHOUT_IO, "net": WITHOUT_IO, "core": WITHOUT_IO}
 """The modules of the standard library that the layers without I/O may import: nothing that
 touches a file, a socket, a clock, a process or a thread (mmap is there for memory)."""
 
 FOREIGN = {
-    "netfilterqueue": ("drivers",),
-    "pyroute2": ("drivers",),
+    "netfilterqueue": ("datapaths.nfqueue",),
+    "pyroute2": ("system", "lab"),
     "yaml": ("config.loader", "config.writer"),
     "pydantic": ("config", "api"),
-    "aiohttp": ("api", "drivers.probes"),
-    "yarl": ("drivers.probes",),
-    "prometheus_client": ("metrics",),
+    "aiohttp": ("api", "control.probes"),
+    "yarl": ("control.probes",),
+    "prometheus_client": ("api.metrics",),
     "pydantic_core": ("config",),
-    "netns": ("cli.demo",),
-    "scapy": ("cli",),
+    "scapy": (),
     "click": ("cli",),
     "rich": ("cli",),
-    "cython": ("core", "drivers", "cli"),
+    "cython": ("net", "core", "system", "datapaths", "cli"),
 }
-"""Where libraries, and the lab in netns/, may be imported; what isn't named, nowhere."""
+"""Where libraries may be imported; what isn't named, nowhere."""
 
 ONE_IMPORTER = ("netfilterqueue",)
 """Libraries that one module keeps to itself."""
@@ -138,17 +133,27 @@ def imported_from(node: ast.ImportFrom, package: tuple[str, ...], root: Path) ->
     return list(names)
 
 
+def room_of(module: str) -> str:
+    """The room, or what stands beside the floors, that a module of featherlb is in."""
+    rooms = [room for floor in LAYERS for room in floor] + list(BESIDE)
+    found = [room for room in rooms if room and within(module, (room,))]
+    return max(found, key=len, default="")
+
+
 def check_internal(edge: Import) -> str | None:
-    layer = edge.module.split(".")[0]
     name = edge.name.removeprefix(PACKAGE).removeprefix(".")
-    if within(name, ("cli",)) and layer not in ("cli", "__main__"):
-        return "nobody imports cli"
-    if layer not in INTERNAL or not name:
+    here, there = room_of(edge.module), room_of(name)
+    if here == there or not there:
         return None
-    allowed = INTERNAL[layer]
-    if within(name, (edge.module,)) or within(name, allowed):
-        return None
-    return f"{layer} may import {' '.join(allowed) or 'nothing'} of featherlb, not {name}"
+    if there in OPEN_TO:
+        allowed = OPEN_TO[there]
+        return None if here in allowed else f"{here} may not import {name}"
+    floors = {room: floor for floor, rooms in enumerate(LAYERS) for room in rooms}
+    if here in BESIDE:
+        return None if there in BESIDE[here] else f"{here or PACKAGE} may not import {name}"
+    if there in BESIDE or floors[there] >= floors[here]:
+        return f"{here} may not import {name}: imports point down the floors"
+    return None
 
 
 def check_foreign(edge: Import) -> str | None:

@@ -4,7 +4,7 @@ from typing import Any
 
 from pyroute2.netlink.nfnetlink.nfctsocket import nfct_msg
 
-from featherlb.core.conntrack import Entry
+from featherlb.core.flows.conntrack import Entry
 from tests.world import World
 
 CREATE, GET, DELETE = 0x100, 0x101, 0x102

@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 
-from featherlb.core.balancer import Balancer
-from featherlb.core.memory import anonymous
-from featherlb.core.stats import Reason
-from featherlb.core.tcpstate import ACTIVE
-from featherlb.core.views import FlowView, Statistics
+from featherlb.core.flows.memory import anonymous
+from featherlb.core.flows.tcp_state import ACTIVE
+from featherlb.core.path.balancer import Balancer
+from featherlb.core.path.export import FlowView, Statistics
 from featherlb.model import (
     SOURCE_PORTS,
     Backend,
@@ -29,6 +28,7 @@ from featherlb.model import (
     Verdict,
     Vip,
 )
+from featherlb.model.reason import Reason
 from tests.builders import parse, readdressed, tcp
 
 VIP = "192.0.2.10:80"

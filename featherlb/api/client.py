@@ -1,4 +1,4 @@
-"""Asks the runtime API over an instance's Unix socket. Imports aiohttp and `schema`."""
+"""Asks the runtime API over an instance's Unix socket."""
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -9,8 +9,8 @@ import aiohttp
 from pydantic import BaseModel
 
 from featherlb.api import schema
-from featherlb.drivers.journal import Journal
-from featherlb.errors import ConfigError, HostError
+from featherlb.model.errors import ConfigError, HostError
+from featherlb.system.journal import Journal
 
 _Model = TypeVar("_Model", bound=BaseModel)
 

@@ -1,7 +1,6 @@
 """What the runtime API takes and gives, as pydantic models; docs/api.md is kept in step.
 
-Imports `config.values` and `errors`. Durations and ages are seconds, addresses text such as
-`10.0.1.2:8080`, times ISO 8601 in UTC.
+Durations and ages are seconds, addresses text such as `10.0.1.2:8080`, times ISO 8601 in UTC.
 """
 
 from contextlib import suppress
@@ -9,10 +8,10 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from featherlb.changes import Action
 from featherlb.config import values
-from featherlb.errors import ConfigError
+from featherlb.control.overrides import Action
 from featherlb.model import Health, Role
+from featherlb.model.errors import ConfigError
 
 
 def _one_line(fault: Any) -> str:

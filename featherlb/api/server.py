@@ -1,7 +1,6 @@
-"""Serves the runtime API: translates between HTTP and `Instance`. Imports aiohttp.
-
-The Unix socket is for root alone; file permissions decide who may connect. TCP, where it is
-configured, asks for a token, except for metrics and the page, which change nothing.
+"""Serves the runtime API: translates between HTTP and `Instance`. The Unix socket is for root
+alone; file permissions decide who may connect. TCP, where it is configured, asks for a token,
+except for metrics and the page, which change nothing.
 """
 
 import asyncio
@@ -22,16 +21,16 @@ from pydantic import BaseModel
 
 from featherlb import __version__
 from featherlb.api import schema
-from featherlb.changes import Action, Change, drained, find_service
 from featherlb.config import values
-from featherlb.core.stats import Reason
-from featherlb.core.tcpstate import State, TimeoutClass
-from featherlb.core.views import FlowView, Statistics, read_flows
-from featherlb.drivers import journal
-from featherlb.errors import ConfigError, FeatherlbError, HostError
-from featherlb.instance import Instance
+from featherlb.control.controller import Instance
+from featherlb.control.overrides import Action, Change, drained, find_service
+from featherlb.control.workers import Cursor, FlowFilter
+from featherlb.core.flows.tcp_state import State, TimeoutClass
+from featherlb.core.path.export import FlowView, Statistics, read_flows
 from featherlb.model import Endpoint, Health, Role, split_host_port
-from featherlb.workers import Cursor, FlowFilter
+from featherlb.model.errors import ConfigError, FeatherlbError, HostError
+from featherlb.model.reason import Reason
+from featherlb.system import journal
 
 RECORDS_PER_ANSWER = 1 << 16
 """Records that one request looks at, so that a rare match doesn't keep the client waiting."""
@@ -318,7 +317,7 @@ class _Handlers:
         return response
 
     async def metrics(self, request: web.Request) -> web.Response:
-        from featherlb.metrics import render
+        from featherlb.api.metrics import render
 
         body, content_type = await render(self._instance)
         return web.Response(body=body, headers={"Content-Type": content_type})

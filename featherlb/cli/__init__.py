@@ -1,7 +1,6 @@
 """The command line: click commands, and errors turned into one line and an exit code.
 
-Imports everything else; nothing imports it. Exit codes: 0 fine, 1 runtime failure, 2 usage or
-configuration.
+Exit codes: 0 fine, 1 runtime failure, 2 usage or configuration.
 """
 
 import gc
@@ -11,7 +10,7 @@ import sys
 import click
 
 from featherlb import COMPILED, __version__
-from featherlb.errors import FeatherlbError
+from featherlb.model.errors import FeatherlbError
 
 _COMMANDS = {
     "up": "Balance connections until stopped.",

@@ -6,7 +6,6 @@ from typing import Any
 import click
 
 from featherlb.api import schema
-from featherlb.changes import Action
 from featherlb.cli.asking import (
     DURATION,
     ask,
@@ -18,6 +17,7 @@ from featherlb.cli.asking import (
     short_time,
     shows,
 )
+from featherlb.control.overrides import Action
 from featherlb.model import Role
 
 _weight = click.IntRange(0, 65535)

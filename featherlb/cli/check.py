@@ -6,11 +6,11 @@ from pathlib import Path
 import click
 
 from featherlb import config as configuration
-from featherlb import plugins
 from featherlb.config.file import load
-from featherlb.errors import ConfigError
-from featherlb.instance import load_schedulers
+from featherlb.control.controller import load_schedulers
 from featherlb.model import Role
+from featherlb.model.errors import ConfigError
+from featherlb.system import plugins
 
 
 @click.command()

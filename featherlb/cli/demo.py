@@ -1,6 +1,6 @@
 """`featherlb demo`: real connections balanced in network namespaces, with a live table.
 
-Builds a lab (package netns), runs `featherlb up` in it as a user would, and counts requests at
+Builds a lab (`featherlb.lab`), runs `featherlb up` in it as a user would, and counts requests at
 the backends. Nothing outside the lab's namespaces changes.
 """
 
@@ -24,11 +24,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-import netns
-from featherlb.errors import HostError
-from netns import Lab
-from netns.lab import VIP
-from netns.servers import HttpServer
+from featherlb.lab import Lab, load
+from featherlb.lab.namespaces import VIP
+from featherlb.lab.servers import HttpServer
+from featherlb.model.errors import HostError
 
 SCHEDULER = "weighted-round-robin"
 WEIGHTS = (1, 1, 2)
@@ -138,7 +137,7 @@ class Load:
         }
 
     def __enter__(self) -> "Load":
-        script = str(Path(netns.__file__).with_name("load.py"))
+        script = str(Path(load.__file__))
         arguments = [script, VIP, "80", str(KEPT), str(SHORT)]
         self._process = self._lab.client.popen(
             [sys.executable, "-I", *arguments], stdout=subprocess.PIPE

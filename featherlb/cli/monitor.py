@@ -4,7 +4,7 @@ import click
 
 from featherlb.api.client import Client
 from featherlb.cli.asking import ask, instance_option, output_option
-from featherlb.errors import HostError
+from featherlb.model.errors import HostError
 
 
 @click.command()

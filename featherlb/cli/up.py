@@ -10,13 +10,13 @@ from pathlib import Path
 
 import click
 
-from featherlb import plugins
 from featherlb.config import AUTO, Config, absolute_scheduler, find_config, from_command_line
-from featherlb.core.scheduler import names
-from featherlb.instance import Settings, load_schedulers, prepare
+from featherlb.control.controller import Settings, load_schedulers, prepare
+from featherlb.control.resolver import Names
+from featherlb.core.pools.schedulers import names
+from featherlb.daemon import Supervisor
 from featherlb.model import Datapath, Driver, NatMode
-from featherlb.names import Names
-from featherlb.supervisor import Supervisor
+from featherlb.system import plugins
 
 
 class _JsonFormatter(logging.Formatter):

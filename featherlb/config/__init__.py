@@ -23,7 +23,7 @@ from featherlb.config.types import (
     SourceConfig,
     VipConfig,
 )
-from featherlb.core.scheduler import is_file_reference
+from featherlb.core.pools.schedulers import is_file_reference
 
 __all__ = [
     "AUTO",

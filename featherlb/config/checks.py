@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from featherlb.config.faults import Fault
 from featherlb.config.types import BackendConfig, Config, Host, ServiceConfig, VipConfig
-from featherlb.core.scheduler import is_consistent
+from featherlb.core.pools.schedulers import is_consistent
 from featherlb.model import CheckType, NatMode, Protocol
 
 _BROADCAST = IPv4Address("255.255.255.255")

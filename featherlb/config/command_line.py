@@ -8,8 +8,8 @@ from typing import TypeVar
 from featherlb.config import checks, values
 from featherlb.config.faults import Fault, Origin, refuse
 from featherlb.config.types import BackendConfig, Config, ServiceConfig, VipConfig, default_name
-from featherlb.errors import ConfigError
 from featherlb.model import NatMode, Protocol
+from featherlb.model.errors import ConfigError
 
 T = TypeVar("T")
 

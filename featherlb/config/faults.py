@@ -1,12 +1,11 @@
-"""Faults of the operator's input and where they are. Imports only `errors`.
-
-Faults are collected, so that one look at the output is enough to repair a whole file.
+"""Faults of the operator's input and where they are. Faults are collected, so that one look at the
+output is enough to repair a whole file.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from featherlb.errors import ConfigError
+from featherlb.model.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)

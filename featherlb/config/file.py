@@ -1,4 +1,4 @@
-"""Configuration files: their text to a checked `Config`. Imports `loader` (YAML) and `schema`."""
+"""Configuration files: their text to a checked `Config`."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from featherlb.config import absolute_scheduler, checks, loader, routes, schema, services
 from featherlb.config.faults import Fault, refuse
 from featherlb.config.types import Config
-from featherlb.errors import ConfigError
+from featherlb.model.errors import ConfigError
 
 
 def load(path: Path) -> Config:

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from featherlb.config.faults import Fault, Origin
-from featherlb.errors import ConfigError
+from featherlb.model.errors import ConfigError
 
 Path = tuple[str | int, ...]
 """Keys and list indices from the top of the document to a value."""

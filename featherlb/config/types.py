@@ -1,8 +1,7 @@
-"""The validated configuration: frozen values, names not yet resolved. Imports `model`.
-
-Each value that can still turn out wrong (a name without an address, a VIP that another
-service has too) carries its origin. Origins don't take part in comparisons: two
-configurations are equal when they mean the same.
+"""The validated configuration: frozen values, names not yet resolved. Each value that can still
+turn out wrong (a name without an address, a VIP that another service has too) carries its
+origin. Origins don't take part in comparisons: two configurations are equal when they mean the
+same.
 """
 
 from dataclasses import dataclass, field

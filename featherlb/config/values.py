@@ -1,8 +1,8 @@
 """Single values: from YAML's scalars or the command line's words to typed ones.
 
-Imports `model` and the names of the schedulers. Nothing is converted silently: text is not
-a number, a number not text, a boolean neither. Each reader takes what was written and raises
-ValueError with a text for the operator: the offending value, then what was expected.
+Nothing is converted silently: text is not a number, a number not text, a boolean neither. Each
+reader takes what was written and raises ValueError with a text for the operator: the offending
+value, then what was expected.
 """
 
 import re
@@ -12,7 +12,7 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from featherlb.config.types import AUTO, Automatic, Host
-from featherlb.core.scheduler import canonical_name
+from featherlb.core.pools.schedulers import canonical_name
 from featherlb.model import (
     Address,
     CheckType,

@@ -1,6 +1,5 @@
 """The sans-IO packet processor: no socket, no clock, no log, no thread.
 
-Everything comes in as an argument (a packet's bytes, the time as `now`, chance as a seed) and
-goes out as a return value or a counter. Imports `errors`, `model`, itself, and the few modules
-of the standard library that `scripts/check_layers.py` lists.
+Everything comes in as an argument (a packet's bytes, the time as `now`, chance as a seed) and goes
+out as a return value or a counter.
 """

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from featherlb.doctor import backends, firewall, instance, process, settings, start, vips
 from featherlb.doctor.finding import Finding, Severity, refusal, warning
 from featherlb.doctor.subject import Subject, find_subject
-from featherlb.errors import FeatherlbError
+from featherlb.model.errors import FeatherlbError
 
 __all__ = ["CHECKS", "Check", "Finding", "Report", "Severity", "Subject", "examine", "find_subject"]
 

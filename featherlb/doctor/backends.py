@@ -12,13 +12,9 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address
 from itertools import product
 
-from featherlb.core.craft import question, withdrawal
+from featherlb.control.probes import probe
 from featherlb.doctor.finding import Finding, error, note, warning
 from featherlb.doctor.subject import Subject
-from featherlb.drivers import network
-from featherlb.drivers.capture import Capture
-from featherlb.drivers.probes import probe
-from featherlb.drivers.rawsocket import RawSender
 from featherlb.model import (
     Address,
     Backend,
@@ -29,6 +25,10 @@ from featherlb.model import (
     Protocol,
     Service,
 )
+from featherlb.net.build import question, withdrawal
+from featherlb.system import network
+from featherlb.system.capture import Capture
+from featherlb.system.raw_socket import RawSender
 
 PATIENCE = 2.0
 """Seconds for an answer: time for one lost packet to be sent again."""

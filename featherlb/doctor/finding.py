@@ -1,4 +1,4 @@
-"""What the doctor says. Imports nothing of featherlb."""
+"""What the doctor says."""
 
 import re
 from dataclasses import dataclass

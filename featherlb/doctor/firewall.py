@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 from featherlb.doctor.finding import Finding, error, warning
 from featherlb.doctor.subject import Subject
-from featherlb.drivers import iptables, nftables
-from featherlb.drivers.firewall import Action, Applies, FilterTable, Hooked, read_iptables
+from featherlb.system import iptables, nftables
+from featherlb.system.firewall import Action, Applies, FilterTable, Hooked, read_iptables
 
 _OWN = re.compile(r"FEATHERLB-(RAW|MANGLE|FILTER)-")
 """The chains that take or accept all of an instance's packets."""

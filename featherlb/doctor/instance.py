@@ -7,7 +7,7 @@ from featherlb import __version__
 from featherlb.api import schema
 from featherlb.doctor.finding import Finding, error, note, warning
 from featherlb.doctor.subject import Subject, ask_for_stats
-from featherlb.drivers import kernelstate
+from featherlb.system import kernel_state
 
 FULL = 0.9
 """Of a table: the share from which on it is worth a warning."""
@@ -124,7 +124,7 @@ def check_losses(subject: Subject) -> Iterator[Finding]:
     time.sleep(max(0.0, running.moment + WINDOW - time.monotonic()))
     stats = ask_for_stats(running.record.instance)
     yield from judge_losses(
-        count(running.stats, running.network), count(stats, kernelstate.network_counters())
+        count(running.stats, running.network), count(stats, kernel_state.network_counters())
     )
 
 

@@ -3,14 +3,14 @@
 import os
 from collections.abc import Iterator, Sequence
 
-from featherlb import build, host
+from featherlb import compiled, host
+from featherlb.datapaths.nfqueue.netfilterqueue import NetfilterQueueDriver
+from featherlb.datapaths.nfqueue.netlink import NetlinkDriver
 from featherlb.doctor.finding import Finding, error, note, refusal, warning
 from featherlb.doctor.subject import Subject
-from featherlb.drivers import journal, kernelstate, sysctl
-from featherlb.drivers.netfilterqueue import NetfilterQueueDriver
-from featherlb.drivers.netlink import NetlinkDriver
-from featherlb.errors import HostError
 from featherlb.model import Driver
+from featherlb.model.errors import HostError
+from featherlb.system import journal, kernel_state, sysctl
 
 SPARE_DESCRIPTORS = 128
 """Files that are open beside health checks: sockets of workers and of the API, logs."""
@@ -49,7 +49,7 @@ def check_writable(subject: Subject) -> Iterator[Finding]:
 
 def check_packet_path(subject: Subject) -> Iterator[Finding]:
     """Whether the packet path runs compiled."""
-    reason = build.why_interpreted()
+    reason = compiled.why_interpreted()
     if reason is not None:
         message, command = reason
         yield warning(f"the packet path runs interpreted, many times slower: {message}", command)
@@ -73,12 +73,12 @@ def check_descriptors(subject: Subject) -> Iterator[Finding]:
         len(service.backends) for service in subject.services if subject.check_of(service)
     )
     yield from judge_descriptors(
-        kernelstate.descriptors(subject.owner), checked, subject.running is not None
+        kernel_state.descriptors(subject.owner), checked, subject.running is not None
     )
 
 
 def judge_descriptors(
-    found: kernelstate.Descriptors | None, checked: int, running: bool
+    found: kernel_state.Descriptors | None, checked: int, running: bool
 ) -> Iterator[Finding]:
     """`checked` is the number of backends with health checks."""
     if found is None:
@@ -100,7 +100,7 @@ def judge_descriptors(
 
 def check_clock(subject: Subject) -> Iterator[Finding]:
     """Whether asking for the time is cheap."""
-    yield from judge_clock(*kernelstate.clock_source())
+    yield from judge_clock(*kernel_state.clock_source())
 
 
 def judge_clock(current: str, available: Sequence[str]) -> Iterator[Finding]:

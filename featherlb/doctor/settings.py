@@ -7,12 +7,12 @@ a rewritten packet leaves with a complete checksum whatever the device can do.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
+from featherlb.datapaths.rules.vip_addresses import subnet_interface
 from featherlb.doctor.finding import Finding, error, note, warning
 from featherlb.doctor.subject import Subject
-from featherlb.drivers import ethtool, network, sysctl
-from featherlb.drivers.network import LOOPBACK, Link
-from featherlb.host.plan import subnet_interface
 from featherlb.model import SOURCE_PORTS, Datapath, NatMode, Service
+from featherlb.system import ethtool, network, sysctl
+from featherlb.system.network import LOOPBACK, Link
 
 Read = Callable[[str], str | None]
 

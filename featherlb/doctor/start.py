@@ -5,10 +5,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from featherlb import host
 from featherlb.doctor.finding import Finding, error, note, refusal
 from featherlb.doctor.subject import Subject
-from featherlb.drivers import ipset, iptables
-from featherlb.drivers.journal import Record
-from featherlb.errors import HostError
 from featherlb.model import Datapath
+from featherlb.model.errors import HostError
+from featherlb.system import ipset, iptables
+from featherlb.system.journal import Record
 
 
 def check_kernel(subject: Subject) -> Iterator[Finding]:

@@ -1,6 +1,6 @@
 """Who is examined: this host, the configuration that it has or would have, the running instance.
 
-Imports configuration, host set-up, the API's client. Nothing is changed.
+Nothing is changed.
 """
 
 import asyncio
@@ -9,18 +9,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from featherlb import host, plugins
+from featherlb import host
 from featherlb.api import schema
 from featherlb.api.client import connect
 from featherlb.config import Config, find_config
 from featherlb.config.file import load, parse
+from featherlb.control.controller import find_services, load_schedulers
+from featherlb.control.resolver import Names
 from featherlb.doctor.finding import Finding, error, refusal
-from featherlb.drivers import kernelstate
-from featherlb.drivers.journal import Journal, Record
-from featherlb.errors import ConfigError, FeatherlbError, HostError
-from featherlb.instance import find_services, load_schedulers
 from featherlb.model import Address, HealthCheck, Service
-from featherlb.names import Names
+from featherlb.model.errors import ConfigError, FeatherlbError, HostError
+from featherlb.system import kernel_state, plugins
+from featherlb.system.journal import Journal, Record
 
 PATIENCE = 5.0
 """Seconds for all answers of the instance; they take milliseconds."""
@@ -168,7 +168,7 @@ async def _ask(record: Record) -> Running:
             stats=await client.get("/v1/stats", schema.Stats),
             host=await client.get("/v1/host", schema.Host),
             config=await client.ask("GET", "/v1/config"),
-            network=kernelstate.network_counters(),
+            network=kernel_state.network_counters(),
             moment=time.monotonic(),
         )
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator, Mapping
 
+from featherlb.datapaths.rules.vip_addresses import subnet_interface
 from featherlb.doctor.finding import Finding, error, note
 from featherlb.doctor.subject import Subject
-from featherlb.drivers import neighbours, network
-from featherlb.host.plan import subnet_interface
 from featherlb.model import Address
+from featherlb.system import arp, network
 
 
 def check_vips(subject: Subject) -> Iterator[Finding]:
@@ -24,7 +24,7 @@ def check_vips(subject: Subject) -> Iterator[Finding]:
     for interface in {name for name in places.values() if name}:
         mine = [one for one, name in places.items() if name == interface and one in here]
         if mine:
-            owners |= neighbours.owners(interface, mine)
+            owners |= arp.owners(interface, mine)
     gateways: dict[int, str] = {
         own.address.version: str(own.address.ip)
         for own in subject.facts.addresses

@@ -10,12 +10,13 @@
 Composes the drivers; `build` is pure. None of it may be called from a running asyncio loop.
 """
 
-from featherlb.host.datapaths import pick, usable
-from featherlb.host.instance import Host, forget_flows, remove_leftovers
+from featherlb.datapaths.rules.facts import Facts, Options
+from featherlb.host.apply import Host, forget_flows, remove_leftovers
+from featherlb.host.choose import pick, usable
 from featherlb.host.kernel import check_kernel
-from featherlb.host.others import counts, may_return
-from featherlb.host.plan import Facts, HostPlan, Options, build
-from featherlb.host.refusals import check, find
+from featherlb.host.peers import counts, may_return
+from featherlb.host.plan import HostPlan, build
+from featherlb.host.preflight import check, find
 from featherlb.host.survey import free_queue, missing_capabilities, prepare, survey
 
 __all__ = [

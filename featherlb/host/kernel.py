@@ -1,9 +1,9 @@
-"""What every instance needs of the kernel. Imports the drivers. Nothing on the host is changed."""
+"""What every instance needs of the kernel. Nothing on the host is changed."""
 
 from collections.abc import Iterable
 
-from featherlb.drivers import iptables
-from featherlb.errors import HostError
+from featherlb.model.errors import HostError
+from featherlb.system import iptables
 
 
 def check_kernel(families: Iterable[int], workers: int, full: bool) -> None:

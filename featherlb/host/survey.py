@@ -1,5 +1,4 @@
-"""What the plan has to know about this host, looked up. Imports the drivers, `plan`, `changes`,
-`others`."""
+"""What the plan has to know about this host, looked up."""
 
 import os
 from collections.abc import Sequence
@@ -7,12 +6,12 @@ from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 
-from featherlb.drivers import ipset, iptables, journal, network, sockets, sysctl
-from featherlb.errors import HostError
-from featherlb.host.changes import Assignment, decode
-from featherlb.host.others import others
-from featherlb.host.plan import Facts
+from featherlb.datapaths.rules.facts import Facts
+from featherlb.host.peers import others
+from featherlb.host.resources import Assignment, decode
 from featherlb.model import Address, Backend, NatMode, Service
+from featherlb.model.errors import HostError
+from featherlb.system import ipset, iptables, journal, network, sockets, sysctl
 
 CAP_NET_ADMIN, CAP_NET_RAW = 12, 13  # linux/capability.h
 _CAPABILITIES = {CAP_NET_ADMIN: "CAP_NET_ADMIN", CAP_NET_RAW: "CAP_NET_RAW"}

@@ -1,6 +1,6 @@
 """`python -m scripts.bench`: measure, and write bench-results/<date and time>/.
 
-Imports everything else of the package. `make bench` installs what it needs first.
+`make bench` installs what it needs first.
 """
 
 import json

@@ -1,7 +1,6 @@
-"""What a balancer costs: CPU time and memory, read from /proc. Imports the standard library only.
-
-Processes are charged for the system calls they make and for the interrupts that hit them while
-they run; work that the kernel does for packets outside of them is in `system_cpu` alone.
+"""What a balancer costs: CPU time and memory, read from /proc. Processes are charged for the system
+calls they make and for the interrupts that hit them while they run; work that the kernel does
+for packets outside of them is in `system_cpu` alone.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The machine and the versions that a result belongs to. Imports the standard library only."""
+"""The machine and the versions that a result belongs to."""
 
 import os
 import platform

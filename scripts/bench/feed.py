@@ -3,7 +3,7 @@
 Prints one line of JSON for `scripts.bench.core`, which runs it. Packets are handed over in batches
 through an iterator that runs in C, so what is measured is the processor and one Python call a
 packet; the cost of that call is measured by itself. Time is this thread's CPU time, so that others
-on the machine cost nothing but cache. Imports featherlb's core, and no driver.
+on the machine cost nothing but cache.
 """
 
 import json
@@ -20,9 +20,9 @@ from pathlib import Path
 from statistics import median
 
 import featherlb
-from featherlb.core.balancer import Balancer
-from featherlb.core.memory import anonymous
-from featherlb.core.scheduler import names
+from featherlb.core.flows.memory import anonymous
+from featherlb.core.path.balancer import Balancer
+from featherlb.core.pools.schedulers import names
 from featherlb.model import Backend, Endpoint, Hook, Protocol, Service, Timeouts, Vip
 
 BATCH = 1024

@@ -1,11 +1,11 @@
-"""Runs a workload from the client's namespace and hands on what it counted. Imports the lab."""
+"""Runs a workload from the client's namespace and hands on what it counted."""
 
 import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from netns import Node
+from featherlb.lab import Node
 from scripts.bench.figures import Kind, Workload
 from scripts.bench.parse import Requests, Transfer, parse_iperf3, parse_wrk
 

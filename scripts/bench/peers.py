@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from featherlb.lab import Node
 from featherlb.model import Datapath, Driver, NatMode
-from netns import Node
 from scripts.bench.servers import BULK_PORT, HTTP_PORT, Site, server, stop
 
 START_TIMEOUT = 15

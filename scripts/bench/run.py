@@ -1,7 +1,7 @@
 """Goes round the peers: A B C ... A B C ..., every workload through each.
 
-One peer is up at a time. Samples of one round are taken within seconds of each other, so
-what else happens on the machine hits them alike. Imports the lab.
+One peer is up at a time. Samples of one round are taken within seconds of each other, so what else
+happens on the machine hits them alike.
 """
 
 import time

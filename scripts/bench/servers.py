@@ -1,7 +1,6 @@
 """What stands behind the balancers: several nginx and an iperf3, each on a port of one host.
 
 Servers for load, not for tests: no log, no limit to requests on a connection, long accept queues.
-Imports the lab.
 """
 
 import subprocess
@@ -10,9 +9,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from netns import Lab, Node
-from netns.lab import VIP
-from netns.servers import wait_until_listening
+from featherlb.lab import Lab, Node
+from featherlb.lab.namespaces import VIP
+from featherlb.lab.servers import wait_until_listening
 
 HTTP_PORT, FIRST_BACKEND_PORT, BULK_PORT = 80, 8080, 5201
 STOP_TIMEOUT = 10

@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from featherlb.core import scheduler as schedulers
+from featherlb.core.pools import schedulers as schedulers
 from scripts.e2e import engine, record, report
 from scripts.e2e.engine import EngineError
 from scripts.e2e.run import Result, run

@@ -1,4 +1,4 @@
-"""Reads nginx's access log, in the format of docker/backend/nginx.conf. Imports engine."""
+"""Reads nginx's access log, in the format of docker/backend/nginx.conf."""
 
 import tempfile
 from collections import Counter

@@ -1,6 +1,6 @@
 """Docker as these tests need it: the `docker` command, and either generation of compose.
 
-Imports the standard library only. EngineError, with the command's own last words, where one fails.
+EngineError, with the command's own last words, where one fails.
 """
 
 import fcntl

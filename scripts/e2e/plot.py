@@ -1,4 +1,4 @@
-"""Results as a picture (PNG). Imports matplotlib."""
+"""Results as a picture (PNG)."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,9 +1,9 @@
-"""What a run does: every setting, in one place. Imports the schedulers' registry."""
+"""What a run does: every setting, in one place."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from featherlb.core import scheduler
+from featherlb.core.pools import schedulers
 
 TOP = Path(__file__).parents[2]
 RUNS = TOP / "tests" / "e2e" / "runs"
@@ -21,7 +21,7 @@ class Settings:
     """The options of `python -m scripts.e2e` change them."""
 
     seconds: int = 10
-    """Of load, for each scheduler."""
+    """Of load, for each schedulers."""
     threads: int = 12
     """wrk's, of all clients together; so are the connections."""
     connections: int = 400
@@ -31,7 +31,7 @@ class Settings:
     """Of the backends, as many as there are weights."""
     nat: tuple[str, ...] = tuple(COMPOSE_FILES)
     datapath: str = "nfqueue"
-    schedulers: tuple[str, ...] = tuple(scheduler.names())
+    schedulers: tuple[str, ...] = tuple(schedulers.names())
     timeout: int = 10
     """Seconds after which a request that has no answer counts as failed."""
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import aiohttp
 
-from netns import Node
+from featherlb.lab import Node
 
 TIMEOUT = 30
 """Seconds for Chromium to start, and for a condition in a page."""

@@ -18,7 +18,7 @@ from urllib.parse import urlencode
 
 from featherlb import COMPILED
 from featherlb.host import forget_flows
-from netns import Node
+from featherlb.lab import Node
 
 PROGRAM = str(Path(sys.executable).with_name("featherlb"))
 START_TIMEOUT = 60

@@ -9,8 +9,8 @@ from typing import Protocol
 
 import pytest
 
-from netns import Lab
-from netns.servers import HttpServer
+from featherlb.lab import Lab
+from featherlb.lab.servers import HttpServer
 from tests.netns.command import Featherlb
 
 DRIVERS = {

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from netns import Node
+from featherlb.lab import Node
 
 TIMEOUT = 30
 

@@ -10,8 +10,8 @@ import sys
 from ipaddress import ip_address
 
 from featherlb import host
-from featherlb.errors import HostError
 from featherlb.model import Backend, Endpoint, NatMode, Protocol, Service, Vip
+from featherlb.model.errors import HostError
 
 
 def service(nat: str, vip: str, backends: list[str]) -> Service:

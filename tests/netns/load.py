@@ -8,9 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import netns
-from netns import Lab
-from netns.lab import VIP
+from featherlb.lab import Lab, load
+from featherlb.lab.namespaces import VIP
 from tests.netns.traffic import wait_for
 
 PAUSE = "0.02"
@@ -28,7 +27,7 @@ class Load:
         self.latest: dict[str, Any] = {"requests": 0}
 
     def __enter__(self) -> Self:
-        script = str(Path(netns.__file__).with_name("load.py"))
+        script = str(Path(load.__file__))
         self._process = self._lab.client.popen(
             [sys.executable, "-I", "-S", script, *self._arguments], stdout=subprocess.PIPE
         )

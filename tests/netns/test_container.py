@@ -3,9 +3,9 @@ configuration named by the environment."""
 
 from pathlib import Path
 
-from netns import Lab
-from netns.lab import VIP
-from netns.servers import HttpServer
+from featherlb.lab import Lab
+from featherlb.lab.namespaces import VIP
+from featherlb.lab.servers import HttpServer
 from tests.netns.command import PROGRAM, Featherlb
 from tests.netns.conftest import ONE_DRIVER
 from tests.netns.traffic import ask

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from netns.lab import labs
+from featherlb.lab.namespaces import labs
 from tests.netns.command import PROGRAM
 from tests.netns.traffic import wait_for
 

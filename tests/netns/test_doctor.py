@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from netns import Lab, Node
-from netns.lab import VIP
-from netns.servers import HttpServer
+from featherlb.lab import Lab, Node
+from featherlb.lab.namespaces import VIP
+from featherlb.lab.servers import HttpServer
 from tests.netns.command import PROGRAM, run
 from tests.netns.conftest import ONE_DRIVER, Up
 from tests.netns.traffic import ask

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from netns import Lab
-from netns.lab import VIP
-from netns.servers import HttpServer
+from featherlb.lab import Lab
+from featherlb.lab.namespaces import VIP
+from featherlb.lab.servers import HttpServer
 from tests.netns.command import run
 from tests.netns.conftest import ONE_DRIVER, Up
 from tests.netns.traffic import Session, ask

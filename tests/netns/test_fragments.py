@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from netns import Lab, Node
-from netns.lab import VIP, VIP6
+from featherlb.lab import Lab, Node
+from featherlb.lab.namespaces import VIP, VIP6
 from tests.netns.command import api
 from tests.netns.conftest import ONE_DRIVER, QUEUEING, Up, in_turn
 from tests.netns.traffic import wait_for

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from netns import Lab
-from netns.lab import VIP
+from featherlb.lab import Lab
+from featherlb.lab.namespaces import VIP
 from tests.netns.command import api
 from tests.netns.conftest import ONE_DRIVER, SERVED, Up
 from tests.netns.load import Load

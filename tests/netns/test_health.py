@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from netns import Lab
-from netns.lab import VIP, VIP6
-from netns.servers import HttpServer
+from featherlb.lab import Lab
+from featherlb.lab.namespaces import VIP, VIP6
+from featherlb.lab.servers import HttpServer
 from tests.netns.command import Featherlb, api, flows, reload, run
 from tests.netns.conftest import ONE_DRIVER, Up
 from tests.netns.datagrams import Receivers, open_socket

@@ -18,8 +18,8 @@ from scapy.layers.inet6 import ICMPv6ND_RA, IPv6
 from scapy.layers.l2 import Ether
 
 from featherlb import host
-from featherlb.drivers import journal
-from netns import Lab, Node
+from featherlb.lab import Lab, Node
+from featherlb.system import journal
 from tests.netns.host_owner import service
 from tests.netns.traffic import wait_for
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from featherlb import host
-from featherlb.drivers import paths
-from featherlb.errors import HostError
+from featherlb.lab import Lab, Node
 from featherlb.model import Datapath, NatMode, Protocol, Service
-from netns import Lab, Node
+from featherlb.model.errors import HostError
+from featherlb.system import paths
 from tests.netns.command import run
 from tests.netns.host_owner import service
 

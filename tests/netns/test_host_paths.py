@@ -6,8 +6,10 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from featherlb import paths
-from featherlb.events import Events
+from featherlb.control import topology
+from featherlb.control.events import Events
+from featherlb.control.topology import PathWatcher
+from featherlb.lab import Lab, Node
 from featherlb.model import (
     Address,
     Backend,
@@ -20,8 +22,6 @@ from featherlb.model import (
     Service,
     Vip,
 )
-from featherlb.paths import PathWatcher
-from netns import Lab, Node
 from tests.netns.traffic import plug_again
 
 pytestmark = pytest.mark.no_packets("what the supervisor knows of links, while no worker runs")
@@ -34,7 +34,7 @@ TIMEOUT = 20
 @pytest.fixture
 def lab(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
     """A lab whose balancer finds out soon that a neighbour has gone."""
-    monkeypatch.setattr(paths, "CONFIRM", 0.2)
+    monkeypatch.setattr(topology, "CONFIRM", 0.2)
     with Lab(backends=2) as lab:
         hasten(lab.balancer)
         yield lab
@@ -211,7 +211,7 @@ def test_routes_change(lab: Lab) -> None:
 
 
 def test_what_cannot_be_reached_is_told(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(paths, "PATIENCE", 0.3)
+    monkeypatch.setattr(topology, "PATIENCE", 0.3)
     absent = ip_address("10.0.1.77")
 
     async def story(watch: Watch) -> None:

@@ -13,10 +13,10 @@ import pytest
 from netfilterqueue import NetfilterQueue
 
 from featherlb import host
-from featherlb.drivers import neighbours
-from featherlb.errors import HostError
+from featherlb.lab import Lab, Node
 from featherlb.model import Service
-from netns import Lab, Node
+from featherlb.model.errors import HostError
+from featherlb.system import arp
 from tests.netns.host_owner import service
 from tests.netns.test_host_changes import Owner, refusal, snapshot
 
@@ -116,7 +116,7 @@ def test_a_vip_that_another_host_has(lab: Lab) -> None:
         fault = refused(lab.balancer, "dnat", f"[{vip}]:80")
         assert fault is not None
         assert f"VIP {owner} already belongs to the host with the MAC address" in fault
-    assert neighbours.owners("lo", [ip_address("10.0.0.101")]) == {}
+    assert arp.owners("lo", [ip_address("10.0.0.101")]) == {}
 
 
 def test_a_vip_that_nobody_can_reach(lab: Lab) -> None:

@@ -14,8 +14,8 @@ import pytest
 from scapy.layers.inet import ICMP, IP, UDP
 from scapy.layers.inet6 import IPv6
 
-from netns import Lab, Node
-from netns.lab import VIP, VIP6
+from featherlb.lab import Lab, Node
+from featherlb.lab.namespaces import VIP, VIP6
 from tests.netns.conftest import ONE_DRIVER, Up, all_pairs, in_turn
 from tests.netns.traffic import forward, let_forward
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from netns import Lab
-from netns.lab import VIP6
-from netns.servers import HttpServer, Nginx
+from featherlb.lab import Lab
+from featherlb.lab.namespaces import VIP6
+from featherlb.lab.servers import HttpServer, Nginx
 from tests.netns.command import run
 from tests.netns.conftest import ONE_DRIVER, QUEUEING, Up
 from tests.netns.datagrams import Receivers, open_socket

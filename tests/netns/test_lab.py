@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from netns import Lab, Node
+from featherlb.lab import Lab, Node
+from featherlb.lab.namespaces import labs
 from netns.__main__ import main
-from netns.lab import labs
 from tests.netns.traffic import wait_for
 
 pytestmark = pytest.mark.no_packets("the lab alone, without featherlb")
@@ -49,7 +49,8 @@ def test_a_failing_block_leaves_nothing() -> None:
 @pytest.mark.parametrize("count", range(5))
 def test_an_interrupt_while_it_is_built_leaves_nothing(count: int) -> None:
     program = (
-        "import netns\nlab = netns.Lab()\nprint(lab.run_id, flush=True)\nwith lab:\n    input()\n"
+        "from featherlb.lab import Lab\nlab = Lab()\n"
+        "print(lab.run_id, flush=True)\nwith lab:\n    input()\n"
     )
     with subprocess.Popen(
         [sys.executable, "-c", program],
@@ -77,8 +78,8 @@ def test_labs_of_one_id_exclude_each_other() -> None:
 
 def test_the_lab_of_a_killed_process_is_known_as_such_and_removed() -> None:
     program = (
-        "import netns, os\n"
-        "lab = netns.Lab(backends=1)\n"
+        "import os\nfrom featherlb.lab import Lab\n"
+        "lab = Lab(backends=1)\n"
         "lab.up()\n"
         "print(lab.run_id, flush=True)\n"
         "os.kill(os.getpid(), 9)"
@@ -98,9 +99,9 @@ def test_the_lab_of_a_killed_process_is_known_as_such_and_removed() -> None:
 def test_down_takes_what_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`down` alone the lab of `up` alone, `down --all` all but those in use; records without
     namespaces stand for labs here."""
-    monkeypatch.setattr("netns.lab.RUN_DIRECTORY", tmp_path)
+    monkeypatch.setattr("featherlb.lab.namespaces.RUN_DIRECTORY", tmp_path)
     # Nor is any real lab of these names touched.
-    monkeypatch.setattr("netns.lab.NAMESPACE_DIRECTORY", tmp_path / "no-namespaces")
+    monkeypatch.setattr("featherlb.lab.namespaces.NAMESPACE_DIRECTORY", tmp_path / "no-namespaces")
     for name in ("play", "mine", "used"):
         (tmp_path / name).touch()
     with (tmp_path / "used").open() as record:

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 from pyroute2 import IPSet
 
-from netns import Lab, Node
-from netns.lab import VIP
-from netns.servers import HttpServer
+from featherlb.lab import Lab, Node
+from featherlb.lab.namespaces import VIP
+from featherlb.lab.servers import HttpServer
 from tests.netns.command import run
 from tests.netns.conftest import ONE_DRIVER, Up
 from tests.netns.traffic import Session, ask, wait_for

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from netns import Lab
-from netns.servers import HttpServer
+from featherlb.lab import Lab
+from featherlb.lab.servers import HttpServer
 from tests.netns.conftest import ONE_DRIVER, Up
 from tests.netns.datagrams import Receivers, open_socket
 from tests.netns.traffic import ask

@@ -7,8 +7,8 @@ from itertools import product
 import pytest
 from scapy.layers.inet import TCP
 
-from netns import Lab
-from netns.lab import VIP, VIP6
+from featherlb.lab import Lab
+from featherlb.lab.namespaces import VIP, VIP6
 from tests.netns.conftest import SEEING, Up
 from tests.netns.traffic import pair
 from tests.netns.wire import Capture, with_right_checksums

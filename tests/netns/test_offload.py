@@ -15,9 +15,9 @@ import pytest
 from scapy.layers.inet import IP
 from scapy.layers.inet import TCP as SEGMENT
 
-from netns import Lab
-from netns.lab import VIP
-from netns.servers import HttpServer, Nginx
+from featherlb.lab import Lab
+from featherlb.lab.namespaces import VIP
+from featherlb.lab.servers import HttpServer, Nginx
 from tests.netns.command import Featherlb, api, change, flows, kill, reload, run
 from tests.netns.conftest import Up
 from tests.netns.datagrams import Receivers, open_socket

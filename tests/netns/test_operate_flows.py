@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from featherlb.api.server import socket_path
-from netns import Lab
-from netns.lab import VIP
+from featherlb.lab import Lab
+from featherlb.lab.namespaces import VIP
 from tests.netns.command import Featherlb, api, run
 from tests.netns.conftest import ONE_DRIVER, SERVED, Up
 from tests.netns.test_operate_pools import ONE, TWO, configuration, operate

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from netns import Lab
-from netns.lab import VIP
+from featherlb.lab import Lab
+from featherlb.lab.namespaces import VIP
 from tests.netns.command import PROGRAM, Featherlb, api, reload, run
 from tests.netns.conftest import ONE_DRIVER, SERVED, Up
 from tests.netns.test_operate_pools import ONE, TWO, answering, configuration, operate

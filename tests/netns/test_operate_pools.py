@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from featherlb import COMPILED
-from netns import Lab
-from netns.lab import VIP
-from netns.servers import HttpServer
+from featherlb.lab import Lab
+from featherlb.lab.namespaces import VIP
+from featherlb.lab.servers import HttpServer
 from tests.netns.command import PROGRAM, Featherlb, api, change, reload, run
 from tests.netns.conftest import DRIVERS, ONE_DRIVER, SERVED, Up
 from tests.netns.load import Load

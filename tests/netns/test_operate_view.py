@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from netns import Lab
-from netns.servers import HttpServer
+from featherlb.lab import Lab
+from featherlb.lab.servers import HttpServer
 from tests.netns.browser import open_page
 from tests.netns.command import Featherlb, run
 from tests.netns.conftest import ONE_DRIVER, Up

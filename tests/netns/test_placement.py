@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from netns import Lab
-from netns.lab import VIP, VIP6
-from netns.servers import HttpServer
+from featherlb.lab import Lab
+from featherlb.lab.namespaces import VIP, VIP6
+from featherlb.lab.servers import HttpServer
 from tests.netns.conftest import QUEUEING, Up, all_pairs, in_turn
 from tests.netns.traffic import Answer, Session, ask, let_forward
 

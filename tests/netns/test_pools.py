@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from netns import Lab
-from netns.lab import VIP
+from featherlb.lab import Lab
+from featherlb.lab.namespaces import VIP
 from tests.netns.command import Featherlb, api, change, reload, run
 from tests.netns.conftest import ONE_DRIVER, SERVED, WATCHED_OR_ASKED, Up
 from tests.netns.load import Load

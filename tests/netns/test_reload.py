@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from netns import Lab
-from netns.lab import VIP
+from featherlb.lab import Lab
+from featherlb.lab.namespaces import VIP
 from tests.netns.command import Featherlb
 from tests.netns.conftest import ONE_DRIVER, SERVED, Up
 from tests.netns.traffic import Answer, Session, ask, wait_for

@@ -5,8 +5,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from netns import Lab
-from netns.lab import VIP
+from featherlb.lab import Lab
+from featherlb.lab.namespaces import VIP
 from tests.netns.command import Featherlb, api, flows, run
 from tests.netns.conftest import SERVED, Up
 from tests.netns.test_offload import BACKENDS, BESIDE, TCP, crash, entries, stop

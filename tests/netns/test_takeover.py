@@ -12,9 +12,9 @@ from contextlib import ExitStack
 
 import pytest
 
-from netns import Lab
-from netns.lab import VIP
-from netns.servers import HttpServer
+from featherlb.lab import Lab
+from featherlb.lab.namespaces import VIP
+from featherlb.lab.servers import HttpServer
 from tests.netns.command import Featherlb, api, run
 from tests.netns.conftest import ONE_DRIVER, SEEING, Up, all_pairs
 from tests.netns.datagrams import Receivers, open_socket

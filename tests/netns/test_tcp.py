@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from scapy.layers.inet import IP, TCP
 
-from netns import Lab, Node
-from netns.lab import VIP
-from netns.servers import HttpServer, Nginx
+from featherlb.lab import Lab, Node
+from featherlb.lab.namespaces import VIP
+from featherlb.lab.servers import HttpServer, Nginx
 from tests.netns.command import flows
 from tests.netns.conftest import SEEING, SERVED, Up, all_pairs
 from tests.netns.test_operate_pools import reloaded

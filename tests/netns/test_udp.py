@@ -13,9 +13,9 @@ import pytest
 from scapy.layers.inet import IP, UDP
 from scapy.packet import Packet, Raw
 
-from netns import Lab
-from netns.lab import VIP
-from netns.servers import DnsServer, Iperf3
+from featherlb.lab import Lab
+from featherlb.lab.namespaces import VIP
+from featherlb.lab.servers import DnsServer, Iperf3
 from tests.netns.command import Featherlb
 from tests.netns.conftest import ONE_DRIVER, QUEUEING, Up, in_turn
 from tests.netns.datagrams import Receivers, open_socket

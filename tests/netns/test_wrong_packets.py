@@ -8,9 +8,9 @@ import pytest
 from scapy.layers.inet import ICMP, IP, TCP, IPOption_NOP
 from scapy.packet import Packet, Raw
 
-from netns import Lab
-from netns.lab import VIP
-from netns.servers import HttpServer
+from featherlb.lab import Lab
+from featherlb.lab.namespaces import VIP
+from featherlb.lab.servers import HttpServer
 from tests.netns.conftest import Up
 from tests.netns.traffic import ask, ask_concurrently, let_forward, wait_for
 from tests.netns.wire import Capture, send, with_right_checksums

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from netns import Lab, Node
-from netns.lab import VIP
+from featherlb.lab import Lab, Node
+from featherlb.lab.namespaces import VIP
 from tests.netns.command import run
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: vip\r\n\r\n"

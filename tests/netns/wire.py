@@ -8,7 +8,7 @@ from typing import Self
 from scapy.layers.inet import IP
 from scapy.packet import Packet
 
-from netns import Lab, Node
+from featherlb.lab import Lab, Node
 from tests.builders import pseudo_sum
 
 ETH_P_IP = 0x0800

@@ -9,7 +9,10 @@ import pytest
 @pytest.mark.parametrize(
     ("module", "spared"),
     [
-        ("featherlb.worker", "asyncio importlib.metadata pyroute2 aiohttp pydantic click yaml"),
+        (
+            "featherlb.worker.loop",
+            "asyncio importlib.metadata pyroute2 aiohttp pydantic click yaml",
+        ),
         ("featherlb.cli.up", "yaml prometheus_client rich"),
         ("featherlb.cli.down", "aiohttp pydantic yaml rich"),
         ("featherlb.cli.status", "pyroute2 yaml prometheus_client"),

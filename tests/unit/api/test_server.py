@@ -13,12 +13,12 @@ from aiohttp import web
 from featherlb.api import schema
 from featherlb.api.client import Client
 from featherlb.api.server import application
-from featherlb.changes import Action, Change, add
 from featherlb.config import Config
 from featherlb.config.file import parse
-from featherlb.errors import ConfigError, HostError
-from featherlb.events import MAX_WAITING, Events
-from featherlb.instance import Instance, Settings
+from featherlb.control.controller import Instance, Settings
+from featherlb.control.events import MAX_WAITING, Events
+from featherlb.control.overrides import Action, Change, add
+from featherlb.model.errors import ConfigError, HostError
 
 T = TypeVar("T")
 FILE = "services:\n- {name: web, vip: 10.0.0.10:80, backends: ['10.0.1.2:80']}\n"

@@ -3,7 +3,7 @@
 import pytest
 
 from featherlb.config.file import parse
-from featherlb.errors import ConfigError
+from featherlb.model.errors import ConfigError
 
 
 @pytest.mark.parametrize(

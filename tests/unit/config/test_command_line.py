@@ -6,8 +6,8 @@ import pytest
 
 from featherlb.config import Config, ServiceConfig, from_command_line
 from featherlb.config.file import parse
-from featherlb.errors import ConfigError
 from featherlb.model import Datapath, NatMode
+from featherlb.model.errors import ConfigError
 
 FILE = """\
 services:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from featherlb import config
 from featherlb.config.file import load, parse
-from featherlb.errors import ConfigError
+from featherlb.model.errors import ConfigError
 
 WORDS = re.findall(
     r"\S+",

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from featherlb.config import schema
 from featherlb.config.file import parse
 from featherlb.config.types import Config
-from featherlb.core.scheduler import canonical_name
+from featherlb.core.pools.schedulers import canonical_name
 
 PAGE = (Path(__file__).parents[3] / "docs" / "config.md").read_text(encoding="utf-8")
 SECTIONS = {

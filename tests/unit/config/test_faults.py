@@ -3,7 +3,7 @@
 import pytest
 
 from featherlb.config.faults import Fault, Origin, refuse
-from featherlb.errors import ConfigError
+from featherlb.model.errors import ConfigError
 
 FILE = Origin("lb.yaml", 7, "services[0].vip")
 OPTION = Origin("", 0, "--vip x")

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from featherlb.config import loader
-from featherlb.errors import ConfigError
+from featherlb.model.errors import ConfigError
 
 
 @pytest.mark.parametrize(

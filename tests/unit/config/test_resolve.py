@@ -7,8 +7,8 @@ import pytest
 
 from featherlb.config import resolve
 from featherlb.config.file import parse
-from featherlb.errors import ConfigError
 from featherlb.model import Address, Backend, Endpoint, NatMode, Persistence, Protocol, Service, Vip
+from featherlb.model.errors import ConfigError
 
 
 def names(**known: Sequence[str]) -> Mapping[str, Sequence[Address]]:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from featherlb.config.file import load, parse
-from featherlb.errors import ConfigError
 from featherlb.model import NatMode
+from featherlb.model.errors import ConfigError
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "go-routes.yaml"
 ROUTE = "routes:\n- host: 0.0.0.0\n  port: 8080\n  strategy: random\n"

@@ -3,8 +3,8 @@
 import pytest
 
 from featherlb.config.file import parse
-from featherlb.core.scheduler import names
-from featherlb.errors import ConfigError
+from featherlb.core.pools.schedulers import names
+from featherlb.model.errors import ConfigError
 
 SERVICE = "services:\n- vip: 10.0.0.10:80\n"
 BACKENDS = f"{SERVICE}  backends:\n"

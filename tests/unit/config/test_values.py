@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from featherlb.config import values
-from featherlb.core.scheduler import names
+from featherlb.core.pools.schedulers import names
 from featherlb.model import NatMode, Protocol, Vip
 
 

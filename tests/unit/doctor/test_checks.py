@@ -11,11 +11,11 @@ from featherlb.api import schema
 from featherlb.doctor import backends, instance, process, settings, start, vips
 from featherlb.doctor.finding import Finding, Severity, note, refusal
 from featherlb.doctor.subject import Subject
-from featherlb.drivers.journal import Record
-from featherlb.drivers.kernelstate import Descriptors
-from featherlb.drivers.network import Link, Route
-from featherlb.errors import ConfigError, HostError
 from featherlb.model import Backend, Datapath, Endpoint, NatMode, Protocol, Service, Vip
+from featherlb.model.errors import ConfigError, HostError
+from featherlb.system.journal import Record
+from featherlb.system.kernel_state import Descriptors
+from featherlb.system.network import Link, Route
 
 E, W, N = Severity.ERROR, Severity.WARNING, Severity.NOTE
 ONE, TWO = Endpoint.parse("10.0.1.2:8080"), Endpoint.parse("10.0.1.3:8080")

@@ -4,7 +4,7 @@ import pytest
 
 from featherlb.doctor.finding import Severity
 from featherlb.doctor.firewall import judge
-from featherlb.drivers.firewall import Action, Applies, FilterTable, Hooked, Rule, read_iptables
+from featherlb.system.firewall import Action, Applies, FilterTable, Hooked, Rule, read_iptables
 
 MEND = "featherlb reload --instance 0"
 OURS = """

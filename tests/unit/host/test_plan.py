@@ -5,9 +5,11 @@ from ipaddress import ip_address, ip_interface
 
 import pytest
 
-from featherlb.drivers.network import HostAddress
-from featherlb.host.plan import Facts, Options, build, subnet_interface
+from featherlb.datapaths.rules.facts import Facts, Options
+from featherlb.datapaths.rules.vip_addresses import subnet_interface
+from featherlb.host.plan import build
 from featherlb.model import Backend, Datapath, Endpoint, NatMode, Protocol, Service, Vip
+from featherlb.system.network import HostAddress
 
 FRONT = HostAddress("front", ip_interface("10.0.0.1/24"))
 BACK = HostAddress("back", ip_interface("10.0.1.1/24"))

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from featherlb.core.scheduler import names
+from featherlb.core.pools.schedulers import names
 
 ROOT = Path(__file__).parents[3]
 

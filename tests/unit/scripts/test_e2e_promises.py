@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from featherlb.core.scheduler import NewFlow, create, names
+from featherlb.core.pools.schedulers import NewFlow, create, names
 from scripts.e2e.promises import PROMISES, Pool
-from tests.unit.core.scheduler.pools import KEY, VIP, make_pool
+from tests.unit.core.pools.schedulers.pools import KEY, VIP, make_pool
 
 WEIGHTS = (1, 2, 3)
 CLIENTS = range(5)

@@ -1,0 +1,1 @@
+"""The control plane: configuration, health, workers and host, kept in step."""

@@ -1,0 +1,305 @@
+"""Which backends are well: by checks, each in its own time, and by what clients meet.
+
+Lives in the supervisor: workers only learn that a backend's weight is 0, or that its share is to
+grow slowly.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from featherlb.config import Config, ServiceConfig
+from featherlb.control.events import Events
+from featherlb.control.probes import probe
+from featherlb.core.pools.hysteresis import Hysteresis, panicking
+from featherlb.core.pools.outlier import Outlier
+from featherlb.model import Backend, Endpoint, Health, HealthCheck, Ramp, Service
+
+FASTER = 4
+"""By how much the interval is shorter while results and state disagree."""
+
+_Key = tuple[str, Endpoint]
+
+
+@dataclass(slots=True)
+class _Checked:
+    """A backend of a service."""
+
+    check: HealthCheck | None
+    hysteresis: Hysteresis | None
+    outlier: Outlier | None
+    failure: str = ""
+    task: "asyncio.Task[None] | None" = field(default=None, repr=False)
+
+    @property
+    def state(self) -> Health:
+        if self.outlier and self.outlier.ejected:
+            return Health.EJECTED
+        return self.hysteresis.state if self.hysteresis else Health.UP
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """Services as they are to be served, and the names of those whose health is ignored."""
+
+    services: tuple[Service, ...]
+    panic: frozenset[str]
+
+
+class HealthChecks:
+    """What is known of the backends of one instance."""
+
+    def __init__(self, events: Events) -> None:
+        self._events = events
+        self._checked: dict[_Key, _Checked] = {}
+        self._known: dict[str, frozenset[Endpoint]] = {}
+        """The backends that were there before, by service."""
+        self._risen: dict[_Key, float] = {}
+        """When backends came up, or joined."""
+        self._fallen: list[_Key] = []
+        self._ending: set[asyncio.Task[None]] = set()
+        self.panic: frozenset[str] = frozenset()
+        """The services whose health is ignored."""
+        self.changed = asyncio.Event()
+        """Set when a state has changed; whoever acts on it clears it."""
+
+    def state(self, service: str, backend: Endpoint) -> Health | None:
+        """None if nobody checks it."""
+        checked = self._checked.get((service, backend))
+        return checked.state if checked else None
+
+    def failure(self, service: str, backend: Endpoint) -> str:
+        """Why the last check failed, or why it is ejected; empty if neither is so."""
+        checked = self._checked.get((service, backend))
+        return checked.failure if checked else ""
+
+    def ejections(self) -> Iterator[tuple[str, Endpoint, int]]:
+        """How often each backend was ejected, of services that are watched."""
+        for (service, backend), checked in self._checked.items():
+            if checked.outlier:
+                yield service, backend, checked.outlier.ejections
+
+    def judge(self, config: Config, services: Sequence[Service]) -> Judgement:
+        """The services with weight 0 for the backends that are not well, and with ramps for
+        those that came up a short while ago."""
+        now = time.monotonic()
+        panic: set[str] = set()
+
+        def judged(configured: ServiceConfig, service: Service) -> Service:
+            well = {one: self._well(configured, one) for one in service.backends}
+            ignored = panicking(
+                [(one.role, well[one]) for one in service.backends if one.weight],
+                configured.panic_threshold,
+            )
+            if ignored is not None:
+                panic.add(service.name)
+            return replace(
+                service,
+                backends=tuple(
+                    replace(
+                        one,
+                        weight=one.weight if well[one] or one.role is ignored else 0,
+                        ramp=self._ramp(configured, one, now),
+                    )
+                    for one in service.backends
+                ),
+            )
+
+        by_name = {service.name: service for service in config.services}
+        after = tuple(judged(by_name[service.name], service) for service in services)
+        return Judgement(after, frozenset(panic))
+
+    def _well(self, configured: ServiceConfig, backend: Backend) -> bool:
+        if not (configured.health or configured.passive_health):
+            return True
+        state = self.state(configured.name, backend.endpoint)
+        if state is None and configured.health:
+            state = configured.health.initial
+        return state in (Health.UP, None)
+
+    def _ramp(self, configured: ServiceConfig, backend: Backend, now: float) -> Ramp | None:
+        key = configured.name, backend.endpoint
+        if backend.endpoint not in self._known.get(configured.name, (backend.endpoint,)):
+            self._risen.setdefault(key, now)
+        if configured.slow_start is None or key not in self._risen:
+            return None
+        ramp = Ramp(self._risen[key], configured.slow_start)
+        return ramp if ramp.progress(now) < 1 else None
+
+    def follow(self, config: Config, judgement: Judgement) -> None:
+        """Look after the backends of these services from now on, and no others.
+
+        What is known of a backend stays known where only its check has changed.
+        """
+        by_name = {service.name: service for service in config.services}
+        keys = {(one.name, each.endpoint) for one in judgement.services for each in one.backends}
+        before = self._checked
+        self._checked = {}
+        for key in keys:
+            checked = _follow(by_name[key[0]], before.get(key))
+            if checked is None:
+                continue
+            self._checked[key] = checked
+            if checked is before.get(key):
+                del before[key]
+            elif checked.check:
+                checked.task = asyncio.create_task(self._watch(key, checked, checked.check))
+        for gone in before.values():
+            self._end(gone)
+        self._known = {
+            service.name: frozenset(one.endpoint for one in service.backends)
+            for service in judgement.services
+        }
+        self._risen = {key: since for key, since in self._risen.items() if key in keys}
+        self._tell_of_panic(judgement.panic)
+
+    def take_fallen(self) -> list[_Key]:
+        """The backends that went down since this was asked last, by service."""
+        fallen, self._fallen = self._fallen, []
+        return fallen
+
+    def observe(
+        self, services: Sequence[Service], outcomes: Sequence[Mapping[str, Sequence[int]]]
+    ) -> None:
+        """Take in what each worker has counted for these services (see `Views.outcomes`), and
+        eject or readmit backends because of it."""
+        now = time.monotonic()
+        counts: dict[_Key, tuple[int, int]] = {}
+        for service in services:
+            counted = [one.get(service.name, ()) for one in outcomes]
+            sums = [sum(each) for each in zip(*counted, strict=False)]
+            pairs = zip(sums[::2], sums[1::2], strict=True)
+            for backend, pair in zip(service.backends, pairs, strict=False):
+                counts[service.name, backend.endpoint] = pair
+        for key, checked in self._checked.items():
+            outlier = checked.outlier
+            if outlier is None:
+                continue
+            if outlier.ejected:
+                if checked.hysteresis is None and now >= outlier.until:
+                    self._rise(key, checked)
+                continue
+            outlier.take(now, *counts.get(key, (0, 0)))
+            failing = outlier.failing()
+            if failing and checked.state is Health.UP and self._may_eject(key[0], outlier):
+                self._eject(key, checked, outlier, failing, now)
+
+    async def stop(self) -> None:
+        """End all checks; no process of theirs is left."""
+        for checked in self._checked.values():
+            self._end(checked)
+        self._checked = {}
+        await asyncio.gather(*self._ending, return_exceptions=True)
+
+    def _end(self, checked: _Checked) -> None:
+        if checked.task:
+            checked.task.cancel()
+            # The loop keeps only weak references to tasks.
+            self._ending.add(checked.task)
+            checked.task.add_done_callback(self._ending.discard)
+
+    async def _watch(self, key: _Key, checked: _Checked, check: HealthCheck) -> None:
+        hysteresis = checked.hysteresis
+        assert hysteresis is not None
+        loop = asyncio.get_running_loop()
+        # Spread over the interval, so that many checks never start at once.
+        await asyncio.sleep(random.uniform(0, check.interval))
+        while True:
+            begun = loop.time()
+            failure = await probe(check, check.endpoint(key[1])) or ""
+            if failure or checked.state is not Health.EJECTED:
+                checked.failure = failure
+            if hysteresis.take(not failure):
+                if failure:
+                    self._fall(key, "backend-down", f"is down: {failure}", failure)
+                else:
+                    self._rise(key, checked)
+            faster = 1 if hysteresis.settled else FASTER
+            await asyncio.sleep(max(0.0, begun + check.interval / faster - loop.time()))
+
+    def _may_eject(self, service: str, outlier: Outlier) -> bool:
+        """Whether not too many of a service's backends are ejected already."""
+        others = [one.outlier for (name, _), one in self._checked.items() if name == service]
+        ejected = sum(other is not None and other.ejected for other in others)
+        return 100 * (ejected + 1) <= outlier.rules.max_ejected * len(others)
+
+    def _eject(
+        self,
+        key: _Key,
+        checked: _Checked,
+        outlier: Outlier,
+        failing: tuple[int, int],
+        now: float,
+    ) -> None:
+        opened, failed = failing
+        duration = outlier.eject(now)
+        ending = f"for {duration:g} s"
+        if checked.hysteresis:
+            checked.hysteresis.fall_at_once()
+            ending = "until its checks are good"
+        checked.failure = f"{failed} of {max(opened, failed)} connections failed"
+        message = f"is ejected {ending}: {checked.failure}"
+        self._fall(key, "backend-ejected", message, checked.failure)
+
+    def _fall(self, key: _Key, kind: str, message: str, reason: str) -> None:
+        service, backend = key
+        self._fallen.append(key)
+        self._risen.pop(key, None)
+        self._events.tell(
+            kind,
+            f"{service}: {backend} {message}",
+            logging.WARNING,
+            service=service,
+            backend=str(backend),
+            reason=reason,
+        )
+        self.changed.set()
+
+    def _rise(self, key: _Key, checked: _Checked) -> None:
+        service, backend = key
+        now = time.monotonic()
+        if checked.outlier and checked.outlier.ejected:
+            checked.outlier.readmit(now)
+        checked.failure = ""
+        self._risen[key] = now
+        self._events.tell(
+            "backend-up", f"{service}: {backend} is up", service=service, backend=str(backend)
+        )
+        self.changed.set()
+
+    def _tell_of_panic(self, panic: frozenset[str]) -> None:
+        for service in sorted(panic - self.panic):
+            self._events.tell(
+                "panic",
+                f"{service}: too few backends are well, all are used",
+                logging.WARNING,
+                service=service,
+            )
+        for service in sorted(self.panic - panic):
+            message = f"{service}: enough backends are well, only these are used"
+            self._events.tell("panic-over", message, service=service)
+        self.panic = panic
+
+
+def _follow(configured: ServiceConfig, known: _Checked | None) -> _Checked | None:
+    """What is known of a backend under another configuration; None if nobody is to check it."""
+    check, rules = configured.health, configured.passive_health
+    outlier = known.outlier if known else None
+    if outlier is None or outlier.rules != rules:
+        outlier = Outlier(rules) if rules else None
+    if known and known.check == check:
+        known.outlier = outlier
+        return known if check or outlier else None
+    hysteresis = None
+    if check:
+        before = known.hysteresis if known else None
+        hysteresis = Hysteresis(check.rise, check.fall, before.state if before else check.initial)
+    return _Checked(check, hysteresis, outlier) if check or outlier else None
+
+
+def progress(backend: Backend) -> float:
+    """Which part of its share a backend of an instance takes now, from 0 to 1."""
+    return backend.ramp.progress(time.monotonic()) if backend.ramp else 1.0

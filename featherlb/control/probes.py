@@ -1,0 +1,137 @@
+"""Asks a backend whether it is well: TCP, HTTP(S), UDP, a script. Each probe goes to the address
+that it is given, from this host. None outlasts its timeout.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from urllib.parse import urlsplit
+
+import aiohttp
+from yarl import URL
+
+from featherlb.model import CheckType, Endpoint, HealthCheck, join_host_port
+
+BODY_LIMIT = 1 << 16
+"""Bytes of a response's body that are looked at."""
+
+
+class _FailedError(Exception):
+    """The backend has answered, but not as wanted; the text says how."""
+
+
+async def probe(check: HealthCheck, backend: Endpoint) -> str | None:
+    """Check a backend once: None if it is well, or why not, in a few words."""
+    try:
+        async with asyncio.timeout(check.timeout):
+            await _PROBES[check.type](check, backend)
+    except TimeoutError:
+        if check.type is CheckType.UDP and check.expect is None:
+            return None
+        return f"no answer within {check.timeout:g} s"
+    except _FailedError as error:
+        return str(error)
+    except (ssl.SSLError, aiohttp.ClientSSLError):
+        return "the TLS handshake failed"
+    except OSError as error:
+        # aiohttp and asyncio make sentences of their own of the system's words.
+        return os.strerror(error.errno).lower() if error.errno else "the connection broke"
+    except aiohttp.ClientResponseError:
+        return "the answer is not HTTP"
+    except aiohttp.ClientError:
+        return "the connection was closed without an answer"
+    return None
+
+
+async def _tcp(check: HealthCheck, backend: Endpoint) -> None:
+    with _socket(backend, socket.SOCK_STREAM) as connection:
+        await asyncio.get_running_loop().sock_connect(connection, _address(backend))
+
+
+async def _http(check: HealthCheck, backend: Endpoint) -> None:
+    place = join_host_port(str(backend.address), backend.port)
+    url = URL(f"{check.type}://{place}{check.path}", encoded=True)
+    name = urlsplit(f"//{check.host}").hostname if check.host else None
+    async with (
+        aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(force_close=True),
+            timeout=aiohttp.ClientTimeout(total=None),
+        ) as session,
+        session.request(
+            check.method,
+            url,
+            headers={"Host": check.host} if check.host else None,
+            server_hostname=name if check.type is CheckType.HTTPS else None,
+            allow_redirects=False,
+            ssl=False,
+        ) as response,
+    ):
+        if not any(response.status in wanted for wanted in check.status):
+            raise _FailedError(f"status {response.status}")
+        if check.body is not None:
+            body = b""
+            async for part in response.content.iter_any():
+                body += part
+                if len(body) >= BODY_LIMIT:
+                    break
+            if check.body.encode() not in body[:BODY_LIMIT]:
+                raise _FailedError("the body doesn't hold what is expected")
+
+
+async def _udp(check: HealthCheck, backend: Endpoint) -> None:
+    # Connected, so that an ICMP error about the datagram is an error of the socket.
+    with _socket(backend, socket.SOCK_DGRAM) as connection:
+        connection.connect(_address(backend))
+        connection.send(check.send.encode("latin-1"))
+        answer = await asyncio.get_running_loop().sock_recv(connection, 1 << 16)
+    if check.expect is not None and check.expect.encode("latin-1") not in answer:
+        raise _FailedError("the answer doesn't hold what is expected")
+
+
+async def _script(check: HealthCheck, backend: Endpoint) -> None:
+    variables = {
+        "FEATHERLB_ADDRESS": str(backend.address),
+        "FEATHERLB_PORT": str(backend.port),
+    }
+    # A session of its own, so that it can be killed with all that it has started.
+    process = await asyncio.create_subprocess_exec(
+        *check.command,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+        env=os.environ | variables,
+        start_new_session=True,
+    )
+    try:
+        code = await process.wait()
+    finally:
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+    if code < 0:
+        raise _FailedError(f"killed by signal {-code}")
+    if code > 0:
+        raise _FailedError(f"exit code {code}")
+
+
+def _socket(backend: Endpoint, kind: socket.SocketKind) -> socket.socket:
+    family = socket.AF_INET if backend.address.version == 4 else socket.AF_INET6
+    return socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+
+
+def _address(backend: Endpoint) -> tuple[str, int]:
+    return str(backend.address), backend.port
+
+
+_PROBES: dict[CheckType, Callable[[HealthCheck, Endpoint], Awaitable[None]]] = {
+    CheckType.TCP: _tcp,
+    CheckType.HTTP: _http,
+    CheckType.HTTPS: _http,
+    CheckType.UDP: _udp,
+    CheckType.SCRIPT: _script,
+}

@@ -1,0 +1,38 @@
+"""Host names to addresses, remembered: a name that can't be resolved keeps its last answer.
+
+Blocking: not for a running asyncio loop.
+"""
+
+import socket
+from collections.abc import Sequence
+from ipaddress import ip_address
+
+from featherlb.model import Address
+
+
+class Names:
+    """What each name stood for when it was looked up last."""
+
+    def __init__(self) -> None:
+        self._answers: dict[str, Sequence[Address]] = {}
+
+    def look_up(self, name: str) -> Sequence[Address]:
+        """The addresses of a name now, in the resolver's order; the last ones if there are none
+        now, and nothing if there never were."""
+        found = _ask(name)
+        # A resolver that rotates its answers has not changed them.
+        if found and set(found) != set(self._answers.get(name, ())):
+            self._answers[name] = found
+        return self._answers.get(name, ())
+
+    def recall(self, name: str) -> Sequence[Address]:
+        """The last answer; asks only for a name that is new."""
+        return self._answers.get(name) or self.look_up(name)
+
+
+def _ask(name: str) -> list[Address]:
+    try:
+        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    except OSError:
+        return []
+    return list(dict.fromkeys(ip_address(str(entry[4][0])) for entry in found))

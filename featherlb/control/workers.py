@@ -1,0 +1,332 @@
+"""The worker processes, as the supervisor sees them: started, asked, and replaced when they die.
+
+A worker that does not answer is killed: its successor balances new connections, which is better
+than a queue that nobody empties.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Network, IPv6Network
+
+from featherlb.control.events import Events
+from featherlb.core.flows.memory import size_of
+from featherlb.core.flows.tcp_state import State
+from featherlb.core.path.export import FlowRecords, FlowView, read_flows
+from featherlb.model import Endpoint
+from featherlb.model.errors import HostError
+from featherlb.worker.protocol import (
+    Applied,
+    Apply,
+    Channel,
+    Ended,
+    EndFlows,
+    Failed,
+    FlowKey,
+    FlowPage,
+    FromWorker,
+    GetFlows,
+    GetOutcomes,
+    GetStatistics,
+    Log,
+    Outcomes,
+    Ready,
+    SetPaths,
+    Start,
+    ToWorker,
+    WorkerStatistics,
+)
+
+log = logging.getLogger("featherlb")
+
+ANSWER_TIMEOUT = 20.0
+"""Seconds a worker may take to answer, on a machine that is busy with everything else."""
+RESTART_DELAY = 1.0
+"""Seconds before the next try, where the one before was in vain, so that a crash loop costs little.
+"""
+SETTLED = 10.0
+"""Seconds after which it isn't what a worker has taken over that it dies of."""
+MAX_HEIRS = 3
+"""Workers that take over the same flows and die of them, at most."""
+RECORDS_AT_ONCE = 512
+"""Flow records that a worker copies per turn of its loop: 64 KiB, a few microseconds."""
+ENDED_AT_ONCE = 32
+"""Flows that a worker ends per turn: each costs it two packets, some microseconds."""
+
+
+class WorkerProcess:
+    """One worker."""
+
+    def __init__(self, start: Start, predecessor: "WorkerProcess | None" = None) -> None:
+        """Start the process; `ask` tells when it is ready. OSError if that can't be done.
+
+        It takes over the flows of its `predecessor`, which has ended.
+        """
+        self.memory = os.memfd_create("featherlb")
+        os.ftruncate(self.memory, size_of(start.max_flows))
+        shared = [self.memory]
+        self.start = replace(start, memory=self.memory)
+        self._born = time.monotonic()
+        self._generation = 0
+        if predecessor is not None:
+            shared.append(predecessor.memory)
+            self.start = replace(self.start, predecessor=predecessor.memory)
+            self._generation = predecessor.generation + 1
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "featherlb.worker", str(theirs.fileno())],
+                pass_fds=[theirs.fileno(), *shared],
+                stdin=subprocess.DEVNULL,
+            )
+        self.number = start.share.worker
+        self.gone = asyncio.Event()
+        self._channel = Channel(ours)
+        self._answers: asyncio.Queue[FromWorker] = asyncio.Queue()
+        self._turn = asyncio.Lock()
+        asyncio.get_running_loop().add_reader(self._channel.fileno(), self._read)
+
+    async def ask(self, message: ToWorker) -> FromWorker:
+        """Send a message and wait for its answer; HostError if the worker can't give one."""
+        async with self._turn:
+            if self.gone.is_set():
+                raise HostError(f"worker {self.number} died")
+            self._channel.send(message)
+            try:
+                # Shielded: an answer that nobody waits for any more still has to be taken out.
+                answer = await asyncio.shield(self._take_answer())
+            except TimeoutError:
+                self.process.kill()
+                answer = Failed(f"worker {self.number} does not answer")
+        if isinstance(answer, Failed):
+            raise HostError(answer.reason)
+        return answer
+
+    async def _take_answer(self) -> FromWorker:
+        return await asyncio.wait_for(self._answers.get(), ANSWER_TIMEOUT)
+
+    @property
+    def generation(self) -> int:
+        """How many have had these flows before and died soon."""
+        return self._generation if time.monotonic() - self._born < SETTLED else 0
+
+    def forget(self) -> None:
+        """Give up the flows of the process, which has ended."""
+        os.close(self.memory)
+
+    def stop(self) -> None:
+        """Let the process end: it does when its channel closes."""
+        if self._channel.fileno() >= 0:
+            asyncio.get_running_loop().remove_reader(self._channel.fileno())
+            self._channel.close()
+        try:
+            self.process.wait(2)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def _read(self) -> None:
+        try:
+            while (message := self._channel.receive()) is not None:
+                if isinstance(message, Log):
+                    log.log(message.level, message.text)
+                else:
+                    assert isinstance(
+                        message,
+                        Applied | Ended | Failed | FlowPage | Outcomes | Ready | WorkerStatistics,
+                    )
+                    self._answers.put_nowait(message)
+        except EOFError:
+            asyncio.get_running_loop().remove_reader(self._channel.fileno())
+            self.gone.set()
+            self._answers.put_nowait(Failed(f"worker {self.number} died"))
+
+
+@dataclass(frozen=True, slots=True)
+class FlowFilter:
+    """Which flows; None matches all. `client` is a network, `older` an age in seconds."""
+
+    service: str | None = None
+    client: IPv4Network | IPv6Network | None = None
+    backend: Endpoint | None = None
+    state: State | None = None
+    older: float | None = None
+
+    def matches(self, flow: FlowView) -> bool:
+        return (
+            (self.service is None or flow.service == self.service)
+            and (self.backend is None or flow.backend == self.backend)
+            and (self.state is None or flow.state is self.state)
+            and (self.older is None or flow.age >= self.older)
+            and (self.client is None or flow.client.address in self.client)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """A place in the flow tables: the next record to look at, and whose."""
+
+    worker: int = 0
+    record: int = 1
+
+
+class Workers:
+    """All workers of the instance."""
+
+    def __init__(self, events: Events) -> None:
+        self._events = events
+        self._processes: list[WorkerProcess] = []
+        self._keepers: list[asyncio.Task[None]] = []
+        self.restarts = 0
+
+    async def start(
+        self, starts: Sequence[Start], greeting: Callable[[], Sequence[Apply | SetPaths]]
+    ) -> None:
+        """Start one for each message; `greeting` says what a new one has to do, then and later.
+
+        HostError if one doesn't start.
+        """
+        begun = await asyncio.gather(
+            *(_begin(start, greeting()) for start in starts), return_exceptions=True
+        )
+        self._processes = [one for one in begun if isinstance(one, WorkerProcess)]
+        for failure in begun:
+            if isinstance(failure, BaseException):
+                raise failure
+        # What was saved has been taken over by now.
+        later = [replace(start, saved=()) for start in starts]
+        self._keepers = [asyncio.create_task(self._keep(start, greeting)) for start in later]
+
+    def stop(self) -> None:
+        for keeper in self._keepers:
+            keeper.cancel()
+        for worker in self._processes:
+            worker.stop()
+
+    @property
+    def pids(self) -> list[int]:
+        return [worker.process.pid for worker in self._processes]
+
+    async def apply(self, message: Apply | SetPaths) -> None:
+        """All do as they are told when this returns; HostError if one can't."""
+        for worker in self._processes:
+            await worker.ask(message)
+
+    async def outcomes(self) -> list[dict[str, tuple[int, ...]]]:
+        """How flows ended at their beginning, of each worker (see `Views.outcomes`); a dead
+        one's are left out."""
+        found = []
+        for worker in list(self._processes):
+            try:
+                answer = await worker.ask(GetOutcomes())
+            except HostError:
+                continue
+            assert isinstance(answer, Outcomes)
+            found.append(answer.by_service)
+        return found
+
+    async def statistics(self) -> list[WorkerStatistics]:
+        """The counts of each worker; a dead one's are left out."""
+        found = []
+        for worker in list(self._processes):
+            try:
+                answer = await worker.ask(GetStatistics())
+            except HostError:
+                continue
+            assert isinstance(answer, WorkerStatistics)
+            found.append(answer)
+        return found
+
+    async def copies(self, start: Cursor) -> AsyncIterator[tuple[FlowRecords, Cursor | None]]:
+        """The flow tables from a place on, bit by bit, each with the place where it goes on."""
+        cursor: Cursor | None = start
+        while cursor is not None:
+            number, first = cursor.worker, cursor.record
+            if number >= len(self._processes):
+                return
+            answer = await self._processes[number].ask(GetFlows(first, RECORDS_AT_ONCE))
+            assert isinstance(answer, FlowPage)
+            following = first + RECORDS_AT_ONCE
+            cursor = Cursor(number, following)
+            if following >= answer.page.end:
+                cursor = Cursor(number + 1) if number + 1 < len(self._processes) else None
+            yield answer.page, cursor
+
+    async def end_flows(self, wanted: FlowFilter, *, reset: bool) -> int:
+        """End all flows that match; how many there were."""
+        count = 0
+        place = Cursor()
+        async for page, following in self.copies(place):
+            keys = [
+                FlowKey(record, key)
+                for record, key, flow in read_flows(page)
+                if wanted.matches(flow)
+            ]
+            for i in range(0, len(keys), ENDED_AT_ONCE):
+                message = EndFlows(tuple(keys[i : i + ENDED_AT_ONCE]), reset)
+                answer = await self._processes[place.worker].ask(message)
+                assert isinstance(answer, Ended)
+                count += answer.count
+            if following is not None:
+                place = following
+        return count
+
+    async def _keep(self, start: Start, greeting: Callable[[], Sequence[Apply | SetPaths]]) -> None:
+        """Replace a worker whenever it dies."""
+        while True:
+            worker = self._processes[start.share.worker]
+            await worker.gone.wait()
+            worker.stop()
+            heir = worker.generation < MAX_HEIRS
+            lost = "its flows are lost but for those that the kernel carries"
+            self._events.tell(
+                "worker-died",
+                f"worker {start.share.worker} ended with status {worker.process.returncode}:"
+                f" starting another, {'for its flows' if heir else 'and ' + lost}",
+                logging.ERROR,
+                worker=start.share.worker,
+            )
+            successor = None
+            while successor is None:
+                if not heir:
+                    await asyncio.sleep(RESTART_DELAY)
+                try:
+                    successor = await _begin(start, greeting(), worker if heir else None)
+                except HostError as error:
+                    log.error("worker %d does not start: %s", start.share.worker, error)
+                    if heir:
+                        log.error("worker %d: %s", start.share.worker, lost)
+                    heir = False
+            self._processes[start.share.worker] = successor
+            worker.forget()
+            self.restarts += 1
+            self._events.tell(
+                "worker-started",
+                f"worker {start.share.worker} is balancing again",
+                worker=start.share.worker,
+            )
+
+
+async def _begin(
+    start: Start, greeting: Sequence[Apply | SetPaths], predecessor: WorkerProcess | None = None
+) -> WorkerProcess:
+    """A worker at work; HostError if it doesn't get there."""
+    try:
+        worker = WorkerProcess(start, predecessor)
+    except OSError as error:
+        raise HostError(f"no worker can be started: {error.strerror}") from None
+    try:
+        await worker.ask(worker.start)
+        for message in greeting:
+            await worker.ask(message)
+    except BaseException:
+        worker.stop()
+        worker.forget()
+        raise
+    return worker

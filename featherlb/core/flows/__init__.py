@@ -1,0 +1,1 @@
+"""Tracked connections: their table, their states, and what each of them holds."""

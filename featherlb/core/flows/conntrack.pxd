@@ -1,0 +1,89 @@
+# C types of conntrack.py, for the compiled build.
+cimport cython
+from featherlb.core.flows.table cimport FLAGS, FULL, IPV6, PORTS, PROTOCOL, STATE, FlowTable
+from featherlb.net.packet cimport MAPPED, TCP
+
+cdef Py_ssize_t HEADER, LARGEST
+cdef int NEW_MESSAGE, GET_MESSAGE, DELETE_MESSAGE, ERROR_MESSAGE
+cdef int REQUEST, CREATE, EXCLUSIVE, DUMP, AF_INET, AF_INET6, NESTED, KIND
+cdef int TUPLE_ORIG, TUPLE_REPLY, STATUS, PROTOINFO, NAT_SRC, TIMEOUT
+cdef int COUNTERS_ORIG, COUNTERS_REPLY, NAT_DST, TUPLE_IP, TUPLE_PROTO
+cdef int V4_SRC, V4_DST, V6_SRC, V6_DST, PROTO_NUM, PROTO_SRC_PORT, PROTO_DST_PORT
+cdef int NAT_V4_MIN, NAT_V4_MAX, NAT_PROTO, NAT_V6_MIN, NAT_V6_MAX, NAT_PORT_MIN, NAT_PORT_MAX
+cdef int PROTOINFO_TCP, TCP_STATE, TCP_FLAGS_ORIGINAL, TCP_FLAGS_REPLY, TCP_ESTABLISHED
+cdef int TCP_FIN_WAIT, LIBERAL, SYN_SENT, FIN_WAIT, CLOSE_WAIT
+cdef int COUNTERS_PACKETS, COUNTERS_BYTES
+cdef int SEEN_REPLY, DESTINATION_NAT, FIRST_TIMEOUT
+
+
+cdef class Requests:
+    cdef readonly Py_ssize_t length, size
+    cdef readonly object buffer
+    cdef unsigned char[::1] u8
+    cdef unsigned short[::1] u16
+    cdef unsigned int[::1] u32
+
+    cpdef object use(self, buffer)
+    @cython.locals(length=cython.Py_ssize_t)
+    cpdef object take(self)
+    @cython.locals(
+        base=cython.Py_ssize_t, flags=cython.int, protocol=cython.uint, ports=cython.uint,
+        back=cython.uint, family=cython.int, start=cython.Py_ssize_t, at=cython.Py_ssize_t)
+    cpdef object create(self, FlowTable flows, Py_ssize_t flow)
+    cpdef object delete(self, FlowTable flows, Py_ssize_t flow)
+    cpdef object get(self, FlowTable flows, Py_ssize_t flow)
+    @cython.locals(start=cython.Py_ssize_t)
+    cpdef object dump(self, int family)
+    @cython.locals(family=cython.int, start=cython.Py_ssize_t)
+    cdef object name(self, FlowTable flows, Py_ssize_t flow, int kind, unsigned int sequence)
+    @cython.locals(start=cython.Py_ssize_t)
+    cdef Py_ssize_t begin(self, int kind, int flags, int family, unsigned int sequence) except -1
+    cdef void finish(self, Py_ssize_t start, Py_ssize_t end) noexcept
+    @cython.locals(base=cython.Py_ssize_t)
+    cdef Py_ssize_t forward_tuple(
+        self, Py_ssize_t at, FlowTable flows, Py_ssize_t flow, int family) noexcept
+    @cython.locals(size=cython.int)
+    cdef Py_ssize_t tuple_attribute(
+        self, Py_ssize_t at, int kind, int family, unsigned long long src_high,
+        unsigned long long src_low, unsigned long long dst_high, unsigned long long dst_low,
+        unsigned int ports, unsigned int protocol) noexcept
+    cdef Py_ssize_t translation(
+        self, Py_ssize_t at, int kind, int family, unsigned long long high,
+        unsigned long long low, unsigned int port) noexcept
+    @cython.locals(kind=cython.int)
+    cdef Py_ssize_t under_way(self, Py_ssize_t at, int state) noexcept
+    cdef void attribute(self, Py_ssize_t at, int kind, int length) noexcept
+    cdef void put32(self, Py_ssize_t at, unsigned long long value) noexcept
+    cdef void put128(self, Py_ssize_t at, unsigned long long high, unsigned long long low) noexcept
+
+
+cdef class Entry:
+    cdef readonly int kind, family, protocol, tcp_state
+    cdef readonly unsigned int sequence, sender, error, status, ports, back_ports
+    cdef readonly unsigned long long src_high, src_low, dst_high, dst_low
+    cdef readonly unsigned long long back_src_high, back_src_low, back_dst_high, back_dst_low
+    cdef readonly unsigned long long packets, bytes, back_packets, back_bytes
+    cdef unsigned char[::1] u8
+    cdef unsigned short[::1] u16
+    cdef unsigned int[::1] u32
+
+    cpdef object attach(self, buffer)
+    cpdef void clear(self) noexcept
+    @cython.locals(length=cython.Py_ssize_t)
+    cpdef Py_ssize_t read(self, Py_ssize_t at, Py_ssize_t end) noexcept
+    @cython.locals(
+        length=cython.Py_ssize_t, kind=cython.int, inner=cython.Py_ssize_t,
+        state=cython.Py_ssize_t, packets=cython.Py_ssize_t, size=cython.Py_ssize_t)
+    cdef void read_attributes(self, Py_ssize_t at, Py_ssize_t end) noexcept
+    @cython.locals(
+        length=cython.Py_ssize_t, kind=cython.int, four=cython.Py_ssize_t, six=cython.Py_ssize_t,
+        number=cython.Py_ssize_t, src_high=cython.ulonglong, src_low=cython.ulonglong,
+        dst_high=cython.ulonglong, dst_low=cython.ulonglong, protocol=cython.int,
+        source=cython.uint, destination=cython.uint)
+    cdef void read_tuple(self, Py_ssize_t at, Py_ssize_t end, bint back) noexcept
+    @cython.locals(length=cython.Py_ssize_t)
+    cdef Py_ssize_t find(self, Py_ssize_t at, Py_ssize_t end, int wanted) noexcept
+    @cython.locals(value=cython.uint)
+    cdef unsigned int get32(self, Py_ssize_t at) noexcept
+    @cython.locals(value=cython.ulonglong)
+    cdef unsigned long long get64(self, Py_ssize_t at) noexcept

@@ -1,0 +1,407 @@
+"""Conntrack's netlink messages: requests written from flow records, answers read into numbers.
+
+No I/O: a driver sends what `Requests` has gathered, and shows `Entry` what it received. Formats and
+numbers are those of include/uapi/linux/netfilter/ nfnetlink.h and nfnetlink_conntrack.h. Netlink
+and attribute headers are in host order, what stands in attributes is in network order.
+"""
+
+import cython
+
+from featherlb.core.flows.table import FlowTable
+from featherlb.core.flows.tcp_state import State
+
+if not cython.compiled:
+    from featherlb.core.flows.table import FLAGS, FULL, IPV6, PORTS, PROTOCOL, STATE
+    from featherlb.net.packet import MAPPED, TCP
+
+HEADER = 20
+"""Bytes of nlmsghdr and nfgenmsg."""
+NEW_MESSAGE, GET_MESSAGE, DELETE_MESSAGE = 1 << 8, 1 << 8 | 1, 1 << 8 | 2
+ERROR_MESSAGE = 2
+REQUEST, CREATE, EXCLUSIVE, DUMP = 1, 0x400, 0x200, 0x300
+AF_INET, AF_INET6 = 2, 10
+NESTED, KIND = 0x8000, 0x3FFF
+
+TUPLE_ORIG, TUPLE_REPLY, STATUS, PROTOINFO, NAT_SRC, TIMEOUT = 1, 2, 3, 4, 6, 7
+COUNTERS_ORIG, COUNTERS_REPLY, NAT_DST = 9, 10, 13
+TUPLE_IP, TUPLE_PROTO = 1, 2
+V4_SRC, V4_DST, V6_SRC, V6_DST = 1, 2, 3, 4
+PROTO_NUM, PROTO_SRC_PORT, PROTO_DST_PORT = 1, 2, 3
+NAT_V4_MIN, NAT_V4_MAX, NAT_PROTO, NAT_V6_MIN, NAT_V6_MAX = 1, 2, 3, 4, 5
+NAT_PORT_MIN, NAT_PORT_MAX = 1, 2
+PROTOINFO_TCP, TCP_STATE, TCP_FLAGS_ORIGINAL, TCP_FLAGS_REPLY = 1, 1, 4, 5
+TCP_ESTABLISHED, TCP_FIN_WAIT, LIBERAL = 3, 4, 1 << 3  # of nf_conntrack_tcp.h: states, a flag
+COUNTERS_PACKETS, COUNTERS_BYTES = 1, 2
+SEEN_REPLY, DESTINATION_NAT = 1 << 1, 1 << 5  # bits of an entry's status
+
+FIRST_TIMEOUT = 30
+"""Seconds that an entry lives before its first packet; from that on the kernel's own apply."""
+SYN_SENT = int(State.SYN_SENT)
+FIN_WAIT = int(State.FIN_WAIT)
+CLOSE_WAIT = int(State.CLOSE_WAIT)
+LARGEST = 512
+"""More bytes than any request has."""
+
+
+class Requests:
+    """Requests to conntrack, in the order in which they were made: `length` bytes of `buffer`."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self.use(bytearray(64 * LARGEST))
+
+    def use(self, buffer: bytearray) -> None:
+        """Gather them here."""
+        self.buffer = buffer
+        self.size = len(buffer)
+        view = memoryview(buffer)
+        self.u8 = view
+        self.u16 = view.cast("H")
+        self.u32 = view.cast("I")
+
+    def take(self) -> memoryview:
+        """What has gathered, valid until the next request."""
+        length, self.length = self.length, 0
+        return memoryview(self.buffer)[:length]
+
+    def create(self, flows: FlowTable, flow: int) -> None:
+        """Enter a flow, translated both ways. An error has the flow's number as its sequence.
+
+        With one direction's translation given, the kernel takes the other one for settled, too:
+        no rule changes the source of a flow in `dnat` mode.
+        """
+        base = flow * 16
+        flags = flows.u8[flow * 128 + FLAGS]
+        protocol = flows.u8[flow * 128 + PROTOCOL]
+        ports = flows.u32[flow * 32 + PORTS]
+        back = flows.u32[flow * 32 + PORTS + 1]
+        family = AF_INET6 if flags & IPV6 else AF_INET
+        start = self.begin(NEW_MESSAGE, REQUEST | CREATE | EXCLUSIVE, family, flow)
+        at = self.forward_tuple(start + HEADER, flows, flow, family)
+        # The plain inverse: the kernel translates it.
+        at = self.tuple_attribute(
+            at,
+            TUPLE_REPLY,
+            family,
+            flows.u64[base + 2],
+            flows.u64[base + 3],
+            flows.u64[base],
+            flows.u64[base + 1],
+            (ports & 0xFFFF) << 16 | ports >> 16,
+            protocol,
+        )
+        self.attribute(at, TIMEOUT, 8)
+        self.put32(at + 4, FIRST_TIMEOUT)
+        at = self.translation(
+            at + 8, NAT_DST, family, flows.u64[base + 4], flows.u64[base + 5], back >> 16
+        )
+        if flags & FULL or back & 0xFFFF != ports >> 16:
+            at = self.translation(
+                at, NAT_SRC, family, flows.u64[base + 6], flows.u64[base + 7], back & 0xFFFF
+            )
+        if protocol == TCP and flows.u8[flow * 128 + STATE] != SYN_SENT:
+            at = self.under_way(at, flows.u8[flow * 128 + STATE])
+        self.finish(start, at)
+
+    def delete(self, flows: FlowTable, flow: int) -> None:
+        """Remove a flow's entry; an error has the sequence 0."""
+        self.name(flows, flow, DELETE_MESSAGE, 0)
+
+    def get(self, flows: FlowTable, flow: int) -> None:
+        """Ask for a flow's entry; the answer, or an error, has the flow's number as sequence."""
+        self.name(flows, flow, GET_MESSAGE, flow)
+
+    def dump(self, family: int) -> None:
+        """Ask for all entries of an address family (2 or 10)."""
+        start = self.begin(GET_MESSAGE, REQUEST | DUMP, family, 0)
+        self.finish(start, start + HEADER)
+
+    # How it is written
+
+    def name(self, flows: FlowTable, flow: int, kind: int, sequence: int) -> None:
+        """A request about the entry with the flow's forward key."""
+        family = AF_INET6 if flows.u8[flow * 128 + FLAGS] & IPV6 else AF_INET
+        start = self.begin(kind, REQUEST, family, sequence)
+        self.finish(start, self.forward_tuple(start + HEADER, flows, flow, family))
+
+    def begin(self, kind: int, flags: int, family: int, sequence: int) -> int:
+        """The offset of a new message, whose headers stand but for its length."""
+        if self.length + LARGEST > self.size:
+            larger = bytearray(2 * self.size)
+            larger[: self.length] = self.buffer[: self.length]
+            self.use(larger)
+        start = self.length
+        self.u16[(start + 4) >> 1] = kind
+        self.u16[(start + 6) >> 1] = flags
+        self.u32[(start + 8) >> 2] = sequence
+        self.u32[(start + 12) >> 2] = 0
+        self.u32[(start + 16) >> 2] = 0
+        self.u8[start + 16] = family
+        return start
+
+    def finish(self, start: int, end: int) -> None:
+        """The message goes to here."""
+        self.u32[start >> 2] = end - start
+        self.length = end
+
+    def forward_tuple(self, at: int, flows: FlowTable, flow: int, family: int) -> int:
+        """The attribute with a flow's forward key; the offset behind it."""
+        base = flow * 16
+        return self.tuple_attribute(
+            at,
+            TUPLE_ORIG,
+            family,
+            flows.u64[base],
+            flows.u64[base + 1],
+            flows.u64[base + 2],
+            flows.u64[base + 3],
+            flows.u32[flow * 32 + PORTS],
+            flows.u8[flow * 128 + PROTOCOL],
+        )
+
+    def tuple_attribute(
+        self,
+        at: int,
+        kind: int,
+        family: int,
+        src_high: int,
+        src_low: int,
+        dst_high: int,
+        dst_low: int,
+        ports: int,
+        protocol: int,
+    ) -> int:
+        """The attribute of one direction, `ports` source << 16 | destination; what is behind."""
+        size = 44 if family == AF_INET6 else 20
+        self.attribute(at, NESTED | kind, 4 + size + 28)
+        at += 4
+        self.attribute(at, NESTED | TUPLE_IP, size)
+        if family == AF_INET6:
+            self.attribute(at + 4, V6_SRC, 20)
+            self.put128(at + 8, src_high, src_low)
+            self.attribute(at + 24, V6_DST, 20)
+            self.put128(at + 28, dst_high, dst_low)
+        else:
+            self.attribute(at + 4, V4_SRC, 8)
+            self.put32(at + 8, src_low)
+            self.attribute(at + 12, V4_DST, 8)
+            self.put32(at + 16, dst_low)
+        at += size
+        self.attribute(at, NESTED | TUPLE_PROTO, 28)
+        self.attribute(at + 4, PROTO_NUM, 5)
+        self.put32(at + 8, protocol << 24)
+        self.attribute(at + 12, PROTO_SRC_PORT, 6)
+        self.put32(at + 16, ports & 0xFFFF0000)
+        self.attribute(at + 20, PROTO_DST_PORT, 6)
+        self.put32(at + 24, (ports & 0xFFFF) << 16)
+        return at + 28
+
+    def translation(self, at: int, kind: int, family: int, high: int, low: int, port: int) -> int:
+        """A NAT attribute: to one address and one port; the offset behind it."""
+        if family == AF_INET6:
+            self.attribute(at, NESTED | kind, 64)
+            self.attribute(at + 4, NAT_V6_MIN, 20)
+            self.put128(at + 8, high, low)
+            self.attribute(at + 24, NAT_V6_MAX, 20)
+            self.put128(at + 28, high, low)
+            at += 44
+        else:
+            self.attribute(at, NESTED | kind, 40)
+            self.attribute(at + 4, NAT_V4_MIN, 8)
+            self.put32(at + 8, low)
+            self.attribute(at + 12, NAT_V4_MAX, 8)
+            self.put32(at + 16, low)
+            at += 20
+        self.attribute(at, NESTED | NAT_PROTO, 20)
+        self.attribute(at + 4, NAT_PORT_MIN, 6)
+        self.put32(at + 8, port << 16)
+        self.attribute(at + 12, NAT_PORT_MAX, 6)
+        self.put32(at + 16, port << 16)
+        return at + 20
+
+    def under_way(self, at: int, state: int) -> int:
+        """The attribute that says that a connection is open, or half-closed, and that its windows
+        are not known; the offset behind it."""
+        self.attribute(at, NESTED | PROTOINFO, 32)
+        self.attribute(at + 4, NESTED | PROTOINFO_TCP, 28)
+        self.attribute(at + 8, TCP_STATE, 5)
+        closes = state in (FIN_WAIT, CLOSE_WAIT)
+        self.put32(at + 12, (TCP_FIN_WAIT if closes else TCP_ESTABLISHED) << 24)
+        for kind in (TCP_FLAGS_ORIGINAL, TCP_FLAGS_REPLY):
+            self.attribute(at + 8 * (kind - 2), kind, 6)
+            # The flags, and the mask of those that count.
+            self.put32(at + 8 * (kind - 2) + 4, LIBERAL << 24 | LIBERAL << 16)
+        return at + 32
+
+    def attribute(self, at: int, kind: int, length: int) -> None:
+        """An attribute's header; `length` includes it."""
+        self.u16[at >> 1] = length
+        self.u16[(at + 2) >> 1] = kind
+
+    def put32(self, at: int, value: int) -> None:
+        """The lower four bytes of a number, big-endian."""
+        self.u8[at] = value >> 24 & 0xFF
+        self.u8[at + 1] = value >> 16 & 0xFF
+        self.u8[at + 2] = value >> 8 & 0xFF
+        self.u8[at + 3] = value & 0xFF
+
+    def put128(self, at: int, high: int, low: int) -> None:
+        """Sixteen bytes, big-endian."""
+        self.put32(at, high >> 32)
+        self.put32(at + 4, high)
+        self.put32(at + 8, low >> 32)
+        self.put32(at + 12, low)
+
+
+class Entry:
+    """One message from conntrack: an entry of its table, that it is gone, or an error.
+
+    Addresses are 128 bits in two words, IPv4 in its mapped form, like those of packets.
+    `kind` is the message's, `sequence` that of the request, `sender` the netlink port id of whose
+    request it is about (0 for none). `tcp_state` is the kernel's (enum tcp_conntrack), -1 if the
+    message has none. `error` is a positive errno.
+    """
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def attach(self, buffer: bytearray) -> None:
+        """Messages stand in this buffer from now on."""
+        view = memoryview(buffer)
+        self.u8 = view
+        self.u16 = view.cast("H")
+        self.u32 = view.cast("I")
+
+    def clear(self) -> None:
+        """As if nothing had been read."""
+        self.kind = 0
+        self.sequence = 0
+        self.sender = 0
+        self.error = 0
+        self.family = 0
+        self.protocol = 0
+        self.status = 0
+        self.tcp_state = -1
+        self.ports = 0
+        self.back_ports = 0
+        self.src_high = 0
+        self.src_low = 0
+        self.dst_high = 0
+        self.dst_low = 0
+        self.back_src_high = 0
+        self.back_src_low = 0
+        self.back_dst_high = 0
+        self.back_dst_low = 0
+        self.packets = 0
+        self.bytes = 0
+        self.back_packets = 0
+        self.back_bytes = 0
+
+    def read(self, at: int, end: int) -> int:
+        """Read the message at an offset of the buffer; the offset behind it, or 0 where there is
+        none before `end`."""
+        self.clear()
+        if at + 16 > end:
+            return 0
+        length = self.u32[at >> 2]
+        if length < 16 or at + length > end:
+            return 0
+        self.kind = self.u16[(at + 4) >> 1]
+        self.sequence = self.u32[(at + 8) >> 2]
+        self.sender = self.u32[(at + 12) >> 2]
+        if self.kind == ERROR_MESSAGE:
+            if length >= 20:
+                self.error = -self.u32[(at + 16) >> 2] & 0xFFFFFFFF
+        elif self.kind in (NEW_MESSAGE, DELETE_MESSAGE) and length >= HEADER:
+            self.family = self.u8[at + 16]
+            self.read_attributes(at + HEADER, at + length)
+        return at + ((length + 3) & ~3)
+
+    def read_attributes(self, at: int, end: int) -> None:
+        """Of an entry."""
+        while at + 4 <= end:
+            length = self.u16[at >> 1]
+            kind = self.u16[(at + 2) >> 1] & KIND
+            if length < 4 or at + length > end:
+                return
+            if kind in (TUPLE_ORIG, TUPLE_REPLY):
+                self.read_tuple(at + 4, at + length, kind == TUPLE_REPLY)
+            elif kind == STATUS and length >= 8:
+                self.status = self.get32(at + 4)
+            elif kind == PROTOINFO:
+                inner = self.find(at + 4, at + length, PROTOINFO_TCP)
+                if inner:
+                    state = self.find(inner + 4, inner + self.u16[inner >> 1], TCP_STATE)
+                    if state:
+                        self.tcp_state = self.u8[state + 4]
+            elif kind in (COUNTERS_ORIG, COUNTERS_REPLY):
+                packets = self.find(at + 4, at + length, COUNTERS_PACKETS)
+                size = self.find(at + 4, at + length, COUNTERS_BYTES)
+                if packets and size:
+                    if kind == COUNTERS_ORIG:
+                        self.packets = self.get64(packets + 4)
+                        self.bytes = self.get64(size + 4)
+                    else:
+                        self.back_packets = self.get64(packets + 4)
+                        self.back_bytes = self.get64(size + 4)
+            at += (length + 3) & ~3
+
+    def read_tuple(self, at: int, end: int, back: bool) -> None:
+        """Of one direction; `back` for that of the replies."""
+        src_high = src_low = dst_high = dst_low = 0
+        protocol = source = destination = 0
+        while at + 4 <= end:
+            length = self.u16[at >> 1]
+            kind = self.u16[(at + 2) >> 1] & KIND
+            if length < 4 or at + length > end:
+                return
+            if kind == TUPLE_IP:
+                four = self.find(at + 4, at + length, V4_SRC)
+                if four:
+                    src_low = MAPPED | self.get32(four + 4)
+                    dst_low = MAPPED | self.get32(self.find(at + 4, at + length, V4_DST) + 4)
+                else:
+                    six = self.find(at + 4, at + length, V6_SRC)
+                    src_high, src_low = self.get64(six + 4), self.get64(six + 12)
+                    six = self.find(at + 4, at + length, V6_DST)
+                    dst_high, dst_low = self.get64(six + 4), self.get64(six + 12)
+            elif kind == TUPLE_PROTO:
+                protocol = self.u8[self.find(at + 4, at + length, PROTO_NUM) + 4]
+                number = self.find(at + 4, at + length, PROTO_SRC_PORT)
+                if number:  # ICMP has none
+                    source = self.u8[number + 4] << 8 | self.u8[number + 5]
+                    number = self.find(at + 4, at + length, PROTO_DST_PORT)
+                    destination = self.u8[number + 4] << 8 | self.u8[number + 5]
+            at += (length + 3) & ~3
+        if back:
+            self.back_src_high, self.back_src_low = src_high, src_low
+            self.back_dst_high, self.back_dst_low = dst_high, dst_low
+            self.back_ports = source << 16 | destination
+        else:
+            self.protocol = protocol
+            self.src_high, self.src_low = src_high, src_low
+            self.dst_high, self.dst_low = dst_high, dst_low
+            self.ports = source << 16 | destination
+
+    def find(self, at: int, end: int, wanted: int) -> int:
+        """The offset of an attribute, 0 if it isn't there."""
+        while at + 4 <= end:
+            length = self.u16[at >> 1]
+            if length < 4 or at + length > end:
+                return 0
+            if self.u16[(at + 2) >> 1] & KIND == wanted:
+                return at
+            at += (length + 3) & ~3
+        return 0
+
+    def get32(self, at: int) -> int:
+        """Four bytes, big-endian."""
+        value = self.u8[at]
+        value = value << 8 | self.u8[at + 1]
+        value = value << 8 | self.u8[at + 2]
+        return value << 8 | self.u8[at + 3]
+
+    def get64(self, at: int) -> int:
+        """Eight bytes, big-endian."""
+        value = self.get32(at)
+        return value << 32 | self.get32(at + 4)

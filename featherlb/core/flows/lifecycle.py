@@ -1,0 +1,304 @@
+"""The life of a flow from its opening to its end: what it holds meanwhile, and gives back.
+
+Beside its record a flow holds its member's slot and its share of that one's load, with `full` NAT a
+source port, and with the datapath offload an entry of connection tracking. Times are in ticks of
+0.1 s.
+"""
+
+import cython
+
+from featherlb.core.flows.conntrack import Requests
+from featherlb.core.flows.counters import Counters
+from featherlb.core.flows.members import Members, Slot
+from featherlb.core.flows.next_hops import Hops
+from featherlb.core.flows.snat_ports import PortAllocator
+from featherlb.core.flows.table import FlowTable
+from featherlb.core.flows.tcp_state import ACTIVE, REUSABLE, TIMEOUT_CLASS, State, TimeoutClass
+from featherlb.core.pools.pool import Pool
+from featherlb.model import Hook, Timeouts
+from featherlb.model.reason import Reason
+from featherlb.net.packet import Packet
+
+if not cython.compiled:
+    from featherlb.core.flows.counters import OPENED, SYN_TIMEOUTS
+    from featherlb.core.flows.table import (
+        ADDRESS_DELTA,
+        COUNTED,
+        FLAGS,
+        FULL,
+        IPV6,
+        LOCAL_CLIENT,
+        MEMBER,
+        NEXT,
+        OFFLOADED,
+        PORTS,
+        RESPONSES,
+        STATE,
+        TRANSPORT_DELTA,
+        WIRED,
+    )
+    from featherlb.net.checksum import fold, words
+    from featherlb.net.packet import SYN, TCP
+
+MAX_EXPIRED_AT_ONCE = 1024
+"""Flows that one call of `expire` may end, so that it never delays a packet for long."""
+MAX_PORT_RECLAIMS = 64
+"""Closing flows looked at to find one whose source port can be given to a new flow, before that
+is refused."""
+FOREVER = 1 << 28
+"""Seconds that no offloaded flow lasts: the kernel says when it ends."""
+
+# Sets of states as flat bytes, for the compiled build.
+IS_ACTIVE = memoryview(bytearray(state in ACTIVE for state in State))
+IS_REUSABLE = memoryview(bytearray(state in REUSABLE for state in State))
+
+NEW = int(State.NEW)
+SYN_SENT = int(State.SYN_SENT)
+SYN_RETRIED = int(State.SYN_RETRIED)
+ADOPTED = int(State.ADOPTED)
+UDP_ONE_WAY = int(State.UDP_ONE_WAY)
+UDP_TWO_WAY = int(State.UDP_TWO_WAY)
+OUTPUT = int(Hook.OUTPUT)
+WIRE = int(Hook.WIRE)
+NO_SOURCE_PORT = int(Reason.NO_SOURCE_PORT)
+TUPLE_IN_USE = int(Reason.TUPLE_IN_USE)
+
+
+class Lifecycle:
+    """Opens flows and ends them; in between, it follows their states.
+
+    `evicted` counts the flows that were given up for others. `opened` gathers the numbers of new
+    flows, if it is a list (it is None by default).
+    """
+
+    def __init__(
+        self,
+        flows: FlowTable,
+        packet: Packet,
+        hops: Hops,
+        members: Members,
+        counters: Counters,
+        source_ports: PortAllocator,
+        requests: Requests,
+        timeouts: Timeouts,
+    ) -> None:
+        """`packet` is the one that is parsed before `open` is called."""
+        self._flows = flows
+        self._packet = packet
+        self._hops = hops
+        self._members = members
+        self._counters = counters
+        self._source_ports = source_ports
+        self._requests = requests
+        seconds = {
+            TimeoutClass.HALF_OPEN: timeouts.half_open,
+            TimeoutClass.UDP_ONE_WAY: timeouts.udp_one_way,
+            TimeoutClass.CLOSED: timeouts.closed,
+            TimeoutClass.FIN: timeouts.fin,
+            TimeoutClass.UDP_TWO_WAY: timeouts.udp_two_way,
+            TimeoutClass.ESTABLISHED: timeouts.established,
+            TimeoutClass.OFFLOADED: FOREVER,
+        }
+        queues = {kind: flows.add_queue(int(kind), seconds[kind]) for kind in TimeoutClass}
+        self._queue_of = memoryview(bytearray(queues[TIMEOUT_CLASS[state]] for state in State))
+        self.closed_queue = queues[TimeoutClass.CLOSED]
+        self.offload_queue = queues[TimeoutClass.OFFLOADED]
+        self.evicted = 0
+        self.opened: list[int] | None = None
+
+    def open(
+        self,
+        pool: Pool,
+        slot: Slot,
+        client_high: int,
+        client_low: int,
+        vip_high: int,
+        vip_low: int,
+        ports: int,
+        hook: int,
+        state: int,
+        ticks: int,
+    ) -> int:
+        """A new flow of the parsed packet, to a pool's member; or the negative `Reason` why there
+        can be none. `ports` are client << 16 | VIP, `hook` is where the client's packets are
+        met."""
+        packet = self._packet
+        flows = self._flows
+        flags = slot.flags
+        if packet.version == 6:
+            flags |= IPV6
+        if hook == OUTPUT:
+            flags |= LOCAL_CLIENT
+        if hook == WIRE:
+            flags |= WIRED
+        # A reply to this host can't be told from a copy of a frame by a port of ours: where frames
+        # are used, this host's own clients keep their address.
+        if pool.full and (hook == WIRE or not pool.raw):
+            flags |= FULL
+            source = self.allocate_source(slot)
+            if source is None:
+                return -NO_SOURCE_PORT
+            source_high, source_low, source_port = source
+        else:
+            source_high, source_low = client_high, client_low
+            source_port = ports >> 16
+            clash = flows.find(
+                slot.high,
+                slot.low,
+                source_high,
+                source_low,
+                slot.port << 16 | source_port,
+                packet.protocol,
+            )
+            # A client may use one port towards two VIPs with the same backend behind them: a
+            # connection keeps it until it closes, of datagrams the last ones have it.
+            if clash:
+                flow = clash >> 1
+                if pool.one_packet and self.serves(flow, slot.index):
+                    return flow
+                if packet.protocol == TCP and not IS_REUSABLE[flows.u8[flow * 128 + STATE]]:
+                    return -TUPLE_IN_USE
+                self.close(flow)
+        if flows.count == flows.capacity:
+            self.close(flows.victim())
+            self.evicted += 1
+        flow = flows.insert(
+            packet.protocol,
+            client_high,
+            client_low,
+            vip_high,
+            vip_low,
+            ports,
+            slot.high,
+            slot.low,
+            source_high,
+            source_low,
+            slot.port << 16 | source_port,
+            self.offload_queue if pool.offloaded else self._queue_of[state],
+            ticks,
+        )
+        self._hops.clients[flow] = 0
+        if pool.offloaded:
+            flags |= OFFLOADED
+            if state == NEW:
+                state = SYN_SENT if packet.flags == SYN else ADOPTED
+        flows.u8[flow * 128 + FLAGS] = flags
+        flows.u8[flow * 128 + STATE] = state
+        if IS_ACTIVE[state]:
+            slot.member.active += 1
+        if pool.one_packet:
+            flows.hide(flow)
+        if pool.responses is not None:
+            flows.u8[flow * 128 + FLAGS] |= COUNTED
+            flows.u16[flow * 64 + RESPONSES] = pool.responses
+        flows.u16[flow * 64 + MEMBER] = slot.index
+        self.settle(flow)
+        slot.held += 1
+        self._counters.add(slot.index, OPENED)
+        if self.opened is not None:
+            self.opened.append(flow)
+        return flow
+
+    def serves(self, flow: int, member: int) -> bool:
+        """Whether the parsed datagram may join this one-packet flow of the same client and
+        backend: to which VIP it went is all that could differ."""
+        packet = self._packet
+        flows = self._flows
+        return (
+            flows.u16[flow * 64 + MEMBER] == member
+            and flows.u32[flow * 32 + PORTS] == packet.ports
+            and flows.u64[flow * 16 + 2] == packet.dst_high
+            and flows.u64[flow * 16 + 3] == packet.dst_low
+        )
+
+    def allocate_source(self, slot: Slot) -> tuple[int, int, int] | None:
+        """A source address and port towards a backend; a closing flow makes room if need be."""
+        flows = self._flows
+        found = self._source_ports.allocate(slot.target, slot.sources)
+        closing = flows.head[self.closed_queue]
+        for _ in range(MAX_PORT_RECLAIMS):
+            if found is not None or not closing:
+                break
+            following = flows.u32[closing * 32 + NEXT]
+            holder = self._members.slots[flows.u16[closing * 64 + MEMBER]]
+            if flows.u8[closing * 128 + FLAGS] & FULL and holder.target == slot.target:
+                self.close(closing)
+                found = self._source_ports.allocate(slot.target, slot.sources)
+            closing = following
+        if found is None:
+            return None
+        (high, low), port = found
+        return high, low, port
+
+    def settle(self, flow: int) -> None:
+        """Compute a flow's checksum deltas from its keys."""
+        flows = self._flows
+        at = flow * 16
+        goes = words(flows.u64[at], flows.u64[at + 1]) + words(flows.u64[at + 2], flows.u64[at + 3])
+        comes = words(flows.u64[at + 4], flows.u64[at + 5]) + words(
+            flows.u64[at + 6], flows.u64[at + 7]
+        )
+        ports = flows.u32[flow * 32 + PORTS]
+        back = flows.u32[flow * 32 + PORTS + 1]
+        # Each of the 16 words that go is complemented; the mapping prefixes cancel out.
+        address_delta = fold(16 * 0xFFFF - goes + comes)
+        ports_go = (ports >> 16) + (ports & 0xFFFF)
+        ports_come = (back >> 16) + (back & 0xFFFF)
+        flows.u16[flow * 64 + ADDRESS_DELTA] = address_delta
+        flows.u16[flow * 64 + TRANSPORT_DELTA] = fold(
+            address_delta + 2 * 0xFFFF - ports_go + ports_come
+        )
+
+    def enter(self, flow: int, state: int, ticks: int) -> None:
+        """The flow is in another state from now on, which decides its timeout and whether it is
+        load of its member. An offloaded one lasts until the kernel says, unless it has closed."""
+        flows = self._flows
+        before = flows.u8[flow * 128 + STATE]
+        flows.u8[flow * 128 + STATE] = state
+        queue = self._queue_of[state]
+        if flows.u8[flow * 128 + FLAGS] & OFFLOADED and queue != self.closed_queue:
+            queue = self.offload_queue
+        flows.move(flow, queue, ticks)
+        if IS_ACTIVE[state] != IS_ACTIVE[before]:
+            slot = self._members.slots[flows.u16[flow * 64 + MEMBER]]
+            slot.member.active += 1 if IS_ACTIVE[state] else -1
+
+    def reopens(self, flow: int) -> bool:
+        """Whether a SYN or datagram of this flow is to be scheduled anew: the old connection
+        is closing (the client uses its port again), or the backend has left the pool and there
+        is no connection that would break."""
+        state = self._flows.u8[flow * 128 + STATE]
+        if IS_REUSABLE[state]:
+            return True
+        if not self._members.retired[self._flows.u16[flow * 64 + MEMBER]]:
+            return False
+        return state in (SYN_SENT, SYN_RETRIED, UDP_ONE_WAY, UDP_TWO_WAY)
+
+    def close(self, flow: int) -> None:
+        """Forget a flow and give back what it held."""
+        flows = self._flows
+        slot = self._members.slots[flows.u16[flow * 64 + MEMBER]]
+        if flows.is_carried(flow):
+            self._requests.delete(flows, flow)
+        if IS_ACTIVE[flows.u8[flow * 128 + STATE]]:
+            slot.member.active -= 1
+        if flows.u8[flow * 128 + FLAGS] & FULL:
+            self._source_ports.release(
+                slot.target,
+                (flows.u64[flow * 16 + 6], flows.u64[flow * 16 + 7]),
+                flows.u32[flow * 32 + PORTS + 1] & 0xFFFF,
+            )
+        flows.remove(flow)
+        self._members.let_go(slot)
+
+    def expire(self, ticks: int) -> bool:
+        """End flows whose timeout has passed; True if more are due."""
+        flows = self._flows
+        for _ in range(MAX_EXPIRED_AT_ONCE):
+            flow = flows.expired(ticks)
+            if not flow:
+                return False
+            if flows.u8[flow * 128 + STATE] in (SYN_SENT, SYN_RETRIED):
+                self._counters.add(flows.u16[flow * 64 + MEMBER], SYN_TIMEOUTS)
+            self.close(flow)
+        return True

@@ -1,0 +1,154 @@
+"""Next hops: out of which link the frames of a flow leave, and to which MAC address.
+
+A *hop* is 64 bits: the MAC address in the low 48, above it 8 bits of the link's slot, a bit that
+says that the host's routes have decided (`ROUTED`), and 7 bits that number the picture of routes by
+which it was decided (`epoch`). A slot is a small number that stands for an interface; 0 is none. A
+hop without a MAC address is not resolved yet.
+
+Towards backends the hop is a pool member's. Towards clients it is the flow's: a reply leaves by the
+link, and to the MAC address, that the client's packets came from last, unless the host's route to
+the client leads through another link. Each flow is looked up in the routes when it is opened, and
+again when they have changed; 8 bytes a flow remember the outcome.
+"""
+
+import mmap
+from collections.abc import Sequence, Set
+
+from featherlb.core.flows.memory import MAX_SLOTS, FlowMemory
+from featherlb.model import NextHop, Paths
+from featherlb.net.addresses import words_of
+
+SLOT_SHIFT = 48
+MAC = 0xFFFF_FFFF_FFFF
+SLOT_MASK = 0xFF
+ROUTED = 0x0100_0000_0000_0000
+EPOCH_SHIFT = 57
+EPOCHS = 128
+
+
+class Hops:
+    """The next hops of all flows and members; `set_paths` says what they are made of.
+
+    `came` (the link's slot and the sender's MAC address), `gso_size` (bytes; 0 for a packet that
+    is none) are of the frame that is being handled: its driver sets them. `goes` is the answer.
+    """
+
+    def __init__(self, memory: FlowMemory, members: int) -> None:
+        """For the flows in this memory, and so many members. Memory is used as it is needed."""
+        self.clients = memory.hops
+        self._links = memory.links
+        self.members = memoryview(mmap.mmap(-1, members * 8)).cast("Q")
+        self.mtu = memoryview(mmap.mmap(-1, MAX_SLOTS * 4)).cast("I")
+        self.came = 0
+        self.goes = 0
+        self.gso_size = 0
+        self.epoch = 0
+        self.addresses: frozenset[tuple[int, int]] = frozenset()
+        self.slots: dict[int, int] = {}
+        self._next_hops: dict[tuple[int, int], int] = {}
+        self._routes: dict[bool, dict[int, dict[int, int]]] = {}
+
+    def set_paths(self, paths: Paths) -> None:
+        """Replace the picture. Links keep their slots; `slots` has them by interface index."""
+        present = {link.index for link in paths.links}
+        for index in present - self.slots.keys():
+            self._add(index, self._free_slot(present))
+        for slot in range(MAX_SLOTS):
+            self.mtu[slot] = 0
+        for link in paths.links:
+            self.mtu[self.slots[link.index]] = link.mtu
+        self.addresses = frozenset(words_of(address) for address in paths.addresses)
+        self._next_hops = {
+            words_of(address): self._pack(hop) for address, hop in paths.next_hops.items()
+        }
+        # By prefix length, so that a look-up costs the same with thousands of routes.
+        routes: dict[bool, dict[int, dict[int, int]]] = {True: {}, False: {}}
+        for network, hop in paths.routes:
+            high, low = words_of(network.network_address)
+            shift = network.max_prefixlen - network.prefixlen
+            mapped = network.version == 4
+            prefixes = routes[mapped].setdefault(shift, {})
+            prefixes.setdefault(_join(high, low) >> shift, self._pack(hop))
+        if routes != self._routes:
+            self._routes = routes
+            self.epoch = (self.epoch + 1) % EPOCHS
+
+    def slot_of(self, index: int) -> int:
+        """The slot of an interface that may be among the links of the next picture; 0 for index 0,
+        or if there is none left."""
+        if index and index not in self.slots and len(self.slots) < MAX_SLOTS - 1:
+            self._add(index, self._free_slot(self.slots.keys()))
+        return self.slots.get(index, 0)
+
+    def recall(self, flow: int, hop: int, slots: Sequence[int]) -> None:
+        """The flow's client was reached by this hop, of a memory whose links have these `slots`
+        here. The next packet asks the routes."""
+        slot = slots[hop >> SLOT_SHIFT & SLOT_MASK]
+        if slot and not hop & ROUTED:
+            epoch = (self.epoch - 1) % EPOCHS
+            self.clients[flow] = hop & MAC | slot << SLOT_SHIFT | epoch << EPOCH_SHIFT
+
+    def _add(self, index: int, slot: int) -> None:
+        self.slots[index] = slot
+        self._links[slot] = index
+
+    def aim(self, member: int, high: int, low: int) -> None:
+        """Take the hop of the member, whose address this is, from the picture. What is no longer
+        in it stays as it was: its last flows go on."""
+        hop = self._next_hops.get((high, low))
+        if hop is not None:
+            self.members[member] = hop
+
+    def forget(self, member: int) -> None:
+        """The member's number is another's from now on."""
+        self.members[member] = 0
+
+    def came_from(self, flow: int, high: int, low: int) -> None:
+        """A packet of the flow came from its client, whose address this is."""
+        hop = self.clients[flow]
+        if hop >> EPOCH_SHIFT != self.epoch or not hop:
+            self.decide(flow, high, low, self.came)
+        elif not hop & ROUTED:
+            self.clients[flow] = self.came | self.epoch << EPOCH_SHIFT
+
+    def back(self, flow: int, high: int, low: int) -> int:
+        """The hop towards the flow's client, whose address this is; 0 if it is not known."""
+        hop = self.clients[flow]
+        if hop >> EPOCH_SHIFT != self.epoch or not hop:
+            came = 0 if hop & ROUTED else hop & (ROUTED - 1)
+            self.decide(flow, high, low, came)
+            hop = self.clients[flow]
+        return hop & (ROUTED - 1)
+
+    def decide(self, flow: int, high: int, low: int, came: int) -> None:
+        """Look the client up in the routes; its packets came from the hop `came`, or 0."""
+        goes = came
+        address = _join(high, low)
+        for shift, prefixes in self._routes.get(address >> 32 == 0xFFFF, {}).items():
+            prefix = address >> shift
+            if prefix in prefixes:
+                hop = prefixes[prefix]
+                if hop & MAC and hop >> SLOT_SHIFT != came >> SLOT_SHIFT:
+                    goes = hop | ROUTED
+                break
+        self.clients[flow] = goes | self.epoch << EPOCH_SHIFT
+
+    def _pack(self, hop: NextHop) -> int:
+        slot = self.slots.get(hop.link, 0)
+        return slot << SLOT_SHIFT | int.from_bytes(hop.address or b"", "big")
+
+    def _free_slot(self, present: Set[int]) -> int:
+        taken = set(self.slots.values())
+        for slot in range(1, MAX_SLOTS):
+            if slot not in taken:
+                return slot
+        # Those of interfaces that are gone are used again, the longest known ones first.
+        for index, slot in self.slots.items():
+            if index not in present:
+                del self.slots[index]
+                return slot
+        raise ValueError(f"more than {MAX_SLOTS - 1} links")
+
+
+def _join(high: int, low: int) -> int:
+    return high << 64 | low

@@ -1,0 +1,175 @@
+"""Source ports for `full` NAT. A flow in `full` mode reaches its backend from one of the balancer's
+addresses, and the reply is told from all others by (protocol, backend endpoint, source address,
+source port). So a port may serve at the same time for as many flows as there are backend
+endpoints, and never for two of the same: ports are counted per protocol, source address and
+backend endpoint, which makes 31744 flows per source address and *backend*. Linux's SNAT keeps
+the same rule (net/netfilter/nf_nat_core.c, `nf_nat_used_tuple`: a reply tuple must be unique).
+
+RFC 4787 REQ-3 and RFC 5382 REQ-7 forbid a NAT to overload ports, that is to let two flows share
+one where they can collide. Towards different endpoints they can't, and RFC 7857 section 3 ("port
+overlapping") allows it. When no port is left a flow isn't opened, rather than a port given twice.
+
+The port that rested longest is given first, so that the backend's TIME_WAIT of its last flow
+has passed as surely as it can. Ports that were never used are drawn at random (RFC 6056,
+section 3.3): an off-path attacker can't count on the next one.
+"""
+
+import random
+from array import array
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import TypeVar
+
+from featherlb import model
+
+
+class _PortRing:
+    """The free ports of one source address towards one target: 2 bytes each.
+
+    A ring from `_head` over `_count` ports. The first `_fresh` of them were never given; the
+    rest stand in the order in which they came back.
+    """
+
+    __slots__ = ("_count", "_fresh", "_head", "_places", "_random", "_ring", "_size")
+
+    def __init__(self, ports: Sequence[int], draw: Callable[[], float]) -> None:
+        self._ring = array("H", ports)
+        self._size = self._count = self._fresh = len(ports)
+        self._head = 0
+        self._places: dict[int, int] | None = None
+        self._random = draw
+
+    def take(self, excluded: frozenset[int]) -> int | None:
+        """The next port that isn't excluded, or None. O(1); each excluded port that comes to
+        the front costs a step."""
+        ring = self._ring
+        self._places = None
+        for _ in range(self._count):
+            head = self._head
+            port = ring[head]
+            if self._fresh:
+                # One step of a Fisher-Yates shuffle. The ring has not wrapped while fresh
+                # ports remain, as those fill it from the head on.
+                other = head + int(self._random() * self._fresh)
+                port, ring[other] = ring[other], port
+                self._fresh -= 1
+            self._head = (head + 1) % self._size
+            self._count -= 1
+            if port not in excluded:
+                return port
+            self.give_back(port)
+        return None
+
+    def claim(self, port: int) -> bool:
+        """Take this very port, if it is free. O(n) for the first one in a row."""
+        ring = self._ring
+        if self._places is None:
+            places = range(self._head, self._head + self._count)
+            self._places = {ring[at % self._size]: at % self._size for at in places}
+        at = self._places.pop(port, None)
+        if at is None:
+            return False
+        # What stands at the front takes its place.
+        if at != self._head:
+            ring[at] = ring[self._head]
+            self._places[ring[at]] = at
+        self._fresh = max(0, self._fresh - 1)
+        self._head = (self._head + 1) % self._size
+        self._count -= 1
+        return True
+
+    def give_back(self, port: int) -> None:
+        self._places = None
+        self._ring[(self._head + self._count) % self._size] = port
+        self._count += 1
+
+    @property
+    def in_use(self) -> int:
+        return self._size - self._count
+
+
+class _Target:
+    """The rings towards one backend endpoint, by source address."""
+
+    __slots__ = ("leaving", "rings", "turn")
+
+    def __init__(self) -> None:
+        self.rings: dict[Hashable, _PortRing] = {}
+        self.turn = 0
+        self.leaving = False
+
+
+_Source = TypeVar("_Source", bound=Hashable)
+
+_NOTHING: frozenset[int] = frozenset()
+
+
+class PortAllocator:
+    """Gives out source ports, none twice while it is in use.
+
+    A *target* stands for a protocol and a backend endpoint, whichever services the backend
+    belongs to; a *source* for an address of the balancer. Both are the caller's, of any type
+    that makes a dict key. Memory is 2 bytes per port for each pair that has been used.
+    """
+
+    def __init__(self, seed: int, ports: Sequence[int] = model.SOURCE_PORTS) -> None:
+        self._random = random.Random(seed).random
+        self._ports = ports
+        self._targets: dict[Hashable, _Target] = {}
+        self._excluded: dict[Hashable, frozenset[int]] = {}
+
+    def exclude(self, pairs: Iterable[tuple[Hashable, int]]) -> None:
+        """From now on never give these (source, port), in place of those set before.
+
+        They are the VIPs: a reply to one would look like a client's packet. A pair that is in
+        use now stays so until its release.
+        """
+        ports: dict[Hashable, set[int]] = {}
+        for source, port in pairs:
+            ports.setdefault(source, set()).add(port)
+        self._excluded = {source: frozenset(some) for source, some in ports.items()}
+
+    def allocate(self, target: Hashable, sources: Sequence[_Source]) -> tuple[_Source, int] | None:
+        """A (source, port) that is free towards `target`, or None if every source is
+        exhausted. The sources take turns."""
+        entry = self._entry(target)
+        for _ in sources:
+            source = sources[entry.turn % len(sources)]
+            entry.turn += 1
+            port = self._ring(entry, source).take(self._excluded.get(source, _NOTHING))
+            if port is not None:
+                return source, port
+        return None
+
+    def claim(self, target: Hashable, source: Hashable, port: int) -> bool:
+        """Take this very port for a flow that has it; whether it was free."""
+        return self._ring(self._entry(target), source).claim(port)
+
+    def _entry(self, target: Hashable) -> _Target:
+        entry = self._targets.get(target)
+        if entry is None:
+            entry = self._targets[target] = _Target()
+        entry.leaving = False
+        return entry
+
+    def _ring(self, entry: _Target, source: Hashable) -> _PortRing:
+        ring = entry.rings.get(source)
+        if ring is None:
+            ring = entry.rings[source] = _PortRing(self._ports, self._random)
+        return ring
+
+    def release(self, target: Hashable, source: Hashable, port: int) -> None:
+        """Take back what `allocate` gave: once, when the flow is forgotten."""
+        entry = self._targets[target]
+        entry.rings[source].give_back(port)
+        if entry.leaving:
+            self.forget(target)
+
+    def forget(self, target: Hashable) -> None:
+        """Free the memory of a backend that left the configuration, as soon as the last of its
+        ports is back. Allocating for it again before that calls it off."""
+        entry = self._targets.get(target)
+        if entry is None:
+            return
+        entry.leaving = any(ring.in_use for ring in entry.rings.values())
+        if not entry.leaving:
+            del self._targets[target]

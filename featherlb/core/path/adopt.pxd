@@ -1,0 +1,23 @@
+# C types of adoption.py, for the compiled build.
+cimport cython
+from featherlb.core.flows.table cimport FlowTable
+from featherlb.core.flows.lifecycle cimport Lifecycle
+from featherlb.core.flows.members cimport Members
+from featherlb.net.packet cimport SYN, TCP, Packet
+
+cdef int ESTABLISHED, INPUT, OUTPUT, WIRE, TRUNCATED
+
+
+cdef class Adoption:
+    cdef readonly double until
+    cdef FlowTable _flows
+    cdef Packet _packet
+    cdef Members _members
+    cdef object _ended
+    cdef Lifecycle _lifecycle
+    cdef dict _vips
+
+    @cython.locals(
+        packet=Packet, client_port=cython.uint, ports=cython.uint, vip_high=cython.ulonglong,
+        vip_low=cython.ulonglong, vip_port=cython.uint)
+    cdef Py_ssize_t join(self, int hook, int info, unsigned int ticks) except -1

@@ -1,0 +1,124 @@
+"""Connections from before a restart whose backend speaks first: joined, if it is certain how.
+
+A backend's segment doesn't say to which VIP its client speaks. Where exactly one VIP's scheduler
+would have sent this client to this backend, it must be that one.
+"""
+
+from collections.abc import Iterable
+
+import cython
+
+from featherlb.core.flows.lifecycle import Lifecycle
+from featherlb.core.flows.members import Members
+from featherlb.core.flows.table import FlowTable
+from featherlb.core.flows.tcp_state import State
+from featherlb.core.flows.tombstones import EndedConnections
+from featherlb.core.pools.pool import Pool
+from featherlb.core.pools.schedulers import NewFlow
+from featherlb.model import Hook, PacketInfo, Protocol
+from featherlb.net.addresses import words_of
+from featherlb.net.packet import Packet
+
+if not cython.compiled:
+    from featherlb.net.packet import SYN, TCP
+
+MAX_RANGE = 16
+"""Ports of a VIP that are tried to find out whose connection a reply belongs to."""
+
+ESTABLISHED = int(State.ESTABLISHED)
+INPUT = int(Hook.INPUT)
+OUTPUT = int(Hook.OUTPUT)
+WIRE = int(Hook.WIRE)
+TRUNCATED = int(PacketInfo.TRUNCATED)
+
+
+class Adoption:
+    """Takes in connections by their replies, `until` a time of the clock of `handle_packet`."""
+
+    def __init__(
+        self,
+        flows: FlowTable,
+        packet: Packet,
+        members: Members,
+        ended: EndedConnections,
+        lifecycle: Lifecycle,
+        until: float,
+    ) -> None:
+        self.until = until
+        self._flows = flows
+        self._packet = packet
+        self._members = members
+        self._ended = ended
+        self._lifecycle = lifecycle
+        self._vips: dict[tuple[int, int, int], list[tuple[Pool, int, int, int]]] = {}
+
+    def index(self, pools: Iterable[Pool]) -> None:
+        """By backend, the VIPs whose connections can be recognised by their replies: of those
+        that stand for many addresses or ports, hardly any could."""
+        found: dict[tuple[int, int, int], list[tuple[Pool, int, int, int]]] = {}
+        for pool in pools:
+            if not pool.adopts or pool.offloaded or pool.service.protocol is not Protocol.TCP:
+                continue
+            for member in pool.members.values():
+                slot = self._members.slots[member.index]
+                vips = found.setdefault((slot.high, slot.low, slot.port), [])
+                for vip in pool.service.vips:
+                    if not vip.wildcard and vip.last_port - vip.first_port < MAX_RANGE:
+                        high, low = words_of(vip.address)
+                        vips.extend(
+                            (pool, high, low, port)
+                            for port in range(vip.first_port, vip.last_port + 1)
+                        )
+        self._vips = found
+
+    def join(self, hook: int, info: int, ticks: int) -> int:
+        """A flow for the parsed segment of a backend, whose connection was opened before this
+        process started; 0 if it is not certain to which VIP."""
+        packet = self._packet
+        if packet.protocol != TCP or packet.flags == SYN or info & TRUNCATED:
+            return 0
+        client = packet.number(packet.dst_high, packet.dst_low)
+        client_port = packet.ports & 0xFFFF
+        found = None
+        backend = (packet.src_high, packet.src_low, packet.ports >> 16)
+        vips = self._vips.get(backend, ())
+        for pool, vip_high, vip_low, vip_port in vips:
+            if hook != INPUT and pool.raw != (hook == WIRE):
+                continue
+            vip = packet.number(vip_high, vip_low)
+            flow = NewFlow(TCP, packet.version, client, client_port, vip, vip_port)
+            member = pool.expected(flow)
+            if member is None:
+                continue
+            slot = self._members.slots[member.index]
+            if (slot.high, slot.low, slot.port) == backend:
+                if found is not None:
+                    return 0
+                found = pool, slot, vip_high, vip_low, vip_port
+        if found is None:
+            return 0
+        pool, slot, vip_high, vip_low, vip_port = found
+        ports = client_port << 16 | vip_port
+        if self._flows.find(packet.dst_high, packet.dst_low, vip_high, vip_low, ports, TCP):
+            return 0
+        key = (packet.dst_high, packet.dst_low, vip_high, vip_low, ports)
+        if self._ended.holds(key, ticks):
+            return 0
+        if packet.flags & SYN:
+            # Its SYN would have come this way: it went to the backend itself, as those of this
+            # host's health checks do, and so will the rest.
+            self._ended.remember(key, ticks)
+            return 0
+        # Nothing is in its way: no flow has its replies, and it needs no port of ours.
+        return self._lifecycle.open(
+            pool,
+            slot,
+            packet.dst_high,
+            packet.dst_low,
+            vip_high,
+            vip_low,
+            ports,
+            OUTPUT if hook == INPUT else hook,
+            ESTABLISHED,
+            ticks,
+        )

@@ -1,0 +1,16 @@
+# C types of views.py, for the compiled build.
+from featherlb.core.flows.counters cimport (
+    COUNTERS, OPENED, REFUSED, RESETS, SYN_RETRIES, SYN_TIMEOUTS, Counters)
+from featherlb.core.flows.table cimport (
+    BYTES, CREATED, KEY_BYTES, MEMBER, PORTS, PROTOCOL, SEEN, STATE, FlowTable)
+from featherlb.core.flows.lifecycle cimport Lifecycle
+from featherlb.core.flows.members cimport Members
+from featherlb.core.path.services cimport Services
+
+
+cdef class Views:
+    cdef FlowTable _flows
+    cdef Services _services
+    cdef Members _members
+    cdef Counters _counters
+    cdef Lifecycle _lifecycle

@@ -1,0 +1,279 @@
+"""What operators see: flows, and what was counted, as values that can be sent and shown.
+
+Nothing here changes what happens to a packet. It is compiled for one reason only: where things
+stand in a record and among the counts, compiled modules alone know.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import cython
+
+from featherlb.core.flows.counters import Counters
+from featherlb.core.flows.lifecycle import Lifecycle
+from featherlb.core.flows.members import Members
+from featherlb.core.flows.table import FlowTable
+from featherlb.core.flows.tcp_state import State, TimeoutClass
+from featherlb.core.path.services import Services
+from featherlb.model import Backend, Endpoint, Protocol
+from featherlb.model.reason import DROPPED, PASSED, TRANSLATED, Reason
+from featherlb.net.addresses import address_of
+
+if not cython.compiled:
+    from featherlb.core.flows.counters import (
+        COUNTERS,
+        OPENED,
+        REFUSED,
+        RESETS,
+        SYN_RETRIES,
+        SYN_TIMEOUTS,
+    )
+    from featherlb.core.flows.table import (
+        BYTES,
+        CREATED,
+        KEY_BYTES,
+        MEMBER,
+        PORTS,
+        PROTOCOL,
+        SEEN,
+        STATE,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class FlowView:
+    """One flow, for people. Ages are seconds; `source` is what the backend sees."""
+
+    service: str
+    protocol: Protocol
+    state: State
+    client: Endpoint
+    vip: Endpoint
+    backend: Endpoint
+    source: Endpoint
+    age: float
+    idle: float
+    bytes_forward: int
+    bytes_reply: int
+
+
+@dataclass(frozen=True, slots=True)
+class BackendStats:
+    """Counts of one backend since it joined the pool.
+
+    `resets` are RSTs in open connections, `refused` RSTs in answer to a SYN, `syn_timeouts`
+    connections that it never answered, `syn_retries` those whose client had to send the SYN again.
+    """
+
+    service: str
+    backend: Backend
+    active: int
+    flows: int
+    resets: int
+    refused: int
+    syn_timeouts: int
+    syn_retries: int
+    packets_forward: int
+    bytes_forward: int
+    packets_reply: int
+    bytes_reply: int
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """A snapshot. received = translated + passed + dropped, in packets; `reasons` adds up to it.
+
+    `flows_by_class` adds up to `flows`. `leaving` are backends that have left their service and
+    still have flows.
+    """
+
+    received: int
+    translated: int
+    passed: int
+    dropped: int
+    reasons: dict[Reason, int]
+    flows: int
+    flows_by_class: dict[TimeoutClass, int]
+    capacity: int
+    evicted: int
+    scheduler_errors: dict[str, int]
+    backends: tuple[BackendStats, ...]
+    leaving: tuple[tuple[str, Backend], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FlowRecords:
+    """A part of the flow table as it lies in memory: copying it costs next to nothing, reading
+    it (`read_flows`) is for somebody who has the time.
+
+    `first` is the number of the first record, `end` that of the last one in use, plus one.
+    `services` are by member index, `now` is the time of the copy in seconds.
+    """
+
+    records: bytes
+    first: int
+    end: int
+    services: dict[int, str]
+    now: float
+
+
+class Views:
+    """Looks at a balancer's parts."""
+
+    def __init__(
+        self,
+        flows: FlowTable,
+        services: Services,
+        members: Members,
+        counters: Counters,
+        lifecycle: Lifecycle,
+    ) -> None:
+        self._flows = flows
+        self._services = services
+        self._members = members
+        self._counters = counters
+        self._lifecycle = lifecycle
+
+    def list_flows(self, now: float, first: int = 1, limit: int = 1000) -> Iterator[FlowView]:
+        """Up to `limit` flows from record `first` on, in no particular order."""
+        for flow in range(first, self._flows.last_record() + 1):
+            if limit <= 0:
+                return
+            if self._flows.u8[flow * 128 + PROTOCOL]:
+                limit -= 1
+                yield self.view(flow, now)
+
+    def view(self, flow: int, now: float) -> FlowView:
+        """A flow as people see it."""
+        ((_, _, view),) = read_flows(self.copy_records(flow, 1, now))
+        return view
+
+    def copy_records(self, first: int, count: int, now: float) -> FlowRecords:
+        """The flow table's records from `first` on, `count` at most."""
+        end = self._flows.last_record() + 1
+        last = max(first, min(first + count, end))
+        records = bytes(self._flows.u8[first * 128 : last * 128])
+        members = set(memoryview(records).cast("H")[MEMBER::64])
+        services = {
+            index: self._members.slots[index].pool.service.name
+            for index in members
+            if index < len(self._members.slots)
+        }
+        return FlowRecords(records, first, end, services, now)
+
+    def take_scheduler_errors(self) -> list[tuple[str, str]]:
+        """The first error of each user's scheduler since it was loaded, once: service, error."""
+        found = []
+        for service, scheduler in self._services.user_schedulers:
+            if scheduler.first_error and not scheduler.told:
+                scheduler.told = True
+                found.append((service, scheduler.first_error))
+        return found
+
+    def take_opened(self, now: float) -> list[FlowView]:
+        """Flows opened since the last call, if `lifecycle.opened` is a list."""
+        if not self._lifecycle.opened:
+            return []
+        views = [self.view(flow, now) for flow in self._lifecycle.opened if self._is_open(flow)]
+        self._lifecycle.opened = []
+        return views
+
+    def _is_open(self, flow: int) -> bool:
+        return bool(self._flows.u8[flow * 128 + PROTOCOL])
+
+    def outcomes(self) -> dict[str, tuple[int, ...]]:
+        """By service, for each of its backends in order: the flows opened since it joined, and
+        those of them that it refused or left without an answer. Cheap, to be asked often."""
+        counters = self._counters
+        found: dict[str, tuple[int, ...]] = {}
+        for name, pool in self._services.pools.items():
+            outcomes: list[int] = []
+            for member in pool.members.values():
+                at = member.index * COUNTERS
+                failed = counters.members[at + REFUSED] + counters.members[at + SYN_RETRIES]
+                outcomes += (counters.members[at + OPENED], failed)
+            found[name] = tuple(outcomes)
+        return found
+
+    def statistics(self) -> Statistics:
+        """A snapshot of all counts."""
+        counters = self._counters
+        reasons = {reason: counters.reasons[int(reason)] for reason in Reason}
+        errors = dict.fromkeys((service for service, _ in self._services.user_schedulers), 0)
+        for service, scheduler in self._services.user_schedulers:
+            errors[service] += scheduler.errors
+        backends = []
+        for pool in self._services.pools.values():
+            for member in pool.members.values():
+                at = member.index * COUNTERS
+                backends.append(
+                    BackendStats(
+                        service=pool.service.name,
+                        backend=member.backend,
+                        active=member.active,
+                        flows=counters.members[at + OPENED],
+                        resets=counters.members[at + RESETS],
+                        refused=counters.members[at + REFUSED],
+                        syn_timeouts=counters.members[at + SYN_TIMEOUTS],
+                        syn_retries=counters.members[at + SYN_RETRIES],
+                        packets_forward=counters.members[at],
+                        bytes_forward=counters.members[at + 1],
+                        packets_reply=counters.members[at + 2],
+                        bytes_reply=counters.members[at + 3],
+                    )
+                )
+        return Statistics(
+            received=sum(reasons.values()),
+            translated=sum(reasons[reason] for reason in TRANSLATED),
+            passed=sum(reasons[reason] for reason in PASSED),
+            dropped=sum(reasons[reason] for reason in DROPPED),
+            reasons=reasons,
+            flows=self._flows.count,
+            flows_by_class={
+                kind: self._flows.length[queue] for queue, kind in enumerate(TimeoutClass)
+            },
+            capacity=self._flows.capacity,
+            evicted=self._lifecycle.evicted,
+            scheduler_errors=errors,
+            backends=tuple(backends),
+            leaving=tuple(
+                (slot.pool.service.name, slot.member.backend)
+                for slot in self._members.slots
+                if slot.held and slot.pool.members.get(slot.member.endpoint) is not slot.member
+            ),
+        )
+
+
+def read_flows(page: FlowRecords) -> Iterator[tuple[int, bytes, FlowView]]:
+    """The flows of a copied part of the table: record number, key, and what people see."""
+    memory = memoryview(page.records)
+    u64, u32, u16 = memory.cast("Q"), memory.cast("I"), memory.cast("H")
+    ticks = int(page.now * 10)
+    for flow in range(len(memory) // 128):
+        protocol = memory[flow * 128 + PROTOCOL]
+        if not protocol:
+            continue
+        at = flow * 16
+        forward = u32[flow * 32 + PORTS]
+        back = u32[flow * 32 + PORTS + 1]
+        yield (
+            page.first + flow,
+            page.records[flow * 128 : flow * 128 + KEY_BYTES],
+            FlowView(
+                service=page.services[u16[flow * 64 + MEMBER]],
+                protocol=Protocol(protocol),
+                state=State(memory[flow * 128 + STATE]),
+                client=_endpoint(u64[at], u64[at + 1], forward >> 16),
+                vip=_endpoint(u64[at + 2], u64[at + 3], forward & 0xFFFF),
+                backend=_endpoint(u64[at + 4], u64[at + 5], back >> 16),
+                source=_endpoint(u64[at + 6], u64[at + 7], back & 0xFFFF),
+                age=(ticks - u32[flow * 32 + CREATED]) / 10,
+                idle=(ticks - u32[flow * 32 + SEEN]) / 10,
+                bytes_forward=u64[at + BYTES],
+                bytes_reply=u64[at + BYTES + 1],
+            ),
+        )
+
+
+def _endpoint(high: int, low: int, port: int) -> Endpoint:
+    return Endpoint(address_of(high, low), port)

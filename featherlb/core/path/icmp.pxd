@@ -1,0 +1,56 @@
+# C types of icmp.py, for the compiled build.
+cimport cython
+from featherlb.core.path.outbox cimport Answers
+from featherlb.net.checksum cimport negate, sum_bytes, update
+from featherlb.core.flows.counters cimport Counters
+from featherlb.core.flows.table cimport (
+    ADDRESS_DELTA, FLAGS, FULL, MEMBER, OFFLOADED, PORTS, TRANSPORT_DELTA, WIRED, FlowTable)
+from featherlb.core.flows.next_hops cimport Hops
+from featherlb.net.packet cimport ICMP, ICMPV6, MASK16, OK, TCP, Packet
+from featherlb.core.path.services cimport Services
+
+cdef int HEADER, UNREACHABLE, TIME_EXCEEDED, PARAMETER_PROBLEM, FIRST_V6, LAST_V6
+cdef int ECHO_REQUEST, ECHO_REQUEST_V6, PREROUTING, OUTPUT, WIRE, NOT_READY, CUT, REWRITTEN
+cdef int ICMP_ERROR, TRUNCATED, BAD_CHECKSUM, ECHO, COPY, TTL_EXCEEDED, NO_NEXT_HOP
+
+
+cdef class IcmpHandler:
+    cdef Packet _packet, _quoted
+    cdef FlowTable _flows
+    cdef Hops _hops
+    cdef Services _services
+    cdef Counters _counters
+    cdef Answers _answers
+
+    cdef object attach(self, buffer)
+    @cython.locals(
+        packet=Packet, flows=FlowTable, counters=Counters, ref=cython.Py_ssize_t,
+        flow=cython.Py_ssize_t, reply=cython.Py_ssize_t, late=cython.bint, own=cython.bint,
+        wire=cython.bint, reason=cython.int)
+    cdef int handle(self, int hook, int info) except -1
+    @cython.locals(packet=Packet, reason=cython.int)
+    cdef int handle_echo(self, int hook, int info) except -1
+    cdef int damage(self, int info) noexcept
+    # -1 is OK.
+    @cython.locals(hops=Hops, at=cython.Py_ssize_t)
+    cdef int route(self, Py_ssize_t flow, Py_ssize_t reply) except -2
+
+cpdef bint is_icmp(Packet packet) noexcept
+@cython.locals(kind=cython.int)
+cpdef bint is_error(Packet packet) noexcept
+@cython.locals(kind=cython.int)
+cpdef bint is_echo_request(Packet packet) noexcept
+cpdef Py_ssize_t find_quoted(Packet packet, Packet quoted, FlowTable flows) noexcept
+@cython.locals(length=cython.Py_ssize_t)
+cdef unsigned long long checksum(
+    Packet packet, unsigned long long src_high, unsigned long long src_low,
+    unsigned long long dst_high, unsigned long long dst_low) noexcept
+cpdef bint is_intact(Packet packet) noexcept
+@cython.locals(
+    at=cython.Py_ssize_t, field=cython.Py_ssize_t, header=cython.Py_ssize_t, ports=cython.uint,
+    address_delta=cython.ulonglong, delta=cython.ulonglong, check=cython.ulonglong,
+    src_high=cython.ulonglong, src_low=cython.ulonglong,
+    dst_high=cython.ulonglong, dst_low=cython.ulonglong,
+    peer_high=cython.ulonglong, peer_low=cython.ulonglong)
+cpdef void translate_error(
+    Packet packet, Packet quoted, FlowTable flows, Py_ssize_t flow, bint reply, bint own) noexcept

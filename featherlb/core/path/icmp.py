@@ -1,0 +1,267 @@
+"""ICMP: errors are translated with the flow whose packet they quote, echo requests answered.
+
+It is stage 7 of docs/packet-path.md. An error: somebody on the way (a router, an end, the
+balancer's own kernel) could not forward or deliver a packet, and says so to its sender, quoting it.
+What is quoted was translated before, so that the sender would not recognise it; here that is
+undone. The quoted packet travelled in the other direction: an error towards the client quotes a
+packet towards the backend. Rules: RFC 5508 section 4, RFC 4443 section 2.4.
+
+Type, code and the four bytes after the checksum (the next hop's MTU, a pointer, the length field of
+RFC 4884) stay as they are. Errors say nothing about the flow's state: they neither end it (RFC
+5382 REQ-10) nor prolong it.
+"""
+
+import cython
+
+from featherlb.core.flows.counters import Counters
+from featherlb.core.flows.next_hops import Hops
+from featherlb.core.flows.table import FlowTable
+from featherlb.core.path.outbox import Answers
+from featherlb.core.path.services import Services
+from featherlb.model import Hook, PacketInfo, Verdict
+from featherlb.model.reason import Reason
+from featherlb.net.packet import Packet
+
+if not cython.compiled:
+    from featherlb.core.flows.table import (
+        ADDRESS_DELTA,
+        FLAGS,
+        FULL,
+        MEMBER,
+        OFFLOADED,
+        PORTS,
+        TRANSPORT_DELTA,
+        WIRED,
+    )
+    from featherlb.net.checksum import negate, sum_bytes, update
+    from featherlb.net.packet import ICMP, ICMPV6, MASK16, OK, TCP
+
+HEADER = 8
+
+# RFC 792: destination unreachable, time exceeded, parameter problem. Redirects are for the
+# network they were seen in, and source quench is obsolete (RFC 6633).
+UNREACHABLE, TIME_EXCEEDED, PARAMETER_PROBLEM = 3, 11, 12
+# RFC 4443: destination unreachable (1), packet too big, time exceeded, parameter problem (4).
+FIRST_V6, LAST_V6 = 1, 4
+ECHO_REQUEST, ECHO_REQUEST_V6 = 8, 128
+
+PREROUTING = int(Hook.PREROUTING)
+OUTPUT = int(Hook.OUTPUT)
+WIRE = int(Hook.WIRE)
+NOT_READY = int(PacketInfo.CHECKSUM_NOT_READY)
+CUT = int(PacketInfo.TRUNCATED)
+ICMP_ERROR = int(Reason.ICMP_ERROR)
+TRUNCATED = int(Reason.TRUNCATED)
+BAD_CHECKSUM = int(Reason.BAD_CHECKSUM)
+ECHO = int(Reason.ECHO)
+COPY = int(Reason.COPY)
+TTL_EXCEEDED = int(Reason.TTL_EXCEEDED)
+NO_NEXT_HOP = int(Reason.NO_NEXT_HOP)
+REWRITTEN = int(Verdict.REWRITTEN)
+
+
+class IcmpHandler:
+    """Decides what happens to each ICMP message."""
+
+    def __init__(
+        self,
+        packet: Packet,
+        flows: FlowTable,
+        hops: Hops,
+        services: Services,
+        counters: Counters,
+        answers: Answers,
+    ) -> None:
+        """`packet` is the one that is parsed before `handle` is called."""
+        self._packet = packet
+        self._quoted = Packet()
+        self._flows = flows
+        self._hops = hops
+        self._services = services
+        self._counters = counters
+        self._answers = answers
+
+    def attach(self, buffer: bytearray) -> None:
+        """Packets stand in this buffer from now on."""
+        self._quoted.attach(buffer)
+
+    def handle(self, hook: int, info: int) -> int:
+        """Decide on the parsed ICMP message, as `Balancer.handle_packet` does."""
+        packet = self._packet
+        flows = self._flows
+        counters = self._counters
+        if not is_error(packet):
+            return self.handle_echo(hook, info)
+        ref = find_quoted(packet, self._quoted, flows)
+        flow = ref >> 1
+        if flows.u8[flow * 128 + FLAGS] & OFFLOADED:
+            return counters.pass_on()
+        reply = ref & 1
+        late = reply and not flows.u8[flow * 128 + FLAGS] & FULL
+        wire = hook == WIRE
+        if not ref:
+            return counters.pass_on()
+        if flows.u8[flow * 128 + FLAGS] & WIRED:
+            if not wire:
+                # One of this host's own is ours: the kernel has not seen the flow.
+                return counters.pass_on() if hook == OUTPUT else counters.drop(COPY)
+        # Errors of this host's own are rewritten in OUTPUT, in either direction and mode.
+        elif wire or (hook != OUTPUT and (hook == PREROUTING) == late):
+            return counters.pass_on()
+        reason = self.damage(info)
+        if reason == OK and wire:
+            reason = self.route(flow, reply)
+        if reason != OK:
+            return counters.drop(reason)
+        own = hook == OUTPUT and not (
+            packet.src_low == flows.u64[flow * 16 + 5]
+            and packet.src_high == flows.u64[flow * 16 + 4]
+        )
+        if wire:
+            packet.use_hop()
+        translate_error(packet, self._quoted, flows, flow, reply, own)
+        counters.reasons[ICMP_ERROR] += 1
+        return REWRITTEN
+
+    def handle_echo(self, hook: int, info: int) -> int:
+        """Answer an echo request to a VIP; other messages are not ours. They only get here where
+        the VIP is not an address of this host: else its kernel answers."""
+        packet = self._packet
+        if (
+            hook != PREROUTING
+            or not is_echo_request(packet)
+            or (packet.dst_high, packet.dst_low) not in self._services.addresses
+        ):
+            return self._counters.pass_on()
+        reason = self.damage(info)
+        if reason != OK:
+            return self._counters.drop(reason)
+        self._answers.echo()
+        return self._counters.drop(ECHO)
+
+    def damage(self, info: int) -> int:
+        """Why the parsed message can't be used, or OK."""
+        if info & CUT:
+            return TRUNCATED
+        if not info & NOT_READY and not is_intact(self._packet):
+            return BAD_CHECKSUM
+        return OK
+
+    def route(self, flow: int, reply: int) -> int:
+        """Find the next hop of the parsed error about a packet of the flow, for `hops.goes`: OK, or
+        why it can't be sent. About an error there is no other (RFC 1122 section 3.2.2)."""
+        hops = self._hops
+        if self._packet.hops_left() <= 1:
+            return TTL_EXCEEDED
+        if reply:
+            at = flow * 16
+            hops.goes = hops.back(flow, self._flows.u64[at], self._flows.u64[at + 1])
+            return OK if hops.goes else NO_NEXT_HOP
+        hops.goes = hops.members[self._flows.u16[flow * 64 + MEMBER]]
+        return OK
+
+
+def is_icmp(packet: Packet) -> bool:
+    """Whether the parsed packet carries the ICMP of its IP version."""
+    return packet.protocol == (ICMP if packet.version == 4 else ICMPV6)
+
+
+def is_error(packet: Packet) -> bool:
+    """Whether the parsed ICMP message is an error that quotes a packet."""
+    if packet.end - packet.transport < HEADER:
+        return False
+    kind = packet.data[packet.transport]
+    if packet.version == 4:
+        return kind in (UNREACHABLE, TIME_EXCEEDED, PARAMETER_PROBLEM)
+    return FIRST_V6 <= kind <= LAST_V6
+
+
+def is_echo_request(packet: Packet) -> bool:
+    """Whether the parsed ICMP message wants to be echoed."""
+    if packet.end - packet.transport < HEADER:
+        return False
+    kind = packet.data[packet.transport]
+    return kind == (ECHO_REQUEST if packet.version == 4 else ECHO_REQUEST_V6)
+
+
+def find_quoted(packet: Packet, quoted: Packet, flows: FlowTable) -> int:
+    """The flow whose packet the parsed error quotes, as a reference with the direction in which
+    the error itself travels; 0 if there is none. `quoted` is set to the quoted packet."""
+    if not quoted.parse_quoted(packet.version, packet.transport + HEADER, packet.end):
+        return 0
+    # An error goes to the sender of what it quotes; anything else is made up.
+    if quoted.src_high != packet.dst_high or quoted.src_low != packet.dst_low:
+        return 0
+    return flows.find(
+        quoted.dst_high,
+        quoted.dst_low,
+        quoted.src_high,
+        quoted.src_low,
+        (quoted.ports & MASK16) << 16 | quoted.ports >> 16,
+        quoted.protocol,
+    )
+
+
+def checksum(packet: Packet, src_high: int, src_low: int, dst_high: int, dst_low: int) -> int:
+    """The checksum of the ICMP message in the buffer, whose own field must be zero; with the
+    right one in the field, 0. ICMPv6 includes the pseudo-header (RFC 4443 section 2.3)."""
+    if packet.version == 6:
+        return packet.transport_checksum(src_high, src_low, dst_high, dst_low)
+    length = packet.end - packet.transport
+    return sum_bytes(packet.data, packet.transport, length) ^ MASK16
+
+
+def is_intact(packet: Packet) -> bool:
+    """Whether the checksum of the parsed ICMP message is right."""
+    return not checksum(packet, packet.src_high, packet.src_low, packet.dst_high, packet.dst_low)
+
+
+def translate_error(
+    packet: Packet, quoted: Packet, flows: FlowTable, flow: int, reply: int, own: bool
+) -> None:
+    """Rewrite the parsed error about a packet of `flow` in place, and what it quotes.
+
+    `reply` is 1 for an error on its way to the client. It then comes from the VIP whoever made
+    it, since a backend's side of the network may have no address that means anything to the
+    client (RFC 5508 REQ-5); one that the balancer made on its `own` keeps its address.
+    """
+    at = flow * 16
+    address_delta = flows.u16[flow * 64 + ADDRESS_DELTA]
+    delta = flows.u16[flow * 64 + TRANSPORT_DELTA]
+    src_high, src_low = packet.src_high, packet.src_low
+    if reply:
+        address_delta, delta = negate(address_delta), negate(delta)
+        dst_high, dst_low = flows.u64[at], flows.u64[at + 1]
+        peer_high, peer_low = flows.u64[at + 2], flows.u64[at + 3]
+        ports = flows.u32[flow * 32 + PORTS]
+        if not own:
+            src_high, src_low = peer_high, peer_low
+    else:
+        dst_high, dst_low = flows.u64[at + 4], flows.u64[at + 5]
+        peer_high, peer_low = flows.u64[at + 6], flows.u64[at + 7]
+        ports = flows.u32[flow * 32 + PORTS + 1]
+        if flows.u8[flow * 128 + FLAGS] & FULL:
+            src_high, src_low = peer_high, peer_low
+
+    # The quoted packet, as the receiver of the error has sent it.
+    quoted.write_source(dst_high, dst_low)
+    quoted.write_destination(peer_high, peer_low)
+    quoted.write32(quoted.transport, ports)
+    if quoted.version == 4:
+        quoted.write16(quoted.ip + 10, update(quoted.read16(quoted.ip + 10), address_delta))
+    field = quoted.transport + (16 if quoted.protocol == TCP else 6)
+    if field + 2 <= quoted.end:  # of TCP often only eight bytes are there (RFC 792)
+        check = quoted.read16(field)
+        if quoted.protocol == TCP:
+            quoted.write16(field, update(check, delta))
+        elif check:
+            quoted.write16(field, update(check, delta) or MASK16)
+
+    packet.write_source(src_high, src_low)
+    packet.write_destination(dst_high, dst_low)
+    if packet.version == 4:
+        packet.write16(packet.ip + 10, 0)
+        header = packet.transport - packet.ip
+        packet.write16(packet.ip + 10, sum_bytes(packet.data, packet.ip, header) ^ MASK16)
+    packet.write16(packet.transport + 2, 0)
+    packet.write16(packet.transport + 2, checksum(packet, src_high, src_low, dst_high, dst_low))

@@ -1,0 +1,21 @@
+# C types of answers.py, for the compiled build.
+from featherlb.net.packet cimport RST, UDP, Packet
+
+cdef int MAX_WAITING, MAX_ICMP_ERRORS
+
+
+cdef class Answers:
+    cdef Packet _packet
+    cdef list _waiting
+    cdef unsigned int _errors, _ticks
+
+    cpdef list take(self)
+    cpdef object add(self, bytes packet)
+    cdef object refuse(self, unsigned int ticks)
+    cdef object echo(self)
+    cdef object expire(self, unsigned long long high, unsigned long long low, unsigned int ticks)
+    cdef object limit(
+        self, unsigned long long high, unsigned long long low, unsigned int mtu,
+        unsigned int ticks)
+    cdef bint may_answer(self) noexcept
+    cdef bint may_complain(self, unsigned int ticks) noexcept

@@ -1,0 +1,75 @@
+"""Packets of featherlb's own that wait to be sent: refusals, ICMP errors, echo replies.
+
+There is a limit to all that strangers can have made: beyond it they get no answer.
+"""
+
+import cython
+
+from featherlb.net.build import echo_reply, port_unreachable, tcp_reset, time_exceeded, too_big
+from featherlb.net.packet import Packet
+
+if not cython.compiled:
+    from featherlb.net.packet import RST, UDP
+
+MAX_WAITING = 512
+"""Answers that wait to be sent; beyond them refusals are silent, so a flood costs no memory."""
+MAX_ICMP_ERRORS = 100
+"""ICMP errors of our own per tick of 0.1 s (RFC 4443 section 2.4 f; Linux: 1000 a second)."""
+
+
+class Answers:
+    """What is answered to the packet that was parsed last."""
+
+    def __init__(self, packet: Packet) -> None:
+        self._packet = packet
+        self._waiting: list[bytes] = []
+        self._errors = 0
+        self._ticks = 0
+
+    def take(self) -> list[bytes]:
+        """Packets to send, with their IP headers, since the last call."""
+        waiting = self._waiting
+        if waiting:
+            self._waiting = []
+        return waiting
+
+    def add(self, packet: bytes) -> None:
+        """Have this sent, however much waits: an operator wants it."""
+        self._waiting.append(packet)
+
+    def refuse(self, ticks: int) -> None:
+        """Refuse it with a RST or ICMP port unreachable, if it is one that is answered."""
+        packet = self._packet
+        if packet.protocol == UDP:
+            if self.may_complain(ticks):
+                self._waiting.append(port_unreachable(packet))
+        elif not packet.flags & RST and self.may_answer():
+            self._waiting.append(tcp_reset(packet))
+
+    def echo(self) -> None:
+        """Answer it, an ICMP echo request."""
+        if self.may_answer():
+            self._waiting.append(echo_reply(self._packet))
+
+    def expire(self, high: int, low: int, ticks: int) -> None:
+        """Say that its hops are used up, from this address (two words)."""
+        if self.may_complain(ticks):
+            self._waiting.append(time_exceeded(self._packet, (high, low)))
+
+    def limit(self, high: int, low: int, mtu: int, ticks: int) -> None:
+        """Say that no more than `mtu` bytes would have fitted, from this address (two words)."""
+        if self.may_complain(ticks):
+            self._waiting.append(too_big(self._packet, (high, low), mtu))
+
+    def may_answer(self) -> bool:
+        """Whether there is room for an answer, and somebody to get it."""
+        return len(self._waiting) < MAX_WAITING and self._packet.has_sender()
+
+    def may_complain(self, ticks: int) -> bool:
+        """Whether an ICMP error may be made now."""
+        if self._ticks != ticks:
+            self._ticks, self._errors = ticks, 0
+        if self._errors >= MAX_ICMP_ERRORS or not self.may_answer():
+            return False
+        self._errors += 1
+        return True

@@ -1,0 +1,21 @@
+# C types of services.py, for the compiled build.
+cimport cython
+from featherlb.core.flows.next_hops cimport Hops
+from featherlb.core.flows.members cimport Members
+from featherlb.net.packet cimport MAPPED
+
+
+cdef class Services:
+    cdef readonly dict pools
+    cdef readonly set addresses
+    cdef readonly list user_schedulers
+    cdef dict _by_vip
+    cdef bint _wildcards
+    cdef Members _members
+    cdef Hops _hops
+    cdef object _source_ports, _seed, _hash_key
+
+    @cython.locals(family=cython.ulonglong)
+    cpdef object find(
+        self, unsigned long long high, unsigned long long low, int protocol, unsigned int port,
+        bint wire)

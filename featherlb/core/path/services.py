@@ -1,0 +1,119 @@
+"""The services, as the packet path looks them up: by the address that a packet goes to.
+
+The pool of each service lives as long as its name is served, its members as long as they have
+flows.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import cython
+
+from featherlb.core.flows.members import Members
+from featherlb.core.flows.next_hops import Hops
+from featherlb.core.flows.snat_ports import PortAllocator
+from featherlb.core.pools.pool import Pool
+from featherlb.core.pools.schedulers import UserScheduler
+from featherlb.model import Datapath, Service
+from featherlb.net.addresses import words_of
+
+if not cython.compiled:
+    from featherlb.net.packet import MAPPED
+
+
+class Services:
+    """`pools` are by the service's name, `addresses` those of all VIPs as words,
+    `user_schedulers` those that users wrote, each with its service's name."""
+
+    def __init__(
+        self,
+        members: Members,
+        hops: Hops,
+        source_ports: PortAllocator,
+        *,
+        seed: int,
+        hash_key: bytes,
+    ) -> None:
+        """`seed` and `hash_key` are for the schedulers."""
+        self.pools: dict[str, Pool] = {}
+        self.addresses: set[tuple[int, int]] = set()
+        self.user_schedulers: list[tuple[str, UserScheduler]] = []
+        self._by_vip: dict[tuple[int, int, int, int], Pool] = {}
+        self._wildcards = False
+        self._members = members
+        self._hops = hops
+        self._source_ports = source_ports
+        self._seed = seed
+        self._hash_key = hash_key
+
+    def apply(self, services: Sequence[Service], settled: bool) -> set[Pool]:
+        """Serve these from now on; those whose datapath is another than before. `settled` as
+        `Balancer.apply`."""
+        members = self._members
+        pools: dict[str, Pool] = {}
+        switched: set[Pool] = set()
+        for service in services:
+            pool = self.pools.pop(service.name, None)
+            if pool is None:
+                pool = Pool(service, seed=self._seed, key=self._hash_key)
+            before = pool.service.datapath
+            changes = service.datapath is not before
+            pool.settling = (
+                changes and not settled and Datapath.OFFLOAD in (before, service.datapath)
+            )
+            gone = pool.update(service, partial(members.add, pool))
+            pools[service.name] = pool
+            if changes:
+                switched.add(pool)
+            for member in gone:
+                members.retire(member)
+            for member in pool.members.values():
+                members.slots[member.index].take_backend(member.backend)
+        for pool in self.pools.values():
+            for member in pool.members.values():
+                members.retire(member)
+        self.pools = pools
+        self.user_schedulers = [
+            (name, scheduler)
+            for name, pool in pools.items()
+            for scheduler in pool.schedulers
+            if isinstance(scheduler, UserScheduler)
+        ]
+        self._index()
+        return switched
+
+    def find(self, high: int, low: int, protocol: int, port: int, wire: bool) -> Pool | None:
+        """The pool of the service that has this VIP; `wire` for a packet that came as a frame."""
+        pool = self._by_vip.get((high, low, protocol, port))
+        if pool is None and self._wildcards:
+            family = MAPPED if not high and low >> 32 == 0xFFFF else 0
+            pool = self._by_vip.get((0, family, protocol, port))
+            # What comes to a hook is for this host; what passes on a wire need not be.
+            if wire and pool is not None and (high, low) not in self._hops.addresses:
+                return None
+        return pool
+
+    def _index(self) -> None:
+        """Enter the VIPs, and keep what they take up from being given as source ports."""
+        by_vip: dict[tuple[int, int, int, int], Pool] = {}
+        excluded: list[tuple[tuple[int, int], int]] = []
+        self._wildcards = False
+        sources = {
+            words_of(source)
+            for pool in self.pools.values()
+            for member in pool.members.values()
+            for source in member.backend.sources
+        }
+        for pool in self.pools.values():
+            for vip in pool.service.vips:
+                high, low = words_of(vip.address)
+                self._wildcards |= vip.wildcard
+                for port in range(vip.first_port, vip.last_port + 1):
+                    by_vip[high, low, int(pool.service.protocol), port] = pool
+                    for source in sources if vip.wildcard else [(high, low)]:
+                        excluded.append((source, port))
+        self._by_vip = by_vip
+        self.addresses = {
+            words_of(vip.address) for pool in self.pools.values() for vip in pool.service.vips
+        }
+        self._source_ports.exclude(excluded)

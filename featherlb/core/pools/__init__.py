@@ -1,0 +1,1 @@
+"""The backends of a service, and which one gets a new flow."""

@@ -1,0 +1,47 @@
+"""Which backend a client's last flow went to. One table per service, looked at only when a flow
+opens. Clients are told apart by the first bits of their address. Entries stand in the order of
+their last use, which is also the order in which they expire, since all have the same timeout; so
+old ones are found at the front.
+"""
+
+from collections import OrderedDict
+
+from featherlb.core.pools.schedulers import Member, NewFlow
+from featherlb.model import Persistence
+from featherlb.model.ticks import TICKS_PER_SECOND
+
+MAX_CLIENTS = 65536
+"""Entries per service; beyond them the one that was used longest ago is forgotten."""
+
+
+class PersistenceTable:
+    """The backends of clients. Times are in ticks of 0.1 s."""
+
+    def __init__(self, persistence: Persistence) -> None:
+        self._prefix = persistence.prefix
+        self._timeout = round(persistence.timeout * TICKS_PER_SECOND)
+        self._entries: OrderedDict[int, tuple[Member, int]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def find(self, flow: NewFlow, ticks: int) -> Member | None:
+        """The member of the client's last flow, None after the timeout."""
+        member, last = self._entries.get(self._client(flow), (None, 0))
+        return member if ticks - last < self._timeout else None
+
+    def remember(self, flow: NewFlow, member: Member, ticks: int) -> None:
+        """The client's last flow goes to this member; the timeout starts anew."""
+        entries = self._entries
+        client = self._client(flow)
+        entries[client] = member, ticks
+        entries.move_to_end(client)
+        # One comes, so two that expired may go.
+        for _ in range(2):
+            _, last = next(iter(entries.values()))
+            if ticks - last >= self._timeout or len(entries) > MAX_CLIENTS:
+                entries.popitem(last=False)
+
+    def _client(self, flow: NewFlow) -> int:
+        bits = 32 if flow.version == 4 else 128
+        return flow.client >> (bits - self._prefix)

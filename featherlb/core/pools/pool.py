@@ -1,0 +1,172 @@
+"""The backends of a service while it runs. A `Pool` is a service with its schedulers and its
+members. Members keep their identity, and so their counts of open flows, when the configuration
+changes around them.
+
+Members of one role are a tier with a scheduler of its own: a new flow goes to the first tier
+that has a usable member with room. A scheduler knows nothing of limits and ramps. Where its pick
+can't have the flow, `Scheduler.overflow` decides among those that can; so the usual flow pays
+nothing for them, and consistent placement moves no other flow.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from featherlb.core.pools.persistence import PersistenceTable
+from featherlb.core.pools.schedulers import Member, NewFlow, Scheduler, factory_of
+from featherlb.model import Backend, Datapath, Endpoint, NatMode, Role, Service
+from featherlb.model.ticks import TICKS_PER_SECOND
+
+
+class Tier:
+    """The members of one role."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.scheduler = scheduler
+        self.usable: list[Member] = []
+
+    def update(self, members: Sequence[Member]) -> None:
+        self.usable = [member for member in members if member.weight > 0]
+        self.scheduler.update(members)
+
+    def pick(self, flow: NewFlow, ticks: int) -> Member | None:
+        """The member for a new flow at this time (0.1 s), None if no member can have it."""
+        member = self.scheduler.pick(flow)
+        if (
+            member is None
+            or member.unlimited
+            or (member.has_room and not self._waits(member, ticks))
+        ):
+            return member
+        others = [one for one in self.usable if one is not member and one.has_room]
+        steady = [one for one in others if not self._ramps(one, ticks)]
+        if steady:
+            return self.scheduler.overflow(flow, steady)
+        # Whoever ramps up is better than nobody.
+        if member.has_room:
+            return member
+        return self.scheduler.overflow(flow, others) if others else None
+
+    def _waits(self, member: Member, ticks: int) -> bool:
+        """Whether a member that ramps up leaves this flow to others."""
+        if not self._ramps(member, ticks):
+            return False
+        assert member.ramp is not None
+        member.credit += member.ramp.progress(ticks / TICKS_PER_SECOND)
+        if member.credit < 1:
+            return True
+        member.credit -= 1
+        return False
+
+    def _ramps(self, member: Member, ticks: int) -> bool:
+        if member.ramp is None or self.scheduler.consistent:
+            return False
+        if member.ramp.progress(ticks / TICKS_PER_SECOND) >= 1:
+            member.end_ramp()
+        return member.ramp is not None
+
+
+class Pool:
+    """A running service. Changed by `update` only.
+
+    Attributes, for each new flow asks for them: `full`, the NAT mode; `raw`, packets from the
+    network come as frames; `offloaded`, the kernel's conntrack carries its flows; `adopts`, a
+    connection that is already under way can be joined, for the scheduler would have put it on the
+    same backend, and nothing but the backend had to be chosen; `settling`, the host's rules are
+    not yet those of its datapath, and it opens no flow.
+    """
+
+    def __init__(self, service: Service, *, seed: int, key: bytes) -> None:
+        """`seed` and `key` are for the schedulers. The pool is empty until `update`."""
+        self._take(service)
+        self.members: dict[Endpoint, Member] = {}
+        self.settling = False
+        self._seed = seed
+        self._key = key
+        self._factory = factory_of(service.scheduler)
+        self._tiers = {Role.PRIMARY: self._new_tier()}
+        self.persistence = _table(service)
+        self._update_tiers()
+
+    @property
+    def schedulers(self) -> list[Scheduler]:
+        """One for each role that the pool has had members of."""
+        return [tier.scheduler for tier in self._tiers.values()]
+
+    @property
+    def usable(self) -> bool:
+        """Whether any member takes new flows, if it has room."""
+        return bool(self._serving.usable)
+
+    def _take(self, service: Service) -> None:
+        self.service = service
+        self.full = service.nat is NatMode.FULL
+        self.raw = service.datapath is Datapath.RAW
+        self.offloaded = service.datapath is Datapath.OFFLOAD
+        self.one_packet = service.one_packet
+        self.responses = service.responses
+
+    def update(self, service: Service, new_member: Callable[[Backend], Member]) -> Iterable[Member]:
+        """Become `service`; the members that it no longer has are returned."""
+        factory = factory_of(service.scheduler)
+        # A user's edited code is another factory of the same name.
+        if factory is not self._factory:
+            self._factory = factory
+            self._tiers = {role: self._new_tier() for role in self._tiers}
+        gone = dict(self.members)
+        members: dict[Endpoint, Member] = {}
+        for backend in service.backends:
+            member = gone.pop(backend.endpoint, None)
+            if member is None:
+                member = new_member(backend)
+            member.take_backend(backend)
+            members[backend.endpoint] = member
+        if service.persistence != self.service.persistence:
+            self.persistence = _table(service)
+        self._take(service)
+        self.members = members
+        self._update_tiers()
+        return gone.values()
+
+    def _new_tier(self) -> Tier:
+        return Tier(self._factory(seed=self._seed, key=self._key))
+
+    def _update_tiers(self) -> None:
+        tiers: dict[Role, Tier] = {}
+        for role in Role:
+            members = [one for one in self.members.values() if one.backend.role is role]
+            if members or role in self._tiers:
+                tiers[role] = self._tiers.get(role) or self._new_tier()
+                tiers[role].update(members)
+        self._tiers = tiers
+        usable = (tier for tier in tiers.values() if tier.usable)
+        self._serving = next(usable, tiers[Role.PRIMARY])
+        self._takers = frozenset(self._serving.usable)
+        self.adopts = (
+            self._serving.scheduler.consistent and not self.full and self.persistence is None
+        )
+
+    def pick(self, flow: NewFlow, ticks: int) -> Member | None:
+        """The member for a new flow at this time (0.1 s), None if no backend is usable or all
+        are full."""
+        if self.persistence is None:
+            return self._pick(flow, ticks)
+        member = self.persistence.find(flow, ticks)
+        if member is None or not (member in self._takers and member.has_room):
+            member = self._pick(flow, ticks)
+        if member is not None:
+            self.persistence.remember(flow, member, ticks)
+        return member
+
+    def _pick(self, flow: NewFlow, ticks: int) -> Member | None:
+        for tier in self._tiers.values():
+            member = tier.pick(flow, ticks)
+            if member is not None:
+                return member
+        return None
+
+    def expected(self, flow: NewFlow) -> Member | None:
+        """The member that has a connection which is under way already, if the pool adopts."""
+        return self._serving.scheduler.pick(flow)
+
+
+def _table(service: Service) -> PersistenceTable | None:
+    return PersistenceTable(service.persistence) if service.persistence else None

@@ -1,0 +1,44 @@
+"""Schedulers: who gets the next flow. One file per strategy, behind one registry.
+
+Importing this package registers the built-ins.
+"""
+
+from featherlb.core.pools.schedulers import (  # noqa: F401 (imported to register)
+    five_tuple_hash,
+    least_connections,
+    maglev,
+    round_robin,
+    source_hash,
+    two_choices,
+    weighted_least_connections,
+    weighted_random,
+    weighted_round_robin,
+)
+from featherlb.core.pools.schedulers.base import Member, NewFlow, Scheduler
+from featherlb.core.pools.schedulers.registry import (
+    canonical_name,
+    create,
+    factory_of,
+    is_consistent,
+    is_file_reference,
+    names,
+    register,
+    scheduler,
+)
+from featherlb.core.pools.schedulers.user import PickFunction, UserScheduler
+
+__all__ = [
+    "Member",
+    "NewFlow",
+    "PickFunction",
+    "Scheduler",
+    "UserScheduler",
+    "canonical_name",
+    "create",
+    "factory_of",
+    "is_consistent",
+    "is_file_reference",
+    "names",
+    "register",
+    "scheduler",
+]

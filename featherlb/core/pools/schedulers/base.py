@@ -1,0 +1,133 @@
+"""What every scheduler is given and must answer. A scheduler decides once per flow: when a packet
+opens one. Packets of known flows never get here. The pool owns the members and keeps
+`Member.active`; schedulers only read it.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv6Address
+from typing import ClassVar
+
+from featherlb import model
+
+OVERFLOW_PICKS = 4
+"""Further picks before the least loaded member takes a flow that the picked one can't."""
+
+
+class Member:
+    """A backend as a pool holds it, compared by identity.
+
+    `active` counts its open flows (half-open or established). `index` is its slot number,
+    which stays while the pool lives. A weight of 0 means: no new flows. `unlimited` says that
+    nothing but the weight limits them.
+    """
+
+    __slots__ = ("active", "backend", "credit", "index", "ramp", "unlimited", "weight")
+
+    def __init__(self, backend: model.Backend, index: int) -> None:
+        self.active: int = 0
+        self.index: int = index
+        self.ramp: model.Ramp | None = None
+        self.credit = 0.0
+        """Of a flow that the ramp allows."""
+        self.take_backend(backend)
+
+    def take_backend(self, backend: model.Backend) -> None:
+        """Follow a change of the backend's configuration."""
+        self.backend = backend
+        self.weight: int = backend.weight
+        self.ramp = backend.ramp
+        self.unlimited = backend.max_connections is None and backend.ramp is None
+
+    def end_ramp(self) -> None:
+        """It takes as many flows as any other from now on."""
+        self.ramp = None
+        self.unlimited = self.backend.max_connections is None
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it may have one more flow."""
+        limit = self.backend.max_connections
+        return limit is None or self.active < limit
+
+    @property
+    def endpoint(self) -> model.Endpoint:
+        return self.backend.endpoint
+
+    def __repr__(self) -> str:
+        return f"<Member {self.endpoint} weight={self.weight} active={self.active}>"
+
+
+class NewFlow:
+    """A flow that a packet is about to open, as the client sees it (before translation).
+
+    `protocol` is the IANA number, `version` 4 or 6; addresses and ports are integers of the
+    value they have in network byte order (10.0.0.1 is 0x0A000001).
+    """
+
+    __slots__ = ("client", "client_port", "protocol", "version", "vip", "vip_port")
+
+    def __init__(
+        self, protocol: int, version: int, client: int, client_port: int, vip: int, vip_port: int
+    ) -> None:
+        self.protocol: int = protocol
+        self.version: int = version
+        self.client: int = client
+        self.client_port: int = client_port
+        self.vip: int = vip
+        self.vip_port: int = vip_port
+
+    @property
+    def client_address(self) -> model.Address:
+        return IPv4Address(self.client) if self.version == 4 else IPv6Address(self.client)
+
+    @property
+    def vip_address(self) -> model.Address:
+        return IPv4Address(self.vip) if self.version == 4 else IPv6Address(self.vip)
+
+    def __repr__(self) -> str:
+        client = model.Endpoint(self.client_address, self.client_port)
+        vip = model.Endpoint(self.vip_address, self.vip_port)
+        return f"<NewFlow {client} -> {vip} protocol={self.protocol}>"
+
+
+class Scheduler(ABC):
+    """Picks the backend of a new flow.
+
+    `name` is the one that configuration and logs use; `aliases` are other systems' names for
+    the same strategy. `consistent` says that a pick is a pure function of flow, pool and key,
+    so that another node, or this one after a restart, takes the same decision.
+    """
+
+    name: str
+    aliases: ClassVar[tuple[str, ...]] = ()
+    consistent: bool = False
+
+    @abstractmethod
+    def __init__(self, *, seed: int, key: bytes) -> None:
+        """`seed` is the only source of chance. `key` (0 to 64 bytes) keys the hashes: the same
+        on nodes that must agree, unknown to clients that must not choose their backend."""
+
+    @abstractmethod
+    def update(self, members: Sequence[Member]) -> None:
+        """Take the usable members, whenever they or a weight change.
+
+        Members of weight 0 are in the list and must not be picked.
+        """
+
+    @abstractmethod
+    def pick(self, flow: NewFlow) -> Member | None:
+        """The member that gets `flow`; None if there is none to pick."""
+
+    def overflow(self, flow: NewFlow, members: Sequence[Member]) -> Member:
+        """The member that gets `flow` where the picked one can't take it: one of `members`, all
+        of which can."""
+        for _ in range(OVERFLOW_PICKS):
+            member = self.pick(flow)
+            if member is not None and member in members:
+                return member
+        return min(members, key=_load)
+
+
+def _load(member: Member) -> float:
+    return (member.active + 1) / member.weight

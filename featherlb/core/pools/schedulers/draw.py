@@ -1,0 +1,33 @@
+"""Drawing a member by weight. Shared by the schedulers that leave placement, or part of it, to
+chance.
+"""
+
+import random
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+
+from featherlb.core.pools.schedulers.base import Member
+
+
+class WeightedDraw:
+    """Draws members in proportion to their weights: O(n) to update, O(log n) to draw."""
+
+    __slots__ = ("_bounds", "_members", "_random", "_total")
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed).random
+        self._members: list[Member] = []
+        self._bounds: list[int] = []
+        self._total = 0
+
+    def update(self, members: Sequence[Member]) -> None:
+        self._members = [member for member in members if member.weight > 0]
+        self._bounds = list(accumulate(member.weight for member in self._members))
+        self._total = self._bounds[-1] if self._bounds else 0
+
+    def draw(self) -> Member | None:
+        """A member, or None if no member has a weight."""
+        if not self._members:
+            return None
+        return self._members[bisect_right(self._bounds, self._random() * self._total)]

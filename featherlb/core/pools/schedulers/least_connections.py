@@ -1,0 +1,43 @@
+"""Least connections: each flow goes to the member with the fewest open flows. O(n) per pick.
+
+A scan beats a heap here: `active` changes with every packet that opens or closes a flow, and
+keeping an order up to date would make those pay for the picks. Weights count only as a yes
+(1 and more) or no (0).
+"""
+
+from collections.abc import Sequence
+
+from featherlb.core.pools.schedulers.base import Member, NewFlow, Scheduler
+from featherlb.core.pools.schedulers.registry import register
+
+
+@register
+class LeastConnections(Scheduler):
+    name = "least-connections"
+    aliases = ("lc", "leastconn", "least-conn")
+
+    def __init__(self, *, seed: int, key: bytes) -> None:
+        self._members: list[Member] = []
+
+    def update(self, members: Sequence[Member]) -> None:
+        self._members = [member for member in members if member.weight > 0]
+
+    def pick(self, flow: NewFlow) -> Member | None:
+        members = self._members
+        if not members:
+            return None
+        best = 0
+        least = members[0].active
+        for index, member in enumerate(members):
+            if member.active < least:
+                best = index
+                least = member.active
+        return self._take(best)
+
+    def _take(self, index: int) -> Member:
+        """The member at this place. It goes to the end of the queue: of equals, who was picked
+        last waits longest. Without this the first of an idle pool would get every short
+        connection."""
+        picked = self._members.pop(index)
+        self._members.append(picked)
+        return picked

@@ -1,0 +1,110 @@
+"""Maglev hashing: a flow's 5-tuple looks its member up in a table. O(1).
+
+Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load Balancer", NSDI 2016,
+section 3.4. Every member has a preference list, a permutation of the slots; the members take
+turns, and each takes the first slot of its list that is still free. The table is split almost
+exactly by weight (within a slot or two of the ideal), and a change moves few slots beyond
+those it must.
+
+A member of weight w has a turn every 1/w units of time: equal weights take turns as in the
+paper, and every member with a weight gets at least one slot.
+"""
+
+from collections.abc import Sequence
+from heapq import heapreplace
+
+from featherlb.core.pools.schedulers.base import Member, NewFlow, Scheduler
+from featherlb.core.pools.schedulers.hashing import KeyedHash, endpoint_bytes, five_tuple_bytes
+from featherlb.core.pools.schedulers.registry import register
+
+TABLE_SIZE = 65537
+"""The paper's size for up to some hundred members: a share is then exact to a per cent."""
+
+
+@register
+class Maglev(Scheduler):
+    name = "maglev"
+    aliases = ("mh",)
+    consistent = True
+
+    def __init__(self, *, seed: int, key: bytes, table_size: int = TABLE_SIZE) -> None:
+        """`table_size` must be a prime, or else preference lists would miss slots."""
+        if table_size < 2 or any(table_size % n == 0 for n in range(2, int(table_size**0.5) + 1)):
+            raise ValueError(f"Maglev table size {table_size} is not a prime number")
+        self._size = table_size
+        self._hash_flow = KeyedHash(key, b"flow")
+        self._hash_offset = KeyedHash(key, b"maglev offset")
+        self._hash_skip = KeyedHash(key, b"maglev skip")
+        self._shares: list[tuple[bytes, int, Member]] = []
+        self._table: list[Member] = []
+
+    def update(self, members: Sequence[Member]) -> None:
+        # In the order of the endpoints, so that the order of the configuration doesn't matter.
+        shares = sorted(
+            (
+                (endpoint_bytes(member.endpoint), member.weight, member)
+                for member in members
+                if member.weight > 0
+            ),
+            key=lambda share: share[:2],
+        )
+        if shares != self._shares:
+            self._shares = shares
+            self._table = self._populate() if shares else []
+
+    def pick(self, flow: NewFlow) -> Member | None:
+        table = self._table
+        if not table:
+            return None
+        return table[self._hash_flow(five_tuple_bytes(flow)) % self._size]
+
+    def overflow(self, flow: NewFlow, members: Sequence[Member]) -> Member:
+        """The owner of the next slot that has room: flows of one slot stay together, those of
+        neighbouring ones spread (as in consistent hashing with bounded loads, Mirrokni, Thorup
+        and Zadimoghaddam, 2018)."""
+        wanted = frozenset(members)
+        slot = self._hash_flow(five_tuple_bytes(flow)) % self._size
+        table = self._table
+        # Every member with a weight owns a slot.
+        return next(
+            member
+            for step in range(self._size)
+            if (member := table[(slot + step) % self._size]) in wanted
+        )
+
+    def _populate(self) -> list[Member]:
+        offsets = [self._hash_offset(name) % self._size for name, _, _ in self._shares]
+        skips = [self._hash_skip(name) % (self._size - 1) + 1 for name, _, _ in self._shares]
+        weights = [weight for _, weight, _ in self._shares]
+        members = [member for _, _, member in self._shares]
+        return [members[index] for index in fill(self._size, offsets, skips, weights)]
+
+
+def fill(
+    size: int, offsets: Sequence[int], skips: Sequence[int], weights: Sequence[int]
+) -> list[int]:
+    """The table of `size` slots, each holding the number of the member that owns it.
+
+    The preference list of member i is `offsets[i] + j * skips[i]` modulo `size`, for j = 0, 1, …
+    Takes some `size * log(size)` steps, however many members there are.
+    """
+    slots = list(offsets)
+    counts = [0] * len(slots)
+    turns = [(0.0, index) for index in range(len(slots))]
+    taken = bytearray(size)
+    table = [0] * size
+    for _ in range(size):
+        index = turns[0][1]
+        slot = slots[index]
+        skip = skips[index]
+        while taken[slot]:
+            slot += skip
+            if slot >= size:
+                slot -= size
+        taken[slot] = 1
+        table[slot] = index
+        slots[index] = slot
+        # A quotient, not a running sum: turns that fall together must compare as equal.
+        counts[index] += 1
+        heapreplace(turns, (counts[index] / weights[index], index))
+    return table

@@ -1,0 +1,103 @@
+"""Names of schedulers, and the way from a name to a scheduler. A built-in registers its class with
+`@register`; a user's class or function joins with `@scheduler("name")`, or is joined by
+`featherlb.system.plugins`.
+"""
+
+import difflib
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+from featherlb.core.pools.schedulers.base import Scheduler
+from featherlb.core.pools.schedulers.user import PickFunction, UserScheduler
+
+
+class SchedulerFactory(Protocol):
+    def __call__(self, *, seed: int, key: bytes) -> Scheduler: ...
+
+
+_BuiltIn = TypeVar("_BuiltIn", bound=type[Scheduler])
+_UserCode = TypeVar("_UserCode", bound=type[Scheduler] | PickFunction)
+
+_factories: dict[str, SchedulerFactory] = {}
+_canonical: dict[str, str] = {}
+"""Every accepted spelling, lower case, to the canonical name."""
+_user_names: set[str] = set()
+
+
+def register(scheduler_class: _BuiltIn) -> _BuiltIn:
+    """Class decorator: make a built-in known by its `name` and `aliases`."""
+    name = scheduler_class.name
+    _factories[name] = scheduler_class
+    for spelling in (name, *scheduler_class.aliases):
+        if _canonical.setdefault(spelling, name) != name:
+            raise ValueError(f"'{spelling}' names both {name} and {_canonical[spelling]}")
+    return scheduler_class
+
+
+def scheduler(name: str) -> Callable[[_UserCode], _UserCode]:
+    """Decorator: make a user's `Scheduler` class, or a function `pick(flow, backends)`, known
+    as `name`.
+
+    A later registration of the same name replaces the earlier one, so that a reload takes the
+    edited code. Built-in names can't be replaced: ValueError.
+    """
+    if name in _canonical and name not in _user_names:
+        raise ValueError(f"'{name}' is the name of a built-in scheduler: choose another one")
+
+    def join(code: _UserCode) -> _UserCode:
+        def factory(*, seed: int, key: bytes) -> Scheduler:
+            return UserScheduler(name, code, seed=seed, key=key)
+
+        _factories[name] = factory
+        _canonical[name] = name
+        _user_names.add(name)
+        return code
+
+    return join
+
+
+def is_file_reference(name: str) -> bool:
+    """Whether `name` refers to a user's file, as `./my_sched.py:pick` does."""
+    path, _, attribute = name.rpartition(":")
+    return path.endswith(".py") and attribute.isidentifier()
+
+
+def canonical_name(name: str) -> str:
+    """`name` as the registry spells it: `rr` is `round-robin`; a file reference is its own.
+
+    ValueError for an unknown one: lists the known names and hints at the closest.
+    """
+    found = _canonical.get(name) or _canonical.get(name.lower().replace("_", "-"))
+    if found is not None:
+        return found
+    if is_file_reference(name):
+        return name
+    close = difflib.get_close_matches(name.lower(), _canonical, n=1)
+    hint = f", did you mean '{close[0]}'?" if close else ""
+    raise ValueError(f"unknown scheduler '{name}'{hint} (known: {', '.join(names())})")
+
+
+def factory_of(name: str) -> SchedulerFactory:
+    """What makes the scheduler of this name now; another object once the name is registered
+    again. ValueError as `create`."""
+    factory = _factories.get(canonical_name(name))
+    if factory is None:
+        raise ValueError(f"scheduler '{name}' has not been loaded")
+    return factory
+
+
+def is_consistent(name: str) -> bool:
+    """Whether the built-in scheduler of this name is; of users' it is not known before they
+    run."""
+    return bool(getattr(_factories.get(_canonical.get(name, name)), "consistent", False))
+
+
+def create(name: str, *, seed: int, key: bytes) -> Scheduler:
+    """A new scheduler by any of its names; ValueError as `canonical_name`, and for a file that
+    `featherlb.system.plugins` has not loaded."""
+    return factory_of(name)(seed=seed, key=key)
+
+
+def names() -> list[str]:
+    """The canonical names, built-ins first, each group in alphabetical order."""
+    return sorted(_factories, key=lambda name: (name in _user_names, name))

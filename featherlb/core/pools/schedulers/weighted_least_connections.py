@@ -1,0 +1,29 @@
+"""Weighted least connections: open flows in proportion to weights. O(n) per pick.
+
+Picks the smallest (active + 1) / weight, the load that the member would have with this flow;
+so an idle pool fills from its strongest member. Compared crosswise, without division.
+"""
+
+from featherlb.core.pools.schedulers.base import Member, NewFlow
+from featherlb.core.pools.schedulers.least_connections import LeastConnections
+from featherlb.core.pools.schedulers.registry import register
+
+
+@register
+class WeightedLeastConnections(LeastConnections):
+    name = "weighted-least-connections"
+    aliases = ("wlc", "weighted-leastconn", "weighted-least-conn")
+
+    def pick(self, flow: NewFlow) -> Member | None:
+        members = self._members
+        if not members:
+            return None
+        best = 0
+        load = members[0].active + 1
+        capacity = members[0].weight
+        for index, member in enumerate(members):
+            if (member.active + 1) * capacity < load * member.weight:
+                best = index
+                load = member.active + 1
+                capacity = member.weight
+        return self._take(best)

@@ -1,0 +1,1 @@
+"""How packets reach the core and leave it: a folder for each datapath."""

@@ -1,0 +1,1 @@
+"""The datapath nfqueue: every packet passes an NFQUEUE."""

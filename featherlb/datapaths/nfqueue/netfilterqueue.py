@@ -1,0 +1,160 @@
+"""The portable queue driver, on the NetfilterQueue package; its only importer.
+
+The package cuts packets to 4016 bytes without saying so, and answers packet by packet. The first
+is mended here: the queue's configuration belongs to its socket, of which a duplicate asks the
+kernel for whole packets, and the package reads through an object of ours with a large enough
+buffer. The package shows no packet metadata, so the kernel is left to cut super-packets and to
+complete checksums before it queues them (no NFQA_CFG_F_GSO).
+"""
+
+import errno
+import os
+import socket
+
+from netfilterqueue import NetfilterQueue
+
+from featherlb.datapaths.base import FlowCarrier, QueueCounters, QueueHandler
+from featherlb.model import LATE_HOOKS, PacketInfo, Verdict
+from featherlb.model.errors import HostError
+from featherlb.system.nfnetlink import (
+    COPY_RANGE,
+    FLAG_FAIL_OPEN,
+    config_message,
+    copy_attributes,
+    kernel_counters,
+)
+
+_READ_SIZE = 1 << 17
+"""Bytes: more than any message (COPY_RANGE and its attributes)."""
+_SOCKET_BUFFER = 16 << 20
+"""Bytes of kernel memory for queued packets, past net.core.rmem_max (SO_RCVBUFFORCE)."""
+_SO_RCVBUFFORCE = 33
+_MAX_READS = 256
+"""Reads per call of `process`, so that the worker gets to its timers under any load."""
+
+
+class _Reader:
+    """What the package takes for its socket: whole packets, never blocking."""
+
+    def __init__(self, queue_socket: socket.socket) -> None:
+        self._socket = queue_socket
+        self.left = 0
+
+    def recv(self, _size: int) -> bytes:
+        if not self.left:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        self.left -= 1
+        while True:
+            try:
+                return self._socket.recv(_READ_SIZE, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                raise
+            except OSError as error:
+                # ENOBUFS: packets were dropped since the last read; the kernel counts them.
+                if error.errno != errno.ENOBUFS:
+                    raise
+
+
+class NetfilterQueueDriver:
+    """One queue through the NetfilterQueue package; satisfies `base.PacketQueue`."""
+
+    def __init__(self, number: int, *, max_length: int, fail_open: bool) -> None:
+        """Bind queue `number`, holding up to `max_length` packets; HostError if it is taken."""
+        self.number = number
+        self.pass_mark = 0
+        self._received = 0
+        self._truncated = 0
+        self._buffer = bytearray(_READ_SIZE)
+        self._handler: QueueHandler | None = None
+        self._carrier: FlowCarrier | None = None
+        self._now = 0.0
+        self._queue = NetfilterQueue()
+        try:
+            self._queue.bind(number, self._handle, max_len=max_length)
+        except OSError as error:
+            raise HostError(
+                f"NFQUEUE {number} cannot be bound: another program has it, or CAP_NET_ADMIN or"
+                f" the kernel's nfnetlink_queue is missing ({error})"
+            ) from None
+        self._socket = socket.socket(fileno=os.dup(self._queue.get_fd()))
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _SOCKET_BUFFER)
+        flags = FLAG_FAIL_OPEN if fail_open else 0
+        self._socket.send(
+            config_message(number, copy_attributes(max_length, flags, FLAG_FAIL_OPEN))
+        )
+        self._reader = _Reader(self._socket)
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def process(self, handler: QueueHandler, now: float) -> int:
+        if handler.buffer is not self._buffer:
+            handler.attach(self._buffer)
+        self._handler = handler
+        self._now = now
+        before = self._received
+        self._reader.left = _MAX_READS
+        # Comes back when the reader says that nothing waits.
+        self._queue.run_socket(self._reader)
+        return self._received - before
+
+    def _handle(self, packet) -> None:  # type: ignore[no-untyped-def]
+        assert self._handler is not None
+        self._received += 1
+        payload = packet.get_payload()
+        length = len(payload)
+        info = PacketInfo.NONE
+        self._buffer[:length] = payload
+        if length >= COPY_RANGE:
+            total = _length_in_header(payload)
+            if total > length:
+                self._truncated += 1
+                info = PacketInfo.TRUNCATED
+                length = total
+        verdict = self._handler.handle_packet(0, length, packet.hook, info, self._now)
+        if self._carrier is not None:
+            offload = self._handler.offload
+            if verdict == Verdict.ASK:
+                self._carrier.learn(offload, offload.asked, self._now)
+                verdict = self._handler.handle_packet(0, length, packet.hook, info, self._now)
+            offload.created = 0
+            self._carrier.flush(offload)
+            if self._carrier.failed:
+                verdict = Verdict.DROP
+        if verdict == Verdict.REWRITTEN:
+            packet.set_payload(bytes(self._buffer[:length]))
+            packet.accept()
+        elif verdict == Verdict.PASS and self.pass_mark:
+            packet.set_mark(self.pass_mark | (packet.hook in LATE_HOOKS))
+            packet.repeat()
+        elif verdict in (Verdict.PASS, Verdict.CARRY):
+            packet.accept()
+        else:
+            packet.drop()
+
+    def carry_with(self, carrier: FlowCarrier) -> None:
+        self._carrier = carrier
+
+    def cut_segments(self, wanted: bool) -> None:
+        """The kernel always does."""
+
+    def counters(self) -> QueueCounters:
+        waiting, queue_dropped, socket_dropped = kernel_counters(self.number)
+        return QueueCounters(
+            received=self._received,
+            truncated=self._truncated,
+            queue_dropped=queue_dropped,
+            socket_dropped=socket_dropped,
+            waiting=waiting,
+        )
+
+    def close(self) -> None:
+        self._queue.unbind()
+        self._socket.close()
+
+
+def _length_in_header(packet: bytes) -> int:
+    """The packet's length in bytes by its own IP header."""
+    if packet[0] >> 4 == 4:
+        return int.from_bytes(packet[2:4], "big")
+    return 40 + int.from_bytes(packet[4:6], "big")

@@ -1,0 +1,45 @@
+# C types of netlink.py, for the compiled build. Compiled, the handler is the core's Balancer
+# itself, so that a packet costs no Python call.
+cimport cython
+from featherlb.core.path.balancer cimport Balancer
+from featherlb.datapaths.offload.engine cimport Conntrack
+from featherlb.system.mmsg cimport MessageBatch
+
+cdef Py_ssize_t SLOTS, SLOT_SIZE, MAX_BATCHES, HEADER, VERDICT_SIZE
+cdef int PACKET_MESSAGE, VERDICT_MESSAGE, NLM_F_REQUEST, NLMSG_ERROR
+cdef int NF_DROP, NF_ACCEPT, NF_REPEAT, INPUT, FORWARD, POSTROUTING
+cdef int NFQA_PACKET_HDR, NFQA_VERDICT_HDR, NFQA_MARK, NFQA_PAYLOAD, NFQA_CAP_LEN, NFQA_SKB_INFO
+cdef int PASS, REWRITTEN, DROP, ASK, TRUNCATED
+
+
+cdef class NetlinkDriver:
+    cdef readonly int number
+    cdef public unsigned int pass_mark
+    cdef readonly Py_ssize_t received, truncated, lost
+    cdef object _socket
+    cdef bint cuts_segments
+    cdef Conntrack conntrack
+    cdef dict opened
+    cdef MessageBatch batch
+    cdef unsigned char[::1] u8
+    cdef unsigned short[::1] u16
+    cdef unsigned int[::1] u32, ids
+    cdef int[::1] hooks, infos
+    cdef long long[::1] payloads, sizes, lengths
+    cdef Py_ssize_t packets
+
+    @cython.locals(
+        batch=MessageBatch, before=cython.Py_ssize_t, _=cython.int, count=cython.int,
+        slot=cython.int, i=cython.Py_ssize_t)
+    cpdef Py_ssize_t process(self, Balancer handler, double now) except -1
+    @cython.locals(at=object)
+    cdef object create(self, Balancer handler)
+    @cython.locals(
+        packet_id=cython.uint, hook=cython.int, info=cython.int, payload=cython.Py_ssize_t,
+        size=cython.Py_ssize_t, length=cython.Py_ssize_t, at=cython.Py_ssize_t,
+        end=cython.Py_ssize_t, step=cython.Py_ssize_t, kind=cython.int, i=cython.Py_ssize_t)
+    cdef void read(self, Py_ssize_t start, Py_ssize_t received) except *
+    @cython.locals(
+        payload=cython.Py_ssize_t, size=cython.Py_ssize_t, hook=cython.int, verdict=cython.int,
+        at=cython.Py_ssize_t, outcome=cython.int, total=cython.Py_ssize_t)
+    cdef void handle(self, Py_ssize_t i, Balancer handler, double now) except *

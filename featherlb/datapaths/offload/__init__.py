@@ -1,0 +1,1 @@
+"""The datapath offload: Python decides, the kernel's connection tracking forwards."""

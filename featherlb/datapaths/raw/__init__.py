@@ -1,0 +1,1 @@
+"""The datapath raw: whole frames over AF_PACKET sockets."""

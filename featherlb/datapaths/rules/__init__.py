@@ -1,0 +1,1 @@
+"""What the rule sets of all datapaths are made of."""

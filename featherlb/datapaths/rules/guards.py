@@ -1,0 +1,64 @@
+"""Settings that the kernel needs, and rules against what it would do with them."""
+
+from collections.abc import Iterable, Iterator
+from ipaddress import IPv4Network
+
+from featherlb.datapaths.rules import icmp
+from featherlb.datapaths.rules.endpoints import Parts
+from featherlb.datapaths.rules.facts import Facts
+from featherlb.system import sysctl
+
+LOOPBACK_NETWORK = IPv4Network("127.0.0.0/8")
+NO_SOURCE = {4: "255.255.255.255", 6: "ff02::1"}
+"""By address family, an address that no packet comes from."""
+
+
+def guards(parts: Parts, full: bool) -> Iterator[str]:
+    """Drops what the kernel dropped before `settings` made it accept featherlb's packets."""
+    if parts.family != 4:
+        return
+    if full:
+        yield "! -i lo -m addrtype --src-type LOCAL -j DROP"
+    if parts.loopback:
+        yield f"! -i lo -s {LOOPBACK_NETWORK} -j DROP"
+        yield f"! -i lo -d {LOOPBACK_NETWORK} -j DROP"
+
+
+def redirects(parts: Parts, facts: Facts) -> tuple[str, ...]:
+    """Drops what one-armed would tell a backend the way around the balancer."""
+    return tuple(
+        f"-o {interface} -p {icmp.REDIRECTS[parts.family]} -j DROP"
+        for interface in facts.backend_interfaces
+        if parts.forwards
+    )
+
+
+def reassembly(parts: Parts, facts: Facts) -> Iterator[str]:
+    """Makes the kernel reassemble fragments before they are queued.
+
+    A rule that asks for the connection tracking state does so by its presence. Where the kernel has
+    none, one that asks for the socket does, though no packet ever meets it
+    (net/netfilter/xt_socket.c: socket_mt_enable_defrag).
+    """
+    if not facts.conntrack and facts.socket:
+        yield f"-s {NO_SOURCE[parts.family]} -m socket -j RETURN"
+
+
+def settings(parts: Iterable[Parts], facts: Facts) -> Iterator[sysctl.Setting]:
+    """What lets the kernel forward packets of balanced flows, and take their addresses."""
+    for part in parts:
+        if part.forwards and part.family == 6:
+            # A router ignores advertisements, and forgets the routes it has from them, unless
+            # told otherwise before (net/ipv6/route.c: rt6_purge_dflt_routers).
+            for interface in facts.advertised:
+                yield f"net/ipv6/conf/{interface}/accept_ra", "2"
+            yield "net/ipv6/conf/all/forwarding", "1"
+        elif part.forwards:
+            yield "net/ipv4/ip_forward", "1"
+        if part.family != 4:
+            continue
+        if part.full:
+            # The source is one of this host's addresses before the routing decision.
+            yield "net/ipv4/conf/all/accept_local", "1"
+        if part.loopback:
+            yield "net/ipv4/conf/all/route_localnet", "1"

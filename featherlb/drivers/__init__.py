@@ -1,1 +1,0 @@
-"""The edge of the system: each module is the only importer of its foreign library."""

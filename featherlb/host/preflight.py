@@ -1,0 +1,300 @@
+"""Refusals: what on this host would keep the services from working, each in one sentence.
+
+Nothing on the host is changed.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+from featherlb.datapaths.raw.socket_filter import ROOM, Interest
+from featherlb.datapaths.rules.facts import Facts, Options
+from featherlb.datapaths.rules.vip_addresses import subnet_interface
+from featherlb.host.choose import obstacle, opposed
+from featherlb.host.claims import carried_entries, source_entries
+from featherlb.host.kernel import check_kernel
+from featherlb.host.orphans import read_vips
+from featherlb.host.peers import others, served, shared, way_out
+from featherlb.host.survey import require_privileges
+from featherlb.model import Address, Backend, Datapath, Endpoint, NatMode, Protocol, Service, Vip
+from featherlb.model.errors import HostError
+from featherlb.system import arp, journal, network, sockets, sysctl
+
+NOWHERE = ""
+"""Instead of an interface's name: no route leads to the address."""
+
+
+def check(
+    services: Sequence[Service],
+    options: Options,
+    facts: Facts,
+    log: journal.Journal | None = None,
+) -> None:
+    """HostError with the first obstacle found; the backends of `services` are prepared.
+
+    For a new instance, and for one that goes over to other services. Takes a few tenths of a
+    second where a VIP is to be assigned: its subnet is asked whether somebody has it.
+    """
+    for refusal in find(services, options, facts, log):
+        raise refusal
+
+
+def find(
+    services: Sequence[Service],
+    options: Options,
+    facts: Facts,
+    log: journal.Journal | None = None,
+    owner: int | None = None,
+) -> Iterator[HostError]:
+    """What `check` would raise, and what else it would have found, one of each kind.
+
+    `owner` is the pid of the instance that is or will be responsible, by default this process.
+    """
+    try:
+        require_privileges()
+    except HostError as error:
+        # Without them hardly anything can be looked at.
+        yield error
+        return
+    owner = owner or os.getpid()
+    records = (log or journal.Journal()).records()
+    rivals = others(records, services, options.queue, owner)
+    checks: list[Callable[[], None]] = [
+        partial(_check_kernel, services, options),
+        partial(_check_services, services),
+        partial(_check_filters, services, options, facts),
+        partial(_check_others, services, rivals),
+        partial(_check_listeners, services),
+        partial(_check_reverse_path, services, options, facts),
+        partial(_check_vip_addresses, services, options, facts),
+    ]
+    if not any(record.alive and record.pid == owner for record in records):
+        checks.insert(4, partial(_check_queues, options, rivals))
+    for check_one in checks:
+        try:
+            check_one()
+        except HostError as error:
+            yield error
+
+
+def _check_kernel(services: Sequence[Service], options: Options) -> None:
+    families = {vip.address.version for _, _, vip in _vips(services)}
+    full = any(service.nat is NatMode.FULL for service in services)
+    check_kernel(families, options.workers, full)
+
+
+def _check_services(services: Sequence[Service]) -> None:
+    vips = list(_vips(services))
+    _check_shared_backends(services)
+    for service in services:
+        if service.datapath is not Datapath.NFQUEUE and (
+            sentence := obstacle(service, service.datapath)
+        ):
+            raise HostError(sentence)
+        for backend in service.backends:
+            for _, protocol, vip in vips:
+                if protocol is service.protocol and _serves(vip, backend):
+                    raise HostError(
+                        f"backend {backend} of service '{service.name}' is the VIP {vip} itself:"
+                        " its packets would go round in circles; name the server's own address"
+                        " or another port"
+                    )
+    for service, _, vip in vips:
+        if vip.address.is_loopback and service.nat is NatMode.DNAT:
+            for backend in service.backends:
+                if not backend.local:
+                    raise HostError(
+                        f"backend {backend} cannot answer the clients of VIP {vip}, whose"
+                        f" addresses are loopback addresses as well; set `nat: full` for service"
+                        f" '{service.name}'"
+                    )
+
+
+def _check_shared_backends(services: Sequence[Service]) -> None:
+    """A backend's replies are either tracked by the kernel or not."""
+    users: dict[tuple[Protocol, Endpoint], Service] = {}
+    for service in sorted(services, key=lambda one: one.datapath is Datapath.OFFLOAD):
+        for backend in service.backends:
+            user = users.setdefault((service.protocol, backend.endpoint), service)
+            if (user.datapath is Datapath.OFFLOAD) != (service.datapath is Datapath.OFFLOAD):
+                raise HostError(
+                    f"backend {backend} is in service '{user.name}' with the datapath"
+                    f" {user.datapath} and in service '{service.name}' with the datapath"
+                    f" {service.datapath}; give both the same datapath"
+                )
+
+
+def _check_filters(services: Sequence[Service], options: Options, facts: Facts) -> None:
+    """What the datapath raw has to look for, is limited."""
+    addresses = frozenset(one.address.ip for one in facts.addresses)
+    if not Interest(options.share(0)).of(services, addresses).fits:
+        raise HostError(
+            "the VIPs of the services with the datapath raw are more than a socket filter can look"
+            f" for ({ROOM} addresses and ports); set the datapath of some to {Datapath.NFQUEUE}"
+        )
+
+
+def _check_others(services: Sequence[Service], rivals: Sequence[journal.Record]) -> None:
+    carried = carried_entries(services)
+    for record in rivals:
+        if found := shared(served(services), read_vips(record.vips)):
+            protocol, vip = found
+            raise HostError(
+                f"VIP {vip}/{protocol} is already served by the featherlb with pid"
+                f" {record.pid}; stop that one first"
+            )
+        if sentence := opposed(services, record):
+            raise HostError(sentence)
+        sources = source_entries(services, spared=carried.intersection(record.carried))
+        if common := sources.intersection(record.sources):
+            raise HostError(
+                f"the featherlb with pid {record.pid} sends to the same backend from the same"
+                f" source address ({min(common)}), so their ports would collide; give the"
+                " service another source address, or both the datapath offload"
+                f"{way_out(record)}"
+            )
+
+
+def _check_queues(options: Options, rivals: Sequence[journal.Record]) -> None:
+    owners = {number: _process(port_id) for number, port_id in sockets.bound_queues().items()}
+    for record in rivals:
+        for number in range(record.instance, record.instance + record.workers):
+            owners[number] = f"the featherlb with pid {record.pid}"
+    for number in range(options.queue, options.queue + options.workers):
+        if number in owners:
+            raise HostError(
+                f"queue {number} is in use by {owners[number]}; choose another queue number"
+            )
+
+
+def _check_listeners(services: Sequence[Service]) -> None:
+    listeners = sockets.listeners({service.protocol for service in services})
+    for service, protocol, vip in _vips(services):
+        for listener in listeners:
+            if (
+                listener.protocol is protocol
+                and vip.first_port <= listener.endpoint.port <= vip.last_port
+                and (vip.wildcard or listener.accepts(vip.address))
+                and not any(
+                    backend.local
+                    and backend.endpoint.port == listener.endpoint.port
+                    and listener.accepts(backend.endpoint.address)
+                    for backend in service.backends
+                )
+            ):
+                raise HostError(
+                    f"{listener.owner()} listens on {listener.endpoint}/{protocol} and would get"
+                    f" no more connections to VIP {vip}; stop it, or bind it to another address"
+                    " or port"
+                )
+
+
+def _check_reverse_path(services: Sequence[Service], options: Options, facts: Facts) -> None:
+    """`full` mode: packets carry an address of this host before they are routed.
+
+    A strict rp_filter (the greater one of the interface's and `all`) takes such a packet only
+    on the interface that has the address; a loose one asks only that there is a route to it
+    (net/ipv4/fib_frontend.c: __fib_validate_source). IPv6 has no such filter.
+    """
+    settings: dict[str, int] = {}
+    for service in services:
+        if service.nat is not NatMode.FULL:
+            continue
+        for arrival, owner in _crossings(service, options, facts):
+            keys = [f"net/ipv4/conf/{name}/rp_filter" for name in ("all", arrival)]
+            strictness = max(int(sysctl.read(key) or 0) for key in keys)
+            if owner == NOWHERE and strictness:
+                settings |= dict.fromkeys(keys, 0)
+            elif owner not in (arrival, NOWHERE) and strictness == 1:
+                settings.setdefault(keys[1], 2)
+    if settings:
+        fix = " ".join(f"{sysctl.dotted(key)}={value}" for key, value in settings.items())
+        raise HostError(f"rp_filter would drop packets in the NAT mode full; run `sysctl -w {fix}`")
+
+
+def _crossings(service: Service, options: Options, facts: Facts) -> Iterator[tuple[str, str]]:
+    """Where packets of a `full` service arrive, each with the interface to whose address their
+    source is rewritten there."""
+    owners = {own.address.ip: own.interface for own in network.addresses()}
+    outside = sorted({name for name in owners.values() if name != network.LOOPBACK})
+    for vip in service.vips:
+        if vip.address.version != 4:
+            continue
+        if vip.wildcard:
+            vip_interfaces = outside
+        elif vip.address in owners:
+            vip_interfaces = [owners[vip.address]]
+        elif options.assign:
+            own = subnet_interface(vip.address, facts.addresses)
+            vip_interfaces = [own or network.LOOPBACK]
+        else:
+            route = network.route(vip.address)
+            vip_interfaces = [route.interface if route else NOWHERE]
+        # Where clients come in: anywhere, unless the VIP's subnet says more.
+        client_interfaces = [name for name in vip_interfaces if name in outside] or outside
+        for backend in service.backends:
+            for source, client_interface in product(backend.sources, client_interfaces):
+                yield client_interface, owners.get(source, network.LOOPBACK)
+            back = network.route(backend.endpoint.address)
+            if back is not None and not back.local:
+                for vip_interface in vip_interfaces:
+                    yield back.interface, vip_interface
+
+
+def _check_vip_addresses(services: Sequence[Service], options: Options, facts: Facts) -> None:
+    """Whether clients find the VIPs here, and only here."""
+    here = {own.address.ip for own in network.addresses()} | facts.local_vips
+    on_link: dict[str, list[Address]] = {}
+    for address in {vip.address for _, _, vip in _vips(services)} - here:
+        interface = subnet_interface(address, facts.addresses)
+        if interface and not address.is_unspecified:
+            on_link.setdefault(interface, []).append(address)
+    for interface, addresses in sorted(on_link.items()):
+        if options.assign:
+            for address, mac in arp.owners(interface, addresses).items():
+                raise HostError(
+                    f"VIP {address} already belongs to the host with the MAC address {mac} on"
+                    f" {interface}; take it away there, or choose another VIP"
+                )
+            continue
+        for address in addresses:
+            if not _answered(address, interface):
+                raise HostError(
+                    f"nobody can reach VIP {address}: it is in the subnet of {interface}, but no"
+                    " address of this host; leave out --no-assign, or run"
+                    f" `ip addr add {address}/{address.max_prefixlen} dev {interface}`"
+                )
+
+
+def _answered(address: Address, interface: str) -> bool:
+    """Whether this host answers for an address that it hasn't got."""
+    settings = [f"net/ipv4/conf/{name}/proxy_arp" for name in ("all", interface)]
+    return (
+        address.version == 4 and any(sysctl.read(key) == "1" for key in settings)
+    ) or network.has_proxy(address, interface)
+
+
+def _vips(services: Sequence[Service]) -> Iterator[tuple[Service, Protocol, Vip]]:
+    for service in services:
+        for vip in service.vips:
+            yield service, service.protocol, vip
+
+
+def _serves(vip: Vip, backend: Backend) -> bool:
+    """Whether packets to the backend are packets to the VIP."""
+    address, port = backend.endpoint.address, backend.endpoint.port
+    same = backend.local and vip.address.version == address.version
+    return vip.first_port <= port <= vip.last_port and (
+        same if vip.wildcard else vip.address == address
+    )
+
+
+def _process(port_id: int) -> str:
+    """The process that probably has this netlink port id: the kernel gives the first socket
+    of a process its pid."""
+    try:
+        return f"{Path(f'/proc/{port_id}/comm').read_text().strip()} (pid {port_id})"
+    except OSError:
+        return "another program"

@@ -1,0 +1,91 @@
+"""Health checks, active and passive: what is asked of a backend, and how the answer is judged."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from featherlb.model.address import Address, Endpoint
+
+
+class CheckType(StrEnum):
+    """How a backend is asked whether it is well."""
+
+    TCP = "tcp"
+    HTTP = "http"
+    HTTPS = "https"
+    UDP = "udp"
+    SCRIPT = "script"
+
+
+class Health(StrEnum):
+    """Whether a backend is taken to be well."""
+
+    UP = "up"
+    DOWN = "down"
+    EJECTED = "ejected"
+    """Its clients' connections failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class StatusRange:
+    """HTTP status codes from `low` to `high`, both included."""
+
+    low: int
+    high: int
+
+    def __contains__(self, code: int) -> bool:
+        return self.low <= code <= self.high
+
+    def __str__(self) -> str:
+        return str(self.low) if self.low == self.high else f"{self.low}-{self.high}"
+
+
+@dataclass(frozen=True, slots=True)
+class HealthCheck:
+    """How the backends of a service are checked. Times are seconds.
+
+    `address` and `port` are checked in place of the backend's own.
+    """
+
+    type: CheckType
+    interval: float = 2.0
+    timeout: float = 1.0
+    rise: int = 2
+    """Good results in a row that bring a backend up."""
+    fall: int = 3
+    """Bad results in a row that bring it down."""
+    initial: Health = Health.UP
+    """Before the first result."""
+    address: Address | None = None
+    port: int | None = None
+    method: str = "GET"
+    path: str = "/"
+    host: str | None = None
+    """The Host header; None for the address."""
+    status: tuple[StatusRange, ...] = (StatusRange(200, 399),)
+    body: str | None = None
+    """Text that the response's body holds."""
+    send: str = ""
+    """UDP: the payload, a character for each byte (ISO 8859-1); `expect` likewise."""
+    expect: str | None = None
+    """UDP: what the answer holds; None if there may be none."""
+    command: tuple[str, ...] = ()
+
+    def endpoint(self, backend: Endpoint) -> Endpoint:
+        """What is checked for a backend."""
+        return Endpoint(self.address or backend.address, self.port or backend.port)
+
+
+@dataclass(frozen=True, slots=True)
+class PassiveCheck:
+    """When the connections of clients show that a backend is not well. Times are seconds."""
+
+    failures: int = 5
+    """Failed connections since some moment of the window."""
+    share: int = 50
+    """Per cent of the connections since then that have failed, at least."""
+    window: float = 10.0
+    ejection: float = 10.0
+    """Time out of use; twice as long each further time."""
+    longest_ejection: float = 300.0
+    max_ejected: int = 50
+    """Per cent of a service's backends that are out of use because of this, at most."""

@@ -1,0 +1,49 @@
+"""What is said about a packet: the hook where it is met, its kernel metadata, the verdict."""
+
+from enum import IntEnum, IntFlag
+
+
+class Hook(IntEnum):
+    """Where a packet is met: at one of the netfilter hooks, numbered as in
+    include/uapi/linux/netfilter.h (enum nf_inet_hooks), or on the wire."""
+
+    PREROUTING = 0
+    INPUT = 1
+    FORWARD = 2
+    OUTPUT = 3
+    POSTROUTING = 4
+    WIRE = 5
+    """In a frame, in front of everything that the kernel does with it (the raw datapath)."""
+
+
+LATE_HOOKS = frozenset({Hook.INPUT, Hook.FORWARD, Hook.POSTROUTING})
+"""Those behind the routing decision."""
+
+
+class PacketInfo(IntFlag):
+    """What the kernel says of a packet (NFQA_SKB_INFO in nfnetlink_queue.h)."""
+
+    NONE = 0
+    CHECKSUM_NOT_READY = 1
+    """The transport checksum field holds only the pseudo-header's sum (CHECKSUM_PARTIAL)."""
+    GSO = 2
+    """A super-packet: the kernel cuts it into segments when it leaves."""
+    TRUNCATED = 256
+    """featherlb's own bit: the copy is shorter than the packet, so it cannot be rewritten."""
+    COMPLETED_LATER = 512
+    """featherlb's own bit, beside CHECKSUM_NOT_READY: the field goes on as it is, whoever sends
+    the packet out completes it."""
+
+
+class Verdict(IntEnum):
+    """What the queue driver does with a packet that the core has looked at."""
+
+    PASS = 0
+    """Let it go on, untouched."""
+    REWRITTEN = 1
+    """Let it go on with the buffer's new content."""
+    DROP = 2
+    CARRY = 3
+    """Let it go on, untouched: conntrack translates it."""
+    ASK = 4
+    """Ask conntrack for the flow that the core names, tell the core, and ask again."""

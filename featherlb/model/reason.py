@@ -1,0 +1,71 @@
+"""Why each packet met its fate, and the counters that add up.
+
+Every packet that enters the core is counted under exactly one `Reason`, so that received =
+translated + passed + dropped holds at any time.
+"""
+
+from enum import IntEnum
+
+
+class Reason(IntEnum):
+    """What became of a packet. The name, in lower case with dashes, is shown to people."""
+
+    # translated
+    FORWARD = 0
+    """Client to backend."""
+    REPLY = 1
+    """Backend to client."""
+    ICMP_ERROR = 2
+    """About a packet of a flow, in either direction."""
+    # passed on untouched
+    NOT_OURS = 3
+    """Of no service and no flow."""
+    # dropped
+    MALFORMED = 4
+    """A length or version that cannot be."""
+    BAD_FLAGS = 5
+    """TCP flags that no stack sends (SYN+FIN, none, ...)."""
+    FRAGMENT = 6
+    """An IP fragment: it cannot be attributed to a flow."""
+    UNSUPPORTED = 7
+    """A transport protocol that featherlb does not balance."""
+    TRUNCATED = 8
+    """The queue delivered only a part of it, so it cannot be rewritten."""
+    NO_BACKEND = 9
+    """Opens a flow, but no backend is usable; answered with a RST or ICMP port unreachable."""
+    NO_FLOW = 10
+    """Belongs to no known connection; answered with a RST."""
+    NO_SOURCE_PORT = 11
+    """`full` NAT has no source port left towards that backend."""
+    TUPLE_IN_USE = 12
+    """The backend already has a connection from this client's address and port."""
+    BAD_CHECKSUM = 13
+    """An ICMP message with a wrong checksum."""
+    ECHO = 14
+    """An ICMP echo request to a VIP that is not an address of this host; answered."""
+    COPY = 15
+    """The kernel's own copy of a frame that the raw datapath has."""
+    MARTIAN = 16
+    """Opens a flow from an address that no packet on a wire can come from."""
+    TTL_EXCEEDED = 17
+    """Its hops are used up (raw datapath); answered with ICMP time exceeded."""
+    TOO_BIG = 18
+    """Too long for the next link, and not to be fragmented (raw datapath); answered by ICMP."""
+    NO_NEXT_HOP = 19
+    """Nothing is known of the way back to the client (raw datapath)."""
+    POOL_FULL = 20
+    """Opens a flow, but all usable backends have as many as they may; answered like the one that
+    finds no backend."""
+    INVALID = 21
+    """Conntrack doesn't take it for a part of the connection that it carries (offload datapath)."""
+    NO_ENTRY = 22
+    """Conntrack refuses to track one more connection (offload datapath): its table is full."""
+
+    @property
+    def label(self) -> str:
+        return self.name.lower().replace("_", "-")
+
+
+TRANSLATED = frozenset({Reason.FORWARD, Reason.REPLY, Reason.ICMP_ERROR})
+PASSED = frozenset({Reason.NOT_OURS})
+DROPPED = frozenset(Reason) - TRANSLATED - PASSED

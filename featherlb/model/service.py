@@ -1,0 +1,132 @@
+"""Services, backends and what they are configured with: the words of the YAML file, as values."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from featherlb.model.address import Address, Endpoint, Protocol, Vip
+
+
+class NatMode(StrEnum):
+    """`dnat` keeps the client's address; `full` replaces it by one of the balancer's."""
+
+    DNAT = "dnat"
+    FULL = "full"
+
+
+class OnBackendDown(StrEnum):
+    """What becomes of the flows of a backend that leaves its service."""
+
+    KEEP = "keep"
+    """They go on until they end."""
+    DROP = "drop"
+    """They are forgotten: whoever sends next is refused, or joins another backend."""
+    RESET = "reset"
+    """Both ends of a connection get a RST at once."""
+
+
+class Datapath(StrEnum):
+    """How packets reach the packet processor."""
+
+    NFQUEUE = "nfqueue"
+    """Every packet passes an NFQUEUE."""
+    RAW = "raw"
+    """Whole frames over AF_PACKET sockets, past the kernel's routing and netfilter."""
+    OFFLOAD = "offload"
+    """The packet that opens a flow passes an NFQUEUE, the kernel's conntrack carries the rest."""
+
+
+class Driver(StrEnum):
+    """Queue drivers of the nfqueue datapath."""
+
+    NETLINK = "netlink"
+    NETFILTERQUEUE = "netfilterqueue"
+
+
+SOURCE_PORTS = range(1024, 32768)
+"""Ports that `full` NAT gives to flows: below Linux's default ephemeral range (32768 to 60999),
+so that connections of the balancer's own host never share a port with a flow."""
+
+
+class Role(StrEnum):
+    """When a backend gets new flows: if none of an earlier role is usable or has room."""
+
+    PRIMARY = "primary"
+    BACKUP = "backup"
+    SORRY = "sorry"
+
+
+@dataclass(frozen=True, slots=True)
+class Ramp:
+    """A share of the new flows that grows linearly from nothing, in seconds of the monotonic
+    clock."""
+
+    since: float
+    duration: float
+
+    def progress(self, now: float) -> float:
+        """From 0 to 1, where it is over."""
+        return min(1.0, max(0.0, (now - self.since) / self.duration))
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """A server of a pool.
+
+    `local` says that its address belongs to the balancer's host. `sources` are the balancer's
+    addresses that `full` NAT may give to packets towards it; empty in `dnat` mode.
+    """
+
+    endpoint: Endpoint
+    weight: int = 1
+    local: bool = False
+    sources: tuple[Address, ...] = ()
+    role: Role = Role.PRIMARY
+    max_connections: int | None = None
+    """Open flows at a time."""
+    ramp: Ramp | None = None
+
+    def __str__(self) -> str:
+        return str(self.endpoint)
+
+
+@dataclass(frozen=True, slots=True)
+class Persistence:
+    """New flows of a client's network go where its last one went.
+
+    `timeout` is in seconds since that one; a network has the first `prefix` bits in common.
+    """
+
+    timeout: float
+    prefix: int
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A VIP endpoint and the pool behind it, with every name resolved."""
+
+    name: str
+    protocol: Protocol
+    vips: tuple[Vip, ...]
+    backends: tuple[Backend, ...] = ()
+    scheduler: str = "round-robin"
+    nat: NatMode = NatMode.DNAT
+    datapath: Datapath = Datapath.NFQUEUE
+    one_packet: bool = False
+    """UDP: every datagram is scheduled anew (ipvsadm --ops)."""
+    responses: int | None = None
+    """UDP: datagrams that a backend answers to each datagram; after them the flow ends."""
+    mss: int | None = None
+    """TCP: the largest segment, in bytes, that either side may ask for (RFC 9293 section 3.7.1)."""
+    persistence: Persistence | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds without a packet after which a flow is forgotten, by kind of state."""
+
+    half_open: float = 30.0
+    established: float = 900.0
+    fin: float = 120.0
+    closed: float = 10.0
+    udp_one_way: float = 30.0
+    udp_two_way: float = 120.0

@@ -1,0 +1,21 @@
+"""Addresses as the packet path has them: two 64-bit words."""
+
+from ipaddress import IPv4Address, IPv6Address
+
+from featherlb.model import Address
+
+_MAPPED = 0xFFFF << 32  # ::ffff:0:0/96, RFC 4291 section 2.5.5.2
+
+
+def words_of(address: Address) -> tuple[int, int]:
+    """The high and the low word, IPv4 in its mapped form."""
+    if isinstance(address, IPv4Address):
+        return 0, _MAPPED | int(address)
+    return int(address) >> 64, int(address) & 0xFFFFFFFFFFFFFFFF
+
+
+def address_of(high: int, low: int) -> Address:
+    """The inverse of `words_of`."""
+    if not high and low >> 32 == 0xFFFF:
+        return IPv4Address(low & 0xFFFFFFFF)
+    return IPv6Address(high << 64 | low)

@@ -1,0 +1,183 @@
+"""Packets that featherlb itself originates: refusals, echoes, questions. Not on the fast path. What
+is made here leaves through a raw socket with its IP header.
+"""
+
+import struct
+
+from featherlb.model import Endpoint
+from featherlb.net.checksum import fold, sum_bytes
+from featherlb.net.packet import Packet
+
+_RST, _ACK, _SYN, _FIN = 0x04, 0x10, 0x02, 0x01
+_TTL = 64
+_TCP = 6
+_ICMP = 1
+_ICMPV6 = 58
+
+
+def tcp_reset(packet: Packet) -> bytes:
+    """The RST that answers the parsed segment as its receiver, with IP header.
+
+    Sequence numbers as RFC 9293 section 3.10.7.1 demands of a closed connection; the caller
+    makes sure that the segment is no RST itself.
+    """
+    length = packet.end - packet.payload + bool(packet.flags & _SYN) + bool(packet.flags & _FIN)
+    if packet.flags & _ACK:
+        sequence, acknowledgement, flags = packet.acknowledgement, 0, _RST
+    else:
+        sequence, flags = 0, _RST | _ACK
+        acknowledgement = (packet.sequence + length) & 0xFFFFFFFF
+    source = _wire_address(packet.version, packet.dst_high, packet.dst_low)
+    destination = _wire_address(packet.version, packet.src_high, packet.src_low)
+    ports = (packet.ports & 0xFFFF) << 16 | packet.ports >> 16
+    return _segment(packet.version, source, destination, ports, sequence, acknowledgement, flags)
+
+
+def flow_reset(
+    version: int, source: tuple[int, int], destination: tuple[int, int], ports: int, sequence: int
+) -> bytes:
+    """A RST in the middle of a connection, with IP header.
+
+    Addresses are two 64-bit words, `ports` is source << 16 | destination, `sequence` what the
+    receiver expects next: another one only makes it ask (RFC 5961 section 3.2).
+    """
+    return _segment(
+        version,
+        _wire_address(version, *source),
+        _wire_address(version, *destination),
+        ports,
+        sequence,
+        0,
+        _RST,
+    )
+
+
+def question(source: Endpoint, destination: Endpoint, sequence: int) -> bytes:
+    """A SYN as a client sends it, with IP header."""
+    return _between(source, destination, sequence, _SYN)
+
+
+def withdrawal(source: Endpoint, destination: Endpoint, sequence: int) -> bytes:
+    """The RST that ends what a `question` with this sequence number has begun."""
+    return _between(source, destination, sequence + 1, _RST)
+
+
+def _between(source: Endpoint, destination: Endpoint, sequence: int, flags: int) -> bytes:
+    addresses = source.address.packed, destination.address.packed
+    ports = source.port << 16 | destination.port
+    return _segment(source.address.version, *addresses, ports, sequence & 0xFFFFFFFF, 0, flags)
+
+
+def flow_probe(
+    version: int, source: tuple[int, int], destination: tuple[int, int], ports: int
+) -> bytes:
+    """A segment in the middle of a connection that its receiver answers with an ACK, which tells
+    its sequence numbers (RFC 5961 section 4.2), with IP header; arguments as `flow_reset`.
+
+    A SYN-ACK: the receiver can't take it for a new connection, and conntrack doesn't either.
+    """
+    return _segment(
+        version,
+        _wire_address(version, *source),
+        _wire_address(version, *destination),
+        ports,
+        0,
+        0,
+        _SYN | _ACK,
+    )
+
+
+def _segment(
+    version: int,
+    source: bytes,
+    destination: bytes,
+    ports: int,
+    sequence: int,
+    acknowledgement: int,
+    flags: int,
+) -> bytes:
+    """A TCP segment without payload, with IP header."""
+    header = struct.pack("!IIIBBHHH", ports, sequence, acknowledgement, 5 << 4, flags, 0, 0, 0)
+    pseudo = source + destination + struct.pack("!II", len(header), _TCP)
+    segment = bytearray(header)
+    struct.pack_into("!H", segment, 16, _checksum(pseudo + header))
+    return _ip_header(version, source, destination, len(segment), _TCP) + bytes(segment)
+
+
+def port_unreachable(packet: Packet) -> bytes:
+    """The ICMP error that answers the parsed datagram as its receiver, with IP header.
+
+    Type 3 code 3 (RFC 792, RFC 1122 section 4.1.3.1), in ICMPv6 type 1 code 4 (RFC 4443 section
+    3.1). It quotes as much of the datagram as every host must be able to receive.
+    """
+    kind = (3, 3) if packet.version == 4 else (1, 4)
+    return _error(packet, (packet.dst_high, packet.dst_low), kind, 0)
+
+
+def time_exceeded(packet: Packet, source: tuple[int, int]) -> bytes:
+    """The ICMP error that says that the parsed packet's hops are used up, with IP header.
+
+    Type 11 code 0 (RFC 792), in ICMPv6 type 3 code 0 (RFC 4443 section 3.3). `source` is an
+    address as two 64-bit words.
+    """
+    return _error(packet, source, (11, 0) if packet.version == 4 else (3, 0), 0)
+
+
+def too_big(packet: Packet, source: tuple[int, int], mtu: int) -> bytes:
+    """The ICMP error that says that packets of `mtu` bytes would have fitted, with IP header.
+
+    Type 3 code 4 (RFC 1191 section 4), in ICMPv6 type 2 (RFC 4443 section 3.2). `source` is an
+    address as two 64-bit words.
+    """
+    return _error(packet, source, (3, 4) if packet.version == 4 else (2, 0), mtu)
+
+
+def echo_reply(packet: Packet) -> bytes:
+    """The answer to the parsed ICMP echo request as its receiver, with IP header: the same
+    identifier, sequence number and data (RFC 792, RFC 4443 section 4.2)."""
+    source = _wire_address(packet.version, packet.dst_high, packet.dst_low)
+    destination = _wire_address(packet.version, packet.src_high, packet.src_low)
+    whole = packet.quote(packet.end - packet.ip)
+    message = bytearray(whole[packet.transport - packet.ip :])
+    struct.pack_into("!BBH", message, 0, 0 if packet.version == 4 else 129, 0, 0)
+    return _icmp(packet.version, source, destination, message)
+
+
+def _error(packet: Packet, source: tuple[int, int], kind: tuple[int, int], rest: int) -> bytes:
+    """The ICMP error of that type and code about the parsed packet, to its sender; `rest` is the
+    second half of its header."""
+    room = 576 - 20 - 8 if packet.version == 4 else 1280 - 40 - 8
+    message = bytearray(struct.pack("!BBHI", *kind, 0, rest) + packet.quote(room))
+    destination = _wire_address(packet.version, packet.src_high, packet.src_low)
+    return _icmp(packet.version, _wire_address(packet.version, *source), destination, message)
+
+
+def _icmp(version: int, source: bytes, destination: bytes, message: bytearray) -> bytes:
+    """The ICMP message, whose checksum field is zero, with its checksum and IP header."""
+    protocol, pseudo = _ICMP, b""
+    if version == 6:
+        protocol = _ICMPV6
+        pseudo = source + destination + struct.pack("!II", len(message), protocol)
+    struct.pack_into("!H", message, 2, _checksum(pseudo + bytes(message)))
+    return _ip_header(version, source, destination, len(message), protocol) + bytes(message)
+
+
+def _wire_address(version: int, high: int, low: int) -> bytes:
+    if version == 4:
+        return struct.pack("!I", low & 0xFFFFFFFF)
+    return struct.pack("!QQ", high, low)
+
+
+def _ip_header(
+    version: int, source: bytes, destination: bytes, length: int, protocol: int
+) -> bytes:
+    if version == 6:
+        return struct.pack("!IHBB", 6 << 28, length, protocol, _TTL) + source + destination
+    dont_fragment = 0x4000
+    header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + length, 0, dont_fragment, _TTL, protocol, 0)
+    header += source + destination
+    return header[:10] + struct.pack("!H", _checksum(header)) + header[12:]
+
+
+def _checksum(data: bytes) -> int:
+    return fold(sum_bytes(bytearray(data), 0, len(data))) ^ 0xFFFF

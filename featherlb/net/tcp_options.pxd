@@ -1,0 +1,11 @@
+# C types of mss.py, for the compiled build.
+cimport cython
+from featherlb.net.checksum cimport fold, update
+from featherlb.net.packet cimport MASK16, Packet
+
+cdef int END_OF_OPTIONS, NO_OPERATION, MAXIMUM_SEGMENT_SIZE
+
+@cython.locals(at=cython.Py_ssize_t, kind=cython.int, length=cython.int)
+cpdef void lower(Packet packet, unsigned int limit, bint summed) noexcept
+@cython.locals(value=cython.uint, field=cython.Py_ssize_t)
+cdef void replace(Packet packet, Py_ssize_t at, unsigned int limit, bint summed) noexcept

@@ -1,0 +1,1 @@
+"""One kernel facility a module: netlink, netfilter, sockets, /proc. No policy."""

@@ -1,0 +1,79 @@
+"""Waits for the answers to packets that this host has sent in a client's name.
+
+Packet sockets see what an interface receives before the host's filters and routing do, and so also
+what is for somebody else.
+"""
+
+import select
+import socket
+import struct
+import time
+from collections.abc import Collection
+from ipaddress import ip_address
+from types import TracebackType
+from typing import Self
+
+from featherlb.model import Endpoint
+
+_ETH_P = {4: 0x0800, 6: 0x86DD}
+_TCP = 6
+_SOL_PACKET, _PACKET_IGNORE_OUTGOING = 263, 23  # linux/if_packet.h
+_ENOUGH = 128
+"""Bytes of a packet that are read: its headers."""
+
+Pair = tuple[Endpoint, Endpoint]
+"""Source and destination."""
+
+
+class Capture:
+    """What interfaces receive from now on. A context manager; needs CAP_NET_RAW."""
+
+    def __init__(self, interfaces: Collection[tuple[str, int]]) -> None:
+        """Each interface comes with the address family, 4 or 6."""
+        self._sockets = []
+        for interface, family in interfaces:
+            link = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)
+            link.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
+            link.bind((interface, _ETH_P[family]))
+            self._sockets.append(link)
+
+    def wait_for(self, wanted: Collection[Pair], timeout: float) -> set[Pair]:
+        """Which of these TCP conversations a segment came from, within `timeout` seconds."""
+        found: set[Pair] = set()
+        deadline = time.monotonic() + timeout
+        while len(found) < len(wanted) and (left := deadline - time.monotonic()) > 0:
+            for link in select.select(self._sockets, [], [], left)[0]:
+                pair = conversation(link.recv(_ENOUGH))
+                if pair is not None and pair in wanted:
+                    found.add(pair)
+        return found
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for link in self._sockets:
+            link.close()
+
+
+def conversation(packet: bytes) -> Pair | None:
+    """Source and destination of a TCP segment; None for anything else, IPv6 with extension
+    headers included."""
+    if len(packet) < 20:
+        return None
+    if packet[0] >> 4 == 4:
+        protocol, start, at, size = packet[9], (packet[0] & 15) * 4, 12, 4
+    else:
+        protocol, start, at, size = packet[6], 40, 8, 16
+    if protocol != _TCP or len(packet) < start + 4:
+        return None
+    source, destination = struct.unpack_from("!HH", packet, start)
+    return (
+        Endpoint(ip_address(packet[at : at + size]), source),
+        Endpoint(ip_address(packet[at + size : at + 2 * size]), destination),
+    )

@@ -1,0 +1,72 @@
+"""All that connection tracking has, whoever entered it: shown, and removed by what it is.
+
+For where no flow table says which entries there are.
+"""
+
+import struct
+from collections.abc import Callable, Iterator
+from socket import AF_INET, AF_INET6
+
+from featherlb.core.flows.conntrack import Entry, Requests
+from featherlb.system.nfnetlink import open_socket
+
+BUFFER = 1 << 20
+"""Bytes of kernel memory for answers."""
+DUMP_SIZE = 1 << 16
+"""Bytes: more than a part of a dump has (net/netlink/af_netlink.c: netlink_dump)."""
+DONE, ERROR, DELETE = 3, 2, 0x102
+REQUEST, ACKNOWLEDGE = 1, 4
+HEADER = 20
+"""Bytes of nlmsghdr and nfgenmsg."""
+ORIGINAL, ID, ZONE = 1, 12, 18  # CTA_TUPLE_ORIG, CTA_ID, CTA_ZONE
+KIND = 0x3FFF
+
+
+def dump() -> Iterator[tuple[Entry, memoryview]]:
+    """Each entry of both address families, and the message about it; both are valid until the next
+    one. OSError without CAP_NET_ADMIN or where the kernel has no conntrack netlink."""
+    for family in (AF_INET, AF_INET6):
+        entry = Entry()
+        requests = Requests()
+        requests.dump(family)
+        buffer = bytearray(DUMP_SIZE)
+        entry.attach(buffer)
+        with open_socket(BUFFER, BUFFER) as connection:
+            connection.send(requests.take())
+            done = False
+            while not done:
+                end = connection.recv_into(buffer)
+                at = 0
+                while at < end and not done:
+                    following = entry.read(at, end)
+                    done = not following or entry.kind in (DONE, ERROR)
+                    if not done:
+                        yield entry, memoryview(buffer)[at:following]
+                    at = following
+
+
+def remove(chosen: Callable[[Entry], bool]) -> int:
+    """Remove the entries that are `chosen`; how many there were. OSError as `dump`."""
+    requests = [_deletion(message) for entry, message in dump() if chosen(entry)]
+    removed = 0
+    with open_socket(BUFFER, BUFFER) as connection:
+        for request in requests:
+            connection.send(request)
+            # The answer is there: an error, 0 if it was removed and not gone already.
+            removed += not int.from_bytes(connection.recv(1024)[16:20], "little")
+    return removed
+
+
+def _deletion(message: memoryview) -> bytes:
+    """A request to delete the very entry that this message is about."""
+    body = struct.pack("!BBH", message[16], 0, 0)  # of the same address family
+    length = int.from_bytes(message[:4], "little")
+    at = HEADER
+    while at + 4 <= length:
+        size, kind = struct.unpack_from("=HH", message, at)
+        end = at + ((size + 3) & ~3)
+        if kind & KIND in (ORIGINAL, ID, ZONE):
+            body += message[at:end]
+        at = end
+    flags = REQUEST | ACKNOWLEDGE
+    return struct.pack("=IHHII", 16 + len(body), DELETE, flags, 0, 0) + body

@@ -1,0 +1,95 @@
+"""Flows on disk, between an instance that ends and the next one of the same number.
+
+One file per worker lies beside the journal's records, in memory as all of /run: a line of JSON,
+which says whose flows they are, and the worker's memory as it was. Times in it count from boot, so
+it is of no use after the next one.
+"""
+
+import json
+import os
+import time
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from featherlb.core.flows.memory import HOP, LAYOUT, RECORD, FlowMemory, size_of
+from featherlb.model.shard import Share
+
+FRESH = 3600.0
+"""Seconds after which the connections in a file are taken to have ended."""
+_SUFFIX = ".flows"
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+
+def path(directory: Path, instance: int, worker: int) -> Path:
+    """Where a worker of an instance saves its flows."""
+    return directory / f"{instance}-{worker}{_SUFFIX}"
+
+
+def find(directory: Path, instance: int | None = None) -> list[Path]:
+    """The files of this instance, or of all."""
+    name = "*" if instance is None else f"{instance}-*"
+    return sorted(directory.glob(name + _SUFFIX))
+
+
+def save(target: Path, memory: FlowMemory, share: Share) -> None:
+    """Put the flows on disk; OSError if there is no room. What nobody has come for, goes."""
+    _sweep(target.parent.parent)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = target.with_suffix(".new")
+    try:
+        # Who is connected to whom is nobody else's business.
+        with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(json.dumps(_header(share)).encode() + b"\n")
+            for part in memory.parts():
+                file.write(part)
+        fresh.rename(target)
+    except OSError:
+        fresh.unlink(missing_ok=True)
+        raise
+
+
+def load(source: Path) -> FlowMemory | None:
+    """The flows in a file; None if they can't be taken over."""
+    with suppress(OSError), source.open("rb") as file:
+        if _read_share(file.readline()) is not None and _is_fresh(source):
+            block = bytearray(file.read())
+            if len(block) >= size_of(0) and not (len(block) - size_of(0)) % (RECORD + HOP):
+                return FlowMemory(block)
+    return None
+
+
+def read_share(source: Path) -> Share | None:
+    """The share of the worker that saved its flows there; None if they can't be taken over."""
+    with suppress(OSError), source.open("rb") as file:
+        return _read_share(file.readline())
+    return None
+
+
+def _sweep(root: Path) -> None:
+    """Remove what nobody has come for, whatever others do in the directories meanwhile."""
+    with suppress(OSError):
+        for directory in list(root.iterdir()):
+            with suppress(OSError):
+                stale = [file for file in find(directory) if not _is_fresh(file)]
+                for file in stale:
+                    file.unlink()
+                if stale:
+                    directory.rmdir()
+
+
+def _header(share: Share) -> dict[str, Any]:
+    return {"layout": LAYOUT, "boot": _BOOT.read_text().strip(), "share": asdict(share)}
+
+
+def _read_share(line: bytes) -> Share | None:
+    with suppress(ValueError, KeyError, TypeError):
+        share = Share(**json.loads(line)["share"])
+        if json.loads(line) == _header(share):
+            return share
+    return None
+
+
+def _is_fresh(file: Path) -> bool:
+    return time.time() - file.stat().st_mtime < FRESH

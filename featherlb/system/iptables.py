@@ -1,0 +1,319 @@
+"""Packet filter rules, through iptables-restore and iptables-save. All of featherlb's rules stand
+in chains named `FEATHERLB-<role>-<instance>`. `replace` puts an instance's chains and the jumps
+into them in place of the ones that stand, in one commit per table; `remove` takes them out. Both
+look at what stands (iptables-save) instead of trusting a memory of it, so that somebody else's
+changes in between do no harm. Works with the legacy and the nf_tables flavour: whichever the
+name `iptables-restore` leads to.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from featherlb.model.errors import HostError
+
+COMMANDS = {4: "iptables", 6: "ip6tables"}
+LOCK_TIMEOUT = 10
+"""Seconds to wait for another program's iptables run (the legacy flavour's lock)."""
+
+_CHAIN = re.compile(r"^:(FEATHERLB-[A-Z]+-(\d+)) ")
+_RULE = re.compile(r"^-A (\S+) (.*)$")
+_TARGET = re.compile(r"(?:-j|-g) FEATHERLB-([A-Z]+)-(\d+)$")
+_UNSUPPORTED = re.compile(r"Extension (\S+) revision \d+ not supported")
+
+
+@dataclass(frozen=True, slots=True)
+class Jump:
+    """A rule that leads from a built-in chain to one of featherlb's, named at its end.
+
+    It stands `first` of all, or behind the host's own rules. Of the jumps that lead different
+    instances' packets to chains of the same role, those of the latest instance stand first.
+    """
+
+    hook: str
+    rule: str
+    first: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """What one instance has in one table: its chains by name, each with its rules, and the jumps
+    to them."""
+
+    chains: Mapping[str, tuple[str, ...]]
+    jumps: tuple[Jump, ...]
+
+
+def hooked(chain: str, hook: str, rules: Iterable[str], *, first: bool = True) -> Table:
+    """A chain of these rules and the jump to it; nothing if there are no rules."""
+    if found := tuple(rules):
+        return Table({chain: found}, (Jump(hook, f"-j {chain}", first=first),))
+    return Table({}, ())
+
+
+def join(*parts: Table) -> Table:
+    """The chains and jumps of all parts of a table, in their order."""
+    return Table(
+        {name: rules for part in parts for name, rules in part.chains.items()},
+        tuple(jump for part in parts for jump in part.jumps),
+    )
+
+
+Ruleset = Mapping[str, Table]
+"""Tables by name, in the order of their commit."""
+
+
+@dataclass(slots=True)
+class _Standing:
+    """A table as iptables-save shows it: featherlb's chains, and the rules of the others."""
+
+    chains: list[tuple[str, int]] = field(default_factory=list)
+    """Name and instance."""
+    rules: dict[str, list[str]] = field(default_factory=dict)
+    """By chain, in order."""
+
+
+def replace(
+    family: int, instance: int, rules: Ruleset, later: Collection[int] = frozenset()
+) -> None:
+    """Make `rules` the instance's rules; each table changes in one step or not at all.
+
+    Those of the `later` instances stay in front of them. HostError with the program's own words if
+    it refuses.
+    """
+    standing = _standing(family)
+    script: list[str] = []
+    for name in [*rules, *(table for table in standing if table not in rules)]:
+        changes = _changes(
+            rules.get(name, Table({}, ())), standing.get(name, _Standing()), instance, later
+        )
+        if changes:
+            script += [f"*{name}", *changes, "COMMIT"]
+    if script:
+        _restore(family, "\n".join(script) + "\n")
+
+
+def remove(family: int, instance: int) -> None:
+    """Take the instance's chains and the jumps to them out of every table."""
+    replace(family, instance, {})
+
+
+def instances(family: int) -> set[int]:
+    """The instances that have chains, in any table; empty without the program."""
+    if _find(f"{COMMANDS[family]}-save") is None:
+        return set()
+    return {owner for table in _standing(family).values() for _, owner in table.chains}
+
+
+def missing(family: int, rules: Sequence[str]) -> list[str]:
+    """Which match and target extensions of `rules` this kernel lacks; nothing is committed.
+
+    A rule with an error has to be the last one.
+    """
+    # Extensions are looked for when a rule is read. Without COMMIT nothing else happens, and
+    # nobody has to wait for the kernel to take a test back.
+    script = "\n".join(["*raw", *(f"-A OUTPUT {rule}" for rule in rules), ""])
+    # The exit code says nothing: a missing extension is only warned of, and a set that doesn't
+    # exist is an error.
+    done = _run(family, "restore", script, "--noflush", "--test")
+    return list(dict.fromkeys(_UNSUPPORTED.findall(done.stderr)))
+
+
+def require_tables(family: int, tables: Sequence[str]) -> None:
+    """HostError if this kernel lacks one of the tables."""
+    if _refusal(family, tables) is None:
+        return
+    for table in tables:
+        if reason := _refusal(family, [table]):
+            module = f"{'ip6' if family == 6 else 'ip'}table_{table}"
+            raise HostError(
+                f"this kernel has no {COMMANDS[family]} table '{table}' ({reason});"
+                f" load its module, for example with `modprobe {module}`"
+            )
+
+
+def _refusal(family: int, tables: Sequence[str]) -> str | None:
+    """Why the kernel refuses the tables, None if it has them."""
+    script = "".join(f"*{table}\nCOMMIT\n" for table in tables)
+    done = _run(family, "restore", script, "--noflush", "--test")
+    return _reason(done.stderr) if done.returncode else None
+
+
+def own(family: int, instance: int) -> list[str]:
+    """The instance's chains, their rules and the jumps to them, as they stand: `TABLE: RULE`."""
+    named = re.compile(rf"FEATHERLB-[A-Z]+-{instance}(?!\d)")
+    table = ""
+    found = []
+    for line in _save(family):
+        if line.startswith("*"):
+            table = line[1:]
+        elif line.startswith("-A ") and named.search(line):
+            found.append(f"{table}: {line}")
+    return found
+
+
+def listing(family: int, flavour: str = "") -> list[str]:
+    """What iptables-save prints; of `flavour`, `legacy` or `nft`, nothing if that isn't installed.
+
+    HostError if the program is missing or fails.
+    """
+    if not flavour:
+        return _save(family)
+    program = _find(f"{COMMANDS[family]}-{flavour}-save")
+    if program is None:
+        return []
+    done = subprocess.run([program], capture_output=True, text=True, check=False)
+    return done.stdout.splitlines()
+
+
+def flavour() -> str:
+    """Which one the name `iptables` leads to here: `legacy` or `nft`."""
+    program = _find("iptables-save")
+    if program is None:
+        return "nft"
+    done = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
+    return "nft" if "nf_tables" in done.stdout else "legacy"
+
+
+def commands(family: int, rules: Ruleset) -> list[str]:
+    """The rules as single commands for a shell, to be read."""
+    lines = []
+    for table, part in rules.items():
+        command = f"{COMMANDS[family]} -t {table}"
+        lines += [f"{command} -N {chain}" for chain in part.chains]
+        lines += [
+            f"{command} -A {chain} {rule}" for chain, rules in part.chains.items() for rule in rules
+        ]
+        lines += [
+            f"{command} {f'-I {jump.hook} 1' if jump.first else f'-A {jump.hook}'} {jump.rule}"
+            for jump in part.jumps
+        ]
+    return lines
+
+
+def _changes(new: Table, standing: _Standing, instance: int, later: Collection[int]) -> list[str]:
+    """The commands of iptables-restore that turn the instance's part of a table into `new`.
+
+    A jump that stands stays where it is. Only those that have to be first of all move to the front
+    together, if others' rules have got there or one of them is missing; their like of `later`
+    instances move along, in front of them.
+    """
+    chains = [name for name, owner in standing.chains if owner == instance]
+    jumps = {
+        (hook, rule)
+        for hook, rules in standing.rules.items()
+        for rule in rules
+        if _led_to(rule)[1] == instance
+    }
+    added = [jump for jump in new.jumps if (jump.hook, jump.rule) not in jumps]
+    removed = sorted(jumps - {(jump.hook, jump.rule) for jump in new.jumps})
+    overtaken = {
+        jump.hook
+        for jump in new.jumps
+        if jump.first and (jump in added or _overtaken(jump, standing))
+    }
+    front = [jump for jump in new.jumps if jump.first and jump.hook in overtaken]
+    roles = {(jump.hook, _led_to(jump.rule)[0]) for jump in front}
+    front += [
+        Jump(hook, rule, first=True)
+        for hook in sorted(overtaken)
+        for rule in reversed(standing.rules.get(hook, []))
+        if (hook, _led_to(rule)[0]) in roles and _led_to(rule)[1] in later
+    ]
+    return [
+        # Naming a chain creates it, or empties one that stands.
+        *(f":{chain} - [0:0]" for chain in dict.fromkeys([*new.chains, *chains])),
+        *(f"-A {chain} {rule}" for chain, rules in new.chains.items() for rule in rules),
+        # Counted positions hold as long as nothing is put in front or taken away.
+        *(_insertion(jump, standing, later) for jump in added if not jump.first),
+        *(f"-D {jump.hook} {jump.rule}" for jump in front if jump not in added),
+        *(f"-I {jump.hook} 1 {jump.rule}" for jump in front),
+        *(f"-D {hook} {rule}" for hook, rule in removed),
+        *(f"-X {chain}" for chain in chains if chain not in new.chains),
+    ]
+
+
+def _overtaken(jump: Jump, standing: _Standing) -> bool:
+    """Whether a rule of somebody else stands in front of it."""
+    rules = standing.rules.get(jump.hook, [])
+    return any(_led_to(rule)[1] < 0 for rule in rules[: rules.index(jump.rule)])
+
+
+def _insertion(jump: Jump, standing: _Standing, later: Collection[int]) -> str:
+    """The command that puts a jump in front of its like of earlier instances, or else last. In
+    `standing` it is then, so that the next position is counted right."""
+    rules = standing.rules.setdefault(jump.hook, [])
+    role, _ = _led_to(jump.rule)
+    for position, rule in enumerate(rules):
+        other, owner = _led_to(rule)
+        if other == role and owner not in later:
+            rules.insert(position, jump.rule)
+            return f"-I {jump.hook} {position + 1} {jump.rule}"
+    rules.append(jump.rule)
+    return f"-A {jump.hook} {jump.rule}"
+
+
+def _led_to(rule: str) -> tuple[str, int]:
+    """The role of the chain that a jump leads to, and its instance; of others' rules ("", -1)."""
+    target = _TARGET.search(rule)
+    return (target[1], int(target[2])) if target else ("", -1)
+
+
+def _standing(family: int) -> dict[str, _Standing]:
+    tables: dict[str, _Standing] = {}
+    for line in _save(family):
+        if line.startswith("*"):
+            table = tables.setdefault(line[1:], _Standing())
+        elif chain := _CHAIN.match(line):
+            table.chains.append((chain[1], int(chain[2])))
+        # Rules in featherlb's own chains go when the chain is emptied.
+        elif (rule := _RULE.match(line)) and not rule[1].startswith("FEATHERLB-"):
+            table.rules.setdefault(rule[1], []).append(rule[2])
+    return tables
+
+
+def _save(family: int) -> list[str]:
+    done = _run(family, "save", None)
+    if done.returncode:
+        raise HostError(f"{COMMANDS[family]}-save failed: {_reason(done.stderr)}")
+    return done.stdout.splitlines()
+
+
+def _restore(family: int, script: str) -> None:
+    done = _run(family, "restore", script, "--noflush", "--wait", str(LOCK_TIMEOUT))
+    if done.returncode:
+        line = re.search(r"line:? (\d+)", done.stderr)
+        culprit = f" at `{script.splitlines()[int(line[1]) - 1]}`" if line else ""
+        raise HostError(
+            f"{COMMANDS[family]}-restore refused featherlb's rules{culprit}: {_reason(done.stderr)}"
+        )
+
+
+def _run(
+    family: int, action: str, script: str | None, *options: str
+) -> subprocess.CompletedProcess[str]:
+    name = f"{COMMANDS[family]}-{action}"
+    program = _find(name)
+    if program is None:
+        raise HostError(
+            f"{name} is not installed; install the package iptables, for example with"
+            " `apt install iptables`"
+        )
+    return subprocess.run(
+        [program, *options], input=script, capture_output=True, text=True, check=False
+    )
+
+
+def _find(name: str) -> str | None:
+    # Not every user's PATH has the system directories, where iptables lives.
+    path = os.environ.get("PATH", os.defpath)
+    return shutil.which(name, path=f"{path}:/usr/sbin:/sbin")
+
+
+def _reason(stderr: str) -> str:
+    """The last line that isn't an advertisement."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip() and "Try `" not in line]
+    return lines[-1] if lines else "no reason given"

@@ -1,0 +1,157 @@
+"""What each instance has changed on this host, on disk before it is done. One JSON file per
+instance lies in /run/featherlb/<network namespace>/; /run is emptied by a reboot, as are the
+changes. A record carries the owner's pid and its start time, so that a recycled pid isn't taken
+for the owner. Readers and writers hold the journal's lock: changes to the host and their records
+are made by one process at a time.
+"""
+
+import fcntl
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from featherlb.model.errors import HostError
+
+ROOT = Path("/run/featherlb")
+
+_SO_NETNS_COOKIE = 71  # asm-generic/socket.h, Linux 5.14
+
+
+VipRow = tuple[str, str, int, int]
+"""Protocol, address, first and last port."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One instance: its owner, what it serves and what it has changed."""
+
+    instance: int
+    workers: int
+    pid: int
+    started: int
+    """Clock ticks from boot to the owner's start (proc_pid_stat(5), field 22)."""
+    vips: tuple[VipRow, ...]
+    sources: tuple[str, ...]
+    """Backends with the addresses that `full` mode sends to them from."""
+    order: int
+    """Greater than that of each instance that ran when this one started."""
+    earlier: tuple[int, ...]
+    """The orders of those instances."""
+    changes: tuple[dict[str, Any], ...]
+    """As `featherlb.host.resources` encodes them, in the order they were made."""
+    raw: tuple[str, ...] = ()
+    """Backends whose replies in `dnat` mode the kernel doesn't get (the datapath raw)."""
+    queued: tuple[str, ...] = ()
+    """Those whose replies in `dnat` mode it has to get."""
+    carried: tuple[str, ...] = ()
+    """Backends whose replies the kernel has to track (the datapath offload)."""
+    untracked: tuple[str, ...] = ()
+    """Those whose replies it doesn't get to track, whomever they are for."""
+    carries: bool = False
+    """The kernel carries flows of it, which need these changes even when the owner is gone."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether the owner still runs."""
+        return start_time(self.pid) == self.started
+
+
+class Journal:
+    """The records of this network namespace; HostError if /run cannot be written."""
+
+    def __init__(self, root: Path = ROOT) -> None:
+        self._root = root
+        self.directory = root / _namespace()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the lock that all instances of this host share; not reentrant."""
+        try:
+            self._root.mkdir(mode=0o755, parents=True, exist_ok=True)
+            descriptor = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise HostError(
+                f"cannot use {self._root}: {error.strerror}; featherlb keeps its record of what"
+                " to undo there and needs to write it"
+            ) from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def records(self) -> list[Record]:
+        """All records, by instance, of owners alive and dead."""
+        found = []
+        for path in sorted(self.directory.glob("*.json")):
+            # Complete whenever it exists (renamed into place); it may just have been removed.
+            with suppress(FileNotFoundError):
+                found.append(_decode(path.read_text()))
+        return sorted(found, key=lambda record: record.instance)
+
+    def write(self, record: Record) -> None:
+        """Put the record on disk, in place of the instance's previous one.
+
+        HostError if that can't be done; the previous one stays then.
+        """
+        path = self._path(record.instance)
+        fresh = path.with_suffix(".new")
+        try:
+            self.directory.mkdir(exist_ok=True)
+            with fresh.open("w") as file:
+                json.dump(asdict(record), file)
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.rename(path)
+        except OSError as error:
+            fresh.unlink(missing_ok=True)
+            raise HostError(
+                f"cannot write {path}: {error.strerror}; featherlb changes nothing on this host"
+                " without a record of how to undo it: make room there"
+            ) from None
+
+    def remove(self, instance: int) -> None:
+        """Forget the instance; no error if there is no record."""
+        self._path(instance).unlink(missing_ok=True)
+        with suppress(OSError):
+            self.directory.rmdir()  # only when it is empty
+
+    def _path(self, instance: int) -> Path:
+        return self.directory / f"{instance}.json"
+
+
+def start_time(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot; None if it is gone or only a zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    # The name, field 2, is in parentheses and may hold anything, even parentheses.
+    fields = stat.rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def _decode(text: str) -> Record:
+    data = json.loads(text)
+    vips = tuple((vip[0], vip[1], vip[2], vip[3]) for vip in data.pop("vips"))
+    lists: dict[str, Any] = {
+        name: tuple(data.pop(name, ()))
+        for name in ("sources", "earlier", "changes", "raw", "queued", "carried", "untracked")
+    }
+    return Record(vips=vips, **lists, **data)
+
+
+def _namespace() -> str:
+    """A name for this network namespace: its cookie, or on old kernels its inode."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            cookie = probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
+        return f"net-{int.from_bytes(cookie, sys.byteorder)}"
+    except OSError:
+        return f"inode-{os.stat('/proc/self/ns/net').st_ino}"

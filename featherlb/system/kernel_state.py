@@ -1,0 +1,50 @@
+"""Limits and counters of the kernel that tell why packets are lost."""
+
+import os
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+
+_NET = Path("/proc/thread-self/net")
+_CLOCK = Path("/sys/devices/system/clocksource/clocksource0")
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptors:
+    """Files that a process has open, and may have open."""
+
+    open: int
+    limit: int
+
+
+def network_counters() -> dict[str, int]:
+    """`TcpExt` and `IpExt` of this namespace, by the names of /proc/net/netstat."""
+    found: dict[str, int] = {}
+    lines = [line.split() for line in (_NET / "netstat").read_text().splitlines()]
+    # Names and values take turns; each line begins with the group's name.
+    for names, values in zip(lines[::2], lines[1::2], strict=True):
+        found.update(zip(names[1:], map(int, values[1:]), strict=True))
+    return found
+
+
+def clock_source() -> tuple[str, list[str]]:
+    """Where this machine's time comes from, and where else it could; empty if it doesn't say."""
+    try:
+        current = (_CLOCK / "current_clocksource").read_text().strip()
+        available = (_CLOCK / "available_clocksource").read_text().split()
+    except OSError:
+        return "", []
+    return current, available
+
+
+def descriptors(pid: int | None = None) -> Descriptors | None:
+    """Of a process, by default this one; None if it can't be looked at."""
+    directory = Path(f"/proc/{pid or 'self'}")
+    try:
+        limits = (directory / "limits").read_text().splitlines()
+        count = len(os.listdir(directory / "fd"))
+    except OSError:
+        return None
+    words = next(line.split() for line in limits if line.startswith("Max open files"))
+    unlimited = words[3] == "unlimited"
+    return Descriptors(count, resource.RLIM_INFINITY if unlimited else int(words[3]))

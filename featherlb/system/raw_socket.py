@@ -1,0 +1,63 @@
+"""Sends packets that featherlb itself made or has held, with their IP headers, from raw sockets.
+
+The kernel routes them by their destination; the source may be an address that this host does not
+have (a VIP that is only routed here). They pass the OUTPUT hook like any packet of this host.
+"""
+
+import socket
+from secrets import randbits
+
+from featherlb.net.fragment import cut6
+
+LOOPBACK, LOOPBACK6 = "127.0.0.1", "::1"
+USUAL_MTU = 1500
+"""Bytes: what is longer has hardly come here but in fragments."""
+LEAST_MTU = 1280
+"""Bytes that every IPv6 link takes (RFC 8200 section 5)."""
+
+
+class RawSender:
+    """Raw sockets of both address families; needs CAP_NET_RAW."""
+
+    def __init__(self) -> None:
+        self._ipv4 = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+        self._ipv6 = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_RAW)
+        self.failed = 0
+        """Packets that the kernel refused (no route, no buffer): they are as good as lost."""
+
+    def send(self, packet: bytes) -> None:
+        """Send one IP packet; never blocks, never raises."""
+        try:
+            if packet[0] >> 4 == 4:
+                address = socket.inet_ntop(socket.AF_INET, packet[16:20])
+                self._ipv4.sendto(packet, socket.MSG_DONTWAIT, (address, 0))
+            else:
+                address = socket.inet_ntop(socket.AF_INET6, packet[24:40])
+                self._ipv6.sendto(packet, socket.MSG_DONTWAIT, (address, 0))
+        except OSError:
+            self.failed += 1
+
+    def send_translated(self, packet: bytes) -> None:
+        """Send one IP packet that connection tracking is going to translate; never blocks, never
+        raises.
+
+        To where it is addressed no route need lead, and its length is of no matter there: the way
+        is looked up once it has been translated. Until then it is on its way to this host itself,
+        which takes it in one piece. In IPv4 the kernel cuts it as it leaves, if need be. In IPv6 it
+        cuts what has come in fragments only, and tells the client about the rest; so a long one is
+        cut here, and put together again by the kernel in front of connection tracking.
+        """
+        try:
+            if packet[0] >> 4 == 4:
+                self._ipv4.sendto(packet, socket.MSG_DONTWAIT, (LOOPBACK, 0))
+            elif len(packet) <= USUAL_MTU:
+                self._ipv6.sendto(packet, socket.MSG_DONTWAIT, (LOOPBACK6, 0))
+            else:
+                for piece in cut6(packet, LEAST_MTU, randbits(32)):
+                    self._ipv6.sendto(piece, socket.MSG_DONTWAIT, (LOOPBACK6, 0))
+        except OSError:
+            self.failed += 1
+
+    def close(self) -> None:
+        self._ipv4.close()
+        self._ipv6.close()

@@ -1,0 +1,57 @@
+"""Kernel settings under /proc/sys/net. Keys are paths below /proc/sys with slashes
+(`net/ipv4/conf/eth0.5/forwarding`), because an interface's name may hold a dot. Values are text
+without the final newline. The files belong to the network namespace of the calling process.
+"""
+
+from pathlib import Path
+
+from featherlb.model.errors import HostError
+
+ROOT = Path("/proc/sys")
+
+Setting = tuple[str, str]
+"""A key and a value."""
+
+
+def read(key: str) -> str | None:
+    """The value, or None where this kernel or this moment has no such key."""
+    try:
+        return (ROOT / key).read_text().strip()
+    except OSError:
+        return None
+
+
+def write(key: str, value: str) -> None:
+    """Set the value; HostError where the kernel or a read-only /proc/sys refuses."""
+    try:
+        (ROOT / key).write_text(value + "\n")
+    except OSError as error:
+        setting = f"{dotted(key)}={value}"
+        raise HostError(
+            f"cannot set {setting}: {(error.strerror or str(error)).lower()}; start a container"
+            f" with `--sysctl {setting}`, or on the host's own network set it there first with"
+            f" `sysctl -w {setting}`"
+        ) from None
+
+
+def changed_along(key: str) -> list[Setting]:
+    """The settings that change by themselves when `key` is written, as they stand now.
+
+    The two forwarding switches set the switch of every interface, and IPv4's also whether
+    redirects are accepted (net/ipv4/devinet.c: inet_forward_change; net/ipv6/addrconf.c:
+    addrconf_fixup_forwarding).
+    """
+    if key == "net/ipv4/ip_forward":
+        family, extra = "ipv4", ["net/ipv4/conf/all/accept_redirects"]
+    elif key == "net/ipv6/conf/all/forwarding":
+        family, extra = "ipv6", []
+    else:
+        return []
+    interfaces = sorted(path.name for path in (ROOT / f"net/{family}/conf").iterdir())
+    keys = [f"net/{family}/conf/{name}/forwarding" for name in interfaces if name != "all"]
+    return [(key, value) for key in extra + keys if (value := read(key)) is not None]
+
+
+def dotted(key: str) -> str:
+    """The key as sysctl(8) spells it: dots for slashes, and a slash for an interface's dot."""
+    return key.translate(str.maketrans("/.", "./"))

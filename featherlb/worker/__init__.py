@@ -1,0 +1,1 @@
+"""The data plane: one process a queue, one core, its own flows."""

@@ -1,0 +1,208 @@
+"""What supervisor and worker say to each other, and the channel they say it over.
+
+The channel is a SOCK_SEQPACKET socketpair: one pickled message a packet, between two processes of
+the same program. Sending never blocks: what does not fit now waits in memory and goes with `flush`.
+"""
+
+import pickle
+import socket
+from collections import deque
+from dataclasses import dataclass, field
+
+from featherlb.core.path.export import FlowRecords, Statistics
+from featherlb.datapaths.base import FrameCounters, QueueCounters
+from featherlb.model import Driver, Paths, Service, Timeouts
+from featherlb.model.shard import Share
+
+_BUFFER = 4 << 20
+"""Bytes of kernel memory per direction; a message must fit into it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """To the worker, first: bind `queue`. It answers `Ready` or `Failed`.
+
+    Its flows stand in the shared memory of the descriptor `memory`, whose bytes are all zeros. With
+    the first `Apply` it takes over those in the memory of its `predecessor` (a descriptor) and in
+    the files `saved`; when the supervisor goes away it saves its own to the file `save`.
+    """
+
+    share: Share
+    queue: int
+    driver: Driver
+    queue_length: int
+    fail_open: bool
+    max_flows: int
+    timeouts: Timeouts
+    hash_key: bytes
+    log_flows: bool
+    save: str
+    saved: tuple[str, ...] = ()
+    memory: int = -1
+    predecessor: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """To the worker: serve these services. It answers `Applied` or `Failed`.
+
+    `pass_mark` is for `PacketQueue.pass_mark`. `schedulers` is the code of users' files by
+    reference, to be run first: all that is new to the worker. `settled` as `Balancer.apply`.
+    """
+
+    services: tuple[Service, ...]
+    pass_mark: int
+    schedulers: dict[str, bytes] = field(default_factory=dict)
+    settled: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class SetPaths:
+    """To the worker: where the frames of the raw datapath go now. It answers `Applied`.
+
+    It follows the first `Apply`, and comes again whenever the picture changes.
+    """
+
+    paths: Paths
+
+
+@dataclass(frozen=True, slots=True)
+class GetStatistics:
+    """To the worker: it answers `WorkerStatistics`."""
+
+
+@dataclass(frozen=True, slots=True)
+class GetOutcomes:
+    """To the worker: it answers `Outcomes`."""
+
+
+@dataclass(frozen=True, slots=True)
+class GetFlows:
+    """To the worker: it answers `FlowPage` with `count` records, from number `first` on."""
+
+    first: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class FlowKey:
+    """Which flow: its record's number, and its key, because records are used again."""
+
+    record: int
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class EndFlows:
+    """To the worker: end these flows, with a RST to both ends if `reset`. It answers `Ended`."""
+
+    flows: tuple[FlowKey, ...]
+    reset: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """From the worker: the queue is bound."""
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """From the worker: the services are in force."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """From the worker: it cannot go on, for this reason (one sentence)."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """From the worker: a line for the log, with a level of the `logging` module."""
+
+    level: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatistics:
+    """From the worker: all its counts."""
+
+    core: Statistics
+    queue: QueueCounters
+    frames: FrameCounters
+    unsent: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcomes:
+    """From the worker: see `Views.outcomes`."""
+
+    by_service: dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class FlowPage:
+    """From the worker: a part of its flow table."""
+
+    page: FlowRecords
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """From the worker: so many of the flows were still there, and have ended."""
+
+    count: int
+
+
+ToWorker = Start | Apply | SetPaths | GetStatistics | GetOutcomes | GetFlows | EndFlows
+FromWorker = Ready | Applied | Failed | Log | WorkerStatistics | Outcomes | FlowPage | Ended
+
+
+class Channel:
+    """One end of the pair."""
+
+    def __init__(self, end: socket.socket) -> None:
+        end.setblocking(False)
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            end.setsockopt(socket.SOL_SOCKET, option, _BUFFER)
+        self._socket = end
+        self._pending: deque[bytes] = deque()
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def send(self, message: ToWorker | FromWorker) -> None:
+        """Send, now or with a later `flush`."""
+        self._pending.append(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
+        self.flush()
+
+    def flush(self) -> bool:
+        """Send what waits; whether all of it has gone."""
+        while self._pending:
+            try:
+                self._socket.send(self._pending[0])
+            except BlockingIOError:
+                return False
+            except (BrokenPipeError, ConnectionResetError):
+                self._pending.clear()
+                break
+            self._pending.popleft()
+        return True
+
+    def receive(self) -> ToWorker | FromWorker | None:
+        """The next message, None if there is none now; EOFError when the other end is gone."""
+        try:
+            packet = self._socket.recv(_BUFFER)
+        except BlockingIOError:
+            return None
+        except ConnectionResetError:
+            packet = b""
+        if not packet:
+            raise EOFError
+        message: ToWorker | FromWorker = pickle.loads(packet)
+        return message
+
+    def close(self) -> None:
+        self._socket.close()

@@ -1,0 +1,95 @@
+"""The metrics' names in docs/operations.md, in the alerts and in the dashboard are real ones."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from prometheus_client.core import Metric
+
+from featherlb.api.metrics import Snapshot
+from featherlb.config import Config
+from featherlb.config.file import parse
+from featherlb.config.resolve import resolve
+from featherlb.control.controller import Instance, Settings
+from featherlb.control.events import Events
+from featherlb.datapaths.base import FrameCounters, QueueCounters
+from featherlb.model.reason import PASSED, TRANSLATED
+from featherlb.worker.protocol import WorkerStatistics
+from tests.world import CLIENT, ONE, TWO, VIP, World, client, service
+
+CONFIG = f"""
+services:
+- name: web
+  vip: {VIP}
+  passive_health: {{}}
+  backends: [{{address: '{ONE}', max_connections: 7}}, '{TWO}']
+"""
+ROOT = Path(__file__).parents[3]
+
+
+def families(world: World) -> list[Metric]:
+    """The metrics of an instance whose worker holds this world's balancer."""
+    instance = Instance(Settings(load=Config, assign=False), Events())
+    instance.config = parse(CONFIG, "f")
+    services = resolve(instance.config, lambda name: [])
+    judgement = instance.health.judge(instance.config, services)
+    instance.health.follow(instance.config, judgement)
+    instance.services = judgement.services
+    queue = QueueCounters(received=9, truncated=0, queue_dropped=1, socket_dropped=2, waiting=3)
+    frames = FrameCounters(received=8, dropped=1, unsent=2, unresolved=3, held=4)
+    worker = WorkerStatistics(world.balancer.views.statistics(), queue, frames, 4)
+    return list(Snapshot(instance, [worker]).collect())
+
+
+def samples(world: World) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for family in families(world):
+        for sample in family.samples:
+            found.setdefault(sample.name, []).append(sample.value)
+    return found
+
+
+@pytest.fixture
+def world() -> World:
+    world = World(service(ONE, TWO))
+    for number in range(5):
+        world.connect(client(number))
+    world.connect(CLIENT).reply("R")
+    return world
+
+
+def test_the_page_lists_every_metric_with_its_labels(world: World) -> None:
+    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(featherlb_\w+)` \| ([\w, ]*?) ?\|", page, re.MULTILINE)
+    real = {
+        sample.name: ", ".join(sample.labels) for one in families(world) for sample in one.samples
+    }
+    # Reasons for errors of schedulers have no sample without a user's scheduler.
+    assert dict(rows) == real | {"featherlb_scheduler_errors_total": "worker, service"}
+
+
+@pytest.mark.parametrize("name", ["prometheus/alerts.yaml", "grafana/featherlb.json"])
+def test_examples_use_metrics_that_exist(world: World, name: str) -> None:
+    text = (ROOT / "contrib" / name).read_text(encoding="utf-8")
+    assert yaml.safe_load(text)
+    used = set(re.findall(r"featherlb_\w+", text))
+    assert used
+    assert used <= samples(world).keys() | {"featherlb_scheduler_errors_total"}
+
+
+def test_the_dashboard_shows_as_dropped_what_is_dropped() -> None:
+    dashboard = (ROOT / "contrib" / "grafana" / "featherlb.json").read_text(encoding="utf-8")
+    (others,) = re.findall(r'reason!~\\"([a-z|-]+)\\"', dashboard)
+    assert set(others.split("|")) == {reason.label for reason in TRANSLATED | PASSED}
+
+
+def test_invariants(world: World) -> None:
+    found = samples(world)
+    (received,) = found["featherlb_received_packets_total"]
+    assert received == sum(found["featherlb_packets_total"]) == world.received
+    assert received == sum(found["featherlb_packet_reasons_total"])
+    assert sum(found["featherlb_flows"]) == 6 <= found["featherlb_flow_capacity"][0]
+    assert sum(found["featherlb_backend_flows_total"]) == 6
+    assert sum(found["featherlb_backend_resets_total"]) == 1
+    assert found["featherlb_kernel_dropped_packets_total"] == [1, 2, 1]

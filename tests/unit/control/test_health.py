@@ -1,0 +1,316 @@
+"""The checks of an instance, against real listeners on the loopback interface."""
+
+import asyncio
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from featherlb.config import Config
+from featherlb.config.file import parse
+from featherlb.config.resolve import resolve
+from featherlb.control.events import Events, Listener
+from featherlb.control.health import HealthChecks
+from featherlb.model import Endpoint, Health, Service
+from tests.world import ONE, THREE, TWO, VIP, Connection, World, client
+
+DEADLINE = 20
+
+
+@contextmanager
+def listener(port: int = 0) -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", port)) as server:
+        yield server
+
+
+def configuration(*backends: str, health: str | None = "type: tcp") -> Config:
+    check = f"  health: {{{health}, interval: 20ms, timeout: 10s}}\n" if health else ""
+    return parse(
+        f"services:\n- name: web\n  vip: 10.0.0.10:80\n{check}"
+        f"  backends: [{', '.join(backends)}]\n",
+        "f",
+    )
+
+
+def services(config: Config) -> tuple[Service, ...]:
+    return resolve(config, lambda name: [])
+
+
+def weights(checks: HealthChecks, config: Config) -> list[int]:
+    (service,) = checks.judge(config, services(config)).services
+    return [backend.weight for backend in service.backends]
+
+
+def follow(checks: HealthChecks, config: Config) -> None:
+    checks.follow(config, checks.judge(config, services(config)))
+
+
+async def hear(heard: Listener, kind: str) -> str:
+    """The next event, which is of this kind; its message."""
+    async with asyncio.timeout(DEADLINE):
+        event = await heard.get()
+    assert event.kind == kind, event
+    return event.message
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(DEADLINE):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def test_states_follow_the_backends_and_are_told_once() -> None:
+    async def run() -> None:
+        events = Events()
+        checks = HealthChecks(events)
+        with events.listen() as heard, listener() as alive:
+            with listener() as dying:
+                names = [f"127.0.0.1:{one.getsockname()[1]}" for one in (alive, dying)]
+                config = configuration(*names)
+                follow(checks, config)
+                (service,) = services(config)
+                second = service.backends[1].endpoint
+                assert weights(checks, config) == [1, 1]
+            message = await hear(heard, "backend-down")
+            assert message == f"web: {names[1]} is down: connection refused"
+            assert checks.changed.is_set()
+            assert weights(checks, config) == [1, 0]
+            assert checks.state("web", second) is Health.DOWN
+            assert checks.failure("web", second) == "connection refused"
+            assert checks.take_fallen() == [("web", second)]
+            assert checks.take_fallen() == []
+            with listener(second.port):
+                assert await hear(heard, "backend-up") == f"web: {names[1]} is up"
+                assert weights(checks, config) == [1, 1]
+                assert checks.failure("web", second) == ""
+            await checks.stop()
+
+    asyncio.run(run())
+
+
+def test_a_backend_is_as_configured_before_its_first_result() -> None:
+    checks = HealthChecks(Events())
+    up = configuration("127.0.0.1:1", health="type: tcp")
+    down = configuration("127.0.0.1:1", health="type: tcp, initial: down")
+    assert weights(checks, up) == [1]
+    assert weights(checks, down) == [0]
+    assert weights(checks, configuration("127.0.0.1:1", health=None)) == [1]
+
+
+def test_what_is_known_stays_with_another_check_and_goes_without_one() -> None:
+    async def run() -> None:
+        events = Events()
+        checks = HealthChecks(events)
+        # Port 1 of the loopback address: nobody listens there.
+        first = configuration("127.0.0.1:1")
+        other = configuration("127.0.0.1:1", health="type: tcp, fall: 7")
+        none = configuration("127.0.0.1:1", health=None)
+        endpoint = services(first)[0].backends[0].endpoint
+        with events.listen() as heard:
+            follow(checks, first)
+            await hear(heard, "backend-down")
+            follow(checks, other)
+            assert weights(checks, other) == [0]
+            follow(checks, none)
+            assert checks.state("web", endpoint) is None
+            assert weights(checks, none) == [1]
+            follow(checks, first)
+            assert checks.state("web", endpoint) is Health.UP
+            await checks.stop()
+
+    asyncio.run(run())
+
+
+def test_scripts_end_with_the_checks(tmp_path: Path) -> None:
+    async def run() -> None:
+        pid = tmp_path / "pid"
+        command = f'type: script, command: [/bin/sh, -c, "echo $$ > {pid}; sleep 600"]'
+        config = configuration("127.0.0.1:1", health=command)
+        checks = HealthChecks(Events())
+        follow(checks, config)
+        await until(lambda: pid.exists() and pid.read_text().endswith("\n"))
+        assert Path(f"/proc/{pid.read_text().strip()}").exists()
+        await checks.stop()
+        assert not Path(f"/proc/{pid.read_text().strip()}").exists()
+
+    asyncio.run(run())
+
+
+PASSIVE = "passive_health: {failures: 3, ejection: 1h}"
+
+
+def watched(*backends: str, more: str = PASSIVE) -> Config:
+    """A service whose traffic is watched, and more options."""
+    return parse(
+        f"services:\n- name: web\n  vip: {VIP}\n  {more}\n  backends: [{', '.join(backends)}]\n",
+        "f",
+    )
+
+
+def observe(checks: HealthChecks, world: World) -> None:
+    """Let the checks see what has happened in a world of one worker."""
+    checks.observe(world.services, [world.balancer.views.outcomes()])
+
+
+def failing(world: World, place: str, count: int) -> None:
+    """Clients' connections, of which those to one backend are refused."""
+    for number in range(count):
+        connection = Connection(world, client(number, port=world.received + 1024))
+        connection.send("S")
+        connection.reply("RA" if connection.server == place else "SA")
+
+
+def test_a_backend_is_ejected_for_what_it_does_to_connections() -> None:
+    async def run() -> None:
+        events = Events()
+        checks = HealthChecks(events)
+        config = watched(ONE, TWO)
+        follow(checks, config)
+        world = World(*services(config))
+        with events.listen() as heard:
+            observe(checks, world)
+            failing(world, ONE, 6)
+            assert not checks.changed.is_set()
+            observe(checks, world)
+            message = await hear(heard, "backend-ejected")
+            assert message == f"web: {ONE} is ejected for 3600 s: 3 of 3 connections failed"
+            assert checks.changed.is_set()
+            assert weights(checks, config) == [0, 1]
+            endpoint = Endpoint.parse(ONE)
+            assert checks.state("web", endpoint) is Health.EJECTED
+            assert checks.state("web", Endpoint.parse(TWO)) is Health.UP
+            assert checks.failure("web", endpoint) == "3 of 3 connections failed"
+            assert checks.take_fallen() == [("web", endpoint)]
+            # Both must not be ejected at a time.
+            failing(world, TWO, 20)
+            observe(checks, world)
+            assert weights(checks, config) == [0, 1]
+            counts = {str(backend): count for _, backend, count in checks.ejections()}
+            assert counts == {ONE: 1, TWO: 0}
+            # Other rules begin anew.
+            other = watched(ONE, TWO, more="passive_health: {failures: 4}")
+            follow(checks, other)
+            assert weights(checks, other) == [1, 1]
+
+    asyncio.run(run())
+
+
+def test_an_ejection_ends_with_its_time() -> None:
+    async def run() -> None:
+        events = Events()
+        checks = HealthChecks(events)
+        config = watched(ONE, TWO, more="passive_health: {failures: 1, ejection: 1ms}")
+        follow(checks, config)
+        world = World(*services(config))
+        with events.listen() as heard:
+            observe(checks, world)
+            failing(world, ONE, 2)
+            observe(checks, world)
+            await hear(heard, "backend-ejected")
+
+            def back() -> bool:
+                observe(checks, world)
+                return weights(checks, config) == [1, 1]
+
+            await until(back)
+            assert await hear(heard, "backend-up") == f"web: {ONE} is up"
+
+    asyncio.run(run())
+
+
+def test_where_there_are_checks_they_end_an_ejection() -> None:
+    async def run() -> None:
+        events = Events()
+        checks = HealthChecks(events)
+        with events.listen() as heard, listener() as alive:
+            place = f"127.0.0.1:{alive.getsockname()[1]}"
+            health = "health: {type: tcp, interval: 20ms, timeout: 10s}\n  "
+            rules = "passive_health: {failures: 1, ejection: 1ms, max_ejected: 100}"
+            config = watched(place, more=health + rules)
+            follow(checks, config)
+            world = World(*services(config))
+            observe(checks, world)
+            failing(world, place, 1)
+            observe(checks, world)
+            message = await hear(heard, "backend-ejected")
+            assert "is ejected until its checks are good" in message
+            assert weights(checks, config) == [0]
+            observe(checks, world)
+            assert weights(checks, config) == [0]
+            await hear(heard, "backend-up")
+            assert weights(checks, config) == [1]
+            await checks.stop()
+
+    asyncio.run(run())
+
+
+def ramps(checks: HealthChecks, config: Config) -> list[bool]:
+    (service,) = checks.judge(config, services(config)).services
+    return [backend.ramp is not None for backend in service.backends]
+
+
+def test_who_joins_or_comes_back_starts_slowly_and_nobody_else() -> None:
+    async def run() -> None:
+        checks = HealthChecks(Events())
+        slow = "slow_start: 1h\n  passive_health: {failures: 1, ejection: 1ms}"
+        first, more = watched(ONE, TWO, more=slow), watched(ONE, TWO, THREE, more=slow)
+        assert ramps(checks, first) == [False, False]
+        follow(checks, first)
+        assert ramps(checks, first) == [False, False]
+        assert ramps(checks, more) == [False, False, True]
+        follow(checks, more)
+        (service,) = checks.judge(more, services(more)).services
+        joined = service.backends[2].ramp
+        assert joined is not None
+        assert joined.duration == 3600
+        world = World(*services(more))
+        observe(checks, world)
+        failing(world, ONE, 3)
+        observe(checks, world)
+
+        def back() -> bool:
+            observe(checks, world)
+            return weights(checks, more) == [1, 1, 1]
+
+        await until(back)
+        assert ramps(checks, more) == [True, False, True]
+        # It grows from where it was, whatever else changes.
+        follow(checks, more)
+        (service,) = checks.judge(more, services(more)).services
+        assert service.backends[2].ramp == joined
+        # Who leaves and joins again starts anew.
+        follow(checks, first)
+        assert ramps(checks, more) == [True, False, True]
+        (service,) = checks.judge(more, services(more)).services
+        assert service.backends[2].ramp != joined
+        short = watched(ONE, TWO, THREE, more=slow.replace("1h", "1ms"))
+        await until(lambda: ramps(checks, short) == [False, False, False])
+
+    asyncio.run(run())
+
+
+def test_in_panic_all_are_used_and_it_is_told_once() -> None:
+    async def run() -> None:
+        events = Events()
+        checks = HealthChecks(events)
+        rules = "passive_health: {failures: 1, ejection: 1h, max_ejected: 100}"
+        panic = rules + "\n  panic_threshold: 60"
+        config, calm = watched(ONE, TWO, more=panic), watched(ONE, TWO, more=rules)
+        follow(checks, config)
+        world = World(*services(config))
+        observe(checks, world)
+        failing(world, ONE, 2)
+        with events.listen() as heard:
+            observe(checks, world)
+            await hear(heard, "backend-ejected")
+            assert weights(checks, config) == [1, 1]
+            for _ in range(2):
+                follow(checks, config)
+            assert checks.panic == {"web"}
+            assert await hear(heard, "panic") == "web: too few backends are well, all are used"
+            assert weights(checks, calm) == [0, 1]
+            follow(checks, calm)
+            await hear(heard, "panic-over")
+            assert checks.panic == set()
+
+    asyncio.run(run())

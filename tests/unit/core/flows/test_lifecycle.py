@@ -1,0 +1,226 @@
+"""core/flows/lifecycle.py: what flows take and give back, and who makes room for whom."""
+
+import pytest
+
+from featherlb.core.flows.tcp_state import TimeoutClass
+from featherlb.model import Timeouts, Verdict
+from featherlb.model.reason import Reason
+from tests.builders import tcp
+from tests.world import BACKENDS, ONE, TWO, VIP, Connection, World, client, service
+
+OTHER_VIP = "192.0.2.11:80"
+TIMES = Timeouts(half_open=30, established=900, fin=120, closed=10)
+
+both_modes = pytest.mark.parametrize("nat", ["dnat", "full"])
+
+
+def make_world(
+    *backends: str,
+    nat: str = "dnat",
+    capacity: int = 64,
+    source_ports: range = range(1024, 32768),
+) -> World:
+    return World(
+        service(*(backends or BACKENDS), nat=nat),
+        capacity=capacity,
+        timeouts=TIMES,
+        source_ports=source_ports,
+    )
+
+
+def has_no_port(connection: Connection) -> bool:
+    """Whether its SYN is dropped for want of a source port, without an answer."""
+    outcome = connection.lose("S")
+    return (outcome.verdict, outcome.reason, outcome.answers) == (
+        Verdict.DROP,
+        Reason.NO_SOURCE_PORT,
+        (),
+    )
+
+
+def test_source_ports_run_out_and_come_back() -> None:
+    world = make_world(ONE, nat="full", source_ports=range(1024, 1028))
+    connections = [world.connect(client(number)) for number in range(4)]
+    assert {connection.source for connection in connections} == {
+        f"10.1.0.254:{port}" for port in range(1024, 1028)
+    }
+    late = Connection(world, client(9))
+    assert has_no_port(late)
+    connections[2].send("FA")
+    assert has_no_port(late)  # half closed is not closed
+    connections[2].reply("FA")
+    late.handshake()  # the closing flow is given up
+    assert late.source == connections[2].source
+    assert len(world.flows()) == 4
+
+
+def test_a_closing_flow_keeps_its_source_port_while_others_are_free() -> None:
+    world = make_world(ONE, nat="full", source_ports=range(1024, 1027))
+    old = world.connect(client(1))
+    old.send("R")
+    new = world.connect(client(2))
+    assert old.source != new.source
+    assert old.state == "CLOSED"
+
+
+def test_expiry_gives_source_ports_back() -> None:
+    world = make_world(ONE, nat="full", source_ports=range(1024, 1026))
+    for turn in range(5):
+        sources = {world.connect(client(turn * 2 + one)).source for one in (0, 1)}
+        assert len(sources) == 2
+        world.advance(TIMES.established)
+        assert world.flows() == []
+
+
+def test_source_ports_are_counted_per_backend() -> None:
+    world = make_world(ONE, TWO, nat="full", source_ports=range(1024, 1026))
+    connections = [world.connect(client(number)) for number in range(4)]
+    assert {(connection.server, connection.source) for connection in connections} == {
+        (server, f"10.1.0.254:{port}") for server in (ONE, TWO) for port in (1024, 1025)
+    }
+
+
+def test_two_services_with_one_backend_share_its_source_ports() -> None:
+    world = World(
+        service(ONE, nat="full"),
+        service(ONE, name="other", vips=OTHER_VIP, nat="full"),
+        source_ports=range(1024, 1026),
+    )
+    world.connect(client(1))
+    world.connect(client(2), OTHER_VIP)
+    assert has_no_port(Connection(world, client(3)))
+
+
+def test_only_flows_that_hold_a_port_of_this_backend_are_given_up_for_one() -> None:
+    world = World(
+        service(ONE, nat="full"),
+        service(TWO, name="other", vips=OTHER_VIP, nat="full"),
+        service(ONE, name="kept source", vips="192.0.2.12:80"),
+        timeouts=TIMES,
+        source_ports=range(1024, 1026),
+    )
+    bystanders = [
+        world.connect(client(1), OTHER_VIP),
+        world.connect(client(2), "192.0.2.12:80"),
+    ]
+    for connection in bystanders:
+        connection.send("R")
+    held = [world.connect(client(number)) for number in (3, 4)]
+    late = Connection(world, client(5))
+    assert has_no_port(late)
+    assert [connection.state for connection in bystanders] == ["CLOSED", "CLOSED"]
+    held[0].send("R")
+    late.handshake()
+    assert [connection.state for connection in bystanders] == ["CLOSED", "CLOSED"]
+
+
+def test_a_port_that_is_a_vip_is_never_a_source() -> None:
+    """A reply to it would look like a client's packet."""
+    world = World(
+        service(ONE, nat="full"),
+        service(TWO, name="front", vips="10.1.0.254:1024-1026"),
+        source_ports=range(1024, 1028),
+    )
+    assert world.connect(client(1)).source == "10.1.0.254:1027"
+    assert has_no_port(Connection(world, client(2)))
+
+
+def test_a_wildcard_vips_port_is_never_a_source_either() -> None:
+    world = World(
+        service(ONE, nat="full"),
+        service(TWO, name="all", vips="0.0.0.0:1024"),
+        source_ports=range(1024, 1026),
+    )
+    assert world.connect(client(1)).source == "10.1.0.254:1025"
+    assert has_no_port(Connection(world, client(2)))
+
+
+def opened_in_every_class(world: World) -> dict[str, Connection]:
+    """Established and closing first, half-open last: eviction must not go by age alone."""
+    connections = {
+        "ESTABLISHED": world.connect(client(1)),
+        "FIN_WAIT": world.connect(client(2)),
+        "CLOSED": world.connect(client(3)),
+        "SYN_SENT": Connection(world, client(4)),
+    }
+    world.advance(1)
+    connections["FIN_WAIT"].send("FA")
+    connections["CLOSED"].send("R")
+    world.advance(1)
+    connections["SYN_SENT"].send("S")
+    assert {name: one.state for name, one in connections.items()} == {
+        name: name for name in connections
+    }
+    return connections
+
+
+@both_modes
+def test_a_full_table_gives_up_what_is_least_worth(nat: str) -> None:
+    """Closed flows are over; a half-open one may be a handshake in progress, and a flood of
+    SYNs must not end what is established."""
+    world = make_world(nat=nat, capacity=4)
+    opened_in_every_class(world)
+    survivors = []
+    for number in range(10, 14):
+        world.advance(0.1)
+        world.connect(client(number))
+        survivors.append([state for state in world.states() if state != "ESTABLISHED"])
+    assert survivors == [["FIN_WAIT", "SYN_SENT"], ["FIN_WAIT"], [], []]
+    assert world.statistics().evicted == 4
+    # Of the established ones the longest idle went.
+    assert client(1) not in [str(view.client) for view in world.flows()]
+
+
+def test_a_flood_of_syns_ends_no_connection() -> None:
+    world = make_world(capacity=8)
+    connections = [world.connect(client(number)) for number in range(7)]
+    for number in range(50):
+        world.handle(tcp(client(100 + number), VIP, "S"))
+    assert world.states() == ["ESTABLISHED"] * 7 + ["SYN_SENT"]
+    for connection in connections:
+        connection.send("PA", b"x")
+
+
+def test_handshakes_complete_in_a_table_full_of_closed_flows() -> None:
+    """As it is whenever connections end faster than their last state times out."""
+    world = make_world(capacity=8)
+    for number in range(8):
+        world.connect(client(number)).send("R")
+    handshakes = [Connection(world, client(100 + number)) for number in range(4)]
+    for connection in handshakes:
+        connection.send("S")
+    for connection in handshakes:
+        connection.reply("SA")
+        connection.send("A")
+    assert world.states() == ["CLOSED"] * 4 + ["ESTABLISHED"] * 4
+
+
+def test_the_order_of_timeout_classes_is_the_order_of_eviction() -> None:
+    tcp_classes = ["CLOSED", "HALF_OPEN", "FIN", "ESTABLISHED"]
+    assert [kind.name for kind in TimeoutClass if kind.name in tcp_classes] == tcp_classes
+
+
+@both_modes
+def test_a_table_of_one_flow(nat: str) -> None:
+    world = make_world(ONE, nat=nat, capacity=1, source_ports=range(1024, 1026))
+    for number in range(5):
+        world.connect(client(number))
+        assert [str(view.client) for view in world.flows()] == [client(number)]
+    assert world.active() == {ONE: 1}
+    assert world.statistics().evicted == 4
+
+
+def test_the_timer_ends_a_thousand_flows_at_once_and_says_that_more_are_due() -> None:
+    world = make_world(capacity=1500)
+    for number in range(1500):
+        packet = bytearray(tcp(client(number % 400, 1000 + number), VIP, "S"))
+        world.balancer.attach(packet)
+        assert world.balancer.handle_packet(0, len(packet), 0, 0, world.now) == Verdict.REWRITTEN
+        world.received += 1
+    world.now += TIMES.half_open
+    assert world.balancer.handle_timer(world.now) is True
+    assert 0 < world.statistics().flows < 1500
+    assert world.balancer.handle_timer(world.now) is False
+    world.check()
+    assert world.flows() == []
+    assert world.balancer.handle_timer(world.now) is False

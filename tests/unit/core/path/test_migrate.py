@@ -1,0 +1,83 @@
+"""core/path/migrate.py: flows whose service goes over to conntrack, and back."""
+
+from dataclasses import replace
+
+import pytest
+
+from featherlb.model import Datapath, Protocol, Service, Verdict
+from featherlb.model.reason import Reason
+from tests.builders import tcp, udp
+from tests.ctnetlink import CREATE, DELETE, messages
+from tests.world import CLIENT, ONE, VIP, World, service
+
+QUEUED, CARRIED = service(ONE), service(ONE, datapath=Datapath.OFFLOAD)
+
+
+def test_an_open_connection_goes_over_and_comes_back() -> None:
+    world = World(QUEUED)
+    connection = world.connect()
+    world.apply(CARRIED)
+    (entered,) = messages(world)
+    assert entered["header"]["type"] == CREATE
+    assert entered.get_attr("CTA_PROTOINFO") is not None  # it is open
+    assert world.handle(connection.segment("A")).reason is Reason.INVALID
+    world.apply(QUEUED)
+    (removed,) = messages(world)
+    assert removed["header"]["type"] == DELETE
+    connection.send("PA", b"x")
+    connection.reply("PA", b"y")
+    assert connection.state == "ESTABLISHED"
+
+
+def test_a_half_closed_connection_goes_over_as_such_and_comes_back() -> None:
+    world = World(QUEUED)
+    connection = world.connect()
+    connection.send("FA")
+    world.apply(CARRIED)
+    (entered,) = messages(world)
+    state = entered.get_attr("CTA_PROTOINFO").get_attr("CTA_PROTOINFO_TCP")
+    assert state.get_attr("CTA_PROTOINFO_TCP_STATE") == 4  # TCP_CONNTRACK_FIN_WAIT
+    world.apply(QUEUED)
+    connection.reply("PA", b"y")
+    connection.reply("FA")
+    assert connection.state == "CLOSING"
+
+
+def test_a_connection_that_has_closed_ends_instead() -> None:
+    world = World(QUEUED)
+    connection = world.connect()
+    connection.send("FA")
+    connection.reply("FA")
+    world.apply(CARRIED)
+    assert (messages(world), world.flows()) == ([], [])
+    assert world.handle(tcp(CLIENT, VIP, "S")).verdict is Verdict.CARRY
+
+
+@pytest.mark.parametrize(("before", "after"), [(QUEUED, CARRIED), (CARRIED, QUEUED)])
+def test_until_the_rules_are_those_of_the_new_datapath_no_flow_is_opened(
+    before: Service, after: Service
+) -> None:
+    """Its client sends it again; a RST would tell it that nobody is there."""
+    world = World(before)
+    world.balancer.apply([after], settled=False)
+    for flags in ("S", "PA"):
+        assert world.handle(tcp(CLIENT, VIP, flags)).reason is Reason.INVALID
+    assert (world.flows(), world.balancer.answers.take()) == ([], [])
+    world.balancer.apply([after])
+    assert world.handle(tcp(CLIENT, VIP, "S")).reason is Reason.FORWARD
+
+
+def test_until_then_a_datagram_of_a_known_flow_does_not_begin_again_either() -> None:
+    """The rules of before would lead its copy here once more."""
+    queued, carried = (replace(one, protocol=Protocol.UDP) for one in (QUEUED, CARRIED))
+    world = World(queued)
+    assert world.handle(udp(CLIENT, VIP)).reason is Reason.FORWARD
+    world.balancer.apply([carried], settled=False)
+    assert world.handle(udp(CLIENT, VIP)).reason is Reason.INVALID
+    assert world.balancer.offload.take_resent() == []
+
+
+def test_between_two_that_conntrack_has_no_part_in_flows_are_opened_at_once() -> None:
+    world = World(QUEUED)
+    world.balancer.apply([replace(QUEUED, scheduler="maglev")], settled=False)
+    assert world.handle(tcp(CLIENT, VIP, "S")).reason is Reason.FORWARD

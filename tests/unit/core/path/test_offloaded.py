@@ -1,0 +1,285 @@
+"""core/path/offloaded.py: what conntrack says of the flows that it carries."""
+
+from array import array
+from dataclasses import replace
+
+import pytest
+
+from featherlb.core.flows.conntrack import Entry
+from featherlb.core.flows.tcp_state import State
+from featherlb.model import Datapath, Hook, PacketInfo, Protocol, Verdict
+from featherlb.model.reason import Reason
+from tests.builders import tcp, udp
+from tests.ctnetlink import CREATE, GET, entry, messages, read
+from tests.world import World, service
+
+CLIENT, VIP, ONE = "198.51.100.7:40001", "192.0.2.10:80", "10.1.0.1:8080"
+CLIENT6, VIP6, ONE6 = "[2001:db8::7]:40001", "[2001:db8::10]:53", "[2001:db8:1::2]:8053"
+NAT, SEEN_REPLY = 1 << 5, 1 << 1
+SYN_SENT, ESTABLISHED, FIN_WAIT, CLOSE = 1, 3, 4, 8  # enum tcp_conntrack
+
+
+def told(
+    tcp_state: int,
+    status: int = NAT,
+    answers: int = 0,
+    port: int = 40001,
+    one: str = "10.1.0.1",
+    seen: str = "198.51.100.7",
+) -> Entry:
+    """Word of the client's connection to the backend `one`, which sees it come from the address
+    `seen` and this port."""
+    client, vip = "198.51.100.7", "192.0.2.10"
+    counted = {"attrs": [("CTA_COUNTERS_PACKETS", answers), ("CTA_COUNTERS_BYTES", 40 * answers)]}
+    return read(
+        entry(
+            {"source": client, "destination": vip, "ports": (40001, 80), "protocol": 6},
+            {"source": one, "destination": seen, "ports": (8080, port), "protocol": 6},
+            CTA_STATUS=status,
+            CTA_PROTOINFO={
+                "attrs": [
+                    ("CTA_PROTOINFO_TCP", {"attrs": [("CTA_PROTOINFO_TCP_STATE", tcp_state)]})
+                ]
+            },
+            CTA_COUNTERS_REPLY=counted,
+        )
+    )
+
+
+def opening() -> World:
+    """A connection of which the backend has got the SYN."""
+    world = World(service(ONE, datapath=Datapath.OFFLOAD))
+    world.handle(tcp(CLIENT, VIP, "S"))
+    world.balancer.offload.requests.take()
+    return world
+
+
+def failures(world: World) -> tuple[int, int, int]:
+    """Connections refused, never answered, and those whose client sent the SYN again."""
+    (one,) = world.statistics().backends
+    return one.refused, one.syn_timeouts, one.syn_retries
+
+
+def ticks(world: World) -> int:
+    return int(world.now * 10)
+
+
+def end(world: World, entry: Entry) -> None:
+    assert world.balancer.offload.end(entry, True, ticks(world)) == 0
+
+
+@pytest.mark.parametrize(
+    ("last", "expected"),
+    [
+        (told(CLOSE, answers=1), (1, 0, 0)),
+        (told(SYN_SENT), (0, 1, 0)),
+        (told(CLOSE, NAT | SEEN_REPLY, 3), (0, 0, 0)),
+        (told(CLOSE), (0, 0, 0)),  # by a RST of the client's
+    ],
+    ids=["refused", "ignored", "served", "given up"],
+)
+def test_how_a_connection_has_begun_is_told_by_its_end(
+    last: Entry, expected: tuple[int, int, int]
+) -> None:
+    world = opening()
+    end(world, last)
+    assert failures(world) == expected
+    assert world.flows() == []
+
+
+def test_a_syn_that_comes_again_without_an_answer_counts_once() -> None:
+    world = opening()
+    for _ in range(3):
+        buffer = bytearray(tcp(CLIENT, VIP, "S"))
+        world.balancer.attach(buffer)
+        for expected in (Verdict.ASK, Verdict.CARRY):
+            verdict = world.balancer.handle_packet(
+                0, len(buffer), Hook.PREROUTING, PacketInfo.NONE, world.now
+            )
+            assert verdict == expected
+            if verdict == Verdict.ASK:
+                world.balancer.offload.observe(
+                    world.balancer.offload.asked, told(SYN_SENT), ticks(world)
+                )
+        assert failures(world) == (0, 0, 1)
+    end(world, told(SYN_SENT))
+    assert failures(world) == (0, 1, 1)
+
+
+def expected(world: World, *packets: bytes) -> list[int]:
+    """The kinds of the requests that a batch of packets makes before any of them is handled."""
+    buffer = bytearray(b"".join(packets))
+    world.balancer.attach(buffer)
+    lengths = [len(packet) for packet in packets]
+    offsets = [sum(lengths[:i]) for i in range(len(packets))]
+    batch = (memoryview(array("q", offsets)), memoryview(array("q", lengths)), len(packets))
+    world.balancer.expect_packets(*batch)
+    world.balancer.ask_ahead(*batch)
+    requests = messages(world)
+    return [request["header"]["type"] for request in requests]
+
+
+def test_of_a_batch_only_what_may_open_a_flow_anew_is_asked_about_ahead() -> None:
+    world = opening()
+    other = tcp("198.51.100.7:40002", VIP, "S")
+    reply = tcp(ONE, CLIENT, "SA")
+    syn = tcp(CLIENT, VIP, "S")
+    assert expected(world, other, tcp(CLIENT, VIP, "A"), reply, udp(CLIENT, VIP)) == []
+    assert expected(world, other, syn, b"\x45", reply) == [GET]
+    # A connection that closes goes on by no packet but one that opens it anew.
+    world.balancer.offload.observe(1, told(CLOSE), ticks(world))
+    assert expected(world, syn) == []
+    assert world.handle(syn).verdict == Verdict.CARRY
+
+
+def test_a_connection_that_closes_is_no_load_as_soon_as_conntrack_says_so() -> None:
+    world = opening()
+    (before,) = world.statistics().backends
+    world.balancer.offload.advance(told(FIN_WAIT), ticks(world))
+    (after,) = world.statistics().backends
+    assert (before.active, after.active) == (1, 0)
+    assert [flow.state for flow in world.flows()] == [State.FIN_WAIT]
+    # Neither packets nor bytes come with it.
+    assert (after.packets_reply, after.bytes_reply) == (0, 0)
+
+
+def test_an_entry_with_another_port_is_the_flows_where_the_client_kept_its_own() -> None:
+    world = opening()
+    end(world, told(CLOSE, NAT | SEEN_REPLY, 3, port=39141))
+    assert world.flows() == []
+
+
+def test_the_port_that_conntrack_has_given_is_taken_over() -> None:
+    world = opening()
+    (flow,) = world.flows()
+    record = 1
+    for strange in (
+        told(ESTABLISHED, port=39141, one="10.1.0.2"),
+        told(ESTABLISHED, port=39141, seen="10.1.0.254"),
+    ):
+        world.balancer.offload.observe(record, strange, ticks(world))
+        assert world.flows()[0].source == flow.source
+    world.balancer.offload.observe(record, told(ESTABLISHED, port=39141), ticks(world))
+    (turned,) = world.flows()
+    assert (turned.client, turned.source) == (flow.client, replace(flow.source, port=39141))
+    assert world.handle(tcp(ONE, "198.51.100.7:39141", "A")).reason is Reason.INVALID
+    assert world.handle(tcp(ONE, CLIENT, "A")).reason is not Reason.INVALID
+    # Where it goes over to another datapath, the backend goes on seeing that port.
+    world.apply(service(ONE))
+    messages(world)
+    assert world.handle(tcp(CLIENT, VIP, "A")).source == "198.51.100.7:39141"
+    world.apply(service(ONE, datapath=Datapath.OFFLOAD))
+    (entered,) = messages(world)
+    assert entered.get_attr("CTA_NAT_SRC") is not None
+
+
+def test_an_entry_with_another_port_is_another_flows_where_ports_are_given() -> None:
+    world = World(service(ONE, nat="full", datapath=Datapath.OFFLOAD))
+    world.handle(tcp(CLIENT, VIP, "S"))
+    (flow,) = world.flows()
+    end(world, told(CLOSE, NAT | SEEN_REPLY, 3, port=flow.source.port ^ 1))
+    assert len(world.flows()) == 1
+    end(world, told(CLOSE, NAT | SEEN_REPLY, 3, port=flow.source.port))
+    assert world.flows() == []
+
+
+def test_a_super_packet_does_not_begin_again() -> None:
+    """Where it is to be cut, nothing says."""
+    offered = service(ONE6, vips=VIP6, protocol=Protocol.UDP, datapath=Datapath.OFFLOAD)
+    world = World(offered)
+    world.handle(udp(CLIENT6, VIP6, bytes(5000)), info=PacketInfo.GSO)
+    assert world.balancer.offload.take_resent() == []
+
+
+def test_the_packet_of_a_flow_that_conntrack_refuses_counts_as_dropped() -> None:
+    offered = service(ONE6, vips=VIP6, protocol=Protocol.UDP, datapath=Datapath.OFFLOAD)
+    world = World(offered)
+    world.handle(udp(CLIENT6, VIP6, b"question"))
+    world.balancer.offload.requests.take()
+    world.balancer.offload.fail(1)
+    statistics = world.statistics()
+    assert (statistics.translated, statistics.dropped) == (0, 1)
+    assert statistics.reasons[Reason.NO_ENTRY] == 1
+    assert world.balancer.offload.take_resent() == []
+    assert world.flows() == []
+    # Nothing is to be deleted, and the next one is entered.
+    assert messages(world) == []
+    world.handle(udp(CLIENT6, VIP6, b"question"))
+    assert [message["header"]["type"] for message in messages(world)] == [CREATE]
+
+
+def test_of_a_datagram_that_was_cut_no_copy_is_sent_but_its_flow_is_open() -> None:
+    offered = service(ONE6, vips=VIP6, protocol=Protocol.UDP, datapath=Datapath.OFFLOAD)
+    world = World(offered)
+    whole = udp(CLIENT6, VIP6, bytes(5000))
+    for _ in range(2):
+        cut = world.handle(whole, info=PacketInfo.TRUNCATED | PacketInfo.CHECKSUM_NOT_READY)
+        assert (cut.verdict, cut.reason) == (Verdict.DROP, Reason.TRUNCATED)
+        assert world.balancer.offload.take_resent() == []
+        assert [message["header"]["type"] for message in messages(world)] == [CREATE]
+        # If conntrack takes none, it was dropped already.
+        world.balancer.offload.fail(1)
+        assert world.flows() == []
+        world.check()
+    world.handle(whole, info=PacketInfo.TRUNCATED)
+    assert [flow.state for flow in world.flows()] == [State.UDP_ONE_WAY]
+
+
+def test_a_flow_that_opens_may_be_given_another_port() -> None:
+    ports = range(2000, 2003)
+    world = World(service(ONE, nat="full", datapath=Datapath.OFFLOAD), source_ports=ports)
+    world.handle(tcp(CLIENT, VIP, "S"))
+    seen = []
+    for _ in ports:
+        (flow,) = world.flows()
+        seen.append(flow.source.port)
+        (create,) = messages(world)
+        translation = create.get_attr("CTA_NAT_SRC").get_attr("CTA_NAT_PROTO")
+        assert translation.get_attr("CTA_PROTONAT_PORT_MIN") == flow.source.port
+        assert world.balancer.offload.give_port(1)
+        world.check()
+    # What was given back is the last to be given again.
+    assert sorted(seen) == list(ports)
+    (flow,) = world.flows()
+    for state in (ESTABLISHED, CLOSE):
+        world.balancer.offload.observe(1, told(state, port=flow.source.port), ticks(world))
+        assert not world.balancer.offload.give_port(1)
+    assert world.handle(tcp(ONE, str(flow.source), "A")).reason is Reason.INVALID
+    # All of them are free again when it has ended.
+    end(world, told(CLOSE, NAT | SEEN_REPLY, 3, port=flow.source.port))
+    for number in range(len(ports)):
+        assert world.handle(tcp(f"198.51.100.7:{number + 1}", VIP, "S")).reason is Reason.FORWARD
+    messages(world)
+    assert not world.balancer.offload.give_port(1)  # there is no other
+    assert messages(world) == []
+
+
+def test_a_client_that_is_seen_keeps_its_port() -> None:
+    world = opening()
+    assert not world.balancer.offload.give_port(1)
+    assert messages(world) == []
+
+
+@pytest.mark.parametrize("hook", [Hook.INPUT, Hook.FORWARD])
+def test_strays_behind_the_routing_decision_are_treated_as_in_front_of_it(hook: Hook) -> None:
+    world = World(service(ONE, datapath=Datapath.OFFLOAD, scheduler="maglev"))
+    joining = world.handle(tcp(CLIENT, VIP, "A"), hook)
+    assert (joining.verdict, joining.reason) == (Verdict.DROP, Reason.FORWARD)
+    assert len(world.balancer.offload.take_resent()) == 1
+    (flow,) = world.flows()
+    assert str(flow.backend) == ONE
+    world = World(service(ONE, datapath=Datapath.OFFLOAD))
+    refused = world.handle(tcp(CLIENT, VIP, "A"), hook)
+    assert (refused.verdict, refused.reason) == (Verdict.DROP, Reason.NO_FLOW)
+    assert len(refused.answers) == 1
+    wrong = world.handle(tcp(CLIENT, VIP, "SF"), hook)
+    assert (wrong.verdict, wrong.reason) == (Verdict.DROP, Reason.BAD_FLAGS)
+    # Of a backend, but of no flow.
+    assert world.handle(tcp(ONE, "198.51.100.9:1234", "A"), hook).verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize("hook", [Hook.INPUT, Hook.POSTROUTING])
+def test_what_the_queue_balances_opens_no_flow_behind_the_routing_decision(hook: Hook) -> None:
+    world = World(service(ONE))
+    for flags in ("S", "A"):
+        assert world.handle(tcp(CLIENT, VIP, flags), hook).verdict is Verdict.PASS

@@ -1,0 +1,97 @@
+"""When a backend is ejected because of its clients' connections, and for how long."""
+
+import pytest
+
+from featherlb.core.pools.outlier import Outlier
+from featherlb.model import PassiveCheck
+
+
+def outlier(**rules: float) -> Outlier:
+    return Outlier(PassiveCheck(**rules))  # type: ignore[arg-type]
+
+
+def watched(one: Outlier, *looks: tuple[float, int, int]) -> bool:
+    """Whether there is reason to eject it after the last of these looks."""
+    for now, opened, failed in looks:
+        one.take(now, opened, failed)
+    return one.failing() is not None
+
+
+@pytest.mark.parametrize(
+    ("looks", "failing"),
+    [
+        ([], False),
+        # What was before the first look doesn't count.
+        ([(0, 100, 100)], False),
+        ([(0, 100, 100), (1, 104, 104)], False),
+        ([(0, 100, 100), (1, 105, 105)], True),
+        ([(0, 0, 0), (1, 2, 2), (2, 5, 5)], True),
+        # Enough failures, but few among many connections.
+        ([(0, 0, 0), (1, 10, 5)], True),
+        ([(0, 0, 0), (1, 11, 5)], False),
+        ([(0, 0, 0), (1, 100, 4), (2, 200, 9)], False),
+        # How well it was before is no excuse.
+        ([(0, 0, 0), (9, 9000, 0), (9.5, 9005, 5)], True),
+        ([(0, 0, 0), (8, 9000, 0), (9, 9002, 2), (9.5, 9005, 5)], True),
+        # Further back than the window.
+        ([(0, 0, 0), (1, 4, 4), (10, 4, 4), (10.5, 5, 5)], True),
+        ([(0, 0, 0), (1, 4, 4), (11.5, 5, 5)], False),
+        # Failures of connections that were opened before the window.
+        ([(0, 0, 0), (1, 9, 0), (12, 9, 5)], True),
+        # Another worker counts from 0; what it counts first is not known to be recent.
+        ([(0, 90, 2), (1, 3, 3), (2, 7, 7)], False),
+        ([(0, 90, 2), (1, 3, 3), (2, 8, 8)], True),
+    ],
+)
+def test_failures_in_the_window(looks: list[tuple[float, int, int]], failing: bool) -> None:
+    assert watched(outlier(), *looks) is failing
+
+
+def test_the_rules_are_the_operators() -> None:
+    assert watched(outlier(failures=1, share=100), (0, 0, 0), (1, 1, 1))
+    assert not watched(outlier(failures=1, share=100), (0, 0, 0), (1, 2, 1))
+    assert watched(outlier(failures=2, share=0), (0, 0, 0), (1, 1000, 2))
+    assert not watched(outlier(window=2.0), (0, 0, 0), (1, 4, 4), (3, 5, 5))
+
+
+def test_the_reason_is_the_last_moment_that_suffices() -> None:
+    one = outlier()
+    watched(one, (0, 0, 0), (1, 20, 20), (2, 27, 26))
+    assert one.failing() == (7, 6)
+
+
+def test_ejections_get_longer_and_end_at_a_limit() -> None:
+    one = outlier(ejection=10.0, longest_ejection=35.0)
+    now = 0.0
+    for expected in (10, 20, 35, 35):
+        assert one.eject(now) == expected
+        assert one.until == now + expected
+        now = one.until
+        one.readmit(now)
+        now += 1
+    assert one.ejections == 4
+
+
+def test_who_did_well_for_longer_begins_anew() -> None:
+    one = outlier(ejection=10.0, window=3.0)
+    assert one.eject(0.0) == 10
+    one.readmit(10.0)
+    assert one.eject(23.0) == 20
+    one.readmit(43.0)
+    assert one.eject(66.1) == 10
+
+
+def test_a_longest_ejection_below_the_first_one_doesnt_shorten_it() -> None:
+    one = outlier(ejection=10.0, longest_ejection=1.0)
+    assert [one.eject(0.0), one.eject(1.0)] == [10, 10]
+
+
+def test_a_readmitted_one_is_not_ejected_for_what_it_did_before() -> None:
+    one = outlier()
+    assert watched(one, (0, 0, 0), (1, 9, 9))
+    one.eject(1.0)
+    assert one.ejected
+    one.readmit(2.0)
+    assert not one.ejected
+    assert not watched(one, (2, 9, 9), (3, 13, 13))
+    assert watched(one, (4, 14, 14))

@@ -1,0 +1,53 @@
+"""Which instances may have a backend in common."""
+
+from itertools import product
+
+import pytest
+
+from featherlb.datapaths.rules.facts import Facts, Options
+from featherlb.host.choose import opposed
+from featherlb.host.plan import build
+from featherlb.model import Backend, Datapath, Endpoint, NatMode, Protocol, Service, Vip
+from featherlb.system.journal import Record
+
+KINDS = [f"{datapath}/{nat}" for datapath, nat in product(Datapath, NatMode)]
+FITTING = {
+    "nfqueue/dnat": {"nfqueue/dnat", "nfqueue/full", "raw/full"},
+    "nfqueue/full": set(KINDS),
+    "raw/dnat": {"raw/dnat", "raw/full", "nfqueue/full"},
+    "raw/full": set(KINDS) - {"offload/dnat", "offload/full"},
+    "offload/dnat": {"offload/dnat", "offload/full", "nfqueue/full"},
+    "offload/full": {"offload/dnat", "offload/full", "nfqueue/full"},
+}
+
+
+def service(kind: str) -> Service:
+    datapath, nat = kind.split("/")
+    endpoint = Endpoint.parse("10.0.0.10:80")
+    return Service(
+        "web",
+        Protocol.TCP,
+        (Vip(endpoint.address, 80, 80),),
+        (Backend(Endpoint.parse("10.0.1.2:80")),),
+        nat=NatMode(nat),
+        datapath=Datapath(datapath),
+    )
+
+
+@pytest.mark.parametrize(("ours", "theirs"), list(product(KINDS, KINDS)))
+def test_what_may_run_beside_what(ours: str, theirs: str) -> None:
+    plan = build([service(theirs)], Options(), Facts())
+    record = Record(
+        *(1, 1, 4242, 0, (), (), 0, (), ()),
+        raw=tuple(plan.raw),
+        queued=tuple(plan.queued),
+        carried=tuple(plan.carried),
+        untracked=tuple(plan.untracked),
+    )
+    sentence = opposed([service(ours)], record)
+    assert (sentence is None) == (theirs in FITTING[ours])
+    if sentence is not None:
+        # One that is always named: whose replies they are.
+        name = "offload" if "offload" in ours + theirs else "raw"
+        assert "pid 4242 has the backend 10.0.1.2,tcp:80 as well" in sentence
+        assert f"with the datapath {name}" in sentence

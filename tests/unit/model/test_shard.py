@@ -1,0 +1,42 @@
+"""Which worker a flow belongs to: the kernel's HMARK is the judge."""
+
+from ipaddress import ip_address
+
+import pytest
+
+from featherlb.model import SOURCE_PORTS
+from featherlb.model.shard import Share
+from featherlb.net.addresses import words_of
+
+
+# Marks that Linux 6.18 gave to packets of these clients: `-j HMARK --hmark-tuple src,sport
+# --hmark-rnd SEED --hmark-mod WORKERS`.
+@pytest.mark.parametrize(
+    ("client", "port", "seed", "workers", "mark"),
+    [
+        ("198.51.100.7", 35089, 0xCAFE, 3, 2),
+        ("203.0.113.77", 65393, 0xCAFE, 3, 0),
+        ("203.0.113.77", 43134, 0xCAFE, 3, 1),
+        ("2001:db8:1::7", 21955, 0xCAFE, 3, 2),
+        ("2001:db8:1::7", 62547, 0xCAFE, 3, 1),
+        ("2001:db8:ffff:7:8::9", 19192, 0xCAFE, 3, 0),
+        ("198.51.100.7", 37908, 0xFEDCBA98, 64, 35),
+        ("203.0.113.77", 39824, 0xFEDCBA98, 64, 10),
+        ("2001:db8:1::7", 41628, 0xFEDCBA98, 64, 19),
+        ("2001:db8:ffff:7:8::9", 56536, 0xFEDCBA98, 64, 11),
+    ],
+)
+def test_the_kernel_agrees(client: str, port: int, seed: int, workers: int, mark: int) -> None:
+    shares = [Share(number, workers, seed) for number in range(workers)]
+    owners = [one.worker for one in shares if one.has(*words_of(ip_address(client)), port)]
+    assert owners == [mark]
+
+
+@pytest.mark.parametrize("workers", [1, 3, 64])
+def test_all_is_shared_out(workers: int) -> None:
+    shares = [Share(number, workers, seed=1) for number in range(workers)]
+    ports = [port for one in shares for port in one.ports]
+    assert ports == list(SOURCE_PORTS[: len(ports)])
+    assert len(ports) > len(SOURCE_PORTS) - workers
+    for limit in (1, 64, 100):
+        assert sum(one.connections(limit) for one in shares) == limit

@@ -1,0 +1,110 @@
+"""Files of flows: what is in them, who may read them, when they are of no use."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from featherlb.core.flows.memory import LAYOUT, FlowMemory, anonymous
+from featherlb.model.shard import Share
+from featherlb.system import flow_file
+
+SHARE = Share(1, 2, 0xCAFE)
+
+
+@pytest.fixture
+def memory() -> FlowMemory:
+    memory = anonymous(100)
+    memory.records[128:256] = bytes(range(128))
+    memory.hops[1] = 0xABCDEF
+    memory.links[2] = 7
+    memory.used[0] = 1
+    return memory
+
+
+@pytest.fixture
+def file(tmp_path: Path, memory: FlowMemory) -> Path:
+    target = flow_file.path(tmp_path / "net-1", 4, 1)
+    flow_file.save(target, memory, SHARE)
+    return target
+
+
+def test_there_and_back(file: Path) -> None:
+    assert flow_file.read_share(file) == SHARE
+    memory = flow_file.load(file)
+    assert memory is not None
+    assert (memory.capacity, memory.used[0]) == (1, 1)
+    assert bytes(memory.records[128:]) == bytes(range(128))
+    assert (memory.hops[1], memory.links[2]) == (0xABCDEF, 7)
+
+
+def test_only_the_owner_may_read_it(file: Path) -> None:
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert [one.name for one in file.parent.iterdir()] == ["4-1.flows"]
+
+
+def test_who_finds_it(file: Path) -> None:
+    assert flow_file.find(file.parent, 4) == flow_file.find(file.parent) == [file]
+    assert flow_file.find(file.parent, 40) == []
+    assert flow_file.find(file.parent / "nowhere") == []
+
+
+@pytest.mark.parametrize(
+    "change", [{"layout": LAYOUT + 1}, {"boot": "another"}, {"share": {}}, {"share": 1}]
+)
+def test_what_is_of_no_use_is_not_read(file: Path, change: dict[str, object]) -> None:
+    line, rest = file.read_bytes().split(b"\n", 1)
+    file.write_bytes(json.dumps(json.loads(line) | change).encode() + b"\n" + rest)
+    assert flow_file.load(file) is None
+    assert flow_file.read_share(file) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"{}\n", b"nonsense", b"[]\nx", b"\xff\n"])
+def test_neither_is_anything_else(file: Path, content: bytes) -> None:
+    file.write_bytes(content)
+    assert flow_file.load(file) is None
+    assert flow_file.read_share(file) is None
+    file.unlink()
+    assert flow_file.load(file) is None
+
+
+@pytest.mark.parametrize("missing", [1, 128, 1200])
+def test_nor_a_part_of_it(file: Path, missing: int) -> None:
+    file.write_bytes(file.read_bytes()[:-missing])
+    assert flow_file.load(file) is None
+
+
+def test_what_nobody_came_for_goes(file: Path, memory: FlowMemory) -> None:
+    long_ago = file.stat().st_mtime - flow_file.FRESH
+    os.utime(file, (long_ago, long_ago))
+    assert flow_file.load(file) is None
+    other = flow_file.path(file.parent.parent / "net-2", 0, 0)
+    flow_file.save(other, memory, SHARE)
+    assert not file.parent.exists()
+    flow_file.save(flow_file.path(other.parent, 0, 1), memory, SHARE)
+    assert len(flow_file.find(other.parent)) == 2
+
+
+def test_what_is_in_use_beside_it_stays(file: Path, memory: FlowMemory) -> None:
+    files = [
+        file,
+        flow_file.path(file.parent, 4, 2),
+        flow_file.path(file.parent.parent / "a", 0, 0),
+    ]
+    for one in files[1:]:
+        flow_file.save(one, memory, SHARE)
+    record = file.parent / "4.json"
+    record.touch()
+    for one in files:
+        os.utime(one, (0, 0))
+    flow_file.save(flow_file.path(file.parent.parent / "net-2", 0, 0), memory, SHARE)
+    assert not any(one.exists() for one in files)
+    assert record.exists()
+
+
+def test_nothing_is_left_of_what_has_no_room(tmp_path: Path, memory: FlowMemory) -> None:
+    target = flow_file.path(tmp_path / "file", 0, 0)
+    target.parent.write_text("not a directory")
+    with pytest.raises(OSError, match="exists"):
+        flow_file.save(target, memory, SHARE)

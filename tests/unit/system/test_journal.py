@@ -1,0 +1,96 @@
+"""The journal on disk, in a directory of the test's own."""
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from featherlb.model.errors import HostError
+from featherlb.system.journal import Journal, Record, start_time
+
+STARTED = start_time(os.getpid())
+assert STARTED is not None
+RECORD = Record(
+    instance=3,
+    workers=2,
+    pid=os.getpid(),
+    started=STARTED,
+    vips=(("tcp", "10.0.0.10", 80, 80),),
+    sources=("10.0.1.2,tcp:80,10.0.1.1",),
+    order=2,
+    earlier=(0, 1),
+    raw=("10.0.1.2,tcp:80",),
+    queued=("10.0.1.3,tcp:80",),
+    carried=("10.0.1.4,tcp:80",),
+    untracked=("10.0.1.2,tcp:80", "10.0.1.3,tcp:80"),
+    changes=({"kind": "Sets", "instance": 3},),
+)
+
+
+def test_records_are_read_as_they_were_written(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    assert journal.records() == []
+    other = replace(RECORD, instance=10, changes=())
+    for record in (other, RECORD):
+        journal.write(record)
+    assert journal.records() == [RECORD, other]
+    journal.write(replace(RECORD, changes=()))
+    assert journal.records()[0].changes == ()
+
+
+def test_nothing_is_left_of_removed_records(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.write(RECORD)
+    journal.remove(RECORD.instance)
+    journal.remove(RECORD.instance)
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_a_half_written_record_is_no_record(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.write(RECORD)
+    (journal.directory / "4.new").write_text('{"instance": 4, "wor')
+    assert journal.records() == [RECORD]
+
+
+def test_an_owner_is_alive_while_it_runs() -> None:
+    assert RECORD.alive
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        started = start_time(process.pid)
+        assert started is not None
+        record = replace(RECORD, pid=process.pid, started=started)
+        assert record.alive
+        # A pid that another process has got since.
+        assert not replace(record, started=started - 1).alive
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        # It is a zombie now.
+        assert not record.alive
+    assert not record.alive
+
+
+def test_the_lock_keeps_others_out(tmp_path: Path) -> None:
+    other = os.open(tmp_path, os.O_RDONLY)
+    with Journal(tmp_path).locked(), pytest.raises(BlockingIOError):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(other)
+
+
+def test_a_directory_that_cannot_be_used_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("")
+    with pytest.raises(HostError, match=r"^cannot use .*file: "), Journal(path).locked():
+        pass
+
+
+def test_the_file_is_plain_json(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.write(RECORD)
+    data = json.loads((journal.directory / "3.json").read_text())
+    assert data["vips"] == [["tcp", "10.0.0.10", 80, 80]]

@@ -1,0 +1,159 @@
+"""Users' schedulers from real files and real installed metadata."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from featherlb.core.pools.schedulers import NewFlow, UserScheduler, create, names, registry
+from featherlb.model.errors import ConfigError
+from featherlb.system import plugins
+from tests.unit.core.pools.schedulers.pools import KEY, make_flow, make_pool
+
+FUNCTION = "def pick(flow, backends):\n    return backends[flow.client_port % len(backends)]\n"
+CLASS = """
+from featherlb.core.pools.schedulers import Scheduler
+
+class First(Scheduler):
+    consistent = True
+    def __init__(self, *, seed, key):
+        self.members = []
+    def update(self, members):
+        self.members = members
+    def pick(self, flow):
+        return self.members[0]
+"""
+
+
+@pytest.fixture(autouse=True)
+def _restore_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_factories", dict(registry._factories))
+    monkeypatch.setattr(registry, "_canonical", dict(registry._canonical))
+    monkeypatch.setattr(registry, "_user_names", set())
+
+
+def picked(name: str, flow: NewFlow) -> int | None:
+    """The position of the member that a scheduler picks out of three."""
+    scheduler = create(name, seed=1, key=KEY)
+    pool = make_pool(1, 1, 1)
+    scheduler.update(pool)
+    member = scheduler.pick(flow)
+    assert isinstance(scheduler, UserScheduler)
+    assert scheduler.first_error is None
+    return pool.index(member) if member else None
+
+
+def load(reference: str) -> None:
+    """As a process does that starts."""
+    for name, code in plugins.read_files([reference]).items():
+        plugins.load(name, code)
+
+
+def test_a_function_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(FUNCTION)
+    reference = f"{tmp_path}/mine.py:pick"
+    load(reference)
+    flow = make_flow(1)
+    flow.client_port = 5
+    assert picked(reference, flow) == 2
+
+
+def test_a_class_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(CLASS)
+    reference = f"{tmp_path}/mine.py:First"
+    load(reference)
+    assert picked(reference, make_flow(1)) == 0
+    assert create(reference, seed=1, key=KEY).consistent
+
+
+def test_a_file_is_read_again(tmp_path: Path) -> None:
+    reference = f"{tmp_path}/mine.py:pick"
+    for position in (0, 1):
+        (tmp_path / "mine.py").write_text(f"def pick(flow, backends): return backends[{position}]")
+        load(reference)
+        assert picked(reference, make_flow(1)) == position
+
+
+def test_an_edited_file_reads_differently(tmp_path: Path) -> None:
+    reference = f"{tmp_path}/mine.py:pick"
+    texts = []
+    for text in ("pick = 1", "pick = 1", "pick = 2"):
+        (tmp_path / "mine.py").write_text(text)
+        texts.append(plugins.read_files(["maglev", reference]))
+    assert texts[0] == texts[1] != texts[2]
+    assert texts[0].keys() == {reference}
+
+
+def test_a_missing_file_is_told_before_it_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="can't be read"):
+        plugins.read_files([f"{tmp_path}/mine.py:pick"])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "can't be read (no such file"),
+        ("def pick(:", "fails to load (SyntaxError"),
+        ("import nonexistent_module", "fails to load (ModuleNotFoundError"),
+        ("open('/nonexistent')", "fails to load (FileNotFoundError"),
+        ("def choose(flow, backends): ...", "defines no 'pick'"),
+        ("pick = 5", "is neither a Scheduler class nor a function"),
+        ("class pick: pass", "is neither a Scheduler class nor a function"),
+        ("def pick(flow): ...", "does not take two arguments"),
+        (CLASS.replace("First", "pick").replace("def pick(", "def choose("), "lacks one of the"),
+    ],
+)
+def test_faults_of_a_file_are_told_in_one_sentence(
+    tmp_path: Path, text: str | None, said: str
+) -> None:
+    if text is not None:
+        (tmp_path / "mine.py").write_text(text)
+    reference = f"{tmp_path}/mine.py:pick"
+    with pytest.raises(ConfigError) as caught:
+        load(reference)
+    (fault,) = caught.value.faults
+    assert fault.startswith(f"scheduler '{reference}'")
+    assert said in fault
+    assert "\n" not in fault
+    assert reference not in names()
+
+
+def install(directory: Path, entry: str, module: str) -> None:
+    """What pip leaves of a package: a module and its metadata."""
+    info = directory / "geo-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: geo\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[featherlb.schedulers]\n{entry}\n")
+    (directory / "geo_scheduler_plugin.py").write_text(module)
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "geo_scheduler_plugin", raising=False)
+    return tmp_path
+
+
+def test_entry_points_join_by_their_names(site: Path) -> None:
+    install(site, "geo = geo_scheduler_plugin:pick", FUNCTION)
+    plugins.load_entry_points()
+    assert "geo" in names()
+    assert picked("geo", make_flow(1)) == 40000 % 3
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        (
+            "geo = geo_scheduler_plugin:missing",
+            "(geo_scheduler_plugin:missing) fails to load",
+        ),
+        ("geo = nonexistent_plugin:pick", "repair or uninstall the package"),
+        ("maglev = geo_scheduler_plugin:pick", "'maglev' is the name of a built-in scheduler"),
+    ],
+)
+def test_faults_of_entry_points(site: Path, entry: str, said: str) -> None:
+    install(site, entry, FUNCTION)
+    with pytest.raises(ConfigError) as caught:
+        plugins.load_entry_points()
+    assert said in str(caught.value)
