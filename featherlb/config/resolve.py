@@ -86,7 +86,7 @@ def _service(service: ServiceConfig) -> model.Service:
         ),
         scheduler=service.scheduler,
         nat=service.nat,
-        datapath=model.Datapath.NFQUEUE if service.datapath == AUTO else service.datapath,
+        datapath=model.DEFAULT_DATAPATH if service.datapath == AUTO else service.datapath,
         one_packet=service.one_packet,
         responses=service.responses,
         mss=service.mss,

@@ -28,6 +28,7 @@ from featherlb.config.faults import Fault, Origin
 from featherlb.config.loader import Document, Path, show_path
 from featherlb.config.types import Automatic, Config, Host
 from featherlb.model import (
+    DEFAULT_DATAPATH,
     Address,
     CheckType,
     Datapath,
@@ -164,7 +165,7 @@ class ServiceEntry(_Strict):
     protocol: Annotated[Protocol, PlainValidator(values.protocol)] = Protocol.TCP
     scheduler: Annotated[str, PlainValidator(values.scheduler)] = "round-robin"
     nat: Annotated[NatMode, PlainValidator(values.nat)] = NatMode.DNAT
-    datapath: Annotated[Datapath | Automatic, PlainValidator(values.datapath)] = Datapath.NFQUEUE
+    datapath: Annotated[Datapath | Automatic, PlainValidator(values.datapath)] = DEFAULT_DATAPATH
     source_addresses: list[_SourceAddress] = []
     persistence: PersistenceEntry | None = None
     mss: Annotated[int | None, PlainValidator(values.integer(88, 65535))] = None

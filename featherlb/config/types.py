@@ -9,6 +9,7 @@ from typing import Literal
 
 from featherlb.config.faults import Origin
 from featherlb.model import (
+    DEFAULT_DATAPATH,
     Address,
     Datapath,
     Driver,
@@ -86,7 +87,7 @@ class ServiceConfig:
     protocol: Protocol = Protocol.TCP
     scheduler: str = "round-robin"
     nat: NatMode = NatMode.DNAT
-    datapath: Datapath | Automatic = Datapath.NFQUEUE
+    datapath: Datapath | Automatic = DEFAULT_DATAPATH
     one_packet: bool = False
     responses: int | None = None
     mss: int | None = None

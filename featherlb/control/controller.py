@@ -27,7 +27,6 @@ from featherlb.core.path.export import read_flows
 from featherlb.model import (
     Address,
     Backend,
-    Datapath,
     Endpoint,
     OnBackendDown,
     Paths,
@@ -176,7 +175,7 @@ class Instance:
         carried = [
             service
             for service in (*self.services, *self._leaving)
-            if service.datapath is Datapath.OFFLOAD
+            if service.datapath.kernel_forwards
         ]
         if not carried:
             return []
@@ -693,7 +692,7 @@ def turned(before: Sequence[Service], after: Sequence[Service]) -> list[Service]
         replace(service, datapath=datapath)
         for service in before
         if (datapath := new.get(service.name, service.datapath)) is not service.datapath
-        and Datapath.OFFLOAD in (datapath, service.datapath)
+        and (datapath.kernel_forwards or service.datapath.kernel_forwards)
     ]
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from featherlb.control.events import Events
-from featherlb.model import Address, Datapath, Link, NextHop, Paths, Service
+from featherlb.model import Address, Link, NextHop, Paths, Service
 from featherlb.system import paths as driver
 from featherlb.system.network import LOOPBACK
 from featherlb.system.paths import Entry, Interface, Neighbour, Topology
@@ -66,7 +66,7 @@ class PathWatcher:
     async def follow(self, services: Sequence[Service]) -> None:
         """Watch the ways to the backends of those services that have the datapath raw. `paths`
         has them when this returns."""
-        raw = [service for service in services if service.datapath is Datapath.RAW]
+        raw = [service for service in services if service.datapath.takes_frames]
         backends = {backend.endpoint.address for service in raw for backend in service.backends}
         async with self._turn:
             if not raw:

@@ -10,7 +10,7 @@ from pathlib import Path
 from featherlb.datapaths.rules.vip_addresses import subnet_interface
 from featherlb.doctor.finding import Finding, error, note, warning
 from featherlb.doctor.subject import Subject
-from featherlb.model import SOURCE_PORTS, Datapath, NatMode, Service
+from featherlb.model import SOURCE_PORTS, NatMode, Service
 from featherlb.system import ethtool, network, sysctl
 from featherlb.system.network import LOOPBACK, Link
 
@@ -31,7 +31,7 @@ def judge_conntrack(services: Iterable[Service], read: Read) -> Iterator[Finding
         return
     command = f"sysctl -w net.netfilter.nf_conntrack_max={int(most) * 2}"
     if int(used) >= int(most):
-        offloaded = any(service.datapath is Datapath.OFFLOAD for service in services)
+        offloaded = any(service.datapath.kernel_forwards for service in services)
         flows = "those of the datapath offload among them" if offloaded else "but for balanced ones"
         yield error(
             f"connection tracking is full ({used} of {most}): health checks and all other new"

@@ -11,7 +11,15 @@ from featherlb.datapaths.rules.vip_addresses import subnet_interface
 from featherlb.host.claims import carried_entries, kept_entries, on_datapath, untracked_entries
 from featherlb.host.kernel import check_kernel
 from featherlb.host.peers import others, way_out
-from featherlb.model import SOURCE_PORTS, Datapath, Endpoint, NatMode, Protocol, Service
+from featherlb.model import (
+    DEFAULT_DATAPATH,
+    SOURCE_PORTS,
+    Datapath,
+    Endpoint,
+    NatMode,
+    Protocol,
+    Service,
+)
 from featherlb.model.errors import HostError
 from featherlb.system import iptables, journal, network, paths, sysctl
 
@@ -27,7 +35,7 @@ def obstacle(service: Service, datapath: Datapath) -> str | None:
         return None
     return (
         f"service '{service.name}' can't have the datapath {datapath}: {reason};"
-        f" set its datapath to {Datapath.NFQUEUE}"
+        f" set its datapath to {DEFAULT_DATAPATH}"
     )
 
 
@@ -64,7 +72,7 @@ def pick(
             and not any(opposed([one], record) for record in rivals)
         )
         # If none fits, the refusal of this one says what is wrong.
-        chosen[name] = next(fitting, replace(chosen[name], datapath=Datapath.NFQUEUE))
+        chosen[name] = next(fitting, replace(chosen[name], datapath=DEFAULT_DATAPATH))
         carried |= _carried(chosen[name])
     return list(chosen.values())
 
@@ -83,7 +91,7 @@ def _able(
 def _carried(service: Service) -> dict[tuple[Protocol, Endpoint], bool]:
     """Whether the kernel tracks the replies of each backend: one that several services share can't
     have both."""
-    carries = service.datapath is Datapath.OFFLOAD
+    carries = service.datapath.kernel_forwards
     return {(service.protocol, backend.endpoint): carries for backend in service.backends}
 
 

@@ -18,7 +18,16 @@ from featherlb.host.kernel import check_kernel
 from featherlb.host.orphans import read_vips
 from featherlb.host.peers import others, served, shared, way_out
 from featherlb.host.survey import require_privileges
-from featherlb.model import Address, Backend, Datapath, Endpoint, NatMode, Protocol, Service, Vip
+from featherlb.model import (
+    DEFAULT_DATAPATH,
+    Address,
+    Backend,
+    Endpoint,
+    NatMode,
+    Protocol,
+    Service,
+    Vip,
+)
 from featherlb.model.errors import HostError
 from featherlb.system import arp, journal, network, sockets, sysctl
 
@@ -89,7 +98,7 @@ def _check_services(services: Sequence[Service]) -> None:
     vips = list(_vips(services))
     _check_shared_backends(services)
     for service in services:
-        if service.datapath is not Datapath.NFQUEUE and (
+        if service.datapath is not DEFAULT_DATAPATH and (
             sentence := obstacle(service, service.datapath)
         ):
             raise HostError(sentence)
@@ -115,10 +124,10 @@ def _check_services(services: Sequence[Service]) -> None:
 def _check_shared_backends(services: Sequence[Service]) -> None:
     """A backend's replies are either tracked by the kernel or not."""
     users: dict[tuple[Protocol, Endpoint], Service] = {}
-    for service in sorted(services, key=lambda one: one.datapath is Datapath.OFFLOAD):
+    for service in sorted(services, key=lambda one: one.datapath.kernel_forwards):
         for backend in service.backends:
             user = users.setdefault((service.protocol, backend.endpoint), service)
-            if (user.datapath is Datapath.OFFLOAD) != (service.datapath is Datapath.OFFLOAD):
+            if user.datapath.kernel_forwards is not service.datapath.kernel_forwards:
                 raise HostError(
                     f"backend {backend} is in service '{user.name}' with the datapath"
                     f" {user.datapath} and in service '{service.name}' with the datapath"
@@ -132,7 +141,7 @@ def _check_filters(services: Sequence[Service], options: Options, facts: Facts) 
     if not Interest(options.share(0)).of(services, addresses).fits:
         raise HostError(
             "the VIPs of the services with the datapath raw are more than a socket filter can look"
-            f" for ({ROOM} addresses and ports); set the datapath of some to {Datapath.NFQUEUE}"
+            f" for ({ROOM} addresses and ports); set the datapath of some to {DEFAULT_DATAPATH}"
         )
 
 

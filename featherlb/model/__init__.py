@@ -16,6 +16,7 @@ from featherlb.model.health import CheckType, Health, HealthCheck, PassiveCheck,
 from featherlb.model.packet import LATE_HOOKS, Hook, PacketInfo, Verdict
 from featherlb.model.route import Link, NextHop, Paths
 from featherlb.model.service import (
+    DEFAULT_DATAPATH,
     SOURCE_PORTS,
     Backend,
     Datapath,
@@ -30,6 +31,7 @@ from featherlb.model.service import (
 )
 
 __all__ = [
+    "DEFAULT_DATAPATH",
     "LATE_HOOKS",
     "SOURCE_PORTS",
     "Address",

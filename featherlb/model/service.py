@@ -34,6 +34,22 @@ class Datapath(StrEnum):
     OFFLOAD = "offload"
     """The packet that opens a flow passes an NFQUEUE, the kernel's conntrack carries the rest."""
 
+    @property
+    def kernel_forwards(self) -> bool:
+        """Whether the kernel forwards packets of open flows by itself, even when no worker runs.
+        Workers see the packets that open a flow, and those that the kernel can't place."""
+        return self is Datapath.OFFLOAD
+
+    @property
+    def takes_frames(self) -> bool:
+        """Whether workers take packets as frames from the links and choose the next hop. The
+        kernel gets copies of these packets, which it must drop."""
+        return self is Datapath.RAW
+
+
+DEFAULT_DATAPATH = Datapath.NFQUEUE
+"""For services that name none. Each host that runs featherlb at all runs this one."""
+
 
 class Driver(StrEnum):
     """Queue drivers of the nfqueue datapath."""
@@ -110,7 +126,7 @@ class Service:
     backends: tuple[Backend, ...] = ()
     scheduler: str = "round-robin"
     nat: NatMode = NatMode.DNAT
-    datapath: Datapath = Datapath.NFQUEUE
+    datapath: Datapath = DEFAULT_DATAPATH
     one_packet: bool = False
     """UDP: every datagram is scheduled anew (ipvsadm --ops)."""
     responses: int | None = None

@@ -30,7 +30,6 @@ from featherlb.datapaths.raw.engine import PacketSockets
 from featherlb.datapaths.raw.socket_filter import Interest
 from featherlb.model import (
     Backend,
-    Datapath,
     Driver,
     Paths,
     Protocol,
@@ -187,7 +186,7 @@ class Worker:
     def _catch_up(self, carried: Set[str]) -> None:
         """Learn how flows are that conntrack carries no more, once only these services have it. A
         connection that opened or closed within the last second would be taken for half-open."""
-        before = {one.name for one in self._services if one.datapath is Datapath.OFFLOAD}
+        before = {one.name for one in self._services if one.datapath.kernel_forwards}
         if self._conntrack is not None and before - carried:
             offload = self._balancer.offload
             self._conntrack.refresh(offload, 1, offload.last_record(), time.monotonic())
@@ -211,7 +210,7 @@ class Worker:
                 except FeatherlbError as error:
                     self._channel.send(Failed(str(error)))
                     return
-                carried = [one for one in services if one.datapath is Datapath.OFFLOAD]
+                carried = [one for one in services if one.datapath.kernel_forwards]
                 self._catch_up({one.name for one in carried})
                 self._balancer.apply(share_limits(services, self._start.share), settled)
                 if not self._serving:

@@ -14,7 +14,7 @@ from featherlb.core.flows.next_hops import Hops
 from featherlb.core.flows.snat_ports import PortAllocator
 from featherlb.core.pools.pool import Pool
 from featherlb.core.pools.schedulers import UserScheduler
-from featherlb.model import Datapath, Service
+from featherlb.model import Service
 from featherlb.net.addresses import words_of
 
 if not cython.compiled:
@@ -59,7 +59,9 @@ class Services:
             before = pool.service.datapath
             changes = service.datapath is not before
             pool.settling = (
-                changes and not settled and Datapath.OFFLOAD in (before, service.datapath)
+                changes
+                and not settled
+                and (before.kernel_forwards or service.datapath.kernel_forwards)
             )
             gone = pool.update(service, partial(members.add, pool))
             pools[service.name] = pool

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from featherlb.core.pools.persistence import PersistenceTable
 from featherlb.core.pools.schedulers import Member, NewFlow, Scheduler, factory_of
-from featherlb.model import Backend, Datapath, Endpoint, NatMode, Role, Service
+from featherlb.model import Backend, Endpoint, NatMode, Role, Service
 from featherlb.model.ticks import TICKS_PER_SECOND
 
 
@@ -99,8 +99,8 @@ class Pool:
     def _take(self, service: Service) -> None:
         self.service = service
         self.full = service.nat is NatMode.FULL
-        self.raw = service.datapath is Datapath.RAW
-        self.offloaded = service.datapath is Datapath.OFFLOAD
+        self.raw = service.datapath.takes_frames
+        self.offloaded = service.datapath.kernel_forwards
         self.one_packet = service.one_packet
         self.responses = service.responses
 

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from featherlb.model import SOURCE_PORTS, Address, Datapath, Service
+from featherlb.model import SOURCE_PORTS, Address, Service
 from featherlb.model.shard import ROUNDS, Share, folded
 
 MAX_INSTRUCTIONS = 4096
@@ -94,7 +94,7 @@ class Interest:
 
     def of(self, services: Iterable[Service], addresses: frozenset[Address]) -> "Interest":
         """What the worker wants to see of these services, and nothing else."""
-        raw = [service for service in services if service.datapath is Datapath.RAW]
+        raw = [service for service in services if service.datapath.takes_frames]
         vips = [vip for service in raw for vip in service.vips]
         backends = [backend for service in raw for backend in service.backends]
         return Interest(

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from featherlb.model import (
     SOURCE_PORTS,
     Address,
-    Datapath,
     Endpoint,
     NatMode,
     Protocol,
@@ -114,7 +113,7 @@ class Parts:
             for vip in service.vips
         )
 
-        raw = any(service.datapath is Datapath.RAW for service in services)
+        raw = any(service.datapath.takes_frames for service in services)
 
         def group(role: str, entries: Iterable[ipset.Entry]) -> Group:
             unique = sorted(set(entries), key=str)
