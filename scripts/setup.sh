@@ -6,12 +6,12 @@ set -eu
 cd "$(dirname "$0")/.."
 venv=${1:-.venv}
 
-packages="iptables conntrack iproute2 procps tcpdump wrk iperf3 curl nginx-light
+packages="iptables ipset nftables conntrack iproute2 iputils-ping procps tcpdump wrk iperf3 curl nginx-light
   dnsmasq-base bind9-dnsutils ethtool
   libnetfilter-queue-dev gcc python3-dev python3-venv"
 extras=dev
 if [ "${2:-}" = bench ]; then
-    packages="$packages haproxy nftables libnginx-mod-stream git"
+    packages="$packages haproxy libnginx-mod-stream git"
     extras=dev,bench
 fi
 
