@@ -121,7 +121,7 @@ class Instance:
         saved = flow_file.find(directory, self.options.queue)
         starts = [
             Start(
-                share=self.options.share(number),
+                shard=self.options.shard(number),
                 queue=self.options.queue + number,
                 driver=config.driver,
                 queue_length=QUEUE_LENGTH,
@@ -635,9 +635,9 @@ def prepare(
     )
     # The ports of saved flows, and so their packets' queues, were given to workers by this seed.
     for path in flow_file.find(Journal().directory, options.queue):
-        share = flow_file.read_share(path)
-        if share is not None and share.workers == options.workers:
-            options = replace(options, hash_seed=share.seed)
+        shard = flow_file.read_shard(path)
+        if shard is not None and shard.workers == options.workers:
+            options = replace(options, hash_seed=shard.seed)
     facts = host.survey(services)
     host.check(services, options, facts)
     return services, host.build(services, options, facts)

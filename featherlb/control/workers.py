@@ -85,7 +85,7 @@ class WorkerProcess:
                 pass_fds=[theirs.fileno(), *shared],
                 stdin=subprocess.DEVNULL,
             )
-        self.number = start.share.worker
+        self.number = start.shard.worker
         self.gone = asyncio.Event()
         self._channel = Channel(ours)
         self._answers: asyncio.Queue[FromWorker] = asyncio.Queue()
@@ -280,17 +280,17 @@ class Workers:
     async def _keep(self, start: Start, greeting: Callable[[], Sequence[Apply | SetPaths]]) -> None:
         """Replace a worker whenever it dies."""
         while True:
-            worker = self._processes[start.share.worker]
+            worker = self._processes[start.shard.worker]
             await worker.gone.wait()
             worker.stop()
             heir = worker.generation < MAX_HEIRS
             lost = "its flows are lost but for those that the kernel carries"
             self._events.tell(
                 "worker-died",
-                f"worker {start.share.worker} ended with status {worker.process.returncode}:"
+                f"worker {start.shard.worker} ended with status {worker.process.returncode}:"
                 f" starting another, {'for its flows' if heir else 'and ' + lost}",
                 logging.ERROR,
-                worker=start.share.worker,
+                worker=start.shard.worker,
             )
             successor = None
             while successor is None:
@@ -299,17 +299,17 @@ class Workers:
                 try:
                     successor = await _begin(start, greeting(), worker if heir else None)
                 except HostError as error:
-                    log.error("worker %d does not start: %s", start.share.worker, error)
+                    log.error("worker %d does not start: %s", start.shard.worker, error)
                     if heir:
-                        log.error("worker %d: %s", start.share.worker, lost)
+                        log.error("worker %d: %s", start.shard.worker, lost)
                     heir = False
-            self._processes[start.share.worker] = successor
+            self._processes[start.shard.worker] = successor
             worker.forget()
             self.restarts += 1
             self._events.tell(
                 "worker-started",
-                f"worker {start.share.worker} is balancing again",
-                worker=start.share.worker,
+                f"worker {start.shard.worker} is balancing again",
+                worker=start.shard.worker,
             )
 
 

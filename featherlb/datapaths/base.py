@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from featherlb.core.flows.conntrack import Entry, Requests
-from featherlb.model.shard import Share
+from featherlb.model.shard import Shard
 
 
 class PacketHandler(Protocol):
@@ -104,7 +104,7 @@ class ConntrackHandler(Protocol):
 
     def last_record(self) -> int: ...
 
-    def adopt(self, entry: Entry, services: Set[str], share: Share, ticks: int) -> bool: ...
+    def adopt(self, entry: Entry, services: Set[str], shard: Shard, ticks: int) -> bool: ...
 
 
 class QueueHandler(PacketHandler, Protocol):

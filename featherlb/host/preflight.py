@@ -138,7 +138,7 @@ def _check_shared_backends(services: Sequence[Service]) -> None:
 def _check_filters(services: Sequence[Service], options: Options, facts: Facts) -> None:
     """What the datapath raw has to look for, is limited."""
     addresses = frozenset(one.address.ip for one in facts.addresses)
-    if not Interest(options.share(0)).of(services, addresses).fits:
+    if not Interest(options.shard(0)).of(services, addresses).fits:
         raise HostError(
             "the VIPs of the services with the datapath raw are more than a socket filter can look"
             f" for ({ROOM} addresses and ports); set the datapath of some to {DEFAULT_DATAPATH}"

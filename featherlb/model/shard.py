@@ -1,12 +1,11 @@
-"""What belongs to which of several workers: flows, source ports, places for connections.
+"""A shard: the flows, source ports and connection limits of one of several workers.
 
-A flow belongs to the worker that a hash of its client's address and port selects. Three have to
-agree on it, or a flow that goes from one to the other would meet a worker that doesn't know it: the
-kernel's rules (HMARK, `datapaths/rules/steering.py`), the filters of packet sockets
-(`datapaths/raw/socket_filter.py`), and a worker that takes over entries of connection tracking
-(`core/path/offloaded.py`). So the hash is HMARK's (net/netfilter/xt_HMARK.c, `hmark_hash`), with
-nothing but the client's side in it: Jenkins' hash of three words (include/linux/jhash.h,
-`jhash_3words`), scaled to the number of workers.
+A hash of the client's address and port selects a flow's worker. Three places must agree on it, or
+packets of one flow would meet different workers: the kernel's rules (HMARK,
+`datapaths/rules/steering.py`), the filters of packet sockets (`datapaths/raw/socket_filter.py`),
+and a worker that adopts entries of connection tracking (`core/path/offloaded.py`). So the hash
+is HMARK's (net/netfilter/xt_HMARK.c, `hmark_hash`) of the client's side alone: Jenkins' hash of
+three words (include/linux/jhash.h, `jhash_3words`), scaled to the number of workers.
 """
 
 from dataclasses import dataclass
@@ -37,9 +36,9 @@ def folded(high: int, low: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
-    """That of worker number `worker` (from 0) of `workers`. All workers of an instance have the
-    same `seed` (32 bits)."""
+class Shard:
+    """The part of worker number `worker` (from 0) of `workers`. All workers of an instance have
+    the same `seed` (32 bits)."""
 
     worker: int
     workers: int

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from featherlb.core.flows.memory import HOP, LAYOUT, RECORD, FlowMemory, size_of
-from featherlb.model.shard import Share
+from featherlb.model.shard import Shard
 
 FRESH = 3600.0
 """Seconds after which the connections in a file are taken to have ended."""
@@ -33,7 +33,7 @@ def find(directory: Path, instance: int | None = None) -> list[Path]:
     return sorted(directory.glob(name + _SUFFIX))
 
 
-def save(target: Path, memory: FlowMemory, share: Share) -> None:
+def save(target: Path, memory: FlowMemory, shard: Shard) -> None:
     """Put the flows on disk; OSError if there is no room. What nobody has come for, goes."""
     _sweep(target.parent.parent)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -41,7 +41,7 @@ def save(target: Path, memory: FlowMemory, share: Share) -> None:
     try:
         # Who is connected to whom is nobody else's business.
         with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(json.dumps(_header(share)).encode() + b"\n")
+            file.write(json.dumps(_header(shard)).encode() + b"\n")
             for part in memory.parts():
                 file.write(part)
         fresh.rename(target)
@@ -53,17 +53,17 @@ def save(target: Path, memory: FlowMemory, share: Share) -> None:
 def load(source: Path) -> FlowMemory | None:
     """The flows in a file; None if they can't be taken over."""
     with suppress(OSError), source.open("rb") as file:
-        if _read_share(file.readline()) is not None and _is_fresh(source):
+        if _read_shard(file.readline()) is not None and _is_fresh(source):
             block = bytearray(file.read())
             if len(block) >= size_of(0) and not (len(block) - size_of(0)) % (RECORD + HOP):
                 return FlowMemory(block)
     return None
 
 
-def read_share(source: Path) -> Share | None:
-    """The share of the worker that saved its flows there; None if they can't be taken over."""
+def read_shard(source: Path) -> Shard | None:
+    """The shard of the worker that saved its flows there; None if they can't be taken over."""
     with suppress(OSError), source.open("rb") as file:
-        return _read_share(file.readline())
+        return _read_shard(file.readline())
     return None
 
 
@@ -79,15 +79,15 @@ def _sweep(root: Path) -> None:
                     directory.rmdir()
 
 
-def _header(share: Share) -> dict[str, Any]:
-    return {"layout": LAYOUT, "boot": _BOOT.read_text().strip(), "share": asdict(share)}
+def _header(shard: Shard) -> dict[str, Any]:
+    return {"layout": LAYOUT, "boot": _BOOT.read_text().strip(), "shard": asdict(shard)}
 
 
-def _read_share(line: bytes) -> Share | None:
+def _read_shard(line: bytes) -> Shard | None:
     with suppress(ValueError, KeyError, TypeError):
-        share = Share(**json.loads(line)["share"])
-        if json.loads(line) == _header(share):
-            return share
+        shard = Shard(**json.loads(line)["shard"])
+        if json.loads(line) == _header(shard):
+            return shard
     return None
 
 

@@ -36,7 +36,7 @@ from featherlb.model import (
     Service,
 )
 from featherlb.model.errors import FeatherlbError
-from featherlb.model.shard import Share
+from featherlb.model.shard import Shard
 from featherlb.system import flow_file, plugins
 from featherlb.system.raw_socket import RawSender
 from featherlb.worker.protocol import (
@@ -78,12 +78,12 @@ class Worker:
             secret=os.urandom(32),
             hash_key=start.hash_key,
             timeouts=start.timeouts,
-            source_ports=start.share.ports,
+            source_ports=start.shard.ports,
             adopt_until=time.monotonic() + ADOPTION,
         )
         self._balancer.lifecycle.opened = [] if start.log_flows else None
         self._queue = open_queue(start)
-        self._interest = Interest(start.share)
+        self._interest = Interest(start.shard)
         self._frames = PacketSockets(self._interest)
         self._services: tuple[Service, ...] = ()
         self._paths = Paths()
@@ -155,8 +155,8 @@ class Worker:
             self._queue.carry_with(self._conntrack)
             self._poller.register(self._conntrack.fileno(), select.POLLIN)
         if new:
-            share, now = self._start.share, time.monotonic()
-            self._conntrack.adopt(self._balancer.offload, new, share, now)
+            shard, now = self._start.shard, time.monotonic()
+            self._conntrack.adopt(self._balancer.offload, new, shard, now)
 
     def _take_over(self) -> None:
         """Go on with the flows of the worker that had this place, or of the instance before."""
@@ -167,10 +167,10 @@ class Worker:
         taken = left = 0
         for memory in memories:
             if memory is not None:
-                more, fewer = self._balancer.takeover.take(memory, start.share)
+                more, fewer = self._balancer.takeover.take(memory, start.shard)
                 taken, left = taken + more, left + fewer
         if taken or left:
-            text = f"worker {start.share.worker} has taken over {taken} flows"
+            text = f"worker {start.shard.worker} has taken over {taken} flows"
             if left:
                 text += f"; {left} have no place in the services"
             self._channel.send(Log(logging.INFO, text))
@@ -179,7 +179,7 @@ class Worker:
         """Leave the flows to the next instance."""
         if self._balancer.takeover.has_own():
             try:
-                flow_file.save(Path(self._start.save), self._memory, self._start.share)
+                flow_file.save(Path(self._start.save), self._memory, self._start.shard)
             except OSError as error:
                 print(f"featherlb: flows can't be saved: {error}", file=sys.stderr)
 
@@ -212,7 +212,7 @@ class Worker:
                     return
                 carried = [one for one in services if one.datapath.kernel_forwards]
                 self._catch_up({one.name for one in carried})
-                self._balancer.apply(share_limits(services, self._start.share), settled)
+                self._balancer.apply(divide_limits(services, self._start.shard), settled)
                 if not self._serving:
                     self._take_over()
                 if carried:
@@ -307,14 +307,14 @@ def is_limited(service: Service) -> bool:
     return any(backend.max_connections is not None for backend in service.backends)
 
 
-def share_limits(services: tuple[Service, ...], share: Share) -> tuple[Service, ...]:
-    """The services with this worker's share of each backend's connections."""
+def divide_limits(services: tuple[Service, ...], shard: Shard) -> tuple[Service, ...]:
+    """The services with this worker's part of each backend's connections."""
 
     def shared(backend: Backend) -> Backend:
         limit = backend.max_connections
         if limit is None:
             return backend
-        return replace(backend, max_connections=share.connections(limit))
+        return replace(backend, max_connections=shard.connections(limit))
 
     return tuple(
         replace(service, backends=tuple(map(shared, service.backends))) for service in services

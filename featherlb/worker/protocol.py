@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from featherlb.core.path.export import FlowRecords, Statistics
 from featherlb.datapaths.base import FrameCounters, QueueCounters
 from featherlb.model import Driver, Paths, Service, Timeouts
-from featherlb.model.shard import Share
+from featherlb.model.shard import Shard
 
 _BUFFER = 4 << 20
 """Bytes of kernel memory per direction; a message must fit into it."""
@@ -27,7 +27,7 @@ class Start:
     the files `saved`; when the supervisor goes away it saves its own to the file `save`.
     """
 
-    share: Share
+    shard: Shard
     queue: int
     driver: Driver
     queue_length: int

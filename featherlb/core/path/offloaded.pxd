@@ -70,5 +70,5 @@ cdef class Offload:
     cpdef Py_ssize_t last_record(self) noexcept
     @cython.locals(flows=FlowTable, flags=cython.int, flow=cython.Py_ssize_t, slot=Slot)
     cpdef bint adopt(
-        self, Entry entry, object services, object share, unsigned int ticks) except -1
+        self, Entry entry, object services, object shard, unsigned int ticks) except -1
     cdef object abandon(self, Py_ssize_t flow, unsigned int ticks)

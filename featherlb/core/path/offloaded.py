@@ -20,7 +20,7 @@ from featherlb.core.path.outbox import Answers
 from featherlb.core.path.services import Services
 from featherlb.model import Endpoint, PacketInfo, Verdict
 from featherlb.model.reason import Reason
-from featherlb.model.shard import Share
+from featherlb.model.shard import Shard
 from featherlb.net.addresses import address_of
 from featherlb.net.packet import Packet
 
@@ -377,12 +377,12 @@ class Offload:
         """The highest number of a flow."""
         return self._flows.last_record()
 
-    def adopt(self, entry: Entry, services: Set[str], share: Share, ticks: int) -> bool:
+    def adopt(self, entry: Entry, services: Set[str], shard: Shard, ticks: int) -> bool:
         """Take over a flow that conntrack carries already, if it is one of a VIP of these services,
-        to one of its backends, and in this worker's share; whether it was."""
+        to one of its backends, and in this worker's shard; whether it was."""
         if entry.protocol not in (TCP, UDP) or not entry.status & DESTINATION_NAT:
             return False
-        if not share.has(entry.src_high, entry.src_low, entry.ports >> 16):
+        if not shard.has(entry.src_high, entry.src_low, entry.ports >> 16):
             return False
         pool = self._services.find(
             entry.dst_high, entry.dst_low, entry.protocol, entry.ports & 0xFFFF, False

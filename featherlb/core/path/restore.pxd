@@ -29,7 +29,7 @@ cdef class Takeover:
     @cython.locals(flows=FlowTable, flow=cython.Py_ssize_t)
     cpdef bint has_own(self)
     @cython.locals(record=cython.Py_ssize_t, seen=cython.ulonglong, flow=cython.Py_ssize_t)
-    cpdef object take(self, memory, share)
+    cpdef object take(self, memory, shard)
     cdef object look_at(self, memory)
     @cython.locals(
         flows=FlowTable, key=cython.Py_ssize_t, protocol=cython.int, flags=cython.int,

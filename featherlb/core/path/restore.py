@@ -19,7 +19,7 @@ from featherlb.core.path.services import Services
 from featherlb.core.pools.pool import Pool
 from featherlb.core.pools.schedulers import NewFlow
 from featherlb.model import Endpoint
-from featherlb.model.shard import Share
+from featherlb.model.shard import Shard
 from featherlb.net.addresses import address_of
 
 if not cython.compiled:
@@ -80,9 +80,9 @@ class Takeover:
                 return True
         return False
 
-    def take(self, memory: FlowMemory, share: Share) -> tuple[int, int]:
+    def take(self, memory: FlowMemory, shard: Shard) -> tuple[int, int]:
         """Take over the flows in a predecessor's memory, as far as they are in this worker's
-        share: how many are, and how many of them had to be left, as there is no such VIP or
+        shard: how many are, and how many of them had to be left, as there is no such VIP or
         backend any more, or no room. Every flow is as old, and as idle, as it was."""
         self.look_at(memory)
         links = [self._hops.slot_of(index) for index in memory.links]
@@ -99,7 +99,7 @@ class Takeover:
         for key in wanted:
             record = key & MASK32
             high, low = self._u64[record * 16], self._u64[record * 16 + 1]
-            if not share.has(high, low, self._u32[record * 32 + PORTS] >> 16):
+            if not shard.has(high, low, self._u32[record * 32 + PORTS] >> 16):
                 continue
             flow = self.enter(record)
             if flow:

@@ -36,4 +36,4 @@ cdef class Conntrack:
     cpdef object refresh(self, Offload handler, Py_ssize_t first, Py_ssize_t count, double now)
     @cython.locals(entry=Entry, adopted=cython.int)
     cpdef int adopt(
-        self, Offload handler, object services, object share, double now) except -1
+        self, Offload handler, object services, object shard, double now) except -1

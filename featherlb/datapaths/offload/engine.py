@@ -11,7 +11,7 @@ import socket
 from collections.abc import Set
 
 from featherlb.datapaths.base import ConntrackHandler
-from featherlb.model.shard import Share
+from featherlb.model.shard import Shard
 from featherlb.system import conntrack
 from featherlb.system.mmsg import MessageBatch
 from featherlb.system.nfnetlink import SOL_NETLINK, open_socket
@@ -197,12 +197,12 @@ class Conntrack:
                     handler.inquire(flow)
             self.consult(handler, now)
 
-    def adopt(self, handler: ConntrackHandler, services: Set[str], share: Share, now: float) -> int:
+    def adopt(self, handler: ConntrackHandler, services: Set[str], shard: Shard, now: float) -> int:
         """Show the core all entries, for these services; how many it has taken over."""
         self.flush(handler)
         adopted = 0
         for entry, _ in conntrack.dump():
-            adopted += handler.adopt(entry, services, share, int(now * 10))
+            adopted += handler.adopt(entry, services, shard, int(now * 10))
         return adopted
 
     def close(self) -> None:

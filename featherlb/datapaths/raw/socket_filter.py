@@ -1,8 +1,8 @@
 """Socket filters (classic BPF, Documentation/networking/filter.rst): what a packet socket lets in.
 
-A filter keeps the traffic of the interface that is none of ours in the kernel, and shares ours out
-to the workers: both directions of a flow meet the one that the client's address and port, or the
-port that a worker gave to the flow, select.
+A filter keeps the interface's other traffic out, and distributes ours to the workers: both
+directions of a flow meet the worker that the client's address and port, or the flow's SNAT port,
+select.
 """
 
 import struct
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from featherlb.model import SOURCE_PORTS, Address, Service
-from featherlb.model.shard import ROUNDS, Share, folded
+from featherlb.model.shard import ROUNDS, Shard, folded
 
 MAX_INSTRUCTIONS = 4096
 """BPF_MAXINSNS."""
@@ -54,7 +54,7 @@ class Interest:
     it could give as well.
     """
 
-    share: Share
+    shard: Shard
     vips: frozenset[Address] = frozenset()
     backends: frozenset[Address] = frozenset()
     sources: frozenset[Address] = frozenset()
@@ -85,7 +85,7 @@ class Interest:
     @property
     def tells_given(self) -> bool:
         """Whether a port that was given says whose a packet is."""
-        return self.share.workers > 1 and bool(self.sources)
+        return self.shard.workers > 1 and bool(self.sources)
 
     @property
     def fits_whole(self) -> bool:
@@ -98,7 +98,7 @@ class Interest:
         vips = [vip for service in raw for vip in service.vips]
         backends = [backend for service in raw for backend in service.backends]
         return Interest(
-            self.share,
+            self.shard,
             vips=frozenset(vip.address for vip in vips if not vip.wildcard)
             | {
                 address
@@ -188,7 +188,7 @@ def build(family: int, interest: Interest) -> bytes:
         sorted({_folded(address) for address in addresses if address.version == family})
         for addresses in (interest.vips, interest.backends, interest.sources)
     )
-    share = interest.share
+    shard = interest.shard
     if interest.tells_given:
         _load_address(program, family, _destination(family))
         _search(program, sources, "given?")
@@ -198,8 +198,8 @@ def build(family: int, interest: Interest) -> bytes:
         program.go_unless(_IF_AT_LEAST, SOURCE_PORTS.start, "not given")
         program.go_if(_IF_AT_LEAST, SOURCE_PORTS.stop, "not given")
         _search(program, sorted(interest.vip_ports), "not given")
-        program.go_unless(_IF_AT_LEAST, share.ports.start, "none")
-        program.go_if(_IF_AT_LEAST, share.ports.stop, "none")
+        program.go_unless(_IF_AT_LEAST, shard.ports.start, "none")
+        program.go_if(_IF_AT_LEAST, shard.ports.stop, "none")
         program.go("all")
         program.label("not given")
     _load_address(program, family, _destination(family))
@@ -213,17 +213,17 @@ def build(family: int, interest: Interest) -> bytes:
         ("forward", _source(family), 0),
     ):
         program.label(label)
-        if share.workers > 1:
+        if shard.workers > 1:
             _load_address(program, family, address)
             program.do(_STORE, _CELLS["b"])
             _load_port(program, family, port)
             program.go("client")
-    if share.workers > 1:
+    if shard.workers > 1:
         program.label("client")
         program.do(_SHIFT_LEFT, 16)
         program.do(_STORE, _CELLS["c"])
-        _hash(program, share)
-        program.go_unless(_IF_EQUAL, share.worker, "none")
+        _hash(program, shard)
+        program.go_unless(_IF_EQUAL, shard.worker, "none")
     program.label("all")
     program.do(_RETURN, WHOLE)
     program.label("none")
@@ -231,15 +231,15 @@ def build(family: int, interest: Interest) -> bytes:
     return program.assemble()
 
 
-def _hash(program: Program, share: Share) -> None:
-    """The number of the worker for a client, `Share.has` as a program: of what is in the cells b
+def _hash(program: Program, shard: Shard) -> None:
+    """The number of the worker for a client, `Shard.has` as a program: of what is in the cells b
     (the address) and c (the port, shifted)."""
     cells = _CELLS
-    program.do(_VALUE, share.start)
+    program.do(_VALUE, shard.start)
     program.do(_STORE, cells["a"])
     for word in "bc":
         program.do(_LOAD_CELL, cells[word])
-        program.do(_ADD, share.start)
+        program.do(_ADD, shard.start)
         program.do(_STORE, cells[word])
     for changed, other, bits in ROUNDS:
         program.do(_LOAD_CELL, cells[other])
@@ -257,12 +257,12 @@ def _hash(program: Program, share: Share) -> None:
         program.do(_STORE, cells[changed])
     # The upper half of a product of 64 bits, out of two of the halves.
     program.do(_AND, 0xFFFF)
-    program.do(_MULTIPLY, share.workers)
+    program.do(_MULTIPLY, shard.workers)
     program.do(_SHIFT_RIGHT, 16)
     program.do(_STORE, cells["half"])
     program.do(_LOAD_CELL, cells["c"])
     program.do(_SHIFT_RIGHT, 16)
-    program.do(_MULTIPLY, share.workers)
+    program.do(_MULTIPLY, shard.workers)
     program.do(_CELL_TO_X, cells["half"])
     program.do(_ADD_X)
     program.do(_SHIFT_RIGHT, 16)

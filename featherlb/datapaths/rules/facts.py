@@ -4,7 +4,7 @@ import secrets
 from dataclasses import dataclass, field
 
 from featherlb.model import Address
-from featherlb.model.shard import Share
+from featherlb.model.shard import Shard
 from featherlb.system.network import HostAddress
 
 
@@ -22,9 +22,9 @@ class Options:
     """Seed of the hash that spreads flows over several workers. Nobody outside knows it, or he
     could send all his flows to one of them."""
 
-    def share(self, worker: int) -> Share:
+    def shard(self, worker: int) -> Shard:
         """What belongs to this one of the workers."""
-        return Share(worker, self.workers, self.hash_seed)
+        return Shard(worker, self.workers, self.hash_seed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

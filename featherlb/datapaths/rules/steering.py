@@ -48,7 +48,7 @@ def queue_by_port(
 ) -> Iterator[str]:
     """To the worker that has given the destination port to a flow."""
     for worker in range(1, options.workers):
-        ports = options.share(worker).ports
+        ports = options.shard(worker).ports
         for protocol in protocols:
             match = f"-p {protocol} --dport {ports.start}:{ports.stop - 1}"
             yield f"{match} {_queue(worker, options, bypass)}"
@@ -65,7 +65,7 @@ def queue_errors(parts: Parts, options: Options) -> Iterator[str]:
             # Quotes a packet to a backend. Its source port was given by the worker.
             port = QUOTED_SOURCE_PORT[parts.family]
             for worker in range(options.workers):
-                ports = options.share(worker).ports
+                ports = options.shard(worker).ports
                 yield (
                     f'-m addrtype --dst-type LOCAL -m u32 --u32 "{port}='
                     f'{ports.start}:{ports.stop - 1}" {_queue(worker, options, bypass=True)}'

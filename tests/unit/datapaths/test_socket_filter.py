@@ -11,7 +11,7 @@ import pytest
 
 from featherlb.datapaths.raw.socket_filter import ROOM, Interest, build
 from featherlb.model import Datapath, Endpoint, Service
-from featherlb.model.shard import Share
+from featherlb.model.shard import Shard
 from featherlb.net.addresses import words_of
 from tests.builders import ip, ipv6_extensions, tcp, udp
 from tests.world import ONE, VIP, service
@@ -29,7 +29,7 @@ def raw(*services: Service) -> list[Service]:
 
 
 def interest(*services: Service, worker: int = 0, workers: int = 1) -> Interest:
-    return Interest(Share(worker, workers, SEED)).of(raw(*services), frozenset())
+    return Interest(Shard(worker, workers, SEED)).of(raw(*services), frozenset())
 
 
 def lets_in(wanted: Interest, packet: bytes) -> bool:
@@ -187,7 +187,7 @@ def test_both_directions_meet_the_same_worker(vip: str, backend: str, six: bool)
         (owner,) = who_gets(tcp(client, vip, "S"), *BOTH)
         assert who_gets(tcp(backend, client), *BOTH) == [owner]
         endpoint = Endpoint.parse(client)
-        assert Share(owner, WORKERS, SEED).has(*words_of(endpoint.address), endpoint.port)
+        assert Shard(owner, WORKERS, SEED).has(*words_of(endpoint.address), endpoint.port)
         owners.add(owner)
     assert owners == set(range(WORKERS))
 
@@ -197,7 +197,7 @@ def test_both_directions_meet_the_same_worker(vip: str, backend: str, six: bool)
 )
 def test_in_full_mode_the_port_says_whose_reply_it_is(source: str, backend: str) -> None:
     for worker in range(WORKERS):
-        ports = Share(worker, WORKERS, SEED).ports
+        ports = Shard(worker, WORKERS, SEED).ports
         for port in (ports.start, ports.stop - 1):
             assert who_gets(tcp(backend, f"{source}:{port}"), *FULL) == [worker]
 

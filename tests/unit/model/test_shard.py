@@ -5,7 +5,7 @@ from ipaddress import ip_address
 import pytest
 
 from featherlb.model import SOURCE_PORTS
-from featherlb.model.shard import Share
+from featherlb.model.shard import Shard
 from featherlb.net.addresses import words_of
 
 
@@ -27,16 +27,16 @@ from featherlb.net.addresses import words_of
     ],
 )
 def test_the_kernel_agrees(client: str, port: int, seed: int, workers: int, mark: int) -> None:
-    shares = [Share(number, workers, seed) for number in range(workers)]
-    owners = [one.worker for one in shares if one.has(*words_of(ip_address(client)), port)]
+    shards = [Shard(number, workers, seed) for number in range(workers)]
+    owners = [one.worker for one in shards if one.has(*words_of(ip_address(client)), port)]
     assert owners == [mark]
 
 
 @pytest.mark.parametrize("workers", [1, 3, 64])
 def test_all_is_shared_out(workers: int) -> None:
-    shares = [Share(number, workers, seed=1) for number in range(workers)]
-    ports = [port for one in shares for port in one.ports]
+    shards = [Shard(number, workers, seed=1) for number in range(workers)]
+    ports = [port for one in shards for port in one.ports]
     assert ports == list(SOURCE_PORTS[: len(ports)])
     assert len(ports) > len(SOURCE_PORTS) - workers
     for limit in (1, 64, 100):
-        assert sum(one.connections(limit) for one in shares) == limit
+        assert sum(one.connections(limit) for one in shards) == limit

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from featherlb.core.flows.memory import LAYOUT, FlowMemory, anonymous
-from featherlb.model.shard import Share
+from featherlb.model.shard import Shard
 from featherlb.system import flow_file
 
-SHARE = Share(1, 2, 0xCAFE)
+SHARD = Shard(1, 2, 0xCAFE)
 
 
 @pytest.fixture
@@ -26,12 +26,12 @@ def memory() -> FlowMemory:
 @pytest.fixture
 def file(tmp_path: Path, memory: FlowMemory) -> Path:
     target = flow_file.path(tmp_path / "net-1", 4, 1)
-    flow_file.save(target, memory, SHARE)
+    flow_file.save(target, memory, SHARD)
     return target
 
 
 def test_there_and_back(file: Path) -> None:
-    assert flow_file.read_share(file) == SHARE
+    assert flow_file.read_shard(file) == SHARD
     memory = flow_file.load(file)
     assert memory is not None
     assert (memory.capacity, memory.used[0]) == (1, 1)
@@ -51,20 +51,20 @@ def test_who_finds_it(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"layout": LAYOUT + 1}, {"boot": "another"}, {"share": {}}, {"share": 1}]
+    "change", [{"layout": LAYOUT + 1}, {"boot": "another"}, {"shard": {}}, {"shard": 1}]
 )
 def test_what_is_of_no_use_is_not_read(file: Path, change: dict[str, object]) -> None:
     line, rest = file.read_bytes().split(b"\n", 1)
     file.write_bytes(json.dumps(json.loads(line) | change).encode() + b"\n" + rest)
     assert flow_file.load(file) is None
-    assert flow_file.read_share(file) is None
+    assert flow_file.read_shard(file) is None
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"{}\n", b"nonsense", b"[]\nx", b"\xff\n"])
 def test_neither_is_anything_else(file: Path, content: bytes) -> None:
     file.write_bytes(content)
     assert flow_file.load(file) is None
-    assert flow_file.read_share(file) is None
+    assert flow_file.read_shard(file) is None
     file.unlink()
     assert flow_file.load(file) is None
 
@@ -80,9 +80,9 @@ def test_what_nobody_came_for_goes(file: Path, memory: FlowMemory) -> None:
     os.utime(file, (long_ago, long_ago))
     assert flow_file.load(file) is None
     other = flow_file.path(file.parent.parent / "net-2", 0, 0)
-    flow_file.save(other, memory, SHARE)
+    flow_file.save(other, memory, SHARD)
     assert not file.parent.exists()
-    flow_file.save(flow_file.path(other.parent, 0, 1), memory, SHARE)
+    flow_file.save(flow_file.path(other.parent, 0, 1), memory, SHARD)
     assert len(flow_file.find(other.parent)) == 2
 
 
@@ -93,12 +93,12 @@ def test_what_is_in_use_beside_it_stays(file: Path, memory: FlowMemory) -> None:
         flow_file.path(file.parent.parent / "a", 0, 0),
     ]
     for one in files[1:]:
-        flow_file.save(one, memory, SHARE)
+        flow_file.save(one, memory, SHARD)
     record = file.parent / "4.json"
     record.touch()
     for one in files:
         os.utime(one, (0, 0))
-    flow_file.save(flow_file.path(file.parent.parent / "net-2", 0, 0), memory, SHARE)
+    flow_file.save(flow_file.path(file.parent.parent / "net-2", 0, 0), memory, SHARD)
     assert not any(one.exists() for one in files)
     assert record.exists()
 
@@ -107,4 +107,4 @@ def test_nothing_is_left_of_what_has_no_room(tmp_path: Path, memory: FlowMemory)
     target = flow_file.path(tmp_path / "file", 0, 0)
     target.parent.write_text("not a directory")
     with pytest.raises(OSError, match="exists"):
-        flow_file.save(target, memory, SHARE)
+        flow_file.save(target, memory, SHARD)

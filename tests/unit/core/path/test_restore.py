@@ -21,25 +21,25 @@ from featherlb.model import (
     Verdict,
 )
 from featherlb.model.reason import Reason
-from featherlb.model.shard import Share
+from featherlb.model.shard import Shard
 from featherlb.net.addresses import words_of
 from tests.builders import tcp, udp
 from tests.ctnetlink import CREATE, messages
 from tests.world import CLIENT, ONE, TWO, VIP, World, client, service
 
-ALONE = Share(0, 1, 0)
+ALONE = Shard(0, 1, 0)
 CLIENT6, VIP6, ONE6 = "[2001:db8:1::7]:40000", "[2001:db8::10]:80", "[fd00::1]:8080"
 DNAT, FULL = service(ONE, TWO), service(ONE, TWO, nat="full")
 SIX = service(ONE6, vips=VIP6, name="six")
 DATAGRAMS = service(ONE, name="udp", protocol=Protocol.UDP)
 
 
-def succeed(world: World, *services: Service, share: Share = ALONE, capacity: int = 64) -> World:
+def succeed(world: World, *services: Service, shard: Shard = ALONE, capacity: int = 64) -> World:
     """Another process that has these services, or the same, and takes over what it can."""
-    successor = World(*(services or world.services), capacity=capacity, source_ports=share.ports)
+    successor = World(*(services or world.services), capacity=capacity, source_ports=shard.ports)
     successor.now = world.now
     successor.taken, successor.left = successor.balancer.takeover.take(  # type: ignore[attr-defined]
-        copy(world.memory), share
+        copy(world.memory), shard
     )
     successor.check()
     return successor
@@ -100,15 +100,15 @@ def test_of_several_workers_each_takes_its_share() -> None:
     world = World(DNAT)
     for number in range(40):
         world.connect(client(number))
-    shares = [Share(number, 3, seed=7) for number in range(3)]
-    successors = [succeed(world, share=share) for share in shares]
+    shards = [Shard(number, 3, seed=7) for number in range(3)]
+    successors = [succeed(world, shard=shard) for shard in shards]
     clients = [flow.client for one in successors for flow in one.flows()]
     assert sorted(clients, key=str) == sorted((flow.client for flow in world.flows()), key=str)
     assert all(one.flows() for one in successors)
 
 
 def test_given_ports_stay_taken() -> None:
-    ports = Share(0, 1000, 0).ports
+    ports = Shard(0, 1000, 0).ports
     web = service(ONE, nat="full")
     world = World(web, source_ports=ports)
     for number in range(len(ports) - 1):
@@ -263,14 +263,14 @@ def test_the_parts_of_a_memory() -> None:
 
 
 def test_addresses_are_told_apart_by_family() -> None:
-    """The share of an IPv6 client is of all its words."""
+    """The shard of an IPv6 client depends on all its words."""
     world = World(SIX)
     for number in range(1, 21):
         world.connect(f"[2001:db8:{number}::7]:40000", VIP6)
-    shares = [Share(number, 2, seed=3) for number in range(2)]
-    found = [succeed(world, share=share).flows() for share in shares]
+    shards = [Shard(number, 2, seed=3) for number in range(2)]
+    found = [succeed(world, shard=shard).flows() for shard in shards]
     assert sum(map(len, found)) == 20
-    for share, flows in zip(shares, found, strict=True):
+    for shard, flows in zip(shards, found, strict=True):
         for flow in flows:
             assert flow.client.address.version == 6
-            assert share.has(*words_of(flow.client.address), flow.client.port)
+            assert shard.has(*words_of(flow.client.address), flow.client.port)
