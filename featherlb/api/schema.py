@@ -1,4 +1,4 @@
-"""What the runtime API takes and gives, as pydantic models; docs/api.md is kept in step.
+"""Requests and responses of the runtime API as pydantic models; docs/api.md documents them.
 
 Durations and ages are seconds, addresses text such as `10.0.1.2:8080`, times ISO 8601 in UTC.
 """
@@ -33,14 +33,14 @@ Duration = Annotated[float, BeforeValidator(duration)]
 
 
 class Question(BaseModel):
-    """Base of what clients send: unknown keys are faults."""
+    """Base of requests: unknown keys are faults."""
 
     # Built when it is first used: a process uses few of them.
     model_config = ConfigDict(defer_build=True, extra="forbid", frozen=True, validate_by_name=True)
 
 
 class Answer(BaseModel):
-    """Base of what the server sends."""
+    """Base of responses."""
 
     model_config = ConfigDict(defer_build=True, frozen=True)
 
@@ -49,7 +49,7 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 def read(model: type[_Model], data: object) -> _Model:
-    """The data as a model; ConfigError says what is wrong with it."""
+    """Parse the data; ConfigError names every fault."""
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -57,66 +57,66 @@ def read(model: type[_Model], data: object) -> _Model:
 
 
 class Fault(Answer):
-    """Any answer with a status of 400 or more."""
+    """The response with a status of 400 or above."""
 
-    error: str = Field(description="One sentence, or several lines with a fault each.")
+    error: str = Field(description="One sentence, or one fault per line.")
 
 
 class Worker(Answer):
     number: int
     pid: int
     flows: int
-    received: int = Field(description="Packets since it started.")
-    waiting: int = Field(description="Packets that wait in its queue now.")
+    received: int = Field(description="Packets since the worker started.")
+    waiting: int = Field(description="Packets waiting in its queue.")
 
 
 class Status(Answer):
-    instance: int = Field(description="The number of its first queue, which names it on this host.")
+    instance: int = Field(description="Number of its first queue, and its name on this host.")
     version: str
     pid: int
     started: str
     uptime: float
     services: int
-    datapaths: dict[str, int] = Field(description="How many services have which datapath.")
+    datapaths: dict[str, int] = Field(description="Number of services per datapath.")
     backends: int
     flows: int
-    capacity: int = Field(description="Flows that fit, of all workers.")
+    capacity: int = Field(description="Size of the flow tables of all workers.")
     changes: int = Field(description="Run-time changes in force.")
     reloads: int
     reloads_refused: int
-    last_reload: str = Field(description="Empty if there was none.")
-    reload_error: str = Field(description="Why the last reload was refused; empty if it was not.")
-    panic: list[str] = Field(description="Services whose backends' health is ignored.")
+    last_reload: str = Field(description="Time of the last reload; empty if none.")
+    reload_error: str = Field(description="Why the last reload was refused; empty if it succeeded.")
+    panic: list[str] = Field(description="Services in panic: backend health is ignored.")
     worker_restarts: int
     workers: list[Worker]
 
 
 class Backend(Answer):
     backend: str = Field(description="As in the configuration.")
-    address: str = Field(description="One of the addresses that it stands for.")
+    address: str = Field(description="The address, or one of those that the name resolves to.")
     state: Health | Literal["drained", "leaving"] = Field(
-        description="`down` by its health checks, `ejected` because connections to it failed;"
-        " `leaving` has left the pool and still has flows."
+        description="`down`: by health checks; `ejected`: by passive health; `drained`: by `drain`;"
+        " `leaving`: removed from the pool, with flows left."
     )
     failure: str = Field(
-        description="Why its last health check failed, or why it is ejected; else empty."
+        description="Why the last health check failed, or why it is ejected; otherwise empty."
     )
-    role: Role = Field(description="When it gets new flows.")
-    weight: int = Field(description="As configured or changed.")
+    role: Role = Field(description="When the backend gets new flows.")
+    weight: int = Field(description="As configured or changed at run time.")
     effective_weight: float = Field(
-        description="0 if it isn't used; less than the weight while it starts slowly."
+        description="0 if not in use; below `weight` during slow start."
     )
-    max_connections: int | None = Field(description="Open flows at a time; null is any number.")
-    active: int = Field(description="Open flows, half-open ones included.")
-    flows: int = Field(description="Flows since it joined.")
+    max_connections: int | None = Field(description="Limit of open flows; null: none.")
+    active: int = Field(description="Open flows, including half-open ones.")
+    flows: int = Field(description="Flows since the backend joined.")
     packets_forward: int
     bytes_forward: int
     packets_reply: int
     bytes_reply: int
-    resets: int = Field(description="Connections that it reset.")
-    refused: int = Field(description="Connections that it refused with a RST.")
-    syn_timeouts: int = Field(description="Connections that it never answered.")
-    syn_retries: int = Field(description="Connections whose client had to send the SYN again.")
+    resets: int = Field(description="Connections that the backend reset.")
+    refused: int = Field(description="Connections that the backend refused with a RST.")
+    syn_timeouts: int = Field(description="Connections that the backend never answered.")
+    syn_retries: int = Field(description="Connections whose client retransmitted the SYN.")
 
 
 class Service(Answer):
@@ -125,8 +125,8 @@ class Service(Answer):
     vips: list[str]
     scheduler: str
     nat: str
-    datapath: str = Field(description="The one that is in use, also where it was to be picked.")
-    panic: bool = Field(description="Too few backends are well, so all are used.")
+    datapath: str = Field(description="The datapath in use; with `auto`, the one picked.")
+    panic: bool = Field(description="Too few backends are healthy, so all are used.")
     backends: list[Backend]
 
 
@@ -136,10 +136,10 @@ class Services(Answer):
 
 class FlowQuery(Question):
     service: str | None = None
-    client: str | None = Field(None, description="An address or a network, `10.0.0.0/8`.")
+    client: str | None = Field(None, description="An address or a network, such as `10.0.0.0/8`.")
     backend: str | None = Field(None, description="`IP:PORT`.")
-    state: str | None = Field(None, description="The name of a state, such as `established`.")
-    older: Duration | None = Field(None, description="At least this old.")
+    state: str | None = Field(None, description="A state, such as `established`.")
+    older: Duration | None = Field(None, description="Minimum age.")
 
     @property
     def is_empty(self) -> bool:
@@ -147,9 +147,9 @@ class FlowQuery(Question):
 
 
 class FlowsQuery(FlowQuery):
-    limit: int = Field(1000, ge=1, le=10000, description="Flows in one answer.")
+    limit: int = Field(1000, ge=1, le=10000, description="Flows per page.")
     cursor: str = Field(
-        "0:1", pattern=r"^\d{1,3}:\d{1,10}$", description="`next` of the last answer."
+        "0:1", pattern=r"^\d{1,3}:\d{1,10}$", description="`next` of the previous page."
     )
 
 
@@ -160,7 +160,7 @@ class Flow(Answer):
     client: str
     vip: str
     backend: str
-    source: str = Field(description="What the backend sees.")
+    source: str = Field(description="The client as the backend sees it.")
     age: float
     idle: float = Field(description="Since its last packet.")
     bytes_forward: int
@@ -169,7 +169,7 @@ class Flow(Answer):
 
 class Flows(Answer):
     flows: list[Flow]
-    next: str | None = Field(description="Ask with this cursor for more; null at the end.")
+    next: str | None = Field(description="Cursor of the next page; null at the end.")
 
 
 class Ended(Answer):
@@ -183,31 +183,31 @@ class ClientShare(Answer):
 
 class Clients(Answer):
     clients: list[ClientShare]
-    sampled: int = Field(description="Flows that were looked at.")
-    flows: int = Field(description="Flows that there are.")
+    sampled: int = Field(description="Flows in the sample.")
+    flows: int = Field(description="Flows in total.")
 
 
 class ChangeRequest(Question):
     action: Action
-    service: str = Field(description="Its name or one of its VIPs.")
+    service: str = Field(description="Name of the service, or one of its VIPs.")
     backend: str = Field(description="`HOST:PORT`, as in the configuration.")
     weight: Annotated[int, BeforeValidator(values.weight)] | None = Field(
-        None, description="For `weight` and `add` (there 1 if left out)."
+        None, description="For `weight`, and for `add` (default 1)."
     )
     role: Annotated[Role, BeforeValidator(values.role)] | None = Field(
-        None, description="For `add`, `primary` if left out."
+        None, description="For `add` (default `primary`)."
     )
     max_connections: Annotated[int, BeforeValidator(values.max_connections)] | None = Field(
-        None, description="For `add`: open flows at a time."
+        None, description="For `add`: limit of open flows."
     )
     duration: Duration | None = Field(
         None,
         validation_alias="for",
         serialization_alias="for",
-        description="The change reverts by itself after this time.",
+        description="Revert the change automatically after this time.",
     )
     deadline: Duration | None = Field(
-        None, description="For `drain`: what flows are left after this time are reset."
+        None, description="For `drain`: reset the flows that remain after this time."
     )
 
 
@@ -219,8 +219,8 @@ class Change(Answer):
     weight: int | None
     role: Role
     max_connections: int | None
-    remaining: float | None = Field(description="Until it reverts; null if it stays.")
-    deadline: float | None = Field(description="Until its flows are reset; null if they aren't.")
+    remaining: float | None = Field(description="Time until it reverts; null: permanent.")
+    deadline: float | None = Field(description="Time until remaining flows are reset; null: never.")
 
 
 class Changes(Answer):
@@ -229,13 +229,13 @@ class Changes(Answer):
 
 class ReloadRequest(Question):
     discard: bool = Field(False, description="Drop all run-time changes.")
-    dry_run: bool = Field(False, description="Only say what would change.")
+    dry_run: bool = Field(False, description="Only report what would change.")
 
 
 class Host(Answer):
-    assign: bool = Field(description="False if it was started with `--no-assign`.")
+    assign: bool = Field(description="False with `--no-assign`.")
     deviations: list[str] = Field(
-        description="What somebody else has changed of what it needs; a reload puts it right."
+        description="What others have changed on the host; a reload restores it."
     )
 
 
@@ -247,28 +247,30 @@ class Event(Answer):
     kind: str
     message: str
     time: str
-    missed: int = Field(description="Events before this one that were lost: the client is slow.")
+    missed: int = Field(description="Events lost before this one: the client reads too slowly.")
     details: dict[str, str | int]
 
 
 class Frames(Answer):
-    """Of the raw datapath."""
+    """Frames of the `raw` datapath."""
 
     received: int
-    dropped: int = Field(description="Dropped by the kernel: the socket was full.")
-    unsent: int = Field(description="No link was there to leave by, or the kernel refused them.")
-    unresolved: int = Field(description="Their next hop's MAC address did not become known.")
-    held: int = Field(description="Waiting for it now.")
+    dropped: int = Field(description="Dropped by the kernel: socket full.")
+    unsent: int = Field(description="No outgoing link, or refused by the kernel.")
+    unresolved: int = Field(description="No MAC address for the next hop.")
+    held: int = Field(description="Waiting for the next hop's MAC address.")
 
 
 class Queue(Answer):
     worker: int
     received: int
     truncated: int
-    queue_dropped: int = Field(description="Dropped by the kernel: the queue was full.")
-    socket_dropped: int = Field(description="Dropped by the kernel: the socket was full.")
+    queue_dropped: int = Field(description="Dropped by the kernel: queue full.")
+    socket_dropped: int = Field(description="Dropped by the kernel: socket full.")
     waiting: int
-    unsent: int = Field(description="Packets of featherlb's own that the kernel refused to send.")
+    unsent: int = Field(
+        description="Generated packets (RST, ICMP) that the kernel refused to send."
+    )
     frames: Frames
 
 
@@ -277,9 +279,9 @@ class Stats(Answer):
     translated: int
     passed: int
     dropped: int
-    reasons: dict[str, int] = Field(description="What became of packets; adds up to `received`.")
+    reasons: dict[str, int] = Field(description="Packets by reason; the sum is `received`.")
     flows: int
-    flows_by_class: dict[str, int] = Field(description="Adds up to `flows`.")
-    evicted: int = Field(description="Flows given up because the table was full.")
-    scheduler_errors: dict[str, int] = Field(description="By service, of users' schedulers.")
+    flows_by_class: dict[str, int] = Field(description="The sum is `flows`.")
+    evicted: int = Field(description="Flows evicted because the table was full.")
+    scheduler_errors: dict[str, int] = Field(description="Errors of custom schedulers, by service.")
     queues: list[Queue]
