@@ -20,7 +20,7 @@ from featherlb.control.events import Events
 from featherlb.control.health import HealthChecks, progress
 from featherlb.control.overrides import Change, add, running, still_fit
 from featherlb.control.resolver import Names
-from featherlb.control.topology import PathWatcher
+from featherlb.control.topology import TopologyWatcher
 from featherlb.control.workers import Cursor, FlowFilter, Workers
 from featherlb.core.flows.tcp_state import ACTIVE
 from featherlb.core.path.export import read_flows
@@ -29,14 +29,14 @@ from featherlb.model import (
     Backend,
     Endpoint,
     OnBackendDown,
-    Paths,
     Protocol,
     Service,
+    Topology,
 )
 from featherlb.model.errors import ConfigError, FeatherlbError, HostError
 from featherlb.system import flow_file, plugins
 from featherlb.system.journal import Journal
-from featherlb.worker.protocol import Apply, SetPaths, Start
+from featherlb.worker.protocol import Apply, SetTopology, Start
 
 log = logging.getLogger("featherlb")
 
@@ -88,11 +88,11 @@ class Instance:
         self.workers = Workers(events)
         self.names = Names()
         self.health = HealthChecks(events)
-        self.paths = PathWatcher(events)
+        self.topology = TopologyWatcher(events)
         self.options = host.Options()
         self._host = host.Host()
         self._pass_mark = 0
-        self._told = Paths()
+        self._told = Topology()
         self._leaving: tuple[Service, ...] = ()
         self._code: dict[str, bytes] = {}
         self._turn = asyncio.Lock()
@@ -136,7 +136,7 @@ class Instance:
             for number in range(self.options.workers)
         ]
         # Queues are bound and services known before rules send packets there.
-        await self.paths.follow(self.services)
+        await self.topology.follow(self.services)
         try:
             await self.workers.start(starts, self._greeting)
         finally:
@@ -153,7 +153,7 @@ class Instance:
             asyncio.create_task(self._keep_time()),
             asyncio.create_task(self._follow_names()),
             asyncio.create_task(self._follow_health()),
-            asyncio.create_task(self._follow_paths()),
+            asyncio.create_task(self._follow_topology()),
         ]
 
     async def stop(self) -> None:
@@ -162,7 +162,7 @@ class Instance:
         for task in self._tasks:
             task.cancel()
         await self.health.stop()
-        await self.paths.stop()
+        await self.topology.stop()
         async with self._turn:
             if carried := await self._carried():
                 await asyncio.to_thread(self._rest, carried)
@@ -340,7 +340,7 @@ class Instance:
                 early = [*before, *self._leaving, *arriving(before, services)]
                 turning = turned(early, services)
                 await asyncio.to_thread(self._update_host, [*early, *turning])
-            await self._follow_ways([*services, *leaving])
+            await self._follow_routes([*services, *leaving])
             await self.workers.apply(
                 Apply(services, self._pass_mark, new_code, settled=not turning)
             )
@@ -353,7 +353,7 @@ class Instance:
             if turning:
                 await self.workers.apply(Apply(services, self._pass_mark))
         except FeatherlbError:
-            await self._follow_ways([*before, *self._leaving])
+            await self._follow_routes([*before, *self._leaving])
             await self.workers.apply(Apply(before, self._pass_mark, self._code))
             await asyncio.to_thread(self._update_host, [*before, *self._leaving])
             raise
@@ -362,23 +362,23 @@ class Instance:
         self.health.follow(wanted, judgement)
         self._changed.set()
 
-    async def _follow_ways(self, services: Sequence[Service]) -> None:
+    async def _follow_routes(self, services: Sequence[Service]) -> None:
         """Tell the workers where the frames of these services go, if some have frames."""
-        await self.paths.follow(services)
-        await self._tell_paths()
+        await self.topology.follow(services)
+        await self._send_topology()
 
-    async def _tell_paths(self) -> None:
-        """Tell the workers the paths that they don't know; HostError if one has died."""
-        paths = self.paths.paths
-        if paths != self._told:
-            await self.workers.apply(SetPaths(paths))
-            self._told = paths
+    async def _send_topology(self) -> None:
+        """Send the workers a topology that they don't have; HostError if one has died."""
+        topology = self.topology.current
+        if topology != self._told:
+            await self.workers.apply(SetTopology(topology))
+            self._told = topology
 
-    def _greeting(self) -> list[Apply | SetPaths]:
+    def _greeting(self) -> list[Apply | SetTopology]:
         """What a new worker is told."""
-        greeting: list[Apply | SetPaths] = [Apply(self.services, self._pass_mark, self._code)]
-        if self.paths.active:
-            greeting.append(SetPaths(self.paths.paths))
+        greeting: list[Apply | SetTopology] = [Apply(self.services, self._pass_mark, self._code)]
+        if self.topology.active:
+            greeting.append(SetTopology(self.topology.current))
         return greeting
 
     def _update_host(self, services: Sequence[Service]) -> None:
@@ -553,23 +553,23 @@ class Instance:
                     pause = WATCH_INTERVAL
             await asyncio.sleep(pause)
 
-    async def _follow_paths(self) -> None:
-        """Tell the workers of other ways; put the VIPs back when an interface took them along."""
+    async def _follow_topology(self) -> None:
+        """Send each new topology to the workers; put back VIPs that an interface took along."""
         place: object = None
         while True:
-            await self.paths.changed.wait()
-            self.paths.changed.clear()
-            paths = self.paths.paths
+            await self.topology.changed.wait()
+            self.topology.changed.clear()
+            topology = self.topology.current
             # Whoever has died meanwhile is told when another one starts.
             with suppress(HostError):
-                await self._tell_paths()
-            if place not in (None, (paths.links, paths.addresses)):
+                await self._send_topology()
+            if place not in (None, (topology.links, topology.addresses)):
                 async with self._turn:
                     try:
-                        await asyncio.to_thread(self._restore_host, paths.addresses)
+                        await asyncio.to_thread(self._restore_host, topology.addresses)
                     except HostError as error:
                         log.error("the host can't be brought up to date: %s", error)
-            place = paths.links, paths.addresses
+            place = topology.links, topology.addresses
 
     async def _end_flows_of_fallen(self, name: str, endpoint: Endpoint) -> None:
         service = next((s for s in self.running_config().services if s.name == name), None)

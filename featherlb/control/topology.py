@@ -1,6 +1,6 @@
-"""Where the frames of the raw datapath have to go: found out, watched, and told when it changes.
+"""The topology that the raw datapath sends frames by: links, next hops and routes, kept up to date.
 
-Runs in the supervisor, so that a packet never waits for it: the workers get a whole picture each
+Runs in the supervisor, so that a packet never waits for it: the workers get a whole topology each
 time. The kernel resolves the neighbours, as it does for packets of its own; it is only made to ask,
 because it sees none of the workers' frames.
 """
@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from featherlb.control.events import Events
-from featherlb.model import Address, Link, NextHop, Paths, Service
+from featherlb.model import Address, Link, NextHop, Service, Topology
 from featherlb.system import paths as driver
 from featherlb.system.network import LOOPBACK
-from featherlb.system.paths import Entry, Interface, Neighbour, Topology
+from featherlb.system.paths import Entry, Interface, Neighbour, NetworkState
 
 log = logging.getLogger("featherlb")
 
@@ -38,15 +38,15 @@ came from."""
 UNKNOWN = Entry(None)
 
 
-class PathWatcher:
-    """Keeps `paths` true; `changed` is set whenever they are others."""
+class TopologyWatcher:
+    """Keeps the topology `current`; `changed` is set whenever it changes."""
 
     def __init__(self, events: Events) -> None:
-        self.paths = Paths()
+        self.current = Topology()
         self.changed = asyncio.Event()
         self._events = events
         self._backends: frozenset[Address] = frozenset()
-        self._topology = Topology({}, frozenset(), {}, {})
+        self._state = NetworkState({}, frozenset(), {}, {})
         self._neighbours: dict[Neighbour, Entry] = {}
         self._asking = Asking(random.random)
         self._complaints = Complaints()
@@ -64,7 +64,7 @@ class PathWatcher:
         return self._changes is not None
 
     async def follow(self, services: Sequence[Service]) -> None:
-        """Watch the ways to the backends of those services that have the datapath raw. `paths`
+        """Watch the routes to the backends of those services that have the datapath raw. `current`
         has them when this returns."""
         raw = [service for service in services if service.datapath.takes_frames]
         backends = {backend.endpoint.address for service in raw for backend in service.backends}
@@ -93,7 +93,7 @@ class PathWatcher:
             asyncio.get_running_loop().remove_reader(self._changes.fileno())
             self._changes.close()
             self._changes = self._task = None
-        self.paths = Paths()
+        self.current = Topology()
 
     def _hear(self) -> None:
         assert self._changes is not None
@@ -123,28 +123,27 @@ class PathWatcher:
                 await asyncio.sleep(REST * (time.monotonic() - began))
 
     async def _look(self) -> None:
-        """Bring the picture up to date, and ask for what is missing in it."""
+        """Bring the topology up to date, and ask for the neighbours that are missing in it."""
         if self._stale:
             self._stale = False
-            self._topology = await asyncio.to_thread(driver.read_topology, self._backends)
+            self._state = await asyncio.to_thread(driver.read_state, self._backends)
             self._neighbours = await asyncio.to_thread(driver.read_neighbours)
             self._name_deaf_interfaces()
         # A later word than what was read, or a repetition of an earlier one that is followed by it.
         heard, self._heard = self._heard, {}
         self._neighbours |= heard
         self._neighbours = {
-            key: self._neighbours.get(key, UNKNOWN)
-            for key in wanted(self._topology, self._backends)
+            key: self._neighbours.get(key, UNKNOWN) for key in wanted(self._state, self._backends)
         }
-        paths = picture(self._topology, self._neighbours, self._backends)
-        if paths != self.paths:
-            self.paths = paths
+        topology = build_topology(self._state, self._neighbours, self._backends)
+        if topology != self.current:
+            self.current = topology
             self.changed.set()
         now = time.monotonic()
         questions = self._asking.questions(self._neighbours, now)
         if questions.unknown or questions.known:
             await asyncio.to_thread(driver.solicit, questions.unknown, questions.known)
-        reasons = unreachable(self._topology, self.paths, self._backends)
+        reasons = unreachable(self._state, self.current, self._backends)
         for address, reason in self._complaints.update(reasons, now):
             if reason:
                 text = f"no packet gets to backend {address}: {reason}"
@@ -156,7 +155,7 @@ class PathWatcher:
     def _name_deaf_interfaces(self) -> None:
         deaf = frozenset(
             interface.name
-            for interface in self._topology.interfaces.values()
+            for interface in self._state.interfaces.values()
             if interface.up and not interface.ethernet and interface.name != LOOPBACK
         )
         for name in sorted(deaf - self._deaf):
@@ -173,42 +172,42 @@ def usable(interface: Interface | None) -> bool:
     return interface is not None and interface.carries_frames
 
 
-def wanted(topology: Topology, backends: Iterable[Address]) -> set[Neighbour]:
+def wanted(state: NetworkState, backends: Iterable[Address]) -> set[Neighbour]:
     """The neighbours whose MAC addresses are needed: those on the way to the backends, and the
     gateways on the way to clients."""
     found = {
         (way.link, way.gateway or backend)
         for backend in backends
-        if (way := topology.ways.get(backend)) is not None
+        if (way := state.ways.get(backend)) is not None
     }
-    if len(topology.routes) <= MAX_ROUTES:
+    if len(state.routes) <= MAX_ROUTES:
         found |= {
-            (way.link, way.gateway) for way in topology.routes.values() if way.gateway is not None
+            (way.link, way.gateway) for way in state.routes.values() if way.gateway is not None
         }
-    return {key for key in found if usable(topology.interfaces.get(key[0]))}
+    return {key for key in found if usable(state.interfaces.get(key[0]))}
 
 
-def picture(
-    topology: Topology, neighbours: Mapping[Neighbour, Entry], backends: Iterable[Address]
-) -> Paths:
-    """What the workers have to know. Equal pictures mean the same."""
+def build_topology(
+    state: NetworkState, neighbours: Mapping[Neighbour, Entry], backends: Iterable[Address]
+) -> Topology:
+    """The topology that these tables of the kernel make."""
 
     def hop(link: int, neighbour: Address | None) -> NextHop:
         known = neighbours.get((link, neighbour), UNKNOWN) if neighbour is not None else UNKNOWN
         return NextHop(link, known.address)
 
-    routes = topology.routes if len(topology.routes) <= MAX_ROUTES else {}
-    return Paths(
+    routes = state.routes if len(state.routes) <= MAX_ROUTES else {}
+    return Topology(
         links=tuple(
             Link(interface.index, interface.name, interface.address, interface.mtu)
-            for _, interface in sorted(topology.interfaces.items())
+            for _, interface in sorted(state.interfaces.items())
             if usable(interface)
         ),
         next_hops={
             backend: hop(way.link, way.gateway or backend)
             for backend in sorted(backends, key=lambda address: (address.version, int(address)))
-            if (way := topology.ways.get(backend)) is not None
-            and usable(topology.interfaces.get(way.link))
+            if (way := state.ways.get(backend)) is not None
+            and usable(state.interfaces.get(way.link))
         },
         routes=tuple(
             (network, hop(way.link, way.gateway))
@@ -216,26 +215,26 @@ def picture(
                 routes.items(), key=lambda item: (-item[0].prefixlen, str(item[0]))
             )
         ),
-        addresses=topology.addresses,
+        addresses=state.addresses,
     )
 
 
 def unreachable(
-    topology: Topology, paths: Paths, backends: Iterable[Address]
+    state: NetworkState, topology: Topology, backends: Iterable[Address]
 ) -> dict[Address, str]:
     """The backends that no frame can be sent to, each with the reason."""
     found = {}
     for backend in backends:
-        way = topology.ways.get(backend)
-        interface = topology.interfaces.get(way.link) if way is not None else None
-        hop = paths.next_hops.get(backend)
+        way = state.ways.get(backend)
+        interface = state.interfaces.get(way.link) if way is not None else None
+        hop = topology.next_hops.get(backend)
         if way is None or interface is None:
             found[backend] = "there is no route to it"
         elif hop is None:
             found[backend] = (
                 f"its route leads through {interface.name}, which the datapath raw can't use"
             )
-        elif hop.address is None:
+        elif hop.mac is None:
             found[backend] = f"{way.gateway or backend} does not answer on {interface.name}"
     return found
 

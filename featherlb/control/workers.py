@@ -37,7 +37,7 @@ from featherlb.worker.protocol import (
     Log,
     Outcomes,
     Ready,
-    SetPaths,
+    SetTopology,
     Start,
     ToWorker,
     WorkerStatistics,
@@ -186,7 +186,7 @@ class Workers:
         self.restarts = 0
 
     async def start(
-        self, starts: Sequence[Start], greeting: Callable[[], Sequence[Apply | SetPaths]]
+        self, starts: Sequence[Start], greeting: Callable[[], Sequence[Apply | SetTopology]]
     ) -> None:
         """Start one for each message; `greeting` says what a new one has to do, then and later.
 
@@ -213,7 +213,7 @@ class Workers:
     def pids(self) -> list[int]:
         return [worker.process.pid for worker in self._processes]
 
-    async def apply(self, message: Apply | SetPaths) -> None:
+    async def apply(self, message: Apply | SetTopology) -> None:
         """All do as they are told when this returns; HostError if one can't."""
         for worker in self._processes:
             await worker.ask(message)
@@ -277,7 +277,9 @@ class Workers:
                 place = following
         return count
 
-    async def _keep(self, start: Start, greeting: Callable[[], Sequence[Apply | SetPaths]]) -> None:
+    async def _keep(
+        self, start: Start, greeting: Callable[[], Sequence[Apply | SetTopology]]
+    ) -> None:
         """Replace a worker whenever it dies."""
         while True:
             worker = self._processes[start.shard.worker]
@@ -314,7 +316,7 @@ class Workers:
 
 
 async def _begin(
-    start: Start, greeting: Sequence[Apply | SetPaths], predecessor: WorkerProcess | None = None
+    start: Start, greeting: Sequence[Apply | SetTopology], predecessor: WorkerProcess | None = None
 ) -> WorkerProcess:
     """A worker at work; HostError if it doesn't get there."""
     try:

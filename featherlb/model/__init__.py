@@ -14,7 +14,7 @@ from featherlb.model.address import (
 )
 from featherlb.model.health import CheckType, Health, HealthCheck, PassiveCheck, StatusRange
 from featherlb.model.packet import LATE_HOOKS, Hook, PacketInfo, Verdict
-from featherlb.model.route import Link, NextHop, Paths
+from featherlb.model.route import Link, NextHop, Topology
 from featherlb.model.service import (
     DEFAULT_DATAPATH,
     SOURCE_PORTS,
@@ -50,7 +50,6 @@ __all__ = [
     "OnBackendDown",
     "PacketInfo",
     "PassiveCheck",
-    "Paths",
     "Persistence",
     "Protocol",
     "Ramp",
@@ -58,6 +57,7 @@ __all__ = [
     "Service",
     "StatusRange",
     "Timeouts",
+    "Topology",
     "Verdict",
     "Vip",
     "join_host_port",

@@ -8,11 +8,11 @@ from featherlb.model.address import Address, Network
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """An Ethernet interface that the raw datapath uses; its MAC `address` and `mtu` in bytes."""
+    """An Ethernet interface that the raw datapath uses; `mtu` in bytes."""
 
     index: int
     name: str
-    address: bytes
+    mac: bytes
     mtu: int
 
 
@@ -20,16 +20,16 @@ class Link:
 class NextHop:
     """Where a frame goes: out of which link (its interface index), to which MAC address.
 
-    `address` is None as long as the neighbour does not answer, or its link is down.
+    `mac` is None as long as the neighbour does not answer, or its link is down.
     """
 
     link: int
-    address: bytes | None
+    mac: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
-class Paths:
-    """Where the frames of the raw datapath go: a whole picture, that replaces the one before.
+class Topology:
+    """Where the frames of the raw datapath go. Each topology is complete, and replaces the last.
 
     `next_hops` are the backends', by address; one that isn't there has no route. `routes` lead to
     clients, the longest prefix first: one counts where its link is not the one that the client's

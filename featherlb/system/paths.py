@@ -87,7 +87,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Topology:
+class NetworkState:
     """This host's interfaces, addresses and routes, and the ways to the destinations asked for.
 
     Where several routes have one prefix, the preferred one is there; of several next hops, one.
@@ -115,10 +115,10 @@ def read_interfaces() -> dict[int, Interface]:
         return _interfaces(ipr)
 
 
-def read_topology(destinations: Iterable[Address]) -> Topology:
+def read_state(destinations: Iterable[Address]) -> NetworkState:
     """How things are now."""
     with IPRoute() as ipr:
-        return Topology(
+        return NetworkState(
             interfaces=_interfaces(ipr),
             addresses=frozenset(
                 ip_address(text)

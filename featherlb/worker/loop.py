@@ -31,9 +31,9 @@ from featherlb.datapaths.raw.socket_filter import Interest
 from featherlb.model import (
     Backend,
     Driver,
-    Paths,
     Protocol,
     Service,
+    Topology,
 )
 from featherlb.model.errors import FeatherlbError
 from featherlb.model.shard import Shard
@@ -53,7 +53,7 @@ from featherlb.worker.protocol import (
     Log,
     Outcomes,
     Ready,
-    SetPaths,
+    SetTopology,
     Start,
     ToWorker,
     WorkerStatistics,
@@ -86,7 +86,7 @@ class Worker:
         self._interest = Interest(start.shard)
         self._frames = PacketSockets(self._interest)
         self._services: tuple[Service, ...] = ()
-        self._paths = Paths()
+        self._topology = Topology()
         self._start = start
         self._conntrack: Conntrack | None = None
         self._serving = False
@@ -230,8 +230,8 @@ class Worker:
                     self._poller.register(self._queue.fileno(), select.POLLIN)
                     self._serving = True
                 self._channel.send(Applied())
-            case SetPaths(paths):
-                self._follow(paths)
+            case SetTopology(topology):
+                self._follow(topology)
                 self._channel.send(Applied())
             case GetOutcomes():
                 self._channel.send(Outcomes(self._balancer.views.outcomes()))
@@ -257,21 +257,21 @@ class Worker:
                 self._send()
                 self._channel.send(Ended(ended))
 
-    def _follow(self, paths: Paths) -> None:
-        """Send frames on these paths from now on."""
+    def _follow(self, topology: Topology) -> None:
+        """Send frames by this topology from now on."""
         balancer, frames = self._balancer, self._frames
-        self._paths = paths
+        self._topology = topology
         self._let_in()
         for descriptor in frames.descriptors():
             self._poller.unregister(descriptor)
-        balancer.set_paths(paths)
-        frames.set_paths(paths, balancer.hops.slots)
+        balancer.set_topology(topology)
+        frames.set_topology(topology, balancer.hops.slots)
         for descriptor in frames.descriptors():
             self._poller.register(descriptor, select.POLLIN)
 
     def _let_in(self) -> None:
         """Receive frames of the services, and no others."""
-        interest = self._interest.extended(self._services, self._paths.addresses)
+        interest = self._interest.extended(self._services, self._topology.addresses)
         if interest != self._interest:
             self._interest = interest
             self._frames.set_interest(interest)

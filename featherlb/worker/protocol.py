@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from featherlb.core.path.export import FlowRecords, Statistics
 from featherlb.datapaths.base import FrameCounters, QueueCounters
-from featherlb.model import Driver, Paths, Service, Timeouts
+from featherlb.model import Driver, Service, Timeouts, Topology
 from featherlb.model.shard import Shard
 
 _BUFFER = 4 << 20
@@ -57,13 +57,13 @@ class Apply:
 
 
 @dataclass(frozen=True, slots=True)
-class SetPaths:
+class SetTopology:
     """To the worker: where the frames of the raw datapath go now. It answers `Applied`.
 
-    It follows the first `Apply`, and comes again whenever the picture changes.
+    It follows the first `Apply`, and comes again whenever the topology changes.
     """
 
-    paths: Paths
+    topology: Topology
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +156,7 @@ class Ended:
     count: int
 
 
-ToWorker = Start | Apply | SetPaths | GetStatistics | GetOutcomes | GetFlows | EndFlows
+ToWorker = Start | Apply | SetTopology | GetStatistics | GetOutcomes | GetFlows | EndFlows
 FromWorker = Ready | Applied | Failed | Log | WorkerStatistics | Outcomes | FlowPage | Ended
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from featherlb.control import topology
 from featherlb.control.events import Events
-from featherlb.control.topology import PathWatcher
+from featherlb.control.topology import TopologyWatcher
 from featherlb.lab import Lab, Node
 from featherlb.model import (
     Address,
@@ -17,9 +17,9 @@ from featherlb.model import (
     Endpoint,
     Link,
     NextHop,
-    Paths,
     Protocol,
     Service,
+    Topology,
     Vip,
 )
 from tests.netns.traffic import plug_again
@@ -61,31 +61,31 @@ class Watch:
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
         self.events = Events()
-        self.watcher = PathWatcher(self.events)
+        self.watcher = TopologyWatcher(self.events)
 
-    async def until(self, condition: Callable[[Paths], bool], what: str) -> Paths:
-        """The first picture with which the condition holds; each is waited for as an instance
+    async def until(self, condition: Callable[[Topology], bool], what: str) -> Topology:
+        """The first topology with which the condition holds; each is waited for as an instance
         does it."""
         async with asyncio.timeout(TIMEOUT):
-            while not condition(self.watcher.paths):
+            while not condition(self.watcher.current):
                 self.watcher.changed.clear()
                 try:
                     await self.watcher.changed.wait()
                 except asyncio.CancelledError:
-                    raise AssertionError(f"not {what}: {self.watcher.paths}") from None
-        return self.watcher.paths
+                    raise AssertionError(f"not {what}: {self.watcher.current}") from None
+        return self.watcher.current
 
     async def resolved(self, address: Address, mac: str) -> NextHop:
         wanted = bytes.fromhex(mac.replace(":", ""))
 
-        def found(paths: Paths) -> bool:
-            hop = paths.next_hops.get(address)
-            return hop is not None and hop.address == wanted
+        def found(topology: Topology) -> bool:
+            hop = topology.next_hops.get(address)
+            return hop is not None and hop.mac == wanted
 
         return (await self.until(found, f"{address} at {mac}")).next_hops[address]
 
     def link(self, name: str) -> Link:
-        return next(link for link in self.watcher.paths.links if link.name == name)
+        return next(link for link in self.watcher.current.links if link.name == name)
 
 
 def watching(lab: Lab, story: Callable[[Watch], Awaitable[None]], *backends: Address) -> None:
@@ -117,9 +117,9 @@ def test_backends_are_found_and_followed_when_they_move(lab: Lab) -> None:
 
     async def story(watch: Watch) -> None:
         back = watch.link("back")
-        assert back.address == bytes.fromhex(mac(lab.balancer, "back").replace(":", ""))
-        assert [link.name for link in watch.watcher.paths.links] == ["front", "back"]
-        assert ip_address("10.0.0.1") in watch.watcher.paths.addresses
+        assert back.mac == bytes.fromhex(mac(lab.balancer, "back").replace(":", ""))
+        assert [link.name for link in watch.watcher.current.links] == ["front", "back"]
+        assert ip_address("10.0.0.1") in watch.watcher.current.addresses
         for address in (NEAR, NEAR6):
             assert (await watch.resolved(address, before)).link == back.index
         # It doesn't tell anybody, and sends nothing.
@@ -135,15 +135,15 @@ def test_a_backend_that_comes_later(lab: Lab) -> None:
     backend.run(["ip", "link", "set", "eth0", "down"])
 
     async def story(watch: Watch) -> None:
-        assert watch.watcher.paths.next_hops[NEAR].address is None
+        assert watch.watcher.current.next_hops[NEAR].mac is None
         await run(backend, "ip link set eth0 up")
         await watch.resolved(NEAR, mac(backend))
         # Others of a pool join and leave while it runs.
         await watch.watcher.follow([service(ip_address("10.0.1.3"))])
-        assert watch.watcher.paths.next_hops.keys() == {ip_address("10.0.1.3")}
+        assert watch.watcher.current.next_hops.keys() == {ip_address("10.0.1.3")}
         await watch.resolved(ip_address("10.0.1.3"), mac(lab.backends[1]))
         await watch.watcher.follow([])
-        assert watch.watcher.paths == Paths()
+        assert watch.watcher.current == Topology()
 
     watching(lab, story, NEAR)
 
@@ -163,7 +163,7 @@ def test_a_link_goes_down_and_up_and_changes(lab: Lab) -> None:
         await run(balancer, "ip link set back mtu 1300")
         await watch.until(lambda it: it.links[-1].mtu == 1300, "MTU 1300")
         await run(balancer, f"ip link set back address {OTHER_MAC}")
-        await watch.until(lambda it: it.links[-1].address[-1] == 0x99, "another MAC address")
+        await watch.until(lambda it: it.links[-1].mac[-1] == 0x99, "another MAC address")
         await run(balancer, "ip link set back name rear")
         await watch.until(lambda it: it.links[-1].name == "rear", "renamed")
         assert watch.link("rear").index == index
@@ -193,11 +193,11 @@ def test_routes_change(lab: Lab) -> None:
     far, gateway, other = ip_address("192.168.7.7"), lab.backends[0], lab.backends[1]
 
     async def story(watch: Watch) -> None:
-        assert far not in watch.watcher.paths.next_hops
+        assert far not in watch.watcher.current.next_hops
         await run(balancer, f"ip route add 192.168.0.0/16 via {gateway.address}")
         back = (await watch.resolved(far, mac(gateway))).link
         hop = NextHop(back, bytes.fromhex(mac(gateway).replace(":", "")))
-        assert (ip_network("192.168.0.0/16"), hop) in watch.watcher.paths.routes
+        assert (ip_network("192.168.0.0/16"), hop) in watch.watcher.current.routes
         # A rule counts as well, and the way of an IPv4 route may be an IPv6 one.
         await run(balancer, f"ip route add 192.168.7.0/24 via inet6 {other.address6} table 7")
         await run(balancer, "ip rule add to 192.168.7.0/24 lookup 7")

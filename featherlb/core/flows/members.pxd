@@ -26,4 +26,4 @@ cdef class Members:
     cdef int let_go(self, Slot slot) except -1
     cdef object _free_slot(self, Slot slot)
     @cython.locals(slot=Slot)
-    cpdef object aim(self)
+    cpdef object update_next_hops(self)

@@ -62,7 +62,7 @@ class Members:
         self.slots[index : index + 1] = [slot]
         self.retired[index] = 0
         self._hops.forget(index)
-        self._hops.aim(index, slot.high, slot.low)
+        self._hops.update_member(index, slot.high, slot.low)
         return member
 
     def retire(self, member: Member) -> None:
@@ -82,7 +82,7 @@ class Members:
         self._source_ports.forget(slot.target)
         self._free.append(slot.index)
 
-    def aim(self) -> None:
-        """Take the next hops of all members from the picture of paths, which is another now."""
+    def update_next_hops(self) -> None:
+        """Take the next hops of all members from the topology, which has changed."""
         for slot in self.slots:
-            self._hops.aim(slot.index, slot.high, slot.low)
+            self._hops.update_member(slot.index, slot.high, slot.low)

@@ -1,7 +1,7 @@
 """Next hops: out of which link the frames of a flow leave, and to which MAC address.
 
 A *hop* is 64 bits: the MAC address in the low 48, above it 8 bits of the link's slot, a bit that
-says that the host's routes have decided (`ROUTED`), and 7 bits that number the picture of routes by
+says that the host's routes have decided (`ROUTED`), and 7 bits that number the routes by
 which it was decided (`epoch`). A slot is a small number that stands for an interface; 0 is none. A
 hop without a MAC address is not resolved yet.
 
@@ -15,7 +15,7 @@ import mmap
 from collections.abc import Sequence, Set
 
 from featherlb.core.flows.memory import MAX_SLOTS, FlowMemory
-from featherlb.model import NextHop, Paths
+from featherlb.model import NextHop, Topology
 from featherlb.net.addresses import words_of
 
 SLOT_SHIFT = 48
@@ -27,7 +27,7 @@ EPOCHS = 128
 
 
 class Hops:
-    """The next hops of all flows and members; `set_paths` says what they are made of.
+    """The next hops of all flows and members; `set_topology` says what they are made of.
 
     `came` (the link's slot and the sender's MAC address), `gso_size` (bytes; 0 for a packet that
     is none) are of the frame that is being handled: its driver sets them. `goes` is the answer.
@@ -48,22 +48,22 @@ class Hops:
         self._next_hops: dict[tuple[int, int], int] = {}
         self._routes: dict[bool, dict[int, dict[int, int]]] = {}
 
-    def set_paths(self, paths: Paths) -> None:
-        """Replace the picture. Links keep their slots; `slots` has them by interface index."""
-        present = {link.index for link in paths.links}
+    def set_topology(self, topology: Topology) -> None:
+        """Replace the topology. Links keep their slots; `slots` has them by interface index."""
+        present = {link.index for link in topology.links}
         for index in present - self.slots.keys():
             self._add(index, self._free_slot(present))
         for slot in range(MAX_SLOTS):
             self.mtu[slot] = 0
-        for link in paths.links:
+        for link in topology.links:
             self.mtu[self.slots[link.index]] = link.mtu
-        self.addresses = frozenset(words_of(address) for address in paths.addresses)
+        self.addresses = frozenset(words_of(address) for address in topology.addresses)
         self._next_hops = {
-            words_of(address): self._pack(hop) for address, hop in paths.next_hops.items()
+            words_of(address): self._pack(hop) for address, hop in topology.next_hops.items()
         }
         # By prefix length, so that a look-up costs the same with thousands of routes.
         routes: dict[bool, dict[int, dict[int, int]]] = {True: {}, False: {}}
-        for network, hop in paths.routes:
+        for network, hop in topology.routes:
             high, low = words_of(network.network_address)
             shift = network.max_prefixlen - network.prefixlen
             mapped = network.version == 4
@@ -74,8 +74,8 @@ class Hops:
             self.epoch = (self.epoch + 1) % EPOCHS
 
     def slot_of(self, index: int) -> int:
-        """The slot of an interface that may be among the links of the next picture; 0 for index 0,
-        or if there is none left."""
+        """The slot of an interface that may be among the links of the next topology; 0 for index
+        0, or if there is none left."""
         if index and index not in self.slots and len(self.slots) < MAX_SLOTS - 1:
             self._add(index, self._free_slot(self.slots.keys()))
         return self.slots.get(index, 0)
@@ -92,9 +92,9 @@ class Hops:
         self.slots[index] = slot
         self._links[slot] = index
 
-    def aim(self, member: int, high: int, low: int) -> None:
-        """Take the hop of the member, whose address this is, from the picture. What is no longer
-        in it stays as it was: its last flows go on."""
+    def update_member(self, member: int, high: int, low: int) -> None:
+        """Take the next hop of the member, whose address this is, from the topology. A member that
+        is no longer in it keeps the one it had, for its last flows."""
         hop = self._next_hops.get((high, low))
         if hop is not None:
             self.members[member] = hop
@@ -135,7 +135,7 @@ class Hops:
 
     def _pack(self, hop: NextHop) -> int:
         slot = self.slots.get(hop.link, 0)
-        return slot << SLOT_SHIFT | int.from_bytes(hop.address or b"", "big")
+        return slot << SLOT_SHIFT | int.from_bytes(hop.mac or b"", "big")
 
     def _free_slot(self, present: Set[int]) -> int:
         taken = set(self.slots.values())

@@ -1,7 +1,7 @@
 """The packet path. Sans-IO: packets come in as bytes in a buffer, verdicts go out.
 
 Reads no clock, opens no socket, writes no log. Driven by four doors: `handle_packet`,
-`handle_timer`, `apply` (the services) and `set_paths` (where frames go); others are those of its
+`handle_timer`, `apply` (the services) and `set_topology` (where frames go); others are those of its
 parts. The numbers of the stages are those of docs/packet-path.md. Not thread-safe: a worker calls
 one door at a time.
 """
@@ -36,9 +36,9 @@ from featherlb.model import (
     SOURCE_PORTS,
     Hook,
     PacketInfo,
-    Paths,
     Service,
     Timeouts,
+    Topology,
     Verdict,
 )
 from featherlb.model.reason import Reason
@@ -307,10 +307,10 @@ class Balancer:
         if switched:
             self.handover.switch(switched)
 
-    def set_paths(self, paths: Paths) -> None:
+    def set_topology(self, topology: Topology) -> None:
         """Where frames go from now on."""
-        self.hops.set_paths(paths)
-        self.members.aim()
+        self.hops.set_topology(topology)
+        self.members.update_next_hops()
 
     # Stages
 

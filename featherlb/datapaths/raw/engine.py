@@ -25,7 +25,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from featherlb.datapaths.base import FrameCounters, FrameHandler
 from featherlb.datapaths.raw.socket_filter import Interest, build
-from featherlb.model import Address, Hook, Link, NextHop, PacketInfo, Paths, Verdict
+from featherlb.model import Address, Hook, Link, NextHop, PacketInfo, Topology, Verdict
 from featherlb.net.fragment import cut, sum_up
 from featherlb.system.mmsg import DatagramBatch, MessageBatch
 
@@ -88,8 +88,8 @@ class PacketSocket:
         self.fd = self.socket.fileno()
         self.came = slot << SLOT_SHIFT
         self.mtu = link.mtu
-        self.source_high = int.from_bytes(link.address[:2], "big")
-        self.source_low = int.from_bytes(link.address[2:], "big")
+        self.source_high = int.from_bytes(link.mac[:2], "big")
+        self.source_low = int.from_bytes(link.mac[2:], "big")
         self.out = DatagramBatch(self.socket, batch)
         self.dropped = 0
 
@@ -169,10 +169,10 @@ class PacketSockets:
         for one in self.open:
             one.let_in(self._filters[one.family])
 
-    def set_paths(self, paths: Paths, slots: Mapping[int, int]) -> None:
+    def set_topology(self, topology: Topology, slots: Mapping[int, int]) -> None:
         """Have sockets on these links, whose slots are given by interface index."""
         wanted = {
-            (link, family, slots[link.index]) for link in paths.links for family in ETHER_TYPES
+            (link, family, slots[link.index]) for link in topology.links for family in ETHER_TYPES
         }
         for one in list(self.open):
             key = (one.link, one.family, one.slot)
@@ -191,7 +191,7 @@ class PacketSockets:
                 continue
             self.open.append(one)
             self.by_slot[2 * slot + (family == 6)] = one
-        self._release(paths.next_hops, slots)
+        self._release(topology.next_hops, slots)
 
     def _close(self, one: PacketSocket) -> None:
         self.open.remove(one)
@@ -337,14 +337,14 @@ class PacketSockets:
         waiting, self.held = self.held, deque()
         for held in waiting:
             hop = next_hops.get(held.destination)
-            if hop is None or hop.address is None:
+            if hop is None or hop.mac is None:
                 self.held.append(held)
                 continue
             out = self.by_slot[2 * slots.get(hop.link, 0) + (held.family == 6)]
             if out is None:
                 self.unsent += 1
                 continue
-            ethernet = hop.address + out.link.address + held.frame[VNET_HEADER + 12 : HEADERS]
+            ethernet = hop.mac + out.link.mac + held.frame[VNET_HEADER + 12 : HEADERS]
             try:
                 out.socket.send(
                     held.frame[:VNET_HEADER] + ethernet + held.frame[HEADERS:],

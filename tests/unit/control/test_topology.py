@@ -1,4 +1,4 @@
-"""What becomes of links, routes and neighbours: the picture, the questions, the complaints."""
+"""What becomes of links, routes and neighbours: the topology, the questions, the complaints."""
 
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
@@ -13,12 +13,12 @@ from featherlb.control.topology import (
     Asking,
     Complaints,
     Questions,
-    picture,
+    build_topology,
     unreachable,
     wanted,
 )
 from featherlb.model import Link, NextHop
-from featherlb.system.paths import Entry, Interface, Neighbour, Topology, Way
+from featherlb.system.paths import Entry, Interface, Neighbour, NetworkState, Way
 
 FRONT = Interface(2, "front", b"\x02\0\0\0\0\2", 1500, ethernet=True, up=True, member=False)
 BACK = Interface(3, "back", b"\x02\0\0\0\0\3", 9000, ethernet=True, up=True, member=False)
@@ -26,7 +26,7 @@ TUNNEL = Interface(4, "wg0", b"", 1420, ethernet=False, up=True, member=False)
 NEAR, FAR, GATEWAY = map(ip_address, ("10.0.1.2", "192.168.7.7", "10.0.1.254"))
 NEAR6, ROUTER6 = map(ip_address, ("2001:db8:1::2", "fe80::1"))
 MAC, OTHER_MAC = b"\x02\0\0\0\1\2", b"\x02\0\0\0\1\3"
-TOPOLOGY = Topology(
+STATE = NetworkState(
     interfaces={2: FRONT, 3: BACK},
     addresses=frozenset({ip_address("10.0.1.1")}),
     routes={
@@ -38,34 +38,34 @@ TOPOLOGY = Topology(
 )
 
 
-def test_the_picture() -> None:
+def test_the_topology() -> None:
     neighbours: dict[Neighbour, Entry] = {
         (3, NEAR): Entry(MAC),
         (3, ROUTER6): Entry(OTHER_MAC, fixed=True),
     }
-    paths = picture(TOPOLOGY, neighbours, [NEAR6, FAR, NEAR])
-    assert paths.links == (
+    topology = build_topology(STATE, neighbours, [NEAR6, FAR, NEAR])
+    assert topology.links == (
         Link(2, "front", FRONT.address, 1500),
         Link(3, "back", BACK.address, 9000),
     )
-    assert paths.next_hops == {
+    assert topology.next_hops == {
         NEAR: NextHop(3, MAC),
         FAR: NextHop(3, None),
         NEAR6: NextHop(3, OTHER_MAC),
     }
-    assert paths.routes == (
+    assert topology.routes == (
         (ip_network("10.0.1.0/24"), NextHop(3, None)),
         (ip_network("192.168.0.0/16"), NextHop(3, None)),
         (ip_network("0.0.0.0/0"), NextHop(2, None)),
     )
-    assert paths.addresses == TOPOLOGY.addresses
-    found = picture(TOPOLOGY, neighbours | {(3, GATEWAY): Entry(MAC)}, [FAR])
+    assert topology.addresses == STATE.addresses
+    found = build_topology(STATE, neighbours | {(3, GATEWAY): Entry(MAC)}, [FAR])
     assert found.next_hops == {FAR: NextHop(3, MAC)}
     assert found.routes[1][1] == NextHop(3, MAC)
 
 
 def test_only_what_is_needed_is_asked_for() -> None:
-    assert wanted(TOPOLOGY, [NEAR, FAR, ip_address("172.16.0.1")]) == {
+    assert wanted(STATE, [NEAR, FAR, ip_address("172.16.0.1")]) == {
         (3, NEAR),
         (3, GATEWAY),
         (2, ip_address("10.0.0.254")),
@@ -76,29 +76,29 @@ def test_only_what_is_needed_is_asked_for() -> None:
     "unfit", [replace(BACK, up=False), replace(BACK, member=True), replace(BACK, ethernet=False)]
 )
 def test_links_without_frames(unfit: Interface) -> None:
-    topology = replace(TOPOLOGY, interfaces={2: FRONT, 3: unfit})
-    paths = picture(topology, {(3, NEAR): Entry(MAC)}, [NEAR])
-    assert [link.name for link in paths.links] == ["front"]
-    assert paths.next_hops == {}
-    assert wanted(topology, [NEAR]) == {(2, ip_address("10.0.0.254"))}
+    state = replace(STATE, interfaces={2: FRONT, 3: unfit})
+    topology = build_topology(state, {(3, NEAR): Entry(MAC)}, [NEAR])
+    assert [link.name for link in topology.links] == ["front"]
+    assert topology.next_hops == {}
+    assert wanted(state, [NEAR]) == {(2, ip_address("10.0.0.254"))}
     reason = "its route leads through back, which the datapath raw can't use"
-    assert unreachable(topology, paths, [NEAR]) == {NEAR: reason}
+    assert unreachable(state, topology, [NEAR]) == {NEAR: reason}
 
 
 def test_too_many_routes_are_none() -> None:
     networks = [ip_network((i << 8, 24)) for i in range(MAX_ROUTES)]
     routes = {network: Way(3, GATEWAY) for network in networks}
-    assert len(picture(replace(TOPOLOGY, routes=routes), {}, []).routes) == MAX_ROUTES
+    assert len(build_topology(replace(STATE, routes=routes), {}, []).routes) == MAX_ROUTES
     routes[ip_network("255.0.0.0/24")] = Way(2, GATEWAY)
-    topology = replace(TOPOLOGY, routes=routes)
-    assert picture(topology, {}, []).routes == ()
-    assert wanted(topology, []) == set()
+    state = replace(STATE, routes=routes)
+    assert build_topology(state, {}, []).routes == ()
+    assert wanted(state, []) == set()
 
 
 def test_reasons() -> None:
     strange = ip_address("172.16.0.1")
-    paths = picture(TOPOLOGY, {(3, NEAR): Entry(MAC)}, [NEAR, FAR, strange])
-    assert unreachable(TOPOLOGY, paths, [NEAR, FAR, strange]) == {
+    topology = build_topology(STATE, {(3, NEAR): Entry(MAC)}, [NEAR, FAR, strange])
+    assert unreachable(STATE, topology, [NEAR, FAR, strange]) == {
         FAR: "10.0.1.254 does not answer on back",
         strange: "there is no route to it",
     }

@@ -19,9 +19,9 @@ from featherlb.model import (
     Link,
     NextHop,
     PacketInfo,
-    Paths,
     Protocol,
     Service,
+    Topology,
     Verdict,
 )
 from featherlb.model.reason import Reason
@@ -57,9 +57,11 @@ def mac(number: int) -> bytes:
     return number.to_bytes(6, "big")
 
 
-def paths(*servers: str, known: bool = True, routes: Sequence[tuple[str, NextHop]] = ()) -> Paths:
+def topology(
+    *servers: str, known: bool = True, routes: Sequence[tuple[str, NextHop]] = ()
+) -> Topology:
     hop = NextHop(BACK.index, mac(SERVER) if known else None)
-    return Paths(
+    return Topology(
         links=(FRONT, BACK),
         next_hops={ip_address(server.rpartition(":")[0].strip("[]")): hop for server in servers},
         routes=tuple((ip_network(network), hop) for network, hop in routes),
@@ -69,9 +71,9 @@ def paths(*servers: str, known: bool = True, routes: Sequence[tuple[str, NextHop
 class Wire(World):
     """A world whose packets come as frames."""
 
-    def __init__(self, *services: Service, routed: Paths | None = None) -> None:
+    def __init__(self, *services: Service, routed: Topology | None = None) -> None:
         super().__init__(*(replace(one, datapath=Datapath.RAW) for one in services))
-        self.balancer.set_paths(routed or paths(ONE, TWO, ONE6))
+        self.balancer.set_topology(routed or topology(ONE, TWO, ONE6))
 
     def frame(
         self,
@@ -207,7 +209,7 @@ def test_the_kernels_copy_opens_no_flow_that_its_frame_opens_after_it() -> None:
 
 
 def test_a_wildcard_vip_is_the_hosts_own_addresses() -> None:
-    routed = replace(paths(ONE), addresses=frozenset({ip_address("192.0.2.10")}))
+    routed = replace(topology(ONE), addresses=frozenset({ip_address("192.0.2.10")}))
     world = Wire(service(ONE, vips="0.0.0.0:80"), routed=routed)
     assert world.frame(tcp(CLIENT, VIP, "S")).reason is Reason.FORWARD
     assert world.frame(tcp(CLIENT, "192.0.2.11:80", "S")).reason is Reason.NOT_OURS
@@ -304,7 +306,7 @@ def test_replies_follow_the_client() -> None:
 
 def test_a_route_through_another_link_decides() -> None:
     back = NextHop(BACK.index, mac(ROUTER))
-    routed = paths(ONE, routes=[("198.51.100.0/24", back), ("0.0.0.0/0", NextHop(3, mac(1)))])
+    routed = topology(ONE, routes=[("198.51.100.0/24", back), ("0.0.0.0/0", NextHop(3, mac(1)))])
     world = Wire(service(ONE), routed=routed)
     for _ in range(2):
         world.frame(tcp(CLIENT, VIP, "S"))
@@ -321,17 +323,17 @@ def test_flows_follow_the_routes_when_they_change() -> None:
     world.frame(tcp(CLIENT, VIP, "S"))
     back = NextHop(BACK.index, mac(ROUTER))
     for _ in range(300):  # more often than there are numbers for it
-        world.balancer.set_paths(paths(ONE, routes=[("0.0.0.0/0", back)]))
+        world.balancer.set_topology(topology(ONE, routes=[("0.0.0.0/0", back)]))
         world.frame(tcp(ONE, CLIENT, "SA"), BACK, SERVER)
         assert world.goes == (BACK.index, ROUTER)
-        world.balancer.set_paths(paths(ONE))
+        world.balancer.set_topology(topology(ONE))
         world.frame(tcp(CLIENT, VIP))
         world.frame(tcp(ONE, CLIENT, "SA"), BACK, SERVER)
         assert world.goes == (FRONT.index, HOST)
 
 
 def test_a_route_without_an_address_does_not_count() -> None:
-    routed = paths(ONE, routes=[("0.0.0.0/0", NextHop(BACK.index, None))])
+    routed = topology(ONE, routes=[("0.0.0.0/0", NextHop(BACK.index, None))])
     world = Wire(service(ONE), routed=routed)
     world.frame(tcp(CLIENT, VIP, "S"))
     world.frame(tcp(ONE, CLIENT, "SA"), BACK, SERVER)
@@ -344,7 +346,7 @@ def test_the_longest_prefix_counts() -> None:
     many = [(f"10.{i >> 8}.{i & 255}.0/24", back) for i in range(5000)]
     on_link = ("198.51.100.0/28", NextHop(BACK.index, None))
     rest = [("198.51.100.0/24", back), ("0.0.0.0/0", NextHop(FRONT.index, mac(ROUTER)))]
-    world = Wire(service(ONE), routed=paths(ONE, routes=[on_link, *many, *rest]))
+    world = Wire(service(ONE), routed=topology(ONE, routes=[on_link, *many, *rest]))
     for client, wanted in (
         ("198.51.100.7:5", (FRONT.index, HOST)),
         ("198.51.100.99:5", (BACK.index, ROUTER)),
@@ -357,20 +359,20 @@ def test_the_longest_prefix_counts() -> None:
 
 
 def test_a_backend_that_moves() -> None:
-    world = Wire(service(ONE), routed=paths(ONE, known=False))
+    world = Wire(service(ONE), routed=topology(ONE, known=False))
     world.frame(tcp(CLIENT, VIP, "S"))
     assert world.goes == (BACK.index, 0)
-    world.balancer.set_paths(paths(ONE))
+    world.balancer.set_topology(topology(ONE))
     world.frame(tcp(CLIENT, VIP))
     assert world.goes == (BACK.index, SERVER)
-    # What has left the picture has its last flows.
-    world.balancer.set_paths(paths())
+    # What has left the topology has its last flows.
+    world.balancer.set_topology(topology())
     world.frame(tcp(CLIENT, VIP))
     assert world.goes == (BACK.index, SERVER)
 
 
 def test_a_new_member_has_no_other_ones_hop() -> None:
-    world = Wire(service(ONE), routed=paths(ONE))
+    world = Wire(service(ONE), routed=topology(ONE))
     world.apply(replace(service(TWO), datapath=Datapath.RAW))
     world.frame(tcp(CLIENT, VIP, "S"))
     assert world.balancer.hops.goes == 0
@@ -380,7 +382,7 @@ def test_a_connection_from_before_goes_by_the_routes() -> None:
     web = replace(service(ONE, scheduler="maglev"), datapath=Datapath.RAW)
     for routes in ((), [("0.0.0.0/0", NextHop(FRONT.index, mac(ROUTER)))]):
         world = World(web, adopt_until=2000.0)
-        world.balancer.set_paths(paths(ONE, routes=routes))
+        world.balancer.set_topology(topology(ONE, routes=routes))
         outcome = Wire.frame(world, tcp(ONE, CLIENT), BACK, SERVER)  # type: ignore[arg-type]
         assert outcome.reason is (Reason.REPLY if routes else Reason.NO_NEXT_HOP)
 
@@ -388,7 +390,7 @@ def test_a_connection_from_before_goes_by_the_routes() -> None:
 def test_links_that_come_and_go() -> None:
     hops = Hops(anonymous(1), 1)
     for index in range(1, 1000):
-        hops.set_paths(Paths(links=(FRONT, replace(BACK, index=1000 + index))))
+        hops.set_topology(Topology(links=(FRONT, replace(BACK, index=1000 + index))))
         assert 0 < hops.slots[FRONT.index] != hops.slots[1000 + index] > 0
         assert max(hops.slots.values()) < 256
 

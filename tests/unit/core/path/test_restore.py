@@ -13,11 +13,11 @@ from featherlb.model import (
     Datapath,
     Hook,
     Link,
-    Paths,
     Persistence,
     Protocol,
     Service,
     Timeouts,
+    Topology,
     Verdict,
 )
 from featherlb.model.reason import Reason
@@ -213,11 +213,11 @@ def test_next_hops_are_found_again() -> None:
     memories = [anonymous(2), anonymous(2)]
     before, after = (Hops(memory, 1) for memory in memories)
     front, back = Link(7, "front", b"\2" * 6, 1500), Link(9, "back", b"\4" * 6, 1500)
-    before.set_paths(Paths(links=(front, back)))
+    before.set_topology(Topology(links=(front, back)))
     hop = before.slots[9] << 48 | 0x020000000001
     before.came = hop
     before.came_from(1, 0, 0xFFFF << 32 | 1)
-    after.set_paths(Paths(links=(back,)))
+    after.set_topology(Topology(links=(back,)))
     slots = [after.slot_of(index) for index in memories[0].links]
     after.recall(2, memories[0].hops[1], slots)
     assert after.back(2, 0, 0xFFFF << 32 | 1) == after.slots[9] << 48 | 0x020000000001
