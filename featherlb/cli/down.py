@@ -12,5 +12,5 @@ def down() -> None:
     Connections that the kernel still carries for it (datapath offload) end, and those that the next
     start would have taken over are forgotten.
     """
-    for line in [*host.remove_leftovers(), *host.forget_flows()]:
+    for line in [*host.remove_stale(), *host.remove_saved_flows()]:
         click.echo(f"removed {line}")

@@ -106,7 +106,7 @@ class Instance:
         """Balance. HostError and ConfigError if that's impossible; `stop` cleans up."""
         self.config = self.settings.load()
         # What flows need that the kernel carries stays until this instance provides it.
-        for line in await asyncio.to_thread(host.remove_leftovers, spare=host.may_return):
+        for line in await asyncio.to_thread(host.remove_stale, keep=host.may_resume):
             log.warning("%s", line)
         config = self.config
         self._code = load_schedulers(config, {})
@@ -144,7 +144,7 @@ class Instance:
             for path in saved:
                 path.unlink(missing_ok=True)
         await asyncio.to_thread(self._host.apply, plan)
-        for line in await asyncio.to_thread(host.remove_leftovers, spare=host.counts):
+        for line in await asyncio.to_thread(host.remove_stale, keep=host.is_peer):
             log.warning("%s", line)
         self._announce()
         self.health.follow(config, judgement)
@@ -187,7 +187,7 @@ class Instance:
     def _rest(self, services: Sequence[Service]) -> None:
         facts = host.survey(services)
         try:
-            self._host.rest(host.build(services, self.options, facts, resting=True))
+            self._host.hand_off(host.build(services, self.options, facts, handoff=True))
         except HostError as error:
             log.error("the flows that the kernel carries can't go on: %s", error)
             self._undo()
@@ -199,7 +199,7 @@ class Instance:
         )
 
     def _undo(self) -> None:
-        for failure in self._host.undo():
+        for failure in self._host.revert():
             log.error("%s", failure)
 
     # What operators do

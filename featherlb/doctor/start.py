@@ -25,7 +25,7 @@ def check_refusals(subject: Subject) -> Iterator[Finding]:
     """Everything that keeps the services from running here."""
     if subject.facts is None:
         return
-    found = host.find(subject.services, subject.options, subject.facts, owner=subject.owner)
+    found = host.problems(subject.services, subject.options, subject.facts, owner=subject.owner)
     yield from map(refusal, found)
 
 
@@ -57,7 +57,7 @@ def judge_leftovers(records: Sequence[Record], standing: Collection[int]) -> Ite
     for record in records:
         if record.alive:
             continue
-        if record.carries:
+        if record.offloads:
             yield error(
                 f"instance {record.instance} (pid {record.pid}) is dead; the kernel goes on"
                 " carrying its open connections, but there are no new ones: start it again, or end"

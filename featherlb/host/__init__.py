@@ -1,4 +1,4 @@
-"""What `featherlb up` changes on this host: surveyed, checked, planned, made and undone.
+"""What `featherlb up` changes on this host: surveyed, checked, planned, applied and reverted.
 
     services = host.prepare(services)
     facts = host.survey(services)
@@ -11,12 +11,12 @@ Composes the drivers; `build` is pure. None of it may be called from a running a
 """
 
 from featherlb.datapaths.rules.facts import Facts, Options
-from featherlb.host.apply import Host, forget_flows, remove_leftovers
+from featherlb.host.apply import Host, remove_saved_flows, remove_stale
 from featherlb.host.choose import pick, usable
 from featherlb.host.kernel import check_kernel
-from featherlb.host.peers import counts, may_return
+from featherlb.host.peers import is_peer, may_resume
 from featherlb.host.plan import HostPlan, build
-from featherlb.host.preflight import check, find
+from featherlb.host.preflight import check, problems
 from featherlb.host.survey import free_queue, missing_capabilities, prepare, survey
 
 __all__ = [
@@ -27,15 +27,15 @@ __all__ = [
     "build",
     "check",
     "check_kernel",
-    "counts",
-    "find",
-    "forget_flows",
     "free_queue",
-    "may_return",
+    "is_peer",
+    "may_resume",
     "missing_capabilities",
     "pick",
     "prepare",
-    "remove_leftovers",
+    "problems",
+    "remove_saved_flows",
+    "remove_stale",
     "survey",
     "usable",
 ]

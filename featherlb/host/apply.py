@@ -1,6 +1,7 @@
-"""One instance's changes to the host: made, replaced while running, undone; and what others left.
+"""One instance's state on the host: set up, replaced while it runs, and reverted; and the stale
+state of dead instances.
 
-Each change is in the journal before it is made, so nothing is lost when this process is killed in
+Each resource is in the journal before it is set up, so nothing is lost if this process is killed in
 between. Not for a running asyncio loop (pyroute2's synchronous calls refuse that): call from a
 thread there.
 """
@@ -10,90 +11,91 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from ipaddress import ip_address
 from types import TracebackType
 
-from featherlb.host.orphans import Served, give_up, read_vips
+from featherlb.host.orphans import Served, delete_flows, read_vips
 from featherlb.host.plan import HostPlan
-from featherlb.host.resources import Assignment, Change, Rules, Sets, Setting, decode, encode
+from featherlb.host.resources import Assignment, Resource, Rules, Sets, Setting, decode, encode
 from featherlb.host.survey import place, require_privileges
 from featherlb.model.errors import HostError
 from featherlb.system import arp, flow_file, ipset, iptables, journal, network, sysctl
 
-Spare = Callable[[journal.Record, list[Served]], bool]
+Keep = Callable[[journal.Record, list[Served]], bool]
 
 
 class Host:
-    """What one instance has changed. As a context manager it undoes that on leaving."""
+    """One instance's state on the host. As a context manager it reverts that on leaving."""
 
     def __init__(self, log: journal.Journal | None = None) -> None:
         self._journal = log or journal.Journal()
         self._plan: HostPlan | None = None
-        self._changes: list[Change] = []
+        self._resources: list[Resource] = []
+        """In the order in which they were set up."""
         self._rules: dict[int, list[str]] = {}
-        """By address family, the rules as they stood when they had been made."""
+        """By address family, the rules as the kernel listed them once they were applied."""
 
     def apply(self, plan: HostPlan) -> None:
-        """Make the plan's changes. HostError if the host refuses one; nothing is left then.
+        """Set up what the plan needs. HostError if the host refuses; nothing is left then.
 
-        What a dead instance of the same number has left is taken over.
+        Adopts what a dead instance of the same number left.
         """
-        left = None
+        stale = None
         with self._journal.locked():
             for record in self._journal.records():
                 if record.instance == plan.instance and not record.alive:
-                    self._changes = [decode(data) for data in record.changes]
-                    left = record
+                    self._resources = [decode(data) for data in record.changes]
+                    stale = record
             if place(self._journal) != (plan.order, plan.earlier):
                 raise HostError(
                     "another instance of featherlb has started or stopped at the same moment;"
                     " try again"
                 )
             try:
-                self._move_to(plan)
+                self._change_to(plan)
             except BaseException:
-                self._undo(self._changes)
+                self._revert(self._resources)
                 raise
-            if left is not None:
-                give_up(left.vips, left.carried, vip_rows(plan))
+            if stale is not None:
+                delete_flows(stale.vips, stale.tracked, vip_rows(plan))
 
     def update(self, plan: HostPlan) -> None:
-        """Go over to another plan of the same instance without a gap in the balancing.
+        """Change to another plan of the same instance without a gap in the balancing.
 
-        HostError if the host refuses a change; the old plan is in force then.
+        HostError if the host refuses; the old plan stays in force then.
         """
         if self._plan is None or plan.options != self._plan.options:
             raise ValueError("an update needs an applied plan with the same options")
         with self._journal.locked():
             old = self._plan
             try:
-                self._move_to(plan)
+                self._change_to(plan)
             except BaseException:
-                self._move_to(old)
+                self._change_to(old)
                 raise
 
     @property
     def plan(self) -> HostPlan | None:
-        """What is in force."""
+        """The plan in force."""
         return self._plan
 
-    def undo(self) -> list[str]:
-        """Undo everything; what could not be undone, as sentences, and stays in the journal."""
+    def revert(self) -> list[str]:
+        """Revert everything; what could not be reverted, as sentences, stays in the journal."""
         with self._journal.locked():
             plan = self._plan
-            failures = self._undo(self._changes)
+            failures = self._revert(self._resources)
             if plan is not None:
-                give_up(vip_rows(plan), plan.carried)
+                delete_flows(vip_rows(plan), plan.tracked)
             return failures
 
-    def rest(self, plan: HostPlan) -> None:
-        """Go over to a plan that stays on the host when this process has gone: the next instance
-        takes it over, or `remove_leftovers` undoes it. HostError as `update`."""
+    def hand_off(self, plan: HostPlan) -> None:
+        """Change to a plan that stays on the host when this process has gone: the next instance
+        adopts it, or `remove_stale` reverts it. HostError as `update`."""
         with self._journal.locked():
             before = self._plan
-            self._move_to(plan)
+            self._change_to(plan)
             if before is not None:
-                give_up(vip_rows(before), before.carried, vip_rows(plan))
+                delete_flows(vip_rows(before), before.tracked, vip_rows(plan))
 
     def deviations(self) -> list[str]:
-        """What somebody else has changed of what the plan demands, as sentences."""
+        """Where the host differs from the plan because somebody else changed it, as sentences."""
         plan = self._plan
         if plan is None:
             return []
@@ -131,42 +133,43 @@ class Host:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.undo()
+        self.revert()
 
-    def _move_to(self, plan: HostPlan) -> None:
-        """Make what the plan needs and doesn't stand yet, then undo what it doesn't need."""
+    def _change_to(self, plan: HostPlan) -> None:
+        """Set up what the plan needs and the host lacks, then revert what it doesn't need."""
         self._plan = plan
         wanted = list(self._wanted(plan))
-        resources = {change.resource for change in wanted}
-        standing = {change.resource for change in self._changes}
+        names = {resource.name for resource in wanted}
+        standing = {resource.name for resource in self._resources}
         later = {
             record.instance
             for record in self._journal.records()
             if record.alive and record.order > plan.order
         }
-        for change in wanted:
-            if change.resource not in standing:
-                self._changes.append(change)
+        for resource in wanted:
+            if resource.name not in standing:
+                self._resources.append(resource)
                 self._write()
-            _make(change, plan, later)
-        self._undo([change for change in self._changes if change.resource not in resources])
+            _set_up(resource, plan, later)
+        self._revert([resource for resource in self._resources if resource.name not in names])
         if plan.sets:
             ipset.remove(plan.instance, keep=frozenset(wanted.name for wanted in plan.sets))
         self._rules = {family: iptables.own(family, plan.instance) for family in plan.rules}
 
-    def _wanted(self, plan: HostPlan) -> Iterator[Change]:
+    def _wanted(self, plan: HostPlan) -> Iterator[Resource]:
         claimed = {
-            change.resource: change
+            resource.name: resource
             for record in self._journal.records()
-            for change in map(decode, record.changes)
+            for resource in map(decode, record.changes)
         }
         for key, value in plan.settings:
             now = sysctl.read(key)
             if now is None:
                 continue
             setting = Setting(key, value, ((key, now), *sysctl.changed_along(key)))
-            # Who changed it first knows how it was before; if nobody did, it may be right as is.
-            if (first := claimed.get(setting.resource)) is not None:
+            # Only the first instance to change it knows the value before; if none did, the host
+            # may have the right one already.
+            if (first := claimed.get(setting.name)) is not None:
                 yield first
             elif now != value:
                 yield setting
@@ -177,22 +180,22 @@ class Host:
         for address, interface in plan.addresses:
             yield Assignment(str(address), interface)
 
-    def _undo(self, changes: Iterable[Change]) -> list[str]:
-        """Undo these changes, the last one first, but for those that another instance needs."""
+    def _revert(self, resources: Iterable[Resource]) -> list[str]:
+        """Revert these, the last one first, except those that another instance needs."""
         if self._plan is None:
             return []
-        others = {
-            change.resource
+        shared = {
+            resource.name
             for record in self._journal.records()
             if record.instance != self._plan.instance
-            for change in map(decode, record.changes)
+            for resource in map(decode, record.changes)
         }
         failures = []
-        for change in reversed(list(changes)):
+        for resource in reversed(list(resources)):
             try:
-                if change.resource not in others:
-                    change.undo()
-                self._changes.remove(change)
+                if resource.name not in shared:
+                    resource.revert()
+                self._resources.remove(resource)
             except HostError as error:
                 failures.append(str(error))
         self._write()
@@ -200,7 +203,7 @@ class Host:
 
     def _write(self) -> None:
         assert self._plan is not None
-        if not self._changes:
+        if not self._resources:
             self._journal.remove(self._plan.instance)
             return
         pid = os.getpid()
@@ -216,12 +219,12 @@ class Host:
                 sources=tuple(sorted(self._plan.sources)),
                 raw=tuple(sorted(self._plan.raw)),
                 queued=tuple(sorted(self._plan.queued)),
-                carried=tuple(sorted(self._plan.carried)),
+                tracked=tuple(sorted(self._plan.tracked)),
                 untracked=tuple(sorted(self._plan.untracked)),
                 order=self._plan.order,
                 earlier=self._plan.earlier,
-                carries=self._plan.carries,
-                changes=tuple(map(encode, self._changes)),
+                offloads=self._plan.offloads,
+                changes=tuple(map(encode, self._resources)),
             )
         )
 
@@ -234,46 +237,47 @@ def vip_rows(plan: HostPlan) -> tuple[journal.VipRow, ...]:
     )
 
 
-def remove_leftovers(
-    log: journal.Journal | None = None, *, spare: Spare = lambda _record, _vips: False
+def remove_stale(
+    log: journal.Journal | None = None, *, keep: Keep = lambda _record, _vips: False
 ) -> list[str]:
-    """Undo what instances have left that are no longer alive; a line for each thing removed.
+    """Revert what dead instances left; a line for each thing removed.
 
-    What dead ones have left stays that are to be spared, in view of what VIPs the others serve.
+    `keep` gets the record of a dead instance and the VIPs that live ones serve, and says whether
+    its state stays.
 
-    Chains and sets of featherlb's that no record knows are removed as well. HostError at the
-    end if something could not be undone: its record stays, so that this can be called again.
+    Removes chains and sets of featherlb's that no record knows, too. HostError at the end if
+    something could not be reverted: its record stays, so that this can be called again.
     """
     require_privileges()
     log = log or journal.Journal()
     with log.locked():
-        return _remove_leftovers(log, spare)
+        return _remove_stale(log, keep)
 
 
-def _remove_leftovers(log: journal.Journal, spare: Spare) -> list[str]:
+def _remove_stale(log: journal.Journal, keep: Keep) -> list[str]:
     removed: list[str] = []
     failures: list[str] = []
     records = log.records()
     alive = [record for record in records if record.alive]
     vips = [vip for record in alive for vip in read_vips(record.vips)]
-    staying = [record for record in records if record in alive or spare(record, vips)]
-    needed = {change.resource for record in staying for change in map(decode, record.changes)}
+    staying = [record for record in records if record in alive or keep(record, vips)]
+    needed = {resource.name for record in staying for resource in map(decode, record.changes)}
     served = [vip for record in staying for vip in record.vips]
     for record in records:
         if record in staying:
             continue
         failed = []
         for data in reversed(record.changes):
-            change = decode(data)
-            if change.resource in needed:
+            resource = decode(data)
+            if resource.name in needed:
                 continue
             try:
-                change.undo()
-                removed.append(f"{change.resource}, left by pid {record.pid}")
+                resource.revert()
+                removed.append(f"{resource.name}, left by pid {record.pid}")
             except HostError as error:
                 failed.append(str(error))
-        # Last: without the rules, nothing makes new ones.
-        if count := give_up(record.vips, record.carried, served):
+        # Last: without the rules, nothing opens new ones.
+        if count := delete_flows(record.vips, record.tracked, served):
             removed.append(
                 f"{count} connection tracking {'entry' if count == 1 else 'entries'}"
                 f" of flows, left by pid {record.pid}"
@@ -282,16 +286,16 @@ def _remove_leftovers(log: journal.Journal, spare: Spare) -> list[str]:
             log.remove(record.instance)
         failures += failed
     known = {record.instance for record in records}
-    strays: list[Change] = [
+    unrecorded: list[Resource] = [
         Rules(instance, family)
         for family in iptables.COMMANDS
         for instance in sorted(iptables.instances(family) - known)
     ]
-    strays += [Sets(instance) for instance in sorted(ipset.instances() - known)]
-    for change in strays:
+    unrecorded += [Sets(instance) for instance in sorted(ipset.instances() - known)]
+    for resource in unrecorded:
         try:
-            change.undo()
-            removed.append(f"{change.resource}, of an instance without a record")
+            resource.revert()
+            removed.append(f"{resource.name}, of an instance without a record")
         except HostError as error:
             failures.append(str(error))
     if failures:
@@ -299,8 +303,8 @@ def _remove_leftovers(log: journal.Journal, spare: Spare) -> list[str]:
     return removed
 
 
-def forget_flows() -> list[str]:
-    """Remove what instances have saved that ended; a line for each."""
+def remove_saved_flows() -> list[str]:
+    """Remove the flow files that ended instances saved; a line for each."""
     removed = []
     for path in flow_file.find(journal.Journal().directory):
         path.unlink(missing_ok=True)
@@ -308,10 +312,10 @@ def forget_flows() -> list[str]:
     return removed
 
 
-def _make(change: Change, plan: HostPlan, later: Collection[int]) -> None:
-    """Bring the change about, with regard to the instances that have started `later`; one that
-    stands already is brought up to date."""
-    match change:
+def _set_up(resource: Resource, plan: HostPlan, later: Collection[int]) -> None:
+    """Set a resource up, or bring it up to date; the rules of instances that started `later` stay
+    in front."""
+    match resource:
         case Setting(key, value):
             if sysctl.read(key) != value:
                 sysctl.write(key, value)

@@ -8,9 +8,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from featherlb.datapaths.rules.vip_addresses import subnet_interface
-from featherlb.host.claims import carried_entries, kept_entries, on_datapath, untracked_entries
+from featherlb.host.claims import kept_entries, on_datapath, tracked_entries, untracked_entries
 from featherlb.host.kernel import check_kernel
-from featherlb.host.peers import others, way_out
+from featherlb.host.peers import peers, way_out
 from featherlb.model import (
     DEFAULT_DATAPATH,
     SOURCE_PORTS,
@@ -54,13 +54,13 @@ def pick(
     """The services, whose backends are prepared, with the datapath chosen for those that are
     `automatic`, by name: the one that is `standing` if it still works, or the fastest that does.
     `queue` is the number of their instance, if it is configured."""
-    rivals = others(journal.Journal().records(), services, queue, os.getpid())
+    rivals = peers(journal.Journal().records(), services, queue, os.getpid())
     chosen = {service.name: service for service in services}
     able = {datapath: _able(services, automatic, datapath) for datapath in BY_SPEED}
-    carried: dict[tuple[Protocol, Endpoint], bool] = {}
+    tracked: dict[tuple[Protocol, Endpoint], bool] = {}
     for service in services:
         if service.name not in automatic:
-            carried |= _carried(service)
+            tracked |= _tracked(service)
     # Those that have the least choice come first: others that share a backend make way for them.
     for name in sorted(automatic, key=lambda name: sum(name in names for names in able.values())):
         choices = dict.fromkeys((standing.get(name, BY_SPEED[0]), *BY_SPEED))
@@ -68,12 +68,12 @@ def pick(
         fitting = (
             one
             for one in works
-            if all(carried.get(key, value) is value for key, value in _carried(one).items())
+            if all(tracked.get(key, value) is value for key, value in _tracked(one).items())
             and not any(opposed([one], record) for record in rivals)
         )
         # If none fits, the refusal of this one says what is wrong.
         chosen[name] = next(fitting, replace(chosen[name], datapath=DEFAULT_DATAPATH))
-        carried |= _carried(chosen[name])
+        tracked |= _tracked(chosen[name])
     return list(chosen.values())
 
 
@@ -88,18 +88,18 @@ def _able(
     return frozenset(service.name for service in asked)
 
 
-def _carried(service: Service) -> dict[tuple[Protocol, Endpoint], bool]:
-    """Whether the kernel tracks the replies of each backend: one that several services share can't
-    have both."""
-    carries = service.datapath.kernel_forwards
-    return {(service.protocol, backend.endpoint): carries for backend in service.backends}
+def _tracked(service: Service) -> dict[tuple[Protocol, Endpoint], bool]:
+    """Whether conntrack sees the replies of each backend: for one that several services share, it
+    does for all or for none."""
+    seen = service.datapath.kernel_forwards
+    return {(service.protocol, backend.endpoint): seen for backend in service.backends}
 
 
 def opposed(services: Sequence[Service], record: journal.Record) -> str | None:
     """Why these services can't run beside another instance that has a backend of theirs with
     another datapath: a sentence that names what to do, None if they can."""
-    carried, untracked = carried_entries(services), untracked_entries(services)
-    both = carried.intersection(record.untracked) | untracked.intersection(record.carried)
+    tracked, untracked = tracked_entries(services), untracked_entries(services)
+    both = tracked.intersection(record.untracked) | untracked.intersection(record.tracked)
     if both:
         return (
             f"the featherlb with pid {record.pid} has the backend {min(both)} as well, and only one"

@@ -1,4 +1,4 @@
-"""What instances on one host can't have in common: backends, by what becomes of their packets."""
+"""What two instances on one host cannot share: backends, by how their replies are handled."""
 
 from collections.abc import Collection, Iterable, Sequence
 
@@ -13,10 +13,10 @@ def on_datapath(services: Iterable[Service], datapath: Datapath) -> list[Service
 
 def source_entries(services: Iterable[Service], spared: Collection[str] = ()) -> frozenset[str]:
     """Each backend with a source address that `full` mode gives to packets towards it, as text; not
-    of the backends that are `spared` (see `carried_entries`).
+    of the backends that are `spared` (see `tracked_entries`).
 
-    Only one instance of a host may use such a pair: two would give out the same ports. Not if both
-    have the kernel carry what they open: it takes each port once, and says so.
+    Only one instance of a host may use such a pair, as two would assign the same ports. Both may if
+    conntrack has the flows of both: it refuses a port that is taken.
     """
     return frozenset(
         str(ipset.Entry(backend.endpoint, service.protocol, source))
@@ -36,7 +36,7 @@ def kept_entries(services: Iterable[Service]) -> frozenset[str]:
     return _backend_entries(service for service in services if service.nat is NatMode.DNAT)
 
 
-def carried_entries(services: Iterable[Service]) -> frozenset[str]:
+def tracked_entries(services: Iterable[Service]) -> frozenset[str]:
     """Each backend whose replies the kernel has to track (datapath offload), as text."""
     return _backend_entries(on_datapath(services, Datapath.OFFLOAD))
 

@@ -1,7 +1,7 @@
-"""What connection tracking still has of flows that nobody balances any more (datapath offload).
+"""Orphaned flows: conntrack entries of flows whose instance has gone.
 
-Entries would outlive the instance: those of open connections go on translating as long as the host
-forwards, those of closed ones hold their ports.
+Entries outlive the instance: the kernel translates by those of open connections as long as the host
+forwards, and those of closed ones occupy their ports.
 """
 
 import logging
@@ -30,36 +30,36 @@ def read_vips(rows: Iterable[VipRow]) -> list[Served]:
     ]
 
 
-def give_up(
-    vips: Iterable[VipRow], backends: Collection[str], spared: Iterable[VipRow] = ()
+def delete_flows(
+    vips: Iterable[VipRow], backends: Collection[str], kept: Iterable[VipRow] = ()
 ) -> int:
-    """Remove the entries of connections to these VIPs that lead to these backends; how many.
+    """Delete the conntrack entries of flows from these VIPs to these backends; how many.
 
-    `backends` are entries of `carried_entries`. Connections to the VIPs that are `spared` stay.
+    `backends` are entries of `tracked_entries`. Flows of VIPs that are `kept` stay.
     """
     if not backends:
         return 0
     try:
-        return conntrack.remove(_leading(vips, backends, spared))
+        return conntrack.remove(_of_flows(vips, backends, kept))
     except OSError as error:
-        log.warning("connection tracking can't be told to forget flows: %s", error.strerror)
+        log.warning("cannot delete conntrack entries of orphaned flows: %s", error.strerror)
         return 0
 
 
-def remain(vips: Iterable[VipRow], backends: Collection[str]) -> bool:
-    """Whether there are entries of connections to these VIPs that lead to these backends."""
-    chosen = _leading(vips, backends)
+def any_flows(vips: Iterable[VipRow], backends: Collection[str]) -> bool:
+    """Whether conntrack has entries of flows from these VIPs to these backends."""
+    chosen = _of_flows(vips, backends)
     try:
         return any(chosen(entry) for entry, _ in conntrack.dump())
     except OSError:
-        return True  # who may not look, may not change anything either
+        return True  # without the privilege to look, nothing may be changed either
 
 
-def _leading(
-    vips: Iterable[VipRow], backends: Collection[str], spared: Iterable[VipRow] = ()
+def _of_flows(
+    vips: Iterable[VipRow], backends: Collection[str], kept: Iterable[VipRow] = ()
 ) -> Callable[[Entry], bool]:
-    """As `give_up`."""
-    known, kept = read_vips(vips), read_vips(spared)
+    """As `delete_flows`."""
+    deleted, staying = read_vips(vips), read_vips(kept)
 
     def leads_to(entry: Entry, served: list[Served]) -> bool:
         port = entry.ports & 0xFFFF
@@ -73,7 +73,7 @@ def _leading(
     def chosen(entry: Entry) -> bool:
         if not entry.status & DESTINATION_NAT:
             return False
-        if not leads_to(entry, known) or leads_to(entry, kept):
+        if not leads_to(entry, deleted) or leads_to(entry, staying):
             return False
         source = address_of(entry.back_src_high, entry.back_src_low)
         endpoint = Endpoint(source, entry.back_ports >> 16)

@@ -1,46 +1,45 @@
-"""The other instances of this host, of which one takes heed that starts or changes its services.
+"""The other instances on this host that a starting or changing instance has to get along with.
 
-A dead instance counts as well while the kernel carries its connections (datapath offload), for they
-need what it has left here; not for an instance that takes its place: one of its number, or with a
-VIP of its.
+A dead instance is a peer, too, while the kernel forwards its flows, which need what it left here.
+It is none to its successor: an instance of its number, or with one of its VIPs.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 
-from featherlb.host.orphans import Served, read_vips, remain
+from featherlb.host.orphans import Served, any_flows, read_vips
 from featherlb.model import Service, Vip
 from featherlb.system.journal import Record
 
 
-def others(
+def peers(
     records: Iterable[Record], services: Sequence[Service], queue: int | None, owner: int
 ) -> list[Record]:
-    """Those that count for an instance with these services, of the process `owner` and, where that
-    is settled, with this `queue`."""
+    """The peers of an instance with these services, of the process `owner` and, if that is known,
+    with this `queue`."""
     vips = list(served(services))
     return [
         record
         for record in records
         if (record.pid != owner if record.alive else record.instance != queue)
-        and counts(record, vips)
+        and is_peer(record, vips)
     ]
 
 
-def counts(record: Record, vips: Iterable[Served]) -> bool:
-    """Whether an instance counts where another one serves these VIPs, or is going to."""
+def is_peer(record: Record, vips: Iterable[Served]) -> bool:
+    """Whether an instance is a peer of one that serves these VIPs, or is going to."""
     if record.alive:
         return True
-    return may_return(record, vips) and remain(record.vips, record.carried)
+    return may_resume(record, vips) and any_flows(record.vips, record.tracked)
 
 
-def may_return(record: Record, vips: Iterable[Served]) -> bool:
-    """Whether a gone instance may come back to connections that the kernel carries."""
-    return record.carries and shared(vips, read_vips(record.vips)) is None
+def may_resume(record: Record, vips: Iterable[Served]) -> bool:
+    """Whether a dead instance may be started again and resume flows that the kernel forwards."""
+    return record.offloads and shared(vips, read_vips(record.vips)) is None
 
 
 def shared(vips: Iterable[Served], theirs: Iterable[Served]) -> Served | None:
-    """One of these VIPs of which some packet could be for one of theirs, too."""
+    """One of these VIPs that overlaps with one of theirs."""
     pairs = product(vips, theirs)
     return next(
         (one for one, other in pairs if one[0] is other[0] and _overlap(one[1], other[1])), None
@@ -53,10 +52,10 @@ def served(services: Iterable[Service]) -> Iterator[Served]:
 
 
 def way_out(record: Record) -> str:
-    """The end of a sentence about an instance that is in the way."""
+    """The end of a sentence about an instance that conflicts."""
     if record.alive:
         return ""
-    return "; it is gone, but the kernel carries its connections, which `featherlb down` ends"
+    return "; it is gone, but the kernel forwards its connections, which `featherlb down` ends"
 
 
 def _overlap(one: Vip, other: Vip) -> bool:

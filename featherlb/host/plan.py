@@ -11,10 +11,10 @@ from featherlb.datapaths.rules.guards import settings
 from featherlb.datapaths.rules.steering import pass_mark
 from featherlb.datapaths.rules.vip_addresses import assignments
 from featherlb.host.claims import (
-    carried_entries,
     kept_entries,
     on_datapath,
     source_entries,
+    tracked_entries,
     untracked_entries,
 )
 from featherlb.model import Address, Datapath, Protocol, Service, Vip
@@ -38,15 +38,15 @@ class HostPlan:
     raw: frozenset[str]
     queued: frozenset[str]
     """See `kept_entries`."""
-    carried: frozenset[str]
-    """See `carried_entries`."""
+    tracked: frozenset[str]
+    """See `tracked_entries`."""
     untracked: frozenset[str]
     """See `untracked_entries`."""
     order: int
     earlier: tuple[int, ...]
     """See `Facts`."""
-    carries: bool
-    """The kernel carries flows of some service (datapath offload)."""
+    offloads: bool
+    """The kernel forwards open flows of some service."""
 
     @property
     def pass_mark(self) -> int | None:
@@ -82,12 +82,12 @@ class HostPlan:
 
 
 def build(
-    services: Sequence[Service], options: Options, facts: Facts, *, resting: bool = False
+    services: Sequence[Service], options: Options, facts: Facts, *, handoff: bool = False
 ) -> HostPlan:
     """The plan for `services`, whose backends have `local` and `sources` filled in.
 
-    A `resting` one is for the time when no process is there: flows that the kernel carries go on,
-    new ones are refused, or with `fail_open` go to the backends by lot.
+    With `handoff` it is for the time from this process to the next: the kernel forwards open flows,
+    and refuses new ones or, with `fail_open`, sends each to a backend at random.
     """
     vips = tuple(
         sorted(
@@ -98,11 +98,11 @@ def build(
     families = sorted({vip.address.version for _, vip in vips})
     prefix = f"featherlb-{options.queue}-"
     raw = on_datapath(services, Datapath.RAW)
-    carried = on_datapath(services, Datapath.OFFLOAD)
+    offloaded = on_datapath(services, Datapath.OFFLOAD)
     rest = on_datapath(services, Datapath.NFQUEUE)
     queued = [Parts.of(rest, family, prefix) for family in families]
     wired = [Parts.of(raw, family, f"{prefix}raw-") for family in families]
-    loads = [Load.of(carried, family, f"{prefix}ct-") for family in families]
+    loads = [Load.of(offloaded, family, f"{prefix}ct-") for family in families]
     sets = [wanted for part in (*queued, *wired) for wanted in part.sets()]
     sets += [wanted for load in loads for wanted in load.sets()]
     return HostPlan(
@@ -113,7 +113,7 @@ def build(
         rules={
             queue.family: _merge(
                 queue_rules(queue, wire, options, facts) if rest or raw else {},
-                offload_rules(load, carried, options, facts, resting) if carried else {},
+                offload_rules(load, offloaded, options, facts, handoff) if offloaded else {},
             )
             for queue, wire, load in zip(queued, wired, loads, strict=True)
         },
@@ -121,11 +121,11 @@ def build(
         sources=source_entries(services),
         raw=kept_entries(raw),
         queued=kept_entries(rest),
-        carried=carried_entries(services),
+        tracked=tracked_entries(services),
         untracked=untracked_entries(services),
         order=facts.order,
         earlier=facts.earlier,
-        carries=bool(carried),
+        offloads=any(service.datapath.kernel_forwards for service in services),
     )
 
 

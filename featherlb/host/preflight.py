@@ -1,4 +1,4 @@
-"""Refusals: what on this host would keep the services from working, each in one sentence.
+"""Preflight: what on this host would keep the services from working, each in one sentence.
 
 Nothing on the host is changed.
 """
@@ -13,10 +13,10 @@ from featherlb.datapaths.raw.socket_filter import ROOM, Interest
 from featherlb.datapaths.rules.facts import Facts, Options
 from featherlb.datapaths.rules.vip_addresses import subnet_interface
 from featherlb.host.choose import obstacle, opposed
-from featherlb.host.claims import carried_entries, source_entries
+from featherlb.host.claims import source_entries, tracked_entries
 from featherlb.host.kernel import check_kernel
 from featherlb.host.orphans import read_vips
-from featherlb.host.peers import others, served, shared, way_out
+from featherlb.host.peers import peers, served, shared, way_out
 from featherlb.host.survey import require_privileges
 from featherlb.model import (
     DEFAULT_DATAPATH,
@@ -46,11 +46,11 @@ def check(
     For a new instance, and for one that goes over to other services. Takes a few tenths of a
     second where a VIP is to be assigned: its subnet is asked whether somebody has it.
     """
-    for refusal in find(services, options, facts, log):
-        raise refusal
+    for problem in problems(services, options, facts, log):
+        raise problem
 
 
-def find(
+def problems(
     services: Sequence[Service],
     options: Options,
     facts: Facts,
@@ -69,12 +69,12 @@ def find(
         return
     owner = owner or os.getpid()
     records = (log or journal.Journal()).records()
-    rivals = others(records, services, options.queue, owner)
+    rivals = peers(records, services, options.queue, owner)
     checks: list[Callable[[], None]] = [
         partial(_check_kernel, services, options),
         partial(_check_services, services),
         partial(_check_filters, services, options, facts),
-        partial(_check_others, services, rivals),
+        partial(_check_peers, services, rivals),
         partial(_check_listeners, services),
         partial(_check_reverse_path, services, options, facts),
         partial(_check_vip_addresses, services, options, facts),
@@ -145,8 +145,8 @@ def _check_filters(services: Sequence[Service], options: Options, facts: Facts) 
         )
 
 
-def _check_others(services: Sequence[Service], rivals: Sequence[journal.Record]) -> None:
-    carried = carried_entries(services)
+def _check_peers(services: Sequence[Service], rivals: Sequence[journal.Record]) -> None:
+    tracked = tracked_entries(services)
     for record in rivals:
         if found := shared(served(services), read_vips(record.vips)):
             protocol, vip = found
@@ -156,7 +156,7 @@ def _check_others(services: Sequence[Service], rivals: Sequence[journal.Record])
             )
         if sentence := opposed(services, record):
             raise HostError(sentence)
-        sources = source_entries(services, spared=carried.intersection(record.carried))
+        sources = source_entries(services, spared=tracked.intersection(record.tracked))
         if common := sources.intersection(record.sources):
             raise HostError(
                 f"the featherlb with pid {record.pid} sends to the same backend from the same"

@@ -1,8 +1,8 @@
-"""The kinds of change that an instance makes to the host, each with its undoing.
+"""What an instance changes on the host, as resources: settings, addresses, sets, chains.
 
-A change goes into the journal as a dict (`encode`) before it is made, so that any later process can
-undo it (`decode`, then `undo`). Two instances may need the same change: they then have equal
-`resource`s, and it is undone when the last of them leaves.
+A resource goes into the journal as a dict (`encode`) before it is set up, so that any later process
+can revert it (`decode`, then `revert`). Two instances may need the same one: theirs then have equal
+`name`s, and the last of them to stop reverts it.
 """
 
 from dataclasses import asdict, dataclass
@@ -14,17 +14,18 @@ from featherlb.system import ipset, iptables, network, sysctl
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A kernel setting, with what to put back: itself first, then what changed along with it."""
+    """A kernel setting; `restore` has the values before, its own first, then those that changed
+    along with it."""
 
     key: str
     value: str
     restore: tuple[sysctl.Setting, ...]
 
     @property
-    def resource(self) -> str:
+    def name(self) -> str:
         return f"setting {sysctl.dotted(self.key)}"
 
-    def undo(self) -> None:
+    def revert(self) -> None:
         """Put the old values back, unless somebody has set another value since."""
         if sysctl.read(self.key) != self.value:
             return
@@ -42,10 +43,10 @@ class Assignment:
     interface: str
 
     @property
-    def resource(self) -> str:
+    def name(self) -> str:
         return f"address {self.address} on {self.interface}"
 
-    def undo(self) -> None:
+    def revert(self) -> None:
         network.remove_address(ip_address(self.address), self.interface)
 
 
@@ -56,10 +57,10 @@ class Sets:
     instance: int
 
     @property
-    def resource(self) -> str:
+    def name(self) -> str:
         return f"ipsets featherlb-{self.instance}-*"
 
-    def undo(self) -> None:
+    def revert(self) -> None:
         ipset.remove(self.instance)
 
 
@@ -71,25 +72,25 @@ class Rules:
     family: int
 
     @property
-    def resource(self) -> str:
+    def name(self) -> str:
         return f"{iptables.COMMANDS[self.family]} chains FEATHERLB-*-{self.instance}"
 
-    def undo(self) -> None:
+    def revert(self) -> None:
         iptables.remove(self.family, self.instance)
 
 
-Change = Setting | Assignment | Sets | Rules
-_KINDS: dict[str, type[Change]] = {
+Resource = Setting | Assignment | Sets | Rules
+_KINDS: dict[str, type[Resource]] = {
     kind.__name__: kind for kind in (Setting, Assignment, Sets, Rules)
 }
 
 
-def encode(change: Change) -> dict[str, Any]:
-    """The change as JSON can hold it."""
-    return {"kind": type(change).__name__} | asdict(change)
+def encode(resource: Resource) -> dict[str, Any]:
+    """The resource as JSON can hold it."""
+    return {"kind": type(resource).__name__} | asdict(resource)
 
 
-def decode(data: dict[str, Any]) -> Change:
+def decode(data: dict[str, Any]) -> Resource:
     """The inverse of `encode`, also after JSON made lists of tuples."""
     fields = {name: value for name, value in data.items() if name != "kind"}
     if "restore" in fields:

@@ -7,7 +7,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from featherlb.datapaths.rules.facts import Facts
-from featherlb.host.peers import others
+from featherlb.host.peers import peers
 from featherlb.host.resources import Assignment, decode
 from featherlb.model import Address, Backend, NatMode, Service
 from featherlb.model.errors import HostError
@@ -113,7 +113,7 @@ def free_queue(
 ) -> int:
     """The lowest number that begins `workers` free queues, for an instance of these services."""
     taken = set(sockets.bound_queues())
-    for record in others((log or journal.Journal()).records(), services, None, os.getpid()):
+    for record in peers((log or journal.Journal()).records(), services, None, os.getpid()):
         taken.update(range(record.instance, record.instance + record.workers))
     for first in range(65536 - workers + 1):
         if taken.isdisjoint(range(first, first + workers)):

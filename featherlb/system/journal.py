@@ -21,7 +21,8 @@ from featherlb.model.errors import HostError
 ROOT = Path("/run/featherlb")
 
 _SO_NETNS_COOKIE = 71  # asm-generic/socket.h, Linux 5.14
-
+_RENAMED = {"carried": "tracked", "carries": "offloads"}
+"""Keys of records that an earlier version wrote. What that changed still has to be reverted."""
 
 VipRow = tuple[str, str, int, int]
 """Protocol, address, first and last port."""
@@ -49,12 +50,12 @@ class Record:
     """Backends whose replies in `dnat` mode the kernel doesn't get (the datapath raw)."""
     queued: tuple[str, ...] = ()
     """Those whose replies in `dnat` mode it has to get."""
-    carried: tuple[str, ...] = ()
-    """Backends whose replies the kernel has to track (the datapath offload)."""
+    tracked: tuple[str, ...] = ()
+    """Backends whose replies conntrack has to see (the datapath offload)."""
     untracked: tuple[str, ...] = ()
-    """Those whose replies it doesn't get to track, whomever they are for."""
-    carries: bool = False
-    """The kernel carries flows of it, which need these changes even when the owner is gone."""
+    """Those whose replies it must not see, whichever host they are for."""
+    offloads: bool = False
+    """The kernel forwards flows of it, which need these changes even when the owner has gone."""
 
     @property
     def alive(self) -> bool:
@@ -78,7 +79,7 @@ class Journal:
         except OSError as error:
             raise HostError(
                 f"cannot use {self._root}: {error.strerror}; featherlb keeps its record of what"
-                " to undo there and needs to write it"
+                " to revert there and needs to write it"
             ) from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -113,7 +114,7 @@ class Journal:
             fresh.unlink(missing_ok=True)
             raise HostError(
                 f"cannot write {path}: {error.strerror}; featherlb changes nothing on this host"
-                " without a record of how to undo it: make room there"
+                " without a record of how to revert it: make room there"
             ) from None
 
     def remove(self, instance: int) -> None:
@@ -138,11 +139,11 @@ def start_time(pid: int) -> int | None:
 
 
 def _decode(text: str) -> Record:
-    data = json.loads(text)
+    data = {_RENAMED.get(key, key): value for key, value in json.loads(text).items()}
     vips = tuple((vip[0], vip[1], vip[2], vip[3]) for vip in data.pop("vips"))
     lists: dict[str, Any] = {
         name: tuple(data.pop(name, ()))
-        for name in ("sources", "earlier", "changes", "raw", "queued", "carried", "untracked")
+        for name in ("sources", "earlier", "changes", "raw", "queued", "tracked", "untracked")
     }
     return Record(vips=vips, **lists, **data)
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Self
 from urllib.parse import urlencode
 
 from featherlb import COMPILED
-from featherlb.host import forget_flows
+from featherlb.host import remove_saved_flows
 from featherlb.lab import Node
 
 PROGRAM = str(Path(sys.executable).with_name("featherlb"))
@@ -210,7 +210,7 @@ class Featherlb:
                 assert self.stop() == 0
                 assert "Traceback" not in self.log
             if self.forgets:
-                self.node.call(forget_flows)
+                self.node.call(remove_saved_flows)
         finally:
             self._end()
 

@@ -3,7 +3,7 @@
     python -m tests.netns.host_owner QUEUE NAT VIP BACKEND...
 
 Prints `applied` when the plan is in force. Then each line on stdin is a list of backends to go
-over to (answered by `updated`); the end of stdin undoes everything (`undone`).
+over to (answered by `updated`); the end of stdin reverts everything (`reverted`).
 """
 
 import sys
@@ -47,7 +47,7 @@ def main(queue: str, nat: str, vip: str, *backends: str) -> None:
     for line in sys.stdin:
         instance.update(plan(line.split()))
         print("updated", flush=True)
-    print("undone", *instance.undo(), flush=True)
+    print("reverted", *instance.revert(), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What an instance changes on its host, and that all of it is undone, whoever has to do it."""
+"""What an instance changes on its host, and that any process can revert all of it."""
 
 import json
 import os
@@ -73,7 +73,7 @@ class Owner:
     def stop(self) -> None:
         assert self.process.stdin is not None
         self.process.stdin.close()
-        self._expect("undone")
+        self._expect("reverted")
         self.end()
 
     def kill(self) -> None:
@@ -151,11 +151,11 @@ def test_stopping_undoes_everything(
 def test_a_killed_owner_is_cleaned_up_after(balancer: Node, flavour: str, nat: str) -> None:
     with unchanged(balancer):
         Owner(balancer, "0", nat, *SERVICE).kill()
-        removed = balancer.call(host.remove_leftovers)
+        removed = balancer.call(host.remove_stale)
         assert any("FEATHERLB-*-0" in line for line in removed)
         assert any("10.0.0.10" in line for line in removed)
         assert any("ip_forward" in line for line in removed)
-        assert balancer.call(host.remove_leftovers) == []
+        assert balancer.call(host.remove_stale) == []
 
 
 def test_a_setting_that_was_right_before_stays(balancer: Node) -> None:
@@ -207,14 +207,14 @@ def test_two_instances_share(balancer: Node, flavour: str, first_to_end: int, en
             Owner(balancer, "1", "dnat", "10.0.0.10:81", "10.0.1.2:8080"),
         ]
         getattr(owners.pop(first_to_end), end)()
-        balancer.call(host.remove_leftovers)
+        balancer.call(host.remove_stale)
         during = snapshot(balancer)
         assert balancer.sysctl("net.ipv4.ip_forward") == "1"
         assert ("front", "10.0.0.10", 32) in during["addresses"]
         assert f"FEATHERLB-RAW-{1 - first_to_end}" in during["iptables"]
         assert f"FEATHERLB-RAW-{first_to_end}" not in during["iptables"]
         getattr(owners.pop(), end)()
-        balancer.call(host.remove_leftovers)
+        balancer.call(host.remove_stale)
 
 
 def test_a_later_instance_sees_replies_first(balancer: Node, flavour: str) -> None:
@@ -315,17 +315,17 @@ def test_what_no_journal_knows_is_found(balancer: Node, flavour: str) -> None:
         owner = Owner(balancer, "7", "dnat", "10.0.0.1:80", *CROWD)
         shutil.rmtree(balancer.call(journal.Journal).directory)
         owner.kill()
-        removed = balancer.call(host.remove_leftovers)
+        removed = balancer.call(host.remove_stale)
         assert removed == [
             "iptables chains FEATHERLB-*-7, of an instance without a record",
             "ipsets featherlb-7-*, of an instance without a record",
         ]
 
 
-def test_a_running_instance_is_no_leftover(balancer: Node) -> None:
+def test_what_a_running_instance_has_is_not_stale(balancer: Node) -> None:
     owner = Owner(balancer, "0", "dnat", *SERVICE)
     with unchanged(balancer):
-        assert balancer.call(host.remove_leftovers) == []
+        assert balancer.call(host.remove_stale) == []
     owner.stop()
 
 
@@ -359,7 +359,7 @@ def test_what_others_change_is_noticed(balancer: Node, flavour: str) -> None:
             balancer.call(instance.update, balancer.call(plan))
             assert balancer.call(instance.deviations) == []
         finally:
-            balancer.call(instance.undo)
+            balancer.call(instance.revert)
 
 
 def test_free_queues_skip_running_instances(balancer: Node) -> None:
@@ -375,7 +375,7 @@ def test_a_refused_change_leaves_nothing(balancer: Node, flavour: str) -> None:
         balancer.sysctl(f"net.ipv6.conf.{interface}.disable_ipv6", 1)
     with unchanged(balancer):
         assert "cannot add 2001:db8::10" in refusal(balancer, "0", "dnat", "[2001:db8::10]:80")
-        assert balancer.call(host.remove_leftovers) == []
+        assert balancer.call(host.remove_stale) == []
 
 
 @pytest.mark.parametrize("vip", ["10.0.0.10", "2001:db8::10"])

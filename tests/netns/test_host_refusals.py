@@ -236,5 +236,5 @@ def outcome(lab: Lab, wanted: Service, assign: bool) -> tuple[str | None, bool]:
         works = passes(lab.client, lab.backends[0], str(source)) and passes(
             lab.backends[0], lab.client, str(vip)
         )
-        lab.balancer.call(instance.undo)
+        lab.balancer.call(instance.revert)
     return fault, works

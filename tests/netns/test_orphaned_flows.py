@@ -86,7 +86,7 @@ def test_replies_to_connections_of_a_gone_instance_are_not_taken_from_them(
         refused = run(lab.balancer, "up", *other)
         assert refused.returncode == 1
         assert f"the featherlb with pid {running.pid}" in refused.stderr
-        assert "; it is gone, but the kernel carries its connections, which" in refused.stderr
+        assert "; it is gone, but the kernel forwards its connections, which" in refused.stderr
         assert session.ask() == first
         # Whoever leaves the choice to featherlb gets what goes together.
         if nat == "dnat":

@@ -49,7 +49,7 @@ class Load:
 
 
 def offload_rules(
-    load: Load, services: Sequence[Service], options: Options, facts: Facts, resting: bool
+    load: Load, services: Sequence[Service], options: Options, facts: Facts, handoff: bool
 ) -> iptables.Ruleset:
     """Rules for services whose connections the kernel carries.
 
@@ -70,14 +70,14 @@ def offload_rules(
         if match.startswith("-p tcp --syn")
     ]
     late = _strays_are_late(load.parts, options, facts)
-    strays = Table({}, ()) if resting else _strays(load, opened, options, facts, late)
+    strays = Table({}, ()) if handoff else _strays(load, opened, options, facts, late)
     passing = _filter(load, options, facts)
     return {
         # The last one is put in front.
         "filter": join(strays, passing) if late else passing,
         "nat": _nat(services, load.parts.family, options),
         "mangle": Table({}, ()) if late else strays,
-        "raw": _raw(load.parts, [] if resting else opened, options, facts, resting),
+        "raw": _raw(load.parts, [] if handoff else opened, options, facts, handoff),
     }
 
 
@@ -85,7 +85,7 @@ def _chain(role: str, options: Options) -> str:
     return f"FEATHERLB-CT{role}-{options.queue}"
 
 
-def _raw(parts: Parts, opened: list[str], options: Options, facts: Facts, resting: bool) -> Table:
+def _raw(parts: Parts, opened: list[str], options: Options, facts: Facts, handoff: bool) -> Table:
     opening = Table({}, ())
     if opened:
         steering, open_ = _chain("RAW", options), _chain("OPEN", options)
@@ -100,7 +100,7 @@ def _raw(parts: Parts, opened: list[str], options: Options, facts: Facts, restin
     return join(
         opening,
         hooked(_chain("REDIRECT", options), "OUTPUT", redirects(parts, facts)),
-        hooked(_chain("ECHO", options), "PREROUTING", () if resting else echoes, first=False),
+        hooked(_chain("ECHO", options), "PREROUTING", () if handoff else echoes, first=False),
         hooked(_chain("GUARD", options), "PREROUTING", guards(parts, full=False)),
     )
 

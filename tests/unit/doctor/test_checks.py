@@ -61,7 +61,7 @@ def test_clock() -> None:
 def test_leftovers() -> None:
     gone = Record(3, 1, 1 << 30, 1, (), (), 0, (), ({"kind": "Sets", "instance": 3},))
     assert brief(start.judge_leftovers([gone], [3])) == [(E, "featherlb down")]
-    (finding,) = start.judge_leftovers([replace(gone, carries=True)], [3])
+    (finding,) = start.judge_leftovers([replace(gone, offloads=True)], [3])
     assert (finding.severity, "start it again" in finding.message) == (E, True)
     assert brief(start.judge_leftovers([], [4, 5])) == [(E, "featherlb down")] * 2
     assert brief(start.judge_leftovers([], [])) == []

@@ -41,7 +41,7 @@ def test_what_may_run_beside_what(ours: str, theirs: str) -> None:
         *(1, 1, 4242, 0, (), (), 0, (), ()),
         raw=tuple(plan.raw),
         queued=tuple(plan.queued),
-        carried=tuple(plan.carried),
+        tracked=tuple(plan.tracked),
         untracked=tuple(plan.untracked),
     )
     sentence = opposed([service(ours)], record)

@@ -563,7 +563,7 @@ def test_replies_are_tracked_or_not_whichever_instance_they_are_for() -> None:
     def plan(datapath: Datapath, nat: NatMode) -> tuple[frozenset[str], frozenset[str]]:
         one = replace(WEB, datapath=datapath, nat=nat, backends=WEB.backends[:1])
         built = build([one], Options(), Facts())
-        return built.carried, built.untracked
+        return built.tracked, built.untracked
 
     these, none = frozenset({"10.0.1.3,tcp:8080"}), frozenset[str]()
     for nat in NatMode:

@@ -26,7 +26,7 @@ RECORD = Record(
     earlier=(0, 1),
     raw=("10.0.1.2,tcp:80",),
     queued=("10.0.1.3,tcp:80",),
-    carried=("10.0.1.4,tcp:80",),
+    tracked=("10.0.1.4,tcp:80",),
     untracked=("10.0.1.2,tcp:80", "10.0.1.3,tcp:80"),
     changes=({"kind": "Sets", "instance": 3},),
 )
@@ -41,6 +41,15 @@ def test_records_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert journal.records() == [RECORD, other]
     journal.write(replace(RECORD, changes=()))
     assert journal.records()[0].changes == ()
+
+
+def test_a_record_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.write(replace(RECORD, offloads=True))
+    (path,) = journal.directory.glob("*.json")
+    earlier = path.read_text().replace('"tracked"', '"carried"').replace('"offloads"', '"carries"')
+    path.write_text(earlier)
+    assert journal.records() == [replace(RECORD, offloads=True)]
 
 
 def test_nothing_is_left_of_removed_records(tmp_path: Path) -> None:
