@@ -6,15 +6,22 @@ PYTHON = $(VENV)/bin/python
 PARALLEL = -n $(shell expr $$(nproc) \* 3 / 2) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit netns-test check fmt e2e e2e-day bench bench-core lab-up lab-down clean
+.PHONY: help setup setup-run setup-bench demo test unit netns-test check fmt e2e e2e-day bench \
+	bench-core lab-up lab-down clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 14
 
 setup: ## install Debian packages (as root) and the virtual environment
-	@scripts/setup.sh $(VENV)
+	@scripts/setup.sh $(VENV) test
 
-demo: setup ## balance real connections in network namespaces, with a live table
+setup-run:
+	@scripts/setup.sh $(VENV) run
+
+setup-bench:
+	@scripts/setup.sh $(VENV) bench
+
+demo: setup-run ## balance real connections in network namespaces, with a live table
 	$(VENV)/bin/featherlb demo
 
 test: setup ## all tests, with the packet path compiled and interpreted; kernel tests need root
@@ -37,25 +44,22 @@ fmt: setup ## format the code
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-e2e: ## every scheduler under load in Docker containers; ARGS="--seconds 2", ARGS=--help
-	@scripts/setup.sh $(VENV) bench
+e2e: setup-bench ## every scheduler under load in Docker containers; ARGS="--seconds 2", ARGS=--help
 	$(PYTHON) -m scripts.e2e $(ARGS)
 
-e2e-day: ## restarts, a crash, an addition and a reload in Docker containers under load
-	@scripts/setup.sh $(VENV)
+e2e-day: setup-run ## restarts, a crash, an addition and a reload in Docker containers under load
 	$(PYTHON) -m scripts.e2e.day $(ARGS)
 
-bench: ## compare featherlb with HAProxy, nginx and the kernel; QUICK=1: two minutes
-	@scripts/setup.sh $(VENV) bench
+bench: setup-bench ## compare featherlb with HAProxy, nginx and the kernel; QUICK=1: two minutes
 	$(PYTHON) -m scripts.bench $(if $(QUICK),--quick)
 
-bench-core: setup ## measure the packet processor alone
+bench-core: setup-run ## measure the packet processor alone
 	$(PYTHON) -m scripts.bench.core
 
-lab-up: setup ## build the lab (client, balancer, backends) and leave it up
+lab-up: setup-run ## build the lab (client, balancer, backends) and leave it up
 	$(PYTHON) -m netns up
 
-lab-down: setup ## take the lab down
+lab-down: setup-run ## take the lab down
 	$(PYTHON) -m netns down
 
 clean: ## remove what was built

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import ModuleType
 
 PACKAGE = Path(__file__).parent
+SHARED = PACKAGE / "_cyutility.py"
+"""What the compiled modules share: there is no such source, only its compiled form (setup.py)."""
 
 
 def hot_modules() -> dict[str, Path]:
@@ -51,6 +53,8 @@ def _not_usable() -> str | None:
 
     Only a checkout is edited; what a package manager installed is taken as it is.
     """
+    if binary(SHARED) is None:
+        return "what the hot modules share is not compiled"
     for name, source in hot_modules().items():
         compiled = binary(source)
         if compiled is None:
