@@ -218,7 +218,7 @@ class _Handlers:
         everything = parameters.pop("all", "") == "true"
         query = schema.read(schema.FlowQuery, parameters)
         if query.is_empty and not everything:
-            raise ConfigError(["name the flows to end by a filter, or say all=true"])
+            raise ConfigError(["select the flows to end with a filter, or add all=true"])
         return _answer(schema.Ended(count=await self._instance.end_flows(self._filter(query))))
 
     async def clients(self, request: web.Request) -> web.Response:

@@ -1,4 +1,4 @@
-"""The command line: click commands, and errors turned into one line and an exit code.
+"""The command line: click commands; an error becomes one line and an exit code.
 
 Exit codes: 0 fine, 1 runtime failure, 2 usage or configuration.
 """
@@ -13,25 +13,25 @@ from featherlb import COMPILED, __version__
 from featherlb.model.errors import FeatherlbError
 
 _COMMANDS = {
-    "up": "Balance connections until stopped.",
-    "down": "Remove what a dead instance left.",
+    "up": "Balance traffic until stopped.",
+    "down": "Clean up after a dead instance.",
     "check": "Validate a configuration file.",
-    "doctor": "Say what on this host would stop traffic.",
-    "status": "Show how the running instance is.",
-    "backends": "Show the services and their backends.",
-    "flows": "Show the tracked connections, or end them.",
-    "stats": "Show what became of the packets.",
-    "backend": "Add, remove, drain or weigh a backend.",
-    "reload": "Go over to the configuration as it is now.",
+    "doctor": "Find what would stop traffic on this host.",
+    "status": "Show instance status.",
+    "backends": "Show services and their backends.",
+    "flows": "Show or end tracked connections.",
+    "stats": "Show packet counters by outcome.",
+    "backend": "Add, remove, drain or reweight a backend.",
+    "reload": "Reload the configuration.",
     "save": "Print the running configuration.",
     "top": "Watch services, backends and clients live.",
-    "monitor": "Print what happens, as it happens.",
-    "demo": "Show it all in network namespaces, with load.",
+    "monitor": "Print events as they happen.",
+    "demo": "Run a demonstration in network namespaces.",
 }
 
 
 class _Commands(click.Group):
-    """Imports a command's module when it is called, so that `--version` needs none of them."""
+    """Imports a command's module on its first use, so that `--version` imports none."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -39,8 +39,8 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        # What is imported stays. The collector would go through it again and again meanwhile, a
-        # seventh of the time, and with every collection of a running instance.
+        # Imported modules stay. The collector would scan them again and again meanwhile, for a
+        # seventh of the time, and at every collection of a running instance.
         gc.disable()
         module = importlib.import_module(f"featherlb.cli.{cmd_name}")
         gc.freeze()

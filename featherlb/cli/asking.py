@@ -1,4 +1,4 @@
-"""What the commands share that talk to a running instance: its choice, the question, the output."""
+"""Shared by the commands that talk to a running instance: options, the request, the output."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ _Answer = TypeVar("_Answer", bound=schema.Answer)
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 NARROW = 80
-"""Columns of a table where the output is no terminal."""
+"""Columns of a table if the output is not a terminal."""
 
 
 class DurationType(click.ParamType[float]):
@@ -42,7 +42,7 @@ def instance_option(command: _Command) -> _Command:
         "--instance",
         type=click.IntRange(0, 65535),
         metavar="N",
-        help="Which instance, by its queue number; needed where several run.",
+        help="Queue number of the instance, if several run.",
     )(command)
 
 
@@ -53,12 +53,12 @@ def output_option(command: _Command) -> _Command:
         type=click.Choice(["table", "json"]),
         default="table",
         show_default=True,
-        help="For people, or for programs.",
+        help="Human-readable table, or JSON.",
     )(command)
 
 
 def ask(instance: int | None, question: Callable[[Client], Awaitable[T]]) -> T:
-    """The answer of the chosen instance; HostError and ConfigError as it says."""
+    """Ask the chosen instance. Its refusal raises HostError or ConfigError."""
 
     async def run() -> T:
         async with connect(instance) as client:
@@ -68,8 +68,7 @@ def ask(instance: int | None, question: Callable[[Client], Awaitable[T]]) -> T:
 
 
 def shows(path: str, model: type[_Answer]) -> Callable[[Callable[[_Answer], None]], click.Command]:
-    """Decorator: a command that asks for `path` and shows the answer. The function does it for
-    people."""
+    """Decorator: a command that requests `path`. The function shows the answer as a table."""
 
     def make(show: Callable[[_Answer], None]) -> click.Command:
         @click.command(name=show.__name__, help=show.__doc__)
@@ -99,7 +98,7 @@ def print_table(table: Table) -> None:
 
 
 def new_table(*columns: str) -> Table:
-    """A plain table; a column whose name begins with `>` is aligned to the right."""
+    """A plain table; a column whose name starts with `>` is right-aligned."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
         name = column.removeprefix(">")

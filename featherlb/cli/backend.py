@@ -1,4 +1,4 @@
-"""`featherlb backend`: change the pools of a running instance."""
+"""`featherlb backend`: changes the pools of a running instance."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,13 +27,13 @@ _weight = click.IntRange(0, 65535)
 def backend() -> None:
     """Change the backends of a running instance.
 
-    Changes survive the restart of a worker and a reload, not the end of the instance: `featherlb
-    save` shows the configuration that would keep them. SERVICE is a name or a VIP.
+    SERVICE is a name or a VIP. Changes survive a worker restart and a reload and end with the
+    instance; to keep them, write the output of `featherlb save` to the configuration file.
     """
 
 
 def _verb(*more: Callable[[Any], Any]) -> Callable[[Callable[..., None]], click.Command]:
-    """Decorator: a command with what all have that change a backend, and more parameters."""
+    """Decorator: a command that changes a backend, with the common parameters and `more`."""
     parameters = (
         click.argument("service"),
         click.argument("backend"),
@@ -43,7 +43,7 @@ def _verb(*more: Callable[[Any], Any]) -> Callable[[Callable[..., None]], click.
             "duration",
             type=DURATION,
             metavar="TIME",
-            help="Revert by itself after this time, such as 10m.",
+            help="Revert automatically after TIME, such as 10m.",
         ),
         instance_option,
         output_option,
@@ -61,48 +61,48 @@ def _verb(*more: Callable[[Any], Any]) -> Callable[[Callable[..., None]], click.
     click.option("--weight", type=_weight, help="Default: 1."),
     click.option("--role", type=click.Choice(list(map(str, Role))), help="Default: primary."),
     click.option(
-        "--max-connections", type=click.IntRange(1), metavar="N", help="Open flows at a time."
+        "--max-connections", type=click.IntRange(1), metavar="N", help="Limit of open flows."
     ),
 )
 def add(**options: Any) -> None:
-    """Put a BACKEND (HOST:PORT) into the pool of a SERVICE."""
+    """Add a BACKEND (HOST:PORT) to the pool of a SERVICE."""
     _change(Action.ADD, **options)
 
 
 @_verb()
 def remove(**options: Any) -> None:
-    """Take a BACKEND out of the pool.
+    """Remove a BACKEND from the pool of a SERVICE.
 
-    Its flows go on until they end, unless the service says otherwise (`on_backend_down`).
+    Its flows continue until they end, unless the service has another `on_backend_down`.
     """
     _change(Action.REMOVE, **options)
 
 
 @_verb(
     click.option(
-        "--deadline", type=DURATION, metavar="TIME", help="Reset what flows are left then."
+        "--deadline", type=DURATION, metavar="TIME", help="Reset remaining flows after TIME."
     )
 )
 def drain(**options: Any) -> None:
-    """Give a BACKEND no new flows; those that it has go on."""
+    """Stop sending new flows to a BACKEND; existing flows continue."""
     _change(Action.DRAIN, **options)
 
 
 @_verb()
 def enable(**options: Any) -> None:
-    """End the draining of a BACKEND."""
+    """End the drain of a BACKEND."""
     _change(Action.ENABLE, **options)
 
 
 @_verb(click.argument("weight", type=_weight))
 def weight(**options: Any) -> None:
-    """Give a BACKEND another weight; 0 takes no new flows."""
+    """Set the WEIGHT of a BACKEND; 0 stops new flows."""
     _change(Action.WEIGHT, **options)
 
 
 @shows("/v1/changes", schema.Changes)
 def changes(answer: schema.Changes) -> None:
-    """Show the changes in force."""
+    """Show the run-time changes in force."""
     table = new_table(">number", "change", "service", "backend", ">weight", ">reverts in")
     for one in answer.changes:
         table.add_row(
@@ -124,7 +124,7 @@ backend.add_command(changes)
 @instance_option
 @output_option
 def revert(number: int, instance: int | None, output: str) -> None:
-    """End the change of this NUMBER (see `changes`) now."""
+    """Revert the change with this NUMBER (see `changes`) now."""
     answer = ask(instance, lambda client: client.delete(f"/v1/changes/{number}", schema.Change))
     _print(answer, output, "reverted")
 

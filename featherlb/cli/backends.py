@@ -1,4 +1,4 @@
-"""`featherlb backends`: the services and who serves them."""
+"""`featherlb backends`: services and their backends."""
 
 import click
 
@@ -9,14 +9,14 @@ from featherlb.model import Role
 
 @shows("/v1/services", schema.Services)
 def backends(answer: schema.Services) -> None:
-    """Show the services and their backends, with what they have done so far."""
+    """Show services and their backends, with state, weight and counters."""
     for service in answer.services:
         click.echo(
             f"{service.name}: {', '.join(service.vips)}/{service.protocol}, {service.scheduler},"
             f" {service.nat}, {service.datapath}"
         )
         if service.panic:
-            click.echo("  panic: too few backends are well, all are used")
+            click.echo("  panic: too few backends are healthy, all are used")
         table = new_table(
             "  backend", "state", ">weight", ">open", ">flows", ">in", ">out", ">resets", ">failed"
         )
@@ -39,20 +39,20 @@ def backends(answer: schema.Services) -> None:
             print_table(table)
             for backend in service.backends:
                 if backend.failure:
-                    why = "ejected" if backend.state == "ejected" else "the last check failed"
+                    why = "ejected" if backend.state == "ejected" else "last check failed"
                     click.echo(f"  {backend.address}: {why}: {backend.failure}")
         else:
             click.echo("  no backend: connections are refused")
 
 
 def state(backend: schema.Backend) -> str:
-    """The role of one that is up, if it isn't the usual one."""
+    """The state, or the role of a backend that is up and not primary."""
     spare = backend.state == "up" and backend.role is not Role.PRIMARY
     return backend.role if spare else backend.state
 
 
 def weight(backend: schema.Backend) -> str:
-    """With what it amounts to during a slow start."""
+    """The weight; during slow start, with the effective weight."""
     if 0 < backend.effective_weight < backend.weight:
         return f"{backend.effective_weight:.2g} of {backend.weight}"
     return str(backend.weight)

@@ -1,4 +1,4 @@
-"""`featherlb check FILE`: is a configuration right, and what does featherlb understand of it."""
+"""`featherlb check FILE`: validates a configuration and shows how featherlb reads it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,9 +17,9 @@ from featherlb.system import plugins
 @click.argument("file", type=click.Path(path_type=Path))
 @click.pass_context
 def check(context: click.Context, file: Path) -> None:
-    """Validate a configuration FILE and show what it means.
+    """Validate a configuration FILE and show how featherlb reads it.
 
-    Names are not looked up, so the answer doesn't depend on the network.
+    Resolves no names, so the result doesn't depend on the network.
     """
     try:
         plugins.load_entry_points()

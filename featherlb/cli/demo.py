@@ -1,4 +1,4 @@
-"""`featherlb demo`: real connections balanced in network namespaces, with a live table.
+"""`featherlb demo`: balances real connections in network namespaces, with a live table.
 
 Builds a lab (`featherlb.lab`), runs `featherlb up` in it as a user would, and counts requests at
 the backends. Nothing outside the lab's namespaces changes.
@@ -31,9 +31,9 @@ from featherlb.model.errors import HostError
 
 SCHEDULER = "weighted-round-robin"
 WEIGHTS = (1, 1, 2)
-"""One a backend, so that the schedule is visible in the counts."""
+"""One per backend; unequal, so that the counts show the schedule."""
 KEPT, SHORT = 8, 8
-"""Connections that stay open, and workers that open one for every request."""
+"""Persistent connections, and load workers that open one per request."""
 START_TIMEOUT = 15
 REFRESH_INTERVAL = 0.5
 RATE_WINDOW = 4
@@ -48,17 +48,17 @@ Counters = dict[str, int]
     type=click.IntRange(1, 3600),
     default=10,
     show_default=True,
-    help="How long there is load.",
+    help="Duration of the load.",
 )
 def demo(seconds: int) -> None:
     """Balance real connections in network namespaces, with a live table.
 
-    A client, the balancer and three backends get network namespaces of their own, which are
-    deleted at the end.
+    The client, the balancer and three backends each get a network namespace, which is deleted at
+    the end.
     """
     if os.geteuid() != 0:
         raise HostError(
-            "the demo makes network namespaces, which only root may: sudo featherlb demo"
+            "the demo creates network namespaces, which requires root: sudo featherlb demo"
         )
     # Like Ctrl-C, so that the namespaces are deleted as well.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -69,20 +69,20 @@ def demo(seconds: int) -> None:
         console.print(Text("$ featherlb " + " ".join(command)), soft_wrap=True, highlight=False)
         stack.enter_context(running(lab, command))
         load = stack.enter_context(Load(lab))
-        picture = Picture(servers)
+        view = BackendTable(servers)
         with (
             suppress(KeyboardInterrupt),
             Live(console=console, auto_refresh=False, transient=True) as live,
         ):
             deadline = time.monotonic() + seconds
             while time.monotonic() < deadline:
-                live.update(picture.draw(load.latest, time.monotonic()), refresh=True)
+                live.update(view.draw(load.latest, time.monotonic()), refresh=True)
                 time.sleep(REFRESH_INTERVAL)
         result = load.stop()
-        console.print(picture.summary(result, lab))
+        console.print(view.summary(result, lab))
     if result["errors"]:
         raise HostError(
-            f"{result['errors']} requests failed, the last one with: {result['last_error']}"
+            f"{result['errors']} requests failed, most recently: {result['last_error']}"
         )
     if not result["requests"]:
         raise HostError("no request was answered")
@@ -98,12 +98,12 @@ def up_command(servers: list[HttpServer]) -> list[str]:
 
 @contextmanager
 def running(lab: Lab, command: list[str]) -> Iterator[None]:
-    """`featherlb up` on the balancer's host; HostError with its own reason if it fails."""
+    """`featherlb up` on the balancer's host; HostError with its reason if it fails."""
     process = lab.balancer.popen(
         [sys.executable, "-m", "featherlb", *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        # Away from a featherlb.yaml that the user may have here.
+        # Not the current directory: it may have a featherlb.yaml.
         cwd="/",
     )
     assert process.stdout is not None
@@ -125,7 +125,7 @@ def running(lab: Lab, command: list[str]) -> Iterator[None]:
 
 
 class Load:
-    """The load generator on the client's host; `latest` is what it reported last."""
+    """The load generator on the client's host; `latest` is its last report."""
 
     def __init__(self, lab: Lab) -> None:
         self._lab = lab
@@ -152,7 +152,7 @@ class Load:
             self.latest = json.loads(line)
 
     def stop(self) -> dict[str, Any]:
-        """End it; its last report."""
+        """Stop it and return its last report."""
         self._process.terminate()
         self._process.wait()
         self._reader.join()
@@ -162,7 +162,7 @@ class Load:
         self.stop()
 
 
-class Picture:
+class BackendTable:
     """The table of backends, from the servers' own counters."""
 
     def __init__(self, servers: list[HttpServer]) -> None:
@@ -170,7 +170,7 @@ class Picture:
         self._past: deque[tuple[float, list[Counters]]] = deque(maxlen=RATE_WINDOW + 1)
 
     def draw(self, load: dict[str, Any], now: float) -> RenderableType:
-        """The counts up to `now` (seconds), and the rates of the last moments."""
+        """Counts up to `now` (seconds), and rates over the last intervals."""
         current = [server.counters() for server in self._servers]
         self._past.append((now, current))
         then, earlier = self._past[0]
@@ -182,7 +182,7 @@ class Picture:
         return Group(self._table(current, rates), client_line(load))
 
     def summary(self, load: dict[str, Any], lab: Lab) -> RenderableType:
-        """Who got how many requests in the end, and how the client fared."""
+        """The final counts, and the client's result."""
         current = [server.counters() for server in self._servers]
         return Group(
             self._table(current),
@@ -221,7 +221,7 @@ def share(part: int, total: int) -> RenderableType:
 
 
 def seen_line(load: dict[str, Any], lab: Lab) -> Text:
-    """Which address a backend saw, by its own word."""
+    """The client address that a backend reported."""
     if not load["last_answer"]:
         return Text("no backend answered")
     answer = json.loads(load["last_answer"])

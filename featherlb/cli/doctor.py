@@ -1,4 +1,4 @@
-"""`featherlb doctor`: what on this host would stop or slow traffic, and how to mend it."""
+"""`featherlb doctor`: finds what would stop or slow traffic on this host, and how to fix it."""
 
 import json
 import os
@@ -19,12 +19,12 @@ _COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "c
     "config_path",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Default: what the running instance has, or the file that `up` would read.",
+    help="Configuration file. Default: the running instance's, or the file that `up` would read.",
 )
 @click.option(
     "--client",
     metavar="ADDRESS",
-    help="An address that clients come from: are they answered through this host?",
+    help="A client's address: check that replies to it pass through this host.",
 )
 @instance_option
 @output_option
@@ -36,10 +36,10 @@ def doctor(
     instance: int | None,
     output: str,
 ) -> None:
-    """Say what on this host would stop or slow traffic, each with the command that mends it.
+    """Find what would stop or slow traffic on this host, each with the command that fixes it.
 
-    Looks at the host, at the running instance if there is one, and at the configuration; opens a
-    connection to each backend and each VIP, and changes nothing. Exit code 1 if anything stops
+    Inspects the host, the configuration and the running instance, if there is one, and opens a
+    connection to each backend and each VIP. Changes nothing. Exits with 1 if something stops
     traffic.
     """
     try:

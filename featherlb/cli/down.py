@@ -1,4 +1,4 @@
-"""`featherlb down`: remove what instances have left that ended without cleaning up."""
+"""`featherlb down`: cleans up after instances that died."""
 
 import click
 
@@ -7,10 +7,10 @@ from featherlb import host
 
 @click.command()
 def down() -> None:
-    """Remove what a killed instance left on this host; running instances stay.
+    """Clean up after a dead instance; running instances stay.
 
-    Connections that the kernel still carries for it (datapath offload) end, and those that the next
-    start would have taken over are forgotten.
+    This ends the connections that the kernel still forwards for it (offload datapath) and deletes
+    the flows saved for the next start.
     """
     for line in [*host.remove_stale(), *host.remove_saved_flows()]:
         click.echo(f"removed {line}")

@@ -1,4 +1,4 @@
-"""`featherlb flows`: the tracked connections, and their end."""
+"""`featherlb flows`: shows or ends tracked connections."""
 
 import json
 import sys
@@ -21,19 +21,19 @@ from featherlb.cli.asking import (
 
 
 @click.command()
-@click.option("--service", metavar="NAME", help="Only of this service.")
-@click.option("--client", metavar="NETWORK", help="Only from this address or network.")
-@click.option("--backend", metavar="IP:PORT", help="Only to this backend.")
-@click.option("--state", metavar="STATE", help="Only in this state, such as established.")
-@click.option("--older", type=DURATION, metavar="TIME", help="Only those at least this old.")
-@click.option("--kill", is_flag=True, help="End them; both ends of a connection get a RST.")
-@click.option("--all", "everything", is_flag=True, help="With --kill, without any filter.")
+@click.option("--service", metavar="NAME", help="Only this service.")
+@click.option("--client", metavar="NETWORK", help="Only clients in this network, or this address.")
+@click.option("--backend", metavar="IP:PORT", help="Only this backend.")
+@click.option("--state", metavar="STATE", help="Only this state, such as established.")
+@click.option("--older", type=DURATION, metavar="TIME", help="Only flows at least this old.")
+@click.option("--kill", is_flag=True, help="End the flows; both ends of a connection get a RST.")
+@click.option("--all", "everything", is_flag=True, help="With --kill: end all flows.")
 @click.option(
     "--limit",
     type=click.IntRange(min=1),
     default=100,
     show_default=True,
-    help="Show so many at most; programs get all.",
+    help="Maximum number shown; -o json prints all.",
 )
 @instance_option
 @output_option
@@ -49,7 +49,7 @@ def flows(
     instance: int | None,
     output: str,
 ) -> None:
-    """Show the tracked connections, or end them with --kill."""
+    """Show tracked connections, or end them with --kill."""
     query: dict[str, object] = {
         "service": service,
         "client": client,
@@ -58,6 +58,8 @@ def flows(
         "older": older,
     }
     if kill:
+        if not everything and all(value is None for value in query.values()):
+            raise click.UsageError("select flows with a filter such as --client, or add --all")
         whole = query | ({"all": "true"} if everything else {})
         ended = ask(instance, lambda api: api.delete("/v1/flows", schema.Ended, whole))
         if output == "json":
@@ -66,7 +68,7 @@ def flows(
             click.echo(f"ended: {ended.count}")
         return
     if everything:
-        raise click.UsageError("--all goes with --kill only")
+        raise click.UsageError("--all requires --kill")
     if output == "json":
         ask(instance, lambda api: _write_all(api, query))
         return
@@ -85,7 +87,7 @@ def flows(
         )
     print_table(table)
     if len(found) > limit:
-        click.echo(f"the first {limit} only; more with --limit, all with -o json", err=True)
+        click.echo(f"only the first {limit}; use --limit for more, -o json for all", err=True)
 
 
 async def _pages(client: Client, query: dict[str, object]) -> AsyncIterator[list[schema.Flow]]:
@@ -106,6 +108,6 @@ async def _first(client: Client, query: dict[str, object], limit: int) -> list[s
 
 
 async def _write_all(client: Client, query: dict[str, object]) -> None:
-    """One JSON object a line, as they come: there may be a million."""
+    """One JSON object per line, page by page: there may be a million."""
     async for page in _pages(client, query):
         sys.stdout.writelines(flow.model_dump_json() + "\n" for flow in page)

@@ -1,4 +1,4 @@
-"""`featherlb monitor`: what happens, as it happens."""
+"""`featherlb monitor`: events as they happen."""
 
 import click
 
@@ -11,9 +11,9 @@ from featherlb.model.errors import HostError
 @instance_option
 @output_option
 def monitor(instance: int | None, output: str) -> None:
-    """Print events until interrupted: reloads, changes, workers that die, backends that leave.
+    """Print events until interrupted: reloads, changes, dead workers, backends that go down.
 
-    With `-o json` one JSON object a line.
+    `-o json` prints one JSON object per line.
     """
 
     async def follow(client: Client) -> None:
@@ -22,7 +22,7 @@ def monitor(instance: int | None, output: str) -> None:
                 click.echo(event.model_dump_json())
                 continue
             if event.missed:
-                click.echo(f"({event.missed} events were lost: reading is too slow)", err=True)
+                click.echo(f"({event.missed} events lost: the reader is too slow)", err=True)
             click.echo(f"{event.time} {event.message}")
 
     ask(instance, follow)

@@ -1,4 +1,4 @@
-"""`featherlb reload`: go over to the configuration as it is now."""
+"""`featherlb reload`: reloads the configuration."""
 
 import click
 
@@ -7,15 +7,15 @@ from featherlb.cli.asking import ask, instance_option, output_option, print_json
 
 
 @click.command()
-@click.option("--dry-run", is_flag=True, help="Only say what would change.")
-@click.option("--discard", is_flag=True, help="Drop all run-time changes as well.")
+@click.option("--dry-run", is_flag=True, help="Only print what would change.")
+@click.option("--discard", is_flag=True, help="Also drop all run-time changes.")
 @instance_option
 @output_option
 def reload(dry_run: bool, discard: bool, instance: int | None, output: str) -> None:
-    """Read the configuration again and go over to it, whole or not at all.
+    """Reload the configuration, entirely or not at all.
 
-    Established flows go on. Run-time changes (`featherlb backend`) stay in force where they
-    still fit. Kernel rules that somebody has removed are put back.
+    Established flows continue. Run-time changes (`featherlb backend`) stay in force if they still
+    apply. Kernel rules that something else has removed are restored.
     """
     request = schema.ReloadRequest(discard=discard, dry_run=dry_run)
     answer = ask(instance, lambda client: client.post("/v1/reload", request, schema.Reloaded))

@@ -8,7 +8,7 @@ from featherlb.cli.asking import ask, instance_option
 @click.command()
 @instance_option
 def save(instance: int | None) -> None:
-    """Print the running configuration as YAML, with the run-time changes that don't revert.
+    """Print the running configuration as YAML, including permanent run-time changes.
 
     To keep it: `featherlb save > new.yaml`, `featherlb check new.yaml`, then move it into place.
     """

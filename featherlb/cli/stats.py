@@ -1,4 +1,4 @@
-"""`featherlb stats`: what became of the packets."""
+"""`featherlb stats`: packet counters."""
 
 from featherlb.api import schema
 from featherlb.cli.asking import new_table, print_table, shows
@@ -6,7 +6,7 @@ from featherlb.cli.asking import new_table, print_table, shows
 
 @shows("/v1/stats", schema.Stats)
 def stats(answer: schema.Stats) -> None:
-    """Show what became of the packets, of all workers together."""
+    """Show packet counters by outcome, over all workers."""
     table = new_table("", ">")
     table.show_header = False
     rows: list[tuple[str, int]] = [("packets received", answer.received)]

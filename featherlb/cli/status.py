@@ -1,4 +1,4 @@
-"""`featherlb status`: is it running, and how is it."""
+"""`featherlb status`: the state of the instance."""
 
 from featherlb.api import schema
 from featherlb.cli.asking import new_table, print_table, short_time, shows
@@ -6,7 +6,7 @@ from featherlb.cli.asking import new_table, print_table, short_time, shows
 
 @shows("/v1/status", schema.Status)
 def status(answer: schema.Status) -> None:
-    """Show how the running instance is."""
+    """Show instance status."""
     table = new_table("", "")
     table.show_header = False
     rows = {
@@ -21,7 +21,7 @@ def status(answer: schema.Status) -> None:
     if answer.last_reload:
         rows["last reload"] = f"{answer.last_reload} {answer.reload_error or 'done'}"
     if answer.panic:
-        rows["panic"] = f"{', '.join(answer.panic)}: too few backends are well, all are used"
+        rows["panic"] = f"{', '.join(answer.panic)}: too few backends are healthy, all are used"
     for worker in answer.workers:
         rows[f"worker {worker.number}"] = (
             f"pid {worker.pid}, {worker.flows:,} flows, {worker.received:,} packets,"

@@ -1,4 +1,4 @@
-"""`featherlb top`: what happens now, full screen, once a second."""
+"""`featherlb top`: a live view, full screen, refreshed once a second."""
 
 import asyncio
 import time
@@ -26,8 +26,8 @@ _COUNTERS = ("flows", "packets_forward", "packets_reply", "bytes_forward", "byte
 
 
 @dataclass(frozen=True)
-class Look:
-    """All that is shown, at a moment in seconds."""
+class Snapshot:
+    """Everything on the screen. `moment` is in seconds of the monotonic clock."""
 
     moment: float
     status: schema.Status
@@ -43,19 +43,19 @@ class Look:
     default=1.0,
     show_default=True,
     metavar="SECONDS",
-    help="Between two looks.",
+    help="Refresh interval.",
 )
-@click.option("--count", type=click.IntRange(min=1), help="Stop after so many looks.")
+@click.option("--count", type=click.IntRange(min=1), help="Stop after this many refreshes.")
 @instance_option
 def top(interval: float, count: int | None, instance: int | None) -> None:
-    """Watch services, backends, rates and the busiest clients live; Ctrl-C ends it."""
+    """Watch services, backends, rates and the busiest clients live; quit with Ctrl-C."""
 
     async def watch(client: Client) -> None:
-        before: Look | None = None
+        before: Snapshot | None = None
         shown = 0
         with Live(auto_refresh=False, screen=count is None) as live:
             while count is None or shown < count:
-                now = await look(client)
+                now = await take(client)
                 live.update(draw(now, before or now), refresh=True)
                 before = now
                 shown += 1
@@ -66,9 +66,9 @@ def top(interval: float, count: int | None, instance: int | None) -> None:
         ask(instance, watch)
 
 
-async def look(client: Client) -> Look:
-    """Ask for everything."""
-    return Look(
+async def take(client: Client) -> Snapshot:
+    """Query the instance for everything."""
+    return Snapshot(
         time.monotonic(),
         await client.get("/v1/status", schema.Status),
         await client.get("/v1/services", schema.Services),
@@ -77,8 +77,8 @@ async def look(client: Client) -> Look:
     )
 
 
-def draw(now: Look, before: Look) -> RenderableType:
-    """The screen; rates are those since the look before."""
+def draw(now: Snapshot, before: Snapshot) -> RenderableType:
+    """The screen; rates are since the snapshot before."""
     rates = _rates(now, before)
     parts: list[RenderableType] = [_head(now, before)]
     for service in now.services.services:
@@ -87,7 +87,7 @@ def draw(now: Look, before: Look) -> RenderableType:
     return Group(*parts)
 
 
-def _rates(now: Look, before: Look) -> dict[tuple[str, str], dict[str, float]]:
+def _rates(now: Snapshot, before: Snapshot) -> dict[tuple[str, str], dict[str, float]]:
     """Per second, by service and address."""
     elapsed = now.moment - before.moment
     past = {(s.name, b.address): b for s in before.services.services for b in s.backends}
@@ -97,7 +97,7 @@ def _rates(now: Look, before: Look) -> dict[tuple[str, str], dict[str, float]]:
             key = (service.name, backend.address)
             old = past.get(key, backend)
             found[key] = {
-                # A backend that was away begins to count at 0 again.
+                # A backend that rejoins starts to count at 0 again.
                 name: max(0, getattr(backend, name) - getattr(old, name)) / elapsed
                 if elapsed
                 else 0
@@ -106,7 +106,7 @@ def _rates(now: Look, before: Look) -> dict[tuple[str, str], dict[str, float]]:
     return found
 
 
-def _head(now: Look, before: Look) -> RenderableType:
+def _head(now: Snapshot, before: Snapshot) -> RenderableType:
     status, stats = now.status, now.stats
     elapsed = now.moment - before.moment
     received = max(0, stats.received - before.stats.received)
@@ -164,7 +164,7 @@ def _backends(
     return table
 
 
-def _clients(now: Look) -> Table:
+def _clients(now: Snapshot) -> Table:
     table = new_table("busiest clients", ">flows", ">share")
     for client in now.clients.clients:
         share = 100 * client.flows / now.clients.sampled

@@ -1,4 +1,4 @@
-"""`featherlb up`: balance until stopped."""
+"""`featherlb up`: balances traffic until stopped."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ from featherlb.system import plugins
 
 
 class _JsonFormatter(logging.Formatter):
-    """One JSON object a line, with an ISO 8601 time in UTC."""
+    """One JSON object per line, with an ISO 8601 time in UTC."""
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
@@ -34,36 +34,38 @@ class _JsonFormatter(logging.Formatter):
     "vips",
     multiple=True,
     metavar="IP:PORT[/tcp|/udp]",
-    help="Where clients connect. Selects a service of the configuration, or makes a new one.",
+    help="Where clients connect; repeatable. Selects or creates a service.",
 )
 @click.option(
     "--backend",
     "backends",
     multiple=True,
     metavar="IP:PORT[@WEIGHT]",
-    help="A server behind the VIP; repeat it for more.",
+    help="A server behind the VIP; repeatable.",
 )
-@click.option("--scheduler", metavar="NAME", help=f"Who gets a new flow: {', '.join(names())}.")
+@click.option("--scheduler", metavar="NAME", help=f"Scheduling algorithm: {', '.join(names())}.")
 @click.option(
     "--nat",
     type=click.Choice([str(mode) for mode in NatMode]),
-    help="dnat keeps the client's address, full replaces it by the balancer's.",
+    help="dnat keeps the client's address; full replaces it with the balancer's.",
 )
 @click.option(
     "--datapath",
     type=click.Choice([*map(str, Datapath), AUTO]),
-    help="How packets get to featherlb (default: nfqueue); auto is the fastest that works.",
+    help="How packets reach featherlb (default: nfqueue); auto picks the fastest that works.",
 )
 @click.option(
     "--driver",
     type=click.Choice([str(driver) for driver in Driver]),
-    help="The queue driver of the nfqueue datapath.",
+    help="Queue driver of the nfqueue datapath.",
 )
-@click.option("--workers", type=click.IntRange(1, 256), metavar="N", help="Packet processes.")
+@click.option(
+    "--workers", type=click.IntRange(1, 256), metavar="N", help="Number of worker processes."
+)
 @click.option(
     "--fail-open",
     is_flag=True,
-    help="Let packets pass, not balanced, while featherlb can't handle them (default: drop).",
+    help="Pass packets untranslated while featherlb can't handle them (default: drop).",
 )
 @click.option(
     "--config",
@@ -71,23 +73,24 @@ class _JsonFormatter(logging.Formatter):
     type=click.Path(path_type=Path),
     envvar="FEATHERLB_CONFIG",
     metavar="FILE",
-    help="Default: $FEATHERLB_CONFIG, ./featherlb.yaml, then /etc/featherlb/featherlb.yaml.",
+    help="Configuration file. Default: $FEATHERLB_CONFIG, ./featherlb.yaml, then"
+    " /etc/featherlb/featherlb.yaml.",
 )
-@click.option("--no-assign", is_flag=True, help="Don't give this host the VIPs it doesn't have.")
-@click.option("--dry-run", is_flag=True, help="Print the rules and changes, make none.")
+@click.option("--no-assign", is_flag=True, help="Don't assign VIPs to this host.")
+@click.option("--dry-run", is_flag=True, help="Print the rules and changes; make none.")
 @click.option(
     "--log-format",
     type=click.Choice(["text", "json"]),
     default="text",
     show_default=True,
-    help="Lines for people, or an object a line.",
+    help="Human-readable text, or JSON Lines.",
 )
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning"]),
     default="info",
     show_default=True,
-    help="From which level on; debug logs each new flow.",
+    help="Minimum level; debug logs each new flow.",
 )
 def up(
     vips: tuple[str, ...],
@@ -104,10 +107,10 @@ def up(
     log_format: str,
     log_level: str,
 ) -> None:
-    """Balance the connections to the VIPs until SIGINT or SIGTERM; SIGHUP reloads.
+    """Balance traffic to the VIPs until SIGINT or SIGTERM; SIGHUP reloads the configuration.
 
-    Runs in the foreground and prints `ready` when packets are being balanced. What it changes
-    on this host is undone when it stops.
+    Runs in the foreground and prints `ready` once it balances traffic. On exit it undoes its
+    changes to this host.
     """
 
     picked = scheduler and absolute_scheduler(scheduler, Path.cwd())
