@@ -3,9 +3,9 @@
     subject, findings = find_subject(None, None, None)
     report = examine(subject)
 
-Each check is a function that looks at the host and yields findings; what it has seen is judged by
-pure functions (`judge_...`), which can be tried with anything. A check that fails is a finding
-itself. Nothing on the host is changed. Not for a running asyncio loop.
+Each check is a function that inspects the host and yields findings; pure functions (`judge_...`)
+turn observations into findings and can be tested with any input. A check that fails is itself a
+finding. Nothing on the host is changed. Must not be called inside a running asyncio loop.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ __all__ = ["CHECKS", "Check", "Finding", "Report", "Severity", "Subject", "exami
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One kind of trouble, and what is needed to look for it."""
+    """One check, and what it requires."""
 
     name: str
     find: Callable[[Subject], Iterator[Finding]]
@@ -30,7 +30,7 @@ class Check:
     instance: bool = False
 
     def obstacle(self, subject: Subject) -> str:
-        """Why it can't be made; empty if it can."""
+        """Why the check can't run; empty if it can."""
         if self.privileges and not subject.privileged:
             return "needs root"
         if self.instance and subject.running is None:
@@ -42,12 +42,12 @@ class Check:
 
 CHECKS = (
     Check("privileges", process.check_privileges, privileges=False),
-    Check("leftovers", start.check_leftovers),
+    Check("stale-state", start.check_stale_state),
     Check("writable", process.check_writable),
     Check("packet-path", process.check_packet_path, privileges=False),
     Check("queue-driver", process.check_queue_driver),
     Check("kernel", start.check_kernel),
-    Check("refusals", start.check_refusals, services=True),
+    Check("preflight", start.check_preflight, services=True),
     Check("datapaths", start.check_datapaths),
     Check("host", instance.check_host, instance=True),
     Check("state", instance.check_state, instance=True),
@@ -67,12 +67,12 @@ CHECKS = (
     Check("traffic", backends.check_traffic, services=True, instance=True),
     Check("losses", instance.check_losses, instance=True),
 )
-"""In the order in which one mends: what comes first often explains what comes later."""
+"""In the order in which to fix findings: the first ones often explain later ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was found, by the names of the checks, and which could not be made."""
+    """The findings, with the names of their checks, and the checks that were skipped."""
 
     findings: tuple[tuple[str, Finding], ...]
     skipped: tuple[tuple[str, str], ...]
@@ -83,7 +83,7 @@ class Report:
 
 
 def examine(subject: Subject) -> Report:
-    """Make every check that can be made."""
+    """Run every check that can run."""
     findings: list[tuple[str, Finding]] = []
     skipped = []
     for check in CHECKS:
@@ -97,5 +97,5 @@ def examine(subject: Subject) -> Report:
             findings.append((check.name, refusal(problem)))
         except Exception as fault:
             text = f"the check '{check.name}' failed ({type(fault).__name__}: {fault})"
-            findings.append((check.name, warning(f"{text}; this is a fault of featherlb's")))
+            findings.append((check.name, warning(f"{text}; this is a bug in featherlb")))
     return Report(tuple(findings), tuple(skipped))

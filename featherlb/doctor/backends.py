@@ -1,7 +1,7 @@
-"""Whether backends can be reached, answer, and answer through this host; and the VIPs, tried.
+"""Whether backends are reachable, answer, and answer through this host; and whether VIPs answer.
 
-Connections are opened and closed at once; UDP backends get what their health check sends, or an
-empty datagram.
+Connections are closed as soon as they are open. UDP backends get the payload of their health
+check, or an empty datagram.
 """
 
 import asyncio
@@ -31,36 +31,36 @@ from featherlb.system.capture import Capture
 from featherlb.system.raw_socket import RawSender
 
 PATIENCE = 2.0
-"""Seconds for an answer: time for one lost packet to be sent again."""
-TOGETHER = 64
-"""Questions under way at once."""
-STRANGERS: dict[int, Address] = {4: IPv4Address("192.0.2.1"), 6: IPv6Address("3fff::1")}
-"""By address family, somebody to whom a host has no route but its default one: addresses for
-documentation (RFC 5737, RFC 9637)."""
+"""Seconds to wait for an answer: enough for one retransmission."""
+CONCURRENCY = 64
+"""Probes in flight at once."""
+OUTSIDERS: dict[int, Address] = {4: IPv4Address("192.0.2.1"), 6: IPv6Address("3fff::1")}
+"""By address family, a client that hosts reach only by their default route: a documentation
+address (RFC 5737, RFC 9637)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What became of a backend's questions: None where it is well."""
+    """The results of probing a backend; None means success."""
 
     service: Service
     backend: Backend
     failure: str | None
-    """Of a connection, or of a datagram."""
+    """Why a connection or a datagram failed."""
     check_failure: str | None
-    """Of the service's health check."""
+    """Why the service's health check failed."""
     checked: bool
-    """featherlb notices by itself."""
-    resting: bool
+    """The service has health checks, so featherlb notices a failure."""
+    drained: bool
     """It gets no new flows."""
 
     @property
-    def well(self) -> bool:
+    def healthy(self) -> bool:
         return self.failure is None and self.check_failure is None
 
 
 def check_routes(subject: Subject) -> Iterator[Finding]:
-    """Whether there is a way to each backend at all."""
+    """Whether this host has a route to each backend."""
     for service in subject.services:
         for backend in service.backends:
             address = backend.endpoint.address
@@ -73,13 +73,13 @@ def check_routes(subject: Subject) -> Iterator[Finding]:
 
 
 def check_backends(subject: Subject) -> Iterator[Finding]:
-    """Asks every backend, as health checks do."""
+    """Probes every backend, as health checks do."""
     yield from judge_backends(asyncio.run(_ask_all(subject)), subject.running is not None)
 
 
 async def _ask_all(subject: Subject) -> list[Answer]:
-    turn = asyncio.Semaphore(TOGETHER)
-    resting = _resting(subject)
+    turn = asyncio.Semaphore(CONCURRENCY)
+    drained = _drained(subject)
 
     async def ask(service: Service, backend: Backend) -> Answer:
         check = subject.check_of(service)
@@ -94,7 +94,7 @@ async def _ask_all(subject: Subject) -> list[Answer]:
             failure=failure,
             check_failure=check_failure,
             checked=check is not None,
-            resting=(service.name, str(backend)) in resting or backend.weight == 0,
+            drained=(service.name, str(backend)) in drained or backend.weight == 0,
         )
 
     return await asyncio.gather(
@@ -102,7 +102,7 @@ async def _ask_all(subject: Subject) -> list[Answer]:
     )
 
 
-def _resting(subject: Subject) -> set[tuple[str, str]]:
+def _drained(subject: Subject) -> set[tuple[str, str]]:
     answers = subject.running.services.services if subject.running else []
     return {
         (service.name, backend.address)
@@ -113,7 +113,7 @@ def _resting(subject: Subject) -> set[tuple[str, str]]:
 
 
 def _plain(protocol: Protocol, check: HealthCheck | None) -> HealthCheck:
-    """The least question that a server of this protocol answers."""
+    """The simplest probe that a server of this protocol answers."""
     if protocol is Protocol.TCP:
         return HealthCheck(CheckType.TCP, timeout=PATIENCE)
     if check is not None and check.type is CheckType.UDP:
@@ -124,34 +124,33 @@ def _plain(protocol: Protocol, check: HealthCheck | None) -> HealthCheck:
 def judge_backends(answers: Iterable[Answer], running: bool) -> Iterator[Finding]:
     answers = list(answers)
     for one in answers:
-        if one.well:
+        if one.healthy:
             continue
         name = f"backend {one.backend} of service '{one.service.name}'"
-        pool = [other for other in answers if other.service is one.service and not other.resting]
+        pool = [other for other in answers if other.service is one.service and not other.drained]
         if one.failure is not None:
-            text = f"{name} can't be reached: {one.failure}; start its server, or see to the way"
+            text = f"{name} is unreachable: {one.failure}; start its server or check the route"
         else:
             text = f"{name} fails its health check: {one.check_failure}"
-        if one.resting:
+        if one.drained:
             yield note(f"{text} (it gets no new connections)")
-        elif not any(other.well for other in pool):
-            yield error(f"{text} (no backend of this service is well)")
+        elif not any(other.healthy for other in pool):
+            yield error(f"{text} (no backend of this service is healthy)")
         elif one.checked:
             yield warning(f"{text} (its health check keeps connections away)")
         else:
             yield error(
-                f"{text}; it gets its share of the connections, as the service has no `health`"
-                " check",
+                f"{text}; it still gets new connections, because the service has no `health` check",
                 f"featherlb backend drain {one.service.name} {one.backend}" if running else "",
             )
 
 
 def check_return(subject: Subject) -> Iterator[Finding]:
-    """Whether answers of backends in `dnat` mode to clients come through this host.
+    """Whether backends' replies to clients pass through this host in `dnat` mode.
 
-    Sends a SYN in the name of a client and looks whether the answer arrives here, by whatever
-    interface. The client is the one that the operator names, or a stranger, whom backends answer
-    by their default route.
+    Sends a SYN with a client's source address and checks whether the answer arrives here, on any
+    interface. The client is the one that the operator names, or a documentation address, which
+    backends answer by their default route.
     """
     asked = {
         backend.endpoint: (service, route)
@@ -162,11 +161,11 @@ def check_return(subject: Subject) -> Iterator[Finding]:
     }
     first = random.randrange(33000, 60000)
     clients = {}
-    # One that doesn't even answer this host says nothing.
+    # A backend that doesn't answer this host either proves nothing.
     for number, endpoint in enumerate(asyncio.run(_reachable(asked))):
         client = subject.client
         if client is None or client.version != endpoint.address.version:
-            client = STRANGERS[endpoint.address.version]
+            client = OUTSIDERS[endpoint.address.version]
         clients[endpoint] = Endpoint(client, first + number % 5000)
     silent = clients.keys() - _answered(clients)
     yield from judge_return(
@@ -180,8 +179,8 @@ def check_return(subject: Subject) -> Iterator[Finding]:
 
 
 async def _reachable(endpoints: Iterable[Endpoint]) -> list[Endpoint]:
-    """Those that accept a connection from this host."""
-    turn = asyncio.Semaphore(TOGETHER)
+    """The endpoints that accept a connection from this host."""
+    turn = asyncio.Semaphore(CONCURRENCY)
 
     async def ask(endpoint: Endpoint) -> str | None:
         async with turn:
@@ -193,13 +192,13 @@ async def _reachable(endpoints: Iterable[Endpoint]) -> list[Endpoint]:
 
 
 def _answered(clients: Mapping[Endpoint, Endpoint]) -> set[Endpoint]:
-    """The backends whose answers to SYNs in these clients' names arrive at this host."""
+    """The backends whose answers to SYNs from these clients arrive at this host."""
     links = [link.name for link in network.links() if link.up and link.name != network.LOOPBACK]
     families = {backend.address.version for backend in clients}
     sequence = random.getrandbits(32)
     found: set[Endpoint] = set()
     with closing(RawSender()) as sender, Capture(list(product(links, families))) as capture:
-        # Twice, as a packet may get lost.
+        # Twice, because a packet may get lost.
         for _ in range(2):
             wanted = {(one, client) for one, client in clients.items() if one not in found}
             for backend, client in wanted:
@@ -213,15 +212,15 @@ def _answered(clients: Mapping[Endpoint, Endpoint]) -> set[Endpoint]:
 def judge_return(
     silent: Mapping[Endpoint, tuple[Service, Address, network.Route]], named: bool
 ) -> Iterator[Finding]:
-    """`silent` answer this host, and not a client through it: with service, client and route.
+    """`silent` backends answer this host but not the client through it: service, client, route.
 
-    Without a client that is `named` it may be that only some clients are answered this way.
+    If the operator has not `named` the client, backends may still answer some clients this way.
     """
-    hint = "" if named else "; if only some clients come this way, try the option --client"
+    hint = "" if named else "; if only some clients come this way, name one with --client"
     for endpoint, (service, client, route) in silent.items():
         yield (error if named else warning)(
-            f"backend {endpoint} of service '{service.name}' answers this host, but its answers to"
-            f" a client ({client}) don't come through here; make this host the backend's gateway,"
+            f"backend {endpoint} of service '{service.name}' answers this host, but its replies to"
+            f" a client ({client}) don't pass through here; make this host the backend's gateway"
             f" or set `nat: full`{hint}",
             f"ip route replace default via {route.source}",
             str(endpoint.address),
@@ -248,7 +247,7 @@ def check_traffic(subject: Subject) -> Iterator[Finding]:
 async def _try_all(
     subject: Subject, targets: Iterable[tuple[Service, Endpoint]]
 ) -> list[tuple[Service, Endpoint, str | None]]:
-    turn = asyncio.Semaphore(TOGETHER)
+    turn = asyncio.Semaphore(CONCURRENCY)
 
     async def ask(service: Service, vip: Endpoint) -> tuple[Service, Endpoint, str | None]:
         async with turn:
@@ -269,7 +268,7 @@ def judge_traffic(results: Sequence[tuple[Service, Endpoint, str | None]]) -> It
                 f"featherlb backend add {service.name} IP:PORT",
             )
         elif failure == "network is unreachable":
-            yield note(f"this host has no route to VIP {vip}, so only clients elsewhere can try it")
+            yield note(f"this host has no route to VIP {vip}, so only remote clients can test it")
         else:
             yield error(
                 f"VIP {vip} of service '{service.name}' doesn't answer a client on this host:"
@@ -277,6 +276,6 @@ def judge_traffic(results: Sequence[tuple[Service, Endpoint, str | None]]) -> It
             )
     if any(failure is None for _, _, failure in results):
         yield note(
-            "VIPs were tried from this host: clients elsewhere come in by other hooks and routes,"
-            " which only they can try"
+            "VIPs were tested from this host: remote clients pass other hooks and routes, which"
+            " only they can test"
         )

@@ -1,4 +1,4 @@
-"""What the doctor says."""
+"""Findings of the doctor."""
 
 import re
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ class Severity(StrEnum):
     WARNING = "warning"
     """It slows traffic, loses some of it, or may stop it."""
     NOTE = "note"
-    """Good to know."""
+    """Worth knowing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One sentence, and the command that mends it; empty where no command can.
+    """One sentence, and the command that fixes it; empty if no command can.
 
     `place` is the host to run it on; empty for this one.
     """
@@ -42,6 +42,6 @@ def note(message: str, command: str = "", place: str = "") -> Finding:
 
 
 def refusal(problem: Exception) -> Finding:
-    """What `featherlb up` would say; its sentence holds the command between backticks."""
+    """What `featherlb up` would say; the command is between backticks in its sentence."""
     quoted = re.search(r"`([^`]+)`", str(problem))
     return error(str(problem), quoted[1] if quoted else "")

@@ -1,9 +1,9 @@
 """Do the host's packet filters let featherlb's packets pass?
 
-featherlb accepts its packets in iptables' filter table, in front of everything else. That doesn't
-help where another program's rules have got in front, and not against tables of their own: native
-nftables (firewalld, a hand-written ruleset), or the other flavour of iptables. There an accept
-ends the way through one table only, and a packet has to be accepted by each.
+featherlb accepts its packets in iptables' filter table, ahead of all other rules. That doesn't
+help if another program's rules got ahead of them, or against separate tables: native nftables
+(firewalld, a hand-written ruleset), or the other variant of iptables. An accept verdict ends the
+traversal of one table only, and every table must accept a packet.
 """
 
 import re
@@ -18,41 +18,41 @@ from featherlb.system.firewall import Action, Applies, FilterTable, Hooked, read
 _OWN = re.compile(r"FEATHERLB-(RAW|MANGLE|FILTER)-")
 """The chains that take or accept all of an instance's packets."""
 MAX_DEPTH = 64
-"""Of chains that lead to chains; the kernel allows fewer."""
+"""Of nested chains; the kernel allows fewer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fate:
-    """What becomes of an untracked packet: the action, and what else could happen before."""
+    """The outcome for an untracked packet: the action, and what else could happen before it."""
 
     action: Action | None
     """ACCEPT or DROP; None if the chain ends without either."""
     may_accept: bool = False
     """A rule with other conditions accepts some packets first."""
     may_drop: str = ""
-    """The first rule that drops some, before anything is certain."""
+    """The first rule that drops some packets before an unconditional verdict."""
 
 
 def check(subject: Subject) -> Iterator[Finding]:
-    """What filters packets beside featherlb's own rules, and in front of them."""
+    """Finds rules that drop featherlb's packets ahead of its own rules, or in other tables."""
     tables: list[FilterTable] = []
     flavour = iptables.flavour()
     running = subject.running
     for family in subject.families or [4]:
         name = iptables.COMMANDS[family]
-        # `up` puts its rules in front of all others: only a running instance's can have been
-        # overtaken.
+        # `up` installs its rules ahead of all others: only a running instance's can have been
+        # displaced.
         if running is not None:
             tables += read_iptables(iptables.listing(family), name, family)
         if flavour == "nft":
             owner = f"{name}-legacy"
             tables += read_iptables(iptables.listing(family, "legacy"), owner, family)
     tables += nftables.filter_tables(with_iptables=flavour == "legacy")
-    yield from judge(tables, hooks(subject), "" if running is None else running.mend)
+    yield from judge(tables, hooks(subject), "" if running is None else running.fix)
 
 
 def hooks(subject: Subject) -> list[str]:
-    """Those that the services' packets pass."""
+    """The hooks that the services' packets pass."""
     backends = [backend for service in subject.services for backend in service.backends]
     found = ["prerouting", "postrouting"]
     if any(not backend.local for backend in backends):
@@ -63,11 +63,11 @@ def hooks(subject: Subject) -> list[str]:
 
 
 def judge(
-    tables: Sequence[FilterTable], wanted_hooks: Sequence[str], mend: str
+    tables: Sequence[FilterTable], wanted_hooks: Sequence[str], fix: str
 ) -> Iterator[Finding]:
-    """A finding for each hook of a table that drops what connection tracking doesn't know.
+    """A finding for each hook of a table that drops untracked packets.
 
-    `mend` is the command that moves featherlb's own rules to the front.
+    `fix` is the command that moves featherlb's own rules to the front.
     """
     for table in tables:
         own = table.owner in iptables.COMMANDS.values()
@@ -76,24 +76,23 @@ def judge(
                 continue
             fate = walk(table, hooked)
             where = f"{table.owner} table '{table.table}', chain {hooked.name}"
-            command = mend if own else _exemption(table, hooked)
+            command = fix if own else _exemption(table, hooked)
             if fate.action is Action.DROP and not fate.may_accept:
                 yield error(
-                    f"{where} drops packets that connection tracking doesn't know, and so"
-                    " featherlb's; let them pass",
+                    f"{where} drops untracked packets, and so featherlb's; accept them",
                     command,
                 )
             elif fate.action is Action.DROP:
                 yield warning(
-                    f"{where} drops packets that connection tracking doesn't know, and so"
-                    " featherlb's unless one of its rules accepts them; let them pass",
+                    f"{where} drops untracked packets, and so featherlb's unless one of its rules"
+                    " accepts them; accept them",
                     command,
                 )
-            # In the other tables rules with conditions are the host's own business: raw and mangle
-            # see packets as clients send them, and what is accepted later needn't come first.
+            # In other tables, conditional rules are the host's own business: raw and mangle see
+            # packets as clients send them, and a later accept needs no priority.
             elif fate.may_drop and own and table.table == "filter":
                 yield warning(
-                    f"{where} may drop packets before featherlb's rule accepts them, by"
+                    f"{where} may drop packets before featherlb's rule accepts them:"
                     f" `{fate.may_drop}`",
                     command,
                 )
@@ -107,7 +106,7 @@ def _exemption(table: FilterTable, hooked: Hooked) -> str:
 
 
 def walk(table: FilterTable, hooked: Hooked) -> Fate:
-    """What becomes of an untracked packet in this table at this hook."""
+    """The outcome for an untracked packet in this table at this hook."""
     fate = _through(table, hooked.name, Fate(None), MAX_DEPTH)
     return fate if fate.action is not None else replace(fate, action=hooked.policy)
 
@@ -120,7 +119,7 @@ def _through(table: FilterTable, chain: str, so_far: Fate, depth: int) -> Fate:
         certain = rule.applies is Applies.ALWAYS
         if rule.action in (Action.JUMP, Action.GOTO):
             if _OWN.match(rule.chain):
-                # Whatever it lets pass is featherlb's.
+                # What it accepts is featherlb's.
                 return Fate(Action.ACCEPT, may_accept, may_drop)
             if rule.chain.startswith("FEATHERLB-"):
                 continue

@@ -1,4 +1,4 @@
-"""How the running instance is: what others have changed, reloads, room, losses."""
+"""The state of the running instance: changes by others, reloads, table size, losses."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -10,7 +10,7 @@ from featherlb.doctor.subject import Subject, ask_for_stats
 from featherlb.system import kernel_state
 
 FULL = 0.9
-"""Of a table: the share from which on it is worth a warning."""
+"""Share of a table in use that is worth a warning."""
 WINDOW = 1.0
 """Seconds over which losses are counted, at least."""
 
@@ -18,15 +18,15 @@ Counters = Mapping[str, int]
 
 
 def check_host(subject: Subject) -> Iterator[Finding]:
-    """What somebody has changed of what the instance needs."""
+    """What others have changed of what the instance needs."""
     running = subject.running
     assert running is not None
     for deviation in running.host.deviations:
-        yield error(f"somebody has changed this host: {deviation}", running.mend)
+        yield error(f"this host was changed: {deviation}", running.fix)
 
 
 def check_state(subject: Subject) -> Iterator[Finding]:
-    """Reloads, version, workers, room for flows."""
+    """Reloads, version, workers, flow table."""
     running = subject.running
     assert running is not None
     yield from judge_state(running.status, __version__)
@@ -36,31 +36,31 @@ def judge_state(status: schema.Status, installed: str) -> Iterator[Finding]:
     if status.reload_error:
         first = status.reload_error.splitlines()[0]
         yield warning(
-            "the last reload was refused, so what runs is not what the configuration says:"
+            "the last reload was refused, so the running configuration differs from the file:"
             f" {first}",
             f"featherlb reload --instance {status.instance}",
         )
     if status.version != installed:
         yield warning(
-            f"version {status.version} runs, and {installed} is installed; start it again",
+            f"version {status.version} is running, but {installed} is installed; restart it",
             "systemctl restart featherlb",
         )
     if status.worker_restarts:
         yield warning(
-            f"{status.worker_restarts} workers had to be replaced since the start; the log says"
+            f"workers were replaced {status.worker_restarts} times since the start; the log says"
             " why",
             "journalctl -u featherlb -g worker",
         )
     if status.flows > FULL * status.capacity:
         yield warning(
-            f"{status.flows:,} of {status.capacity:,} flows are in use: raise `max_flows` in the"
-            " configuration and start featherlb again, before idle connections are given up",
+            f"{status.flows:,} of {status.capacity:,} flows are in use; before idle connections are"
+            " evicted, raise `max_flows` in the configuration and restart featherlb",
             "systemctl restart featherlb",
         )
 
 
 def check_answers(subject: Subject) -> Iterator[Finding]:
-    """Whether backends' answers have come through this host, from the counts."""
+    """Whether backends' replies pass through this host, from the counters."""
     running = subject.running
     assert running is not None
     yield from judge_answers(running.services)
@@ -71,14 +71,14 @@ def judge_answers(services: schema.Services) -> Iterator[Finding]:
         for backend in service.backends:
             if backend.packets_forward and backend.syn_timeouts and not backend.packets_reply:
                 yield error(
-                    f"backend {backend.address} of service '{service.name}' has got"
-                    f" {backend.flows:,} connections, and no answer of it has come through this"
-                    " host; make this host its gateway, or set `nat: full`"
+                    f"backend {backend.address} of service '{service.name}' got {backend.flows:,}"
+                    " connections, but none of its replies passed through this host; make this host"
+                    " its gateway or set `nat: full`"
                 )
 
 
 def count(stats: schema.Stats, kernel: Mapping[str, int]) -> Counters:
-    """The packets lost, the kernel's and featherlb's, by the keys of `_LOSSES`."""
+    """Packets lost by the kernel and by featherlb, by the keys of `_LOSSES`."""
     reasons = ("truncated", "no-source-port", "tuple-in-use", "no-backend")
     return {
         "queue-full": sum(one.queue_dropped for one in stats.queues),
@@ -91,25 +91,25 @@ def count(stats: schema.Stats, kernel: Mapping[str, int]) -> Counters:
 
 
 _LOSSES = {
-    "queue-full": "the kernel has dropped packets because a queue was full; raise `workers` in the"
-    " configuration, or give featherlb a core of its own",
-    "socket-full": "the kernel has dropped packets because a worker's socket was full; raise"
-    " `workers` in the configuration, or give featherlb a core of its own",
-    "unsent": "the kernel has refused to send packets of featherlb's own; see that this host has"
-    " routes to the clients",
+    "queue-full": "the kernel dropped packets because a queue was full; raise `workers` in the"
+    " configuration, or give featherlb its own core",
+    "socket-full": "the kernel dropped packets because a worker's socket was full; raise `workers`"
+    " in the configuration, or give featherlb its own core",
+    "unsent": "the kernel refused to send packets that featherlb generated; check that this host"
+    " has routes to the clients",
     "truncated": "packets longer than a queue delivers (65,531 bytes) were dropped; set"
-    " `mss: 65000` for TCP services, or make the MTU of lo 65000; UDP services with such datagrams"
-    " need the datapath raw or offload",
+    " `mss: 65000` for TCP services, or set the MTU of lo to 65000; UDP services with such"
+    " datagrams need the raw or offload datapath",
     "no-source-port": "connections were dropped because no source port was left towards a backend;"
     " add `source_addresses` to the service",
-    "tuple-in-use": "connections were dropped because their backend has one from the same client"
-    " address and port through another VIP; use `nat: full` for one of the services",
+    "tuple-in-use": "connections were dropped because their backend already has one from the same"
+    " client address and port through another VIP; use `nat: full` for one of the services",
     "no-backend": "connections were refused because a service had no usable backend; see"
     " `featherlb backends`",
-    "evicted": "connections were given up because the flow table was full; raise `max_flows` in the"
+    "evicted": "connections were evicted because the flow table was full; raise `max_flows` in the"
     " configuration",
-    "rp_filter": "the kernel has dropped packets by rp_filter, of any program's; set it to 2 where"
-    " packets arrive by another interface than answers leave",
+    "rp_filter": "the kernel dropped packets by rp_filter, not necessarily featherlb's; set it to 2"
+    " if packets arrive on another interface than replies leave by",
 }
 _COMMANDS = {
     "truncated": "ip link set dev lo mtu 65000",
@@ -118,7 +118,7 @@ _COMMANDS = {
 
 
 def check_losses(subject: Subject) -> Iterator[Finding]:
-    """Counts twice, so that what is lost now differs from what was lost once."""
+    """Counts twice, to tell current losses from past ones."""
     running = subject.running
     assert running is not None
     time.sleep(max(0.0, running.moment + WINDOW - time.monotonic()))
@@ -133,6 +133,6 @@ def judge_losses(before: Counters, now: Counters) -> Iterator[Finding]:
         grown = now[name] - before[name]
         command = _COMMANDS.get(name, "")
         if grown > 0:
-            yield warning(f"{message} ({now[name]:,} in all, {grown:,} just now)", command)
+            yield warning(f"{message} ({now[name]:,} in total, {grown:,} just now)", command)
         elif now[name]:
-            yield note(f"{message} ({now[name]:,} in all, none just now)", command)
+            yield note(f"{message} ({now[name]:,} in total, none just now)", command)

@@ -1,4 +1,4 @@
-"""What featherlb itself runs with: privileges, packet path, queue driver, limits, clock."""
+"""The process environment: privileges, packet path, queue driver, limits, clock."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -13,9 +13,9 @@ from featherlb.model.errors import HostError
 from featherlb.system import journal, kernel_state, sysctl
 
 SPARE_DESCRIPTORS = 128
-"""Files that are open beside health checks: sockets of workers and of the API, logs."""
+"""Files open besides health checks: sockets of workers and of the API, logs."""
 SLOW_CLOCKS = ("hpet", "acpi_pm")
-"""Clock sources that are devices: a look at one takes a microsecond or more."""
+"""Clock sources that are devices: reading one takes a microsecond or more."""
 
 
 def check_privileges(subject: Subject) -> Iterator[Finding]:
@@ -26,23 +26,23 @@ def check_privileges(subject: Subject) -> Iterator[Finding]:
 def judge_privileges(missing: Sequence[str]) -> Iterator[Finding]:
     if missing:
         yield error(
-            f"this process lacks {' and '.join(missing)}, which featherlb needs, and the doctor to"
-            " look closer",
+            f"this process lacks {' and '.join(missing)}, which featherlb requires, as do most of"
+            " the doctor's checks",
             "sudo featherlb doctor",
         )
 
 
 def check_writable(subject: Subject) -> Iterator[Finding]:
-    """Whether settings can be changed and their old values be recorded."""
+    """Whether sysctls can be changed and their old values recorded."""
     if not os.access(sysctl.ROOT / "net/ipv4/ip_forward", os.W_OK):
         yield error(
-            "/proc/sys is read-only here, so featherlb can't set what it needs; start the container"
-            " with a writable one"
+            "/proc/sys is read-only, so featherlb can't set the sysctls it needs; make it writable"
+            " in the container, or set them from outside"
         )
     place = journal.ROOT if journal.ROOT.exists() else journal.ROOT.parent
     if not os.access(place, os.W_OK):
         yield error(
-            f"{place} can't be written, where featherlb records what it has to undo; mount it",
+            f"{place} is not writable, and featherlb records there what it has to undo; mount it",
             f"mount -t tmpfs tmpfs {place}",
         )
 
@@ -56,7 +56,7 @@ def check_packet_path(subject: Subject) -> Iterator[Finding]:
 
 
 def check_queue_driver(subject: Subject) -> Iterator[Finding]:
-    """Binds a free queue for a moment."""
+    """Binds a free queue briefly."""
     driver = subject.config.driver if subject.config else Driver.NETLINK
     kind = NetlinkDriver if driver is Driver.NETLINK else NetfilterQueueDriver
     try:
@@ -86,20 +86,20 @@ def judge_descriptors(
     needed = checked + SPARE_DESCRIPTORS
     if found.limit < needed:
         yield warning(
-            f"a process may open {found.limit} files, and the health checks of {checked} backends"
-            f" may need {needed}; raise the limit before `featherlb up`",
+            f"the limit of {found.limit} open files is too low: health checks of {checked} backends"
+            f" may need {needed}; raise it before `featherlb up`",
             f"ulimit -n {needed}",
         )
     elif running and found.open > found.limit * 0.9:
         yield warning(
             f"the supervisor has {found.open} of {found.limit} files open; raise the limit and"
-            " start it again",
+            " restart it",
             f"ulimit -n {found.limit * 4}",
         )
 
 
 def check_clock(subject: Subject) -> Iterator[Finding]:
-    """Whether asking for the time is cheap."""
+    """Whether reading the clock is cheap."""
     yield from judge_clock(*kernel_state.clock_source())
 
 
@@ -108,6 +108,6 @@ def judge_clock(current: str, available: Sequence[str]) -> Iterator[Finding]:
         fast = next((one for one in available if one not in SLOW_CLOCKS), None)
         path = "/sys/devices/system/clocksource/clocksource0/current_clocksource"
         yield (warning if fast else note)(
-            f"the clock source is {current}, so each look at the clock is a slow one",
+            f"the clock source is {current}, which makes every clock reading slow",
             f"echo {fast} > {path}" if fast else "",
         )

@@ -1,4 +1,4 @@
-"""What `featherlb up` or a reload would refuse, and what instances have left behind."""
+"""What `featherlb up` or a reload would refuse, and the stale state of dead instances."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
@@ -12,7 +12,7 @@ from featherlb.system.journal import Record
 
 
 def check_kernel(subject: Subject) -> Iterator[Finding]:
-    """Tables and extensions of iptables, where no service says which are needed."""
+    """Tables and extensions of iptables, if no service says which are required."""
     if subject.facts is not None and subject.services:
         return
     try:
@@ -21,8 +21,8 @@ def check_kernel(subject: Subject) -> Iterator[Finding]:
         yield refusal(problem)
 
 
-def check_refusals(subject: Subject) -> Iterator[Finding]:
-    """Everything that keeps the services from running here."""
+def check_preflight(subject: Subject) -> Iterator[Finding]:
+    """Everything that keeps the services from running on this host."""
     if subject.facts is None:
         return
     found = host.problems(subject.services, subject.options, subject.facts, owner=subject.owner)
@@ -30,7 +30,7 @@ def check_refusals(subject: Subject) -> Iterator[Finding]:
 
 
 def check_datapaths(subject: Subject) -> Iterator[Finding]:
-    """Which datapaths can't be had here, and why."""
+    """Which datapaths are unavailable on this host, and why."""
     used = {service.datapath for service in subject.services}
     yield from judge_datapaths(host.usable(subject.services), used)
 
@@ -38,42 +38,42 @@ def check_datapaths(subject: Subject) -> Iterator[Finding]:
 def judge_datapaths(
     obstacles: Mapping[Datapath, str | None], used: Collection[Datapath]
 ) -> Iterator[Finding]:
-    """A service that asks for one that it can't have is for the refusals."""
+    """`check_preflight` covers the datapaths in use."""
     for datapath, reason in obstacles.items():
         if reason is not None and datapath not in used:
-            yield note(f"the datapath {datapath} can't be had here: {reason}")
+            yield note(f"the {datapath} datapath is unavailable on this host: {reason}")
 
 
-def check_leftovers(subject: Subject) -> Iterator[Finding]:
-    """Records, chains and sets of instances that are dead."""
+def check_stale_state(subject: Subject) -> Iterator[Finding]:
+    """Records, chains and sets of dead instances."""
     standing = set(ipset.instances())
     for family in iptables.COMMANDS:
         standing |= iptables.instances(family)
-    yield from judge_leftovers(subject.records, standing)
+    yield from judge_stale_state(subject.records, standing)
 
 
-def judge_leftovers(records: Sequence[Record], standing: Collection[int]) -> Iterator[Finding]:
-    """`standing` are the instances that have chains or sets."""
+def judge_stale_state(records: Sequence[Record], standing: Collection[int]) -> Iterator[Finding]:
+    """`standing` are the instances with chains or sets on this host."""
     for record in records:
         if record.alive:
             continue
         if record.offloads:
             yield error(
-                f"instance {record.instance} (pid {record.pid}) is dead; the kernel goes on"
-                " carrying its open connections, but there are no new ones: start it again, or end"
-                " them and remove what it has left",
+                f"instance {record.instance} (pid {record.pid}) is dead; the kernel still forwards"
+                " its open connections, but new ones fail: start it again, or end them and clean"
+                " up",
                 "featherlb down",
             )
         else:
             yield error(
                 f"instance {record.instance} (pid {record.pid}) is dead and has left"
-                f" {len(record.changes)} changes on this host, and no packet of its VIPs gets past"
-                " its rules; remove them",
+                f" {len(record.changes)} changes on this host, which drop all packets to its VIPs;"
+                " clean up",
                 "featherlb down",
             )
-    for stray in sorted(set(standing) - {record.instance for record in records}):
+    for instance in sorted(set(standing) - {record.instance for record in records}):
         yield error(
-            f"there are rules or sets of an instance {stray} that no record knows, and no packet"
-            " gets past them; remove them",
+            f"instance {instance} has rules or sets but no record, so packets to its VIPs are"
+            " dropped; clean up",
             "featherlb down",
         )

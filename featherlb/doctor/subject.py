@@ -1,4 +1,4 @@
-"""Who is examined: this host, the configuration that it has or would have, the running instance.
+"""The subject of the examination: this host, its configuration, and the running instance.
 
 Nothing is changed.
 """
@@ -23,7 +23,7 @@ from featherlb.system import kernel_state, plugins
 from featherlb.system.journal import Journal, Record
 
 PATIENCE = 5.0
-"""Seconds for all answers of the instance; they take milliseconds."""
+"""Seconds to wait for all responses of the instance; they take milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,30 +38,30 @@ class Running:
     config: str
     """YAML."""
     network: Mapping[str, int]
-    """The kernel's counters, taken together with `stats`."""
+    """The kernel's counters, read together with `stats`."""
     moment: float
-    """When that was, on the monotonic clock."""
+    """When they were read, in seconds of the monotonic clock."""
 
     @property
-    def mend(self) -> str:
-        """The command that puts right what others have changed."""
+    def fix(self) -> str:
+        """The command that restores what others have changed."""
         return f"featherlb reload --instance {self.record.instance}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """What the checks look at."""
+    """The input of the checks."""
 
     config: Config | None = None
     services: tuple[Service, ...] = ()
-    """Of the configuration, resolved and prepared."""
+    """The configured services, with names resolved."""
     facts: host.Facts | None = None
     options: host.Options = field(default_factory=host.Options)
     records: tuple[Record, ...] = ()
-    """Of all instances of this network namespace, dead ones included."""
+    """Of all instances of this network namespace, including dead ones."""
     running: Running | None = None
     client: Address | None = None
-    """An address that clients come from, if the operator has named one."""
+    """A client's address, if the operator has named one."""
     privileged: bool = True
 
     @property
@@ -86,11 +86,10 @@ def find_subject(
     client: Address | None,
     default: Path | None = None,
 ) -> tuple[Subject, list[Finding]]:
-    """Find out all that can be found out, and say what couldn't.
+    """Collect everything the checks need; what can't be collected is a finding.
 
-    `path` is the configuration's; without it that of the running instance is taken, then the file
-    `default`, then the one that `up` finds. ConfigError if several instances run and none is
-    chosen.
+    `path` is the configuration; by default the running instance's, then the file `default`, then
+    the one that `up` finds. ConfigError if several instances run and none is chosen.
     """
     findings: list[Finding] = []
     records = tuple(Journal().records())
@@ -128,7 +127,7 @@ def find_subject(
 
 
 def ask_for_stats(instance: int) -> schema.Stats:
-    """What has become of the instance's packets by now; HostError if it doesn't answer."""
+    """The instance's packet counters; HostError if it doesn't answer."""
 
     async def ask() -> schema.Stats:
         async with connect(instance) as client:
@@ -152,9 +151,9 @@ def _running(
     try:
         return asyncio.run(asyncio.wait_for(_ask(record), PATIENCE))
     except (HostError, TimeoutError) as problem:
-        reason = str(problem) or f"nothing heard within {PATIENCE:g} s; start it again"
+        reason = str(problem) or f"no response within {PATIENCE:g} s; restart it"
         findings.append(
-            error(f"instance {record.instance}, pid {record.pid}, doesn't answer: {reason}")
+            error(f"instance {record.instance} (pid {record.pid}) doesn't answer: {reason}")
         )
         return None
 

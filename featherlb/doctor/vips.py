@@ -1,4 +1,4 @@
-"""Whether clients' packets for the VIPs come to this host, and to no other."""
+"""Whether clients' packets to the VIPs reach this host, and no other."""
 
 from collections.abc import Iterator, Mapping
 
@@ -10,7 +10,7 @@ from featherlb.system import arp, network
 
 
 def check_vips(subject: Subject) -> Iterator[Finding]:
-    """Asks each VIP's subnet who else has it. One that isn't here yet is for the refusals."""
+    """Asks each VIP's subnet who else has it; `preflight` covers VIPs not assigned here yet."""
     if subject.facts is None:
         return
     here = {own.address.ip for own in network.addresses()} | subject.facts.local_vips
@@ -42,8 +42,8 @@ def judge_vips(
     others that have one, `gateways` an address of this host for each family."""
     for vip, mac in owners.items():
         yield error(
-            f"the host with the MAC address {mac} on {places[vip]} has VIP {vip} as well, so"
-            " clients find one or the other; take it away there",
+            f"the host with MAC address {mac} on {places[vip]} also has VIP {vip}, so clients reach"
+            " one or the other; remove it there",
             f"ip address del {vip}/{vip.max_prefixlen} dev INTERFACE",
             mac,
         )
@@ -51,7 +51,7 @@ def judge_vips(
         gateway = gateways.get(vip.version)
         if interface is None and gateway is not None:
             yield note(
-                f"VIP {vip} is in no subnet of this host: routers have to send its packets here",
+                f"VIP {vip} is in no subnet of this host: routers must route it here",
                 f"ip route add {vip} via {gateway}",
                 "the router",
             )

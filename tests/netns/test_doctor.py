@@ -1,4 +1,4 @@
-"""`featherlb doctor` on hosts that are ill, each in its own way; the printed command cures it."""
+"""`featherlb doctor` on hosts with one fault each: the printed command fixes it."""
 
 import json
 import os
@@ -84,7 +84,7 @@ def test_a_healthy_host(lab: Lab, file: Path, featherlb: Up) -> None:
         for arguments in ([], ["--config", str(file)], ["--client", lab.client.address]):
             assert examine(lab, *arguments) == []
         shown = run(lab.balancer, "doctor")
-        assert "VIPs were tried from this host" in shown.stdout
+        assert "VIPs were tested from this host" in shown.stdout
         assert " checks: 0 errors" in shown.stdout
         assert ask(lab.client).backend in ("backend1", "backend2")
 
@@ -218,7 +218,7 @@ def test_full_nat_and_a_strict_host(lab: Lab, featherlb: Up, file: Path, running
             lab.balancer.sysctl(f"net.ipv4.conf.{name}.rp_filter", 1)
         lab.balancer.sysctl("net.ipv4.ip_local_port_range", "1024 60999")
         found = {one["check"]: one for one in examine(lab, "--config", str(file))}
-        for check in ("refusals", "source-ports"):
+        for check in ("preflight", "source-ports"):
             mend(lab, found[check])
         assert examine(lab, "--config", str(file)) == []
 
@@ -227,7 +227,7 @@ def test_what_a_killed_instance_left(lab: Lab, featherlb: Up, file: Path) -> Non
     with featherlb(lab, "--config", str(file)) as running:
         running.kill()
     (finding,) = examine(lab)
-    assert finding["check"] == "leftovers"
+    assert finding["check"] == "stale-state"
     assert f"pid {running.pid}" in finding["message"]
     mend(lab, finding)
     assert examine(lab, "--config", str(file)) == []
@@ -240,7 +240,7 @@ def test_an_instance_that_hangs(lab: Lab, featherlb: Up, file: Path) -> None:
             (finding,) = (one for one in examine(lab) if one["check"] == "configuration")
         finally:
             os.kill(running.pid, signal.SIGCONT)
-        assert f"pid {running.pid}, doesn't answer" in finding["message"]
+        assert f"(pid {running.pid}) doesn't answer" in finding["message"]
 
 
 def test_a_reload_that_was_refused(lab: Lab, featherlb: Up, file: Path) -> None:
@@ -308,6 +308,6 @@ def test_without_privileges(lab: Lab) -> None:
     )
     assert (done.returncode, done.stderr) == (1, "")
     report = json.loads(done.stdout)
-    assert {"firewall", "queue-driver", "leftovers"} <= report["skipped"].keys()
+    assert {"firewall", "queue-driver", "stale-state"} <= report["skipped"].keys()
     errors = [one["check"] for one in report["findings"] if one["severity"] == "error"]
     assert errors == ["privileges"]

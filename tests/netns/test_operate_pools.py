@@ -212,7 +212,7 @@ REFUSALS = [
     (("backend", "add", "web", ONE), 2, "is a backend of 'web' already"),
     (("backend", "add", "web", f"{VIP}:80"), 2, "is a VIP of service 'web'"),
     (("flows", "--state", "sleeping"), 2, "'sleeping' is unknown"),
-    (("flows", "--kill"), 2, "name the flows to end by a filter"),
+    (("flows", "--kill"), 2, "select flows with a filter"),
     (("status", "--instance", "7"), 2, "there is no instance 7 here"),
 ]
 

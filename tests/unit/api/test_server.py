@@ -103,7 +103,7 @@ def serve(
         ("DELETE", "/v1/changes/x", None, "'x' is not the number of a change"),
         ("GET", "/v1/flows?cursor=x", None, "cursor: "),
         ("GET", "/v1/flows?client=x", None, "client: 'x' is not an address or network"),
-        ("DELETE", "/v1/flows", None, "name the flows to end by a filter"),
+        ("DELETE", "/v1/flows", None, "select the flows to end with a filter"),
         ("POST", "/v1/reload", None, "lb.yaml:1: services: 1 is a number"),
     ],
 )

@@ -58,13 +58,13 @@ def test_clock() -> None:
     assert brief(process.judge_clock("", [])) == []
 
 
-def test_leftovers() -> None:
+def test_stale_state() -> None:
     gone = Record(3, 1, 1 << 30, 1, (), (), 0, (), ({"kind": "Sets", "instance": 3},))
-    assert brief(start.judge_leftovers([gone], [3])) == [(E, "featherlb down")]
-    (finding,) = start.judge_leftovers([replace(gone, offloads=True)], [3])
+    assert brief(start.judge_stale_state([gone], [3])) == [(E, "featherlb down")]
+    (finding,) = start.judge_stale_state([replace(gone, offloads=True)], [3])
     assert (finding.severity, "start it again" in finding.message) == (E, True)
-    assert brief(start.judge_leftovers([], [4, 5])) == [(E, "featherlb down")] * 2
-    assert brief(start.judge_leftovers([], [])) == []
+    assert brief(start.judge_stale_state([], [4, 5])) == [(E, "featherlb down")] * 2
+    assert brief(start.judge_stale_state([], [])) == []
 
 
 def test_datapaths() -> None:
@@ -194,7 +194,7 @@ def test_vips() -> None:
 
 
 def test_backends() -> None:
-    well = backends.Answer(WEB, WEB.backends[0], None, None, checked=False, resting=False)
+    well = backends.Answer(WEB, WEB.backends[0], None, None, checked=False, drained=False)
     other = replace(well, backend=WEB.backends[1])
     dead = replace(well, failure="connection refused")
     ill = replace(well, check_failure="status 500", checked=True)
@@ -206,10 +206,10 @@ def test_backends() -> None:
     assert judged(dead, other) == [(E, f"featherlb backend drain web {ONE}")]
     assert judged(dead, other, running=False) == [(E, "")]
     assert judged(replace(dead, checked=True), other) == [(W, "")]
-    assert judged(replace(dead, resting=True), other) == [(N, "")]
+    assert judged(replace(dead, drained=True), other) == [(N, "")]
     assert judged(ill, other) == [(W, "")]
     assert judged(ill) == [(E, "")]
-    assert judged(ill, replace(other, resting=True)) == [(E, "")]
+    assert judged(ill, replace(other, drained=True)) == [(E, "")]
 
 
 def test_the_way_back() -> None:
