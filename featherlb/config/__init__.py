@@ -1,11 +1,11 @@
 """Configuration: YAML text or command-line options to a checked, frozen `Config`.
 
-Two steps: `loader` turns text into plain data that knows its lines, `schema` and `checks`
-turn data into meaning. `resolve` then replaces names by addresses. Every fault of an input is
-reported together, as one ConfigError.
+Two steps: `loader` turns text into plain data with line numbers; `schema` and `checks` validate
+the data. `resolve` then replaces names with addresses. All faults of an input are reported
+together, as one ConfigError.
 
-What reads YAML (`file`) and what writes it (`writer`) are not imported here: who does neither
-starts sooner.
+`file` (reads YAML) and `writer` (writes it) are not imported here: commands that need neither start
+faster.
 """
 
 import os
@@ -44,11 +44,11 @@ SEARCH_PATH = (Path("featherlb.yaml"), Path("/etc/featherlb/featherlb.yaml"))
 
 
 def find_config() -> Path | None:
-    """The file that is read when none is named: the first that exists of `SEARCH_PATH`."""
-    # Path.is_file would raise where this user may not enter the directory.
+    """The default configuration file: the first of `SEARCH_PATH` that exists."""
+    # Path.is_file would raise if this user may not enter the directory.
     return next((path for path in SEARCH_PATH if os.path.isfile(path)), None)
 
 
 def absolute_scheduler(name: str, directory: Path) -> str:
-    """The name of a scheduler with the path, if it is one of a user's file, made absolute."""
+    """The scheduler's name; a custom one's file path is made absolute."""
     return str((directory / name).absolute()) if is_file_reference(name) else name

@@ -1,7 +1,7 @@
-"""What no single value shows: services, VIPs and backends that don't go together.
+"""Checks across values: services, VIPs and backends that conflict.
 
-The same checks serve files, the command line and, with names replaced by their addresses,
-the resolved configuration. A host that still is a name equals nothing but the same name.
+The same checks serve files, the command line and, with names resolved, the final configuration.
+An unresolved name equals only the same name.
 """
 
 from collections import defaultdict
@@ -39,16 +39,16 @@ def check(config: Config) -> Iterator[Fault]:
 
 
 def advise(config: Config) -> Iterator[Fault]:
-    """What works, but perhaps not as it was meant."""
+    """Warnings: what works, but probably not as intended."""
     for service in config.services:
         for backend in service.backends:
             if isinstance(backend.host, IPv6Address) and backend.host.is_loopback:
-                text = f"{backend} is reached by clients on this host only"
-                yield Fault(backend.origin, f"{text} (let it listen on another address)")
+                text = f"only clients on this host can reach {backend}"
+                yield Fault(backend.origin, f"{text} (make it listen on another address)")
 
 
 class _KnownVips:
-    """The VIPs seen so far, by what a packet's destination says."""
+    """The VIPs seen so far, by protocol and destination address."""
 
     def __init__(self) -> None:
         self._by_host: dict[tuple[Protocol, Host], list[tuple[ServiceConfig, VipConfig]]] = (
@@ -56,7 +56,7 @@ class _KnownVips:
         )
 
     def add(self, service: ServiceConfig, vip: VipConfig) -> Iterator[Fault]:
-        """Take in a VIP; a fault if some packets would belong to an earlier one as well."""
+        """Add a VIP; a fault if it overlaps with an earlier one."""
         everywhere = not isinstance(vip.host, str) and vip.host.is_unspecified
         for (protocol, host), owned in self._by_host.items() if everywhere else ():
             if protocol == service.protocol and _family(host) == _family(vip.host):
@@ -67,7 +67,7 @@ class _KnownVips:
         self._by_host[service.protocol, vip.host].append((service, vip))
 
     def owner(self, protocol: Protocol, backend: BackendConfig) -> ServiceConfig | None:
-        """The service that packets to a backend would come back to."""
+        """The service whose VIP a backend is."""
         here = self._at(protocol, backend.host)
         if not isinstance(backend.host, str) and backend.host.is_loopback:
             here = here + self._everywhere(protocol, backend.host)
@@ -103,7 +103,7 @@ def _pool(service: ServiceConfig, known: _KnownVips) -> Iterator[Fault]:
     for backend in service.backends:
         earlier = first.setdefault((backend.host, backend.port), backend)
         if earlier is not backend:
-            text = f"{backend} is a backend of this service already ({earlier.origin.place})"
+            text = f"{backend} is already a backend of this service ({earlier.origin.place})"
             yield Fault(backend.origin, text)
         problem = _useless(backend.host)
         if not problem and not isinstance(backend.host, str) and backend.host.is_unspecified:
@@ -126,12 +126,12 @@ def _limits(service: ServiceConfig, workers: int) -> Iterator[Fault]:
 
 def _sources(service: ServiceConfig) -> Iterator[Fault]:
     if service.source_addresses and service.nat is not NatMode.FULL:
-        text = "source addresses have a use in full NAT only (expected nat: full beside them)"
+        text = "source addresses require full NAT (expected nat: full)"
         yield Fault(service.source_addresses[0].origin, text)
     first = set()
     for source in service.source_addresses:
         if source.address in first:
-            yield Fault(source.origin, f"{source.address} stands here twice")
+            yield Fault(source.origin, f"{source.address} is listed twice")
         first.add(source.address)
         if problem := _useless(source.address):
             text = f"{source.address} is {problem} (expected an address of this host)"
@@ -142,7 +142,7 @@ def _sources(service: ServiceConfig) -> Iterator[Fault]:
 
 
 def _families(service: ServiceConfig) -> Iterator[Fault]:
-    """A translated packet stays IPv4 or IPv6, so all addresses of a service are of one kind."""
+    """Translation doesn't change the IP version, so a service has addresses of one family."""
     others = [
         *((vip.host, vip.origin) for vip in service.vips),
         *((source.address, source.origin) for source in service.source_addresses),
@@ -158,7 +158,7 @@ def _families(service: ServiceConfig) -> Iterator[Fault]:
 
 
 def _options(service: ServiceConfig) -> Iterator[Fault]:
-    """Options that the protocol, the family or another option rules out."""
+    """Options that conflict with the protocol, the address family or another option."""
     options = {
         "mss": (Protocol.TCP, service.mss is not None),
         "one_packet": (Protocol.UDP, service.one_packet),
@@ -167,10 +167,12 @@ def _options(service: ServiceConfig) -> Iterator[Fault]:
     }
     for name, (protocol, present) in options.items():
         if present and service.protocol != protocol:
-            text = f"'{name}' has a use with protocol {protocol} only"
+            text = f"'{name}' requires protocol {protocol}"
             yield Fault(service.origin, f"{text} (this service has {service.protocol})")
     if service.slow_start and is_consistent(service.scheduler):
-        text = f"'slow_start' has no use with {service.scheduler}, which picks alike at all times"
+        text = (
+            f"'slow_start' has no effect with {service.scheduler}, whose picks don't depend on time"
+        )
         yield Fault(service.origin, f"{text} (expected another scheduler)")
     persistence = service.persistence
     if persistence and service.one_packet:
@@ -184,7 +186,7 @@ def _options(service: ServiceConfig) -> Iterator[Fault]:
 
 
 def _health(service: ServiceConfig, known: _KnownVips) -> Iterator[Fault]:
-    """A check that goes to a VIP asks the pool, not the backend."""
+    """A health check that goes to a VIP tests the pool, not the backend."""
     check = service.health
     if check is None or not (check.address or check.port):
         return
@@ -203,7 +205,7 @@ def _family(host: Host) -> int | None:
 
 
 def _useless(host: Host) -> str | None:
-    """Why no connection can ever have this address, in words."""
+    """Why no connection can have this address; None if one can."""
     if isinstance(host, str):
         return None
     if host.is_multicast:
@@ -211,5 +213,5 @@ def _useless(host: Host) -> str | None:
     if host == _BROADCAST:
         return "the broadcast address"
     if isinstance(host, IPv6Address) and host.ipv4_mapped:
-        return f"IPv4 in disguise: write {host.ipv4_mapped}"
+        return f"an IPv4-mapped address: write {host.ipv4_mapped}"
     return None

@@ -14,7 +14,7 @@ from featherlb.model.errors import ConfigError
 T = TypeVar("T")
 
 _NO_SERVICE = (
-    "there is no service to run: name one with --vip IP:PORT, or describe services in "
+    "no service to run: name one with --vip IP:PORT, or configure services in "
     "./featherlb.yaml or /etc/featherlb/featherlb.yaml"
 )
 
@@ -30,10 +30,10 @@ def from_command_line(
     """The configuration that `up` runs; ConfigError with every fault of the options.
 
     `vips` are `IP:PORT[/tcp|/udp]`, `backends` are `HOST:PORT[@WEIGHT]`; `base` is the file, if
-    there is one. Without `vips` all services of the file run. With them, those of the file
-    that have such a VIP run, and each VIP that the file doesn't have makes a service of its
-    own. The other options apply to all these services and win over the file: `backends`
-    replaces their pools. Only `datapath` can go without `vips`.
+    there is one. Without `vips`, all services of the file run. With them, only the file's services
+    with these VIPs run, and each VIP that the file doesn't have creates a service. The other
+    options apply to all these services and override the file; `backends` replaces their pools.
+    Only `datapath` works without `vips`.
     """
     faults: list[Fault] = []
 
@@ -61,7 +61,7 @@ def from_command_line(
         }
         for option, value in options.items():
             if value:
-                text = "it is not clear for which service (name it with --vip IP:PORT)"
+                text = "which service is unclear (select it with --vip IP:PORT)"
                 faults.append(Fault(Origin("", 0, option), text))
         refuse(faults)
         if not config.services:

@@ -1,5 +1,5 @@
-"""Faults of the operator's input and where they are. Faults are collected, so that one look at the
-output is enough to repair a whole file.
+"""Faults in the operator's input, with their places. They are collected, so that one run reports
+all faults of a file.
 """
 
 from collections.abc import Iterable
@@ -12,8 +12,8 @@ from featherlb.model.errors import ConfigError
 class Origin:
     """Where a value was written: a line of a file, or an option of the command line.
 
-    `source` is the file's name as the operator gave it and `line` counts from 1; both are
-    empty (zero) for the command line, whose `path` is the option with its value.
+    `source` is the file's name as given and `line` counts from 1. On the command line they are
+    empty and 0, and `path` is the option with its value.
     """
 
     source: str
@@ -28,13 +28,13 @@ class Origin:
 
     @property
     def place(self) -> str:
-        """The same for the middle of a sentence about another origin."""
+        """The short form, for a sentence about another origin."""
         return f"line {self.line}" if self.source else self.path
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing that is wrong, as one line for the operator."""
+    """One fault, as one line for the operator."""
 
     origin: Origin
     text: str
@@ -44,9 +44,9 @@ class Fault:
 
 
 def refuse(faults: Iterable[Fault]) -> None:
-    """Raise a ConfigError with the faults in the order of their lines, if there are any.
+    """Raise a ConfigError with the faults, if any, sorted by line.
 
-    A value that is used in several places has its fault reported once.
+    A fault in a value that is used several times is reported once.
     """
     ordered = sorted(dict.fromkeys(faults), key=lambda fault: fault.origin.line)
     if ordered:

@@ -1,4 +1,4 @@
-"""Configuration files: their text to a checked `Config`."""
+"""Reads a configuration file into a checked `Config`."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from featherlb.model.errors import ConfigError
 def load(path: Path) -> Config:
     """Read a configuration file; ConfigError if it can't be read or has faults.
 
-    Users' schedulers that it names by a relative path are looked for beside it.
+    Relative paths of custom schedulers start at the file's directory.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -21,7 +21,7 @@ def load(path: Path) -> Config:
         raise ConfigError([f"{path}:{line}: this is not UTF-8 text"]) from None
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise ConfigError([f"{path}: the configuration can't be read: {reason}"]) from None
+        raise ConfigError([f"{path}: cannot read the configuration: {reason}"]) from None
     config = parse(text, str(path))
     services = (
         replace(service, scheduler=absolute_scheduler(service.scheduler, path.parent))
@@ -31,16 +31,16 @@ def load(path: Path) -> Config:
 
 
 def parse(text: str, source: str) -> Config:
-    """Read the text of a configuration file; ConfigError with all its faults, by line.
+    """Parse the text of a configuration file; ConfigError with all its faults, by line.
 
-    `source` is the name of the file in the faults.
+    `source` names the file in the faults.
     """
     document = loader.read(text, source)
     faults = document.faults
     if not isinstance(document.data, dict):
         refuse([schema.unknown_file(document)])
     if "routes" in document.data and "services" in document.data:
-        text = "stands beside 'services' (expected one of the two)"
+        text = "can't be combined with 'services' (expected one of them)"
         refuse([*faults, Fault(document.origin(("routes",)), text)])
     read = routes.read if "routes" in document.data else services.read
     config = read(document, faults)

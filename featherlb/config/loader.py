@@ -1,10 +1,10 @@
-"""YAML text to plain data, and the way back to its lines. The only importer of yaml.
+"""Reads YAML text into plain data, with the line of each value.
 
-Scalars are read by the core schema of YAML 1.2 (section 10.3), because that of YAML 1.1,
-PyYAML's own, holds traps for operators: `no` is a boolean, `10:30` the number 630, `010` the
-number 8. Here they are text, and a number with leading zeros is text too, since readers
-disagree about it. Floats are decimal fractions only: nothing here needs an exponent. Keys are
-always text. Merge keys (`<<`) and aliases work; an alias inside its own anchor is a fault.
+Scalars follow the core schema of YAML 1.2 (section 10.3). That of YAML 1.1, PyYAML's default, has
+traps for operators: `no` is a boolean, `10:30` the number 630, `010` the number 8. Here they are
+text, and so is any number with leading zeros, because parsers disagree about it. Floats are
+decimal fractions only: no value needs an exponent. Keys are always text. Merge keys (`<<`) and
+aliases work; an alias inside its own anchor is a fault.
 """
 
 import re
@@ -43,7 +43,7 @@ _resolve("merge", "<<", "<")
 
 class Document:
     """One YAML document: `data` of dicts, lists and scalars, and `faults` such as duplicate
-    keys, which leave the rest usable."""
+    keys, which don't affect the rest."""
 
     def __init__(self, root: yaml.Node | None, source: str) -> None:
         self.source = source
@@ -55,21 +55,21 @@ class Document:
         self.data: Any = None if root is None else self._construct(root)
 
     def existing(self, path: Path) -> Path:
-        """The part of a path that the document really has."""
+        """The part of a path that exists in the document."""
         return path[: len(self._walk(path))]
 
     def position(self, path: Path) -> tuple[int, int]:
-        """Line and column, from 1, of a value, or of the last part of its path that exists."""
+        """Line and column, from 1, of a value or of the last existing part of its path."""
         nodes = self._walk(path)
         node = nodes[-1] if nodes else self._root
         return (1, 1) if node is None else _position(node)
 
     def origin(self, path: Path) -> Origin:
-        """The origin of a value, or of the last part of its path that exists."""
+        """The origin of a value or of the last existing part of its path."""
         return Origin(self.source, self.position(path)[0], show_path(self.existing(path)))
 
     def _walk(self, path: Path) -> list[yaml.Node]:
-        """The nodes that say where each part of the path is: keys and list items."""
+        """The nodes of each part of the path: keys and list items."""
         found: list[yaml.Node] = []
         node = self._root
         for part in path:
@@ -88,11 +88,11 @@ class Document:
         return found
 
     def _construct(self, node: yaml.Node) -> Any:
-        # Nodes behind several aliases are built once: expanding them could take for ever.
+        # Nodes with several aliases are built once: expanding them could take forever.
         if id(node) in self._done:
             return self._done[id(node)]
         if id(node) in self._open:
-            raise _UnusableError(node, "an alias refers to the value that it stands in")
+            raise _UnusableError(node, "an alias refers to a value that contains it")
         self._open.add(id(node))
         value: Any
         if isinstance(node, yaml.MappingNode) and node.tag == _TAG + "map":
@@ -109,7 +109,7 @@ class Document:
         return value
 
     def _entries_of(self, node: yaml.MappingNode) -> dict[str, tuple[yaml.Node, yaml.Node]]:
-        """The pairs of a mapping by key; its own win over merged ones, the first over the later."""
+        """The pairs of a mapping by key: its own override merged ones, the first one later ones."""
         entries: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         merged: list[yaml.Node] = []
         for key, value in node.value:
@@ -119,13 +119,13 @@ class Document:
                 raise _UnusableError(key, "a key must be a plain word")
             elif key.value in entries:
                 first = _position(entries[key.value][0])[0]
-                self._fault(key, f"the key {key.value!r} stands here twice (first on line {first})")
+                self._fault(key, f"duplicate key {key.value!r} (first on line {first})")
             else:
                 entries[key.value] = (key, value)
         for other in merged:
             self._construct(other)
             if not isinstance(other, yaml.MappingNode):
-                raise _UnusableError(other, "'<<' takes in mappings only")
+                raise _UnusableError(other, "'<<' merges only mappings")
             for name, pair in self._entries[id(other)].items():
                 entries.setdefault(name, pair)
         self._entries[id(node)] = entries
@@ -144,9 +144,9 @@ class _UnusableError(Exception):
 
 
 def read(text: str, source: str) -> Document:
-    """Read one YAML document; ConfigError with the line where it is no YAML.
+    """Read one YAML document; ConfigError with the line of a syntax error.
 
-    `source` is the name that faults give to the text.
+    `source` names the text in faults.
     """
     try:
         return Document(yaml.compose(text, Loader=_Loader), source)
@@ -163,7 +163,7 @@ def read(text: str, source: str) -> Document:
     except RecursionError:
         fault = f"{source}:1: the document is nested too deeply"
     except (ValueError, OverflowError) as error:
-        # PyYAML converts escapes and version numbers without a check of its own.
+        # PyYAML converts escapes and version numbers unchecked.
         fault = f"{source}:1: not valid YAML: {error}"
     raise ConfigError([fault])
 
@@ -181,7 +181,7 @@ def show_path(path: Path) -> str:
 
 
 def _hint(text: str, line: int) -> str:
-    """What is often behind a syntax error: brackets begin a list in YAML."""
+    """A common cause of syntax errors: a bracket starts a list in YAML."""
     lines = text.splitlines()
     if line <= len(lines) and re.search(r"\[[0-9A-Fa-f:.]+\]:", lines[line - 1]):
         return " (an IPv6 address in brackets needs quotes)"

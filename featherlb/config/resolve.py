@@ -1,6 +1,6 @@
-"""Names to addresses: from a `Config` to the services that the data plane takes.
+"""Resolves names: from a `Config` to the services of the data plane.
 
-Sans-IO: the caller passes the resolver in.
+Sans-IO: the caller provides the resolver.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,13 +18,12 @@ Lookup = Callable[[str], Sequence[model.Address]]
 def resolve(config: Config, lookup: Lookup) -> tuple[model.Service, ...]:
     """The services with every name replaced by its addresses.
 
-    A backend's name stands for all its addresses of the VIP's family, a VIP's name for the
-    first of them. Which addresses are this host's is not known here: `Backend.local` stays
-    False, and `Backend.sources` holds the configured addresses only. Nor is it known which datapath
-    is the fastest here: `auto` is nfqueue until it is picked.
+    A backend's name stands for all its addresses of the VIP's family, a VIP's name for the first of
+    them. This host's addresses are unknown here, so `Backend.local` stays False and
+    `Backend.sources` has only the configured addresses. `auto` is nfqueue until it is picked.
 
-    ConfigError for names without such an address, and for everything that `checks` finds once
-    the addresses are known.
+    ConfigError for names without an address of the family, and for whatever `checks` finds once the
+    addresses are known.
     """
     faults: list[Fault] = []
     services = tuple(_with_addresses(service, lookup, faults) for service in config.services)
@@ -56,8 +55,8 @@ def _with_addresses(service: ServiceConfig, lookup: Lookup, faults: list[Fault])
 
 
 def _version(service: ServiceConfig, lookup: Lookup) -> int:
-    """4 or 6: the family of the addresses that stand in the service; failing any, that of its
-    VIP's name, IPv4 first."""
+    """4 or 6: the family of the addresses in the service; if there are only names, the family of
+    the VIP's name, IPv4 first."""
     hosts = [vip.host for vip in service.vips] + [backend.host for backend in service.backends]
     for host in hosts:
         if not isinstance(host, str):

@@ -1,8 +1,7 @@
 """The configuration file of the Go featherlb: `routes` of `host`, `port`, `strategy`, `endpoints`.
 
-That program is a TCP proxy, so its backends see the balancer's address: `full` NAT. It takes
-an endpoint that stands in the list several times as often as it stands there, which is a
-weight here.
+The Go program is a TCP proxy, so its backends see the balancer's address: `full` NAT. It uses an
+endpoint as often as it is listed, which is a weight here.
 """
 
 from collections import Counter
@@ -14,11 +13,11 @@ from featherlb.config.types import BackendConfig, Config, ServiceConfig, VipConf
 from featherlb.model import NatMode, Protocol
 
 _WEIGHTED = {"round-robin": "weighted-round-robin"}
-"""Schedulers that don't look at weights, and those that do the same with them."""
+"""Schedulers that ignore weights, and their weighted variants."""
 
 
 def read(document: Document, faults: list[Fault]) -> Config:
-    """What can be understood of a `routes` file; what can't is added to `faults`."""
+    """The valid parts of a `routes` file; the rest is added to `faults`."""
     file = schema.validate(schema.RoutesFile, document, faults)
     if file is None:
         return Config()

@@ -1,9 +1,8 @@
-"""The shape of configuration files, as pydantic models; the only importer of pydantic.
+"""The structure of configuration files, as pydantic models.
 
-A field's type is a reader of `values`, its description says what is expected of it. Pydantic
-walks the structure and collects; its own messages are replaced by ones for operators.
-`services` files refuse keys that they don't know; `routes` files, which belong to another
-program, ignore them as that program does.
+A field's type is a reader of `values`; its description is the expected value in faults. Pydantic
+walks the structure and collects errors; `_explain` rewrites its messages for operators. `services`
+files refuse unknown keys. `routes` files belong to another program and ignore them, as it does.
 """
 
 import difflib
@@ -47,9 +46,9 @@ from featherlb.model import (
 )
 
 DISCARDED: Any = object()
-"""Stands in lists in the place of an item that has a fault; builders skip it."""
+"""Replaces faulty list items; builders skip it."""
 
-# Whether these are right decides about others: without them a service can't be judged.
+# Other fields depend on these: without them, a service can't be checked.
 _NEEDED = {"protocol", "nat"}
 
 _keep_discarded = WrapValidator(
@@ -59,7 +58,7 @@ _one_or_list = BeforeValidator(lambda value: value if isinstance(value, list) el
 
 
 def _backend(value: object) -> object:
-    """The mapping that a backend's short form stands for."""
+    """A backend's short form as a mapping."""
     if isinstance(value, str):
         return {"address": value}
     if not isinstance(value, dict):
@@ -75,7 +74,7 @@ _Vip = Annotated[Vip, PlainValidator(values.vip), _keep_discarded]
 
 
 class _Strict(BaseModel):
-    # Built when a file is read, the parts of a whole along with it.
+    # Built when the first file is read, together with its nested models.
     model_config = ConfigDict(defer_build=True, extra="forbid", frozen=True)
 
 
@@ -106,7 +105,7 @@ _CHECK_KEYS = {
     CheckType.UDP: {"send", "expect"},
     CheckType.SCRIPT: {"command"},
 }
-"""The keys that only some types of checks have."""
+"""Keys that only some check types allow."""
 _Status = Annotated[StatusRange, PlainValidator(values.http_status), _keep_discarded]
 _Word = Annotated[str, PlainValidator(values.text), _keep_discarded]
 _Count = Annotated[int, PlainValidator(values.integer(1, 100))]
@@ -138,9 +137,9 @@ class HealthEntry(_Strict):
         for key in type(self).model_fields:
             if key in special & self.model_fields_set:
                 types = " or ".join(kind for kind, keys in _CHECK_KEYS.items() if key in keys)
-                raise ValueError(f"'{key}' has no use with type {self.type} (expected {types})")
+                raise ValueError(f"'{key}' requires type {types} (this check has {self.type})")
         if self.type is CheckType.SCRIPT and not self.command:
-            raise ValueError("the command is missing (expected it with type script)")
+            raise ValueError("missing command (type script requires it)")
         return self
 
 
@@ -238,11 +237,10 @@ _File = TypeVar("_File", bound=BaseModel)
 
 
 def validate(model: type[_File], document: Document, faults: list[Fault]) -> _File | None:
-    """Read a document as a `model` and add what is wrong to `faults`.
+    """Read a document as a `model` and add errors to `faults`.
 
-    With faults the answer holds the parts that are right, so that they can be checked against
-    each other; None where nothing can be made of it. Takes the faulty parts out of
-    `document.data`.
+    With faults, the result has the valid parts, so that they can be checked against each other;
+    None if nothing is usable. Removes the faulty parts from `document.data`.
     """
     try:
         return model.model_validate(document.data)
@@ -273,7 +271,7 @@ def _path(detail: ErrorDetails) -> Path:
 
 
 def _explain(model: type[BaseModel], detail: ErrorDetails) -> str:
-    """One error of pydantic's (docs.pydantic.dev/latest/errors/validation_errors) in words."""
+    """A pydantic error (docs.pydantic.dev/latest/errors/validation_errors) for operators."""
     path, value = _path(detail), detail["input"]
     match detail["type"]:
         case "value_error":
@@ -287,7 +285,7 @@ def _explain(model: type[BaseModel], detail: ErrorDetails) -> str:
         case "too_short":
             return "the list is empty (expected at least one entry)"
         case _:
-            # What is left of the structure is a mapping that isn't one.
+            # The remaining error: something other than a mapping.
             keys = _holder(model, (*path, "")).model_fields
             return str(values.wrong_type(value, f"a mapping with {', '.join(keys)}"))
 
@@ -299,7 +297,7 @@ def _unknown_key(key: str, known: list[str]) -> str:
 
 
 def _discard(model: type[BaseModel], data: Any, path: Path) -> None:
-    """Take the smallest part with the fault at `path` out of `data`, if there is one."""
+    """Remove the smallest part of `data` that contains the fault at `path`."""
     while path:
         *parents, last = path
         owner = data

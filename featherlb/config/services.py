@@ -1,4 +1,4 @@
-"""featherlb's own configuration file: `services` and the keys beside it."""
+"""featherlb's own configuration file: `services` and the other top-level keys."""
 
 from featherlb.config import schema
 from featherlb.config.faults import Fault
@@ -17,7 +17,7 @@ from featherlb.model import HealthCheck, PassiveCheck, Timeouts
 
 
 def read(document: Document, faults: list[Fault]) -> Config:
-    """What can be understood of a `services` file; what can't is added to `faults`."""
+    """The valid parts of a `services` file; the rest is added to `faults`."""
     file = schema.validate(schema.ServicesFile, document, faults)
     if file is None:
         return Config()
@@ -46,7 +46,7 @@ def read(document: Document, faults: list[Fault]) -> Config:
 
 
 def _service(entry: schema.ServiceEntry, document: Document, path: Path) -> ServiceConfig | None:
-    """The service of an entry, unless none of its VIPs is right."""
+    """The service of an entry; None if all its VIPs are faulty."""
     vips = tuple(
         VipConfig(vip.address, vip.first_port, vip.last_port, document.origin((*path, "vip", i)))
         for i, vip in enumerate(entry.vip)

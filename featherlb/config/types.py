@@ -1,7 +1,6 @@
 """The validated configuration: frozen values, names not yet resolved. Each value that can still
-turn out wrong (a name without an address, a VIP that another service has too) carries its
-origin. Origins don't take part in comparisons: two configurations are equal when they mean the
-same.
+turn out faulty (a name without an address, a VIP that another service has too) carries its origin.
+Comparisons ignore origins: two configurations are equal if they mean the same.
 """
 
 from dataclasses import dataclass, field
@@ -28,7 +27,7 @@ Host = Address | str
 """An IP address, or a name that is resolved later."""
 Automatic = Literal["auto"]
 AUTO: Automatic = "auto"
-"""Instead of a datapath: the fastest one that works."""
+"""In place of a datapath: the fastest that works."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +46,7 @@ class VipConfig:
 
 @dataclass(frozen=True, slots=True)
 class BackendConfig:
-    """A server of the pool; weight 0 takes no new flows."""
+    """A server of the pool; weight 0 gets no new flows."""
 
     host: Host
     port: int
@@ -62,7 +61,7 @@ class BackendConfig:
 
 @dataclass(frozen=True, slots=True)
 class SourceConfig:
-    """An address of the balancer that `full` NAT may use."""
+    """An address of this host that `full` NAT may use."""
 
     address: Address
     origin: Origin = field(compare=False)
@@ -97,28 +96,28 @@ class ServiceConfig:
     health: HealthCheck | None = None
     passive_health: PassiveCheck | None = None
     slow_start: float | None = None
-    """Seconds in which the share of a backend that comes up grows."""
+    """Duration of slow start in seconds."""
     panic_threshold: int = 0
-    """Per cent of usable backends below which their health is ignored."""
+    """Percentage of usable backends below which health is ignored."""
     backends: tuple[BackendConfig, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ApiConfig:
-    """The runtime API on TCP, for those who know the token."""
+    """The runtime API on TCP, protected by the token."""
 
     listen: Endpoint
     token: str
 
 
 def default_name(vip: VipConfig, protocol: Protocol) -> str:
-    """The name of a service that was given none: `10.0.0.10:80/tcp`."""
+    """The name of a service without one: `10.0.0.10:80/tcp`."""
     return f"{vip}/{protocol}"
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """A whole configuration. `queue` is None where featherlb chooses a free number."""
+    """A complete configuration. `queue` None: featherlb chooses a free number."""
 
     services: tuple[ServiceConfig, ...] = ()
     queue: int | None = None

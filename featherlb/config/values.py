@@ -1,8 +1,8 @@
-"""Single values: from YAML's scalars or the command line's words to typed ones.
+"""Single values: from YAML scalars or command-line words to typed values.
 
-Nothing is converted silently: text is not a number, a number not text, a boolean neither. Each
-reader takes what was written and raises ValueError with a text for the operator: the offending
-value, then what was expected.
+Nothing is converted silently: text is not a number, a number is not text, a boolean is neither.
+Each reader raises ValueError with a text for the operator: the offending value, then what was
+expected.
 """
 
 import re
@@ -38,7 +38,7 @@ _LONGEST_SHOWN = 60
 
 
 def wrong_type(value: object, expected: str) -> ValueError:
-    """The error for a value of another type than `expected` describes."""
+    """The error for a value whose type is not what `expected` describes."""
     match value:
         case None:
             found = "the value is missing"
@@ -83,13 +83,13 @@ def boolean(value: object) -> bool:
 
 
 def text(value: object, expected: str = "text, in quotes if it looks like a number") -> str:
-    """Text of one line that can be shown on a terminal."""
+    """One line of printable text."""
     if not isinstance(value, str):
         raise wrong_type(value, expected)
     if not value:
         raise ValueError(f"the text is empty (expected {expected})")
     if not value.isprintable():
-        raise ValueError(f"{quote(value)} holds characters that cannot be shown")
+        raise ValueError(f"{quote(value)} contains unprintable characters")
     return value
 
 
@@ -106,8 +106,8 @@ def name(value: object) -> str:
     word = text(value)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", word):
         raise ValueError(
-            f"{quote(word)} is no name (expected up to 63 letters, digits, '.', '_' and '-', "
-            "a letter or digit first)"
+            f"{quote(word)} is not a valid name (expected up to 63 letters, digits, '.', '_' and"
+            " '-', a letter or digit first)"
         )
     return word
 
@@ -131,13 +131,13 @@ def scheduler(value: object) -> str:
 
 
 def duration(value: object) -> float:
-    """Seconds, from a plain number of them or from text with a unit."""
+    """Seconds, from a plain number or from text with a unit."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise wrong_type(value, _DURATION)
     if isinstance(value, str):
         match = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)(ms|s|m|h)", value)
         if match is None:
-            raise ValueError(f"{quote(value)} is no duration (expected {_DURATION})")
+            raise ValueError(f"{quote(value)} is not a duration (expected {_DURATION})")
         seconds = float(match[1]) * _SECONDS[match[2]]
     else:
         seconds = float(value)
@@ -184,11 +184,11 @@ def endpoint(value: object) -> Endpoint:
 
 
 def token(value: object) -> str:
-    """A secret that can stand in an HTTP header and is not guessed."""
+    """A secret that fits in an HTTP header and is hard to guess."""
     word = text(value)
     if not re.fullmatch(r"[!-~]{16,256}", word):
         raise ValueError(
-            "the token can't be used (expected 16 to 256 letters, digits and signs without spaces)"
+            "invalid token (expected 16 to 256 letters, digits and symbols, no spaces)"
         )
     return word
 
@@ -200,7 +200,7 @@ def vip(value: object) -> Vip:
     hostname, first = split_host_port(match[1] if match else word)
     last = split_host_port(f"[{hostname}]:{match[2]}")[1] if match else first
     if last < first:
-        raise ValueError(f"{quote(word)} counts down (expected IP:LOW-HIGH)")
+        raise ValueError(f"{quote(word)} is a descending range (expected IP:LOW-HIGH)")
     return Vip(address(hostname), first, last)
 
 
@@ -208,7 +208,7 @@ def http_method(value: object) -> str:
     """A method of HTTP, such as `GET`."""
     word = text(value, "a method such as GET")
     if not re.fullmatch(r"[A-Z]{1,20}", word):
-        raise ValueError(f"{quote(word)} is no method (expected one such as GET or HEAD)")
+        raise ValueError(f"{quote(word)} is not a method (expected one such as GET or HEAD)")
     return word
 
 
@@ -216,12 +216,12 @@ def http_path(value: object) -> str:
     """A path of HTTP, with its query if it has one (RFC 9112 section 3.2.1)."""
     word = text(value, "a path such as /health")
     if not re.fullmatch(r"/[!-~]*", word):
-        raise ValueError(f"{quote(word)} is no path (expected one such as /health)")
+        raise ValueError(f"{quote(word)} is not a path (expected one such as /health)")
     return word
 
 
 def http_host(value: object) -> str:
-    """What stands in a Host header: a name or an address, with a port if need be."""
+    """The value of a Host header: a name or an address, optionally with a port."""
     word = text(value, "a name such as www.example.org")
     try:
         parts = urlsplit(f"//{word}")
@@ -230,7 +230,7 @@ def http_host(value: object) -> str:
             return word
     except ValueError:
         pass
-    raise ValueError(f"{quote(word)} is no host (expected a name such as www.example.org)")
+    raise ValueError(f"{quote(word)} is not a host (expected a name such as www.example.org)")
 
 
 def http_status(value: object) -> StatusRange:
@@ -241,7 +241,7 @@ def http_status(value: object) -> StatusRange:
     word = text(value, expected)
     match = re.fullmatch(r"([1-5][0-9]{2})(?:-([1-5][0-9]{2}))?", word)
     if match is None or int(match[2] or match[1]) < int(match[1]):
-        raise ValueError(f"{quote(word)} is no status (expected {expected})")
+        raise ValueError(f"{quote(word)} is not a status (expected {expected})")
     return StatusRange(int(match[1]), int(match[2] or match[1]))
 
 
@@ -251,7 +251,8 @@ def payload(value: object) -> str:
         raise wrong_type(value, "text, in quotes if it looks like a number")
     if not value.isascii() and max(value) > "\xff":
         raise ValueError(
-            f'{quote(value)} holds characters that are no bytes (expected such as "\\x01ping")'
+            f"{quote(value)} contains characters that are not bytes"
+            ' (expected text such as "\\x01ping")'
         )
     if len(value) > 1400:
         raise ValueError(f"{quote(value)} is too long (expected at most 1400 bytes)")

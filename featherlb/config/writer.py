@@ -1,7 +1,7 @@
-"""A configuration as YAML text: what `loader` and `services` read back as an equal one.
+"""Writes a configuration as YAML text that `loader` and `services` read back as an equal one.
 
-Walks the dataclasses: a key is written where its value is not the default. What a new field
-needs is a name that is the key's. VIPs have addresses: the file has no names for them.
+Walks the dataclasses and writes each key whose value is not the default. A new field must have its
+key's name.
 """
 
 from dataclasses import MISSING, Field, fields, is_dataclass
@@ -25,7 +25,7 @@ _RENAMED = {"vips": "vip"}
 
 
 def write(config: Config) -> str:
-    """The text of a configuration file that means the same."""
+    """The text of an equal configuration file."""
     return yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True)
 
 

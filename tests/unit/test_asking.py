@@ -47,4 +47,4 @@ def test_a_wrong_duration_is_a_usage_error() -> None:
 
     result = CliRunner().invoke(command, ["--for", "soon"])
     assert result.exit_code == 2
-    assert "'soon' is no duration" in result.output
+    assert "'soon' is not a duration" in result.output

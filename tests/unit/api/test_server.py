@@ -79,7 +79,7 @@ def serve(
             "POST",
             "/v1/changes",
             {"action": "drain", "service": "web", "backend": "10.0.1.2:80", "for": "soon"},
-            "for: 'soon' is no duration",
+            "for: 'soon' is not a duration",
         ),
         (
             "POST",

@@ -43,8 +43,8 @@ def test_roles_limits_and_warnings(tmp_path: Path) -> None:
     result = CliRunner().invoke(check, [str(path)])
     assert result.exit_code == 0
     assert result.stderr == (
-        f"{path}:4: services[0].backends[0]: warning: [::1]:80 is reached by clients on this host"
-        " only (let it listen on another address)\n"
+        f"{path}:4: services[0].backends[0]: warning: only clients on this host can reach"
+        " [::1]:80 (make it listen on another address)\n"
     )
     assert "weight 1\n" in result.stdout
     assert "weight 1, backup, at most 9 connections\n" in result.stdout
@@ -65,5 +65,5 @@ def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
     result = CliRunner().invoke(check, [str(tmp_path / "lb.yaml")])
     assert result.exit_code == 2
     assert result.stderr == (
-        f"{tmp_path}/lb.yaml: the configuration can't be read: no such file or directory\n"
+        f"{tmp_path}/lb.yaml: cannot read the configuration: no such file or directory\n"
     )

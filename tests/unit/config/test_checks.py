@@ -75,30 +75,25 @@ from featherlb.model.errors import ConfigError
         (
             "- vip: 10.0.0.1:80\n  backends:\n  - 10.0.1.1:80\n  - {address: '10.0.1.1:80'}",
             [
-                "f:5: services[0].backends[1].address: 10.0.1.1:80 is a backend of this "
-                "service already (line 4)"
+                "f:5: services[0].backends[1].address: 10.0.1.1:80 is already a backend of "
+                "this service (line 4)"
             ],
         ),
         (
             "- vip: 10.0.0.1:80\n  backends: [web:80, web:80]",
-            ["f:3: services[0].backends[1]: web:80 is a backend of this service already (line 3)"],
+            ["f:3: services[0].backends[1]: web:80 is already a backend of this service (line 3)"],
         ),
         # Options of the other protocol, of the other family, or against each other.
         (
             "- {name: a, vip: '10.0.0.1:80', one_packet: true, responses: 0}",
             [
-                "f:2: services[0].name: 'one_packet' has a use with protocol udp only "
-                "(this service has tcp)",
-                "f:2: services[0].name: 'responses' has a use with protocol udp only "
-                "(this service has tcp)",
+                "f:2: services[0].name: 'one_packet' requires protocol udp (this service has tcp)",
+                "f:2: services[0].name: 'responses' requires protocol udp (this service has tcp)",
             ],
         ),
         (
             "- {name: a, vip: '10.0.0.1:53', protocol: udp, mss: 1400}",
-            [
-                "f:2: services[0].name: 'mss' has a use with protocol tcp only "
-                "(this service has udp)"
-            ],
+            ["f:2: services[0].name: 'mss' requires protocol tcp (this service has udp)"],
         ),
         (
             "- vip: 10.0.0.1:53\n  protocol: udp\n  one_packet: true\n  persistence: {}",
@@ -154,7 +149,7 @@ from featherlb.model.errors import ConfigError
         (
             "- vip: '[::ffff:10.0.0.1]:80'",
             [
-                "f:2: services[0].vip: ::ffff:a00:1 is IPv4 in disguise: write 10.0.0.1 "
+                "f:2: services[0].vip: ::ffff:a00:1 is an IPv4-mapped address: write 10.0.0.1 "
                 "(expected an address of one host)"
             ],
         ),
@@ -179,30 +174,27 @@ from featherlb.model.errors import ConfigError
         (
             "- vip: 10.0.0.1:80\n  scheduler: mh\n  slow_start: 9s",
             [
-                "f:2: services[0]: 'slow_start' has no use with maglev, which picks alike at all "
-                "times (expected another scheduler)"
+                "f:2: services[0]: 'slow_start' has no effect with maglev, whose picks don't "
+                "depend on time (expected another scheduler)"
             ],
         ),
         (
             "- {vip: '10.0.0.1:80', protocol: udp, passive_health: {}}",
-            [
-                "f:2: services[0]: 'passive_health' has a use with protocol tcp only "
-                "(this service has udp)"
-            ],
+            ["f:2: services[0]: 'passive_health' requires protocol tcp (this service has udp)"],
         ),
         # Source addresses.
         (
             "- {vip: '10.0.0.1:80', source_addresses: ['10.0.0.2']}",
             [
-                "f:2: services[0].source_addresses[0]: source addresses have a use in full NAT "
-                "only (expected nat: full beside them)"
+                "f:2: services[0].source_addresses[0]: source addresses require full NAT "
+                "(expected nat: full)"
             ],
         ),
         (
             "- vip: 10.0.0.1:80\n  nat: full\n"
             "  source_addresses: [10.0.0.2, 10.0.0.2, 0.0.0.0, 224.0.0.1]",
             [
-                "f:4: services[0].source_addresses[1]: 10.0.0.2 stands here twice",
+                "f:4: services[0].source_addresses[1]: 10.0.0.2 is listed twice",
                 "f:4: services[0].source_addresses[2]: 0.0.0.0 is not an address "
                 "(expected one of this host)",
                 "f:4: services[0].source_addresses[3]: 224.0.0.1 is a multicast address "

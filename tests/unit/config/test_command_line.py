@@ -89,7 +89,7 @@ def test_options_win_over_the_file() -> None:
 
 
 NO_SERVICE = (
-    "there is no service to run: name one with --vip IP:PORT, or describe services in "
+    "no service to run: name one with --vip IP:PORT, or configure services in "
     "./featherlb.yaml or /etc/featherlb/featherlb.yaml"
 )
 
@@ -105,7 +105,7 @@ def test_options_without_a_vip_are_unclear() -> None:
     with pytest.raises(ConfigError) as raised:
         run([], ["10.0.0.1:80"], "rr", "full", BASE)
     assert list(raised.value.faults) == [
-        f"{option}: it is not clear for which service (name it with --vip IP:PORT)"
+        f"{option}: which service is unclear (select it with --vip IP:PORT)"
         for option in ("--backend", "--scheduler", "--nat")
     ]
 
@@ -136,7 +136,7 @@ def test_every_fault_is_reported() -> None:
         "--backend a:1@x: 'x' is text (expected an integer from 0 to 65535)",
         "--backend a:1@-1: -1 is too small (expected an integer from 0 to 65535)",
         "--backend a:1@: '' is text (expected an integer from 0 to 65535)",
-        "--backend 'x\\n:1': 'x\\n:1' holds characters that cannot be shown",
+        "--backend 'x\\n:1': 'x\\n:1' contains unprintable characters",
         "--nat half: 'half' is unknown (expected dnat or full)",
         "--vip 10.0.0.1:70-90: 10.0.0.1:70-90 overlaps with the VIP 10.0.0.1:80 of service "
         "'10.0.0.1:80/tcp' (--vip 10.0.0.1:80)",
@@ -149,7 +149,7 @@ def test_a_fault_of_the_shared_pool_is_reported_once() -> None:
     with pytest.raises(ConfigError) as raised:
         run(["10.0.0.1:80", "10.0.0.2:80"], ["a:1", "a:1"])
     assert list(raised.value.faults) == [
-        "--backend a:1: a:1 is a backend of this service already (--backend a:1)"
+        "--backend a:1: a:1 is already a backend of this service (--backend a:1)"
     ]
 
 

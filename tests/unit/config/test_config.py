@@ -88,12 +88,12 @@ def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as raised:
         load(tmp_path / "lb.yaml")
     assert list(raised.value.faults) == [
-        f"{tmp_path}/lb.yaml: the configuration can't be read: no such file or directory"
+        f"{tmp_path}/lb.yaml: cannot read the configuration: no such file or directory"
     ]
     with pytest.raises(ConfigError) as raised:
         load(tmp_path)
     assert list(raised.value.faults) == [
-        f"{tmp_path}: the configuration can't be read: is a directory"
+        f"{tmp_path}: cannot read the configuration: is a directory"
     ]
 
 

@@ -64,9 +64,9 @@ def test_reads_scalars_as_operators_mean_them(text: str, data: Any) -> None:
             "f:3: not valid YAML: expected a single document in the stream "
             "but found another document",
         ),
-        ("a:\n- &x [*x]", "f:2: an alias refers to the value that it stands in"),
-        ("a: &x {<<: *x}", "f:1: an alias refers to the value that it stands in"),
-        ("a: {<<: 1}", "f:1: '<<' takes in mappings only"),
+        ("a:\n- &x [*x]", "f:2: an alias refers to a value that contains it"),
+        ("a: &x {<<: *x}", "f:1: an alias refers to a value that contains it"),
+        ("a: {<<: 1}", "f:1: '<<' merges only mappings"),
         ("a: 1\n? [b]\n: 2", "f:2: a key must be a plain word"),
         ("a: !!timestamp 2001-99-99", "f:1: the tag '!!timestamp' is not supported for this value"),
         ("a: !!int x", "f:1: the tag '!!int' is not supported for this value"),
@@ -89,9 +89,9 @@ def test_each_duplicate_key_is_a_fault_and_the_first_one_counts() -> None:
     document = loader.read("a: 1\nb:\n  c: 1\n  c: 2\na: 2\na: 3", "f")
     assert document.data == {"a": 1, "b": {"c": 1}}
     assert sorted(map(str, document.faults)) == [
-        "f:4: the key 'c' stands here twice (first on line 3)",
-        "f:5: the key 'a' stands here twice (first on line 1)",
-        "f:6: the key 'a' stands here twice (first on line 1)",
+        "f:4: duplicate key 'c' (first on line 3)",
+        "f:5: duplicate key 'a' (first on line 1)",
+        "f:6: duplicate key 'a' (first on line 1)",
     ]
 
 

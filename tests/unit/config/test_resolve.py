@@ -100,8 +100,8 @@ def test_a_vip_by_name_takes_one_address(localhost: list[str], endpoint: str, vi
         (
             "- vip: 10.0.0.1:80\n  backends: [web:80, 10.0.1.1:80]",
             [
-                "f:3: services[0].backends[1]: 10.0.1.1:80 is a backend of this service "
-                "already (line 3)"
+                "f:3: services[0].backends[1]: 10.0.1.1:80 is already a backend of this "
+                "service (line 3)"
             ],
         ),
     ],

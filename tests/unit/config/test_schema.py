@@ -45,7 +45,7 @@ def faults_of(text: str) -> list[str]:
         ),
         (
             "services: []\nroutes: []",
-            "f:2: routes: stands beside 'services' (expected one of the two)",
+            "f:2: routes: can't be combined with 'services' (expected one of them)",
         ),
         # Keys.
         (
@@ -63,7 +63,7 @@ def faults_of(text: str) -> list[str]:
         (f"{SERVICE}health: {{}}", f"f:3: health: unknown key (expected one of {FILE_KEYS})"),
         (
             f"{SERVICE}  nat: full\n  nat: full",
-            "f:4: the key 'nat' stands here twice (first on line 3)",
+            "f:4: duplicate key 'nat' (first on line 3)",
         ),
         (
             f"{BACKENDS}  - {{adress: '10.0.1.2:80', address: '10.0.1.2:80'}}",
@@ -78,16 +78,16 @@ def faults_of(text: str) -> list[str]:
         (f"{SERVICE}  name: ''", f"f:3: services[0].name: the text is empty (expected {TEXT})"),
         (
             f"{SERVICE}  name: a b",
-            "f:3: services[0].name: 'a b' is no name (expected up to 63 letters, digits, '.', '_' "
-            "and '-', a letter or digit first)",
+            "f:3: services[0].name: 'a b' is not a valid name (expected up to 63 letters, digits,"
+            " '.', '_' and '-', a letter or digit first)",
         ),
         (
             f'{SERVICE}  name: "a\\nb"',
-            "f:3: services[0].name: 'a\\nb' holds characters that cannot be shown",
+            "f:3: services[0].name: 'a\\nb' contains unprintable characters",
         ),
         (
             f'{SERVICE}  name: "\\uD800"',
-            "f:3: services[0].name: '\\ud800' holds characters that cannot be shown",
+            "f:3: services[0].name: '\\ud800' contains unprintable characters",
         ),
         # VIPs.
         (
@@ -118,7 +118,8 @@ def faults_of(text: str) -> list[str]:
         ),
         (
             "services:\n- vip: 10.0.0.10:8010-8000",
-            "f:2: services[0].vip: '10.0.0.10:8010-8000' counts down (expected IP:LOW-HIGH)",
+            "f:2: services[0].vip: '10.0.0.10:8010-8000' is a descending range"
+            " (expected IP:LOW-HIGH)",
         ),
         (
             "services:\n- vip: 10.0.0.10:8000-70000",
@@ -255,7 +256,7 @@ def faults_of(text: str) -> list[str]:
         ),
         (
             f"{SERVICE}timeouts: {{fin: 2d}}",
-            f"f:3: timeouts.fin: '2d' is no duration (expected {DURATION})",
+            f"f:3: timeouts.fin: '2d' is not a duration (expected {DURATION})",
         ),
         (
             f"{SERVICE}timeouts: {{fin: 0}}",
@@ -299,15 +300,15 @@ def faults_of(text: str) -> list[str]:
         ),
         (
             f"{SERVICE}  health: {{type: tcp, path: /}}",
-            "f:3: services[0].health: 'path' has no use with type tcp (expected http or https)",
+            "f:3: services[0].health: 'path' requires type http or https (this check has tcp)",
         ),
         (
             f"{SERVICE}  health: {{type: http, expect: pong}}",
-            "f:3: services[0].health: 'expect' has no use with type http (expected udp)",
+            "f:3: services[0].health: 'expect' requires type udp (this check has http)",
         ),
         (
             f"{SERVICE}  health: {{type: script}}",
-            "f:3: services[0].health: the command is missing (expected it with type script)",
+            "f:3: services[0].health: missing command (type script requires it)",
         ),
         (
             f"{SERVICE}  health: {{}}",
@@ -321,17 +322,17 @@ def faults_of(text: str) -> list[str]:
         ),
         (
             f"{SERVICE}  health: {{type: http, status: 399-200}}",
-            "f:3: services[0].health.status: '399-200' is no status"
+            "f:3: services[0].health.status: '399-200' is not a status"
             " (expected a status such as 200, or a range such as 200-399)",
         ),
         (
             f"{SERVICE}  health: {{type: http, path: health}}",
-            "f:3: services[0].health.path: 'health' is no path (expected one such as /health)",
+            "f:3: services[0].health.path: 'health' is not a path (expected one such as /health)",
         ),
         (
             f"{SERVICE}  health: {{type: udp, send: '€'}}",
-            "f:3: services[0].health.send: '\\u20ac' holds characters that are no bytes"
-            ' (expected such as "\\x01ping")',
+            "f:3: services[0].health.send: '\\u20ac' contains characters that are not bytes"
+            ' (expected text such as "\\x01ping")',
         ),
         (
             f"{SERVICE}  health: {{type: tcp, rise: 0}}",
@@ -392,7 +393,7 @@ queue: x
         ["f:10", "services[0].wieght"],
         ["f:11", "services[1].vip[1]"],
         ["f:11", "services[1].vip[0]"],
-        ["f:13", "the key 'nat' stands here twice (first on line 12)"],
+        ["f:13", "duplicate key 'nat' (first on line 12)"],
         ["f:14", "queue"],
     ]
 

@@ -71,7 +71,7 @@ def test_what_is_no_host_name_is_refused(word: str) -> None:
 
 
 def test_long_words_are_shortened_in_messages() -> None:
-    with pytest.raises(ValueError, match=r"^'x{60}'… is no name") as raised:
+    with pytest.raises(ValueError, match=r"^'x{60}'… is not a valid name") as raised:
         values.name("x" * 10_000)
     assert len(str(raised.value)) < 200
 
@@ -85,5 +85,7 @@ def test_http_hosts(text: str) -> None:
     "text", ["a..b", "a/b", "a b", "u@a", "a:0", "a:x", "::1", "x" * 64, "a?b"]
 )
 def test_what_is_no_http_host(text: str) -> None:
-    with pytest.raises(ValueError, match=r"is no host \(expected a name such as www.example.org\)"):
+    with pytest.raises(
+        ValueError, match=r"is not a host \(expected a name such as www.example.org\)"
+    ):
         values.http_host(text)
