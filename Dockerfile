@@ -1,12 +1,12 @@
-# featherlb with its packet path compiled; docs/e2e.md tells how to run it.
+# featherlb with its packet path compiled; docs/e2e.md says how to run it.
 FROM debian:bookworm-slim AS build
 RUN apt-get update && apt-get install -y --no-install-recommends \
         ca-certificates gcc libc6-dev libnetfilter-queue-dev python3-dev python3-venv \
     && rm -rf /var/lib/apt/lists/*
-# The authorities that the image trusts, not pip's own list: a company's may be among them.
+# Use the image's CA certificates, which may include a company's, instead of pip's own.
 ENV PIP_CERT=/etc/ssl/certs/ca-certificates.crt PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /src
-# What featherlb depends on comes first: this layer stays when only its sources change.
+# Dependencies first: this layer stays cached when only the sources change.
 COPY pyproject.toml ./
 RUN python3 -c "import tomllib; print('\n'.join(tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies']))" \
         >requirements.txt \

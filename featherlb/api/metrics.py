@@ -1,6 +1,6 @@
-"""Metrics in Prometheus' text format, from one look at the workers. Counters are those of a worker
-since it started and carry its number, so that the restart of one shows as the reset of its own
-counters. docs/operations.md lists them with their invariants.
+"""Metrics in Prometheus' text format, from one snapshot of the workers. Counters start with their
+worker and carry its number, so a worker restart shows as a reset of its own counters only.
+docs/operations.md lists them with their invariants.
 """
 
 from collections.abc import Iterator
@@ -17,24 +17,24 @@ from featherlb.worker.protocol import WorkerStatistics
 
 _RESULTS = ("translated", "passed", "dropped")
 _BACKEND_COUNTERS = {
-    "flows": ("flows", "Flows opened to a backend."),
-    "resets": ("resets", "Connections that a backend reset."),
-    "refused": ("refused", "Connections that a backend refused with a RST."),
-    "syn_timeouts": ("syn_timeouts", "Connections that a backend never answered."),
-    "syn_retries": ("syn_retries", "Connections whose client had to send the SYN again."),
+    "flows": ("flows", "Flows opened."),
+    "resets": ("resets", "Open connections that the backend reset."),
+    "refused": ("refused", "Connections that the backend refused with a RST."),
+    "syn_timeouts": ("syn_timeouts", "Connections that the backend never answered."),
+    "syn_retries": ("syn_retries", "Connections whose client retransmitted the SYN."),
 }
 _DIRECTIONS = ("forward", "reply")
 
 
 async def render(instance: Instance) -> tuple[bytes, str]:
-    """The metrics now, and their content type."""
+    """The current metrics, and their content type."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(Snapshot(instance, await instance.workers.statistics()))
     return exposition.generate_latest(registry), exposition.CONTENT_TYPE_LATEST
 
 
 class Snapshot(Collector):
-    """The metrics of one moment."""
+    """The metrics at one moment."""
 
     def __init__(self, instance: Instance, workers: list[WorkerStatistics]) -> None:
         self._instance = instance
@@ -42,7 +42,7 @@ class Snapshot(Collector):
 
     def collect(self) -> Iterator[Metric]:
         yield InfoMetricFamily(
-            "featherlb", "The program that runs.", value={"version": __version__}
+            "featherlb", "Version of the running program.", value={"version": __version__}
         )
         yield from self._control()
         yield from self._packets()
@@ -59,7 +59,7 @@ class Snapshot(Collector):
         yield reloads
         yield GaugeMetricFamily(
             "featherlb_reload_failed",
-            "1 if the last reload was refused.",
+            "1 if the last reload was refused: the running configuration differs from the file.",
             value=bool(instance.reloads.error),
         )
         yield GaugeMetricFamily(
@@ -70,22 +70,22 @@ class Snapshot(Collector):
         )
         yield GaugeMetricFamily(
             "featherlb_start_time_seconds",
-            "Unix time of the start.",
+            "Start time, Unix time.",
             value=instance.started.timestamp(),
         )
 
     def _packets(self) -> Iterator[Metric]:
         received = CounterMetricFamily(
             "featherlb_received_packets",
-            "Packets taken from the queue: the sum of the three results.",
+            "Packets received from queue and sockets: the sum of all outcomes.",
             labels=["worker"],
         )
         results = CounterMetricFamily(
-            "featherlb_packets", "Packets by what became of them.", labels=["worker", "result"]
+            "featherlb_packets", "Packets by outcome.", labels=["worker", "result"]
         )
         reasons = CounterMetricFamily(
             "featherlb_packet_reasons",
-            "Packets by the exact reason for what became of them.",
+            "Packets by reason.",
             labels=["worker", "reason"],
         )
         for number, one in enumerate(self._workers):
@@ -101,19 +101,19 @@ class Snapshot(Collector):
 
     def _flows(self) -> Iterator[Metric]:
         flows = GaugeMetricFamily(
-            "featherlb_flows", "Tracked flows by kind of state.", labels=["worker", "state"]
+            "featherlb_flows", "Tracked flows by class of state.", labels=["worker", "state"]
         )
         capacity = GaugeMetricFamily(
-            "featherlb_flow_capacity", "Flows that fit.", labels=["worker"]
+            "featherlb_flow_capacity", "Size of the flow table.", labels=["worker"]
         )
         evicted = CounterMetricFamily(
             "featherlb_evicted_flows",
-            "Flows given up because the table was full.",
+            "Flows evicted because the table was full.",
             labels=["worker"],
         )
         errors = CounterMetricFamily(
             "featherlb_scheduler_errors",
-            "Faults of users' schedulers.",
+            "Errors of custom schedulers.",
             labels=["worker", "service"],
         )
         for number, one in enumerate(self._workers):
@@ -131,21 +131,21 @@ class Snapshot(Collector):
 
     def _queues(self) -> Iterator[Metric]:
         waiting = GaugeMetricFamily(
-            "featherlb_queue_waiting_packets", "Packets that wait in the queue.", labels=["worker"]
+            "featherlb_queue_waiting_packets", "Packets waiting in the queue.", labels=["worker"]
         )
         drops = CounterMetricFamily(
             "featherlb_kernel_dropped_packets",
-            "Packets that the kernel dropped before featherlb saw them.",
+            "Packets dropped before they reached featherlb.",
             labels=["worker", "reason"],
         )
         unsent = CounterMetricFamily(
             "featherlb_unsent_packets",
-            "Packets of featherlb's own (RST, ICMP) that the kernel refused to send.",
+            "Packets generated by featherlb (RST, ICMP) that the kernel refused to send.",
             labels=["worker"],
         )
         frames = CounterMetricFamily(
             "featherlb_lost_frames",
-            "Translated packets of the raw datapath that could not be sent.",
+            "Frames of the raw datapath translated but not sent.",
             labels=["worker", "reason"],
         )
         for number, one in enumerate(self._workers):
@@ -164,8 +164,8 @@ class Snapshot(Collector):
 
     def _conntrack(self) -> Iterator[Metric]:
         for name, setting, text in (
-            ("entries", "count", "Connections that the kernel tracks, whoever's they are."),
-            ("limit", "max", "As many as it may track."),
+            ("entries", "count", "Connections tracked by the kernel on this host."),
+            ("limit", "max", "Size of the kernel's conntrack table."),
         ):
             family = GaugeMetricFamily(f"featherlb_conntrack_{name}", text, labels=[])
             # Not every kernel has connection tracking.
@@ -175,23 +175,27 @@ class Snapshot(Collector):
 
     def _backends(self) -> Iterator[Metric]:
         labels = ["worker", "service", "backend"]
-        active = GaugeMetricFamily("featherlb_backend_active_flows", "Open flows.", labels=labels)
+        active = GaugeMetricFamily(
+            "featherlb_backend_active_flows", "Open flows, including half-open ones.", labels=labels
+        )
         weight = GaugeMetricFamily(
-            "featherlb_backend_weight", "Weight, as configured or changed.", labels=labels[1:]
+            "featherlb_backend_weight",
+            "Weight, as configured or changed at run time.",
+            labels=labels[1:],
         )
         effective = GaugeMetricFamily(
             "featherlb_backend_effective_weight",
-            "Weight in use: 0 takes no new flows; it grows during a slow start.",
+            "Weight in use: 0 means no new flows; grows during slow start.",
             labels=labels[1:],
         )
         limit = GaugeMetricFamily(
             "featherlb_backend_max_connections",
-            "Open flows that a backend may have, where that is limited.",
+            "Limit of open flows, if set.",
             labels=labels[1:],
         )
         ejections = CounterMetricFamily(
             "featherlb_backend_ejections",
-            "Times that a backend was ejected because connections to it failed.",
+            "Times the backend was ejected because connections to it failed.",
             labels=labels[1:],
         )
         counters = {
@@ -203,15 +207,13 @@ class Snapshot(Collector):
         )
         volume = CounterMetricFamily(
             "featherlb_backend_bytes",
-            "Bytes translated, IP headers included.",
+            "Bytes translated, including IP headers.",
             labels=[*labels, "direction"],
         )
-        up = GaugeMetricFamily(
-            "featherlb_backend_up", "0 if it is down or ejected.", labels=labels[1:]
-        )
+        up = GaugeMetricFamily("featherlb_backend_up", "0 if down or ejected.", labels=labels[1:])
         panic = GaugeMetricFamily(
             "featherlb_panic",
-            "1 if too few backends are well, so all are used.",
+            "1 if too few backends are healthy, so all are used.",
             labels=["service"],
         )
         instance = self._instance

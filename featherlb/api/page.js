@@ -191,7 +191,7 @@ async function turn() {
     if (error instanceof Refused) {
       again = 0;
       $("ask").hidden = false;
-      $("error").textContent = token ? "This is not the token." : "";
+      $("error").textContent = token ? "Wrong token." : "";
     } else {
       $("error").textContent = "featherlb does not answer: " + error.message;
     }

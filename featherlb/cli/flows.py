@@ -18,6 +18,7 @@ from featherlb.cli.asking import (
     short_number,
     short_time,
 )
+from featherlb.model.errors import ConfigError
 
 
 @click.command()
@@ -59,7 +60,7 @@ def flows(
     }
     if kill:
         if not everything and all(value is None for value in query.values()):
-            raise click.UsageError("select flows with a filter such as --client, or add --all")
+            raise ConfigError(["select flows with a filter such as --client, or add --all"])
         whole = query | ({"all": "true"} if everything else {})
         ended = ask(instance, lambda api: api.delete("/v1/flows", schema.Ended, whole))
         if output == "json":

@@ -235,6 +235,18 @@ def test_nobody_to_talk_to(lab: Lab) -> None:
 
 
 @ONE_DRIVER
+def test_a_dead_instance_is_named_with_the_way_out(lab: Lab, featherlb: Up) -> None:
+    with featherlb(lab, "--vip", f"{VIP}:80", "--backend", ONE) as running:
+        running.kill()
+    done = run(lab.balancer, "status")
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"featherlb: instance 0 (pid {running.pid}) is dead; packets to its VIPs are dropped: run"
+        " `featherlb up` or `featherlb down`\n"
+    )
+
+
+@ONE_DRIVER
 def test_what_goes_wrong_beside_the_packets_costs_none(
     lab: Lab, driver: str, tmp_path: Path, path: Path
 ) -> None:

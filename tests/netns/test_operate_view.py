@@ -53,7 +53,7 @@ def test_the_page_in_a_browser(lab: Lab, loaded: Featherlb, tmp_path: Path) -> N
             await page.wait_for("document.getElementById('ask')?.hidden === false")
             await page.run("document.getElementById('token').value = 'wrong'")
             await page.run("document.querySelector('#ask button').click()")
-            await page.wait_for("document.body.innerText.includes('This is not the token')")
+            await page.wait_for("document.body.innerText.includes('Wrong token')")
             await page.run(f"document.getElementById('token').value = '{TOKEN}'")
             await page.run("document.querySelector('#ask button').click()")
             await page.wait_for("document.body.innerText.includes('10.0.0.101')")
