@@ -1,5 +1,4 @@
-"""The runtime API: HTTP and JSON on a Unix socket, and on TCP where it is configured.
+"""The runtime API: HTTP and JSON on a Unix socket and, if configured, on TCP.
 
-`schema` says what is asked and answered, `server` answers, `client` asks. docs/api.md
-describes it for other programs.
+`schema` defines requests and responses; docs/api.md describes them for other programs.
 """

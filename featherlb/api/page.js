@@ -1,14 +1,14 @@
-// The live page: asks the runtime API once a second, draws with SVG. No library, nothing from elsewhere.
+// The status page: polls the runtime API once a second and draws with SVG. No libraries, no external resources.
 "use strict";
 
-const KEPT = 120; // looks that a plot shows
-const INTERVAL = 1000; // milliseconds between two looks
+const KEPT = 120; // snapshots in a plot
+const INTERVAL = 1000; // refresh interval, milliseconds
 const COLOURS = ["#3b7dd8", "#e0803a", "#3a9d5d", "#b3509b", "#8a7a3c", "#4aa3a3", "#c94f4f", "#777"];
 const $ = (id) => document.getElementById(id);
 
 let token = sessionStorage.getItem("token") || "";
 let before = null;
-const history = []; // {name, values: Map(series -> number)} of each look
+const history = []; // {name, values: Map(series -> number)} per snapshot
 
 async function ask(path) {
   const answer = await fetch("v1/" + path, { headers: { Authorization: "Bearer " + token } });
@@ -20,7 +20,7 @@ async function ask(path) {
 
 class Refused extends Error {}
 
-async function look() {
+async function snapshot() {
   const [status, services, stats, clients] = await Promise.all(["status", "services", "stats", "clients"].map(ask));
   return { moment: performance.now() / 1000, status, services: services.services, stats, clients };
 }
@@ -44,7 +44,7 @@ function duration(seconds) {
   return d ? `${d} d ${h} h` : h ? `${h} h ${m} min` : m ? `${m} min` : `${Math.floor(seconds)} s`;
 }
 
-// Each backend with its rates per second since the look before.
+// Each backend with its rates per second since the previous snapshot.
 function backends(now) {
   const elapsed = before ? now.moment - before.moment : 0;
   const past = new Map();
@@ -183,7 +183,7 @@ function draw(now) {
 async function turn() {
   let again = INTERVAL;
   try {
-    draw(await look());
+    draw(await snapshot());
     $("ask").hidden = true;
     $("view").hidden = false;
     $("error").textContent = "";

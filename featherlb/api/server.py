@@ -1,6 +1,7 @@
-"""Serves the runtime API: translates between HTTP and `Instance`. The Unix socket is for root
-alone; file permissions decide who may connect. TCP, where it is configured, asks for a token,
-except for metrics and the page, which change nothing.
+"""Serves the runtime API: translates between HTTP and `Instance`.
+
+File permissions restrict the Unix socket to root. TCP, if configured, requires a token, except for
+metrics and the page, which change nothing.
 """
 
 import asyncio
@@ -33,7 +34,7 @@ from featherlb.model.reason import Reason
 from featherlb.system import journal
 
 RECORDS_PER_ANSWER = 1 << 16
-"""Records that one request looks at, so that a rare match doesn't keep the client waiting."""
+"""Records scanned per request, so that a rare match doesn't keep the client waiting."""
 _POLICY = "; ".join(
     (
         "default-src 'none'",
@@ -43,9 +44,9 @@ _POLICY = "; ".join(
         "frame-ancestors 'none'",
     )
 )
-"""Of the page: nothing from elsewhere runs in it, and no other page frames it."""
+"""Of the page: no external scripts, no framing by other pages."""
 SAMPLE = 1 << 14
-"""Records that the list of busiest clients is made from."""
+"""Records sampled for the list of busiest clients."""
 
 
 class Server:
@@ -57,7 +58,7 @@ class Server:
         self._path: Path | None = None
 
     async def start(self) -> None:
-        """Listen; HostError if that's impossible."""
+        """Listen; HostError if that is impossible."""
         self._path = socket_path(self._instance.options.queue)
         runner = await self._runner(token=None)
         try:
@@ -91,7 +92,7 @@ class Server:
 
 
 def socket_path(instance: int) -> Path:
-    """Where the API of an instance of this network namespace listens."""
+    """The API socket of an instance in this network namespace."""
     return journal.Journal().directory / f"{instance}.sock"
 
 
@@ -99,7 +100,7 @@ def _listen(path: Path) -> socket.socket:
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    # Nobody may connect before the mode is right.
+    # No client may connect before the mode is set.
     before = os.umask(0o177)
     try:
         listener.bind(str(path))
@@ -109,7 +110,7 @@ def _listen(path: Path) -> socket.socket:
 
 
 def application(instance: Instance, token: str | None) -> web.Application:
-    """The API; with a token, only for those who know it."""
+    """The API; with `token`, requests below /v1/ must present it."""
     handlers = _Handlers(instance)
     app = web.Application(middlewares=[_answer_errors, _ask_for(token)])
     for (method, path), name in _ROUTES.items():
@@ -139,7 +140,7 @@ _ROUTES = {
 
 
 def routes() -> list[tuple[str, str]]:
-    """What is served: methods and paths."""
+    """The served methods and paths."""
     return list(_ROUTES)
 
 
@@ -161,7 +162,7 @@ def _ask_for(token: str | None) -> Middleware:
         if token is not None and request.path.startswith("/v1/"):
             given = request.headers.get("Authorization", "").encode()
             if not hmac.compare_digest(given, f"Bearer {token}".encode()):
-                fault = schema.Fault(error="this needs the header `Authorization: Bearer TOKEN`")
+                fault = schema.Fault(error="this requires the header `Authorization: Bearer TOKEN`")
                 return _answer(fault, status=401)
         return await handler(request)
 
@@ -178,11 +179,11 @@ async def _body(request: web.Request) -> object:
     try:
         return await request.json()
     except ValueError:
-        raise ConfigError(["the request's body is not JSON"]) from None
+        raise ConfigError(["the request body is not JSON"]) from None
 
 
 class _Handlers:
-    """One method for each verb."""
+    """One method per route."""
 
     def __init__(self, instance: Instance) -> None:
         self._instance = instance
@@ -201,14 +202,14 @@ class _Handlers:
         wanted = self._filter(query)
         worker, _, record = query.cursor.partition(":")
         found: list[schema.Flow] = []
-        looked_at = 0
+        scanned = 0
         place: str | None = None
         start = Cursor(int(worker), max(1, int(record)))
         async for page, following in self._instance.workers.copies(start):
             place = f"{following.worker}:{following.record}" if following else None
             found += [_flow(flow) for _, _, flow in read_flows(page) if wanted.matches(flow)]
-            looked_at += len(page.records) // 128
-            if len(found) >= query.limit or looked_at >= RECORDS_PER_ANSWER:
+            scanned += len(page.records) // 128
+            if len(found) >= query.limit or scanned >= RECORDS_PER_ANSWER:
                 break
             await asyncio.sleep(0)
         return _answer(schema.Flows(flows=found, next=place))
@@ -223,12 +224,12 @@ class _Handlers:
 
     async def clients(self, request: web.Request) -> web.Response:
         counts: Counter[str] = Counter()
-        looked_at = 0
+        scanned = 0
         whole = False
         async for page, _ in self._instance.workers.copies(Cursor()):
             counts.update(str(flow.client.address) for _, _, flow in read_flows(page))
-            looked_at += len(page.records) // 128
-            if looked_at >= SAMPLE:
+            scanned += len(page.records) // 128
+            if scanned >= SAMPLE:
                 break
             await asyncio.sleep(0)
         else:
@@ -247,12 +248,12 @@ class _Handlers:
         if wanted.action is Action.WEIGHT and wanted.weight is None:
             raise ConfigError(["weight: is missing (expected an integer from 0 to 65535)"])
         if wanted.weight is not None and wanted.action not in (Action.WEIGHT, Action.ADD):
-            raise ConfigError([f"weight: has no use with {wanted.action}"])
+            raise ConfigError([f"weight: not allowed with {wanted.action}"])
         for key in ("role", "max_connections"):
             if getattr(wanted, key) is not None and wanted.action is not Action.ADD:
-                raise ConfigError([f"{key}: has no use with {wanted.action}"])
+                raise ConfigError([f"{key}: not allowed with {wanted.action}"])
         if wanted.deadline is not None and wanted.action is not Action.DRAIN:
-            raise ConfigError([f"deadline: has no use with {wanted.action}"])
+            raise ConfigError([f"deadline: not allowed with {wanted.action}"])
         try:
             host, port = values.host_port(wanted.backend)
         except ValueError as error:
@@ -282,12 +283,12 @@ class _Handlers:
         wanted = schema.read(schema.ReloadRequest, await _body(request))
         if wanted.dry_run:
             return _answer(schema.Reloaded(differences=await self._instance.preview()))
-        # A client that goes away doesn't stop what it has begun.
+        # A client that disconnects doesn't cancel its reload.
         task = asyncio.ensure_future(self._instance.reload(discard=wanted.discard))
         return _answer(schema.Reloaded(differences=await asyncio.shield(task)))
 
     async def config(self, request: web.Request) -> web.Response:
-        # Here and for metrics: what most instances are never asked for starts without.
+        # Imported on demand, like metrics: most instances never need them.
         from featherlb.config.writer import write
 
         text = write(self._instance.lasting_config())
@@ -301,7 +302,7 @@ class _Handlers:
     async def events(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         response.content_type = "application/x-ndjson"
-        # A client that has gone away is nobody's error.
+        # A client that disconnects is no error.
         with self._instance.events.listen() as listener, suppress(ConnectionError):
             await response.prepare(request)
             while True:
@@ -333,7 +334,7 @@ class _Handlers:
         return web.Response(text=_resource("page.js"), content_type="text/javascript")
 
     def _filter(self, query: schema.FlowQuery) -> FlowFilter:
-        """What the query means; ConfigError for what can't match anything."""
+        """The query as a filter; ConfigError for values that can't match anything."""
         service = query.service
         try:
             client = ip_network(query.client, strict=False) if query.client else None
@@ -509,11 +510,11 @@ COUNTS = (
     "syn_timeouts",
     "syn_retries",
 )
-"""Of a backend, in `BackendStats` and in the API."""
+"""A backend's counters in `BackendStats` and in the API."""
 
 
 def backend_counts(found: list[Statistics]) -> dict[tuple[str, Endpoint], dict[str, int]]:
-    """The counts of each backend, over all workers."""
+    """The counters of each backend, over all workers."""
     counts: dict[tuple[str, Endpoint], dict[str, int]] = defaultdict(
         lambda: dict.fromkeys(COUNTS, 0)
     )

@@ -91,7 +91,7 @@ def serve(
             "POST",
             "/v1/changes",
             {"action": "remove", "service": "web", "backend": "10.0.1.2:80", "deadline": 5},
-            "deadline: has no use with remove",
+            "deadline: not allowed with remove",
         ),
         (
             "POST",
@@ -125,7 +125,7 @@ def test_a_body_that_is_no_json(path: Path) -> None:
             assert answer.status == 400
             return await answer.text()
 
-    assert json.loads(serve(path, ask)) == {"error": "the request's body is not JSON"}
+    assert json.loads(serve(path, ask)) == {"error": "the request body is not JSON"}
 
 
 @pytest.mark.parametrize("sent", ["", "wrong", TOKEN + "x"])
