@@ -13,7 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from featherlb.core.flows.memory import HOP, LAYOUT, RECORD, FlowMemory, size_of
+from featherlb.core.flows.memory import HOP_SIZE, LAYOUT, FlowMemory, size_of
+from featherlb.core.flows.record import RECORD_SIZE
 from featherlb.model.shard import Shard
 
 FRESH = 3600.0
@@ -55,7 +56,8 @@ def load(source: Path) -> FlowMemory | None:
     with suppress(OSError), source.open("rb") as file:
         if _read_shard(file.readline()) is not None and _is_fresh(source):
             block = bytearray(file.read())
-            if len(block) >= size_of(0) and not (len(block) - size_of(0)) % (RECORD + HOP):
+            flows = len(block) - size_of(0)
+            if flows >= 0 and not flows % (RECORD_SIZE + HOP_SIZE):
                 return FlowMemory(block)
     return None
 

@@ -1,6 +1,7 @@
 # C types of conntrack.py, for the compiled build.
 cimport cython
-from featherlb.core.flows.table cimport FLAGS, FULL, IPV6, PORTS, PROTOCOL, STATE, FlowTable
+from featherlb.core.flows.record cimport FULL, IPV6, Record
+from featherlb.core.flows.table cimport FlowTable
 from featherlb.net.packet cimport MAPPED, TCP
 
 cdef Py_ssize_t HEADER, LARGEST
@@ -27,8 +28,7 @@ cdef class Requests:
     @cython.locals(length=cython.Py_ssize_t)
     cpdef object take(self)
     @cython.locals(
-        base=cython.Py_ssize_t, flags=cython.int, protocol=cython.uint, ports=cython.uint,
-        back=cython.uint, family=cython.int, start=cython.Py_ssize_t, at=cython.Py_ssize_t)
+        record="Record *", family=cython.int, start=cython.Py_ssize_t, at=cython.Py_ssize_t)
     cpdef object create(self, FlowTable flows, Py_ssize_t flow)
     cpdef object delete(self, FlowTable flows, Py_ssize_t flow)
     cpdef object get(self, FlowTable flows, Py_ssize_t flow)
@@ -39,14 +39,14 @@ cdef class Requests:
     @cython.locals(start=cython.Py_ssize_t)
     cdef Py_ssize_t begin(self, int kind, int flags, int family, unsigned int sequence) except -1
     cdef void finish(self, Py_ssize_t start, Py_ssize_t end) noexcept
-    @cython.locals(base=cython.Py_ssize_t)
+    @cython.locals(record="Record *")
     cdef Py_ssize_t forward_tuple(
         self, Py_ssize_t at, FlowTable flows, Py_ssize_t flow, int family) noexcept
     @cython.locals(size=cython.int)
     cdef Py_ssize_t tuple_attribute(
         self, Py_ssize_t at, int kind, int family, unsigned long long src_high,
         unsigned long long src_low, unsigned long long dst_high, unsigned long long dst_low,
-        unsigned int ports, unsigned int protocol) noexcept
+        unsigned int src_port, unsigned int dst_port, unsigned int protocol) noexcept
     cdef Py_ssize_t translation(
         self, Py_ssize_t at, int kind, int family, unsigned long long high,
         unsigned long long low, unsigned int port) noexcept

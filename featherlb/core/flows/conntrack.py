@@ -11,7 +11,7 @@ from featherlb.core.flows.table import FlowTable
 from featherlb.core.flows.tcp_state import State
 
 if not cython.compiled:
-    from featherlb.core.flows.table import FLAGS, FULL, IPV6, PORTS, PROTOCOL, STATE
+    from featherlb.core.flows.record import FULL, IPV6
     from featherlb.net.packet import MAPPED, TCP
 
 HEADER = 20
@@ -70,12 +70,8 @@ class Requests:
         With one direction's translation given, the kernel takes the other one for settled, too:
         no rule changes the source of a flow in `dnat` mode.
         """
-        base = flow * 16
-        flags = flows.u8[flow * 128 + FLAGS]
-        protocol = flows.u8[flow * 128 + PROTOCOL]
-        ports = flows.u32[flow * 32 + PORTS]
-        back = flows.u32[flow * 32 + PORTS + 1]
-        family = AF_INET6 if flags & IPV6 else AF_INET
+        record = flows.at(flow)
+        family = AF_INET6 if record.flags & IPV6 else AF_INET
         start = self.begin(NEW_MESSAGE, REQUEST | CREATE | EXCLUSIVE, family, flow)
         at = self.forward_tuple(start + HEADER, flows, flow, family)
         # The plain inverse: the kernel translates it.
@@ -83,24 +79,25 @@ class Requests:
             at,
             TUPLE_REPLY,
             family,
-            flows.u64[base + 2],
-            flows.u64[base + 3],
-            flows.u64[base],
-            flows.u64[base + 1],
-            (ports & 0xFFFF) << 16 | ports >> 16,
-            protocol,
+            record.vip_high,
+            record.vip_low,
+            record.client_high,
+            record.client_low,
+            record.vip_port,
+            record.client_port,
+            record.protocol,
         )
         self.attribute(at, TIMEOUT, 8)
         self.put32(at + 4, FIRST_TIMEOUT)
         at = self.translation(
-            at + 8, NAT_DST, family, flows.u64[base + 4], flows.u64[base + 5], back >> 16
+            at + 8, NAT_DST, family, record.backend_high, record.backend_low, record.backend_port
         )
-        if flags & FULL or back & 0xFFFF != ports >> 16:
+        if record.flags & FULL or record.source_port != record.client_port:
             at = self.translation(
-                at, NAT_SRC, family, flows.u64[base + 6], flows.u64[base + 7], back & 0xFFFF
+                at, NAT_SRC, family, record.source_high, record.source_low, record.source_port
             )
-        if protocol == TCP and flows.u8[flow * 128 + STATE] != SYN_SENT:
-            at = self.under_way(at, flows.u8[flow * 128 + STATE])
+        if record.protocol == TCP and record.state != SYN_SENT:
+            at = self.under_way(at, record.state)
         self.finish(start, at)
 
     def delete(self, flows: FlowTable, flow: int) -> None:
@@ -120,7 +117,7 @@ class Requests:
 
     def name(self, flows: FlowTable, flow: int, kind: int, sequence: int) -> None:
         """A request about the entry with the flow's forward key."""
-        family = AF_INET6 if flows.u8[flow * 128 + FLAGS] & IPV6 else AF_INET
+        family = AF_INET6 if flows.at(flow).flags & IPV6 else AF_INET
         start = self.begin(kind, REQUEST, family, sequence)
         self.finish(start, self.forward_tuple(start + HEADER, flows, flow, family))
 
@@ -146,17 +143,18 @@ class Requests:
 
     def forward_tuple(self, at: int, flows: FlowTable, flow: int, family: int) -> int:
         """The attribute with a flow's forward key; the offset behind it."""
-        base = flow * 16
+        record = flows.at(flow)
         return self.tuple_attribute(
             at,
             TUPLE_ORIG,
             family,
-            flows.u64[base],
-            flows.u64[base + 1],
-            flows.u64[base + 2],
-            flows.u64[base + 3],
-            flows.u32[flow * 32 + PORTS],
-            flows.u8[flow * 128 + PROTOCOL],
+            record.client_high,
+            record.client_low,
+            record.vip_high,
+            record.vip_low,
+            record.client_port,
+            record.vip_port,
+            record.protocol,
         )
 
     def tuple_attribute(
@@ -168,10 +166,11 @@ class Requests:
         src_low: int,
         dst_high: int,
         dst_low: int,
-        ports: int,
+        src_port: int,
+        dst_port: int,
         protocol: int,
     ) -> int:
-        """The attribute of one direction, `ports` source << 16 | destination; what is behind."""
+        """The attribute of one direction; the offset behind it."""
         size = 44 if family == AF_INET6 else 20
         self.attribute(at, NESTED | kind, 4 + size + 28)
         at += 4
@@ -191,9 +190,9 @@ class Requests:
         self.attribute(at + 4, PROTO_NUM, 5)
         self.put32(at + 8, protocol << 24)
         self.attribute(at + 12, PROTO_SRC_PORT, 6)
-        self.put32(at + 16, ports & 0xFFFF0000)
+        self.put32(at + 16, src_port << 16)
         self.attribute(at + 20, PROTO_DST_PORT, 6)
-        self.put32(at + 24, (ports & 0xFFFF) << 16)
+        self.put32(at + 24, dst_port << 16)
         return at + 28
 
     def translation(self, at: int, kind: int, family: int, high: int, low: int, port: int) -> int:

@@ -3,11 +3,11 @@ cimport cython
 from featherlb.net.checksum cimport fold, words
 from featherlb.core.flows.conntrack cimport Requests
 from featherlb.core.flows.counters cimport OPENED, SYN_TIMEOUTS, Counters
-from featherlb.core.flows.table cimport (
-    ADDRESS_DELTA, COUNTED, FLAGS, FULL, IPV6, LOCAL_CLIENT, MEMBER, NEXT, OFFLOADED, PORTS,
-    RESPONSES, STATE, TRANSPORT_DELTA, WIRED, FlowTable)
+from featherlb.core.flows.members cimport Members, PoolMember
 from featherlb.core.flows.next_hops cimport Hops
-from featherlb.core.flows.members cimport Members, Slot
+from featherlb.core.flows.record cimport (
+    COUNTED, FULL, IPV6, LOCAL_CLIENT, OFFLOADED, WIRED, Record)
+from featherlb.core.flows.table cimport FlowTable
 from featherlb.net.packet cimport SYN, TCP, Packet
 
 cdef int MAX_EXPIRED_AT_ONCE, MAX_PORT_RECLAIMS
@@ -31,30 +31,31 @@ cdef class Lifecycle:
 
     # A negative reason is never -1: that is Reason.REPLY, which refuses nothing.
     @cython.locals(
-        packet=Packet, flows=FlowTable, flags=cython.int, flow=cython.Py_ssize_t,
+        packet=Packet, flows=FlowTable, flags=cython.int, flow=cython.Py_ssize_t, record="Record *",
         clash=cython.Py_ssize_t, source_high=cython.ulonglong, source_low=cython.ulonglong,
         source_port=cython.uint)
     cdef Py_ssize_t open(
-        self, pool, Slot slot, unsigned long long client_high, unsigned long long client_low,
+        self, pool, PoolMember member, unsigned long long client_high, unsigned long long client_low,
         unsigned long long vip_high, unsigned long long vip_low, unsigned int ports, int hook,
         int state, unsigned int ticks) except -1
-    @cython.locals(packet=Packet, flows=FlowTable)
-    cdef bint serves(self, Py_ssize_t flow, Py_ssize_t member) noexcept
+    @cython.locals(packet=Packet, record="Record *")
+    cdef bint serves(self, Py_ssize_t flow, Py_ssize_t member_id) noexcept
     @cython.locals(
-        flows=FlowTable, closing=cython.Py_ssize_t, following=cython.Py_ssize_t, holder=Slot,
-        _=cython.int)
-    cdef object allocate_source(self, Slot slot)
+        flows=FlowTable, closing=cython.Py_ssize_t, following=cython.Py_ssize_t, holder=PoolMember,
+        record="Record *", _=cython.int)
+    cdef object allocate_source(self, PoolMember member)
     @cython.locals(
-        flows=FlowTable, at=cython.Py_ssize_t, goes=cython.ulonglong, comes=cython.ulonglong,
-        ports=cython.uint, back=cython.uint, address_delta=cython.ulonglong,
-        ports_go=cython.ulonglong, ports_come=cython.ulonglong)
-    cdef void settle(self, Py_ssize_t flow) noexcept
+        record="Record *", before=cython.ulonglong, after=cython.ulonglong,
+        address_delta=cython.ulonglong, ports_before=cython.ulonglong,
+        ports_after=cython.ulonglong)
+    cdef void compute_deltas(self, Py_ssize_t flow) noexcept
     @cython.locals(
-        flows=FlowTable, before=cython.int, queue=cython.Py_ssize_t, slot=Slot)
+        record="Record *", before=cython.int, queue=cython.Py_ssize_t, member=PoolMember)
     cdef void enter(self, Py_ssize_t flow, int state, unsigned int ticks) except *
-    @cython.locals(state=cython.int)
+    @cython.locals(record="Record *", state=cython.int)
     cdef bint reopens(self, Py_ssize_t flow) noexcept
-    @cython.locals(flows=FlowTable, slot=Slot)
+    @cython.locals(flows=FlowTable, record="Record *", member=PoolMember)
     cdef void close(self, Py_ssize_t flow) except *
-    @cython.locals(flows=FlowTable, flow=cython.Py_ssize_t, _=cython.int)
+    @cython.locals(
+        flows=FlowTable, flow=cython.Py_ssize_t, record="Record *", _=cython.int)
     cdef bint expire(self, unsigned int ticks) except -1

@@ -1,15 +1,14 @@
 """The life of a flow from its opening to its end: what it holds meanwhile, and gives back.
 
-Beside its record a flow holds its member's slot and its share of that one's load, with `full` NAT a
-source port, and with the datapath offload an entry of connection tracking. Times are in ticks of
-0.1 s.
+Beside its record a flow holds its member and a share of that one's load, with `full` NAT a source
+port, and with the datapath offload an entry of connection tracking. Times are in ticks of 0.1 s.
 """
 
 import cython
 
 from featherlb.core.flows.conntrack import Requests
 from featherlb.core.flows.counters import Counters
-from featherlb.core.flows.members import Members, Slot
+from featherlb.core.flows.members import Members, PoolMember
 from featherlb.core.flows.next_hops import Hops
 from featherlb.core.flows.snat_ports import PortAllocator
 from featherlb.core.flows.table import FlowTable
@@ -21,22 +20,7 @@ from featherlb.net.packet import Packet
 
 if not cython.compiled:
     from featherlb.core.flows.counters import OPENED, SYN_TIMEOUTS
-    from featherlb.core.flows.table import (
-        ADDRESS_DELTA,
-        COUNTED,
-        FLAGS,
-        FULL,
-        IPV6,
-        LOCAL_CLIENT,
-        MEMBER,
-        NEXT,
-        OFFLOADED,
-        PORTS,
-        RESPONSES,
-        STATE,
-        TRANSPORT_DELTA,
-        WIRED,
-    )
+    from featherlb.core.flows.record import COUNTED, FULL, IPV6, LOCAL_CLIENT, OFFLOADED, WIRED
     from featherlb.net.checksum import fold, words
     from featherlb.net.packet import SYN, TCP
 
@@ -109,7 +93,7 @@ class Lifecycle:
     def open(
         self,
         pool: Pool,
-        slot: Slot,
+        member: PoolMember,
         client_high: int,
         client_low: int,
         vip_high: int,
@@ -124,7 +108,7 @@ class Lifecycle:
         met."""
         packet = self._packet
         flows = self._flows
-        flags = slot.flags
+        flags = member.flags
         if packet.version == 6:
             flags |= IPV6
         if hook == OUTPUT:
@@ -135,7 +119,7 @@ class Lifecycle:
         # are used, this host's own clients keep their address.
         if pool.full and (hook == WIRE or not pool.raw):
             flags |= FULL
-            source = self.allocate_source(slot)
+            source = self.allocate_source(member)
             if source is None:
                 return -NO_SOURCE_PORT
             source_high, source_low, source_port = source
@@ -143,20 +127,20 @@ class Lifecycle:
             source_high, source_low = client_high, client_low
             source_port = ports >> 16
             clash = flows.find(
-                slot.high,
-                slot.low,
+                member.high,
+                member.low,
                 source_high,
                 source_low,
-                slot.port << 16 | source_port,
+                member.port << 16 | source_port,
                 packet.protocol,
             )
             # A client may use one port towards two VIPs with the same backend behind them: a
             # connection keeps it until it closes, of datagrams the last ones have it.
             if clash:
                 flow = clash >> 1
-                if pool.one_packet and self.serves(flow, slot.index):
+                if pool.one_packet and self.serves(flow, member.id):
                     return flow
-                if packet.protocol == TCP and not IS_REUSABLE[flows.u8[flow * 128 + STATE]]:
+                if packet.protocol == TCP and not IS_REUSABLE[flows.at(flow).state]:
                     return -TUPLE_IN_USE
                 self.close(flow)
         if flows.count == flows.capacity:
@@ -169,11 +153,11 @@ class Lifecycle:
             vip_high,
             vip_low,
             ports,
-            slot.high,
-            slot.low,
+            member.high,
+            member.low,
             source_high,
             source_low,
-            slot.port << 16 | source_port,
+            member.port << 16 | source_port,
             self.offload_queue if pool.offloaded else self._queue_of[state],
             ticks,
         )
@@ -182,114 +166,113 @@ class Lifecycle:
             flags |= OFFLOADED
             if state == NEW:
                 state = SYN_SENT if packet.flags == SYN else ADOPTED
-        flows.u8[flow * 128 + FLAGS] = flags
-        flows.u8[flow * 128 + STATE] = state
-        if IS_ACTIVE[state]:
-            slot.member.active += 1
+        record = flows.at(flow)
+        if pool.responses is not None:
+            flags |= COUNTED
+            record.responses = pool.responses
+        record.flags = flags
+        record.state = state
+        record.member_id = member.id
+        self.compute_deltas(flow)
         if pool.one_packet:
             flows.hide(flow)
-        if pool.responses is not None:
-            flows.u8[flow * 128 + FLAGS] |= COUNTED
-            flows.u16[flow * 64 + RESPONSES] = pool.responses
-        flows.u16[flow * 64 + MEMBER] = slot.index
-        self.settle(flow)
-        slot.held += 1
-        self._counters.add(slot.index, OPENED)
+        if IS_ACTIVE[state]:
+            member.scheduled.active += 1
+        member.flows += 1
+        self._counters.add(member.id, OPENED)
         if self.opened is not None:
             self.opened.append(flow)
         return flow
 
-    def serves(self, flow: int, member: int) -> bool:
+    def serves(self, flow: int, member_id: int) -> bool:
         """Whether the parsed datagram may join this one-packet flow of the same client and
         backend: to which VIP it went is all that could differ."""
         packet = self._packet
-        flows = self._flows
-        return (
-            flows.u16[flow * 64 + MEMBER] == member
-            and flows.u32[flow * 32 + PORTS] == packet.ports
-            and flows.u64[flow * 16 + 2] == packet.dst_high
-            and flows.u64[flow * 16 + 3] == packet.dst_low
+        record = self._flows.at(flow)
+        return bool(
+            record.member_id == member_id
+            and record.client_port == packet.ports >> 16
+            and record.vip_port == packet.ports & 0xFFFF
+            and record.vip_high == packet.dst_high
+            and record.vip_low == packet.dst_low
         )
 
-    def allocate_source(self, slot: Slot) -> tuple[int, int, int] | None:
+    def allocate_source(self, member: PoolMember) -> tuple[int, int, int] | None:
         """A source address and port towards a backend; a closing flow makes room if need be."""
         flows = self._flows
-        found = self._source_ports.allocate(slot.target, slot.sources)
+        found = self._source_ports.allocate(member.target, member.sources)
         closing = flows.head[self.closed_queue]
         for _ in range(MAX_PORT_RECLAIMS):
             if found is not None or not closing:
                 break
-            following = flows.u32[closing * 32 + NEXT]
-            holder = self._members.slots[flows.u16[closing * 64 + MEMBER]]
-            if flows.u8[closing * 128 + FLAGS] & FULL and holder.target == slot.target:
+            record = flows.at(closing)
+            following = record.next
+            holder = self._members.by_id[record.member_id]
+            if record.flags & FULL and holder.target == member.target:
                 self.close(closing)
-                found = self._source_ports.allocate(slot.target, slot.sources)
+                found = self._source_ports.allocate(member.target, member.sources)
             closing = following
         if found is None:
             return None
         (high, low), port = found
         return high, low, port
 
-    def settle(self, flow: int) -> None:
-        """Compute a flow's checksum deltas from its keys."""
-        flows = self._flows
-        at = flow * 16
-        goes = words(flows.u64[at], flows.u64[at + 1]) + words(flows.u64[at + 2], flows.u64[at + 3])
-        comes = words(flows.u64[at + 4], flows.u64[at + 5]) + words(
-            flows.u64[at + 6], flows.u64[at + 7]
+    def compute_deltas(self, flow: int) -> None:
+        """Compute a flow's checksum deltas from its addresses and ports."""
+        record = self._flows.at(flow)
+        before = words(record.client_high, record.client_low) + words(
+            record.vip_high, record.vip_low
         )
-        ports = flows.u32[flow * 32 + PORTS]
-        back = flows.u32[flow * 32 + PORTS + 1]
+        after = words(record.source_high, record.source_low) + words(
+            record.backend_high, record.backend_low
+        )
         # Each of the 16 words that go is complemented; the mapping prefixes cancel out.
-        address_delta = fold(16 * 0xFFFF - goes + comes)
-        ports_go = (ports >> 16) + (ports & 0xFFFF)
-        ports_come = (back >> 16) + (back & 0xFFFF)
-        flows.u16[flow * 64 + ADDRESS_DELTA] = address_delta
-        flows.u16[flow * 64 + TRANSPORT_DELTA] = fold(
-            address_delta + 2 * 0xFFFF - ports_go + ports_come
-        )
+        address_delta = fold(16 * 0xFFFF - before + after)
+        ports_before = record.client_port + record.vip_port
+        ports_after = record.source_port + record.backend_port
+        record.address_delta = address_delta
+        record.transport_delta = fold(address_delta + 2 * 0xFFFF - ports_before + ports_after)
 
     def enter(self, flow: int, state: int, ticks: int) -> None:
         """The flow is in another state from now on, which decides its timeout and whether it is
         load of its member. An offloaded one lasts until the kernel says, unless it has closed."""
-        flows = self._flows
-        before = flows.u8[flow * 128 + STATE]
-        flows.u8[flow * 128 + STATE] = state
+        record = self._flows.at(flow)
+        before = record.state
+        record.state = state
         queue = self._queue_of[state]
-        if flows.u8[flow * 128 + FLAGS] & OFFLOADED and queue != self.closed_queue:
+        if record.flags & OFFLOADED and queue != self.closed_queue:
             queue = self.offload_queue
-        flows.move(flow, queue, ticks)
+        self._flows.move(flow, queue, ticks)
         if IS_ACTIVE[state] != IS_ACTIVE[before]:
-            slot = self._members.slots[flows.u16[flow * 64 + MEMBER]]
-            slot.member.active += 1 if IS_ACTIVE[state] else -1
+            member = self._members.by_id[record.member_id]
+            member.scheduled.active += 1 if IS_ACTIVE[state] else -1
 
     def reopens(self, flow: int) -> bool:
         """Whether a SYN or datagram of this flow is to be scheduled anew: the old connection
         is closing (the client uses its port again), or the backend has left the pool and there
         is no connection that would break."""
-        state = self._flows.u8[flow * 128 + STATE]
+        record = self._flows.at(flow)
+        state = record.state
         if IS_REUSABLE[state]:
             return True
-        if not self._members.retired[self._flows.u16[flow * 64 + MEMBER]]:
+        if not self._members.retired[record.member_id]:
             return False
         return state in (SYN_SENT, SYN_RETRIED, UDP_ONE_WAY, UDP_TWO_WAY)
 
     def close(self, flow: int) -> None:
         """Forget a flow and give back what it held."""
         flows = self._flows
-        slot = self._members.slots[flows.u16[flow * 64 + MEMBER]]
-        if flows.is_carried(flow):
+        record = flows.at(flow)
+        member = self._members.by_id[record.member_id]
+        if flows.is_offloaded(flow):
             self._requests.delete(flows, flow)
-        if IS_ACTIVE[flows.u8[flow * 128 + STATE]]:
-            slot.member.active -= 1
-        if flows.u8[flow * 128 + FLAGS] & FULL:
-            self._source_ports.release(
-                slot.target,
-                (flows.u64[flow * 16 + 6], flows.u64[flow * 16 + 7]),
-                flows.u32[flow * 32 + PORTS + 1] & 0xFFFF,
-            )
+        if IS_ACTIVE[record.state]:
+            member.scheduled.active -= 1
+        if record.flags & FULL:
+            source = (record.source_high, record.source_low)
+            self._source_ports.release(member.target, source, record.source_port)
         flows.remove(flow)
-        self._members.let_go(slot)
+        self._members.end_flow(member)
 
     def expire(self, ticks: int) -> bool:
         """End flows whose timeout has passed; True if more are due."""
@@ -298,7 +281,8 @@ class Lifecycle:
             flow = flows.expired(ticks)
             if not flow:
                 return False
-            if flows.u8[flow * 128 + STATE] in (SYN_SENT, SYN_RETRIED):
-                self._counters.add(flows.u16[flow * 64 + MEMBER], SYN_TIMEOUTS)
+            record = flows.at(flow)
+            if record.state in (SYN_SENT, SYN_RETRIED):
+                self._counters.add(record.member_id, SYN_TIMEOUTS)
             self.close(flow)
         return True

@@ -14,24 +14,25 @@ from featherlb.model import Backend
 from featherlb.net.addresses import words_of
 
 if not cython.compiled:
-    from featherlb.core.flows.table import LOCAL_BACKEND
+    from featherlb.core.flows.record import LOCAL_BACKEND
 
 MAX_MEMBERS = 65535
 
 
-class Slot:
-    """What the packet path needs of a pool member: its address as words, and who holds it."""
+class PoolMember:
+    """What the packet path needs of a pool's member: its address as words, and how many flows it
+    has. `scheduled` is the member as the pool and its scheduler know it."""
 
-    def __init__(self, pool: Pool, member: Member) -> None:
+    def __init__(self, pool: Pool, scheduled: Member) -> None:
         self.pool = pool
-        self.member = member
-        self.index = member.index
-        self.held = 0
-        endpoint = member.endpoint
+        self.scheduled = scheduled
+        self.id = scheduled.index
+        self.flows = 0
+        endpoint = scheduled.endpoint
         self.high, self.low = words_of(endpoint.address)
         self.port = endpoint.port
         self.target = (int(pool.service.protocol), self.high, self.low, self.port)
-        self.take_backend(member.backend)
+        self.take_backend(scheduled.backend)
 
     def take_backend(self, backend: Backend) -> None:
         """Follow a change of the backend's configuration."""
@@ -40,11 +41,11 @@ class Slot:
 
 
 class Members:
-    """`slots` are the members by number; `retired` is 1 for those that have left their pool."""
+    """`by_id` are the members by number; `retired` is 1 for those that have left their pool."""
 
     def __init__(self, hops: Hops, counters: Counters, source_ports: PortAllocator) -> None:
         """What else is kept of each member: its next hop, its counts, the ports given for it."""
-        self.slots: list[Slot] = []
+        self.by_id: list[PoolMember] = []
         self.retired = memoryview(bytearray(MAX_MEMBERS))
         self._free: list[int] = []
         self._hops = hops
@@ -53,36 +54,36 @@ class Members:
 
     def add(self, pool: Pool, backend: Backend) -> Member:
         """A new member of the pool; ValueError if there are `MAX_MEMBERS` already."""
-        index = self._free.pop() if self._free else len(self.slots)
-        if index >= MAX_MEMBERS:
+        number = self._free.pop() if self._free else len(self.by_id)
+        if number >= MAX_MEMBERS:
             raise ValueError(f"more than {MAX_MEMBERS} backends")
-        self._counters.begin(index)
-        member = Member(backend, index)
-        slot = Slot(pool, member)
-        self.slots[index : index + 1] = [slot]
-        self.retired[index] = 0
-        self._hops.forget(index)
-        self._hops.update_member(index, slot.high, slot.low)
-        return member
+        self._counters.begin(number)
+        scheduled = Member(backend, number)
+        member = PoolMember(pool, scheduled)
+        self.by_id[number : number + 1] = [member]
+        self.retired[number] = 0
+        self._hops.forget(number)
+        self._hops.update_member(number, member.high, member.low)
+        return scheduled
 
-    def retire(self, member: Member) -> None:
-        """The member has left its pool; its flows go on."""
-        slot = self.slots[member.index]
-        self.retired[slot.index] = 1
-        if not slot.held:
-            self._free_slot(slot)
+    def retire(self, scheduled: Member) -> None:
+        """The member has left its pool; it keeps its flows."""
+        member = self.by_id[scheduled.index]
+        self.retired[member.id] = 1
+        if not member.flows:
+            self._free_id(member)
 
-    def let_go(self, slot: Slot) -> None:
+    def end_flow(self, member: PoolMember) -> None:
         """A flow of the member has ended."""
-        slot.held -= 1
-        if self.retired[slot.index] and not slot.held:
-            self._free_slot(slot)
+        member.flows -= 1
+        if self.retired[member.id] and not member.flows:
+            self._free_id(member)
 
-    def _free_slot(self, slot: Slot) -> None:
-        self._source_ports.forget(slot.target)
-        self._free.append(slot.index)
+    def _free_id(self, member: PoolMember) -> None:
+        self._source_ports.forget(member.target)
+        self._free.append(member.id)
 
     def update_next_hops(self) -> None:
         """Take the next hops of all members from the topology, which has changed."""
-        for slot in self.slots:
-            self._hops.update_member(slot.index, slot.high, slot.low)
+        for member in self.by_id:
+            self._hops.update_member(member.id, member.high, member.low)

@@ -1,23 +1,25 @@
 """The memory of a worker's flows: one block, which can outlive the worker, or be saved.
 
-In the machine's byte order: for each flow a record (`flow.py`) and its client's next hop
-(`hops.py`), the interfaces that next hops name by slots, and how many records were ever used.
+In the machine's byte order: for each flow a record (`record.py`) and its client's next hop
+(`next_hops.py`), the interfaces that next hops name by slots, and how many records were ever used.
 Number 0 is no flow's, and no interface's.
 """
 
 import mmap
 from collections.abc import Sequence
 
-LAYOUT = 1
+from featherlb.core.flows.record import RECORD_SIZE
+
+LAYOUT = 2
 """Another number for another meaning of the bytes: what a different version left isn't read."""
-RECORD, HOP, MAX_SLOTS = 128, 8, 256
-"""Bytes of a record, and of a next hop; links that can be named."""
+HOP_SIZE, MAX_SLOTS = 8, 256
+"""Bytes of a next hop; links that can be named."""
 REST = (MAX_SLOTS + 1) * 4
 
 
 def size_of(capacity: int) -> int:
     """The bytes that so many flows take."""
-    return (capacity + 1) * (RECORD + HOP) + REST
+    return (capacity + 1) * (RECORD_SIZE + HOP_SIZE) + REST
 
 
 class FlowMemory:
@@ -27,9 +29,9 @@ class FlowMemory:
     def __init__(self, block: bytearray | mmap.mmap) -> None:
         """Of `size_of` bytes: zeros, or what was there before."""
         view = memoryview(block)
-        self.capacity = (len(view) - REST) // (RECORD + HOP) - 1
-        hops = (self.capacity + 1) * RECORD
-        links = hops + (self.capacity + 1) * HOP
+        self.capacity = (len(view) - REST) // (RECORD_SIZE + HOP_SIZE) - 1
+        hops = (self.capacity + 1) * RECORD_SIZE
+        links = hops + (self.capacity + 1) * HOP_SIZE
         self.records = view[:hops]
         self.hops = view[hops:links].cast("Q")
         self.links = view[links : links + MAX_SLOTS * 4].cast("I")
@@ -38,7 +40,12 @@ class FlowMemory:
     def parts(self) -> Sequence[memoryview]:
         """The bytes of a smaller memory with the same flows."""
         count = self.used[0] + 1
-        return self.records[: count * RECORD], self.hops[:count].cast("B"), self.links, self.used
+        return (
+            self.records[: count * RECORD_SIZE],
+            self.hops[:count].cast("B"),
+            self.links,
+            self.used,
+        )
 
 
 def anonymous(capacity: int) -> FlowMemory:

@@ -1,24 +1,26 @@
-# C types of flow.py, for the compiled build.
+# C types of table.py, for the compiled build.
 cimport cython
+from featherlb.core.flows.record cimport (
+    ABANDONED, OFFLOADED, REPLY_ONLY, Direction, Record, Records, clear, direction_of, ports_of)
 
 cdef extern from *:
     void prefetch "__builtin_prefetch" (const void *address) nogil
 
 cdef unsigned long long MASK32, MASK64
-cdef Py_ssize_t FORWARD_KEY, REPLY_KEY, PORTS, PROTOCOL, STATE, QUEUE, FLAGS, MEMBER, RESPONSES
-cdef Py_ssize_t ADDRESS_DELTA, TRANSPORT_DELTA, CREATED, PREVIOUS, NEXT, SEEN, EXPECTED, AWAITED, CARRIED, BYTES, KEY_BYTES
-cdef int IPV6, FULL, LOCAL_BACKEND, LOCAL_CLIENT, REPLY_ONLY, COUNTED, WIRED, OFFLOADED, ABANDONED
 
 
+@cython.final
 cdef class FlowTable:
     cdef readonly Py_ssize_t capacity, count, queues
-    cdef unsigned long long[::1] u64, index
-    cdef unsigned int[::1] u32, used, head, tail, length, timeout, rank, grain
-    cdef unsigned short[::1] u16
-    cdef unsigned char[::1] u8
+    cdef Records records
+    cdef unsigned long long[::1] index
+    cdef unsigned int[::1] used, head, tail, length, timeout, rank, grain
     cdef unsigned long long mask
     cdef unsigned int unused, free
     cdef unsigned long long k0, k1, k2, k3, k4, k5, k6, k7, k8, k9, k10
+
+    cdef inline Record *at(self, Py_ssize_t flow) noexcept:
+        return self.records.first + flow
 
     cpdef unsigned long long tag(
         self, unsigned long long src_high, unsigned long long src_low,
@@ -26,15 +28,15 @@ cdef class FlowTable:
         unsigned long long ports, unsigned long long protocol) noexcept
     @cython.locals(
         tag=cython.ulonglong, slot=cython.ulonglong, entry=cython.ulonglong,
-        ref=cython.Py_ssize_t, base=cython.Py_ssize_t)
+        ref=cython.Py_ssize_t, record="Record *", direction="Direction *")
     cpdef Py_ssize_t find(
         self, unsigned long long src_high, unsigned long long src_low,
         unsigned long long dst_high, unsigned long long dst_low,
         unsigned int ports, unsigned int protocol) noexcept
     cdef void fetch_entry(self, unsigned long long tag) noexcept
-    @cython.locals(flow=cython.ulonglong)
+    @cython.locals(record="Record *")
     cdef void fetch_record(self, unsigned long long tag) noexcept
-    @cython.locals(base=cython.Py_ssize_t, i=cython.Py_ssize_t, flow=cython.Py_ssize_t)
+    @cython.locals(record="Record *", flow=cython.Py_ssize_t)
     cpdef Py_ssize_t insert(
         self, unsigned int protocol,
         unsigned long long client_high, unsigned long long client_low,
@@ -43,19 +45,24 @@ cdef class FlowTable:
         unsigned long long source_high, unsigned long long source_low, unsigned int reply_ports,
         Py_ssize_t queue, unsigned int ticks) noexcept
     cpdef void hide(self, Py_ssize_t flow) noexcept
+    @cython.locals(record="Record *")
     cpdef void remove(self, Py_ssize_t flow) noexcept
-    @cython.locals(base=cython.Py_ssize_t)
-    cpdef void turn_replies(self, Py_ssize_t flow, unsigned int ports) noexcept
+    @cython.locals(record="Record *", found=cython.Py_ssize_t)
+    cpdef bint set_source_port(self, Py_ssize_t flow, unsigned int port) noexcept
+    @cython.locals(record="Record *")
     cpdef void move(self, Py_ssize_t flow, Py_ssize_t queue, unsigned int ticks) noexcept
-    @cython.locals(queue=cython.Py_ssize_t)
+    @cython.locals(record="Record *")
     cpdef void touch(self, Py_ssize_t flow, unsigned int ticks) noexcept
     @cython.locals(queue=cython.Py_ssize_t, flow=cython.Py_ssize_t)
     cpdef Py_ssize_t expired(self, unsigned int ticks) noexcept
-    @cython.locals(queue=cython.Py_ssize_t, flow=cython.Py_ssize_t, best=cython.Py_ssize_t)
+    @cython.locals(
+        queue=cython.Py_ssize_t, flow=cython.Py_ssize_t, best=cython.Py_ssize_t,
+        best_queue=cython.Py_ssize_t)
     cpdef Py_ssize_t victim(self) noexcept
     cpdef Py_ssize_t last_record(self) noexcept
-    cpdef bint is_carried(self, Py_ssize_t flow) noexcept
-    @cython.locals(flow=cython.Py_ssize_t, base=cython.Py_ssize_t)
+    @cython.locals(record="Record *")
+    cpdef bint is_offloaded(self, Py_ssize_t flow) noexcept
+    @cython.locals(record="Record *", direction="Direction *")
     cdef unsigned long long key_tag(self, Py_ssize_t ref) noexcept
     @cython.locals(tag=cython.ulonglong, slot=cython.ulonglong)
     cdef void link(self, Py_ssize_t ref) noexcept
@@ -63,7 +70,7 @@ cdef class FlowTable:
         wanted=cython.ulonglong, mask=cython.ulonglong, gap=cython.ulonglong,
         slot=cython.ulonglong, entry=cython.ulonglong, home=cython.ulonglong)
     cdef void unlink(self, Py_ssize_t ref) noexcept
-    @cython.locals(last=cython.Py_ssize_t)
+    @cython.locals(last=cython.Py_ssize_t, record="Record *")
     cdef void append(self, Py_ssize_t flow, Py_ssize_t queue) noexcept
-    @cython.locals(queue=cython.Py_ssize_t, before=cython.Py_ssize_t, after=cython.Py_ssize_t)
+    @cython.locals(queue=cython.Py_ssize_t, record="Record *")
     cdef void take(self, Py_ssize_t flow) noexcept

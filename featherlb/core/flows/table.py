@@ -2,10 +2,8 @@
 
 Theory of operation:
 
-*Records.* A flow is a record of 128 bytes in one mapping that the kernel fills with zero pages as
-they are touched, so a large limit costs nothing until it is used. Record 0 means "none". Addresses
-are 128 bits in two words; an IPv4 address is held in IPv6's mapped form (RFC 4291 section 2.5.5.2),
-so both families share one layout.
+*Records.* A flow is a record (`record.py`) in one mapping that the kernel fills with zero pages as
+they are touched, so a large limit costs nothing until it is used. Record 0 means "none".
 
 *Index.* An open-addressing hash table with linear probing holds two entries a flow: the key of
 a forward packet (client to VIP) and that of a reply (backend to the address the backend sees).
@@ -26,49 +24,26 @@ queues of the lowest rank the flow that was idle for longest.
 import mmap
 from array import array
 from hashlib import blake2b
+from typing import Any
 
 import cython
 
 from featherlb.core.flows.memory import FlowMemory
+from featherlb.core.flows.record import Records
 from featherlb.model.ticks import TICKS_PER_SECOND
 
 MASK32 = 0xFFFFFFFF
 MASK64 = 0xFFFFFFFFFFFFFFFF
 
-# Layout of a record, as indices into its view of that width (64, 32, 16 or 8 bits).
-FORWARD_KEY = 0  # u64: client high, low, VIP high, low
-REPLY_KEY = 4  # u64: backend high, low, source high, low
-PORTS = 16  # u32: forward (client << 16 | VIP), reply (backend << 16 | source)
-PROTOCOL = 72  # u8
-STATE = 73  # u8
-QUEUE = 74  # u8
-FLAGS = 75  # u8
-MEMBER = 38  # u16: index of the pool member
-RESPONSES = 39  # u16: datagrams that answer each datagram, of a counted flow
-ADDRESS_DELTA = 40  # u16: checksum delta of the addresses, forward
-TRANSPORT_DELTA = 41  # u16: of addresses and ports, forward
-CREATED = 21  # u32, ticks
-PREVIOUS = 22  # u32, flow
-NEXT = 23  # u32, flow
-SEEN = 24  # u32, ticks of the last packet
-EXPECTED = 26  # u32: TCP: next sequence number that the client, the backend expects
-AWAITED = 26  # u32: UDP: datagrams that a counted flow still waits for
-CARRIED = 26  # u32: of an offloaded flow: packets forward, replies, as they were last looked at
-BYTES = 14  # u64: forward, reply
-KEY_BYTES = 73  # both keys, ports and protocol, which say which flow it is
-
-# Bits of FLAGS.
-IPV6 = 1
-FULL = 2
-LOCAL_BACKEND = 4
-LOCAL_CLIENT = 8
-REPLY_ONLY = 16  # the index holds the key of its replies only (one-packet scheduling)
-COUNTED = 32  # ends after the expected number of responses
-ABANDONED = 32  # of an offloaded flow: conntrack has no entry of it any more
-WIRED = 64  # its packets come and go as frames (the raw datapath)
-OFFLOADED = 128  # the kernel's conntrack carries its packets
-
 if not cython.compiled:
+    from featherlb.core.flows.record import (
+        ABANDONED,
+        OFFLOADED,
+        REPLY_ONLY,
+        clear,
+        direction_of,
+        ports_of,
+    )
 
     def prefetch(address: object) -> None:
         """Only C can ask for it."""
@@ -87,16 +62,13 @@ class FlowTable:
         bytes or more of randomness."""
         capacity = self.capacity = memory.capacity
         self.count = 0
-        self.u64 = memory.records.cast("Q")
-        self.u32 = memory.records.cast("I")
-        self.u16 = memory.records.cast("H")
-        self.u8 = memory.records
+        self.records = Records(memory.records)
         self.used = memory.used
         slots = 1 << (4 * capacity - 1).bit_length()
         self.mask = slots - 1
         self.index = memoryview(mmap.mmap(-1, slots * 8)).cast("Q")
         self.unused = 1  # records from here on were never used
-        self.free = 0  # head of the list of used and freed records, linked by NEXT
+        self.free = 0  # head of the list of used and freed records, linked by `next`
         self.queues = 0
         self.head = memoryview(array("I", bytes(4 * MAX_QUEUES)))
         self.tail = memoryview(array("I", bytes(4 * MAX_QUEUES)))
@@ -120,6 +92,12 @@ class FlowTable:
             self.k9,
             self.k10,
         ) = memoryview(keys).cast("Q")
+
+    if not cython.compiled:
+
+        def at(self, flow: int) -> Any:
+            """The record of a flow, by its number."""
+            return self.records.at(flow)
 
     def add_queue(self, rank: int, timeout: float) -> int:
         """A queue of flows with this timeout in seconds; a full table evicts low ranks first."""
@@ -167,14 +145,16 @@ class FlowTable:
         while entry:
             if entry >> 32 == tag:
                 ref = entry & MASK32
-                base = (ref >> 1) * 16 + (ref & 1) * 4
+                record = self.at(ref >> 1)
+                direction = direction_of(record, ref & 1)
                 if (
-                    self.u64[base + 1] == src_low
-                    and self.u64[base + 3] == dst_low
-                    and self.u32[(ref >> 1) * 32 + PORTS + (ref & 1)] == ports
-                    and self.u64[base] == src_high
-                    and self.u64[base + 2] == dst_high
-                    and self.u8[(ref >> 1) * 128 + PROTOCOL] == protocol
+                    direction.src_low == src_low
+                    and direction.dst_low == dst_low
+                    and direction.src_port == ports >> 16
+                    and direction.dst_port == ports & 0xFFFF
+                    and direction.src_high == src_high
+                    and direction.dst_high == dst_high
+                    and record.protocol == protocol
                 ):
                     return ref
             slot = (slot + 1) & self.mask
@@ -191,9 +171,9 @@ class FlowTable:
     def fetch_record(self, tag: int) -> None:
         """The same for the record, when the entry is there."""
         if cython.compiled:
-            flow = (self.index[tag & self.mask] & MASK32) >> 1
-            prefetch(cython.address(self.u64[flow * 16]))
-            prefetch(cython.address(self.u64[flow * 16 + 8]))
+            record = self.at((self.index[tag & self.mask] & MASK32) >> 1)
+            prefetch(record)
+            prefetch(cython.address(record.protocol))  # the second cache line
 
     # Changing
 
@@ -218,32 +198,33 @@ class FlowTable:
         The caller makes sure that neither key is in the table, and fills in the other fields.
         """
         flow = self.free
+        record = self.at(flow)
         if flow:
-            self.free = self.u32[flow * 32 + NEXT]
+            self.free = record.next
         elif self.unused <= self.capacity:
             flow = self.unused
+            record = self.at(flow)
             self.unused = flow + 1
             self.used[0] = flow
         else:
             return 0
-        base = flow * 16
-        self.u64[base] = client_high
-        self.u64[base + 1] = client_low
-        self.u64[base + 2] = vip_high
-        self.u64[base + 3] = vip_low
-        self.u64[base + 4] = backend_high
-        self.u64[base + 5] = backend_low
-        self.u64[base + 6] = source_high
-        self.u64[base + 7] = source_low
-        for i in range(8, 16):
-            self.u64[base + i] = 0
-        base = flow * 32
-        self.u32[base + PORTS] = forward_ports
-        self.u32[base + PORTS + 1] = reply_ports
-        self.u32[base + CREATED] = ticks
-        self.u32[base + SEEN] = ticks
-        self.u8[flow * 128 + PROTOCOL] = protocol
-        self.u8[flow * 128 + QUEUE] = queue
+        clear(record)
+        record.client_high = client_high
+        record.client_low = client_low
+        record.vip_high = vip_high
+        record.vip_low = vip_low
+        record.client_port = forward_ports >> 16
+        record.vip_port = forward_ports & 0xFFFF
+        record.backend_high = backend_high
+        record.backend_low = backend_low
+        record.source_high = source_high
+        record.source_low = source_low
+        record.backend_port = reply_ports >> 16
+        record.source_port = reply_ports & 0xFFFF
+        record.created = ticks
+        record.seen = ticks
+        record.protocol = protocol
+        record.queue = queue
         self.append(flow, queue)
         self.link(flow << 1)
         self.link(flow << 1 | 1)
@@ -253,50 +234,54 @@ class FlowTable:
     def hide(self, flow: int) -> None:
         """Find this flow by its replies only from now on: many may have one forward key."""
         self.unlink(flow << 1)
-        self.u8[flow * 128 + FLAGS] |= REPLY_ONLY
+        self.at(flow).flags |= REPLY_ONLY
 
     def remove(self, flow: int) -> None:
         """Forget a flow; its record is used again."""
-        if not self.u8[flow * 128 + FLAGS] & REPLY_ONLY:
+        record = self.at(flow)
+        if not record.flags & REPLY_ONLY:
             self.unlink(flow << 1)
         self.unlink(flow << 1 | 1)
         self.take(flow)
-        self.u8[flow * 128 + PROTOCOL] = 0
-        self.u32[flow * 32 + NEXT] = self.free
+        record.protocol = 0
+        record.next = self.free
         self.free = flow
         self.count -= 1
 
-    def turn_replies(self, flow: int, ports: int) -> None:
-        """Find this flow by replies with these ports (backend << 16 | source) from now on, unless
-        they belong to another one."""
-        base = flow * 16 + REPLY_KEY
-        if self.find(
-            self.u64[base],
-            self.u64[base + 1],
-            self.u64[base + 2],
-            self.u64[base + 3],
-            ports,
-            self.u8[flow * 128 + PROTOCOL],
-        ):
-            return
+    def set_source_port(self, flow: int, port: int) -> bool:
+        """Find this flow by replies to this port from now on; False if another flow is found by
+        them."""
+        record = self.at(flow)
+        found = self.find(
+            record.backend_high,
+            record.backend_low,
+            record.source_high,
+            record.source_low,
+            record.backend_port << 16 | port,
+            record.protocol,
+        )
+        if found:
+            return found == flow << 1 | 1
         self.unlink(flow << 1 | 1)
-        self.u32[flow * 32 + PORTS + 1] = ports
+        record.source_port = port
         self.link(flow << 1 | 1)
+        return True
 
     def move(self, flow: int, queue: int, ticks: int) -> None:
         """Put a flow at the end of a queue: it has another timeout from now on."""
+        record = self.at(flow)
         self.take(flow)
-        self.u8[flow * 128 + QUEUE] = queue
-        self.u32[flow * 32 + SEEN] = ticks
+        record.queue = queue
+        record.seen = ticks
         self.append(flow, queue)
 
     def touch(self, flow: int, ticks: int) -> None:
         """A packet was seen: the flow's timeout starts anew."""
-        queue = self.u8[flow * 128 + QUEUE]
-        if ticks - self.u32[flow * 32 + SEEN] >= self.grain[queue]:
+        record = self.at(flow)
+        if ticks - record.seen >= self.grain[record.queue]:
             self.take(flow)
-            self.u32[flow * 32 + SEEN] = ticks
-            self.append(flow, queue)
+            record.seen = ticks
+            self.append(flow, record.queue)
 
     # Ending
 
@@ -304,50 +289,48 @@ class FlowTable:
         """A flow whose timeout has passed, 0 if there is none. It stays until it is removed."""
         for queue in range(self.queues):
             flow = self.head[queue]
-            if flow and ticks - self.u32[flow * 32 + SEEN] >= self.timeout[queue]:
+            if flow and ticks - self.at(flow).seen >= self.timeout[queue]:
                 return flow
         return 0
 
     def victim(self) -> int:
         """The flow to give up when the table is full: lowest rank, then least recently used."""
-        best = 0
+        best = best_queue = 0
         for queue in range(self.queues):
             flow = self.head[queue]
             if flow and (
                 not best
-                or self.rank[queue] < self.rank[self.u8[best * 128 + QUEUE]]
+                or self.rank[queue] < self.rank[best_queue]
                 or (
-                    self.rank[queue] == self.rank[self.u8[best * 128 + QUEUE]]
-                    and self.u32[flow * 32 + SEEN] < self.u32[best * 32 + SEEN]
+                    self.rank[queue] == self.rank[best_queue]
+                    and self.at(flow).seen < self.at(best).seen
                 )
             ):
-                best = flow
+                best, best_queue = flow, queue
         return best
 
     def last_record(self) -> int:
         """The highest record number ever used; records are listed by counting up to it."""
         return self.unused - 1
 
-    def is_carried(self, flow: int) -> bool:
-        """Whether the record is of a flow that the kernel's conntrack carries."""
-        return (
-            self.u8[flow * 128 + PROTOCOL] != 0
-            and self.u8[flow * 128 + FLAGS] & (OFFLOADED | ABANDONED) == OFFLOADED
-        )
+    def is_offloaded(self, flow: int) -> bool:
+        """Whether the kernel translates the flow of that record number."""
+        record = self.at(flow)
+        return bool(record.protocol and record.flags & (OFFLOADED | ABANDONED) == OFFLOADED)
 
     # The index
 
     def key_tag(self, ref: int) -> int:
         """The hash of a stored key."""
-        flow = ref >> 1
-        base = flow * 16 + (ref & 1) * 4
+        record = self.at(ref >> 1)
+        direction = direction_of(record, ref & 1)
         return self.tag(
-            self.u64[base],
-            self.u64[base + 1],
-            self.u64[base + 2],
-            self.u64[base + 3],
-            self.u32[flow * 32 + PORTS + (ref & 1)],
-            self.u8[flow * 128 + PROTOCOL],
+            direction.src_high,
+            direction.src_low,
+            direction.dst_high,
+            direction.dst_low,
+            ports_of(direction),
+            record.protocol,
         )
 
     def link(self, ref: int) -> None:
@@ -382,10 +365,11 @@ class FlowTable:
     def append(self, flow: int, queue: int) -> None:
         """Link a flow to the end of a queue."""
         last = self.tail[queue]
-        self.u32[flow * 32 + PREVIOUS] = last
-        self.u32[flow * 32 + NEXT] = 0
+        record = self.at(flow)
+        record.previous = last
+        record.next = 0
         if last:
-            self.u32[last * 32 + NEXT] = flow
+            self.at(last).next = flow
         else:
             self.head[queue] = flow
         self.tail[queue] = flow
@@ -393,15 +377,14 @@ class FlowTable:
 
     def take(self, flow: int) -> None:
         """Unlink a flow from its queue."""
-        queue = self.u8[flow * 128 + QUEUE]
-        before = self.u32[flow * 32 + PREVIOUS]
-        after = self.u32[flow * 32 + NEXT]
-        if before:
-            self.u32[before * 32 + NEXT] = after
+        record = self.at(flow)
+        queue = record.queue
+        if record.previous:
+            self.at(record.previous).next = record.next
         else:
-            self.head[queue] = after
-        if after:
-            self.u32[after * 32 + PREVIOUS] = before
+            self.head[queue] = record.next
+        if record.next:
+            self.at(record.next).previous = record.previous
         else:
-            self.tail[queue] = before
+            self.tail[queue] = record.previous
         self.length[queue] -= 1

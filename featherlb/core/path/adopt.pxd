@@ -1,4 +1,4 @@
-# C types of adoption.py, for the compiled build.
+# C types of adopt.py, for the compiled build.
 cimport cython
 from featherlb.core.flows.table cimport FlowTable
 from featherlb.core.flows.lifecycle cimport Lifecycle

@@ -59,9 +59,9 @@ class Adoption:
         for pool in pools:
             if not pool.adopts or pool.offloaded or pool.service.protocol is not Protocol.TCP:
                 continue
-            for member in pool.members.values():
-                slot = self._members.slots[member.index]
-                vips = found.setdefault((slot.high, slot.low, slot.port), [])
+            for scheduled in pool.members.values():
+                member = self._members.by_id[scheduled.index]
+                vips = found.setdefault((member.high, member.low, member.port), [])
                 for vip in pool.service.vips:
                     if not vip.wildcard and vip.last_port - vip.first_port < MAX_RANGE:
                         high, low = words_of(vip.address)
@@ -87,17 +87,17 @@ class Adoption:
                 continue
             vip = packet.number(vip_high, vip_low)
             flow = NewFlow(TCP, packet.version, client, client_port, vip, vip_port)
-            member = pool.expected(flow)
-            if member is None:
+            expected = pool.expected(flow)
+            if expected is None:
                 continue
-            slot = self._members.slots[member.index]
-            if (slot.high, slot.low, slot.port) == backend:
+            member = self._members.by_id[expected.index]
+            if (member.high, member.low, member.port) == backend:
                 if found is not None:
                     return 0
-                found = pool, slot, vip_high, vip_low, vip_port
+                found = pool, member, vip_high, vip_low, vip_port
         if found is None:
             return 0
-        pool, slot, vip_high, vip_low, vip_port = found
+        pool, member, vip_high, vip_low, vip_port = found
         ports = client_port << 16 | vip_port
         if self._flows.find(packet.dst_high, packet.dst_low, vip_high, vip_low, ports, TCP):
             return 0
@@ -112,7 +112,7 @@ class Adoption:
         # Nothing is in its way: no flow has its replies, and it needs no port of ours.
         return self._lifecycle.open(
             pool,
-            slot,
+            member,
             packet.dst_high,
             packet.dst_low,
             vip_high,

@@ -4,9 +4,9 @@ from featherlb.core.path.adopt cimport Adoption
 from featherlb.core.path.outbox cimport Answers
 from featherlb.core.flows.counters cimport COUNTERS, REFUSED, RESETS, SYN_RETRIES, Counters
 from featherlb.core.path.terminate cimport Ending
-from featherlb.core.flows.table cimport (
-    AWAITED, BYTES, COUNTED, EXPECTED, FLAGS, FULL, MEMBER, OFFLOADED, PROTOCOL, RESPONSES, STATE,
-    WIRED, FlowTable)
+from featherlb.core.flows.record cimport (
+    COUNTED, FULL, OFFLOADED, WIRED, Direction, Record, direction_of)
+from featherlb.core.flows.table cimport FlowTable
 from featherlb.core.path.fragments cimport Fragments
 from featherlb.core.path.migrate cimport Handover
 from featherlb.core.flows.next_hops cimport SLOT_MASK, SLOT_SHIFT, Hops
@@ -60,8 +60,8 @@ cdef class Balancer:
     cpdef object ask_ahead(self, long long[::1] offsets, long long[::1] lengths, Py_ssize_t count)
     @cython.locals(
         packet=Packet, flows=FlowTable, ticks=cython.uint, reason=cython.int, early=cython.bint,
-        ref=cython.Py_ssize_t, flow=cython.Py_ssize_t, reply=cython.Py_ssize_t, late=cython.bint,
-        wire=cython.bint, first=cython.bint, verdict=cython.int)
+        ref=cython.Py_ssize_t, flow=cython.Py_ssize_t, record="Record *", reply=cython.Py_ssize_t,
+        late=cython.bint, wire=cython.bint, first=cython.bint, verdict=cython.int)
     cpdef int handle_packet(
         self, Py_ssize_t offset, Py_ssize_t length, int hook, int info, double now) except -1
     cpdef bint handle_timer(self, double now) except -1
@@ -72,17 +72,17 @@ cdef class Balancer:
     cdef Py_ssize_t open(self, int hook, int info, unsigned int ticks) except -1
     cdef int refuse(self, int reason, unsigned int ticks) except -1
     @cython.locals(
-        packet=Packet, flows=FlowTable, state=cython.int, following=cython.int, event=cython.int,
-        flags=cython.int, member=cython.Py_ssize_t, refused=cython.bint)
+        packet=Packet, flows=FlowTable, record="Record *", state=cython.int, following=cython.int,
+        event=cython.int, flags=cython.int, refused=cython.bint)
     cdef void track(self, Py_ssize_t flow, Py_ssize_t reply, unsigned int ticks) except *
     cdef bint resets_another(self, Py_ssize_t flow, int state) except -1
     cdef int limit_segments(self, Py_ssize_t flow, int info) except -1
-    @cython.locals(flows=FlowTable, counters=Counters, at=cython.Py_ssize_t)
+    @cython.locals(record="Record *", counters=Counters, at=cython.Py_ssize_t)
     cdef void count(self, Py_ssize_t flow, Py_ssize_t reply, Py_ssize_t length) noexcept
-    @cython.locals(flows=FlowTable, awaited=cython.ulonglong)
+    @cython.locals(record="Record *", responses="Direction *", awaited=cython.ulonglong)
     cdef bint answered(self, Py_ssize_t flow, Py_ssize_t reply) noexcept
     @cython.locals(
-        packet=Packet, flows=FlowTable, hops=Hops, at=cython.Py_ssize_t, hop=cython.ulonglong,
+        packet=Packet, record="Record *", hops=Hops, hop=cython.ulonglong,
         mtu=cython.uint)
     cdef bint route(
         self, Py_ssize_t flow, Py_ssize_t reply, Py_ssize_t length,
@@ -91,5 +91,5 @@ cdef class Balancer:
         self, unsigned long long high, unsigned long long low, unsigned int ticks) except -1
     @cython.locals(
         packet=Packet, flows=FlowTable, ref=cython.Py_ssize_t, flow=cython.Py_ssize_t,
-        reply=cython.Py_ssize_t, at=cython.Py_ssize_t)
+        reply=cython.Py_ssize_t, record="Record *", direction="Direction *")
     cdef int handle_fragment(self, Py_ssize_t length, unsigned int ticks) except -1

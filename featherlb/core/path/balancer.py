@@ -47,20 +47,7 @@ from featherlb.net.packet import Packet
 if not cython.compiled:
     from featherlb.core.flows.counters import COUNTERS, REFUSED, RESETS, SYN_RETRIES
     from featherlb.core.flows.next_hops import SLOT_MASK, SLOT_SHIFT
-    from featherlb.core.flows.table import (
-        AWAITED,
-        BYTES,
-        COUNTED,
-        EXPECTED,
-        FLAGS,
-        FULL,
-        MEMBER,
-        OFFLOADED,
-        PROTOCOL,
-        RESPONSES,
-        STATE,
-        WIRED,
-    )
+    from featherlb.core.flows.record import COUNTED, FULL, OFFLOADED, WIRED, direction_of
     from featherlb.core.path.icmp import is_icmp
     from featherlb.core.path.nat import translate, translate_addresses
     from featherlb.net.packet import (
@@ -238,17 +225,18 @@ class Balancer:
         ref = self.find()
         flow = ref >> 1
         reply = ref & 1
-        if ref and flows.u8[flow * 128 + FLAGS] & OFFLOADED and not wire:
+        record = flows.at(flow)
+        if ref and record.flags & OFFLOADED and not wire:
             verdict = self.offload.meet(flow, reply, info, ticks)
             if verdict >= 0:
                 return verdict
             ref = 0
         elif ref:
-            if flows.u8[flow * 128 + FLAGS] & WIRED:
+            if record.flags & WIRED:
                 if not wire:
                     return self.counters.drop(COPY)
             else:
-                late = reply and not flows.u8[flow * 128 + FLAGS] & FULL
+                late = reply and not record.flags & FULL
                 if wire or early == late:
                     return self.counters.pass_on()
             # What may open a flow: a SYN, or a datagram (which has no flags).
@@ -267,7 +255,7 @@ class Balancer:
             flow = self.open(hook, info, ticks)
             if not flow:
                 return self.refusal
-            if flows.u8[flow * 128 + FLAGS] & OFFLOADED:
+            if flows.at(flow).flags & OFFLOADED:
                 return self.offload.begin(flow, info)
         elif info & TRUNCATED:
             return self.counters.drop(TRUNCATED_REASON)
@@ -388,7 +376,7 @@ class Balancer:
             return self.refuse(POOL_FULL if pool.usable else NO_BACKEND, ticks)
         flow = self.lifecycle.open(
             pool,
-            self.members.slots[member.index],
+            self.members.by_id[member.index],
             packet.src_high,
             packet.src_low,
             packet.dst_high,
@@ -414,7 +402,8 @@ class Balancer:
         """Take the parsed packet into account: state, timeout, expected sequence numbers."""
         packet = self.packet
         flows = self.flows
-        state = flows.u8[flow * 128 + STATE]
+        record = flows.at(flow)
+        state = record.state
         flags = packet.flags
         if flags & RST:
             if not reply and self.resets_another(flow, state):
@@ -428,17 +417,16 @@ class Balancer:
             event = EVENT_ACK
         following = NEXT_STATE[(state * 2 + reply) * EVENTS + event]
         if flags & ACK:
-            flows.u32[flow * 32 + EXPECTED + reply] = packet.acknowledgement
+            direction_of(record, reply).expected = packet.acknowledgement
         if following == state:
             flows.touch(flow, ticks)
             return
         self.lifecycle.enter(flow, following, ticks)
-        member = flows.u16[flow * 64 + MEMBER]
         if following == SYN_RETRIED:
-            self.counters.add(member, SYN_RETRIES)
+            self.counters.add(record.member_id, SYN_RETRIES)
         elif following == CLOSED and reply:
             refused = state in (SYN_SENT, SYN_RETRIED)
-            self.counters.add(member, REFUSED if refused else RESETS)
+            self.counters.add(record.member_id, REFUSED if refused else RESETS)
 
     def resets_another(self, flow: int, state: int) -> bool:
         """Whether the client's parsed RST is of the connection that it had by the same port before.
@@ -450,56 +438,56 @@ class Balancer:
         """
         if state in (SYN_SENT, SYN_RETRIED):
             return True
-        expected = self.flows.u32[flow * 32 + EXPECTED + 1]
+        expected = self.flows.at(flow).backend_expects
         return state == SYN_RECEIVED and (self.packet.sequence - expected) & MASK32 >= 1 << 31
 
     def limit_segments(self, flow: int, info: int) -> None:
         """Lower the segment size that the parsed SYN asks for to what its service allows."""
-        limit = self.members.slots[self.flows.u16[flow * 64 + MEMBER]].pool.service.mss
+        limit = self.members.by_id[self.flows.at(flow).member_id].pool.service.mss
         if limit is not None:
             lower(self.packet, limit, not info & NOT_READY)
 
     def count(self, flow: int, reply: int, length: int) -> None:
         """Count a translated packet."""
-        flows = self.flows
+        record = self.flows.at(flow)
         counters = self.counters
-        at = flows.u16[flow * 64 + MEMBER] * COUNTERS + 2 * reply
+        at = record.member_id * COUNTERS + 2 * reply
         counters.members[at] += 1
         counters.members[at + 1] += length
-        flows.u64[flow * 16 + BYTES + reply] += length
+        direction_of(record, reply).bytes += length
         counters.reasons[reply] += 1
 
     def answered(self, flow: int, reply: int) -> bool:
         """Count a datagram of a flow that expects a number of responses; True if it was the
         last one."""
-        flows = self.flows
-        if not flows.u8[flow * 128 + FLAGS] & COUNTED:
+        record = self.flows.at(flow)
+        if not record.flags & COUNTED:
             return False
-        awaited = flows.u32[flow * 32 + AWAITED]
+        responses = direction_of(record, 1)
+        awaited = responses.awaited
         if not reply:
-            awaited = min(awaited + flows.u16[flow * 64 + RESPONSES], MASK32)
+            awaited = min(awaited + record.responses, MASK32)
         elif awaited:
             awaited -= 1
-        flows.u32[flow * 32 + AWAITED] = awaited
+        responses.awaited = awaited
         return not awaited
 
     def route(self, flow: int, reply: int, length: int, ticks: int) -> bool:
         """Find the parsed packet's next hop, for `hops.goes`; False if it can't be sent there, and
         `refusal` is the verdict."""
         packet = self.packet
-        flows = self.flows
+        record = self.flows.at(flow)
         hops = self.hops
-        at = flow * 16
         if reply:
-            hop = hops.back(flow, flows.u64[at], flows.u64[at + 1])
+            hop = hops.back(flow, record.client_high, record.client_low)
             if not hop:
                 self.refusal = self.counters.drop(NO_NEXT_HOP)
                 return False
         else:
-            hops.came_from(flow, flows.u64[at], flows.u64[at + 1])
-            hop = hops.members[flows.u16[flow * 64 + MEMBER]]
+            hops.came_from(flow, record.client_high, record.client_low)
+            hop = hops.members[record.member_id]
         if packet.hops_left() <= 1:
-            self.expire(flows.u64[at + 2], flows.u64[at + 3], ticks)
+            self.expire(record.vip_high, record.vip_low, ticks)
             return False
         # Of a super-packet, its segments are what leaves.
         if hops.gso_size:
@@ -515,7 +503,7 @@ class Balancer:
                 hops.gso_size -= length - mtu
                 return True
         self.refusal = self.counters.drop(TOO_BIG)
-        self.answers.limit(flows.u64[at + 2], flows.u64[at + 3], mtu, ticks)
+        self.answers.limit(record.vip_high, record.vip_low, mtu, ticks)
         return False
 
     def expire(self, high: int, low: int, ticks: int) -> int:
@@ -532,15 +520,16 @@ class Balancer:
         ref = self.fragments.find(packet, ticks)
         flow = ref >> 1
         reply = ref & 1
-        at = flow * 16 + reply * 4
+        record = flows.at(flow)
+        direction = direction_of(record, reply)
         # The flow may have ended, and its record be another's.
         if (
             not ref
-            or flows.u8[flow * 128 + PROTOCOL] != packet.protocol
-            or flows.u64[at] != packet.src_high
-            or flows.u64[at + 1] != packet.src_low
-            or flows.u64[at + 2] != packet.dst_high
-            or flows.u64[at + 3] != packet.dst_low
+            or record.protocol != packet.protocol
+            or direction.src_high != packet.src_high
+            or direction.src_low != packet.src_low
+            or direction.dst_high != packet.dst_high
+            or direction.dst_low != packet.dst_low
         ):
             return self.counters.drop(FRAGMENT)
         if packet.hops_left() <= 1:  # no error about it (RFC 1122 section 3.2.2)

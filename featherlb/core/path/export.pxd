@@ -1,10 +1,10 @@
-# C types of views.py, for the compiled build.
+# C types of export.py, for the compiled build.
 from featherlb.core.flows.counters cimport (
     COUNTERS, OPENED, REFUSED, RESETS, SYN_RETRIES, SYN_TIMEOUTS, Counters)
-from featherlb.core.flows.table cimport (
-    BYTES, CREATED, KEY_BYTES, MEMBER, PORTS, PROTOCOL, SEEN, STATE, FlowTable)
 from featherlb.core.flows.lifecycle cimport Lifecycle
 from featherlb.core.flows.members cimport Members
+from featherlb.core.flows.record cimport Record, Records
+from featherlb.core.flows.table cimport FlowTable
 from featherlb.core.path.services cimport Services
 
 

@@ -12,6 +12,7 @@ import cython
 from featherlb.core.flows.counters import Counters
 from featherlb.core.flows.lifecycle import Lifecycle
 from featherlb.core.flows.members import Members
+from featherlb.core.flows.record import Records
 from featherlb.core.flows.table import FlowTable
 from featherlb.core.flows.tcp_state import State, TimeoutClass
 from featherlb.core.path.services import Services
@@ -27,16 +28,6 @@ if not cython.compiled:
         RESETS,
         SYN_RETRIES,
         SYN_TIMEOUTS,
-    )
-    from featherlb.core.flows.table import (
-        BYTES,
-        CREATED,
-        KEY_BYTES,
-        MEMBER,
-        PORTS,
-        PROTOCOL,
-        SEEN,
-        STATE,
     )
 
 
@@ -107,7 +98,7 @@ class FlowRecords:
     it (`read_flows`) is for somebody who has the time.
 
     `first` is the number of the first record, `end` that of the last one in use, plus one.
-    `services` are by member index, `now` is the time of the copy in seconds.
+    `services` are by member number, `now` is the time of the copy in seconds.
     """
 
     records: bytes
@@ -139,7 +130,7 @@ class Views:
         for flow in range(first, self._flows.last_record() + 1):
             if limit <= 0:
                 return
-            if self._flows.u8[flow * 128 + PROTOCOL]:
+            if self._is_open(flow):
                 limit -= 1
                 yield self.view(flow, now)
 
@@ -152,14 +143,13 @@ class Views:
         """The flow table's records from `first` on, `count` at most."""
         end = self._flows.last_record() + 1
         last = max(first, min(first + count, end))
-        records = bytes(self._flows.u8[first * 128 : last * 128])
-        members = set(memoryview(records).cast("H")[MEMBER::64])
-        services = {
-            index: self._members.slots[index].pool.service.name
-            for index in members
-            if index < len(self._members.slots)
-        }
-        return FlowRecords(records, first, end, services, now)
+        services = {}
+        for flow in range(first, last):
+            record = self._flows.at(flow)
+            if record.protocol and record.member_id not in services:
+                pool = self._members.by_id[record.member_id].pool
+                services[record.member_id] = pool.service.name
+        return FlowRecords(self._flows.records.copy(first, last), first, end, services, now)
 
     def take_scheduler_errors(self) -> list[tuple[str, str]]:
         """The first error of each user's scheduler since it was loaded, once: service, error."""
@@ -179,7 +169,7 @@ class Views:
         return views
 
     def _is_open(self, flow: int) -> bool:
-        return bool(self._flows.u8[flow * 128 + PROTOCOL])
+        return bool(self._flows.at(flow).protocol)
 
     def outcomes(self) -> dict[str, tuple[int, ...]]:
         """By service, for each of its backends in order: the flows opened since it joined, and
@@ -237,40 +227,37 @@ class Views:
             scheduler_errors=errors,
             backends=tuple(backends),
             leaving=tuple(
-                (slot.pool.service.name, slot.member.backend)
-                for slot in self._members.slots
-                if slot.held and slot.pool.members.get(slot.member.endpoint) is not slot.member
+                (member.pool.service.name, member.scheduled.backend)
+                for member in self._members.by_id
+                if member.flows
+                and member.pool.members.get(member.scheduled.endpoint) is not member.scheduled
             ),
         )
 
 
 def read_flows(page: FlowRecords) -> Iterator[tuple[int, bytes, FlowView]]:
     """The flows of a copied part of the table: record number, key, and what people see."""
-    memory = memoryview(page.records)
-    u64, u32, u16 = memory.cast("Q"), memory.cast("I"), memory.cast("H")
+    records = Records(memoryview(bytearray(page.records)))
     ticks = int(page.now * 10)
-    for flow in range(len(memory) // 128):
-        protocol = memory[flow * 128 + PROTOCOL]
-        if not protocol:
+    for number in range(records.count):
+        record = records.at(number)
+        if not record.protocol:
             continue
-        at = flow * 16
-        forward = u32[flow * 32 + PORTS]
-        back = u32[flow * 32 + PORTS + 1]
         yield (
-            page.first + flow,
-            page.records[flow * 128 : flow * 128 + KEY_BYTES],
+            page.first + number,
+            records.key(number),
             FlowView(
-                service=page.services[u16[flow * 64 + MEMBER]],
-                protocol=Protocol(protocol),
-                state=State(memory[flow * 128 + STATE]),
-                client=_endpoint(u64[at], u64[at + 1], forward >> 16),
-                vip=_endpoint(u64[at + 2], u64[at + 3], forward & 0xFFFF),
-                backend=_endpoint(u64[at + 4], u64[at + 5], back >> 16),
-                source=_endpoint(u64[at + 6], u64[at + 7], back & 0xFFFF),
-                age=(ticks - u32[flow * 32 + CREATED]) / 10,
-                idle=(ticks - u32[flow * 32 + SEEN]) / 10,
-                bytes_forward=u64[at + BYTES],
-                bytes_reply=u64[at + BYTES + 1],
+                service=page.services[record.member_id],
+                protocol=Protocol(record.protocol),
+                state=State(record.state),
+                client=_endpoint(record.client_high, record.client_low, record.client_port),
+                vip=_endpoint(record.vip_high, record.vip_low, record.vip_port),
+                backend=_endpoint(record.backend_high, record.backend_low, record.backend_port),
+                source=_endpoint(record.source_high, record.source_low, record.source_port),
+                age=(ticks - record.created) / 10,
+                idle=(ticks - record.seen) / 10,
+                bytes_forward=record.forward_bytes,
+                bytes_reply=record.reply_bytes,
             ),
         )
 

@@ -3,9 +3,9 @@ cimport cython
 from featherlb.core.path.outbox cimport Answers
 from featherlb.net.checksum cimport negate, sum_bytes, update
 from featherlb.core.flows.counters cimport Counters
-from featherlb.core.flows.table cimport (
-    ADDRESS_DELTA, FLAGS, FULL, MEMBER, OFFLOADED, PORTS, TRANSPORT_DELTA, WIRED, FlowTable)
 from featherlb.core.flows.next_hops cimport Hops
+from featherlb.core.flows.record cimport FULL, OFFLOADED, WIRED, Record
+from featherlb.core.flows.table cimport FlowTable
 from featherlb.net.packet cimport ICMP, ICMPV6, MASK16, OK, TCP, Packet
 from featherlb.core.path.services cimport Services
 
@@ -25,14 +25,14 @@ cdef class IcmpHandler:
     cdef object attach(self, buffer)
     @cython.locals(
         packet=Packet, flows=FlowTable, counters=Counters, ref=cython.Py_ssize_t,
-        flow=cython.Py_ssize_t, reply=cython.Py_ssize_t, late=cython.bint, own=cython.bint,
-        wire=cython.bint, reason=cython.int)
+        flow=cython.Py_ssize_t, record="Record *", reply=cython.Py_ssize_t, late=cython.bint,
+        own=cython.bint, wire=cython.bint, reason=cython.int)
     cdef int handle(self, int hook, int info) except -1
     @cython.locals(packet=Packet, reason=cython.int)
     cdef int handle_echo(self, int hook, int info) except -1
     cdef int damage(self, int info) noexcept
     # -1 is OK.
-    @cython.locals(hops=Hops, at=cython.Py_ssize_t)
+    @cython.locals(hops=Hops, record="Record *")
     cdef int route(self, Py_ssize_t flow, Py_ssize_t reply) except -2
 
 cpdef bint is_icmp(Packet packet) noexcept
@@ -47,7 +47,8 @@ cdef unsigned long long checksum(
     unsigned long long dst_high, unsigned long long dst_low) noexcept
 cpdef bint is_intact(Packet packet) noexcept
 @cython.locals(
-    at=cython.Py_ssize_t, field=cython.Py_ssize_t, header=cython.Py_ssize_t, ports=cython.uint,
+    record="Record *", field=cython.Py_ssize_t, header=cython.Py_ssize_t,
+    dst_port=cython.uint, peer_port=cython.uint,
     address_delta=cython.ulonglong, delta=cython.ulonglong, check=cython.ulonglong,
     src_high=cython.ulonglong, src_low=cython.ulonglong,
     dst_high=cython.ulonglong, dst_low=cython.ulonglong,

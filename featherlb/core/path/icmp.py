@@ -23,16 +23,7 @@ from featherlb.model.reason import Reason
 from featherlb.net.packet import Packet
 
 if not cython.compiled:
-    from featherlb.core.flows.table import (
-        ADDRESS_DELTA,
-        FLAGS,
-        FULL,
-        MEMBER,
-        OFFLOADED,
-        PORTS,
-        TRANSPORT_DELTA,
-        WIRED,
-    )
+    from featherlb.core.flows.record import FULL, OFFLOADED, WIRED
     from featherlb.net.checksum import negate, sum_bytes, update
     from featherlb.net.packet import ICMP, ICMPV6, MASK16, OK, TCP
 
@@ -94,14 +85,15 @@ class IcmpHandler:
             return self.handle_echo(hook, info)
         ref = find_quoted(packet, self._quoted, flows)
         flow = ref >> 1
-        if flows.u8[flow * 128 + FLAGS] & OFFLOADED:
+        record = flows.at(flow)
+        if record.flags & OFFLOADED:
             return counters.pass_on()
         reply = ref & 1
-        late = reply and not flows.u8[flow * 128 + FLAGS] & FULL
+        late = reply and not record.flags & FULL
         wire = hook == WIRE
         if not ref:
             return counters.pass_on()
-        if flows.u8[flow * 128 + FLAGS] & WIRED:
+        if record.flags & WIRED:
             if not wire:
                 # One of this host's own is ours: the kernel has not seen the flow.
                 return counters.pass_on() if hook == OUTPUT else counters.drop(COPY)
@@ -114,8 +106,7 @@ class IcmpHandler:
         if reason != OK:
             return counters.drop(reason)
         own = hook == OUTPUT and not (
-            packet.src_low == flows.u64[flow * 16 + 5]
-            and packet.src_high == flows.u64[flow * 16 + 4]
+            packet.src_low == record.backend_low and packet.src_high == record.backend_high
         )
         if wire:
             packet.use_hop()
@@ -153,11 +144,11 @@ class IcmpHandler:
         hops = self._hops
         if self._packet.hops_left() <= 1:
             return TTL_EXCEEDED
+        record = self._flows.at(flow)
         if reply:
-            at = flow * 16
-            hops.goes = hops.back(flow, self._flows.u64[at], self._flows.u64[at + 1])
+            hops.goes = hops.back(flow, record.client_high, record.client_low)
             return OK if hops.goes else NO_NEXT_HOP
-        hops.goes = hops.members[self._flows.u16[flow * 64 + MEMBER]]
+        hops.goes = hops.members[record.member_id]
         return OK
 
 
@@ -225,28 +216,27 @@ def translate_error(
     it, since a backend's side of the network may have no address that means anything to the
     client (RFC 5508 REQ-5); one that the balancer made on its `own` keeps its address.
     """
-    at = flow * 16
-    address_delta = flows.u16[flow * 64 + ADDRESS_DELTA]
-    delta = flows.u16[flow * 64 + TRANSPORT_DELTA]
+    record = flows.at(flow)
+    address_delta = record.address_delta
+    delta = record.transport_delta
     src_high, src_low = packet.src_high, packet.src_low
     if reply:
         address_delta, delta = negate(address_delta), negate(delta)
-        dst_high, dst_low = flows.u64[at], flows.u64[at + 1]
-        peer_high, peer_low = flows.u64[at + 2], flows.u64[at + 3]
-        ports = flows.u32[flow * 32 + PORTS]
+        dst_high, dst_low, dst_port = record.client_high, record.client_low, record.client_port
+        peer_high, peer_low, peer_port = record.vip_high, record.vip_low, record.vip_port
         if not own:
             src_high, src_low = peer_high, peer_low
     else:
-        dst_high, dst_low = flows.u64[at + 4], flows.u64[at + 5]
-        peer_high, peer_low = flows.u64[at + 6], flows.u64[at + 7]
-        ports = flows.u32[flow * 32 + PORTS + 1]
-        if flows.u8[flow * 128 + FLAGS] & FULL:
+        dst_high, dst_low, dst_port = record.backend_high, record.backend_low, record.backend_port
+        peer_high, peer_low, peer_port = record.source_high, record.source_low, record.source_port
+        if record.flags & FULL:
             src_high, src_low = peer_high, peer_low
 
     # The quoted packet, as the receiver of the error has sent it.
     quoted.write_source(dst_high, dst_low)
     quoted.write_destination(peer_high, peer_low)
-    quoted.write32(quoted.transport, ports)
+    quoted.write16(quoted.transport, dst_port)
+    quoted.write16(quoted.transport + 2, peer_port)
     if quoted.version == 4:
         quoted.write16(quoted.ip + 10, update(quoted.read16(quoted.ip + 10), address_delta))
     field = quoted.transport + (16 if quoted.protocol == TCP else 6)

@@ -1,11 +1,11 @@
-# C types of handover.py, for the compiled build.
+# C types of migrate.py, for the compiled build.
 cimport cython
 from featherlb.core.flows.conntrack cimport Requests
-from featherlb.core.flows.table cimport (
-    ABANDONED, BYTES, CARRIED, FLAGS, LOCAL_CLIENT, MEMBER, OFFLOADED, PROTOCOL, SEEN, STATE,
-    WIRED, FlowTable)
 from featherlb.core.flows.lifecycle cimport Lifecycle
 from featherlb.core.flows.members cimport Members
+from featherlb.core.flows.record cimport (
+    ABANDONED, COUNTED, LOCAL_CLIENT, OFFLOADED, WIRED, Record, direction_of)
+from featherlb.core.flows.table cimport FlowTable
 
 cdef int CLOSING, CLOSED
 
@@ -16,9 +16,8 @@ cdef class Handover:
     cdef Lifecycle _lifecycle
     cdef Requests _requests
 
-    @cython.locals(flows=FlowTable, flow=cython.Py_ssize_t, at=cython.Py_ssize_t, wired=cython.int)
+    @cython.locals(flows=FlowTable, flow=cython.Py_ssize_t, record="Record *")
     cpdef object switch(self, pools)
     @cython.locals(
-        flows=FlowTable, at=cython.Py_ssize_t, state=cython.int, direction=cython.Py_ssize_t,
-        ticks=cython.uint)
-    cdef object hand_over(self, Py_ssize_t flow, bint carried)
+        flows=FlowTable, record="Record *", state=cython.int, reply=cython.Py_ssize_t)
+    cdef object hand_over(self, Py_ssize_t flow, bint offloaded)

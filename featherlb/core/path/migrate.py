@@ -12,18 +12,13 @@ from featherlb.core.flows.tcp_state import State
 from featherlb.core.pools.pool import Pool
 
 if not cython.compiled:
-    from featherlb.core.flows.table import (
+    from featherlb.core.flows.record import (
         ABANDONED,
-        BYTES,
-        CARRIED,
-        FLAGS,
+        COUNTED,
         LOCAL_CLIENT,
-        MEMBER,
         OFFLOADED,
-        PROTOCOL,
-        SEEN,
-        STATE,
         WIRED,
+        direction_of,
     )
 
 CLOSING = int(State.CLOSING)
@@ -46,39 +41,37 @@ class Handover:
         this host's own clients never are on a wire."""
         flows = self._flows
         for flow in range(1, flows.last_record() + 1):
-            at = flow * 128
-            if not flows.u8[at + PROTOCOL]:
+            record = flows.at(flow)
+            if not record.protocol:
                 continue
-            pool = self._members.slots[flows.u16[flow * 64 + MEMBER]].pool
+            pool = self._members.by_id[record.member_id].pool
             if pool not in pools:
                 continue
-            if not flows.u8[at + FLAGS] & LOCAL_CLIENT:
-                wired = WIRED if pool.raw else 0
-                flows.u8[at + FLAGS] = flows.u8[at + FLAGS] & ~WIRED | wired
-            if pool.offloaded != (flows.u8[at + FLAGS] & OFFLOADED != 0):
+            if not record.flags & LOCAL_CLIENT:
+                record.flags = record.flags & ~WIRED | (WIRED if pool.raw else 0)
+            if pool.offloaded != (record.flags & OFFLOADED != 0):
                 self.hand_over(flow, pool.offloaded)
 
-    def hand_over(self, flow: int, carried: bool) -> None:
-        """Have conntrack carry a flow from now on, or no more; one that both ends have closed
+    def hand_over(self, flow: int, offloaded: bool) -> None:
+        """Have the kernel translate a flow from now on, or no more; one that both ends have closed
         ends."""
         flows = self._flows
-        at = flow * 128
-        state = flows.u8[at + STATE]
-        if flows.is_carried(flow):
+        record = flows.at(flow)
+        state = record.state
+        if flows.is_offloaded(flow):
             self._requests.delete(flows, flow)
         if state in (CLOSING, CLOSED):
-            flows.u8[at + FLAGS] |= ABANDONED
+            record.flags |= ABANDONED
             self._lifecycle.close(flow)
             return
-        for direction in (0, 1):
-            flows.u32[flow * 32 + CARRIED + direction] = 0
-        ticks = flows.u32[flow * 32 + SEEN]
-        if carried:
-            for direction in (0, 1):
-                flows.u64[flow * 16 + BYTES + direction] = 0
-            flows.u8[at + FLAGS] |= OFFLOADED
+        for reply in (0, 1):
+            direction_of(record, reply).kernel_packets = 0
+        if offloaded:
+            record.forward_bytes = record.reply_bytes = 0
+            # The kernel does not count responses.
+            record.flags = record.flags & ~COUNTED | OFFLOADED
             self._requests.create(flows, flow)
         else:
-            flows.u8[at + FLAGS] &= ~(OFFLOADED | ABANDONED)
-            self._lifecycle.settle(flow)
-        self._lifecycle.enter(flow, state, ticks)
+            record.flags &= ~(OFFLOADED | ABANDONED)
+            self._lifecycle.compute_deltas(flow)
+        self._lifecycle.enter(flow, state, record.seen)

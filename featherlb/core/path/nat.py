@@ -23,14 +23,7 @@ from featherlb.core.flows.table import FlowTable
 from featherlb.net.packet import Packet
 
 if not cython.compiled:
-    from featherlb.core.flows.table import (
-        ADDRESS_DELTA,
-        FLAGS,
-        LOCAL_BACKEND,
-        LOCAL_CLIENT,
-        PORTS,
-        TRANSPORT_DELTA,
-    )
+    from featherlb.core.flows.record import LOCAL_BACKEND, LOCAL_CLIENT
     from featherlb.net.checksum import negate, update, update_partial
     from featherlb.net.packet import TCP
 
@@ -41,15 +34,15 @@ COMPLETED_LATER = 512
 
 def translate_addresses(packet: Packet, flows: FlowTable, flow: int, reply: int) -> None:
     """Rewrite the parsed fragment of a packet of `flow`, which has no transport header."""
-    at = flow * 16
-    delta = flows.u16[flow * 64 + ADDRESS_DELTA]
+    record = flows.at(flow)
+    delta = record.address_delta
     if reply:
-        packet.write_source(flows.u64[at + 2], flows.u64[at + 3])
-        packet.write_destination(flows.u64[at], flows.u64[at + 1])
+        packet.write_source(record.vip_high, record.vip_low)
+        packet.write_destination(record.client_high, record.client_low)
         delta = negate(delta)
     else:
-        packet.write_source(flows.u64[at + 6], flows.u64[at + 7])
-        packet.write_destination(flows.u64[at + 4], flows.u64[at + 5])
+        packet.write_source(record.source_high, record.source_low)
+        packet.write_destination(record.backend_high, record.backend_low)
     if packet.version == 4:
         packet.write16(packet.ip + 10, update(packet.read16(packet.ip + 10), delta))
 
@@ -59,26 +52,23 @@ def translate(packet: Packet, flows: FlowTable, flow: int, reply: int, info: int
 
     `info` are bits of `model.PacketInfo`.
     """
-    at = flow * 16
-    address_delta = flows.u16[flow * 64 + ADDRESS_DELTA]
-    delta = flows.u16[flow * 64 + TRANSPORT_DELTA]
+    record = flows.at(flow)
+    address_delta = record.address_delta
+    delta = record.transport_delta
     if reply:
-        src_high, src_low = flows.u64[at + 2], flows.u64[at + 3]
-        dst_high, dst_low = flows.u64[at], flows.u64[at + 1]
-        ports = flows.u32[flow * 32 + PORTS]
+        src_high, src_low, src_port = record.vip_high, record.vip_low, record.vip_port
+        dst_high, dst_low, dst_port = record.client_high, record.client_low, record.client_port
         address_delta, delta = negate(address_delta), negate(delta)
-        local = flows.u8[flow * 128 + FLAGS] & LOCAL_CLIENT
+        local = record.flags & LOCAL_CLIENT
     else:
-        src_high, src_low = flows.u64[at + 6], flows.u64[at + 7]
-        dst_high, dst_low = flows.u64[at + 4], flows.u64[at + 5]
-        ports = flows.u32[flow * 32 + PORTS + 1]
-        local = flows.u8[flow * 128 + FLAGS] & LOCAL_BACKEND
+        src_high, src_low, src_port = record.source_high, record.source_low, record.source_port
+        dst_high, dst_low, dst_port = record.backend_high, record.backend_low, record.backend_port
+        local = record.flags & LOCAL_BACKEND
 
     packet.write_source(src_high, src_low)
     packet.write_destination(dst_high, dst_low)
-    # The table has them as the other side's packets carry them: source and destination swapped.
-    packet.write16(packet.transport, ports & 0xFFFF)
-    packet.write16(packet.transport + 2, ports >> 16)
+    packet.write16(packet.transport, src_port)
+    packet.write16(packet.transport + 2, dst_port)
     if packet.version == 4:
         packet.write16(packet.ip + 10, update(packet.read16(packet.ip + 10), address_delta))
 

@@ -28,22 +28,7 @@ if not cython.compiled:
     from featherlb.core.flows.conntrack import AF_INET6, DESTINATION_NAT, SEEN_REPLY
     from featherlb.core.flows.counters import COUNTERS, REFUSED, SYN_RETRIES, SYN_TIMEOUTS
     from featherlb.core.flows.lifecycle import IS_REUSABLE
-    from featherlb.core.flows.table import (
-        ABANDONED,
-        BYTES,
-        CARRIED,
-        CREATED,
-        FLAGS,
-        FULL,
-        IPV6,
-        MEMBER,
-        OFFLOADED,
-        PORTS,
-        PROTOCOL,
-        QUEUE,
-        SEEN,
-        STATE,
-    )
+    from featherlb.core.flows.record import ABANDONED, FULL, IPV6, OFFLOADED, direction_of
     from featherlb.net.packet import MASK32, SYN, TCP, UDP
 
 YOUNG = 20
@@ -132,13 +117,14 @@ class Offload:
         """
         packet = self._packet
         flows = self._flows
-        alive = flows.is_carried(flow)
+        record = flows.at(flow)
+        alive = flows.is_offloaded(flow)
         if reply or packet.flags > SYN:
             if alive:
                 return self._counters.drop(INVALID)
             self._answers.refuse(ticks)
             return self._counters.drop(NO_FLOW)
-        if self._members.slots[flows.u16[flow * 64 + MEMBER]].pool.settling:
+        if self._members.by_id[record.member_id].pool.settling:
             return self._counters.drop(INVALID)
         if self.asked != flow and self.is_open(flow):
             self.asked = flow
@@ -147,18 +133,16 @@ class Offload:
         if not alive or self._lifecycle.reopens(flow):
             self._lifecycle.close(flow)
             return -1
-        if flows.u8[flow * 128 + STATE] == SYN_SENT:
+        if record.state == SYN_SENT:
             self.enter(flow, SYN_RETRIED, ticks)
-            self._counters.add(flows.u16[flow * 64 + MEMBER], SYN_RETRIES)
+            self._counters.add(record.member_id, SYN_RETRIES)
         return self.carry(flow, info)
 
     def is_open(self, flow: int) -> bool:
         """Whether conntrack carries the flow, and it wasn't closing when conntrack was asked last.
         One that closes doesn't go on but by a packet that opens it anew, which comes here."""
         flows = self._flows
-        return (
-            flows.is_carried(flow) and flows.u8[flow * 128 + QUEUE] != self._lifecycle.closed_queue
-        )
+        return flows.is_offloaded(flow) and flows.at(flow).queue != self._lifecycle.closed_queue
 
     def begin(self, flow: int, info: int) -> int:
         """Have conntrack carry a new flow; the verdict on the parsed packet, which opens it."""
@@ -196,7 +180,7 @@ class Offload:
         """Conntrack refuses to create the entry of this flow: its packet is dropped instead."""
         resent = [(other, packet) for other, packet in self._resent if other != flow]
         # A datagram of which no copy waits was cut, and is counted as dropped.
-        if self._flows.u8[flow * 128 + PROTOCOL] != UDP or len(resent) < len(self._resent):
+        if self._flows.at(flow).protocol != UDP or len(resent) < len(self._resent):
             self._counters.reasons[FORWARD] -= 1
             self._counters.reasons[NO_ENTRY] += 1
         self._resent = resent
@@ -206,7 +190,7 @@ class Offload:
         """Forget a flow whose entry is gone, or is none of ours."""
         if self.asked == flow:
             self.asked = 0
-        self._flows.u8[flow * 128 + FLAGS] |= ABANDONED
+        self._flows.at(flow).flags |= ABANDONED
         self._lifecycle.close(flow)
 
     def clash(self, flow: int, entry: Entry) -> bool:
@@ -215,14 +199,14 @@ class Offload:
         False if that is the flow itself, or an open connection that another process has let in:
         that one goes on, and the flow is forgotten.
         """
-        flows = self._flows
-        at = flow * 16
+        record = self._flows.at(flow)
         if (
-            entry.back_src_low == flows.u64[at + 5]
-            and entry.back_src_high == flows.u64[at + 4]
-            and entry.back_dst_low == flows.u64[at + 7]
-            and entry.back_dst_high == flows.u64[at + 6]
-            and entry.back_ports == flows.u32[flow * 32 + PORTS + 1]
+            entry.back_src_low == record.backend_low
+            and entry.back_src_high == record.backend_high
+            and entry.back_dst_low == record.source_low
+            and entry.back_dst_high == record.source_high
+            and entry.back_ports >> 16 == record.backend_port
+            and entry.back_ports & 0xFFFF == record.source_port
         ):
             return False
         if (
@@ -247,44 +231,44 @@ class Offload:
         """Create a flow with the next requests, from another port towards its backend; False if it
         is too late for that, the port is the client's own, or there is no other."""
         flows = self._flows
-        if not flows.u8[flow * 128 + FLAGS] & FULL:
+        record = flows.at(flow)
+        if not record.flags & FULL:
             return False
-        if flows.u8[flow * 128 + STATE] not in (SYN_SENT, UDP_ONE_WAY):
+        if record.state not in (SYN_SENT, UDP_ONE_WAY):
             return False
-        target = self._members.slots[flows.u16[flow * 64 + MEMBER]].target
-        source = (flows.u64[flow * 16 + 6], flows.u64[flow * 16 + 7])
+        target = self._members.by_id[record.member_id].target
+        source = (record.source_high, record.source_low)
         found = self._source_ports.allocate(target, [source])
         if found is None:
             return False
-        before = flows.u32[flow * 32 + PORTS + 1]
-        ports = before >> 16 << 16 | found[1]
-        flows.turn_replies(flow, ports)
-        turned = flows.u32[flow * 32 + PORTS + 1] == ports
-        self._source_ports.release(target, source, (before if turned else ports) & 0xFFFF)
-        if turned:
-            self._lifecycle.settle(flow)
-            self.requests.create(flows, flow)
-        return turned
+        before, after = record.source_port, found[1]
+        if not flows.set_source_port(flow, after):
+            self._source_ports.release(target, source, after)
+            return False
+        self._source_ports.release(target, source, before)
+        self._lifecycle.compute_deltas(flow)
+        self.requests.create(flows, flow)
+        return True
 
     def observe(self, flow: int, entry: Entry, ticks: int) -> None:
         """Take in what conntrack says of an offloaded flow: state, port, packets and bytes."""
-        flows = self._flows
+        record = self._flows.at(flow)
+        forward = direction_of(record, 0)
+        reply = direction_of(record, 1)
         counters = self._counters
-        at = flows.u16[flow * 64 + MEMBER] * COUNTERS
-        carried = flow * 32 + CARRIED
-        packets = (entry.packets - flows.u32[carried]) & MASK32
-        back_packets = (entry.back_packets - flows.u32[carried + 1]) & MASK32
+        at = record.member_id * COUNTERS
+        packets = (entry.packets - forward.kernel_packets) & MASK32
+        back_packets = (entry.back_packets - reply.kernel_packets) & MASK32
         if packets or back_packets:
             counters.members[at] += packets
+            counters.members[at + 1] += entry.bytes - forward.bytes
             counters.members[at + 2] += back_packets
-            flows.u32[carried] = entry.packets & MASK32
-            flows.u32[carried + 1] = entry.back_packets & MASK32
-            base = flow * 16 + BYTES
-            counters.members[at + 1] += entry.bytes - flows.u64[base]
-            counters.members[at + 3] += entry.back_bytes - flows.u64[base + 1]
-            flows.u64[base] = entry.bytes
-            flows.u64[base + 1] = entry.back_bytes
-            flows.u32[flow * 32 + SEEN] = ticks
+            counters.members[at + 3] += entry.back_bytes - reply.bytes
+            forward.kernel_packets = entry.packets & MASK32
+            forward.bytes = entry.bytes
+            reply.kernel_packets = entry.back_packets & MASK32
+            reply.bytes = entry.back_bytes
+            record.seen = ticks
         self.take_port(flow, entry)
         self.take_state(flow, entry, ticks)
 
@@ -298,16 +282,16 @@ class Offload:
     def take_port(self, flow: int, entry: Entry) -> None:
         """Of a client whose own port is taken towards the backend, conntrack gives it another one:
         its replies are known by that."""
-        flows = self._flows
-        ports = flows.u32[flow * 32 + PORTS + 1]
+        record = self._flows.at(flow)
+        port = entry.back_ports & 0xFFFF
         if (
-            entry.back_ports != ports
-            and entry.back_ports >> 16 == ports >> 16
-            and entry.back_src_low == flows.u64[flow * 16 + 5]
-            and entry.back_dst_low == flows.u64[flow * 16 + 7]
-            and not flows.u8[flow * 128 + FLAGS] & FULL
+            port != record.source_port
+            and entry.back_ports >> 16 == record.backend_port
+            and entry.back_src_low == record.backend_low
+            and entry.back_dst_low == record.source_low
+            and not record.flags & FULL
         ):
-            flows.turn_replies(flow, entry.back_ports)
+            self._flows.set_source_port(flow, port)
 
     def take_state(self, flow: int, entry: Entry, ticks: int) -> None:
         """An offloaded flow is in the state of its entry, if that has one."""
@@ -319,7 +303,7 @@ class Offload:
 
     def enter(self, flow: int, state: int, ticks: int) -> None:
         """An offloaded flow is in this state from now on, unless it has been before."""
-        before = self._flows.u8[flow * 128 + STATE]
+        before = self._flows.at(flow).state
         # Of a SYN that was sent again, conntrack makes no state of its own.
         if state != before and not (state == SYN_SENT and before == SYN_RETRIED):
             self._lifecycle.enter(flow, state, ticks)
@@ -327,21 +311,20 @@ class Offload:
     def end(self, entry: Entry, certain: bool, ticks: int) -> int:
         """Conntrack has removed this entry: so its flow has ended. The number of a flow of which
         that is not `certain`, for conntrack to be asked; else 0."""
-        flows = self._flows
         flow = self.flow_of(entry)
         if not flow:
             return 0
-        if not certain and (ticks - flows.u32[flow * 32 + CREATED]) & MASK32 < YOUNG:
+        record = self._flows.at(flow)
+        if not certain and (ticks - record.created) & MASK32 < YOUNG:
             return flow
-        opening = flows.u8[flow * 128 + STATE] in (SYN_SENT, SYN_RETRIED)
+        opening = record.state in (SYN_SENT, SYN_RETRIED)
         self.observe(flow, entry, ticks)
-        member = flows.u16[flow * 64 + MEMBER]
         if opening and not entry.status & SEEN_REPLY and entry.back_packets:
             # A RST as the first answer: conntrack removes the entry at once, and doesn't call the
             # connection answered (nf_conntrack_proto_tcp.c: nf_conntrack_tcp_packet).
-            self._counters.add(member, REFUSED)
-        elif flows.u8[flow * 128 + STATE] in (SYN_SENT, SYN_RETRIED):
-            self._counters.add(member, SYN_TIMEOUTS)
+            self._counters.add(record.member_id, REFUSED)
+        elif record.state in (SYN_SENT, SYN_RETRIED):
+            self._counters.add(record.member_id, SYN_TIMEOUTS)
         self.disown(flow)
         return 0
 
@@ -361,17 +344,22 @@ class Offload:
         flows = self._flows
         ref = self.find(entry)
         flow = ref >> 1
-        if not ref or ref & 1 or not flows.is_carried(flow):
+        if not ref or ref & 1 or not flows.is_offloaded(flow):
+            return 0
+        record = flows.at(flow)
+        if (
+            entry.back_src_low != record.backend_low
+            or entry.back_ports >> 16 != record.backend_port
+        ):
             return 0
         # The port that conntrack has given a client may not be known yet (`take_port`).
-        known = MASK32 if flows.u8[flow * 128 + FLAGS] & FULL else MASK32 ^ 0xFFFF
-        if (entry.back_ports ^ flows.u32[flow * 32 + PORTS + 1]) & known:
+        if record.flags & FULL and entry.back_ports & 0xFFFF != record.source_port:
             return 0
-        return flow if entry.back_src_low == flows.u64[flow * 16 + 5] else 0
+        return flow
 
-    def is_carried(self, flow: int) -> bool:
-        """Whether conntrack carries the flow of that record number."""
-        return self._flows.is_carried(flow)
+    def is_offloaded(self, flow: int) -> bool:
+        """Whether the kernel translates the flow of that record number."""
+        return self._flows.is_offloaded(flow)
 
     def last_record(self) -> int:
         """The highest number of a flow."""
@@ -390,9 +378,9 @@ class Offload:
         if pool is None or not pool.offloaded or pool.service.name not in services:
             return False
         address = address_of(entry.back_src_high, entry.back_src_low)
-        member = pool.members.get(Endpoint(address, entry.back_ports >> 16))
+        scheduled = pool.members.get(Endpoint(address, entry.back_ports >> 16))
         flows = self._flows
-        if member is None or flows.count == flows.capacity:
+        if scheduled is None or flows.count == flows.capacity:
             return False
         if self.find(entry) or flows.find(
             entry.back_src_high,
@@ -403,13 +391,13 @@ class Offload:
             entry.protocol,
         ):
             return False
-        slot = self._members.slots[member.index]
-        flags = slot.flags | OFFLOADED
+        member = self._members.by_id[scheduled.index]
+        flags = member.flags | OFFLOADED
         if entry.family == AF_INET6:
             flags |= IPV6
         # Its port may be one that somebody else has given.
         source = (entry.back_dst_high, entry.back_dst_low)
-        if pool.full and self._source_ports.claim(slot.target, source, entry.back_ports & 0xFFFF):
+        if pool.full and self._source_ports.claim(member.target, source, entry.back_ports & 0xFFFF):
             flags |= FULL
         flow = flows.insert(
             entry.protocol,
@@ -426,16 +414,17 @@ class Offload:
             self._lifecycle.offload_queue,
             ticks,
         )
-        flows.u8[flow * 128 + FLAGS] = flags
-        flows.u8[flow * 128 + STATE] = SYN_SENT if entry.protocol == TCP else UDP_ONE_WAY
-        flows.u16[flow * 64 + MEMBER] = member.index
-        # What it has carried before is not ours to count.
-        flows.u32[flow * 32 + CARRIED] = entry.packets & MASK32
-        flows.u32[flow * 32 + CARRIED + 1] = entry.back_packets & MASK32
-        flows.u64[flow * 16 + BYTES] = entry.bytes
-        flows.u64[flow * 16 + BYTES + 1] = entry.back_bytes
-        member.active += 1
-        slot.held += 1
+        record = flows.at(flow)
+        record.flags = flags
+        record.state = SYN_SENT if entry.protocol == TCP else UDP_ONE_WAY
+        record.member_id = member.id
+        # What the kernel has counted before is not ours to count.
+        direction_of(record, 0).kernel_packets = entry.packets & MASK32
+        direction_of(record, 1).kernel_packets = entry.back_packets & MASK32
+        record.forward_bytes = entry.bytes
+        record.reply_bytes = entry.back_bytes
+        scheduled.active += 1
+        member.flows += 1
         self.observe(flow, entry, ticks)
         return True
 
@@ -443,4 +432,4 @@ class Offload:
         """Take a connection away from conntrack: it is closed here, and what comes is refused."""
         self.requests.delete(self._flows, flow)
         self.enter(flow, CLOSED, ticks)
-        self._flows.u8[flow * 128 + FLAGS] |= ABANDONED
+        self._flows.at(flow).flags |= ABANDONED

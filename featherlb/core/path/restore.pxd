@@ -1,12 +1,13 @@
-# C types of takeover.py, for the compiled build.
+# C types of restore.py, for the compiled build.
 cimport cython
-from featherlb.core.flows.table cimport (
-    BYTES, COUNTED, CREATED, EXPECTED, FLAGS, FULL, IPV6, LOCAL_CLIENT, MASK32, MEMBER, OFFLOADED,
-    PORTS, PROTOCOL, REPLY_ONLY, RESPONSES, SEEN, STATE, WIRED, FlowTable)
-from featherlb.core.path.migrate cimport Handover
-from featherlb.core.flows.next_hops cimport Hops
 from featherlb.core.flows.lifecycle cimport IS_ACTIVE, Lifecycle
-from featherlb.core.flows.members cimport Members, Slot
+from featherlb.core.flows.members cimport Members, PoolMember
+from featherlb.core.flows.next_hops cimport Hops
+from featherlb.core.flows.record cimport (
+    COUNTED, FULL, IPV6, LOCAL_CLIENT, OFFLOADED, REPLY_ONLY, WIRED, Direction, Record, Records,
+    direction_of, ports_of)
+from featherlb.core.flows.table cimport FlowTable
+from featherlb.core.path.migrate cimport Handover
 from featherlb.core.path.services cimport Services
 
 cdef int STATES
@@ -20,26 +21,21 @@ cdef class Takeover:
     cdef Handover _handover
     cdef Hops _hops
     cdef object _source_ports
-    cdef dict _slots
-    cdef unsigned long long[::1] _u64
-    cdef unsigned int[::1] _u32
-    cdef unsigned short[::1] _u16
-    cdef unsigned char[::1] _u8
+    cdef dict _known
+    cdef Records _records
 
-    @cython.locals(flows=FlowTable, flow=cython.Py_ssize_t)
+    @cython.locals(flows=FlowTable, flow=cython.Py_ssize_t, record="Record *")
     cpdef bint has_own(self)
-    @cython.locals(record=cython.Py_ssize_t, seen=cython.ulonglong, flow=cython.Py_ssize_t)
+    @cython.locals(number=cython.Py_ssize_t, record="Record *", flow=cython.Py_ssize_t)
     cpdef object take(self, memory, shard)
     cdef object look_at(self, memory)
     @cython.locals(
-        flows=FlowTable, key=cython.Py_ssize_t, protocol=cython.int, flags=cython.int,
-        state=cython.int, ports=cython.uint, back=cython.uint, client_high=cython.ulonglong,
-        client_low=cython.ulonglong, vip_high=cython.ulonglong, vip_low=cython.ulonglong,
-        high=cython.ulonglong, low=cython.ulonglong, source_high=cython.ulonglong,
-        source_low=cython.ulonglong, slot=Slot, hidden=cython.int, full=cython.bint,
-        flow=cython.Py_ssize_t, direction=cython.Py_ssize_t, expected=cython.uint,
-        seen=cython.uint, six=cython.bint)
-    cdef Py_ssize_t enter(self, Py_ssize_t record) except -1
-    cdef object slot(self, pool, unsigned long long high, unsigned long long low, int port)
+        flows=FlowTable, old="Record *", record="Record *", forward="Direction *",
+        reply="Direction *", flags=cython.int, state=cython.int, member=PoolMember,
+        full=cython.bint, flow=cython.Py_ssize_t)
+    cdef Py_ssize_t enter(self, Py_ssize_t number) except -1
+    cdef bint is_taken(self, Direction *direction, int protocol) noexcept
+    cdef object member(self, pool, unsigned long long high, unsigned long long low, int port)
     cdef bint claim(
-        self, Slot slot, unsigned long long high, unsigned long long low, int port) except -1
+        self, PoolMember member, unsigned long long high, unsigned long long low, int port
+    ) except -1

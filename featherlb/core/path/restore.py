@@ -5,12 +5,15 @@ configuration, or have been left in the middle of a change. Flows that the kerne
 tracking carries are found there instead.
 """
 
+from typing import Any
+
 import cython
 
 from featherlb.core.flows.lifecycle import Lifecycle
-from featherlb.core.flows.members import Members, Slot
+from featherlb.core.flows.members import Members, PoolMember
 from featherlb.core.flows.memory import FlowMemory, size_of
 from featherlb.core.flows.next_hops import Hops
+from featherlb.core.flows.record import Records
 from featherlb.core.flows.snat_ports import PortAllocator
 from featherlb.core.flows.table import FlowTable
 from featherlb.core.flows.tcp_state import State
@@ -24,25 +27,16 @@ from featherlb.net.addresses import address_of
 
 if not cython.compiled:
     from featherlb.core.flows.lifecycle import IS_ACTIVE
-    from featherlb.core.flows.table import (
-        BYTES,
+    from featherlb.core.flows.record import (
         COUNTED,
-        CREATED,
-        EXPECTED,
-        FLAGS,
         FULL,
         IPV6,
         LOCAL_CLIENT,
-        MASK32,
-        MEMBER,
         OFFLOADED,
-        PORTS,
-        PROTOCOL,
         REPLY_ONLY,
-        RESPONSES,
-        SEEN,
-        STATE,
         WIRED,
+        direction_of,
+        ports_of,
     )
 
 STATES = len(State)
@@ -69,14 +63,15 @@ class Takeover:
         self._handover = handover
         self._hops = hops
         self._source_ports = source_ports
-        self._slots: dict[tuple[Pool, int, int, int], Slot | None] = {}
+        self._known: dict[tuple[Pool, int, int, int], PoolMember | None] = {}
         self.look_at(_NONE)
 
     def has_own(self) -> bool:
         """Whether there is any flow that a successor would take over."""
         flows = self._flows
         for flow in range(1, flows.last_record() + 1):
-            if flows.u8[flow * 128 + PROTOCOL] and not flows.u8[flow * 128 + FLAGS] & OFFLOADED:
+            record = flows.at(flow)
+            if record.protocol and not record.flags & OFFLOADED:
                 return True
         return False
 
@@ -87,23 +82,20 @@ class Takeover:
         self.look_at(memory)
         links = [self._hops.slot_of(index) for index in memory.links]
         wanted = []
-        for record in range(1, min(memory.used[0], memory.capacity) + 1):
-            if self._u8[record * 128 + PROTOCOL] and not (
-                self._u8[record * 128 + FLAGS] & OFFLOADED
-            ):
-                seen = self._u32[record * 32 + SEEN]
-                wanted.append(seen << 32 | record)
+        for number in range(1, min(memory.used[0], memory.capacity) + 1):
+            record = self._records.at(number)
+            if record.protocol and not record.flags & OFFLOADED:
+                wanted.append((record.seen, number))
         # Those that were silent for longest come first in a queue.
         wanted.sort()
         taken = left = 0
-        for key in wanted:
-            record = key & MASK32
-            high, low = self._u64[record * 16], self._u64[record * 16 + 1]
-            if not shard.has(high, low, self._u32[record * 32 + PORTS] >> 16):
+        for _, number in wanted:
+            record = self._records.at(number)
+            if not shard.has(record.client_high, record.client_low, record.client_port):
                 continue
-            flow = self.enter(record)
+            flow = self.enter(number)
             if flow:
-                self._hops.recall(flow, memory.hops[record], links)
+                self._hops.recall(flow, memory.hops[number], links)
                 taken += 1
             else:
                 left += 1
@@ -112,105 +104,111 @@ class Takeover:
 
     def look_at(self, memory: FlowMemory) -> None:
         """Read this memory from now on, and no other."""
-        self._u64 = memory.records.cast("Q")
-        self._u32 = memory.records.cast("I")
-        self._u16 = memory.records.cast("H")
-        self._u8 = memory.records
-        self._slots.clear()
+        self._records = Records(memory.records)
+        self._known.clear()
 
-    def enter(self, record: int) -> int:
-        """A flow like that record; 0 if there can be none."""
+    def enter(self, number: int) -> int:
+        """A flow like the record of that number; 0 if there can be none."""
         flows = self._flows
-        key = record * 16
-        protocol = self._u8[record * 128 + PROTOCOL]
-        flags = self._u8[record * 128 + FLAGS]
-        state = self._u8[record * 128 + STATE]
-        ports = self._u32[record * 32 + PORTS]
-        back = self._u32[record * 32 + PORTS + 1]
-        client_high, client_low = self._u64[key], self._u64[key + 1]
-        vip_high, vip_low = self._u64[key + 2], self._u64[key + 3]
-        high, low = self._u64[key + 4], self._u64[key + 5]
-        source_high, source_low = self._u64[key + 6], self._u64[key + 7]
-        pool = self._services.find(vip_high, vip_low, protocol, ports & 0xFFFF, False)
+        old = self._records.at(number)
+        flags = old.flags
+        state = old.state
+        forward = direction_of(old, 0)
+        reply = direction_of(old, 1)
+        pool = self._services.find(old.vip_high, old.vip_low, old.protocol, old.vip_port, False)
         if pool is None or state >= STATES or flows.count == flows.capacity:
             return 0
-        slot = self.slot(pool, high, low, back >> 16)
-        if slot is None:
+        member = self.member(pool, old.backend_high, old.backend_low, old.backend_port)
+        if member is None:
             return 0
-        hidden = flags & REPLY_ONLY
-        if not hidden and flows.find(client_high, client_low, vip_high, vip_low, ports, protocol):
+        if not flags & REPLY_ONLY and self.is_taken(forward, old.protocol):
             return 0
-        if flows.find(high, low, source_high, source_low, back, protocol):
+        if self.is_taken(reply, old.protocol):
             return 0
         # Rules know replies by the mode of the service (`Lifecycle.open`).
         full = flags & FULL != 0
         if full != (pool.full and not (pool.raw and flags & LOCAL_CLIENT)):
             return 0
         if not full and (
-            source_high != client_high or source_low != client_low or (back ^ ports >> 16) & 0xFFFF
+            old.source_high != old.client_high
+            or old.source_low != old.client_low
+            or old.source_port != old.client_port
         ):
             return 0
-        if full and not self.claim(slot, source_high, source_low, back & 0xFFFF):
+        if full and not self.claim(member, old.source_high, old.source_low, old.source_port):
             return 0
         flow = flows.insert(
-            protocol,
-            client_high,
-            client_low,
-            vip_high,
-            vip_low,
-            ports,
-            high,
-            low,
-            source_high,
-            source_low,
-            back,
+            old.protocol,
+            old.client_high,
+            old.client_low,
+            old.vip_high,
+            old.vip_low,
+            ports_of(forward),
+            old.backend_high,
+            old.backend_low,
+            old.source_high,
+            old.source_low,
+            ports_of(reply),
             self._lifecycle.closed_queue,
-            self._u32[record * 32 + CREATED],
+            old.created,
         )
-        flags = slot.flags | flags & (IPV6 | FULL | LOCAL_CLIENT | COUNTED)
+        record = flows.at(flow)
+        flags = member.flags | flags & (IPV6 | FULL | LOCAL_CLIENT | COUNTED)
         if pool.raw and not flags & LOCAL_CLIENT:
             flags |= WIRED
-        flows.u8[flow * 128 + FLAGS] = flags
-        flows.u8[flow * 128 + STATE] = state
-        flows.u16[flow * 64 + MEMBER] = slot.index
-        flows.u16[flow * 64 + RESPONSES] = self._u16[record * 64 + RESPONSES]
-        for direction in (0, 1):
-            # Or what else stands there, by the flow's protocol.
-            expected = self._u32[record * 32 + EXPECTED + direction]
-            flows.u32[flow * 32 + EXPECTED + direction] = expected
-            flows.u64[flow * 16 + BYTES + direction] = self._u64[key + BYTES + direction]
-        if hidden:
+        record.flags = flags
+        record.state = state
+        record.member_id = member.id
+        record.responses = old.responses
+        # Or what else stands in their place, by the kind of flow.
+        record.client_expects = old.client_expects
+        record.backend_expects = old.backend_expects
+        record.forward_bytes = old.forward_bytes
+        record.reply_bytes = old.reply_bytes
+        if old.flags & REPLY_ONLY:
             flows.hide(flow)
-        seen = self._u32[record * 32 + SEEN]
-        self._lifecycle.settle(flow)
-        self._lifecycle.enter(flow, state, seen)
+        self._lifecycle.compute_deltas(flow)
+        self._lifecycle.enter(flow, state, old.seen)
         if IS_ACTIVE[state]:
-            slot.member.active += 1
-        slot.held += 1
+            member.scheduled.active += 1
+        member.flows += 1
         if pool.persistence is not None:
-            six = flags & IPV6
             new = NewFlow(
-                protocol,
-                6 if six else 4,
-                int(address_of(client_high, client_low)),
-                ports >> 16,
-                int(address_of(vip_high, vip_low)),
-                ports & 0xFFFF,
+                record.protocol,
+                6 if flags & IPV6 else 4,
+                int(address_of(record.client_high, record.client_low)),
+                record.client_port,
+                int(address_of(record.vip_high, record.vip_low)),
+                record.vip_port,
             )
-            pool.persistence.remember(new, slot.member, seen)
+            pool.persistence.remember(new, member.scheduled, record.seen)
         if pool.offloaded:
             self._handover.hand_over(flow, True)
         return flow
 
-    def slot(self, pool: Pool, high: int, low: int, port: int) -> Slot | None:
-        """That of the pool's member which has this endpoint, None if there is none."""
-        key = (pool, high, low, port)
-        if key not in self._slots:
-            member = pool.members.get(Endpoint(address_of(high, low), port))
-            self._slots[key] = self._members.slots[member.index] if member else None
-        return self._slots[key]
+    def is_taken(self, direction: Any, protocol: int) -> bool:
+        """Whether packets of this direction are those of a flow already."""
+        return (
+            self._flows.find(
+                direction.src_high,
+                direction.src_low,
+                direction.dst_high,
+                direction.dst_low,
+                ports_of(direction),
+                protocol,
+            )
+            != 0
+        )
 
-    def claim(self, slot: Slot, high: int, low: int, port: int) -> bool:
+    def member(self, pool: Pool, high: int, low: int, port: int) -> PoolMember | None:
+        """The pool's member that has this endpoint, None if there is none."""
+        key = (pool, high, low, port)
+        if key not in self._known:
+            scheduled = pool.members.get(Endpoint(address_of(high, low), port))
+            self._known[key] = self._members.by_id[scheduled.index] if scheduled else None
+        return self._known[key]
+
+    def claim(self, member: PoolMember, high: int, low: int, port: int) -> bool:
         """Take the flow's own source address and port; whether they can be."""
         source = (high, low)
-        return source in slot.sources and self._source_ports.claim(slot.target, source, port)
+        return source in member.sources and self._source_ports.claim(member.target, source, port)

@@ -70,7 +70,7 @@ class Services:
             for member in gone:
                 members.retire(member)
             for member in pool.members.values():
-                members.slots[member.index].take_backend(member.backend)
+                members.by_id[member.index].take_backend(member.backend)
         for pool in self.pools.values():
             for member in pool.members.values():
                 members.retire(member)

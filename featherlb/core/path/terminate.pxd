@@ -1,8 +1,10 @@
-# C types of ending.py, for the compiled build.
-from featherlb.core.path.outbox cimport Answers
-from featherlb.core.flows.table cimport EXPECTED, FLAGS, IPV6, KEY_BYTES, PORTS, PROTOCOL, FlowTable
+# C types of terminate.py, for the compiled build.
+cimport cython
 from featherlb.core.flows.lifecycle cimport Lifecycle
+from featherlb.core.flows.record cimport IPV6, Direction, Record, direction_of, ports_of
+from featherlb.core.flows.table cimport FlowTable
 from featherlb.core.path.offloaded cimport Offload
+from featherlb.core.path.outbox cimport Answers
 from featherlb.net.packet cimport TCP
 
 
@@ -12,3 +14,8 @@ cdef class Ending:
     cdef Offload _offload
     cdef object _ended
     cdef Answers _answers
+
+    @cython.locals(record="Record *")
+    cdef object _remember_ended(self, Py_ssize_t flow, ticks)
+    @cython.locals(record="Record *", direction="Direction *", ports=cython.uint)
+    cdef tuple _turned(self, Py_ssize_t flow, Py_ssize_t side)

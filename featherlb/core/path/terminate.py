@@ -10,7 +10,7 @@ from featherlb.core.path.outbox import Answers
 from featherlb.net.build import flow_probe, flow_reset
 
 if not cython.compiled:
-    from featherlb.core.flows.table import EXPECTED, FLAGS, IPV6, KEY_BYTES, PORTS, PROTOCOL
+    from featherlb.core.flows.record import IPV6, direction_of, ports_of
     from featherlb.net.packet import TCP
 
 
@@ -38,11 +38,11 @@ class Ending:
         flows = self._flows
         if not 0 < flow <= flows.last_record():
             return False
-        if bytes(flows.u8[flow * 128 : flow * 128 + KEY_BYTES]) != key:
+        if flows.records.key(flow) != key:
             return False
-        if flows.u8[flow * 128 + PROTOCOL] == TCP:
+        if flows.at(flow).protocol == TCP:
             self._remember_ended(flow, int(now * 10))
-            if reset and flows.is_carried(flow):
+            if reset and flows.is_offloaded(flow):
                 self._abandon(flow, int(now * 10))
                 return True
             if reset:
@@ -58,24 +58,23 @@ class Ending:
             self._answers.add(flow_probe(*self._turned(flow, side)))
 
     def _remember_ended(self, flow: int, ticks: int) -> None:
-        flows = self._flows
-        at = flow * 16
-        client, vip = (flows.u64[at], flows.u64[at + 1]), (flows.u64[at + 2], flows.u64[at + 3])
-        self._ended.remember((*client, *vip, flows.u32[flow * 32 + PORTS]), ticks)
+        record = self._flows.at(flow)
+        client, vip = (record.client_high, record.client_low), (record.vip_high, record.vip_low)
+        self._ended.remember((*client, *vip, ports_of(direction_of(record, 0))), ticks)
 
     def _reset_both(self, flow: int) -> None:
         for side in (0, 1):
-            expected = self._flows.u32[flow * 32 + EXPECTED + side]
+            expected = direction_of(self._flows.at(flow), side).expected
             self._answers.add(flow_reset(*self._turned(flow, side), expected))
 
     def _turned(self, flow: int, side: int) -> tuple[int, tuple[int, int], tuple[int, int], int]:
         """The version, source, destination and ports of packets that answer one side's."""
-        flows = self._flows
-        at = flow * 16 + 4 * side
-        ports = flows.u32[flow * 32 + PORTS + side]
+        record = self._flows.at(flow)
+        direction = direction_of(record, side)
+        ports = direction.dst_port << 16 | direction.src_port
         return (
-            6 if flows.u8[flow * 128 + FLAGS] & IPV6 else 4,
-            (flows.u64[at + 2], flows.u64[at + 3]),
-            (flows.u64[at], flows.u64[at + 1]),
-            (ports & 0xFFFF) << 16 | ports >> 16,
+            6 if record.flags & IPV6 else 4,
+            (direction.dst_high, direction.dst_low),
+            (direction.src_high, direction.src_low),
+            ports,
         )

@@ -151,7 +151,7 @@ class Conntrack:
             entry.read(start, start + self.answers.lengths[slot])
             if entry.kind == ENTRY:
                 handler.observe(entry.sequence, entry, ticks)
-            elif entry.kind == ERROR and handler.is_carried(entry.sequence):
+            elif entry.kind == ERROR and handler.is_offloaded(entry.sequence):
                 handler.disown(entry.sequence)
 
     def process(self, handler: ConntrackHandler, now: float) -> None:
@@ -193,7 +193,7 @@ class Conntrack:
         end = min(first + count, handler.last_record() + 1)
         for start in range(first, end, SLOTS):
             for flow in range(start, min(start + SLOTS, end)):
-                if handler.is_carried(flow):
+                if handler.is_offloaded(flow):
                     handler.inquire(flow)
             self.consult(handler, now)
 

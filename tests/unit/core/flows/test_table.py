@@ -121,9 +121,9 @@ class FlowTableMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.flows)
     @rule(data=st.data(), port=st.sampled_from((40000, 40001)))
-    def turn_replies(self, data: st.DataObject, port: int) -> None:
+    def set_source_port(self, data: st.DataObject, port: int) -> None:
         flow = data.draw(st.sampled_from(sorted(self.flows)))
-        self.table.turn_replies(flow, 80 << 16 | port)
+        assert self.table.set_source_port(flow, port)
         self.flows[flow].port = port
 
     @rule(ticks=st.integers(1, 15))
@@ -283,12 +283,12 @@ def test_replies_of_another_flow_stay_its_own() -> None:
     table = make_table(2)
     one = insert(table, forward_key(1), reply_key(1))
     other = insert(table, forward_key(2), reply_key(1, 40001))
-    for port in (40001, 40000):
-        table.turn_replies(one, 80 << 16 | port)
+    assert not table.set_source_port(one, 40001)
+    assert table.set_source_port(one, 40000)  # its own
     assert table.find(*reply_key(1)) == one << 1 | 1
     assert table.find(*reply_key(1, 40001)) == other << 1 | 1
     table.remove(other)
-    table.turn_replies(one, 80 << 16 | 40001)
+    assert table.set_source_port(one, 40001)
     assert table.find(*reply_key(1)) == 0
     assert table.find(*reply_key(1, 40001)) == one << 1 | 1
 

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from featherlb.model import Datapath, Protocol, Service, Verdict
+from featherlb.model import Datapath, Hook, Protocol, Service, Verdict
 from featherlb.model.reason import Reason
 from tests.builders import tcp, udp
 from tests.ctnetlink import CREATE, DELETE, messages
-from tests.world import CLIENT, ONE, VIP, World, service
+from tests.world import CLIENT, ONE, VIP, World, endpoints, service
 
 QUEUED, CARRIED = service(ONE), service(ONE, datapath=Datapath.OFFLOAD)
 
@@ -75,6 +75,23 @@ def test_until_then_a_datagram_of_a_known_flow_does_not_begin_again_either() -> 
     world.balancer.apply([carried], settled=False)
     assert world.handle(udp(CLIENT, VIP)).reason is Reason.INVALID
     assert world.balancer.offload.take_resent() == []
+
+
+def test_a_flow_that_counts_responses_goes_over_and_comes_back() -> None:
+    """Conntrack carries it as any other, and nobody counts its responses any more."""
+    queued, offloaded = (replace(one, protocol=Protocol.UDP) for one in (QUEUED, CARRIED))
+    world = World(replace(queued, responses=2))
+    sent = world.handle(udp(CLIENT, VIP))
+    world.apply(offloaded)
+    (entered,) = messages(world)
+    assert entered["header"]["type"] == CREATE
+    assert world.balancer.offload.is_offloaded(1)
+    world.apply(queued)
+    (removed,) = messages(world)
+    assert removed["header"]["type"] == DELETE
+    source, backend = endpoints(sent.packet)
+    for _ in range(4):
+        assert world.handle(udp(backend, source), Hook.POSTROUTING).reason is Reason.REPLY
 
 
 def test_between_two_that_conntrack_has_no_part_in_flows_are_opened_at_once() -> None:

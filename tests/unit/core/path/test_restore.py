@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featherlb.core.flows.memory import HOP, RECORD, FlowMemory, anonymous, size_of
+from featherlb.core.flows.memory import HOP_SIZE, FlowMemory, anonymous, size_of
 from featherlb.core.flows.next_hops import Hops
+from featherlb.core.flows.record import RECORD_SIZE, Records
 from featherlb.model import (
     Datapath,
     Hook,
@@ -224,7 +225,7 @@ def test_next_hops_are_found_again() -> None:
 
 
 @given(
-    records=st.lists(st.binary(min_size=RECORD, max_size=RECORD), max_size=8),
+    records=st.lists(st.binary(min_size=RECORD_SIZE, max_size=RECORD_SIZE), max_size=8),
     used=st.integers(0, 1 << 31),
     data=st.data(),
 )
@@ -235,9 +236,8 @@ def test_whatever_the_memory_holds(records: list[bytes], used: int, data: st.Dat
         world.connect(client(number))
         world.connect(client(number), "192.0.2.11:80")
     memory = FlowMemory(bytearray(size_of(len(records) + 8)))
-    memory.records[RECORD : 9 * RECORD] = world.memory.records[RECORD : 9 * RECORD]
-    for number, record in enumerate(records, start=9):
-        memory.records[number * RECORD : (number + 1) * RECORD] = record
+    block = Records(world.memory.records).copy(0, 9) + b"".join(records)
+    memory.records[: len(block)] = block
     for _ in range(data.draw(st.integers(0, 20))):
         at = data.draw(st.integers(0, len(memory.records) - 1))
         memory.records[at] = data.draw(st.integers(0, 255))
@@ -259,7 +259,7 @@ def test_the_parts_of_a_memory() -> None:
     smaller = copy(memory)
     assert (smaller.capacity, smaller.used[0]) == (3, 3)
     assert len(b"".join(memory.parts())) == size_of(3)
-    assert len(memory.hops) * HOP == 1001 * HOP
+    assert memory.hops.nbytes == 1001 * HOP_SIZE
 
 
 def test_addresses_are_told_apart_by_family() -> None:
