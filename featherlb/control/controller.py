@@ -635,6 +635,8 @@ def prepare(
     )
     # The ports of saved flows, and so their packets' queues, were given to workers by this seed.
     for path in flow_file.find(Journal().directory, options.queue):
+        if flow_file.is_of_another_version(path):
+            log.warning("%s: another version of featherlb saved these flows: not restored", path)
         shard = flow_file.read_shard(path)
         if shard is not None and shard.workers == options.workers:
             options = replace(options, hash_seed=shard.seed)

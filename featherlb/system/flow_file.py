@@ -69,6 +69,15 @@ def read_shard(source: Path) -> Shard | None:
     return None
 
 
+def is_of_another_version(source: Path) -> bool:
+    """Whether a featherlb with another layout of records saved these flows, since the last boot."""
+    with suppress(OSError, ValueError, KeyError, TypeError), source.open("rb") as file:
+        header = json.loads(file.readline())
+        if header["boot"] == _BOOT.read_text().strip() and _is_fresh(source):
+            return bool(header["layout"] != LAYOUT)
+    return False
+
+
 def _sweep(root: Path) -> None:
     """Remove what nobody has come for, whatever others do in the directories meanwhile."""
     with suppress(OSError):

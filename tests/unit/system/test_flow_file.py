@@ -60,11 +60,23 @@ def test_what_is_of_no_use_is_not_read(file: Path, change: dict[str, object]) ->
     assert flow_file.read_shard(file) is None
 
 
+def test_another_version_is_recognised(file: Path) -> None:
+    """Its flows would still be of use, so the log says that they are lost."""
+    assert not flow_file.is_of_another_version(file)
+    line, rest = file.read_bytes().split(b"\n", 1)
+    header = json.loads(line)
+    for change, other in (({"layout": LAYOUT - 1}, True), ({"layout": 0, "boot": "before"}, False)):
+        file.write_bytes(json.dumps(header | change).encode() + b"\n" + rest)
+        assert flow_file.is_of_another_version(file) is other
+        assert flow_file.load(file) is None
+
+
 @pytest.mark.parametrize("content", [b"", b"\n", b"{}\n", b"nonsense", b"[]\nx", b"\xff\n"])
 def test_neither_is_anything_else(file: Path, content: bytes) -> None:
     file.write_bytes(content)
     assert flow_file.load(file) is None
     assert flow_file.read_shard(file) is None
+    assert not flow_file.is_of_another_version(file)
     file.unlink()
     assert flow_file.load(file) is None
 
