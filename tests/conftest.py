@@ -37,6 +37,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run one case of each kernel test that packets pass, the drivers and other parameters"
         " taking turns (docs/testing.md)",
     )
+    parser.addoption(
+        "--write-goldens",
+        action="store_true",
+        help="rewrite the files that plans are compared with (docs/testing.md)",
+    )
 
 
 def pytest_report_header() -> str:

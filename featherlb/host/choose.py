@@ -22,6 +22,7 @@ from featherlb.model import (
 )
 from featherlb.model.errors import HostError
 from featherlb.system import iptables, journal, network, paths, sysctl
+from featherlb.system.ruleset import Match, Rule, State
 
 BY_SPEED = (Datapath.OFFLOAD, Datapath.RAW, Datapath.NFQUEUE)
 """All datapaths, the fastest first (docs/benchmarks.md)."""
@@ -170,7 +171,7 @@ def _offload_obstacles(services: Sequence[Service]) -> Iterator[str]:
             iptables.require_tables(family, ["nat"])
         except HostError as error:
             yield str(error)
-        if iptables.missing(family, ["-m conntrack --ctstate DNAT"]):
+        if iptables.missing(family, [Rule(Match(states=(State.DNAT,)))]):
             yield "this kernel has no connection tracking (load its module nf_conntrack)"
     for service in services:
         for key, wanted in (

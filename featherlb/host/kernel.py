@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from featherlb.model.errors import HostError
 from featherlb.system import iptables
+from featherlb.system.ruleset import ANY, Action, Content, Enqueue, HashMark, Match, Rule, Side
 
 
 def check_kernel(families: Iterable[int], workers: int, full: bool) -> None:
@@ -11,11 +12,15 @@ def check_kernel(families: Iterable[int], workers: int, full: bool) -> None:
     families, `full` if one of them is in that NAT mode."""
     for family in sorted(families):
         iptables.require_tables(family, ("raw", "mangle", "filter"))
-        rules = ["-j NFQUEUE --queue-num 0", "-j CT --notrack", "-m addrtype --dst-type LOCAL"]
+        rules = [
+            Rule(ANY, Enqueue(0)),
+            Rule(ANY, Action.UNTRACK),
+            Rule(Match(destination_local=True)),
+        ]
         if workers > 1:
-            rules.append("-j HMARK --hmark-tuple src,sport --hmark-mod 2 --hmark-rnd 1")
+            rules.append(Rule(ANY, HashMark(Side.SOURCE, seed=1, modulus=2)))
             if full:
-                rules.append('-m u32 --u32 "0=0"')
+                rules.append(Rule(Match(content=Content("0", range(1)))))
         if missing := iptables.missing(family, rules):
             raise HostError(
                 f"this kernel has no iptables extension {', '.join(missing)}; load its module,"

@@ -19,6 +19,7 @@ from featherlb.host.claims import (
 )
 from featherlb.model import Address, Datapath, Protocol, Service, Vip
 from featherlb.system import ipset, iptables, sysctl
+from featherlb.system.ruleset import Ruleset, Table, join
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class HostPlan:
     vips: tuple[tuple[Protocol, Vip], ...]
     settings: tuple[sysctl.Setting, ...]
     sets: tuple[ipset.Set, ...]
-    rules: Mapping[int, iptables.Ruleset]
+    rules: Mapping[int, Ruleset]
     """By address family, 4 or 6."""
     addresses: tuple[tuple[Address, str], ...]
     """VIPs to assign, each with the interface that gets it."""
@@ -129,11 +130,11 @@ def build(
     )
 
 
-def _merge(one: iptables.Ruleset, other: iptables.Ruleset) -> iptables.Ruleset:
+def _merge(one: Ruleset, other: Ruleset) -> Ruleset:
     """Both rulesets as one, in the order of their tables: steering comes last."""
-    nothing = iptables.Table({}, ())
+    nothing = Table()
     return {
-        name: iptables.join(one.get(name, nothing), other.get(name, nothing))
+        name: join(one.get(name, nothing), other.get(name, nothing))
         for name in ("filter", "nat", "mangle", "raw")
         if name in one or name in other
     }

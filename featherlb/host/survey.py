@@ -12,6 +12,7 @@ from featherlb.host.resources import Assignment, decode
 from featherlb.model import Address, Backend, NatMode, Service
 from featherlb.model.errors import HostError
 from featherlb.system import ipset, iptables, journal, network, sockets, sysctl
+from featherlb.system.ruleset import Match, Membership, Rule, Side, State
 
 CAP_NET_ADMIN, CAP_NET_RAW = 12, 13  # linux/capability.h
 _CAPABILITIES = {CAP_NET_ADMIN: "CAP_NET_ADMIN", CAP_NET_RAW: "CAP_NET_RAW"}
@@ -138,6 +139,10 @@ def _prepare_backend(backend: Backend, nat: NatMode) -> Backend:
 def _lacking(families: Sequence[int]) -> set[str]:
     """Which of the extensions that featherlb can do without this kernel lacks."""
     # There is no set `-`, so that rule comes last.
-    rules = ("-m conntrack --ctstate UNTRACKED", "-m socket", "-m set --match-set - dst")
+    rules = (
+        Rule(Match(states=(State.UNTRACKED,))),
+        Rule(Match(socket=True)),
+        Rule(Match(member=Membership("-", (Side.DESTINATION,)))),
+    )
     found = {name for family in families for name in iptables.missing(family, rules)}
     return found if ipset.supported() else {*found, "set"}

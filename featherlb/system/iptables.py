@@ -1,77 +1,36 @@
-"""Packet filter rules, through iptables-restore and iptables-save. All of featherlb's rules stand
-in chains named `FEATHERLB-<role>-<instance>`. `replace` puts an instance's chains and the jumps
-into them in place of the ones that stand, in one commit per table; `remove` takes them out. Both
-look at what stands (iptables-save) instead of trusting a memory of it, so that somebody else's
-changes in between do no harm. Works with the legacy and the nf_tables flavour: whichever the
-name `iptables-restore` leads to.
+"""Packet filter rules on the host, through iptables-restore and iptables-save.
+
+`replace` puts an instance's chains and the jumps to them in place of those that stand, in one
+commit per table; `remove` takes them out. Both read what stands (iptables-save) instead of
+remembering it, so that changes by others in between do no harm. Works with the legacy and the
+nf_tables flavour, whichever the name `iptables-restore` leads to.
 """
 
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from featherlb.model.errors import HostError
+from featherlb.system.ruleset import Chain, Jump, Rule, Ruleset, Table
 
 COMMANDS = {4: "iptables", 6: "ip6tables"}
 LOCK_TIMEOUT = 10
 """Seconds to wait for another program's iptables run (the legacy flavour's lock)."""
 
-_CHAIN = re.compile(r"^:(FEATHERLB-[A-Z]+-(\d+)) ")
+_CHAIN = re.compile(r"^:FEATHERLB-([A-Z]+)-(\d+) ")
 _RULE = re.compile(r"^-A (\S+) (.*)$")
 _TARGET = re.compile(r"(?:-j|-g) FEATHERLB-([A-Z]+)-(\d+)$")
 _UNSUPPORTED = re.compile(r"Extension (\S+) revision \d+ not supported")
-
-
-@dataclass(frozen=True, slots=True)
-class Jump:
-    """A rule that leads from a built-in chain to one of featherlb's, named at its end.
-
-    It stands `first` of all, or behind the host's own rules. Of the jumps that lead different
-    instances' packets to chains of the same role, those of the latest instance stand first.
-    """
-
-    hook: str
-    rule: str
-    first: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """What one instance has in one table: its chains by name, each with its rules, and the jumps
-    to them."""
-
-    chains: Mapping[str, tuple[str, ...]]
-    jumps: tuple[Jump, ...]
-
-
-def hooked(chain: str, hook: str, rules: Iterable[str], *, first: bool = True) -> Table:
-    """A chain of these rules and the jump to it; nothing if there are no rules."""
-    if found := tuple(rules):
-        return Table({chain: found}, (Jump(hook, f"-j {chain}", first=first),))
-    return Table({}, ())
-
-
-def join(*parts: Table) -> Table:
-    """The chains and jumps of all parts of a table, in their order."""
-    return Table(
-        {name: rules for part in parts for name, rules in part.chains.items()},
-        tuple(jump for part in parts for jump in part.jumps),
-    )
-
-
-Ruleset = Mapping[str, Table]
-"""Tables by name, in the order of their commit."""
 
 
 @dataclass(slots=True)
 class _Standing:
     """A table as iptables-save shows it: featherlb's chains, and the rules of the others."""
 
-    chains: list[tuple[str, int]] = field(default_factory=list)
-    """Name and instance."""
+    chains: list[Chain] = field(default_factory=list)
     rules: dict[str, list[str]] = field(default_factory=dict)
     """By chain, in order."""
 
@@ -88,7 +47,7 @@ def replace(
     script: list[str] = []
     for name in [*rules, *(table for table in standing if table not in rules)]:
         changes = _changes(
-            rules.get(name, Table({}, ())), standing.get(name, _Standing()), instance, later
+            rules.get(name, Table()), standing.get(name, _Standing()), instance, later
         )
         if changes:
             script += [f"*{name}", *changes, "COMMIT"]
@@ -105,10 +64,10 @@ def instances(family: int) -> set[int]:
     """The instances that have chains, in any table; empty without the program."""
     if _find(f"{COMMANDS[family]}-save") is None:
         return set()
-    return {owner for table in _standing(family).values() for _, owner in table.chains}
+    return {chain.instance for table in _standing(family).values() for chain in table.chains}
 
 
-def missing(family: int, rules: Sequence[str]) -> list[str]:
+def missing(family: int, rules: Sequence[Rule]) -> list[str]:
     """Which match and target extensions of `rules` this kernel lacks; nothing is committed.
 
     A rule with an error has to be the last one.
@@ -188,7 +147,7 @@ def commands(family: int, rules: Ruleset) -> list[str]:
             f"{command} -A {chain} {rule}" for chain, rules in part.chains.items() for rule in rules
         ]
         lines += [
-            f"{command} {f'-I {jump.hook} 1' if jump.first else f'-A {jump.hook}'} {jump.rule}"
+            f"{command} {f'-I {jump.hook} 1' if jump.first else f'-A {jump.hook}'} {jump}"
             for jump in part.jumps
         ]
     return lines
@@ -201,36 +160,40 @@ def _changes(new: Table, standing: _Standing, instance: int, later: Collection[i
     together, if others' rules have got there or one of them is missing; their like of `later`
     instances move along, in front of them.
     """
-    chains = [name for name, owner in standing.chains if owner == instance]
+    chains = [chain for chain in standing.chains if chain.instance == instance]
     jumps = {
         (hook, rule)
         for hook, rules in standing.rules.items()
         for rule in rules
-        if _led_to(rule)[1] == instance
+        if (chain := _led_to(rule)) is not None and chain.instance == instance
     }
-    added = [jump for jump in new.jumps if (jump.hook, jump.rule) not in jumps]
-    removed = sorted(jumps - {(jump.hook, jump.rule) for jump in new.jumps})
+    added = [jump for jump in new.jumps if (jump.hook, str(jump)) not in jumps]
+    removed = sorted(jumps - {(jump.hook, str(jump)) for jump in new.jumps})
     overtaken = {
         jump.hook
         for jump in new.jumps
         if jump.first and (jump in added or _overtaken(jump, standing))
     }
     front = [jump for jump in new.jumps if jump.first and jump.hook in overtaken]
-    roles = {(jump.hook, _led_to(jump.rule)[0]) for jump in front}
-    front += [
-        Jump(hook, rule, first=True)
+    roles = {(jump.hook, jump.chain.role) for jump in front}
+    ahead = [
+        (hook, rule)
         for hook in sorted(overtaken)
         for rule in reversed(standing.rules.get(hook, []))
-        if (hook, _led_to(rule)[0]) in roles and _led_to(rule)[1] in later
+        if (chain := _led_to(rule)) is not None
+        and (hook, chain.role) in roles
+        and chain.instance in later
     ]
+    moved = [(jump.hook, str(jump)) for jump in front if jump not in added] + ahead
     return [
         # Naming a chain creates it, or empties one that stands.
         *(f":{chain} - [0:0]" for chain in dict.fromkeys([*new.chains, *chains])),
         *(f"-A {chain} {rule}" for chain, rules in new.chains.items() for rule in rules),
         # Counted positions hold as long as nothing is put in front or taken away.
         *(_insertion(jump, standing, later) for jump in added if not jump.first),
-        *(f"-D {jump.hook} {jump.rule}" for jump in front if jump not in added),
-        *(f"-I {jump.hook} 1 {jump.rule}" for jump in front),
+        *(f"-D {hook} {rule}" for hook, rule in moved),
+        *(f"-I {jump.hook} 1 {jump}" for jump in front),
+        *(f"-I {hook} 1 {rule}" for hook, rule in ahead),
         *(f"-D {hook} {rule}" for hook, rule in removed),
         *(f"-X {chain}" for chain in chains if chain not in new.chains),
     ]
@@ -239,27 +202,26 @@ def _changes(new: Table, standing: _Standing, instance: int, later: Collection[i
 def _overtaken(jump: Jump, standing: _Standing) -> bool:
     """Whether a rule of somebody else stands in front of it."""
     rules = standing.rules.get(jump.hook, [])
-    return any(_led_to(rule)[1] < 0 for rule in rules[: rules.index(jump.rule)])
+    return any(_led_to(rule) is None for rule in rules[: rules.index(str(jump))])
 
 
 def _insertion(jump: Jump, standing: _Standing, later: Collection[int]) -> str:
     """The command that puts a jump in front of its like of earlier instances, or else last. In
     `standing` it is then, so that the next position is counted right."""
     rules = standing.rules.setdefault(jump.hook, [])
-    role, _ = _led_to(jump.rule)
     for position, rule in enumerate(rules):
-        other, owner = _led_to(rule)
-        if other == role and owner not in later:
-            rules.insert(position, jump.rule)
-            return f"-I {jump.hook} {position + 1} {jump.rule}"
-    rules.append(jump.rule)
-    return f"-A {jump.hook} {jump.rule}"
+        chain = _led_to(rule)
+        if chain is not None and chain.role == jump.chain.role and chain.instance not in later:
+            rules.insert(position, str(jump))
+            return f"-I {jump.hook} {position + 1} {jump}"
+    rules.append(str(jump))
+    return f"-A {jump.hook} {jump}"
 
 
-def _led_to(rule: str) -> tuple[str, int]:
-    """The role of the chain that a jump leads to, and its instance; of others' rules ("", -1)."""
+def _led_to(rule: str) -> Chain | None:
+    """The chain of featherlb's that a jump on the host leads to; None for others' rules."""
     target = _TARGET.search(rule)
-    return (target[1], int(target[2])) if target else ("", -1)
+    return Chain(target[1], int(target[2])) if target else None
 
 
 def _standing(family: int) -> dict[str, _Standing]:
@@ -268,7 +230,7 @@ def _standing(family: int) -> dict[str, _Standing]:
         if line.startswith("*"):
             table = tables.setdefault(line[1:], _Standing())
         elif chain := _CHAIN.match(line):
-            table.chains.append((chain[1], int(chain[2])))
+            table.chains.append(Chain(chain[1], int(chain[2])))
         # Rules in featherlb's own chains go when the chain is emptied.
         elif (rule := _RULE.match(line)) and not rule[1].startswith("FEATHERLB-"):
             table.rules.setdefault(rule[1], []).append(rule[2])

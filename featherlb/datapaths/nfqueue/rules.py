@@ -12,12 +12,11 @@
   connections that the kernel doesn't track.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from featherlb.datapaths.raw.rules import copy_rules
 from featherlb.datapaths.rules import icmp
-from featherlb.datapaths.rules.endpoints import GIVEN_PORTS, NO_OPENING, Parts
+from featherlb.datapaths.rules.endpoints import Parts
 from featherlb.datapaths.rules.facts import Facts, Options
 from featherlb.datapaths.rules.guards import guards, reassembly, redirects
 from featherlb.datapaths.rules.steering import (
@@ -28,10 +27,22 @@ from featherlb.datapaths.rules.steering import (
     returns,
 )
 from featherlb.datapaths.rules.vip_addresses import foreign_vips
-from featherlb.system.iptables import Jump, Ruleset, Table, hooked, join
-
-UNTRACK = "-j CT --notrack"
-"""Before the queue: the verdict ends the way through the table."""
+from featherlb.model import SOURCE_PORTS
+from featherlb.system.ruleset import (
+    ANY,
+    Action,
+    Chain,
+    Goto,
+    Jump,
+    Match,
+    Rule,
+    Ruleset,
+    Side,
+    State,
+    Table,
+    hooked,
+    join,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,22 +50,22 @@ class _Replies:
     """Matches for packets from backends, but for their own connections: those start with a SYN, and
     would pass the filter as replies."""
 
-    kept: list[str]
+    kept: list[Match]
     """To clients whose address the backend sees."""
-    replaced: list[str]
+    replaced: list[Match]
     """To one of this host's addresses, and a port that was given to a flow."""
-    wired: list[str]
+    wired: list[Match]
     """Of the datapath raw, to clients on this host: they keep their address in both modes."""
 
     @classmethod
     def of(cls, queued: Parts, wire: Parts, use_set: bool) -> "_Replies":
         return cls(
-            queued.kept.matches("src", use_set, tcp=NO_OPENING),
-            queued.replaced.matches("src", use_set, ports=f" --dport {GIVEN_PORTS}"),
+            queued.kept.matches(Side.SOURCE, use_set, syn=False),
+            queued.replaced.matches(Side.SOURCE, use_set, peer_ports=SOURCE_PORTS),
             [
                 match
                 for group in (wire.kept, wire.full_backends)
-                for match in group.matches("src", use_set, tcp=NO_OPENING)
+                for match in group.matches(Side.SOURCE, use_set, syn=False)
             ],
         )
 
@@ -72,8 +83,8 @@ def queue_rules(queued: Parts, wire: Parts, options: Options, facts: Facts) -> R
     }
 
 
-def _chain(role: str, options: Options) -> str:
-    return f"FEATHERLB-{role}-{options.queue}"
+def _chain(role: str, options: Options) -> Chain:
+    return Chain(role, options.queue)
 
 
 def _serves(queued: Parts) -> bool:
@@ -84,7 +95,7 @@ def _raw(
     queued: Parts,
     wire: Parts,
     replies: _Replies,
-    copies: list[str],
+    copies: list[Rule],
     options: Options,
     facts: Facts,
 ) -> Table:
@@ -92,34 +103,42 @@ def _raw(
     steering = _chain("RAW", options)
     errors = icmp.errors(queued.family)
     foreign = foreign_vips((queued, wire), options, facts)
-    vips = (*queued.vip_matches("dst", facts.sets), *wire.vip_matches("dst", facts.sets))
+    vips = (
+        *queued.vip_matches(Side.DESTINATION, facts.sets),
+        *wire.vip_matches(Side.DESTINATION, facts.sets),
+    )
+    # Before the queue: the verdict ends the way through the table.
+    untrack = Rule(ANY, Action.UNTRACK)
     chains = {
         # The narrowest match first: a port given in `full` mode can equal a wildcard VIP's.
         steering: (
             *returns(facts),
-            *(f"{match} -g {reply}" for match in replies.replaced),
-            *(f"{match} -g {forward}" for match in vips),
-            *(f"{match} {UNTRACK}" for match in replies.kept),
-            *(f"{match} -m addrtype --dst-type LOCAL {UNTRACK}" for match in replies.wired),
-            *(f"{match} -g {error}" for match in errors if _serves(queued)),
+            *(Rule(match, Goto(reply)) for match in replies.replaced),
+            *(Rule(match, Goto(forward)) for match in vips),
+            *(Rule(match, Action.UNTRACK) for match in replies.kept),
+            *(
+                Rule(replace(match, destination_local=True), Action.UNTRACK)
+                for match in replies.wired
+            ),
+            *(Rule(match, Goto(error)) for match in errors if _serves(queued)),
             *queue_echo_requests(queued.family, foreign, options),
             # No socket of this host's is to get them, so it would forward them.
             *(
-                f"{match} -d {address} -j DROP"
+                Rule(replace(match, destination=address), Action.DROP)
                 for address in foreign
                 if address in wire.addresses()
                 for match in errors
             ),
         ),
-        forward: (UNTRACK, *queue_by_client("src,sport", options)),
+        forward: (untrack, *queue_by_client(Side.SOURCE, options)),
     }
     if _serves(queued):
         chains[error] = tuple(queue_errors(queued, options))
     if replies.replaced:
-        chains[reply] = (UNTRACK, *queue_by_port(queued.replaced.protocols, options))
+        chains[reply] = (untrack, *queue_by_port(queued.replaced.protocols, options))
     guarding = (*guards(queued, queued.full), *reassembly(queued, facts))
     return join(
-        Table(chains, tuple(Jump(hook, f"-j {steering}") for hook in ("PREROUTING", "OUTPUT"))),
+        Table(chains, tuple(Jump(hook, steering) for hook in ("PREROUTING", "OUTPUT"))),
         hooked(_chain("COPY", options), "PREROUTING", copies),
         hooked(_chain("GUARD", options), "PREROUTING", guarding),
         hooked(_chain("REDIRECT", options), "OUTPUT", redirects(queued, facts)),
@@ -127,7 +146,7 @@ def _raw(
 
 
 def _mangle(
-    family: int, replies: _Replies, copies: list[str], options: Options, facts: Facts
+    family: int, replies: _Replies, copies: list[Rule], options: Options, facts: Facts
 ) -> Table:
     dropping = hooked(_chain("COPY", options), "PREROUTING", copies)
     if not (replies.kept or replies.wired):
@@ -136,49 +155,48 @@ def _mangle(
     chains = {
         steering: (
             *returns(facts, late=True),
-            *(f"{match} -g {reply}" for match in (*replies.kept, *replies.wired)),
-            *(f"{match} -g {error}" for match in icmp.errors(family)),
+            *(Rule(match, Goto(reply)) for match in (*replies.kept, *replies.wired)),
+            *(Rule(match, Goto(error)) for match in icmp.errors(family)),
         ),
-        reply: tuple(queue_by_client("dst,dport", options)),
+        reply: tuple(queue_by_client(Side.DESTINATION, options)),
         # Here they quote what a client sent, as its backend has got it.
-        error: tuple(queue_by_client("src,sport", options, bypass=True)),
+        error: tuple(queue_by_client(Side.SOURCE, options, bypass=True)),
     }
     hooks = ("POSTROUTING", "INPUT") if replies.kept else ("INPUT",)
-    return join(Table(chains, tuple(Jump(hook, f"-j {steering}") for hook in hooks)), dropping)
+    return join(Table(chains, tuple(Jump(hook, steering) for hook in hooks)), dropping)
 
 
 def _filter(queued: Parts, wire: Parts, replies: _Replies, options: Options, facts: Facts) -> Table:
     accepted = [
-        *queued.kept.matches("dst", facts.sets),
+        *queued.kept.matches(Side.DESTINATION, facts.sets),
         *replies.kept,
-        *queued.replaced.matches("dst", facts.sets, ports=f" --sport {GIVEN_PORTS}"),
-        *queued.vip_matches("src", facts.sets),
-        *wire.kept.matches("dst", facts.sets),
-        *wire.full_backends.matches("dst", facts.sets),
+        *queued.replaced.matches(Side.DESTINATION, facts.sets, peer_ports=SOURCE_PORTS),
+        *queued.vip_matches(Side.SOURCE, facts.sets),
+        *wire.kept.matches(Side.DESTINATION, facts.sets),
+        *wire.full_backends.matches(Side.DESTINATION, facts.sets),
         *replies.wired,
-        *wire.vip_matches("src", facts.sets),
+        *wire.vip_matches(Side.SOURCE, facts.sets),
     ]
     error, balanced = _chain("ERROR", options), _chain("FILTER", options)
-    chains: Mapping[str, tuple[str, ...]] = {
-        error: tuple(f"{match} -j ACCEPT" for match in icmp.errors(queued.family)),
-        balanced: tuple(f"{match} -j ACCEPT" for match in accepted),
+    chains = {
+        error: tuple(Rule(match, Action.ACCEPT) for match in icmp.errors(queued.family)),
+        balanced: tuple(Rule(match, Action.ACCEPT) for match in accepted),
     }
-    protocol = icmp.ERRORS[queued.family][0].split()[0]
-    # The last one is put in front: every packet of a flow meets it, and need not go on.
-    conditions = {error: (f"-p {protocol} ", "INVALID,UNTRACKED"), balanced: ("", "UNTRACKED")}
+    errors = Match(protocol=icmp.PROTOCOLS[queued.family])
+    conditions = {error: errors, balanced: ANY}
+    if facts.conntrack:
+        conditions = {
+            error: replace(errors, states=(State.INVALID, State.UNTRACKED)),
+            balanced: Match(states=(State.UNTRACKED,)),
+        }
     # Of the datapath raw, only what clients on this host send and get meets the filter.
     hooks = ("INPUT", "FORWARD", "OUTPUT") if _serves(queued) else ("INPUT", "OUTPUT")
     return Table(
         chains,
+        # The last one is put in front: every packet of a flow meets it, and need not go on.
         tuple(
-            Jump(
-                hook,
-                which
-                + (f"-m conntrack --ctstate {states} " if facts.conntrack else "")
-                + f"-j {name}",
-                first=True,
-            )
-            for name, (which, states) in conditions.items()
+            Jump(hook, chain, match, first=True)
+            for chain, match in conditions.items()
             for hook in hooks
         ),
     )

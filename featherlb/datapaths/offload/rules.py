@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from featherlb.datapaths.rules import icmp
-from featherlb.datapaths.rules.endpoints import GIVEN_PORTS, NO_OPENING, Group, Parts
+from featherlb.datapaths.rules.endpoints import Group, Parts
 from featherlb.datapaths.rules.facts import Facts, Options
 from featherlb.datapaths.rules.guards import guards, redirects, settings
 from featherlb.datapaths.rules.steering import (
@@ -14,12 +14,23 @@ from featherlb.datapaths.rules.steering import (
     returns,
 )
 from featherlb.datapaths.rules.vip_addresses import foreign_vips
-from featherlb.model import NatMode, Service
-from featherlb.system import ipset, iptables, sysctl
-from featherlb.system.iptables import Jump, Table, hooked, join
-
-OPENING = "-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN"
-"""`--syn`, as iptables-save writes it."""
+from featherlb.model import SOURCE_PORTS, NatMode, Protocol, Service
+from featherlb.system import ipset, sysctl
+from featherlb.system.ruleset import (
+    Action,
+    Chain,
+    Goto,
+    Jump,
+    Match,
+    Rule,
+    Ruleset,
+    Side,
+    State,
+    Table,
+    TranslateTo,
+    hooked,
+    join,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +61,7 @@ class Load:
 
 def offload_rules(
     load: Load, services: Sequence[Service], options: Options, facts: Facts, handoff: bool
-) -> iptables.Ruleset:
+) -> Ruleset:
     """Rules for services whose connections the kernel carries.
 
     - raw takes SYNs to a VIP to the queue, before connection tracking has met them. When the
@@ -66,35 +77,38 @@ def offload_rules(
     # A VIP of TCP and UDP has a match for each.
     opened = [
         match
-        for match in load.parts.vip_matches("dst", facts.sets, tcp=" --syn")
-        if match.startswith("-p tcp --syn")
+        for match in load.parts.vip_matches(Side.DESTINATION, facts.sets, syn=True)
+        if match.protocol is Protocol.TCP
     ]
     late = _strays_are_late(load.parts, options, facts)
-    strays = Table({}, ()) if handoff else _strays(load, opened, options, facts, late)
+    strays = Table() if handoff else _strays(load, opened, options, facts, late)
     passing = _filter(load, options, facts)
     return {
         # The last one is put in front.
         "filter": join(strays, passing) if late else passing,
         "nat": _nat(services, load.parts.family, options),
-        "mangle": Table({}, ()) if late else strays,
+        "mangle": Table() if late else strays,
         "raw": _raw(load.parts, [] if handoff else opened, options, facts, handoff),
     }
 
 
-def _chain(role: str, options: Options) -> str:
-    return f"FEATHERLB-CT{role}-{options.queue}"
+def _chain(role: str, options: Options) -> Chain:
+    return Chain(f"CT{role}", options.queue)
 
 
-def _raw(parts: Parts, opened: list[str], options: Options, facts: Facts, handoff: bool) -> Table:
-    opening = Table({}, ())
+def _raw(parts: Parts, opened: list[Match], options: Options, facts: Facts, handoff: bool) -> Table:
+    opening = Table()
     if opened:
         steering, open_ = _chain("RAW", options), _chain("OPEN", options)
         opening = Table(
             {
-                steering: (*returns(facts), *(f"{match} -g {open_}" for match in opened)),
-                open_: tuple(queue_by_client("src,sport", options)),
+                steering: (*returns(facts), *(Rule(match, Goto(open_)) for match in opened)),
+                open_: tuple(queue_by_client(Side.SOURCE, options)),
             },
-            tuple(Jump(hook, f"{OPENING} -j {steering}") for hook in ("PREROUTING", "OUTPUT")),
+            tuple(
+                Jump(hook, steering, Match(protocol=Protocol.TCP, syn=True))
+                for hook in ("PREROUTING", "OUTPUT")
+            ),
         )
     echoes = queue_echo_requests(parts.family, foreign_vips([parts], options, facts), options)
     return join(
@@ -111,36 +125,36 @@ def _strays_are_late(parts: Parts, options: Options, facts: Facts) -> bool:
     return not options.fail_open and not foreign_vips([parts], options, facts)
 
 
-def _strays(load: Load, opened: list[str], options: Options, facts: Facts, late: bool) -> Table:
+def _strays(load: Load, opened: list[Match], options: Options, facts: Facts, late: bool) -> Table:
     parts = load.parts
     stray, forward, full, reply = (
         _chain(role, options) for role in ("STRAY", "FORWARD", "FULL", "REPLY")
     )
     full_replies = parts.replaced.matches(
-        "src", facts.sets, ports=f" --dport {GIVEN_PORTS}", tcp=NO_OPENING
+        Side.SOURCE, facts.sets, peer_ports=SOURCE_PORTS, syn=False
     )
-    replies = load.backends.matches("src", facts.sets, tcp=NO_OPENING)
-    unknown = "-m conntrack --ctstate INVALID,NEW -m conntrack ! --ctstate DNAT"
+    replies = load.backends.matches(Side.SOURCE, facts.sets, syn=False)
+    unknown = Match(states=(State.INVALID, State.NEW), not_states=(State.DNAT,))
     return Table(
         {
             stray: (
                 *returns(facts),
                 *(returns(facts, late=True) if late else ()),
                 *(
-                    f"{match} -g {forward}"
-                    for match in parts.vip_matches("dst", facts.sets, tcp=NO_OPENING)
+                    Rule(match, Goto(forward))
+                    for match in parts.vip_matches(Side.DESTINATION, facts.sets, syn=False)
                 ),
-                *(f"{match} -g {full}" for match in full_replies),
-                *(f"{match} -g {reply}" for match in replies if match.startswith("-p tcp")),
+                *(Rule(match, Goto(full)) for match in full_replies),
+                *(Rule(match, Goto(reply)) for match in replies if match.protocol is Protocol.TCP),
                 # One that was queued in raw is known by now, or has to be sent again.
-                *(f"{match} -j DROP" for match in opened if not options.fail_open),
+                *(Rule(match, Action.DROP) for match in opened if not options.fail_open),
             ),
-            forward: tuple(queue_by_client("src,sport", options)),
+            forward: tuple(queue_by_client(Side.SOURCE, options)),
             full: tuple(queue_by_port(parts.replaced.protocols, options, bypass=True)),
-            reply: tuple(queue_by_client("dst,dport", options, bypass=True)),
+            reply: tuple(queue_by_client(Side.DESTINATION, options, bypass=True)),
         },
         tuple(
-            Jump(hook, f"{unknown} -j {stray}", first=late)
+            Jump(hook, stray, unknown, first=late)
             for hook in (("INPUT", "FORWARD", "OUTPUT") if late else ("PREROUTING", "OUTPUT"))
         ),
     )
@@ -149,14 +163,14 @@ def _strays(load: Load, opened: list[str], options: Options, facts: Facts, late:
 def _filter(load: Load, options: Options, facts: Facts) -> Table:
     name = _chain("FILTER", options)
     both = [
-        *load.backends.matches("dst", facts.sets),
-        *load.backends.matches("src", facts.sets),
-        *(f"{match} -m conntrack --ctstate RELATED" for match in icmp.errors(load.parts.family)),
+        *load.backends.matches(Side.DESTINATION, facts.sets),
+        *load.backends.matches(Side.SOURCE, facts.sets),
+        *(replace(match, states=(State.RELATED,)) for match in icmp.errors(load.parts.family)),
     ]
     return Table(
-        {name: tuple(f"{match} -j ACCEPT" for match in both)},
+        {name: tuple(Rule(match, Action.ACCEPT) for match in both)},
         tuple(
-            Jump(hook, f"-m conntrack --ctstate DNAT -j {name}", first=True)
+            Jump(hook, name, Match(states=(State.DNAT,)), first=True)
             for hook in ("INPUT", "FORWARD", "OUTPUT")
         ),
     )
@@ -164,17 +178,17 @@ def _filter(load: Load, options: Options, facts: Facts) -> Table:
 
 def _nat(services: Sequence[Service], family: int, options: Options) -> Table:
     nat, source = _chain("NAT", options), _chain("SOURCE", options)
-    lots = tuple(_fallback(services, family)) if options.fail_open else ()
+    fallback = tuple(_fallback(services, family)) if options.fail_open else ()
     full = tuple(
-        f"{match} -m conntrack --ctstate DNAT -j MASQUERADE"
+        Rule(replace(match, states=(State.DNAT,)), Action.MASQUERADE)
         for match in _full_backends(services, family)
         if options.fail_open
     )
     return Table(
-        {nat: lots, source: full},
+        {nat: fallback, source: full},
         (
-            *(Jump(hook, f"-j {nat}") for hook in ("PREROUTING", "OUTPUT")),
-            Jump("POSTROUTING", f"-j {source}"),
+            *(Jump(hook, nat) for hook in ("PREROUTING", "OUTPUT")),
+            Jump("POSTROUTING", source),
         ),
     )
 
@@ -187,27 +201,32 @@ def offload_settings(loads: Iterable[Load], facts: Facts) -> Iterator[sysctl.Set
             yield "net/netfilter/nf_conntrack_acct", "1"
 
 
-def _fallback(services: Sequence[Service], family: int) -> Iterator[str]:
-    """In nat: a connection of each service to one of its backends, by lot."""
+def _fallback(services: Sequence[Service], family: int) -> Iterator[Rule]:
+    """In nat: a connection of each service to one of its backends, at random."""
     for service in services:
         backends = [
             backend.endpoint
             for backend in service.backends
             if backend.endpoint.address.version == family
         ]
-        for match in Parts.of([service], family, "").vip_matches("dst", use_set=False):
+        for match in Parts.of([service], family, "").vip_matches(Side.DESTINATION, use_set=False):
             for left, endpoint in zip(range(len(backends), 0, -1), backends, strict=True):
-                lot = f" -m statistic --mode random --probability {1 / left:.8f}"
-                yield f"{match}{lot if left > 1 else ''} -j DNAT --to-destination {endpoint}"
+                chance = 1 / left if left > 1 else None
+                yield Rule(replace(match, probability=chance), TranslateTo(endpoint))
 
 
-def _full_backends(services: Sequence[Service], family: int) -> list[str]:
+def _full_backends(services: Sequence[Service], family: int) -> list[Match]:
     """Matches for packets to the backends that don't see their clients."""
     return sorted(
         {
-            f"-p {service.protocol} -d {backend.endpoint.address} --dport {backend.endpoint.port}"
+            Match(
+                protocol=service.protocol,
+                destination=backend.endpoint.address,
+                destination_ports=range(backend.endpoint.port, backend.endpoint.port + 1),
+            )
             for service in services
             for backend in service.backends
             if service.nat is NatMode.FULL and backend.endpoint.address.version == family
-        }
+        },
+        key=str,
     )

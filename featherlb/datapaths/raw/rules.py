@@ -1,10 +1,14 @@
 """Rules that drop the kernel's copies of what workers have as frames (datapath raw)."""
 
-from featherlb.datapaths.rules.endpoints import GIVEN_PORTS, NO_OPENING, Parts
+from dataclasses import replace
+
+from featherlb.datapaths.rules.endpoints import Parts
 from featherlb.datapaths.rules.facts import Facts
+from featherlb.model import SOURCE_PORTS
+from featherlb.system.ruleset import Action, Rule, Side, State
 
 
-def copy_rules(queued: Parts, wire: Parts, facts: Facts) -> dict[str, list[str]]:
+def copy_rules(queued: Parts, wire: Parts, facts: Facts) -> dict[str, list[Rule]]:
     """By table, the rules that drop the kernel's copies of packets that workers have taken.
 
     A reply in `dnat` mode looks like one to a client that talks to the backend itself, through this
@@ -12,27 +16,29 @@ def copy_rules(queued: Parts, wire: Parts, facts: Facts) -> dict[str, list[str]]
     balanced connections it has seen nothing. Elsewhere it needn't be asked, which is faster.
     """
     sets = facts.sets
-    given = f" --dport {GIVEN_PORTS}"
-    raw = [f"{match} -j DROP" for match in wire.replaced.matches("src", sets, ports=given)]
+    raw = [
+        Rule(match, Action.DROP)
+        for match in wire.replaced.matches(Side.SOURCE, sets, peer_ports=SOURCE_PORTS)
+    ]
     if any(vip.wildcard for _, vip in wire.other_vips):
         # A port given in `full` mode can equal a wildcard VIP's.
-        others = queued.replaced.matches("src", sets, ports=given)
-        raw += [f"{match} -j RETURN" for match in others]
-    raw += [f"{match} -j DROP" for match in wire.vip_matches("dst", sets)]
-    state = ""
+        others = queued.replaced.matches(Side.SOURCE, sets, peer_ports=SOURCE_PORTS)
+        raw += [Rule(match, Action.RETURN) for match in others]
+    raw += [Rule(match, Action.DROP) for match in wire.vip_matches(Side.DESTINATION, sets)]
+    known: tuple[State, ...] = ()
     table = "raw"
     if facts.conntrack and (wire.family in facts.routers or queued.forwards):
-        state = " -m conntrack ! --ctstate ESTABLISHED,RELATED"
+        known = (State.ESTABLISHED, State.RELATED)
         table = "mangle"
     replies = []
     if {*wire.kept.entries} & {*queued.kept.entries}:
         # Only the worker can tell whose they are. It drops what it has had as a frame.
-        others = queued.kept.matches("src", sets, tcp=NO_OPENING)
-        replies += [f"{match} -j RETURN" for match in others]
+        others = queued.kept.matches(Side.SOURCE, sets, syn=False)
+        replies += [Rule(match, Action.RETURN) for match in others]
     replies += [
-        f"{match} -m addrtype ! --dst-type LOCAL{state} -j DROP"
-        for match in wire.kept.matches("src", sets, tcp=NO_OPENING)
+        Rule(replace(match, destination_local=False, not_states=known), Action.DROP)
+        for match in wire.kept.matches(Side.SOURCE, sets, syn=False)
     ]
-    copies: dict[str, list[str]] = {"raw": raw, "mangle": []}
+    copies: dict[str, list[Rule]] = {"raw": raw, "mangle": []}
     copies[table] += replies
     return copies

@@ -1,10 +1,9 @@
 """The VIPs and backends of services as rules ask for them: one by one, or by a set."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from featherlb.model import (
-    SOURCE_PORTS,
     Address,
     Endpoint,
     NatMode,
@@ -13,15 +12,11 @@ from featherlb.model import (
     Vip,
 )
 from featherlb.system import ipset
+from featherlb.system.ruleset import Match, Membership, Side
 
-GIVEN_PORTS = f"{SOURCE_PORTS.start}:{SOURCE_PORTS.stop - 1}"
-"""Those that `full` mode gives to flows."""
-NO_OPENING = " ! --syn"
-"""A further match for TCP: a packet that can't open a connection."""
 FEW = 4
-"""So many endpoints have a rule each, which asks for address and port: no slower than to look into
-a set for a packet that is for none of them, several times as fast for one that is for the first.
-"""
+"""Up to so many endpoints have a rule each, which asks for address and port: no slower than a look
+into a set for a packet to none of them, several times as fast for one to the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,33 +36,44 @@ class Group:
         if len(self.entries) > FEW:
             yield ipset.Set(self.set_name, self.family, self.entries)
 
-    def _ports(self, protocol: Protocol, side: str) -> str:
-        """A match for all ports from the lowest to the highest of the set. Looking into a set costs
-        several times as much, and the other direction's packets have a client's port there."""
+    def _ports(self, protocol: Protocol) -> range:
+        """From the lowest to the highest of the set. A look into a set costs several times as much
+        as a look at the port, and packets of the other direction have a client's port there."""
         ports = [entry.endpoint.port for entry in self.entries if entry.protocol is protocol]
-        low, high = min(ports), max(ports)
-        return f" --{side[0]}port {low}" + (f":{high}" if high != low else "")
+        return range(min(ports), max(ports) + 1)
 
-    def matches(self, side: str, use_set: bool, *, ports: str = "", tcp: str = "") -> list[str]:
-        """Rule matches for packets whose `side`, `dst` or `src`, is one of the endpoints.
+    def matches(
+        self,
+        side: Side,
+        use_set: bool,
+        *,
+        peer_ports: range | None = None,
+        syn: bool | None = None,
+    ) -> list[Match]:
+        """Matches for packets that have one of the endpoints on this side.
 
-        `ports` is a further match for each protocol, `tcp` one for TCP alone.
+        `peer_ports` are those on the other side, `syn` is asked of TCP alone.
         """
-        other = "src" if side == "dst" else "dst"
-        extra = {Protocol.TCP: tcp + ports, Protocol.UDP: ports}
         if use_set and len(self.entries) > FEW:
-            sides = f"{side},{side}"
-            if self.entries[0].peer is not None:
-                sides += f",{other}"
+            peer = () if self.entries[0].peer is None else (side.other,)
+            member = Membership(self.set_name, (side, side, *peer))
             return [
-                f"-p {protocol}{extra[protocol]}{self._ports(protocol, side)}"
-                f" -m set --match-set {self.set_name} {sides}"
+                replace(
+                    _match(side, protocol, self._ports(protocol), peer_ports=peer_ports, syn=syn),
+                    member=member,
+                )
                 for protocol in self.protocols
             ]
         return [
-            f"-p {entry.protocol}{extra[entry.protocol]}"
-            f" -{side[0]} {entry.endpoint.address} --{side[0]}port {entry.endpoint.port}"
-            + (f" -{other[0]} {entry.peer}" if entry.peer is not None else "")
+            _match(
+                side,
+                entry.protocol,
+                range(entry.endpoint.port, entry.endpoint.port + 1),
+                entry.endpoint.address,
+                peer=entry.peer,
+                peer_ports=peer_ports,
+                syn=syn,
+            )
             for entry in self.entries
         ]
 
@@ -172,19 +178,58 @@ class Parts:
             *(vip.address for _, vip in self.other_vips if not vip.wildcard),
         }
 
-    def vip_matches(self, side: str, use_set: bool, *, tcp: str = "") -> list[str]:
-        """Rule matches for packets whose `side` is a VIP; `tcp` is a further match for TCP."""
-        matches = self.vips.matches(side, use_set, tcp=tcp)
-        for protocol, vip in self.other_vips:
-            where = (
-                f"-m addrtype --{side}-type LOCAL" if vip.wildcard else f"-{side[0]} {vip.address}"
-            )
-            ports = f"{vip.first_port}"
-            if vip.first_port != vip.last_port:
-                ports += f":{vip.last_port}"
-            extra = tcp if protocol is Protocol.TCP else ""
-            matches.append(f"-p {protocol}{extra} {where} --{side[0]}port {ports}")
-        return matches
+    def vip_matches(self, side: Side, use_set: bool, *, syn: bool | None = None) -> list[Match]:
+        """Matches for packets that have a VIP on this side; `syn` is asked of TCP alone."""
+        return [
+            *self.vips.matches(side, use_set, syn=syn),
+            *(
+                _match(
+                    side,
+                    protocol,
+                    range(vip.first_port, vip.last_port + 1),
+                    None if vip.wildcard else vip.address,
+                    local=vip.wildcard or None,
+                    syn=syn,
+                )
+                for protocol, vip in self.other_vips
+            ),
+        ]
+
+
+def _match(
+    side: Side,
+    protocol: Protocol,
+    ports: range,
+    address: Address | None = None,
+    *,
+    local: bool | None = None,
+    peer: Address | None = None,
+    peer_ports: range | None = None,
+    syn: bool | None = None,
+) -> Match:
+    """A match for packets with these ports and this address on one side, the peer's on the other;
+    `syn` is asked of TCP alone."""
+    if protocol is not Protocol.TCP:
+        syn = None
+    if side is Side.SOURCE:
+        return Match(
+            protocol=protocol,
+            syn=syn,
+            source=address,
+            source_ports=ports,
+            source_local=local,
+            destination=peer,
+            destination_ports=peer_ports,
+        )
+    return Match(
+        protocol=protocol,
+        syn=syn,
+        source=peer,
+        source_ports=peer_ports,
+        destination=address,
+        destination_ports=ports,
+        destination_local=local,
+    )
 
 
 def single(vip: Vip) -> bool:

@@ -1,39 +1,43 @@
 """Settings that the kernel needs, and rules against what it would do with them."""
 
 from collections.abc import Iterable, Iterator
-from ipaddress import IPv4Network
+from dataclasses import replace
+from ipaddress import IPv4Network, ip_address
 
 from featherlb.datapaths.rules import icmp
 from featherlb.datapaths.rules.endpoints import Parts
 from featherlb.datapaths.rules.facts import Facts
 from featherlb.system import sysctl
+from featherlb.system.network import LOOPBACK
+from featherlb.system.ruleset import Action, Match, Rule
 
 LOOPBACK_NETWORK = IPv4Network("127.0.0.0/8")
-NO_SOURCE = {4: "255.255.255.255", 6: "ff02::1"}
+NO_SOURCE = {4: ip_address("255.255.255.255"), 6: ip_address("ff02::1")}
 """By address family, an address that no packet comes from."""
 
 
-def guards(parts: Parts, full: bool) -> Iterator[str]:
+def guards(parts: Parts, full: bool) -> Iterator[Rule]:
     """Drops what the kernel dropped before `settings` made it accept featherlb's packets."""
     if parts.family != 4:
         return
     if full:
-        yield "! -i lo -m addrtype --src-type LOCAL -j DROP"
+        yield Rule(Match(not_in_interface=LOOPBACK, source_local=True), Action.DROP)
     if parts.loopback:
-        yield f"! -i lo -s {LOOPBACK_NETWORK} -j DROP"
-        yield f"! -i lo -d {LOOPBACK_NETWORK} -j DROP"
+        outside = Match(not_in_interface=LOOPBACK)
+        yield Rule(replace(outside, source=LOOPBACK_NETWORK), Action.DROP)
+        yield Rule(replace(outside, destination=LOOPBACK_NETWORK), Action.DROP)
 
 
-def redirects(parts: Parts, facts: Facts) -> tuple[str, ...]:
-    """Drops what one-armed would tell a backend the way around the balancer."""
+def redirects(parts: Parts, facts: Facts) -> tuple[Rule, ...]:
+    """Drops what would tell a backend the way around the balancer in a one-armed network."""
     return tuple(
-        f"-o {interface} -p {icmp.REDIRECTS[parts.family]} -j DROP"
+        Rule(replace(icmp.redirects(parts.family), out_interface=interface), Action.DROP)
         for interface in facts.backend_interfaces
         if parts.forwards
     )
 
 
-def reassembly(parts: Parts, facts: Facts) -> Iterator[str]:
+def reassembly(parts: Parts, facts: Facts) -> Iterator[Rule]:
     """Makes the kernel reassemble fragments before they are queued.
 
     A rule that asks for the connection tracking state does so by its presence. Where the kernel has
@@ -41,7 +45,7 @@ def reassembly(parts: Parts, facts: Facts) -> Iterator[str]:
     (net/netfilter/xt_socket.c: socket_mt_enable_defrag).
     """
     if not facts.conntrack and facts.socket:
-        yield f"-s {NO_SOURCE[parts.family]} -m socket -j RETURN"
+        yield Rule(Match(source=NO_SOURCE[parts.family], socket=True), Action.RETURN)
 
 
 def settings(parts: Iterable[Parts], facts: Facts) -> Iterator[sysctl.Setting]:

@@ -1,13 +1,23 @@
 """Kinds of ICMP messages as rules ask for them, by address family (4 or 6)."""
 
-ERRORS = {4: ("icmp --icmp-type", (3, 11, 12)), 6: ("ipv6-icmp --icmpv6-type", (1, 2, 3, 4))}
-"""A match, and the types that quote a packet: destination unreachable, (packet too big,) time
-exceeded, parameter problem."""
-ECHO_REQUESTS = {4: "icmp --icmp-type 8", 6: "ipv6-icmp --icmpv6-type 128"}
-REDIRECTS = {4: "icmp --icmp-type 5", 6: "ipv6-icmp --icmpv6-type 137"}
+from featherlb.system.ruleset import Icmp, Match
+
+PROTOCOLS = {4: Icmp.V4, 6: Icmp.V6}
+_ERRORS = {4: (3, 11, 12), 6: (1, 2, 3, 4)}
+"""The types that quote a packet: destination unreachable, (packet too big,) time exceeded,
+parameter problem."""
+_ECHO_REQUEST = {4: 8, 6: 128}
+_REDIRECT = {4: 5, 6: 137}
 
 
-def errors(family: int) -> list[str]:
-    """A match for each of `ERRORS`."""
-    protocol, types = ERRORS[family]
-    return [f"-p {protocol} {kind}" for kind in types]
+def errors(family: int) -> list[Match]:
+    """A match for each type of message that quotes a packet."""
+    return [Match(protocol=PROTOCOLS[family], icmp_type=kind) for kind in _ERRORS[family]]
+
+
+def echo_requests(family: int) -> Match:
+    return Match(protocol=PROTOCOLS[family], icmp_type=_ECHO_REQUEST[family])
+
+
+def redirects(family: int) -> Match:
+    return Match(protocol=PROTOCOLS[family], icmp_type=_REDIRECT[family])

@@ -4,17 +4,19 @@ the port that a worker has given to the flow.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from featherlb.datapaths.rules import icmp
 from featherlb.datapaths.rules.endpoints import Parts
 from featherlb.datapaths.rules.facts import Facts, Options
 from featherlb.model import Address, Protocol
+from featherlb.system.ruleset import ANY, Action, Content, Enqueue, HashMark, Match, Rule, Side
 
 WORKER_MARKS = 0xFEA60000
 """Packet marks from here on name the worker; small ones stay free for the host's own use."""
 QUOTED_SOURCE_PORT = {4: "0>>22&0x3C@8>>22&0x3C@8>>16", 6: "88>>16"}
-"""By address family, where `-m u32` finds the source port of the packet that an ICMP error quotes:
-behind two IP headers and 8 bytes. IPv6 extension headers are not looked behind."""
+"""By address family, where the match `u32` finds the source port of the packet that an ICMP error
+quotes: behind two IP headers and 8 bytes. IPv6 extension headers are not looked behind."""
 PASS_MARKS = 0xFEA70000
 """Packet marks from here on name the instance that has just passed a packet on, by its order: two
 for each, the second one of them for those that were met behind the routing decision."""
@@ -26,36 +28,36 @@ def pass_mark(order: int, late: bool = False) -> int:
     return PASS_MARKS + 2 * order + late
 
 
-def returns(facts: Facts, late: bool = False) -> Iterator[str]:
+def returns(facts: Facts, late: bool = False) -> Iterator[Rule]:
     """What this instance has passed on is not for itself again, and what an earlier one has passed
     on has been here before."""
     for order in (*facts.earlier, facts.order) if facts.earlier else ():
-        yield f"-m mark --mark {pass_mark(order, late):#x} -j RETURN"
+        yield Rule(Match(mark=pass_mark(order, late)), Action.RETURN)
 
 
-def queue_by_client(client: str, options: Options, bypass: bool = False) -> Iterator[str]:
+def queue_by_client(client: Side, options: Options, bypass: bool = False) -> Iterator[Rule]:
     """To the worker that the client's address and port select, the same for both directions."""
     if options.workers > 1:
-        yield _hash(client, options)
+        yield Rule(ANY, _hash(client, options))
     for worker in range(1, options.workers):
-        yield f"-m mark --mark {WORKER_MARKS + worker:#x} {_queue(worker, options, bypass)}"
+        yield Rule(_marked(worker), _queue(worker, options, bypass))
     # Without a condition: no packet of a VIP gets past the workers.
-    yield _queue(0, options, bypass)
+    yield Rule(ANY, _queue(0, options, bypass))
 
 
 def queue_by_port(
     protocols: Iterable[Protocol], options: Options, bypass: bool = False
-) -> Iterator[str]:
+) -> Iterator[Rule]:
     """To the worker that has given the destination port to a flow."""
     for worker in range(1, options.workers):
         ports = options.shard(worker).ports
         for protocol in protocols:
-            match = f"-p {protocol} --dport {ports.start}:{ports.stop - 1}"
-            yield f"{match} {_queue(worker, options, bypass)}"
-    yield _queue(0, options, bypass)
+            match = Match(protocol=protocol, destination_ports=ports)
+            yield Rule(match, _queue(worker, options, bypass))
+    yield Rule(ANY, _queue(0, options, bypass))
 
 
-def queue_errors(parts: Parts, options: Options) -> Iterator[str]:
+def queue_errors(parts: Parts, options: Options) -> Iterator[Rule]:
     """In raw: to the worker of the flow whose packet an ICMP error quotes.
 
     Most ICMP errors are not ours: they don't wait for a worker that isn't there.
@@ -65,39 +67,39 @@ def queue_errors(parts: Parts, options: Options) -> Iterator[str]:
             # Quotes a packet to a backend. Its source port was given by the worker.
             port = QUOTED_SOURCE_PORT[parts.family]
             for worker in range(options.workers):
-                ports = options.shard(worker).ports
-                yield (
-                    f'-m addrtype --dst-type LOCAL -m u32 --u32 "{port}='
-                    f'{ports.start}:{ports.stop - 1}" {_queue(worker, options, bypass=True)}'
+                quoted = Content(port, options.shard(worker).ports)
+                yield Rule(
+                    Match(destination_local=True, content=quoted),
+                    _queue(worker, options, bypass=True),
                 )
         if parts.kept.entries:
             # This host's own, to a client: quotes a packet of the client's.
-            own = "-m addrtype --src-type LOCAL ! --dst-type LOCAL"
-            yield f"{own} {_hash('src,sport', options)}"
+            own = Match(source_local=True, destination_local=False)
+            yield Rule(own, _hash(Side.SOURCE, options))
             for worker in range(options.workers):
-                mark = f"-m mark --mark {WORKER_MARKS + worker:#x}"
-                yield f"{own} {mark} {_queue(worker, options, bypass=True)}"
+                marked = replace(own, mark=WORKER_MARKS + worker)
+                yield Rule(marked, _queue(worker, options, bypass=True))
     # Everything else that is ours is addressed to a VIP and quotes a packet to a client.
-    yield from queue_by_client("dst,dport", options, bypass=True)
+    yield from queue_by_client(Side.DESTINATION, options, bypass=True)
 
 
-def queue_echo_requests(family: int, foreign: Sequence[Address], options: Options) -> Iterator[str]:
+def queue_echo_requests(
+    family: int, foreign: Sequence[Address], options: Options
+) -> Iterator[Rule]:
     """To any worker, where some VIP is no address of this host, so that its kernel won't answer."""
     if foreign:
-        yield (
-            f"-p {icmp.ECHO_REQUESTS[family]} -m addrtype ! --dst-type LOCAL"
-            f" {_queue(0, options, bypass=True)}"
-        )
+        match = replace(icmp.echo_requests(family), destination_local=False)
+        yield Rule(match, _queue(0, options, bypass=True))
 
 
-def _queue(worker: int, options: Options, bypass: bool = False) -> str:
-    suffix = " --queue-bypass" if bypass or options.fail_open else ""
-    return f"-j NFQUEUE --queue-num {options.queue + worker}{suffix}"
+def _queue(worker: int, options: Options, bypass: bool) -> Enqueue:
+    return Enqueue(options.queue + worker, bypass or options.fail_open)
 
 
-def _hash(client: str, options: Options) -> str:
-    """Mark a packet with its worker. Of an ICMP error, HMARK takes the quoted packet."""
-    return (
-        f"-j HMARK --hmark-tuple {client} --hmark-rnd {options.hash_seed:#010x}"
-        f" --hmark-mod {options.workers} --hmark-offset {WORKER_MARKS:#x}"
-    )
+def _hash(client: Side, options: Options) -> HashMark:
+    """Marks a packet with its worker."""
+    return HashMark(client, options.hash_seed, options.workers, WORKER_MARKS)
+
+
+def _marked(worker: int) -> Match:
+    return Match(mark=WORKER_MARKS + worker)

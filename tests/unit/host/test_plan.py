@@ -124,8 +124,8 @@ iptables -t raw -N FEATHERLB-FORWARD-4
 iptables -t raw -N FEATHERLB-REPLY-4
 iptables -t raw -N FEATHERLB-GUARD-4
 iptables -t raw -N FEATHERLB-REDIRECT-4
-iptables -t raw -A FEATHERLB-RAW-4 -p tcp --dport 1024:32767 -s 10.0.1.2 --sport 8080 \
--d 10.0.1.1 -g FEATHERLB-REPLY-4
+iptables -t raw -A FEATHERLB-RAW-4 -p tcp -s 10.0.1.2 --sport 8080 -d 10.0.1.1 \
+--dport 1024:32767 -g FEATHERLB-REPLY-4
 iptables -t raw -A FEATHERLB-RAW-4 -p tcp -d 10.0.0.10 --dport 80 -g FEATHERLB-FORWARD-4
 iptables -t raw -A FEATHERLB-FORWARD-4 -j CT --notrack
 iptables -t raw -A FEATHERLB-FORWARD-4 -j HMARK --hmark-tuple src,sport --hmark-rnd 0x0000cafe \
@@ -153,8 +153,8 @@ iptables -t raw -I OUTPUT 1 -j FEATHERLB-REDIRECT-4
     assert not any("ipset" in line or "-t mangle" in line for line in lines)
     assert "iptables -t filter -I FORWARD 1 -j FEATHERLB-FILTER-4" in lines
     assert (
-        "iptables -t filter -A FEATHERLB-FILTER-4 -p tcp --sport 1024:32767 -d 10.0.1.2"
-        " --dport 8080 -s 10.0.1.1 -j ACCEPT"
+        "iptables -t filter -A FEATHERLB-FILTER-4 -p tcp -s 10.0.1.1 --sport 1024:32767"
+        " -d 10.0.1.2 --dport 8080 -j ACCEPT"
     ) in lines
 
 
@@ -173,7 +173,7 @@ def test_wildcards_and_ranges_are_rules_of_their_own() -> None:
     lines = describe(service(vip("0.0.0.0:8080"), vip("10.0.0.1:8000", 8010)))
     raw = [line for line in lines if "-A FEATHERLB-RAW-0" in line and "icmp" not in line]
     assert [line.removeprefix("iptables -t raw -A FEATHERLB-RAW-0 ") for line in raw] == [
-        "-p tcp -m addrtype --dst-type LOCAL --dport 8080 -g FEATHERLB-FORWARD-0",
+        "-p tcp --dport 8080 -m addrtype --dst-type LOCAL -g FEATHERLB-FORWARD-0",
         "-p tcp -d 10.0.0.1 --dport 8000:8010 -g FEATHERLB-FORWARD-0",
     ]
     assert not any("ipset" in line for line in lines)
@@ -396,7 +396,9 @@ def test_names_fit(queue: int) -> None:
         ),
     ]
     plan = build(both, Options(queue=queue), Facts())
-    chains = [chain for rules in plan.rules.values() for t in rules.values() for chain in t.chains]
+    chains = [
+        str(chain) for rules in plan.rules.values() for t in rules.values() for chain in t.chains
+    ]
     assert chains
     assert max(map(len, chains)) <= 28
     assert max(len(wanted.name) for wanted in plan.sets) <= 31
@@ -475,8 +477,8 @@ def test_raw_with_full_nat() -> None:
     )
     lines = describe(full, sets=False)
     assert copies(lines, "raw") == [
-        "-p tcp --dport 1024:32767 -s 10.0.1.2 --sport 8080 -d 10.0.1.1 -j DROP",
-        "-p tcp -m addrtype --dst-type LOCAL --dport 2000 -j DROP",
+        "-p tcp -s 10.0.1.2 --sport 8080 -d 10.0.1.1 --dport 1024:32767 -j DROP",
+        "-p tcp --dport 2000 -m addrtype --dst-type LOCAL -j DROP",
     ]
     # A client on this host keeps its address, so its replies may be for any.
     untracked = "-p tcp ! --syn -s 10.0.1.2 --sport 8080 -m addrtype --dst-type LOCAL"
@@ -529,8 +531,8 @@ def test_a_port_given_on_one_datapath_can_equal_a_wildcard_vips_on_the_other() -
         vip("10.0.0.10:80"), backends=(backend("10.0.1.2:80", "10.0.1.1"),), nat=NatMode.FULL
     )
     assert copies(describe(everywhere, replace(full, name="full")), "raw") == [
-        "-p tcp --dport 1024:32767 -s 10.0.1.2 --sport 80 -d 10.0.1.1 -j RETURN",
-        "-p tcp -m addrtype --dst-type LOCAL --dport 2000 -j DROP",
+        "-p tcp -s 10.0.1.2 --sport 80 -d 10.0.1.1 --dport 1024:32767 -j RETURN",
+        "-p tcp --dport 2000 -m addrtype --dst-type LOCAL -j DROP",
     ]
 
 

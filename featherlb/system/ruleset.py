@@ -1,0 +1,288 @@
+"""Rules of iptables as values: matches, targets, chains, jumps and tables.
+
+Code that builds, filters or compares rules asks their fields. `str` of a value is its text in the
+syntax of iptables-restore(8), in one order: interface, protocol, source, destination, then the
+match extensions, the cheap ones first. The syntax is known here and nowhere else.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from featherlb.model import Address, Endpoint, Network, Protocol
+
+
+class Icmp(StrEnum):
+    """ICMP, as iptables and ip6tables name it."""
+
+    V4 = "icmp"
+    V6 = "ipv6-icmp"
+
+
+class Side(StrEnum):
+    """An end of a packet."""
+
+    SOURCE = "src"
+    DESTINATION = "dst"
+
+    @property
+    def other(self) -> "Side":
+        return Side.SOURCE if self is Side.DESTINATION else Side.DESTINATION
+
+
+class State(StrEnum):
+    """A state of conntrack, or a virtual one (iptables-extensions(8), `conntrack`)."""
+
+    NEW = "NEW"
+    ESTABLISHED = "ESTABLISHED"
+    RELATED = "RELATED"
+    INVALID = "INVALID"
+    UNTRACKED = "UNTRACKED"
+    DNAT = "DNAT"
+    """The destination is translated."""
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """An address and port (and address) of a packet are in an ipset."""
+
+    name: str
+    sides: tuple[Side, ...]
+    """Where each part of an entry is in the packet."""
+
+    def __str__(self) -> str:
+        return f"-m set --match-set {self.name} {','.join(self.sides)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """Bytes of a packet are a number in a range (iptables-extensions(8), `u32`)."""
+
+    location: str
+    values: range
+
+    def __str__(self) -> str:
+        return f'-m u32 --u32 "{self.location}={_range(self.values)}"'
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Match:
+    """Conditions on a packet. All have to hold; without any, every packet matches."""
+
+    not_in_interface: str = ""
+    out_interface: str = ""
+    protocol: Protocol | Icmp | None = None
+    syn: bool | None = None
+    """With TCP: whether it opens a connection (SYN, but no ACK, RST or FIN)."""
+    icmp_type: int | None = None
+    """With ICMP."""
+    source: Address | Network | None = None
+    source_ports: range | None = None
+    """With TCP and UDP."""
+    destination: Address | Network | None = None
+    destination_ports: range | None = None
+    socket: bool = False
+    """A socket of this host is going to get it."""
+    member: Membership | None = None
+    source_local: bool | None = None
+    """Whether the source is an address of this host."""
+    destination_local: bool | None = None
+    content: Content | None = None
+    mark: int | None = None
+    states: tuple[State, ...] = ()
+    """Conntrack has it in one of these."""
+    not_states: tuple[State, ...] = ()
+    """Conntrack has it in none of these."""
+    probability: float | None = None
+    """At random, 0 to 1."""
+
+    def __str__(self) -> str:
+        return " ".join(self._words("--syn"))
+
+    @property
+    def saved(self) -> str:
+        """The text as iptables-save prints it. For TCP, ICMP and states; ports and addresses look
+        otherwise there."""
+        return " ".join(self._words("-m tcp --tcp-flags FIN,SYN,RST,ACK SYN"))
+
+    def _words(self, syn: str) -> Iterator[str]:
+        if self.not_in_interface:
+            yield f"! -i {self.not_in_interface}"
+        if self.out_interface:
+            yield f"-o {self.out_interface}"
+        if self.protocol is not None:
+            yield f"-p {self.protocol}"
+        if self.syn is not None:
+            yield syn if self.syn else f"! {syn}"
+        if self.icmp_type is not None:
+            yield f"--{'icmpv6' if self.protocol is Icmp.V6 else 'icmp'}-type {self.icmp_type}"
+        if self.source is not None:
+            yield f"-s {self.source}"
+        if self.source_ports is not None:
+            yield f"--sport {_range(self.source_ports)}"
+        if self.destination is not None:
+            yield f"-d {self.destination}"
+        if self.destination_ports is not None:
+            yield f"--dport {_range(self.destination_ports)}"
+        if self.socket:
+            yield "-m socket"
+        if self.member is not None:
+            yield str(self.member)
+        if self.source_local is not None or self.destination_local is not None:
+            yield "-m addrtype"
+            for side, local in (("src", self.source_local), ("dst", self.destination_local)):
+                if local is not None:
+                    yield f"{'' if local else '! '}--{side}-type LOCAL"
+        if self.content is not None:
+            yield str(self.content)
+        if self.mark is not None:
+            yield f"-m mark --mark {self.mark:#x}"
+        if self.states:
+            yield f"-m conntrack --ctstate {','.join(self.states)}"
+        if self.not_states:
+            yield f"-m conntrack ! --ctstate {','.join(self.not_states)}"
+        if self.probability is not None:
+            yield f"-m statistic --mode random --probability {self.probability:.8f}"
+
+
+ANY = Match()
+"""Every packet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """The name of a chain of featherlb's: what it is for, and the instance that has it."""
+
+    role: str
+    """Capital letters."""
+    instance: int
+
+    def __str__(self) -> str:
+        return f"FEATHERLB-{self.role}-{self.instance}"
+
+
+class Action(StrEnum):
+    """A target without options, or always with the same."""
+
+    ACCEPT = "-j ACCEPT"
+    DROP = "-j DROP"
+    RETURN = "-j RETURN"
+    UNTRACK = "-j CT --notrack"
+    """Keep the packet out of connection tracking. The next rule follows."""
+    MASQUERADE = "-j MASQUERADE"
+
+
+@dataclass(frozen=True, slots=True)
+class Goto:
+    """Go on in another chain; its end is the end of this one, too."""
+
+    chain: Chain
+
+    def __str__(self) -> str:
+        return f"-g {self.chain}"
+
+
+@dataclass(frozen=True, slots=True)
+class Enqueue:
+    """Put the packet into an NFQUEUE; with `bypass`, accept it if no worker is bound to that."""
+
+    number: int
+    bypass: bool = False
+
+    def __str__(self) -> str:
+        return f"-j NFQUEUE --queue-num {self.number}{' --queue-bypass' if self.bypass else ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class HashMark:
+    """Mark the packet with `offset` plus the hash of the address and port of one side, modulo
+    `modulus`; of an ICMP error, that side of the quoted packet. The next rule follows."""
+
+    side: Side
+    seed: int
+    modulus: int
+    offset: int = 0
+
+    def __str__(self) -> str:
+        text = (
+            f"-j HMARK --hmark-tuple {self.side},{self.side[0]}port"
+            f" --hmark-rnd {self.seed:#010x} --hmark-mod {self.modulus}"
+        )
+        return f"{text} --hmark-offset {self.offset:#x}" if self.offset else text
+
+
+@dataclass(frozen=True, slots=True)
+class TranslateTo:
+    """Translate the destination of the connection."""
+
+    endpoint: Endpoint
+
+    def __str__(self) -> str:
+        return f"-j DNAT --to-destination {self.endpoint}"
+
+
+Target = Action | Goto | Enqueue | HashMark | TranslateTo
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What becomes of the packets that match; without a target, they are counted."""
+
+    match: Match
+    target: Target | None = None
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, (str(self.match), str(self.target or ""))))
+
+
+@dataclass(frozen=True, slots=True)
+class Jump:
+    """A rule that leads from a built-in chain to one of featherlb's.
+
+    It stands `first` of all, or behind the host's own rules. Of the jumps that lead different
+    instances' packets to chains of the same role, those of the latest instance stand first.
+    """
+
+    hook: str
+    """The built-in chain: PREROUTING, INPUT, FORWARD, OUTPUT or POSTROUTING."""
+    chain: Chain
+    match: Match = ANY
+    first: bool = False
+
+    def __str__(self) -> str:
+        """As iptables-save prints it, for the comparison with what it has printed."""
+        return f"{self.match.saved} -j {self.chain}".lstrip()
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """What one instance has in one table: its chains, each with its rules, and the jumps to
+    them."""
+
+    chains: Mapping[Chain, tuple[Rule, ...]] = field(default_factory=dict)
+    jumps: tuple[Jump, ...] = ()
+
+
+Ruleset = Mapping[str, Table]
+"""Tables by name, in the order of their commit."""
+
+
+def hooked(chain: Chain, hook: str, rules: Iterable[Rule], *, first: bool = True) -> Table:
+    """A chain of these rules and the jump to it; nothing if there are no rules."""
+    if found := tuple(rules):
+        return Table({chain: found}, (Jump(hook, chain, first=first),))
+    return Table()
+
+
+def join(*parts: Table) -> Table:
+    """The chains and jumps of all parts of a table, in their order."""
+    return Table(
+        {chain: rules for part in parts for chain, rules in part.chains.items()},
+        tuple(jump for part in parts for jump in part.jumps),
+    )
+
+
+def _range(values: range) -> str:
+    """The range as iptables takes it, inclusive."""
+    first, last = values[0], values[-1]
+    return f"{first}" if first == last else f"{first}:{last}"
