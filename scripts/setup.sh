@@ -98,6 +98,11 @@ REQUIREMENTS
 fi
 [ -z "$apt" ] || wait "$apt"
 
+# What is no longer compiled would still run in its old compiled form.
+find featherlb -name '*.so' ! -name '_cyutility.*' | while read -r binary; do
+    [ -e "${binary%%.*}.pxd" ] || rm "$binary"
+done
+
 # Again whenever a source has changed.
 if [ "${FEATHERLB_PURE:-}" != 1 ] &&
     ! "$venv/bin/python" -c 'import sys, featherlb.compiled as c; sys.exit(not c.up_to_date())'; then

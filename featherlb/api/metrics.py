@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from featherlb import __version__
 from featherlb.control.controller import Instance
-from featherlb.model import Health
+from featherlb.model import Datapath, Health
 from featherlb.system import sysctl
 from featherlb.worker.protocol import WorkerStatistics
 
@@ -150,12 +150,13 @@ class Snapshot(Collector):
         )
         for number, one in enumerate(self._workers):
             worker = str(number)
-            waiting.add_metric([worker], one.queue.waiting)
-            drops.add_metric([worker, "queue-full"], one.queue.queue_dropped)
-            drops.add_metric([worker, "socket-full"], one.queue.socket_dropped)
-            drops.add_metric([worker, "frame-socket-full"], one.frames.dropped)
-            frames.add_metric([worker, "unsent"], one.frames.unsent)
-            frames.add_metric([worker, "unresolved"], one.frames.unresolved)
+            queue, raw = one.of(Datapath.NFQUEUE), one.of(Datapath.RAW)
+            waiting.add_metric([worker], queue.waiting)
+            drops.add_metric([worker, "queue-full"], queue.queue_dropped)
+            drops.add_metric([worker, "socket-full"], queue.socket_dropped)
+            drops.add_metric([worker, "frame-socket-full"], raw.socket_dropped)
+            frames.add_metric([worker, "unsent"], raw.unsent)
+            frames.add_metric([worker, "unresolved"], raw.unresolved)
             unsent.add_metric([worker], one.unsent)
         yield waiting
         yield drops

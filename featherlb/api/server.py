@@ -28,7 +28,7 @@ from featherlb.control.overrides import Action, Change, drained, find_service
 from featherlb.control.workers import Cursor, FlowFilter
 from featherlb.core.flows.tcp_state import State, TimeoutClass
 from featherlb.core.path.export import FlowView, Statistics, read_flows
-from featherlb.model import Endpoint, Health, Role, split_host_port
+from featherlb.model import Datapath, Endpoint, Health, Role, split_host_port
 from featherlb.model.errors import ConfigError, FeatherlbError, HostError
 from featherlb.model.reason import Reason
 from featherlb.system import journal
@@ -428,7 +428,7 @@ async def status(instance: Instance) -> schema.Status:
                 pid=pid,
                 flows=one.core.flows,
                 received=one.core.received,
-                waiting=one.queue.waiting,
+                waiting=one.of(Datapath.NFQUEUE).waiting,
             )
             for number, (pid, one) in enumerate(zip(instance.workers.pids, found, strict=False))
         ],
@@ -546,20 +546,21 @@ async def stats(instance: Instance) -> schema.Stats:
         queues=[
             schema.Queue(
                 worker=number,
-                received=one.queue.received,
-                truncated=one.queue.truncated,
-                queue_dropped=one.queue.queue_dropped,
-                socket_dropped=one.queue.socket_dropped,
-                waiting=one.queue.waiting,
+                received=queue.received,
+                truncated=queue.truncated,
+                queue_dropped=queue.queue_dropped,
+                socket_dropped=queue.socket_dropped,
+                waiting=queue.waiting,
                 unsent=one.unsent,
                 frames=schema.Frames(
-                    received=one.frames.received,
-                    dropped=one.frames.dropped,
-                    unsent=one.frames.unsent,
-                    unresolved=one.frames.unresolved,
-                    held=one.frames.held,
+                    received=frames.received,
+                    dropped=frames.socket_dropped,
+                    unsent=frames.unsent,
+                    unresolved=frames.unresolved,
+                    held=frames.held,
                 ),
             )
             for number, one in enumerate(found)
+            for queue, frames in [(one.of(Datapath.NFQUEUE), one.of(Datapath.RAW))]
         ],
     )

@@ -24,6 +24,7 @@ from featherlb.control.topology import TopologyWatcher
 from featherlb.control.workers import Cursor, FlowFilter, Workers
 from featherlb.core.flows.tcp_state import ACTIVE
 from featherlb.core.path.export import read_flows
+from featherlb.datapaths.base import QueueOptions
 from featherlb.model import (
     Address,
     Backend,
@@ -122,10 +123,12 @@ class Instance:
         starts = [
             Start(
                 shard=self.options.shard(number),
-                queue=self.options.queue + number,
-                driver=config.driver,
-                queue_length=QUEUE_LENGTH,
-                fail_open=self.options.fail_open,
+                queue=QueueOptions(
+                    self.options.queue + number,
+                    config.driver,
+                    QUEUE_LENGTH,
+                    self.options.fail_open,
+                ),
                 max_flows=config.max_flows,
                 timeouts=config.timeouts,
                 hash_key=config.hash_key.encode(),

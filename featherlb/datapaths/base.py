@@ -1,189 +1,174 @@
-"""What the worker needs of a queue driver, and a queue driver of the core. Protocols only.
+"""The engine of a datapath: what a worker moves the packets of its services with.
 
-A further driver (another library, another datapath) is a module beside the first that satisfies
-`PacketQueue`.
+A worker drives engines without knowing them. The engine of a datapath is the class `Engine` of the
+module `engine` in the folder that has the datapath's name; `open_engine` finds it there. A new
+datapath is one more such folder.
 """
 
-from collections.abc import Set
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from importlib import import_module
+from typing import TYPE_CHECKING, Protocol
 
-from featherlb.core.flows.conntrack import Entry, Requests
+from featherlb.model import Datapath, Driver, Service, Topology
+from featherlb.model.errors import HostError
 from featherlb.model.shard import Shard
 
-
-class PacketHandler(Protocol):
-    """The core, as a driver sees it (see `featherlb.core.path.balancer.Balancer`)."""
-
-    @property
-    def buffer(self) -> bytearray:
-        """Where packets stand now."""
-        ...
-
-    def attach(self, buffer: bytearray) -> None:
-        """Packets stand in this buffer from now on."""
-        ...
-
-    def expect_packets(self, offsets: memoryview, lengths: memoryview, count: int) -> None:
-        """Hear of the packets that come next, so that their flows can be loaded into the
-        processor's cache; a driver that has packets one by one need not say so."""
-        ...
-
-    def ask_ahead(self, offsets: memoryview, lengths: memoryview, count: int) -> None:
-        """Gather what has to be known from conntrack before these expected packets come."""
-        ...
-
-    def handle_packet(self, offset: int, length: int, hook: int, info: int, now: float) -> int:
-        """Decide on the IP packet at `offset` of the attached buffer, rewriting it in place.
-
-        `length` is in bytes (of a truncated packet, before it was cut), `hook` a `model.Hook`,
-        `info` a set of `model.PacketInfo`, `now` seconds of a monotonic clock; the answer is a
-        `model.Verdict`.
-        """
-        ...
-
-
-class NextHops(Protocol):
-    """What core and engine say to each other about a frame (`core/flows/next_hops.py`)."""
-
-    came: int
-    """The slot of the link that it came in by, and the MAC address of its sender."""
-    goes: int
-    """Likewise where it goes, if it was rewritten; without a MAC address, that isn't known yet."""
-    gso_size: int
-    """Of a super-packet, the bytes of payload in each segment; else 0."""
-
-
-class FrameHandler(PacketHandler, Protocol):
-    """The core, as a driver of frames sees it."""
-
-    @property
-    def hops(self) -> NextHops: ...
-
-
-class ConntrackHandler(Protocol):
-    """The core, as conntrack's driver sees it (see `featherlb.core.path.offloaded.Offload`)."""
-
-    asked: int
-    """With the verdict ASK: the flow of which conntrack is to be asked."""
-    created: int
-    """Not 0 after a packet that has opened a flow for conntrack to carry: that flow."""
-
-    @property
-    def requests(self) -> Requests: ...
-
-    @property
-    def answer(self) -> Entry:
-        """For what conntrack answers."""
-        ...
-
-    @property
-    def event(self) -> Entry:
-        """For what it tells by itself."""
-        ...
-
-    def fail(self, flow: int) -> None: ...
-
-    def clash(self, flow: int, entry: Entry) -> bool: ...
-
-    def replace(self, flow: int) -> None: ...
-
-    def give_port(self, flow: int) -> bool: ...
-
-    def inquire(self, flow: int) -> None: ...
-
-    def observe(self, flow: int, entry: Entry, ticks: int) -> None: ...
-
-    def advance(self, entry: Entry, ticks: int) -> None: ...
-
-    def disown(self, flow: int) -> None: ...
-
-    def end(self, entry: Entry, certain: bool, ticks: int) -> int: ...
-
-    def is_offloaded(self, flow: int) -> bool: ...
-
-    def last_record(self) -> int: ...
-
-    def adopt(self, entry: Entry, services: Set[str], shard: Shard, ticks: int) -> bool: ...
-
-
-class QueueHandler(PacketHandler, Protocol):
-    """The core, as a queue driver sees it."""
-
-    @property
-    def offload(self) -> ConntrackHandler: ...
-
-
-class FlowCarrier(Protocol):
-    """Where flows are entered that the kernel is to carry (see `drivers.conntrack.Conntrack`)."""
-
-    failed: list[int]
-
-    def flush(self, handler: ConntrackHandler) -> None: ...
-
-    def learn(self, handler: ConntrackHandler, flow: int, now: float) -> None: ...
-
-    def consult(self, handler: ConntrackHandler, now: float) -> None: ...
+if TYPE_CHECKING:
+    # The supervisor imports this module for its values, and needs no packet path.
+    from featherlb.core.path.balancer import Balancer
+    from featherlb.core.path.offloaded import Offload
+    from featherlb.system.raw_socket import RawSender
 
 
 @dataclass(frozen=True, slots=True)
-class QueueCounters:
-    """Counts since the queue was opened, in packets.
+class QueueOptions:
+    """Which NFQUEUE a worker binds, and how: up to `length` packets wait in it; what comes on top
+    is dropped, or passed on untouched if `fail_open`."""
 
-    `queue_dropped` and `socket_dropped` are the kernel's (queue full; socket buffer full),
-    from /proc/net/netfilter/nfnetlink_queue.
-    """
-
-    received: int
-    truncated: int
-    queue_dropped: int
-    socket_dropped: int
-    waiting: int
+    number: int
+    driver: Driver
+    length: int
+    fail_open: bool
 
 
 @dataclass(frozen=True, slots=True)
-class FrameCounters:
-    """Counts of the raw datapath since the start, in frames.
+class Context:
+    """What a worker lends to its engines.
 
-    `dropped` are the kernel's drops at a full socket buffer. `unsent` had no link to leave by, or
-    were refused by the kernel. `unresolved` waited in vain for the MAC address of their next hop;
-    `held` are waiting now.
+    `core` decides on packets; `sender` sends packets of featherlb's own. `queue` is the engine of
+    the worker's queue; only that engine itself is opened without one.
     """
 
-    received: int
-    dropped: int
-    unsent: int
-    unresolved: int
-    held: int
+    core: "Balancer"
+    sender: "RawSender"
+    shard: Shard
+    queue_options: QueueOptions
+    queue: "PacketQueue | None" = None
 
 
-class PacketQueue(Protocol):
-    """One NFQUEUE, owned by one worker."""
+@dataclass(frozen=True, slots=True)
+class ServiceChange:
+    """The services that a worker has served until now, and those that it serves from now on.
 
-    pass_mark: int
-    """If not 0, packets that are not ours meet the table again: another instance may know them
-    (docs/decisions/shared-backends.md). They carry this packet mark, which is even, or at the
-    hooks INPUT and POSTROUTING the next one: a mark stays when the packet gets to a later hook."""
+    If `pass_mark` is not 0, packets that are not ours meet the table again, as another instance may
+    know them (docs/decisions/shared-backends.md). They carry this packet mark, which is even, or at
+    the hooks INPUT and POSTROUTING the next one: a mark stays when the packet gets to a later hook.
+    """
 
-    def fileno(self) -> int:
-        """A descriptor that is readable when packets wait."""
-        ...
+    before: tuple[Service, ...]
+    wanted: tuple[Service, ...]
+    pass_mark: int = 0
 
-    def process(self, handler: QueueHandler, now: float) -> int:
-        """Handle the packets that wait now, without blocking; how many there were."""
-        ...
 
-    def carry_with(self, carrier: FlowCarrier) -> None:
-        """Let the kernel carry flows from now on that the core wants it to."""
-        ...
+@dataclass(frozen=True, slots=True)
+class EngineCounters:
+    """Counts since the engine was opened, in packets or frames; 0 for what it does not have.
 
-    def cut_segments(self, wanted: bool) -> None:
-        """Have the kernel cut super-packets before it queues them, or no more. Where they are to be
-        cut, a queued one doesn't tell, so none of them can begin again from a raw socket."""
-        ...
+    The kernel dropped `queue_dropped` as the queue was full, and `socket_dropped` as a socket's
+    buffer was. `truncated` were received, but not whole. `waiting` are in the queue now. `unsent`
+    had no link to leave by, or were refused by the kernel. `unresolved` waited in vain for the MAC
+    address of their next hop; `held` are waiting for it now.
+    """
 
-    def counters(self) -> QueueCounters: ...
+    received: int = 0
+    truncated: int = 0
+    queue_dropped: int = 0
+    socket_dropped: int = 0
+    waiting: int = 0
+    unsent: int = 0
+    unresolved: int = 0
+    held: int = 0
+
+
+class Engine:
+    """One datapath in one worker. Nothing in it blocks; times are seconds of a monotonic clock.
+
+    The worker opens it with the first service that needs it, and keeps it: flows outlive services.
+    A method that an engine does not have does nothing.
+    """
+
+    def descriptors(self) -> Sequence[int]:
+        """What to poll for reading; asked again after `apply` and `set_topology`."""
+        return ()
+
+    def process(self, descriptor: int, now: float) -> None:
+        """Handle what waits at one of the descriptors: a bounded number of batches of it."""
+
+    def prepare(self, change: ServiceChange, now: float) -> None:
+        """The core is about to serve other services."""
+
+    def apply(self, change: ServiceChange, now: float) -> None:
+        """The core serves these services now."""
+
+    def set_topology(self, topology: Topology) -> None:
+        """The core routes frames by this topology now."""
+
+    def tick(self, now: float) -> None:
+        """Do what is due. Called every 0.1 s or so, after the core's timer."""
+
+    def flush(self) -> None:
+        """Send what has gathered. Called after packets, changes and commands."""
+
+    def refresh(self, first: int, count: int, now: float) -> None:
+        """Bring `count` flow records, from number `first` on, up to date with the kernel's."""
+
+    def counters(self) -> EngineCounters:
+        return EngineCounters()
 
     def close(self) -> None:
-        """Unbind; the kernel drops what still waits."""
+        """Close its sockets."""
+
+
+class KernelFlows(Protocol):
+    """Flows that the kernel forwards, as the queue's engine sees them: packets that open them come
+    through the queue, and the kernel has to know a flow before it meets the flow's first packet."""
+
+    @property
+    def watching(self) -> bool:
+        """Whether flows that have ended make room for those that packets in the queue open."""
         ...
+
+    @property
+    def failed(self) -> list[int]:
+        """The flows that the last `flush` or `learn` could not create."""
+        ...
+
+    def process(self, handler: "Offload", now: float) -> None:
+        """Hear which flows have ended or changed, without blocking."""
+        ...
+
+    def flush(self, handler: "Offload") -> None:
+        """Send the requests that have gathered."""
+        ...
+
+    def learn(self, handler: "Offload", flow: int, now: float) -> None:
+        """Have the core know how a flow is, or that it has ended."""
+        ...
+
+    def consult(self, handler: "Offload", now: float) -> None:
+        """Send the inquiries that have gathered, and have the core know the answers."""
+        ...
+
+
+class PacketQueue(Engine, ABC):
+    """The engine that every worker has: its NFQUEUE, which other engines may need."""
+
+    @abstractmethod
+    def attach(self, kernel_flows: KernelFlows) -> None:
+        """Keep these flows in step with the queue from now on."""
+
+    @abstractmethod
+    def cut_segments(self, wanted: bool) -> None:
+        """Have the kernel cut super-packets before it queues them, or no more."""
+
+
+def open_engine(datapath: Datapath, context: Context) -> Engine:
+    """Load and open the engine of a datapath; HostError if this host refuses it."""
+    module = import_module(f"featherlb.datapaths.{datapath}.engine")
+    try:
+        engine: Engine = module.Engine(context)
+    except OSError as error:
+        raise HostError(f"the datapath {datapath} is unavailable here: {error.strerror}") from None
+    return engine

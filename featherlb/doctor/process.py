@@ -4,8 +4,8 @@ import os
 from collections.abc import Iterator, Sequence
 
 from featherlb import compiled, host
-from featherlb.datapaths.nfqueue.netfilterqueue import NetfilterQueueDriver
-from featherlb.datapaths.nfqueue.netlink import NetlinkDriver
+from featherlb.datapaths.base import QueueOptions
+from featherlb.datapaths.nfqueue.engine import open_driver
 from featherlb.doctor.finding import Finding, error, note, refusal, warning
 from featherlb.doctor.subject import Subject
 from featherlb.model import Driver
@@ -58,9 +58,8 @@ def check_packet_path(subject: Subject) -> Iterator[Finding]:
 def check_queue_driver(subject: Subject) -> Iterator[Finding]:
     """Binds a free queue briefly."""
     driver = subject.config.driver if subject.config else Driver.NETLINK
-    kind = NetlinkDriver if driver is Driver.NETLINK else NetfilterQueueDriver
     try:
-        queue = kind(host.free_queue(1), max_length=1, fail_open=False)
+        queue = open_driver(QueueOptions(host.free_queue(1), driver, length=1, fail_open=False))
     except HostError as problem:
         yield refusal(problem)
         return

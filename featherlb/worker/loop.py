@@ -1,8 +1,8 @@
-"""The data plane: one process, one queue, one core; with the datapath raw, sockets for frames
-beside the queue. Started by the supervisor.
+"""The data plane: one process, started by the supervisor. It owns its flows and shares nothing.
 
-It owns its flows and shares nothing. The loop waits for packets, for the supervisor and for the
-clock, in this order of importance; nothing in it blocks.
+The loop waits for packets, for the supervisor and for the clock, in this order of importance;
+nothing in it blocks. Packets come and go through engines, one for each datapath that a service
+needs. The engine of the queue is always there: others get first packets through it.
 """
 
 import gc
@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Set
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,19 +22,8 @@ from featherlb.core.flows.memory import FlowMemory
 from featherlb.core.path.balancer import Balancer
 from featherlb.core.path.export import FlowView
 from featherlb.core.pools.schedulers import names
-from featherlb.datapaths.base import PacketQueue
-from featherlb.datapaths.nfqueue.netfilterqueue import NetfilterQueueDriver
-from featherlb.datapaths.nfqueue.netlink import NetlinkDriver
-from featherlb.datapaths.offload.engine import Conntrack
-from featherlb.datapaths.raw.engine import PacketSockets
-from featherlb.datapaths.raw.socket_filter import Interest
-from featherlb.model import (
-    Backend,
-    Driver,
-    Protocol,
-    Service,
-    Topology,
-)
+from featherlb.datapaths.base import Context, Engine, PacketQueue, ServiceChange, open_engine
+from featherlb.model import DEFAULT_DATAPATH, Backend, Datapath, Service, Topology
 from featherlb.model.errors import FeatherlbError
 from featherlb.model.shard import Shard
 from featherlb.system import flow_file, plugins
@@ -60,20 +49,21 @@ from featherlb.worker.protocol import (
 )
 
 TICK = 0.1
-"""Seconds between two looks at the clock's business: expiry, and log lines."""
+"""Seconds between two passes of what the clock makes due: expiry, and log lines."""
 ADOPTION = 60.0
-"""Seconds after the start in which replies of unknown connections are looked at."""
+"""Seconds after the start in which replies of unknown connections can open their flows."""
 
 
 class Worker:
-    """Carries packets from its queue through the core and back."""
+    """Moves packets between its engines and the core."""
 
     def __init__(self, channel: Channel, start: Start) -> None:
         """Bind the queue; HostError if that fails."""
         self._channel = channel
+        self._start = start
         self._sender = RawSender()
         self._memory = map_memory(start.memory)
-        self._balancer = Balancer(
+        self._core = Balancer(
             memory=self._memory,
             secret=os.urandom(32),
             hash_key=start.hash_key,
@@ -81,53 +71,56 @@ class Worker:
             source_ports=start.shard.ports,
             adopt_until=time.monotonic() + ADOPTION,
         )
-        self._balancer.lifecycle.opened = [] if start.log_flows else None
-        self._queue = open_queue(start)
-        self._interest = Interest(start.shard)
-        self._frames = PacketSockets(self._interest)
+        self._core.lifecycle.opened = [] if start.log_flows else None
+        context = Context(self._core, self._sender, start.shard, start.queue)
+        queue = open_engine(DEFAULT_DATAPATH, context)
+        assert isinstance(queue, PacketQueue)
+        self._context = replace(context, queue=queue)
+        self._engines: dict[Datapath, Engine] = {DEFAULT_DATAPATH: queue}
         self._services: tuple[Service, ...] = ()
         self._topology = Topology()
-        self._start = start
-        self._conntrack: Conntrack | None = None
         self._serving = False
+        # Packets wait until it is known what is to be done with them.
         self._poller = select.poll()
+        self._poller.register(channel.fileno(), select.POLLIN)
+        self._polled: dict[int, Engine] = {}
 
     def run(self) -> None:
         """Work until the supervisor goes away."""
-        balancer, frames = self._balancer, self._frames
-        queue, channel = self._queue.fileno(), self._channel.fileno()
-        # Packets wait until it is known what becomes of them.
-        self._poller.register(channel, select.POLLIN)
         next_tick = time.monotonic()
         overdue = False
         while True:
-            told = False
+            commanded = False
             readable = self._poller.poll(0 if overdue else TICK * 1000)
             now = time.monotonic()
             for descriptor, _ in readable:
-                if descriptor == channel:
-                    told = True
-                elif descriptor == queue:
-                    if self._conntrack is not None and self._conntrack.watching:
-                        # Who has just ended makes room for these.
-                        self._conntrack.process(balancer.offload, now)
-                    self._queue.process(balancer, now)
-                elif self._conntrack is not None and descriptor == self._conntrack.fileno():
-                    self._conntrack.process(balancer.offload, now)
+                engine = self._polled.get(descriptor)
+                if engine is None:
+                    commanded = True
                 else:
-                    frames.process(descriptor, balancer, now)
-            self._send()
+                    engine.process(descriptor, now)
+            self._flush()
             if overdue or now >= next_tick:
                 next_tick = now + TICK
-                overdue = balancer.handle_timer(now)
-                frames.expire(now)
-                if self._conntrack is not None:
-                    self._conntrack.flush(balancer.offload)
-                    self._conntrack.sweep(balancer.offload, now)
-                self._log_flows(now)
-                self._channel.flush()
-            if told and not self._listen():
+                overdue = self._tick(now)
+            if commanded and not self._listen():
                 return
+
+    def _flush(self) -> None:
+        """Send what has gathered."""
+        for engine in self._engines.values():
+            engine.flush()
+        for packet in self._core.answers.take():
+            self._sender.send(packet)
+
+    def _tick(self, now: float) -> bool:
+        """Do what is due; True if more is than one pass takes."""
+        overdue = self._core.handle_timer(now)
+        for engine in self._engines.values():
+            engine.tick(now)
+        self._log_flows(now)
+        self._channel.flush()
+        return overdue
 
     def _listen(self) -> bool:
         """Do what the supervisor says; False when it is gone."""
@@ -138,28 +131,76 @@ class Worker:
             return False
         return True
 
-    def _send(self) -> None:
-        """What the core wants to have sent."""
-        if self._conntrack is not None:
-            self._conntrack.flush(self._balancer.offload)
-        for packet in self._balancer.offload.take_resent():
-            self._sender.send_translated(packet)
-        for packet in self._balancer.answers.take():
-            self._sender.send(packet)
+    def _obey(self, message: object) -> None:
+        now = time.monotonic()
+        match message:
+            case Apply():
+                try:
+                    load_schedulers(message)
+                    self._open_engines(message.services)
+                except FeatherlbError as error:
+                    self._channel.send(Failed(str(error)))
+                    return
+                self._apply(message)
+                self._channel.send(Applied())
+            case SetTopology(topology):
+                self._topology = topology
+                self._core.set_topology(topology)
+                for engine in self._engines.values():
+                    engine.set_topology(topology)
+                self._poll_engines()
+                self._channel.send(Applied())
+            case GetOutcomes():
+                self._channel.send(Outcomes(self._core.views.outcomes()))
+            case GetStatistics():
+                statistics = self._core.views.statistics()
+                engines = {name: engine.counters() for name, engine in self._engines.items()}
+                self._channel.send(WorkerStatistics(statistics, engines, self._sender.failed))
+            case GetFlows(first, count):
+                for engine in self._engines.values():
+                    engine.refresh(first, count, now)
+                self._channel.send(FlowPage(self._core.views.copy_records(first, count, now)))
+            case EndFlows(flows, reset):
+                end = self._core.ending.end_flow
+                ended = sum(end(flow.record, flow.key, reset, now) for flow in flows)
+                self._flush()
+                self._channel.send(Ended(ended))
 
-    def _carry(self, new: Set[str]) -> None:
-        """Have conntrack carry flows of offloaded services, and take over those that it carries for
-        the services that are `new` here. Of the others, other workers may have them."""
-        if self._conntrack is None:
-            self._conntrack = Conntrack(self._balancer.offload)
-            self._queue.carry_with(self._conntrack)
-            self._poller.register(self._conntrack.fileno(), select.POLLIN)
-        if new:
-            shard, now = self._start.shard, time.monotonic()
-            self._conntrack.adopt(self._balancer.offload, new, shard, now)
+    def _open_engines(self, services: Sequence[Service]) -> None:
+        """Open the engines that these services are the first to need; HostError if one can't be."""
+        for datapath in sorted({one.datapath for one in services} - self._engines.keys()):
+            engine = open_engine(datapath, self._context)
+            engine.set_topology(self._topology)
+            self._engines[datapath] = engine
 
-    def _take_over(self) -> None:
-        """Go on with the flows of the worker that had this place, or of the instance before."""
+    def _apply(self, message: Apply) -> None:
+        """Serve other services."""
+        change = ServiceChange(self._services, message.services, message.pass_mark)
+        for engine in self._engines.values():
+            engine.prepare(change, time.monotonic())
+        self._core.apply(divide_limits(change.wanted, self._start.shard), message.settled)
+        if not self._serving:
+            self._restore()
+        for engine in self._engines.values():
+            engine.apply(change, time.monotonic())
+        self._flush()
+        self._services = change.wanted
+        self._serving = True
+        self._poll_engines()
+
+    def _poll_engines(self) -> None:
+        """Poll the descriptors that the engines have now, as soon as there are services."""
+        if not self._serving:
+            return
+        # The queue comes last: a flow that has ended makes room for one that a packet opens.
+        engines = reversed(self._engines.values())
+        self._polled = {fd: engine for engine in engines for fd in engine.descriptors()}
+        self._poller = select.poll()
+        for descriptor in (self._channel.fileno(), *self._polled):
+            self._poller.register(descriptor, select.POLLIN)
+
+    def _restore(self) -> None:
+        """Continue the flows of the predecessor, or of the instance before."""
         start = self._start
         memories = [flow_file.load(Path(path)) for path in start.saved]
         if start.predecessor is not None:
@@ -167,7 +208,7 @@ class Worker:
         taken = left = 0
         for memory in memories:
             if memory is not None:
-                more, fewer = self._balancer.takeover.take(memory, start.shard)
+                more, fewer = self._core.takeover.take(memory, start.shard)
                 taken, left = taken + more, left + fewer
         if taken or left:
             text = f"worker {start.shard.worker} has taken over {taken} flows"
@@ -177,110 +218,22 @@ class Worker:
 
     def save(self) -> None:
         """Leave the flows to the next instance."""
-        if self._balancer.takeover.has_own():
+        if self._core.takeover.has_own():
             try:
                 flow_file.save(Path(self._start.save), self._memory, self._start.shard)
             except OSError as error:
-                print(f"featherlb: flows can't be saved: {error}", file=sys.stderr)
-
-    def _catch_up(self, carried: Set[str]) -> None:
-        """Learn how flows are that conntrack carries no more, once only these services have it. A
-        connection that opened or closed within the last second would be taken for half-open."""
-        before = {one.name for one in self._services if one.datapath.kernel_forwards}
-        if self._conntrack is not None and before - carried:
-            offload = self._balancer.offload
-            self._conntrack.refresh(offload, 1, offload.last_record(), time.monotonic())
+                print(f"featherlb: cannot save flows: {error}", file=sys.stderr)
 
     def close(self) -> None:
-        if self._conntrack is not None:
-            self._conntrack.close()
-        self._queue.close()
-        self._frames.close()
+        for engine in reversed(self._engines.values()):
+            engine.close()
         self._sender.close()
 
-    def _obey(self, message: object) -> None:
-        match message:
-            case Apply(services, pass_mark, schedulers, settled):
-                try:
-                    for reference, code in schedulers.items():
-                        plugins.load(reference, code)
-                    # What installed packages offer takes a third of a start to look through.
-                    if not {one.scheduler for one in services} <= set(names()):
-                        plugins.load_entry_points()
-                except FeatherlbError as error:
-                    self._channel.send(Failed(str(error)))
-                    return
-                carried = [one for one in services if one.datapath.kernel_forwards]
-                self._catch_up({one.name for one in carried})
-                self._balancer.apply(divide_limits(services, self._start.shard), settled)
-                if not self._serving:
-                    self._take_over()
-                if carried:
-                    served = {one.name for one in self._services}
-                    self._carry({one.name for one in carried} - served)
-                # The first datagrams of a flow begin again from a raw socket, one by one.
-                self._queue.cut_segments(any(one.protocol is Protocol.UDP for one in carried))
-                if self._conntrack is not None:
-                    self._conntrack.watch(any(map(is_limited, carried)))
-                self._send()
-                self._queue.pass_mark = pass_mark
-                self._services = services
-                self._let_in()
-                if not self._serving:
-                    self._poller.register(self._queue.fileno(), select.POLLIN)
-                    self._serving = True
-                self._channel.send(Applied())
-            case SetTopology(topology):
-                self._follow(topology)
-                self._channel.send(Applied())
-            case GetOutcomes():
-                self._channel.send(Outcomes(self._balancer.views.outcomes()))
-            case GetStatistics():
-                self._channel.send(
-                    WorkerStatistics(
-                        self._balancer.views.statistics(),
-                        self._queue.counters(),
-                        self._frames.counters(),
-                        self._sender.failed,
-                    )
-                )
-            case GetFlows(first, count):
-                if self._conntrack is not None:
-                    self._conntrack.refresh(self._balancer.offload, first, count, time.monotonic())
-                records = self._balancer.views.copy_records(first, count, time.monotonic())
-                self._channel.send(FlowPage(records))
-            case EndFlows(flows, reset):
-                now = time.monotonic()
-                ended = sum(
-                    self._balancer.ending.end_flow(it.record, it.key, reset, now) for it in flows
-                )
-                self._send()
-                self._channel.send(Ended(ended))
-
-    def _follow(self, topology: Topology) -> None:
-        """Send frames by this topology from now on."""
-        balancer, frames = self._balancer, self._frames
-        self._topology = topology
-        self._let_in()
-        for descriptor in frames.descriptors():
-            self._poller.unregister(descriptor)
-        balancer.set_topology(topology)
-        frames.set_topology(topology, balancer.hops.slots)
-        for descriptor in frames.descriptors():
-            self._poller.register(descriptor, select.POLLIN)
-
-    def _let_in(self) -> None:
-        """Receive frames of the services, and no others."""
-        interest = self._interest.extended(self._services, self._topology.addresses)
-        if interest != self._interest:
-            self._interest = interest
-            self._frames.set_interest(interest)
-
     def _log_flows(self, now: float) -> None:
-        for service, error in self._balancer.views.take_scheduler_errors():
+        for service, error in self._core.views.take_scheduler_errors():
             text = f"{service}: the scheduler fails, backends are drawn by lot instead: {error}"
             self._channel.send(Log(logging.ERROR, text))
-        for flow in self._balancer.views.take_opened(now):
+        for flow in self._core.views.take_opened(now):
             self._channel.send(Log(logging.DEBUG, describe(flow)))
 
 
@@ -291,33 +244,26 @@ def map_memory(descriptor: int) -> FlowMemory:
     return memory
 
 
-def open_queue(start: Start) -> PacketQueue:
-    """Bind the queue with the driver that was asked for."""
-    drivers: dict[Driver, type[NetlinkDriver] | type[NetfilterQueueDriver]] = {
-        Driver.NETLINK: NetlinkDriver,
-        Driver.NETFILTERQUEUE: NetfilterQueueDriver,
-    }
-    return drivers[start.driver](
-        start.queue, max_length=start.queue_length, fail_open=start.fail_open
-    )
-
-
-def is_limited(service: Service) -> bool:
-    """Whether a connection that ends may make room for another."""
-    return any(backend.max_connections is not None for backend in service.backends)
+def load_schedulers(message: Apply) -> None:
+    """Have the schedulers that the services use; FeatherlbError if one can't be loaded."""
+    for reference, code in message.schedulers.items():
+        plugins.load(reference, code)
+    # To search what installed packages offer takes a third of a start.
+    if not {service.scheduler for service in message.services} <= set(names()):
+        plugins.load_entry_points()
 
 
 def divide_limits(services: tuple[Service, ...], shard: Shard) -> tuple[Service, ...]:
     """The services with this worker's part of each backend's connections."""
 
-    def shared(backend: Backend) -> Backend:
+    def divided(backend: Backend) -> Backend:
         limit = backend.max_connections
         if limit is None:
             return backend
         return replace(backend, max_connections=shard.connections(limit))
 
     return tuple(
-        replace(service, backends=tuple(map(shared, service.backends))) for service in services
+        replace(service, backends=tuple(map(divided, service.backends))) for service in services
     )
 
 

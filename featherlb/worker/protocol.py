@@ -10,8 +10,8 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from featherlb.core.path.export import FlowRecords, Statistics
-from featherlb.datapaths.base import FrameCounters, QueueCounters
-from featherlb.model import Driver, Service, Timeouts, Topology
+from featherlb.datapaths.base import EngineCounters, QueueOptions
+from featherlb.model import Datapath, Service, Timeouts, Topology
 from featherlb.model.shard import Shard
 
 _BUFFER = 4 << 20
@@ -20,18 +20,15 @@ _BUFFER = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """To the worker, first: bind `queue`. It answers `Ready` or `Failed`.
+    """To the worker, first: bind the queue. It answers `Ready` or `Failed`.
 
     Its flows stand in the shared memory of the descriptor `memory`, whose bytes are all zeros. With
-    the first `Apply` it takes over those in the memory of its `predecessor` (a descriptor) and in
-    the files `saved`; when the supervisor goes away it saves its own to the file `save`.
+    the first `Apply` it restores those in the memory of its `predecessor` (a descriptor) and in the
+    files `saved`; when the supervisor goes away it saves its own to the file `save`.
     """
 
     shard: Shard
-    queue: int
-    driver: Driver
-    queue_length: int
-    fail_open: bool
+    queue: QueueOptions
     max_flows: int
     timeouts: Timeouts
     hash_key: bytes
@@ -46,8 +43,8 @@ class Start:
 class Apply:
     """To the worker: serve these services. It answers `Applied` or `Failed`.
 
-    `pass_mark` is for `PacketQueue.pass_mark`. `schedulers` is the code of users' files by
-    reference, to be run first: all that is new to the worker. `settled` as `Balancer.apply`.
+    `schedulers` is the code of users' files by reference, to be run first: all that is new to the
+    worker. `pass_mark` is that of `ServiceChange`, `settled` that of `Balancer.apply`.
     """
 
     services: tuple[Service, ...]
@@ -127,12 +124,15 @@ class Log:
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatistics:
-    """From the worker: all its counts."""
+    """From the worker: all its counts. The kernel refused `unsent` packets of featherlb's own."""
 
     core: Statistics
-    queue: QueueCounters
-    frames: FrameCounters
+    engines: dict[Datapath, EngineCounters]
     unsent: int
+
+    def of(self, datapath: Datapath) -> EngineCounters:
+        """The counts of a datapath's engine, zeros if the worker has none."""
+        return self.engines.get(datapath, EngineCounters())
 
 
 @dataclass(frozen=True, slots=True)

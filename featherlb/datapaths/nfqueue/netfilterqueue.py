@@ -13,7 +13,8 @@ import socket
 
 from netfilterqueue import NetfilterQueue
 
-from featherlb.datapaths.base import FlowCarrier, QueueCounters, QueueHandler
+from featherlb.core.path.balancer import Balancer
+from featherlb.datapaths.base import KernelFlows
 from featherlb.model import LATE_HOOKS, PacketInfo, Verdict
 from featherlb.model.errors import HostError
 from featherlb.system.nfnetlink import (
@@ -21,7 +22,6 @@ from featherlb.system.nfnetlink import (
     FLAG_FAIL_OPEN,
     config_message,
     copy_attributes,
-    kernel_counters,
 )
 
 _READ_SIZE = 1 << 17
@@ -56,17 +56,17 @@ class _Reader:
 
 
 class NetfilterQueueDriver:
-    """One queue through the NetfilterQueue package; satisfies `base.PacketQueue`."""
+    """One queue through the NetfilterQueue package; satisfies `engine.QueueDriver`."""
 
     def __init__(self, number: int, *, max_length: int, fail_open: bool) -> None:
         """Bind queue `number`, holding up to `max_length` packets; HostError if it is taken."""
         self.number = number
         self.pass_mark = 0
-        self._received = 0
-        self._truncated = 0
+        self.received = 0
+        self.truncated = 0
         self._buffer = bytearray(_READ_SIZE)
-        self._handler: QueueHandler | None = None
-        self._carrier: FlowCarrier | None = None
+        self._core: Balancer | None = None
+        self._kernel_flows: KernelFlows | None = None
         self._now = 0.0
         self._queue = NetfilterQueue()
         try:
@@ -87,20 +87,20 @@ class NetfilterQueueDriver:
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def process(self, handler: QueueHandler, now: float) -> int:
-        if handler.buffer is not self._buffer:
-            handler.attach(self._buffer)
-        self._handler = handler
+    def process(self, core: Balancer, now: float) -> int:
+        if core.buffer is not self._buffer:
+            core.attach(self._buffer)
+        self._core = core
         self._now = now
-        before = self._received
+        before = self.received
         self._reader.left = _MAX_READS
         # Comes back when the reader says that nothing waits.
         self._queue.run_socket(self._reader)
-        return self._received - before
+        return self.received - before
 
     def _handle(self, packet) -> None:  # type: ignore[no-untyped-def]
-        assert self._handler is not None
-        self._received += 1
+        assert self._core is not None
+        self.received += 1
         payload = packet.get_payload()
         length = len(payload)
         info = PacketInfo.NONE
@@ -108,18 +108,18 @@ class NetfilterQueueDriver:
         if length >= COPY_RANGE:
             total = _length_in_header(payload)
             if total > length:
-                self._truncated += 1
+                self.truncated += 1
                 info = PacketInfo.TRUNCATED
                 length = total
-        verdict = self._handler.handle_packet(0, length, packet.hook, info, self._now)
-        if self._carrier is not None:
-            offload = self._handler.offload
+        verdict = self._core.handle_packet(0, length, packet.hook, info, self._now)
+        if self._kernel_flows is not None:
+            offload = self._core.offload
             if verdict == Verdict.ASK:
-                self._carrier.learn(offload, offload.asked, self._now)
-                verdict = self._handler.handle_packet(0, length, packet.hook, info, self._now)
+                self._kernel_flows.learn(offload, offload.asked, self._now)
+                verdict = self._core.handle_packet(0, length, packet.hook, info, self._now)
             offload.created = 0
-            self._carrier.flush(offload)
-            if self._carrier.failed:
+            self._kernel_flows.flush(offload)
+            if self._kernel_flows.failed:
                 verdict = Verdict.DROP
         if verdict == Verdict.REWRITTEN:
             packet.set_payload(bytes(self._buffer[:length]))
@@ -132,21 +132,11 @@ class NetfilterQueueDriver:
         else:
             packet.drop()
 
-    def carry_with(self, carrier: FlowCarrier) -> None:
-        self._carrier = carrier
+    def attach(self, kernel_flows: KernelFlows) -> None:
+        self._kernel_flows = kernel_flows
 
     def cut_segments(self, wanted: bool) -> None:
         """The kernel always does."""
-
-    def counters(self) -> QueueCounters:
-        waiting, queue_dropped, socket_dropped = kernel_counters(self.number)
-        return QueueCounters(
-            received=self._received,
-            truncated=self._truncated,
-            queue_dropped=queue_dropped,
-            socket_dropped=socket_dropped,
-            waiting=waiting,
-        )
 
     def close(self) -> None:
         self._queue.unbind()

@@ -1,11 +1,10 @@
-# C types of netlink.py, for the compiled build. Compiled, the handler is the core's Balancer
-# itself, so that a packet costs no Python call.
+# C types of netlink.py, for the compiled build. Compiled, the core is called without a Python call.
 cimport cython
 from featherlb.core.path.balancer cimport Balancer
-from featherlb.datapaths.offload.engine cimport Conntrack
+from featherlb.datapaths.batches cimport BATCH, MAX_BATCHES, SLOT_SIZE
 from featherlb.system.mmsg cimport MessageBatch
 
-cdef Py_ssize_t SLOTS, SLOT_SIZE, MAX_BATCHES, HEADER, VERDICT_SIZE
+cdef Py_ssize_t HEADER, VERDICT_SIZE
 cdef int PACKET_MESSAGE, VERDICT_MESSAGE, NLM_F_REQUEST, NLMSG_ERROR
 cdef int NF_DROP, NF_ACCEPT, NF_REPEAT, INPUT, FORWARD, POSTROUTING
 cdef int NFQA_PACKET_HDR, NFQA_VERDICT_HDR, NFQA_MARK, NFQA_PAYLOAD, NFQA_CAP_LEN, NFQA_SKB_INFO
@@ -16,9 +15,8 @@ cdef class NetlinkDriver:
     cdef readonly int number
     cdef public unsigned int pass_mark
     cdef readonly Py_ssize_t received, truncated, lost
-    cdef object _socket
+    cdef object _socket, kernel_flows
     cdef bint cuts_segments
-    cdef Conntrack conntrack
     cdef dict opened
     cdef MessageBatch batch
     cdef unsigned char[::1] u8
@@ -31,9 +29,9 @@ cdef class NetlinkDriver:
     @cython.locals(
         batch=MessageBatch, before=cython.Py_ssize_t, _=cython.int, count=cython.int,
         slot=cython.int, i=cython.Py_ssize_t)
-    cpdef Py_ssize_t process(self, Balancer handler, double now) except -1
+    cpdef Py_ssize_t process(self, Balancer core, double now) except -1
     @cython.locals(at=object)
-    cdef object create(self, Balancer handler)
+    cdef object create(self, Balancer core)
     @cython.locals(
         packet_id=cython.uint, hook=cython.int, info=cython.int, payload=cython.Py_ssize_t,
         size=cython.Py_ssize_t, length=cython.Py_ssize_t, at=cython.Py_ssize_t,
@@ -42,4 +40,4 @@ cdef class NetlinkDriver:
     @cython.locals(
         payload=cython.Py_ssize_t, size=cython.Py_ssize_t, hook=cython.int, verdict=cython.int,
         at=cython.Py_ssize_t, outcome=cython.int, total=cython.Py_ssize_t)
-    cdef void handle(self, Py_ssize_t i, Balancer handler, double now) except *
+    cdef void handle(self, Py_ssize_t i, Balancer core, double now) except *

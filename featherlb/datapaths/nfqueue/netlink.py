@@ -12,7 +12,11 @@ order, what nfnetlink_queue puts into attributes is in network order.
 import os
 from array import array
 
-from featherlb.datapaths.base import FlowCarrier, QueueCounters, QueueHandler
+import cython
+
+from featherlb.core.path.balancer import Balancer
+from featherlb.datapaths.base import KernelFlows
+from featherlb.datapaths.batches import RECEIVE_BUFFER, SEND_BUFFER
 from featherlb.model import Hook, PacketInfo, Verdict
 from featherlb.model.errors import HostError
 from featherlb.system.mmsg import MessageBatch
@@ -23,21 +27,11 @@ from featherlb.system.nfnetlink import (
     config_message,
     copy_attributes,
     flag_attributes,
-    kernel_counters,
     open_socket,
 )
 
-RECEIVE_BUFFER = 32 << 20
-"""Bytes of kernel memory for packets on their way to us; past net.core.rmem_max."""
-SEND_BUFFER = 8 << 20
-"""Bytes: a whole batch of super-packets must fit into one datagram."""
-
-SLOTS = 32
-"""Packets per system call. More would only push the first ones out of the processor's cache."""
-SLOT_SIZE = 68 << 10
-"""Bytes: COPY_RANGE and the attributes in front of it."""
-MAX_BATCHES = 32
-"""Per call of `process`, so that the worker gets to its timers under any load."""
+if not cython.compiled:
+    from featherlb.datapaths.batches import BATCH, MAX_BATCHES, SLOT_SIZE
 
 HEADER = 20
 """Bytes of nlmsghdr and nfgenmsg."""
@@ -70,7 +64,7 @@ TRUNCATED = int(PacketInfo.TRUNCATED)
 
 
 class NetlinkDriver:
-    """One queue over a netlink socket of its own; satisfies `base.PacketQueue`."""
+    """One queue over a netlink socket of its own; satisfies `engine.QueueDriver`."""
 
     def __init__(self, number: int, *, max_length: int, fail_open: bool) -> None:
         """Bind queue `number`, holding up to `max_length` packets; HostError if it is taken."""
@@ -79,14 +73,14 @@ class NetlinkDriver:
         self.received = 0
         self.truncated = 0
         self.lost = 0
-        self.conntrack: FlowCarrier | None = None
+        self.kernel_flows: KernelFlows | None = None
         self.cuts_segments = False
         self.opened: dict[int, int] = {}
         self._socket = open_socket(RECEIVE_BUFFER, SEND_BUFFER)
         flags = FLAG_GSO | (FLAG_FAIL_OPEN if fail_open else 0)
         self._configure(bind_attributes())
         self._configure(copy_attributes(max_length, flags, FLAG_GSO | FLAG_FAIL_OPEN))
-        self.batch = MessageBatch(SLOTS, SLOT_SIZE)
+        self.batch = MessageBatch(BATCH, SLOT_SIZE)
         self.batch.use(self._socket)
         view = memoryview(self.batch.buffer)
         self.u8 = view
@@ -94,12 +88,12 @@ class NetlinkDriver:
         self.u32 = view.cast("I")
         # What has been read of the batch's packets.
         self.packets = 0
-        self.ids = memoryview(array("I", bytes(4 * SLOTS)))
-        self.hooks = memoryview(array("i", bytes(4 * SLOTS)))
-        self.infos = memoryview(array("i", bytes(4 * SLOTS)))
-        self.payloads = memoryview(array("q", bytes(8 * SLOTS)))
-        self.sizes = memoryview(array("q", bytes(8 * SLOTS)))
-        self.lengths = memoryview(array("q", bytes(8 * SLOTS)))
+        self.ids = memoryview(array("I", bytes(4 * BATCH)))
+        self.hooks = memoryview(array("i", bytes(4 * BATCH)))
+        self.infos = memoryview(array("i", bytes(4 * BATCH)))
+        self.payloads = memoryview(array("q", bytes(8 * BATCH)))
+        self.sizes = memoryview(array("q", bytes(8 * BATCH)))
+        self.lengths = memoryview(array("q", bytes(8 * BATCH)))
 
     def _configure(self, attributes: bytes) -> None:
         """Send a configuration message and wait for the kernel's answer."""
@@ -116,37 +110,37 @@ class NetlinkDriver:
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def process(self, handler: QueueHandler, now: float) -> int:
+    def process(self, core: Balancer, now: float) -> int:
         batch = self.batch
-        if handler.buffer is not batch.buffer:
-            handler.attach(batch.buffer)
+        if core.buffer is not batch.buffer:
+            core.attach(batch.buffer)
         before = self.received
         for _ in range(MAX_BATCHES):
             count = batch.receive()
             self.packets = 0
             for slot in range(count):
                 self.read(slot * SLOT_SIZE, batch.lengths[slot])
-            handler.expect_packets(self.payloads, self.sizes, self.packets)
-            if self.conntrack is not None:
-                self.conntrack.flush(handler.offload)
-                handler.ask_ahead(self.payloads, self.sizes, self.packets)
-                self.conntrack.consult(handler.offload, now)
+            core.expect_packets(self.payloads, self.sizes, self.packets)
+            if self.kernel_flows is not None:
+                self.kernel_flows.flush(core.offload)
+                core.ask_ahead(self.payloads, self.sizes, self.packets)
+                self.kernel_flows.consult(core.offload, now)
             for i in range(self.packets):
-                self.handle(i, handler, now)
-            if handler.offload.requests.length:
-                self.create(handler)
+                self.handle(i, core, now)
+            if core.offload.requests.length:
+                self.create(core)
             if not batch.flush():
                 self.lost += count
-            if count < SLOTS:
+            if count < BATCH:
                 break
         return self.received - before
 
-    def create(self, handler: QueueHandler) -> None:
+    def create(self, core: Balancer) -> None:
         """Have conntrack know the flows that this batch has opened, before it meets their packets;
         one that it refuses has its packet dropped."""
-        if self.conntrack is not None:
-            self.conntrack.flush(handler.offload)
-            self.refuse(self.conntrack.failed)
+        if self.kernel_flows is not None:
+            self.kernel_flows.flush(core.offload)
+            self.refuse(self.kernel_flows.failed)
         self.opened.clear()
 
     def refuse(self, failed: list[int]) -> None:
@@ -204,18 +198,18 @@ class NetlinkDriver:
         self.sizes[i] = size
         self.lengths[i] = length
 
-    def handle(self, i: int, handler: QueueHandler, now: float) -> None:
+    def handle(self, i: int, core: Balancer, now: float) -> None:
         """Have a noted packet handled; its verdict goes to the batch."""
         payload = self.payloads[i]
         size = self.sizes[i]
         hook = self.hooks[i]
-        verdict = handler.handle_packet(payload, self.lengths[i], hook, self.infos[i], now)
+        verdict = core.handle_packet(payload, self.lengths[i], hook, self.infos[i], now)
         if verdict == ASK:
-            if self.conntrack is not None:
+            if self.kernel_flows is not None:
                 # Flows of this batch have been entered before the question.
-                self.conntrack.learn(handler.offload, handler.offload.asked, now)
-                self.refuse(self.conntrack.failed)
-            verdict = handler.handle_packet(payload, self.lengths[i], hook, self.infos[i], now)
+                self.kernel_flows.learn(core.offload, core.offload.asked, now)
+                self.refuse(self.kernel_flows.failed)
+            verdict = core.handle_packet(payload, self.lengths[i], hook, self.infos[i], now)
 
         # The verdict stands in front of the packet, over attributes that have been read.
         at = payload - VERDICT_SIZE - 4
@@ -248,12 +242,12 @@ class NetlinkDriver:
         self.u8[at + 27] = outcome
         self.u32[(at + 28) >> 2] = self.ids[i]
         self.batch.add(at, total)
-        if handler.offload.created:
-            self.opened[handler.offload.created] = at
-            handler.offload.created = 0
+        if core.offload.created:
+            self.opened[core.offload.created] = at
+            core.offload.created = 0
 
-    def carry_with(self, carrier: FlowCarrier) -> None:
-        self.conntrack = carrier
+    def attach(self, kernel_flows: KernelFlows) -> None:
+        self.kernel_flows = kernel_flows
 
     def cut_segments(self, wanted: bool) -> None:
         if wanted == self.cuts_segments:
@@ -261,16 +255,6 @@ class NetlinkDriver:
         self.cuts_segments = wanted
         attributes = flag_attributes(0 if wanted else FLAG_GSO, FLAG_GSO)
         self._socket.send(config_message(self.number, attributes))
-
-    def counters(self) -> QueueCounters:
-        waiting, queue_dropped, socket_dropped = kernel_counters(self.number)
-        return QueueCounters(
-            received=self.received,
-            truncated=self.truncated,
-            queue_dropped=queue_dropped,
-            socket_dropped=socket_dropped,
-            waiting=waiting,
-        )
 
     def close(self) -> None:
         self._socket.close()

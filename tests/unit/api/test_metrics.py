@@ -13,7 +13,8 @@ from featherlb.config.file import parse
 from featherlb.config.resolve import resolve
 from featherlb.control.controller import Instance, Settings
 from featherlb.control.events import Events
-from featherlb.datapaths.base import FrameCounters, QueueCounters
+from featherlb.datapaths.base import EngineCounters
+from featherlb.model import Datapath
 from featherlb.model.reason import PASSED, TRANSLATED
 from featherlb.worker.protocol import WorkerStatistics
 from tests.world import CLIENT, ONE, TWO, VIP, World, client, service
@@ -36,9 +37,10 @@ def families(world: World) -> list[Metric]:
     judgement = instance.health.judge(instance.config, services)
     instance.health.follow(instance.config, judgement)
     instance.services = judgement.services
-    queue = QueueCounters(received=9, truncated=0, queue_dropped=1, socket_dropped=2, waiting=3)
-    frames = FrameCounters(received=8, dropped=1, unsent=2, unresolved=3, held=4)
-    worker = WorkerStatistics(world.balancer.views.statistics(), queue, frames, 4)
+    queue = EngineCounters(received=9, queue_dropped=1, socket_dropped=2, waiting=3)
+    frames = EngineCounters(received=8, socket_dropped=1, unsent=2, unresolved=3, held=4)
+    engines = {Datapath.NFQUEUE: queue, Datapath.RAW: frames}
+    worker = WorkerStatistics(world.balancer.views.statistics(), engines, 4)
     return list(Snapshot(instance, [worker]).collect())
 
 

@@ -1,4 +1,4 @@
-# C types of conntrack.py, for the compiled build. Compiled, the handler is Offload.
+# C types of ctnetlink.py, for the compiled build. Compiled, the handler is Offload.
 cimport cython
 from featherlb.core.flows.conntrack cimport Entry
 from featherlb.core.path.offloaded cimport Offload

@@ -1,0 +1,109 @@
+"""The datapath nfqueue: every packet comes through the worker's NFQUEUE.
+
+Each worker has this engine, whatever the datapaths of its services. Packets that open flows of the
+datapath offload come through the queue, too, and so do those of the datapath raw's clients on this
+host.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from featherlb.core.path.balancer import Balancer
+from featherlb.datapaths import base
+from featherlb.datapaths.base import (
+    Context,
+    EngineCounters,
+    KernelFlows,
+    QueueOptions,
+    ServiceChange,
+)
+from featherlb.model import Driver
+from featherlb.system.nfnetlink import kernel_counters
+
+
+class QueueDriver(Protocol):
+    """One NFQUEUE, bound; how its messages are read and answered."""
+
+    pass_mark: int
+    """See `ServiceChange.pass_mark`."""
+
+    @property
+    def received(self) -> int: ...
+
+    @property
+    def truncated(self) -> int: ...
+
+    def fileno(self) -> int:
+        """A descriptor that is readable when packets wait."""
+        ...
+
+    def process(self, handler: Balancer, now: float) -> int:
+        """Handle the packets that wait now, without blocking; how many there were."""
+        ...
+
+    def attach(self, kernel_flows: KernelFlows) -> None:
+        """See `PacketQueue.attach`."""
+        ...
+
+    def cut_segments(self, wanted: bool) -> None:
+        """See `PacketQueue.cut_segments`."""
+        ...
+
+    def close(self) -> None:
+        """Unbind; the kernel drops what still waits."""
+        ...
+
+
+def open_driver(options: QueueOptions) -> QueueDriver:
+    """Bind a queue; HostError if that can't be done."""
+    number, length, fail_open = options.number, options.length, options.fail_open
+    if options.driver is Driver.NETLINK:
+        from featherlb.datapaths.nfqueue.netlink import NetlinkDriver
+
+        return NetlinkDriver(number, max_length=length, fail_open=fail_open)
+    from featherlb.datapaths.nfqueue.netfilterqueue import NetfilterQueueDriver
+
+    return NetfilterQueueDriver(number, max_length=length, fail_open=fail_open)
+
+
+class Engine(base.PacketQueue):
+    """A queue and its driver."""
+
+    def __init__(self, context: Context) -> None:
+        """Bind the queue; HostError if that can't be done."""
+        self._core = context.core
+        self._number = context.queue_options.number
+        self._driver = open_driver(context.queue_options)
+        self._kernel_flows: KernelFlows | None = None
+
+    def descriptors(self) -> Sequence[int]:
+        return (self._driver.fileno(),)
+
+    def process(self, descriptor: int, now: float) -> None:
+        if self._kernel_flows is not None and self._kernel_flows.watching:
+            # Connections that have just ended make room for new ones.
+            self._kernel_flows.process(self._core.offload, now)
+        self._driver.process(self._core, now)
+
+    def apply(self, change: ServiceChange, now: float) -> None:
+        self._driver.pass_mark = change.pass_mark
+
+    def attach(self, kernel_flows: KernelFlows) -> None:
+        self._kernel_flows = kernel_flows
+        self._driver.attach(kernel_flows)
+
+    def cut_segments(self, wanted: bool) -> None:
+        self._driver.cut_segments(wanted)
+
+    def counters(self) -> EngineCounters:
+        waiting, queue_dropped, socket_dropped = kernel_counters(self._number)
+        return EngineCounters(
+            received=self._driver.received,
+            truncated=self._driver.truncated,
+            queue_dropped=queue_dropped,
+            socket_dropped=socket_dropped,
+            waiting=waiting,
+        )
+
+    def close(self) -> None:
+        self._driver.close()

@@ -1,0 +1,47 @@
+# C types of frames.py, for the compiled build. Compiled, the core is called without a Python call.
+cimport cython
+from featherlb.core.flows.next_hops cimport MAC, SLOT_MASK, SLOT_SHIFT, Hops
+from featherlb.core.path.balancer cimport Balancer
+from featherlb.datapaths.batches cimport BATCH, MAX_BATCHES, SLOT_SIZE
+from featherlb.datapaths.raw.link_socket cimport LinkSocket
+from featherlb.system.mmsg cimport MessageBatch
+
+cdef Py_ssize_t VNET_HEADER, ETHERNET_HEADER, HEADERS
+cdef int NEEDS_CHECKSUM, WIRE, REWRITTEN, UNFINISHED, GSO
+
+
+cdef class FrameBatch(MessageBatch):
+    pass
+
+
+cdef class FrameSockets:
+    cdef readonly FrameBatch batch
+    cdef unsigned char[::1] data
+    cdef unsigned short[::1] u16
+    cdef long long[::1] packets, sizes
+    cdef readonly Py_ssize_t received, unsent
+    cdef readonly object dropped, held
+    cdef readonly dict open
+    cdef list by_link
+    cdef dict _filters
+
+    @cython.locals(
+        batch=MessageBatch, before=cython.Py_ssize_t, one=LinkSocket, _=cython.int,
+        count=cython.int, slot=cython.int)
+    cpdef Py_ssize_t process(self, int descriptor, Balancer core, double now) except -1
+    @cython.locals(data="unsigned char[::1]", at=cython.Py_ssize_t, size=cython.Py_ssize_t)
+    cdef void measure(self, LinkSocket one, int slot, Py_ssize_t received) noexcept
+    @cython.locals(
+        data="unsigned char[::1]", at=cython.Py_ssize_t, size=cython.Py_ssize_t, hops=Hops,
+        info=cython.int, came=cython.ulonglong, i=cython.int)
+    cdef void handle(self, LinkSocket one, int slot, Balancer core, double now) except *
+    @cython.locals(data="unsigned char[::1]", out=LinkSocket)
+    cdef void send(
+        self, int family, Py_ssize_t at, Py_ssize_t size, unsigned long long hop,
+        double now) except *
+    cdef void send_cut(self, LinkSocket out, Py_ssize_t at, Py_ssize_t size) except *
+    @cython.locals(one=LinkSocket)
+    cdef int flush(self) except -1
+    cdef void hold(self, int family, Py_ssize_t at, Py_ssize_t size, double now) except *
+    @cython.locals(out=LinkSocket)
+    cdef object send_held(self, bytes frame, int family, Py_ssize_t link_id, bytes mac)

@@ -1,0 +1,266 @@
+"""Frames, from the packet sockets of all links to the core and out again.
+
+The core handles a frame where it lies. The frame then gets the MAC addresses of its next hop, and
+leaves through the socket of that hop's link. Checksums and super-packets (GSO) stay as they are:
+the header in front of each frame says what is left to be done when it leaves, and the frame goes
+out with the header that it came with.
+"""
+
+import errno
+import socket
+import struct
+from array import array
+from collections.abc import Mapping, Sequence
+from ipaddress import IPv4Address, IPv6Address
+
+import cython
+
+from featherlb.core.path.balancer import Balancer
+from featherlb.datapaths.base import EngineCounters
+from featherlb.datapaths.raw.held import HeldFrames
+from featherlb.datapaths.raw.link_socket import ETHER_TYPES, LinkSocket
+from featherlb.datapaths.raw.socket_filter import Interest, build
+from featherlb.model import Address, Hook, PacketInfo, Topology, Verdict
+from featherlb.net.fragment import cut, sum_up
+from featherlb.system.mmsg import MessageBatch
+
+if not cython.compiled:
+    from featherlb.core.flows.next_hops import MAC, SLOT_MASK, SLOT_SHIFT
+    from featherlb.datapaths.batches import BATCH, MAX_BATCHES, SLOT_SIZE
+
+VNET_HEADER = 10
+"""struct virtio_net_hdr: flags, GSO type, lengths (include/uapi/linux/virtio_net.h)."""
+NEEDS_CHECKSUM = 1
+ETHERNET_HEADER = 14
+HEADERS = VNET_HEADER + ETHERNET_HEADER
+
+WIRE = int(Hook.WIRE)
+REWRITTEN = int(Verdict.REWRITTEN)
+UNFINISHED = int(PacketInfo.CHECKSUM_NOT_READY | PacketInfo.COMPLETED_LATER)
+GSO = int(PacketInfo.GSO)
+
+
+class FrameBatch(MessageBatch):
+    """Frames that came in on one socket; an error of a link ends nothing."""
+
+    def check(self, number: int) -> None:
+        """Links go down, and come back."""
+        if number not in (errno.EAGAIN, errno.EINTR):
+            self.error = number
+
+
+class FrameSockets:
+    """The packet sockets of one worker."""
+
+    def __init__(self, interest: Interest) -> None:
+        """None is open yet; each receives these packets."""
+        self.batch = FrameBatch(BATCH, SLOT_SIZE)
+        view = memoryview(self.batch.buffer)
+        self.data = view
+        self.u16 = view.cast("H")
+        self.packets = memoryview(array("q", range(HEADERS, BATCH * SLOT_SIZE, SLOT_SIZE)))
+        self.sizes = memoryview(array("q", bytes(8 * BATCH)))
+        self.received = 0
+        self.unsent = 0
+        """Frames for which there was no link, or that the kernel refused on links gone by now."""
+        self.dropped = 0
+        """Frames that the kernel dropped at sockets that are closed by now."""
+        self.open: dict[int, LinkSocket] = {}
+        """By descriptor."""
+        self.by_link: list[LinkSocket | None] = [None] * (2 * (SLOT_MASK + 1))
+        """By link id and address family."""
+        self.held = HeldFrames()
+        self._filters: dict[int, bytes] = {}
+        self.set_interest(interest)
+
+    # What is open
+
+    def descriptors(self) -> Sequence[int]:
+        """Each is readable when frames wait."""
+        return list(self.open)
+
+    def set_interest(self, interest: Interest) -> None:
+        """Receive these packets from now on."""
+        self._filters = {family: build(family, interest) for family in ETHER_TYPES}
+        for one in self.open.values():
+            one.let_in(self._filters[one.family])
+
+    def set_topology(self, topology: Topology, link_ids: Mapping[int, int]) -> None:
+        """Have sockets on these links, whose ids are given by interface index."""
+        wanted = {
+            (link, family, link_ids[link.index])
+            for link in topology.links
+            for family in ETHER_TYPES
+        }
+        for one in list(self.open.values()):
+            key = (one.link, one.family, one.link_id)
+            if key in wanted:
+                wanted.remove(key)
+            else:
+                self._close(one)
+        for link, family, link_id in sorted(wanted, key=lambda key: (key[0].index, key[1])):
+            one = LinkSocket(link, family, link_id, self.batch)
+            try:
+                one.let_in(self._filters[family])
+                one.listen()
+            except OSError:
+                # Gone already; the next topology will be without it.
+                one.close()
+                continue
+            self.open[one.fileno()] = one
+            self.by_link[2 * link_id + (family == 6)] = one
+        for held, hop, mac in self.held.release(topology.next_hops):
+            self.send_held(held.frame, held.family, link_ids.get(hop.link, 0), mac)
+
+    def _close(self, one: LinkSocket) -> None:
+        del self.open[one.fileno()]
+        self.by_link[2 * one.link_id + (one.family == 6)] = None
+        self.unsent += one.out.failed
+        self.dropped += one.count_dropped()
+        one.close()
+
+    # Frames
+
+    def process(self, descriptor: int, core: Balancer, now: float) -> int:
+        """Handle the frames that wait at one of the descriptors now; how many there were."""
+        batch = self.batch
+        if core.buffer is not batch.buffer:
+            core.attach(batch.buffer)
+        before = self.received
+        one = self.open[descriptor]
+        batch.use(one.socket)
+        for _ in range(MAX_BATCHES):
+            count = batch.receive()
+            for slot in range(count):
+                self.measure(one, slot, batch.lengths[slot])
+            core.expect_packets(self.packets, self.sizes, count)
+            for slot in range(count):
+                if self.sizes[slot]:
+                    self.handle(one, slot, core, now)
+            self.flush()
+            if count < BATCH:
+                break
+        return self.received - before
+
+    def measure(self, one: LinkSocket, slot: int, received: int) -> None:
+        """Note the length of the IP packet in this buffer slot's frame; 0 if there is none."""
+        data = self.data
+        at = slot * SLOT_SIZE + HEADERS
+        self.received += 1
+        self.sizes[slot] = 0
+        if received < HEADERS + 20:
+            return
+        # Short frames are padded; the padding does not go on.
+        if one.family == 4:
+            size = data[at + 2] << 8 | data[at + 3]
+        else:
+            size = 40 + (data[at + 4] << 8 | data[at + 5])
+        self.sizes[slot] = min(size, received - HEADERS)
+
+    def handle(self, one: LinkSocket, slot: int, core: Balancer, now: float) -> None:
+        """Handle the frame in this buffer slot, and its header."""
+        data = self.data
+        at = slot * SLOT_SIZE
+        size = self.sizes[slot]
+        came = data[at + 16]
+        for i in range(17, 22):
+            came = came << 8 | data[at + i]
+        hops = core.hops
+        hops.came = one.came | came
+        info = UNFINISHED if data[at] & NEEDS_CHECKSUM else 0
+        hops.gso_size = 0
+        if data[at + 1]:
+            info |= GSO
+            hops.gso_size = self.u16[(at + 4) >> 1]
+        if core.handle_packet(at + HEADERS, size, WIRE, info, now) != REWRITTEN:
+            return
+        if info & GSO:
+            self.u16[(at + 4) >> 1] = hops.gso_size
+        self.send(one.family, at, size, hops.goes, now)
+
+    def send(self, family: int, at: int, size: int, hop: int, now: float) -> None:
+        """Send the frame at this offset, whose IP packet has `size` bytes, to this next hop."""
+        if not hop & MAC:
+            self.hold(family, at, size, now)
+            return
+        out = self.by_link[(hop >> SLOT_SHIFT & SLOT_MASK) * 2 + (family == 6)]
+        if out is None:
+            self.unsent += 1
+            return
+        data = self.data
+        data[at + 10] = hop >> 40 & 0xFF
+        data[at + 11] = hop >> 32 & 0xFF
+        data[at + 12] = hop >> 24 & 0xFF
+        data[at + 13] = hop >> 16 & 0xFF
+        data[at + 14] = hop >> 8 & 0xFF
+        data[at + 15] = hop & 0xFF
+        data[at + 16] = out.source_high >> 8
+        data[at + 17] = out.source_high & 0xFF
+        data[at + 18] = out.source_low >> 24
+        data[at + 19] = out.source_low >> 16 & 0xFF
+        data[at + 20] = out.source_low >> 8 & 0xFF
+        data[at + 21] = out.source_low & 0xFF
+        if size > out.mtu and not data[at + 1]:
+            self.send_cut(out, at, size)
+            return
+        out.out.add(at, HEADERS + size)
+
+    def send_cut(self, out: LinkSocket, at: int, size: int) -> None:
+        """Send the frame at this offset in fragments that fit its link."""
+        frame = bytearray(self.data[at : at + HEADERS + size])
+        if frame[0] & NEEDS_CHECKSUM:
+            start, field = struct.unpack_from("=HH", frame, 6)
+            sum_up(frame, VNET_HEADER + start, VNET_HEADER + start + field)
+        head = bytes(VNET_HEADER) + frame[VNET_HEADER:HEADERS]
+        for piece in cut(bytes(frame[HEADERS:]), out.mtu):
+            try:
+                out.socket.send(head + piece, socket.MSG_DONTWAIT)
+            except OSError:
+                self.unsent += 1
+
+    def flush(self) -> None:
+        """Send what waits in all sockets."""
+        for one in self.open.values():
+            if one.out.pending:
+                one.out.flush()
+
+    # Unresolved next hops
+
+    def hold(self, family: int, at: int, size: int, now: float) -> None:
+        """Keep the frame at this offset until its next hop is known."""
+        frame = bytes(self.data[at : at + HEADERS + size])
+        if family == 4:
+            destination: Address = IPv4Address(frame[HEADERS + 16 : HEADERS + 20])
+        else:
+            destination = IPv6Address(frame[HEADERS + 24 : HEADERS + 40])
+        self.held.hold(destination, family, frame, now)
+
+    def send_held(self, frame: bytes, family: int, link_id: int, mac: bytes) -> None:
+        """Send a frame that was held to this MAC address, out of this link."""
+        out = self.by_link[2 * link_id + (family == 6)]
+        if out is None:
+            self.unsent += 1
+            return
+        ethernet = mac + out.link.mac + frame[VNET_HEADER + 12 : HEADERS]
+        try:
+            out.socket.send(frame[:VNET_HEADER] + ethernet + frame[HEADERS:], socket.MSG_DONTWAIT)
+        except OSError:
+            self.unsent += 1
+
+    def expire(self, now: float) -> None:
+        """Give up frames that have waited for too long."""
+        self.held.expire(now)
+
+    def counters(self) -> EngineCounters:
+        sockets = self.open.values()
+        return EngineCounters(
+            received=self.received,
+            socket_dropped=self.dropped + sum(one.count_dropped() for one in sockets),
+            unsent=self.unsent + sum(one.out.failed for one in sockets),
+            unresolved=self.held.given_up,
+            held=len(self.held),
+        )
+
+    def close(self) -> None:
+        for one in list(self.open.values()):
+            self._close(one)

@@ -1,0 +1,75 @@
+"""The packet socket (AF_PACKET) of one link and address family.
+
+It is bound to ETH_P_IP or ETH_P_IPV6, not to ETH_P_ALL, and so receives what the kernel's own IP
+would: VLAN tags have been taken off by the VLAN interface that is the link, and are put on again by
+the one that is sent through; frames that tc or nftables drop at ingress, and frames that this host
+sends, do not arrive. In front of each frame stands struct virtio_net_hdr (PACKET_VNET_HDR,
+include/uapi/linux/virtio_net.h), which says what is left to be done when the frame leaves.
+"""
+
+import socket
+import struct
+from array import array
+
+import cython
+
+from featherlb.datapaths.batches import RECEIVE_BUFFER, SEND_BUFFER
+from featherlb.model import Link
+from featherlb.system.mmsg import DatagramBatch, MessageBatch
+
+if not cython.compiled:
+    from featherlb.core.flows.next_hops import SLOT_SHIFT
+
+SOL_PACKET = 263
+PACKET_STATISTICS = 6
+PACKET_VNET_HDR = 15
+SO_ATTACH_FILTER = 26
+SO_SNDBUFFORCE = 32
+SO_RCVBUFFORCE = 33
+ETHER_TYPES = {4: 0x0800, 6: 0x86DD}
+
+
+class LinkSocket:
+    """Receives frames with the layer-3 protocol of one address family, and sends them."""
+
+    def __init__(self, link: Link, family: int, link_id: int, batch: MessageBatch) -> None:
+        """It receives nothing until it listens. What it sends lies in the buffer of `batch`."""
+        self.link = link
+        self.link_id = link_id
+        self.family = family
+        self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        for level, option, value in (
+            (socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER),
+            (socket.SOL_SOCKET, SO_SNDBUFFORCE, SEND_BUFFER),
+            (SOL_PACKET, PACKET_VNET_HDR, 1),
+        ):
+            self.socket.setsockopt(level, option, value)
+        self.came = link_id << SLOT_SHIFT
+        self.mtu = link.mtu
+        self.source_high = int.from_bytes(link.mac[:2], "big")
+        self.source_low = int.from_bytes(link.mac[2:], "big")
+        self.out = DatagramBatch(self.socket, batch)
+        self.dropped = 0
+
+    def fileno(self) -> int:
+        return self.socket.fileno()
+
+    def listen(self) -> None:
+        """Begin to receive; OSError if the interface is gone."""
+        self.socket.bind((self.link.name, ETHER_TYPES[self.family]))
+
+    def let_in(self, program: bytes) -> None:
+        """Receive only what this filter (an array of struct sock_filter) lets in."""
+        code = array("B", program)
+        address, _ = code.buffer_info()
+        fprog = struct.pack("HxxxxxxP", len(program) // 8, address)
+        self.socket.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, fprog)
+
+    def count_dropped(self) -> int:
+        """Frames that the kernel dropped because our buffer was full, since the start."""
+        answer = self.socket.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8)
+        self.dropped += struct.unpack("=II", answer)[1]  # reading clears it
+        return self.dropped
+
+    def close(self) -> None:
+        self.socket.close()
