@@ -36,14 +36,15 @@ class PacketInfo(IntFlag):
 
 
 class Verdict(IntEnum):
-    """What the queue driver does with a packet that the core has looked at."""
+    """What the queue driver does with a packet that the core has looked at. None is 0: in the core
+    that says that there is no verdict yet."""
 
-    PASS = 0
+    PASS = 1
     """Let it go on, untouched."""
-    REWRITTEN = 1
+    REWRITTEN = 2
     """Let it go on with the buffer's new content."""
-    DROP = 2
-    CARRY = 3
+    DROP = 3
+    CARRY = 4
     """Let it go on, untouched: conntrack translates it."""
-    ASK = 4
+    ASK = 5
     """Ask conntrack for the flow that the core names, tell the core, and ask again."""

@@ -37,8 +37,8 @@ cdef class Packet:
     cpdef bint parse_quoted(self, int version, Py_ssize_t offset, Py_ssize_t end) noexcept
     cpdef bint has_sender(self) noexcept
     cpdef bint is_from_afar(self) noexcept
-    cpdef int hops_left(self) noexcept
-    cpdef void use_hop(self) noexcept
+    cpdef int ttl(self) noexcept
+    cpdef void decrement_ttl(self) noexcept
     cpdef bint may_be_fragmented(self) noexcept
     @cython.locals(field=cython.Py_ssize_t, check=cython.uint)
     cpdef object complete_checksum(self)

@@ -340,12 +340,12 @@ class Packet:
             return self.has_sender() and self.src_low >> 24 & 0xFF != 127
         return self.has_sender() and not (self.src_high == 0 and self.src_low == 1)
 
-    def hops_left(self) -> int:
+    def ttl(self) -> int:
         """The time to live, or hop limit."""
         return self.data[self.ip + (8 if self.version == 4 else 7)]
 
-    def use_hop(self) -> None:
-        """One hop less is left (RFC 1812 section 5.3.1, RFC 8200 section 3)."""
+    def decrement_ttl(self) -> None:
+        """Take one hop from it (RFC 1812 section 5.3.1, RFC 8200 section 3)."""
         if self.version == 4:
             self.data[self.ip + 8] -= 1
             # The time to live is the high byte of its word.

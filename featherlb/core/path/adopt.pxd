@@ -3,6 +3,7 @@ cimport cython
 from featherlb.core.flows.table cimport FlowTable
 from featherlb.core.flows.lifecycle cimport Lifecycle
 from featherlb.core.flows.members cimport Members
+from featherlb.core.path.context cimport Context
 from featherlb.net.packet cimport SYN, TCP, Packet
 
 cdef int ESTABLISHED, INPUT, OUTPUT, WIRE, TRUNCATED
@@ -11,13 +12,12 @@ cdef int ESTABLISHED, INPUT, OUTPUT, WIRE, TRUNCATED
 cdef class Adoption:
     cdef readonly double until
     cdef FlowTable _flows
-    cdef Packet _packet
     cdef Members _members
     cdef object _ended
     cdef Lifecycle _lifecycle
     cdef dict _vips
 
     @cython.locals(
-        packet=Packet, client_port=cython.uint, ports=cython.uint, vip_high=cython.ulonglong,
+        packet=Packet, hook=cython.int, client_port=cython.uint, ports=cython.uint, vip_high=cython.ulonglong,
         vip_low=cython.ulonglong, vip_port=cython.uint)
-    cdef Py_ssize_t join(self, int hook, int info, unsigned int ticks) except -1
+    cdef Py_ssize_t join(self, Context ctx) except -1

@@ -13,11 +13,11 @@ from featherlb.core.flows.members import Members
 from featherlb.core.flows.table import FlowTable
 from featherlb.core.flows.tcp_state import State
 from featherlb.core.flows.tombstones import EndedConnections
+from featherlb.core.path.context import Context
 from featherlb.core.pools.pool import Pool
 from featherlb.core.pools.schedulers import NewFlow
 from featherlb.model import Hook, PacketInfo, Protocol
 from featherlb.net.addresses import words_of
-from featherlb.net.packet import Packet
 
 if not cython.compiled:
     from featherlb.net.packet import SYN, TCP
@@ -38,7 +38,6 @@ class Adoption:
     def __init__(
         self,
         flows: FlowTable,
-        packet: Packet,
         members: Members,
         ended: EndedConnections,
         lifecycle: Lifecycle,
@@ -46,7 +45,6 @@ class Adoption:
     ) -> None:
         self.until = until
         self._flows = flows
-        self._packet = packet
         self._members = members
         self._ended = ended
         self._lifecycle = lifecycle
@@ -57,7 +55,7 @@ class Adoption:
         that stand for many addresses or ports, hardly any could."""
         found: dict[tuple[int, int, int], list[tuple[Pool, int, int, int]]] = {}
         for pool in pools:
-            if not pool.adopts or pool.offloaded or pool.service.protocol is not Protocol.TCP:
+            if not pool.joins or pool.offloaded or pool.service.protocol is not Protocol.TCP:
                 continue
             for scheduled in pool.members.values():
                 member = self._members.by_id[scheduled.index]
@@ -71,11 +69,12 @@ class Adoption:
                         )
         self._vips = found
 
-    def join(self, hook: int, info: int, ticks: int) -> int:
-        """A flow for the parsed segment of a backend, whose connection was opened before this
+    def join(self, ctx: Context) -> int:
+        """A flow for a backend's segment, whose connection was opened before this
         process started; 0 if it is not certain to which VIP."""
-        packet = self._packet
-        if packet.protocol != TCP or packet.flags == SYN or info & TRUNCATED:
+        packet = ctx.packet
+        hook = ctx.hook
+        if packet.protocol != TCP or packet.flags == SYN or ctx.info & TRUNCATED:
             return 0
         client = packet.number(packet.dst_high, packet.dst_low)
         client_port = packet.ports & 0xFFFF
@@ -87,10 +86,10 @@ class Adoption:
                 continue
             vip = packet.number(vip_high, vip_low)
             flow = NewFlow(TCP, packet.version, client, client_port, vip, vip_port)
-            expected = pool.expected(flow)
-            if expected is None:
+            chosen = pool.consistent_choice(flow)
+            if chosen is None:
                 continue
-            member = self._members.by_id[expected.index]
+            member = self._members.by_id[chosen.index]
             if (member.high, member.low, member.port) == backend:
                 if found is not None:
                     return 0
@@ -102,12 +101,12 @@ class Adoption:
         if self._flows.find(packet.dst_high, packet.dst_low, vip_high, vip_low, ports, TCP):
             return 0
         key = (packet.dst_high, packet.dst_low, vip_high, vip_low, ports)
-        if self._ended.holds(key, ticks):
+        if self._ended.holds(key, ctx.ticks):
             return 0
         if packet.flags & SYN:
             # Its SYN would have come this way: it went to the backend itself, as those of this
             # host's health checks do, and so will the rest.
-            self._ended.remember(key, ticks)
+            self._ended.remember(key, ctx.ticks)
             return 0
         # Nothing is in its way: no flow has its replies, and it needs no port of ours.
         return self._lifecycle.open(
@@ -120,5 +119,5 @@ class Adoption:
             ports,
             OUTPUT if hook == INPUT else hook,
             ESTABLISHED,
-            ticks,
+            ctx.ticks,
         )

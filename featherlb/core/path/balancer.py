@@ -2,8 +2,8 @@
 
 Reads no clock, opens no socket, writes no log. Driven by four doors: `handle_packet`,
 `handle_timer`, `apply` (the services) and `set_topology` (where frames go); others are those of its
-parts. The numbers of the stages are those of docs/packet-path.md. Not thread-safe: a worker calls
-one door at a time.
+parts. `handle_packet` is a list of stages, which stand below in its order; docs/packet-path.md
+walks through them. Not thread-safe: a worker calls one door at a time.
 """
 
 from array import array
@@ -19,9 +19,10 @@ from featherlb.core.flows.memory import FlowMemory
 from featherlb.core.flows.next_hops import Hops
 from featherlb.core.flows.snat_ports import PortAllocator
 from featherlb.core.flows.table import FlowTable
-from featherlb.core.flows.tcp_state import TRANSITIONS, Event, State
+from featherlb.core.flows.tcp_state import State
 from featherlb.core.flows.tombstones import EndedConnections
 from featherlb.core.path.adopt import Adoption
+from featherlb.core.path.context import Context
 from featherlb.core.path.export import Views
 from featherlb.core.path.fragments import Fragments
 from featherlb.core.path.icmp import IcmpHandler
@@ -31,6 +32,7 @@ from featherlb.core.path.outbox import Answers
 from featherlb.core.path.restore import Takeover
 from featherlb.core.path.services import Services
 from featherlb.core.path.terminate import Ending
+from featherlb.core.path.tracking import Tracker
 from featherlb.core.pools.schedulers import NewFlow
 from featherlb.model import (
     SOURCE_PORTS,
@@ -45,40 +47,28 @@ from featherlb.model.reason import Reason
 from featherlb.net.packet import Packet
 
 if not cython.compiled:
-    from featherlb.core.flows.counters import COUNTERS, REFUSED, RESETS, SYN_RETRIES
+    from featherlb.core.flows.counters import COUNTERS
     from featherlb.core.flows.next_hops import SLOT_MASK, SLOT_SHIFT
-    from featherlb.core.flows.record import COUNTED, FULL, OFFLOADED, WIRED, direction_of
-    from featherlb.core.path.icmp import is_icmp
-    from featherlb.core.path.nat import translate, translate_addresses
-    from featherlb.net.packet import (
-        ACK,
-        FIN,
-        FRAGMENT,
-        MASK32,
-        OK,
-        RST,
-        SYN,
-        TCP,
-        UDP,
-        UNSUPPORTED,
+    from featherlb.core.flows.record import OFFLOADED, direction_of
+    from featherlb.core.path.context import FIRST_FRAGMENT, GO_ON, ICMP_MESSAGE, LATER_FRAGMENT
+    from featherlb.core.path.hooks import (
+        ASK,
+        DROP,
+        PASS,
+        REWRITE,
+        for_flow,
+        for_new,
+        is_behind_routing,
     )
+    from featherlb.core.path.icmp import is_icmp
+    from featherlb.core.path.nat import rewrite, rewrite_addresses
+    from featherlb.net.packet import FRAGMENT, OK, SYN, TCP, UDP, UNSUPPORTED
     from featherlb.net.tcp_options import lower
 
 MAX_EXPECTED = 64
 """Packets that can be expected at once."""
 
-# The table of transitions as flat bytes, for the compiled build.
-EVENTS = len(Event)
-NEXT_STATE = memoryview(
-    bytearray(state for by_direction in TRANSITIONS for row in by_direction for state in row)
-)
-EVENT_SYN, EVENT_SYN_ACK, EVENT_FIN, EVENT_RST, EVENT_ACK = (int(event) for event in Event)
-
 NEW = int(State.NEW)
-SYN_SENT = int(State.SYN_SENT)
-SYN_RECEIVED = int(State.SYN_RECEIVED)
-SYN_RETRIED = int(State.SYN_RETRIED)
-CLOSED = int(State.CLOSED)
 UDP_ONE_WAY = int(State.UDP_ONE_WAY)
 PREROUTING = int(Hook.PREROUTING)
 OUTPUT = int(Hook.OUTPUT)
@@ -133,18 +123,19 @@ class Balancer:
             flows, packet, hops, members, counters, ports, requests, timeouts
         )
         self.offload = Offload(
-            flows, packet, services, members, lifecycle, counters, answers, ports, requests
+            flows, services, members, lifecycle, counters, answers, ports, requests
         )
         self.handover = Handover(flows, members, lifecycle, requests)
         self.takeover = Takeover(flows, services, members, lifecycle, self.handover, hops, ports)
-        self.icmp = IcmpHandler(packet, flows, hops, services, counters, answers)
+        self.icmp = IcmpHandler(flows, hops, services, counters, answers)
+        self.context = Context(packet)
+        self.tracker = Tracker(flows, lifecycle, counters)
         self.fragments = Fragments()
         self.ended = EndedConnections()
-        self.adoption = Adoption(flows, packet, members, self.ended, lifecycle, adopt_until)
+        self.adoption = Adoption(flows, members, self.ended, lifecycle, adopt_until)
         self.ending = Ending(flows, lifecycle, self.offload, self.ended, answers)
         self.views = Views(flows, services, members, counters, lifecycle)
         self.tags = memoryview(array("Q", bytes(8 * MAX_EXPECTED)))
-        self.refusal = 0
         self.attach(bytearray(64))
 
     # Doors
@@ -196,87 +187,22 @@ class Balancer:
         `hook` is a `model.Hook`, `info` bits of `model.PacketInfo`, `now` seconds of a monotonic
         clock. The answer is a `model.Verdict`. Never raises for what a packet contains.
         """
-        packet = self.packet
-        flows = self.flows
-        ticks = int(now * 10)
-
-        # 1. Parse: every length is checked, nothing else is trusted.
-        reason = packet.parse(offset, length)
-        first = hook == WIRE and reason == FRAGMENT
-        if first:
-            reason = packet.parse_fragment(offset)
-            if reason == FRAGMENT:
-                return self.handle_fragment(length, ticks)
-        if reason != OK:
-            # 7. ICMP: an error belongs to the flow of the packet that it quotes.
-            if reason == UNSUPPORTED and is_icmp(packet) and not first:
-                return self.icmp.handle(hook, info)
-            if reason == UNSUPPORTED and hook == WIRE:
-                return self.counters.pass_on()
-            # Behind the routing decision come the packets of others, from a backend's port.
-            if hook not in (PREROUTING, OUTPUT, WIRE) and not self.knows(offset, length):
-                return self.counters.pass_on()
-            return self.counters.drop(reason)
-
-        # 2. Find the flow, in either direction. A reply in `dnat` mode is rewritten after the
-        # routing decision, everything else before it; in frames all are, in both directions.
-        early = hook in (PREROUTING, OUTPUT)
-        wire = hook == WIRE
-        ref = self.find()
-        flow = ref >> 1
-        reply = ref & 1
-        record = flows.at(flow)
-        if ref and record.flags & OFFLOADED and not wire:
-            verdict = self.offload.meet(flow, reply, info, ticks)
-            if verdict >= 0:
-                return verdict
-            ref = 0
-        elif ref:
-            if record.flags & WIRED:
-                if not wire:
-                    return self.counters.drop(COPY)
-            else:
-                late = reply and not record.flags & FULL
-                if wire or early == late:
-                    return self.counters.pass_on()
-            # What may open a flow: a SYN, or a datagram (which has no flags).
-            if not reply and packet.flags <= SYN and self.lifecycle.reopens(flow):
-                self.lifecycle.close(flow)
-                ref = 0
-        elif not early:
-            if now < self.adoption.until:
-                flow = self.adoption.join(hook, info, ticks)
-            if flow:
-                ref = flow << 1 | 1
-                reply = 1
-
-        # 3. to 5. Of no flow: it may open one.
-        if not ref:
-            flow = self.open(hook, info, ticks)
-            if not flow:
-                return self.refusal
-            if flows.at(flow).flags & OFFLOADED:
-                return self.offload.begin(flow, info)
-        elif info & TRUNCATED:
-            return self.counters.drop(TRUNCATED_REASON)
-
-        # 8. Route: a frame needs a next hop, and has one hop less.
-        if wire and not self.route(flow, reply, length, ticks):
-            return self.refusal
-
-        # 6. Follow the connection's state, translate, count.
-        self.track(flow, reply, ticks)
-        if packet.flags & SYN:
-            self.limit_segments(flow, info)
-        translate(packet, flows, flow, reply, info)
-        if wire:
-            packet.use_hop()
-            if first:
-                self.fragments.remember(packet, flow << 1 | reply, ticks)
-        self.count(flow, reply, length)
-        if packet.protocol == UDP and self.answered(flow, reply):
-            self.lifecycle.close(flow)
-        return REWRITTEN
+        ctx = self.context
+        ctx.begin(offset, length, hook, info, now)
+        verdict = self.parse(ctx)
+        if verdict:
+            return verdict
+        if ctx.kind == ICMP_MESSAGE:
+            return self.icmp.handle(ctx)
+        if ctx.kind == LATER_FRAGMENT:  # of a frame: the kernel reassembles before its hooks
+            return self.look_up_fragment(ctx) or self.route(ctx) or self.translate_fragment(ctx)
+        return (
+            self.look_up(ctx)
+            or (GO_ON if ctx.flow else self.admit(ctx) or self.schedule(ctx))
+            or (self.offload.hand_over(ctx) if ctx.offloaded else GO_ON)  # the kernel translates it
+            or (self.route(ctx) if hook == WIRE else GO_ON)  # the kernel routes all others
+            or self.translate(ctx)
+        )
 
     def handle_timer(self, now: float) -> bool:
         """End flows whose timeout has passed; True if more are due. Call it every 0.1 s or so."""
@@ -302,6 +228,200 @@ class Balancer:
 
     # Stages
 
+    def parse(self, ctx: Context) -> int:
+        """Read the headers. Every length is checked, nothing else is trusted."""
+        reason = ctx.packet.parse(ctx.offset, ctx.length)
+        return GO_ON if reason == OK else self.parse_further(ctx, reason)
+
+    def parse_further(self, ctx: Context, reason: int) -> int:
+        """What else a packet without TCP or UDP header may be; `reason` says what is wrong."""
+        packet = ctx.packet
+        if reason == FRAGMENT and ctx.hook == WIRE:
+            reason = packet.parse_fragment(ctx.offset)
+            if reason in (OK, FRAGMENT):
+                ctx.kind = FIRST_FRAGMENT if reason == OK else LATER_FRAGMENT
+                return GO_ON
+        elif reason == UNSUPPORTED and is_icmp(packet):
+            ctx.kind = ICMP_MESSAGE
+            return GO_ON
+        if reason == UNSUPPORTED and ctx.hook == WIRE:
+            return self.counters.pass_on()
+        # Behind the routing decision come the packets of others, from a backend's port.
+        if is_behind_routing(ctx.hook) and not self.is_ours(ctx):
+            return self.counters.pass_on()
+        return self.counters.drop(reason)
+
+    def look_up(self, ctx: Context) -> int:
+        """Find the flow, in either direction. Goes on with a packet that is rewritten at this hook,
+        and with one that may open a flow."""
+        packet = ctx.packet
+        ref = self.find()
+        flow = ref >> 1
+        reply = ref & 1
+        if not ref:
+            # A backend's segment may be of a connection from before the start.
+            if ctx.hook not in (PREROUTING, OUTPUT) and ctx.now < self.adoption.until:
+                ctx.flow = self.adoption.join(ctx)
+                ctx.reply = 1 if ctx.flow else 0
+            return GO_ON
+        ctx.flow = flow
+        ctx.reply = reply
+        action = for_flow(self.flows.at(flow).flags, reply, ctx.hook)
+        if action != REWRITE:
+            if action == ASK:
+                return self.offload.meet(ctx)
+            return self.counters.drop(COPY) if action == DROP else self.counters.pass_on()
+        # What may open a flow: a SYN, or a datagram (which has no flags).
+        if not reply and packet.flags <= SYN and self.lifecycle.reopens(flow):
+            self.lifecycle.close(flow)
+            ctx.flow = 0
+        elif ctx.info & TRUNCATED:
+            return self.counters.drop(TRUNCATED_REASON)
+        return GO_ON
+
+    def admit(self, ctx: Context) -> int:
+        """Whether a packet of no flow may open one: `ctx.pool` is where."""
+        packet = ctx.packet
+        wire = ctx.hook == WIRE
+        port = packet.ports & 0xFFFF
+        pool = self.services.find(packet.dst_high, packet.dst_low, packet.protocol, port, wire)
+        if pool is None:
+            return self.counters.pass_on()
+        action = for_new(pool, ctx.hook)
+        if action == PASS:
+            return self.counters.pass_on()
+        if pool.awaiting_rules:
+            return self.counters.drop(INVALID)
+        if action == DROP:  # the frame opens the flow, though it may be handled after this copy
+            return self.counters.drop(COPY)
+        if ctx.info & TRUNCATED and not pool.offloaded:
+            return self.counters.drop(TRUNCATED_REASON)
+        if wire:
+            if not packet.is_from_afar():
+                return self.counters.drop(MARTIAN)
+            if packet.ttl() <= 1:
+                return self.drop_ttl_exceeded(ctx, packet.dst_high, packet.dst_low)
+        # Mid-stream: joined where the same backend is certain to be chosen again.
+        if packet.protocol == TCP and (packet.flags != SYN or self.ended):
+            key = (packet.src_high, packet.src_low, packet.dst_high, packet.dst_low, packet.ports)
+            if packet.flags == SYN:
+                self.ended.forget(key)
+            elif packet.flags & SYN or not pool.joins or self.ended.holds(key, ctx.ticks):
+                return self.refuse(ctx, NO_FLOW)
+        ctx.pool = pool
+        return GO_ON
+
+    def schedule(self, ctx: Context) -> int:
+        """Choose a backend, and open the flow."""
+        packet = ctx.packet
+        pool = ctx.pool
+        new_flow = NewFlow(
+            packet.protocol,
+            packet.version,
+            packet.number(packet.src_high, packet.src_low),
+            packet.ports >> 16,
+            packet.number(packet.dst_high, packet.dst_low),
+            packet.ports & 0xFFFF,
+        )
+        if packet.protocol == TCP and packet.flags != SYN:
+            member = pool.consistent_choice(new_flow)
+        else:
+            member = pool.pick(new_flow, ctx.ticks)
+        if member is None:
+            return self.refuse(ctx, POOL_FULL if pool.usable else NO_BACKEND)
+        flow = self.lifecycle.open(
+            pool,
+            self.members.by_id[member.index],
+            packet.src_high,
+            packet.src_low,
+            packet.dst_high,
+            packet.dst_low,
+            packet.ports,
+            PREROUTING if is_behind_routing(ctx.hook) else ctx.hook,
+            NEW if packet.protocol == TCP else UDP_ONE_WAY,
+            ctx.ticks,
+        )
+        if flow < 0:
+            return self.counters.drop(-flow)
+        ctx.flow = flow
+        ctx.offloaded = self.flows.at(flow).flags & OFFLOADED != 0
+        return GO_ON
+
+    def route(self, ctx: Context) -> int:
+        """Find the next hop, for `hops.goes`, and take one from the TTL, as a router does."""
+        packet = ctx.packet
+        flow = ctx.flow
+        hops = self.hops
+        record = self.flows.at(flow)
+        if ctx.reply:
+            hop = hops.back(flow, record.client_high, record.client_low)
+            if not hop:
+                return self.counters.drop(NO_NEXT_HOP)
+        else:
+            hops.came_from(flow, record.client_high, record.client_low)
+            hop = hops.members[record.member_id]
+        if packet.ttl() <= 1:
+            return self.drop_ttl_exceeded(ctx, record.vip_high, record.vip_low)
+        # Of a super-packet, its segments are what leaves.
+        length = packet.payload - packet.ip + hops.gso_size if hops.gso_size else ctx.length
+        mtu = hops.mtu[hop >> SLOT_SHIFT & SLOT_MASK]
+        hops.goes = hop
+        if length > mtu > 0:
+            if not packet.may_be_fragmented() or (hops.gso_size and packet.protocol != TCP):
+                self.answers.report_too_big(record.vip_high, record.vip_low, mtu, ctx.ticks)
+                return self.counters.drop(TOO_BIG)
+            if hops.gso_size:  # shorter segments; what is none, its driver fragments
+                hops.gso_size -= length - mtu
+        packet.decrement_ttl()
+        return GO_ON
+
+    def translate(self, ctx: Context) -> int:
+        """Follow the connection's state, rewrite the packet, count it."""
+        packet = ctx.packet
+        self.tracker.follow(ctx)
+        if packet.flags & SYN:
+            self.clamp_mss(ctx)
+        rewrite(packet, self.flows, ctx.flow, ctx.reply, ctx.info)
+        if ctx.kind == FIRST_FRAGMENT:
+            self.fragments.remember(packet, ctx.flow << 1 | ctx.reply, ctx.ticks)
+        self.count(ctx)
+        if packet.protocol == UDP and self.tracker.is_last_response(ctx):
+            self.lifecycle.close(ctx.flow)
+        return REWRITTEN
+
+    # Stages of a fragment that is not its packet's first
+
+    def look_up_fragment(self, ctx: Context) -> int:
+        """Find the flow of the packet's first fragment."""
+        packet = ctx.packet
+        ref = self.fragments.find(packet, ctx.ticks)
+        record = self.flows.at(ref >> 1)
+        direction = direction_of(record, ref & 1)
+        # The flow may have ended, and its record be another's.
+        if (
+            not ref
+            or record.protocol != packet.protocol
+            or direction.src_high != packet.src_high
+            or direction.src_low != packet.src_low
+            or direction.dst_high != packet.dst_high
+            or direction.dst_low != packet.dst_low
+        ):
+            return self.counters.drop(FRAGMENT)
+        if packet.ttl() <= 1:  # no error about it (RFC 1122 section 3.2.2)
+            return self.counters.drop(TTL_EXCEEDED)
+        ctx.flow = ref >> 1
+        ctx.reply = ref & 1
+        return GO_ON
+
+    def translate_fragment(self, ctx: Context) -> int:
+        """Rewrite the addresses, count it; it says nothing of the connection's state."""
+        self.flows.touch(ctx.flow, ctx.ticks)
+        rewrite_addresses(ctx.packet, self.flows, ctx.flow, ctx.reply)
+        self.count(ctx)
+        return REWRITTEN
+
+    # What the stages share
+
     def find(self) -> int:
         """The parsed packet's flow and direction, as `FlowTable.find` says them."""
         packet = self.packet
@@ -314,230 +434,40 @@ class Balancer:
             packet.protocol,
         )
 
-    def knows(self, offset: int, length: int) -> bool:
+    def is_ours(self, ctx: Context) -> bool:
         """Whether a packet that can't be handled is of a flow, or would be of one that the kernel
-        carries, as far as it can be read."""
-        packet = self.packet
-        version = self.buffer[offset] >> 4
-        if not packet.parse_quoted(version, offset, offset + length):
+        translates, as far as it can be read."""
+        packet = ctx.packet
+        version = self.buffer[ctx.offset] >> 4
+        if not packet.parse_quoted(version, ctx.offset, ctx.offset + ctx.length):
             return False
         port = packet.ports & 0xFFFF
         pool = self.services.find(packet.dst_high, packet.dst_low, packet.protocol, port, False)
         return bool(self.find()) or (pool is not None and pool.offloaded)
 
-    def open(self, hook: int, info: int, ticks: int) -> int:
-        """A flow for the parsed packet; 0 if there is to be none, and `refusal` is the verdict."""
-        packet = self.packet
-        port = packet.ports & 0xFFFF
-        wire = hook == WIRE
-        late = hook not in (PREROUTING, OUTPUT, WIRE)
-        pool = self.services.find(packet.dst_high, packet.dst_low, packet.protocol, port, wire)
-        if pool is None or (wire and not pool.raw) or (late and not pool.offloaded):
-            self.refusal = self.counters.pass_on()
-            return 0
-        if pool.settling:
-            self.refusal = self.counters.drop(INVALID)
-            return 0
-        # Its frame opens the flow, which may be handled after this.
-        if pool.raw and hook == PREROUTING:
-            self.refusal = self.counters.drop(COPY)
-            return 0
-        if info & TRUNCATED and not pool.offloaded:
-            self.refusal = self.counters.drop(TRUNCATED_REASON)
-            return 0
-        if wire:
-            if not packet.is_from_afar():
-                self.refusal = self.counters.drop(MARTIAN)
-                return 0
-            if packet.hops_left() <= 1:
-                return self.expire(packet.dst_high, packet.dst_low, ticks)
+    def refuse(self, ctx: Context, reason: int) -> int:
+        """Drop the packet, and answer it with a RST or ICMP port unreachable if it is one that is
+        answered."""
+        self.answers.refuse(ctx.ticks)
+        return self.counters.drop(reason)
 
-        # 4. Mid-stream: join it where the same backend is certain to be chosen again.
-        if packet.protocol == TCP and (packet.flags != SYN or self.ended):
-            key = (packet.src_high, packet.src_low, packet.dst_high, packet.dst_low, packet.ports)
-            if packet.flags == SYN:
-                self.ended.forget(key)
-            elif packet.flags & SYN or not pool.adopts or self.ended.holds(key, ticks):
-                return self.refuse(NO_FLOW, ticks)
+    def drop_ttl_exceeded(self, ctx: Context, high: int, low: int) -> int:
+        """Drop the packet, and report that from this address (two words)."""
+        self.answers.report_ttl_exceeded(high, low, ctx.ticks)
+        return self.counters.drop(TTL_EXCEEDED)
 
-        # 3. Schedule.
-        new_flow = NewFlow(
-            packet.protocol,
-            packet.version,
-            packet.number(packet.src_high, packet.src_low),
-            packet.ports >> 16,
-            packet.number(packet.dst_high, packet.dst_low),
-            port,
-        )
-        joined = packet.protocol == TCP and packet.flags != SYN
-        member = pool.expected(new_flow) if joined else pool.pick(new_flow, ticks)
-        # 5. No usable backend.
-        if member is None:
-            return self.refuse(POOL_FULL if pool.usable else NO_BACKEND, ticks)
-        flow = self.lifecycle.open(
-            pool,
-            self.members.by_id[member.index],
-            packet.src_high,
-            packet.src_low,
-            packet.dst_high,
-            packet.dst_low,
-            packet.ports,
-            PREROUTING if late else hook,
-            NEW if packet.protocol == TCP else UDP_ONE_WAY,
-            ticks,
-        )
-        if flow < 0:
-            self.refusal = self.counters.drop(-flow)
-            return 0
-        return flow
-
-    def refuse(self, reason: int, ticks: int) -> int:
-        """Drop the parsed packet, and answer it with a RST or ICMP port unreachable if it is
-        one that is answered."""
-        self.refusal = self.counters.drop(reason)
-        self.answers.refuse(ticks)
-        return 0
-
-    def track(self, flow: int, reply: int, ticks: int) -> None:
-        """Take the parsed packet into account: state, timeout, expected sequence numbers."""
-        packet = self.packet
-        flows = self.flows
-        record = flows.at(flow)
-        state = record.state
-        flags = packet.flags
-        if flags & RST:
-            if not reply and self.resets_another(flow, state):
-                return
-            event = EVENT_RST
-        elif flags & SYN:
-            event = EVENT_SYN_ACK if flags & ACK else EVENT_SYN
-        elif flags & FIN:
-            event = EVENT_FIN
-        else:
-            event = EVENT_ACK
-        following = NEXT_STATE[(state * 2 + reply) * EVENTS + event]
-        if flags & ACK:
-            direction_of(record, reply).expected = packet.acknowledgement
-        if following == state:
-            flows.touch(flow, ticks)
-            return
-        self.lifecycle.enter(flow, following, ticks)
-        if following == SYN_RETRIED:
-            self.counters.add(record.member_id, SYN_RETRIES)
-        elif following == CLOSED and reply:
-            refused = state in (SYN_SENT, SYN_RETRIED)
-            self.counters.add(record.member_id, REFUSED if refused else RESETS)
-
-    def resets_another(self, flow: int, state: int) -> bool:
-        """Whether the client's parsed RST is of the connection that it had by the same port before.
-
-        A late packet of that one, met by the client's new SYN, makes it send such a RST, and then
-        the SYN again: if the flow were closed, that would open it at another backend, and cut the
-        client off from the one whose SYN-ACK is under way. What nobody has answered needs no RST,
-        and the sequence numbers of a new connection begin beyond those of the old one.
-        """
-        if state in (SYN_SENT, SYN_RETRIED):
-            return True
-        expected = self.flows.at(flow).backend_expects
-        return state == SYN_RECEIVED and (self.packet.sequence - expected) & MASK32 >= 1 << 31
-
-    def limit_segments(self, flow: int, info: int) -> None:
-        """Lower the segment size that the parsed SYN asks for to what its service allows."""
-        limit = self.members.by_id[self.flows.at(flow).member_id].pool.service.mss
+    def clamp_mss(self, ctx: Context) -> None:
+        """Lower the segment size that a SYN asks for to what its service allows."""
+        limit = self.members.by_id[self.flows.at(ctx.flow).member_id].pool.service.mss
         if limit is not None:
-            lower(self.packet, limit, not info & NOT_READY)
+            lower(ctx.packet, limit, not ctx.info & NOT_READY)
 
-    def count(self, flow: int, reply: int, length: int) -> None:
+    def count(self, ctx: Context) -> None:
         """Count a translated packet."""
-        record = self.flows.at(flow)
+        record = self.flows.at(ctx.flow)
         counters = self.counters
-        at = record.member_id * COUNTERS + 2 * reply
+        at = record.member_id * COUNTERS + 2 * ctx.reply
         counters.members[at] += 1
-        counters.members[at + 1] += length
-        direction_of(record, reply).bytes += length
-        counters.reasons[reply] += 1
-
-    def answered(self, flow: int, reply: int) -> bool:
-        """Count a datagram of a flow that expects a number of responses; True if it was the
-        last one."""
-        record = self.flows.at(flow)
-        if not record.flags & COUNTED:
-            return False
-        responses = direction_of(record, 1)
-        awaited = responses.awaited
-        if not reply:
-            awaited = min(awaited + record.responses, MASK32)
-        elif awaited:
-            awaited -= 1
-        responses.awaited = awaited
-        return not awaited
-
-    def route(self, flow: int, reply: int, length: int, ticks: int) -> bool:
-        """Find the parsed packet's next hop, for `hops.goes`; False if it can't be sent there, and
-        `refusal` is the verdict."""
-        packet = self.packet
-        record = self.flows.at(flow)
-        hops = self.hops
-        if reply:
-            hop = hops.back(flow, record.client_high, record.client_low)
-            if not hop:
-                self.refusal = self.counters.drop(NO_NEXT_HOP)
-                return False
-        else:
-            hops.came_from(flow, record.client_high, record.client_low)
-            hop = hops.members[record.member_id]
-        if packet.hops_left() <= 1:
-            self.expire(record.vip_high, record.vip_low, ticks)
-            return False
-        # Of a super-packet, its segments are what leaves.
-        if hops.gso_size:
-            length = packet.payload - packet.ip + hops.gso_size
-        mtu = hops.mtu[hop >> SLOT_SHIFT & SLOT_MASK]
-        hops.goes = hop
-        if length <= mtu or not mtu:
-            return True
-        if packet.may_be_fragmented():
-            if not hops.gso_size:
-                return True  # whoever sends it cuts it
-            if packet.protocol == TCP:
-                hops.gso_size -= length - mtu
-                return True
-        self.refusal = self.counters.drop(TOO_BIG)
-        self.answers.limit(record.vip_high, record.vip_low, mtu, ticks)
-        return False
-
-    def expire(self, high: int, low: int, ticks: int) -> int:
-        """Drop the parsed packet, whose hops are used up, and say so from this address."""
-        self.refusal = self.counters.drop(TTL_EXCEEDED)
-        self.answers.expire(high, low, ticks)
-        return 0
-
-    def handle_fragment(self, length: int, ticks: int) -> int:
-        """Decide on the parsed fragment, which is not its packet's first: it goes where that one
-        went."""
-        packet = self.packet
-        flows = self.flows
-        ref = self.fragments.find(packet, ticks)
-        flow = ref >> 1
-        reply = ref & 1
-        record = flows.at(flow)
-        direction = direction_of(record, reply)
-        # The flow may have ended, and its record be another's.
-        if (
-            not ref
-            or record.protocol != packet.protocol
-            or direction.src_high != packet.src_high
-            or direction.src_low != packet.src_low
-            or direction.dst_high != packet.dst_high
-            or direction.dst_low != packet.dst_low
-        ):
-            return self.counters.drop(FRAGMENT)
-        if packet.hops_left() <= 1:  # no error about it (RFC 1122 section 3.2.2)
-            return self.counters.drop(TTL_EXCEEDED)
-        if not self.route(flow, reply, length, ticks):
-            return self.refusal
-        flows.touch(flow, ticks)
-        translate_addresses(packet, flows, flow, reply)
-        packet.use_hop()
-        self.count(flow, reply, length)
-        return REWRITTEN
+        counters.members[at + 1] += ctx.length
+        direction_of(record, ctx.reply).bytes += ctx.length
+        counters.reasons[ctx.reply] += 1

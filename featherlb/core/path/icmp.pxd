@@ -4,7 +4,9 @@ from featherlb.core.path.outbox cimport Answers
 from featherlb.net.checksum cimport negate, sum_bytes, update
 from featherlb.core.flows.counters cimport Counters
 from featherlb.core.flows.next_hops cimport Hops
-from featherlb.core.flows.record cimport FULL, OFFLOADED, WIRED, Record
+from featherlb.core.flows.record cimport FULL, Record
+from featherlb.core.path.context cimport Context
+from featherlb.core.path.hooks cimport DROP, REWRITE, for_error
 from featherlb.core.flows.table cimport FlowTable
 from featherlb.net.packet cimport ICMP, ICMPV6, MASK16, OK, TCP, Packet
 from featherlb.core.path.services cimport Services
@@ -15,7 +17,7 @@ cdef int ICMP_ERROR, TRUNCATED, BAD_CHECKSUM, ECHO, COPY, TTL_EXCEEDED, NO_NEXT_
 
 
 cdef class IcmpHandler:
-    cdef Packet _packet, _quoted
+    cdef Packet _quoted
     cdef FlowTable _flows
     cdef Hops _hops
     cdef Services _services
@@ -24,16 +26,16 @@ cdef class IcmpHandler:
 
     cdef object attach(self, buffer)
     @cython.locals(
-        packet=Packet, flows=FlowTable, counters=Counters, ref=cython.Py_ssize_t,
-        flow=cython.Py_ssize_t, record="Record *", reply=cython.Py_ssize_t, late=cython.bint,
-        own=cython.bint, wire=cython.bint, reason=cython.int)
-    cdef int handle(self, int hook, int info) except -1
+        packet=Packet, counters=Counters, ref=cython.Py_ssize_t, flow=cython.Py_ssize_t,
+        record="Record *", reply=cython.Py_ssize_t, action=cython.int, own=cython.bint,
+        reason=cython.int)
+    cdef int handle(self, Context ctx) except -1
     @cython.locals(packet=Packet, reason=cython.int)
-    cdef int handle_echo(self, int hook, int info) except -1
-    cdef int damage(self, int info) noexcept
+    cdef int handle_echo(self, Context ctx) except -1
+    cdef int damage(self, Context ctx) noexcept
     # -1 is OK.
-    @cython.locals(hops=Hops, record="Record *")
-    cdef int route(self, Py_ssize_t flow, Py_ssize_t reply) except -2
+    @cython.locals(hops=Hops, record="Record *", hop=cython.ulonglong)
+    cdef int route(self, Context ctx) except -2
 
 cpdef bint is_icmp(Packet packet) noexcept
 @cython.locals(kind=cython.int)

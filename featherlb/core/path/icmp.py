@@ -1,6 +1,6 @@
 """ICMP: errors are translated with the flow whose packet they quote, echo requests answered.
 
-It is stage 7 of docs/packet-path.md. An error: somebody on the way (a router, an end, the
+An error: somebody on the way (a router, an end, the
 balancer's own kernel) could not forward or deliver a packet, and says so to its sender, quoting it.
 What is quoted was translated before, so that the sender would not recognise it; here that is
 undone. The quoted packet travelled in the other direction: an error towards the client quotes a
@@ -16,6 +16,7 @@ import cython
 from featherlb.core.flows.counters import Counters
 from featherlb.core.flows.next_hops import Hops
 from featherlb.core.flows.table import FlowTable
+from featherlb.core.path.context import Context
 from featherlb.core.path.outbox import Answers
 from featherlb.core.path.services import Services
 from featherlb.model import Hook, PacketInfo, Verdict
@@ -23,7 +24,8 @@ from featherlb.model.reason import Reason
 from featherlb.net.packet import Packet
 
 if not cython.compiled:
-    from featherlb.core.flows.record import FULL, OFFLOADED, WIRED
+    from featherlb.core.flows.record import FULL
+    from featherlb.core.path.hooks import DROP, REWRITE, for_error
     from featherlb.net.checksum import negate, sum_bytes, update
     from featherlb.net.packet import ICMP, ICMPV6, MASK16, OK, TCP
 
@@ -56,15 +58,12 @@ class IcmpHandler:
 
     def __init__(
         self,
-        packet: Packet,
         flows: FlowTable,
         hops: Hops,
         services: Services,
         counters: Counters,
         answers: Answers,
     ) -> None:
-        """`packet` is the one that is parsed before `handle` is called."""
-        self._packet = packet
         self._quoted = Packet()
         self._flows = flows
         self._hops = hops
@@ -76,79 +75,73 @@ class IcmpHandler:
         """Packets stand in this buffer from now on."""
         self._quoted.attach(buffer)
 
-    def handle(self, hook: int, info: int) -> int:
-        """Decide on the parsed ICMP message, as `Balancer.handle_packet` does."""
-        packet = self._packet
-        flows = self._flows
+    def handle(self, ctx: Context) -> int:
+        """The stage that decides on an ICMP message."""
+        packet = ctx.packet
         counters = self._counters
         if not is_error(packet):
-            return self.handle_echo(hook, info)
-        ref = find_quoted(packet, self._quoted, flows)
-        flow = ref >> 1
-        record = flows.at(flow)
-        if record.flags & OFFLOADED:
-            return counters.pass_on()
-        reply = ref & 1
-        late = reply and not record.flags & FULL
-        wire = hook == WIRE
+            return self.handle_echo(ctx)
+        ref = find_quoted(packet, self._quoted, self._flows)
         if not ref:
             return counters.pass_on()
-        if record.flags & WIRED:
-            if not wire:
-                # One of this host's own is ours: the kernel has not seen the flow.
-                return counters.pass_on() if hook == OUTPUT else counters.drop(COPY)
-        # Errors of this host's own are rewritten in OUTPUT, in either direction and mode.
-        elif wire or (hook != OUTPUT and (hook == PREROUTING) == late):
-            return counters.pass_on()
-        reason = self.damage(info)
-        if reason == OK and wire:
-            reason = self.route(flow, reply)
+        flow = ctx.flow = ref >> 1
+        reply = ctx.reply = ref & 1
+        record = self._flows.at(flow)
+        action = for_error(record.flags, reply, ctx.hook)
+        if action != REWRITE:
+            return counters.drop(COPY) if action == DROP else counters.pass_on()
+        reason = self.damage(ctx)
+        if reason == OK and ctx.hook == WIRE:
+            reason = self.route(ctx)
         if reason != OK:
             return counters.drop(reason)
-        own = hook == OUTPUT and not (
+        own = ctx.hook == OUTPUT and not (
             packet.src_low == record.backend_low and packet.src_high == record.backend_high
         )
-        if wire:
-            packet.use_hop()
-        translate_error(packet, self._quoted, flows, flow, reply, own)
+        translate_error(packet, self._quoted, self._flows, flow, reply, own)
         counters.reasons[ICMP_ERROR] += 1
         return REWRITTEN
 
-    def handle_echo(self, hook: int, info: int) -> int:
+    def handle_echo(self, ctx: Context) -> int:
         """Answer an echo request to a VIP; other messages are not ours. They only get here where
         the VIP is not an address of this host: else its kernel answers."""
-        packet = self._packet
+        packet = ctx.packet
         if (
-            hook != PREROUTING
+            ctx.hook != PREROUTING
             or not is_echo_request(packet)
             or (packet.dst_high, packet.dst_low) not in self._services.addresses
         ):
             return self._counters.pass_on()
-        reason = self.damage(info)
+        reason = self.damage(ctx)
         if reason != OK:
             return self._counters.drop(reason)
         self._answers.echo()
         return self._counters.drop(ECHO)
 
-    def damage(self, info: int) -> int:
-        """Why the parsed message can't be used, or OK."""
-        if info & CUT:
+    def damage(self, ctx: Context) -> int:
+        """Why the message can't be used, or OK."""
+        if ctx.info & CUT:
             return TRUNCATED
-        if not info & NOT_READY and not is_intact(self._packet):
+        if not ctx.info & NOT_READY and not is_intact(ctx.packet):
             return BAD_CHECKSUM
         return OK
 
-    def route(self, flow: int, reply: int) -> int:
-        """Find the next hop of the parsed error about a packet of the flow, for `hops.goes`: OK, or
-        why it can't be sent. About an error there is no other (RFC 1122 section 3.2.2)."""
+    def route(self, ctx: Context) -> int:
+        """Find the next hop of an error about a packet of the flow, for `hops.goes`, and take one
+        from its TTL: OK, or why it can't be sent. About an error there is no other (RFC 1122
+        section 3.2.2)."""
         hops = self._hops
-        if self._packet.hops_left() <= 1:
+        if ctx.packet.ttl() <= 1:
             return TTL_EXCEEDED
-        record = self._flows.at(flow)
-        if reply:
-            hops.goes = hops.back(flow, record.client_high, record.client_low)
-            return OK if hops.goes else NO_NEXT_HOP
-        hops.goes = hops.members[record.member_id]
+        record = self._flows.at(ctx.flow)
+        if ctx.reply:
+            hop = hops.back(ctx.flow, record.client_high, record.client_low)
+            if not hop:
+                return NO_NEXT_HOP
+        else:
+            hop = hops.members[record.member_id]
+        hops.goes = hop
+        ctx.packet.decrement_ttl()
         return OK
 
 

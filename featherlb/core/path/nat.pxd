@@ -8,7 +8,7 @@ from featherlb.net.packet cimport TCP, Packet
 cdef int NOT_READY, GSO, COMPLETED_LATER
 
 @cython.locals(record="Record *", delta=cython.ulonglong)
-cpdef void translate_addresses(
+cpdef void rewrite_addresses(
     Packet packet, FlowTable flows, Py_ssize_t flow, bint reply) noexcept
 
 @cython.locals(
@@ -17,4 +17,4 @@ cpdef void translate_addresses(
     src_high=cython.ulonglong, src_low=cython.ulonglong,
     dst_high=cython.ulonglong, dst_low=cython.ulonglong,
     src_port=cython.uint, dst_port=cython.uint)
-cpdef void translate(Packet packet, FlowTable flows, Py_ssize_t flow, bint reply, int info) noexcept
+cpdef void rewrite(Packet packet, FlowTable flows, Py_ssize_t flow, bint reply, int info) noexcept

@@ -32,7 +32,7 @@ GSO = 2
 COMPLETED_LATER = 512
 
 
-def translate_addresses(packet: Packet, flows: FlowTable, flow: int, reply: int) -> None:
+def rewrite_addresses(packet: Packet, flows: FlowTable, flow: int, reply: int) -> None:
     """Rewrite the parsed fragment of a packet of `flow`, which has no transport header."""
     record = flows.at(flow)
     delta = record.address_delta
@@ -47,7 +47,7 @@ def translate_addresses(packet: Packet, flows: FlowTable, flow: int, reply: int)
         packet.write16(packet.ip + 10, update(packet.read16(packet.ip + 10), delta))
 
 
-def translate(packet: Packet, flows: FlowTable, flow: int, reply: int, info: int) -> None:
+def rewrite(packet: Packet, flows: FlowTable, flow: int, reply: int, info: int) -> None:
     """Rewrite the parsed packet of `flow` in place; `reply` is 1 for backend to client.
 
     `info` are bits of `model.PacketInfo`.

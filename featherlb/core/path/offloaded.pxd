@@ -1,5 +1,6 @@
 # C types of offload.py, for the compiled build.
 cimport cython
+from featherlb.core.path.context cimport GO_ON, Context
 from featherlb.core.path.outbox cimport Answers
 from featherlb.core.flows.conntrack cimport AF_INET6, DESTINATION_NAT, SEEN_REPLY, Entry, Requests
 from featherlb.core.flows.counters cimport COUNTERS, REFUSED, SYN_RETRIES, SYN_TIMEOUTS, Counters
@@ -22,7 +23,6 @@ cdef class Offload:
     cdef public Py_ssize_t asked, created
     cdef list _resent
     cdef FlowTable _flows
-    cdef Packet _packet
     cdef Services _services
     cdef Members _members
     cdef Lifecycle _lifecycle
@@ -30,14 +30,15 @@ cdef class Offload:
     cdef Answers _answers
     cdef object _source_ports
 
-    # -1 is an answer.
-    @cython.locals(packet=Packet, flows=FlowTable, record="Record *", alive=cython.bint)
-    cdef int meet(self, Py_ssize_t flow, Py_ssize_t reply, int info, unsigned int ticks) except -2
+    @cython.locals(
+        packet=Packet, flows=FlowTable, flow=cython.Py_ssize_t, record="Record *",
+        alive=cython.bint)
+    cdef int meet(self, Context ctx) except -1
     @cython.locals(flows=FlowTable)
     cpdef bint is_open(self, Py_ssize_t flow) noexcept
-    cdef int begin(self, Py_ssize_t flow, int info) except -1
+    cdef int hand_over(self, Context ctx) except -1
     @cython.locals(packet=Packet)
-    cdef int carry(self, Py_ssize_t flow, int info) except -1
+    cdef int carry(self, Context ctx) except -1
     cpdef list take_resent(self)
     cpdef object fail(self, Py_ssize_t flow)
     cpdef object disown(self, Py_ssize_t flow)

@@ -16,19 +16,20 @@ from featherlb.core.flows.members import Members
 from featherlb.core.flows.snat_ports import PortAllocator
 from featherlb.core.flows.table import FlowTable
 from featherlb.core.flows.tcp_state import State
+from featherlb.core.path.context import Context
 from featherlb.core.path.outbox import Answers
 from featherlb.core.path.services import Services
 from featherlb.model import Endpoint, PacketInfo, Verdict
 from featherlb.model.reason import Reason
 from featherlb.model.shard import Shard
 from featherlb.net.addresses import address_of
-from featherlb.net.packet import Packet
 
 if not cython.compiled:
     from featherlb.core.flows.conntrack import AF_INET6, DESTINATION_NAT, SEEN_REPLY
     from featherlb.core.flows.counters import COUNTERS, REFUSED, SYN_RETRIES, SYN_TIMEOUTS
     from featherlb.core.flows.lifecycle import IS_REUSABLE
     from featherlb.core.flows.record import ABANDONED, FULL, IPV6, OFFLOADED, direction_of
+    from featherlb.core.path.context import GO_ON
     from featherlb.net.packet import MASK32, SYN, TCP, UDP
 
 YOUNG = 20
@@ -82,7 +83,6 @@ class Offload:
     def __init__(
         self,
         flows: FlowTable,
-        packet: Packet,
         services: Services,
         members: Members,
         lifecycle: Lifecycle,
@@ -91,7 +91,6 @@ class Offload:
         source_ports: PortAllocator,
         requests: Requests,
     ) -> None:
-        """`packet` is the one that is parsed before `meet` or `begin` is called."""
         self.requests = requests
         self.answer = Entry()
         self.event = Entry()
@@ -99,7 +98,6 @@ class Offload:
         self.created = 0
         self._resent: list[tuple[int, bytes]] = []
         self._flows = flows
-        self._packet = packet
         self._services = services
         self._members = members
         self._lifecycle = lifecycle
@@ -109,22 +107,23 @@ class Offload:
 
     # For the packet path
 
-    def meet(self, flow: int, reply: int, info: int, ticks: int) -> int:
-        """Decide on the parsed packet of a flow that conntrack carries; -1 if it opens another.
+    def meet(self, ctx: Context) -> int:
+        """Decide on a packet of a flow that conntrack translates; GO_ON if it opens another.
 
         That it gets here says that it may open the connection anew, or that conntrack doesn't take
         it for a part of it.
         """
-        packet = self._packet
+        packet = ctx.packet
         flows = self._flows
+        flow = ctx.flow
         record = flows.at(flow)
         alive = flows.is_offloaded(flow)
-        if reply or packet.flags > SYN:
+        if ctx.reply or packet.flags > SYN:
             if alive:
                 return self._counters.drop(INVALID)
-            self._answers.refuse(ticks)
+            self._answers.refuse(ctx.ticks)
             return self._counters.drop(NO_FLOW)
-        if self._members.by_id[record.member_id].pool.settling:
+        if self._members.by_id[record.member_id].pool.awaiting_rules:
             return self._counters.drop(INVALID)
         if self.asked != flow and self.is_open(flow):
             self.asked = flow
@@ -132,11 +131,12 @@ class Offload:
         self.asked = 0
         if not alive or self._lifecycle.reopens(flow):
             self._lifecycle.close(flow)
-            return -1
+            ctx.flow = 0
+            return GO_ON
         if record.state == SYN_SENT:
-            self.enter(flow, SYN_RETRIED, ticks)
+            self.enter(flow, SYN_RETRIED, ctx.ticks)
             self._counters.add(record.member_id, SYN_RETRIES)
-        return self.carry(flow, info)
+        return self.carry(ctx)
 
     def is_open(self, flow: int) -> bool:
         """Whether conntrack carries the flow, and it wasn't closing when conntrack was asked last.
@@ -144,27 +144,27 @@ class Offload:
         flows = self._flows
         return flows.is_offloaded(flow) and flows.at(flow).queue != self._lifecycle.closed_queue
 
-    def begin(self, flow: int, info: int) -> int:
-        """Have conntrack carry a new flow; the verdict on the parsed packet, which opens it."""
-        self.requests.create(self._flows, flow)
-        self.created = flow
-        return self.carry(flow, info)
+    def hand_over(self, ctx: Context) -> int:
+        """Have conntrack translate a new flow; the verdict on the packet that opens it."""
+        self.requests.create(self._flows, ctx.flow)
+        self.created = ctx.flow
+        return self.carry(ctx)
 
-    def carry(self, flow: int, info: int) -> int:
-        """Let conntrack have the parsed packet. A SYN has not met it yet; others have, as a packet
+    def carry(self, ctx: Context) -> int:
+        """Let conntrack have the packet. A SYN has not met it yet; others have, as a packet
         of another connection, so a copy has to begin from the start. Of one that was cut there is
         none; but conntrack knows the flow, and its next packet goes on."""
-        packet = self._packet
-        if info & CUT:
+        packet = ctx.packet
+        if ctx.info & CUT:
             return self._counters.drop(TRUNCATED)
         self._counters.reasons[FORWARD] += 1
         if packet.protocol == TCP and packet.flags == SYN:
             return CARRY
-        if info & GSO:
+        if ctx.info & GSO:
             return DROP  # where it is to be cut, nobody says: TCP sends it again
-        if info & NOT_READY:
+        if ctx.info & NOT_READY:
             packet.complete_checksum()
-        self._resent.append((flow, packet.quote(packet.end - packet.ip)))
+        self._resent.append((ctx.flow, packet.quote(packet.end - packet.ip)))
         return DROP
 
     # For what sends packets, and for conntrack's driver

@@ -1,4 +1,4 @@
-# C types of answers.py, for the compiled build.
+# C types of outbox.py, for the compiled build.
 from featherlb.net.packet cimport RST, UDP, Packet
 
 cdef int MAX_WAITING, MAX_ICMP_ERRORS
@@ -13,9 +13,9 @@ cdef class Answers:
     cpdef object add(self, bytes packet)
     cdef object refuse(self, unsigned int ticks)
     cdef object echo(self)
-    cdef object expire(self, unsigned long long high, unsigned long long low, unsigned int ticks)
-    cdef object limit(
+    cdef object report_ttl_exceeded(self, unsigned long long high, unsigned long long low, unsigned int ticks)
+    cdef object report_too_big(
         self, unsigned long long high, unsigned long long low, unsigned int mtu,
         unsigned int ticks)
     cdef bint may_answer(self) noexcept
-    cdef bint may_complain(self, unsigned int ticks) noexcept
+    cdef bint may_send_error(self, unsigned int ticks) noexcept

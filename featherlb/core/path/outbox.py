@@ -41,7 +41,7 @@ class Answers:
         """Refuse it with a RST or ICMP port unreachable, if it is one that is answered."""
         packet = self._packet
         if packet.protocol == UDP:
-            if self.may_complain(ticks):
+            if self.may_send_error(ticks):
                 self._waiting.append(port_unreachable(packet))
         elif not packet.flags & RST and self.may_answer():
             self._waiting.append(tcp_reset(packet))
@@ -51,22 +51,22 @@ class Answers:
         if self.may_answer():
             self._waiting.append(echo_reply(self._packet))
 
-    def expire(self, high: int, low: int, ticks: int) -> None:
-        """Say that its hops are used up, from this address (two words)."""
-        if self.may_complain(ticks):
+    def report_ttl_exceeded(self, high: int, low: int, ticks: int) -> None:
+        """Report that its TTL has run out, from this address (two words)."""
+        if self.may_send_error(ticks):
             self._waiting.append(time_exceeded(self._packet, (high, low)))
 
-    def limit(self, high: int, low: int, mtu: int, ticks: int) -> None:
-        """Say that no more than `mtu` bytes would have fitted, from this address (two words)."""
-        if self.may_complain(ticks):
+    def report_too_big(self, high: int, low: int, mtu: int, ticks: int) -> None:
+        """Report that it is longer than `mtu` bytes, from this address (two words)."""
+        if self.may_send_error(ticks):
             self._waiting.append(too_big(self._packet, (high, low), mtu))
 
     def may_answer(self) -> bool:
         """Whether there is room for an answer, and somebody to get it."""
         return len(self._waiting) < MAX_WAITING and self._packet.has_sender()
 
-    def may_complain(self, ticks: int) -> bool:
-        """Whether an ICMP error may be made now."""
+    def may_send_error(self, ticks: int) -> bool:
+        """Whether an ICMP error may be sent now."""
         if self._ticks != ticks:
             self._ticks, self._errors = ticks, 0
         if self._errors >= MAX_ICMP_ERRORS or not self.may_answer():

@@ -58,7 +58,7 @@ class Services:
                 pool = Pool(service, seed=self._seed, key=self._hash_key)
             before = pool.service.datapath
             changes = service.datapath is not before
-            pool.settling = (
+            pool.awaiting_rules = (
                 changes
                 and not settled
                 and (before.kernel_forwards or service.datapath.kernel_forwards)

@@ -40,7 +40,7 @@ class Tier:
         steady = [one for one in others if not self._ramps(one, ticks)]
         if steady:
             return self.scheduler.overflow(flow, steady)
-        # Whoever ramps up is better than nobody.
+        # A member that ramps up is better than none.
         if member.has_room:
             return member
         return self.scheduler.overflow(flow, others) if others else None
@@ -67,18 +67,18 @@ class Tier:
 class Pool:
     """A running service. Changed by `update` only.
 
-    Attributes, for each new flow asks for them: `full`, the NAT mode; `raw`, packets from the
-    network come as frames; `offloaded`, the kernel's conntrack carries its flows; `adopts`, a
-    connection that is already under way can be joined, for the scheduler would have put it on the
-    same backend, and nothing but the backend had to be chosen; `settling`, the host's rules are
-    not yet those of its datapath, and it opens no flow.
+    Each new flow reads these attributes: `full` is the NAT mode; `raw`: packets from the network
+    come as frames; `offloaded`: conntrack translates its flows; `joins`: a connection that is
+    already established can be joined mid-stream, since the scheduler would choose the same backend
+    again and nothing else has to be known; `awaiting_rules`: the rules of its datapath are not
+    applied on this host yet, so it opens no flow.
     """
 
     def __init__(self, service: Service, *, seed: int, key: bytes) -> None:
         """`seed` and `key` are for the schedulers. The pool is empty until `update`."""
         self._take(service)
         self.members: dict[Endpoint, Member] = {}
-        self.settling = False
+        self.awaiting_rules = False
         self._seed = seed
         self._key = key
         self._factory = factory_of(service.scheduler)
@@ -140,7 +140,7 @@ class Pool:
         usable = (tier for tier in tiers.values() if tier.usable)
         self._serving = next(usable, tiers[Role.PRIMARY])
         self._takers = frozenset(self._serving.usable)
-        self.adopts = (
+        self.joins = (
             self._serving.scheduler.consistent and not self.full and self.persistence is None
         )
 
@@ -163,8 +163,8 @@ class Pool:
                 return member
         return None
 
-    def expected(self, flow: NewFlow) -> Member | None:
-        """The member that has a connection which is under way already, if the pool adopts."""
+    def consistent_choice(self, flow: NewFlow) -> Member | None:
+        """The member that has this established connection, in a pool that `joins`."""
         return self._serving.scheduler.pick(flow)
 
 

@@ -84,7 +84,7 @@ def test_the_scheduler_is_replaced_only_when_its_name_changes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scheduler", "nat", "adopts"),
+    ("scheduler", "nat", "joins"),
     [
         ("round-robin", "dnat", False),
         ("least-connections", "dnat", False),
@@ -95,10 +95,10 @@ def test_the_scheduler_is_replaced_only_when_its_name_changes() -> None:
     ],
 )
 def test_connections_are_joined_where_nothing_but_the_backend_was_chosen(
-    scheduler: str, nat: str, adopts: bool
+    scheduler: str, nat: str, joins: bool
 ) -> None:
     pool = make_pool(service(scheduler=scheduler, nat=nat))
-    assert pool.adopts is adopts
+    assert pool.joins is joins
     assert pool.full is (nat == "full")
 
 
@@ -241,7 +241,7 @@ def test_consistent_placement_knows_no_ramp(scheduler: str) -> None:
     ramping(pool, scheduler, ONE, TWO)
     first = [pool.pick(flow_of(number), 1000) for number in range(200)]
     assert first == [pool.pick(flow_of(number), 9999) for number in range(200)]
-    assert first == [pool.expected(flow_of(number)) for number in range(200)]
+    assert first == [pool.consistent_choice(flow_of(number)) for number in range(200)]
 
 
 @pytest.mark.parametrize("scheduler", ["source-hash", "five-tuple-hash", "maglev"])
@@ -263,4 +263,4 @@ def test_overflow_of_consistent_placement_moves_no_other_flow(scheduler: str) ->
     assert sum(moved.values()) == before.count(full)
     assert moved.keys() == {TWO, THREE, FOUR}
     # A connection that is under way is where it would have gone without the limit.
-    assert [pool.expected(flow) for flow in flows] == before
+    assert [pool.consistent_choice(flow) for flow in flows] == before

@@ -1,0 +1,115 @@
+"""Which hook rewrites which packet: one table, which docs/packet-path.md shows and explains.
+
+A packet may pass several netfilter hooks, and is rewritten at one of them. Which one depends on the
+datapath of its flow, on its direction, and on the NAT mode.
+"""
+
+from enum import IntEnum
+
+import cython
+
+from featherlb.core.pools.pool import Pool
+from featherlb.model import Hook
+
+if not cython.compiled:
+    from featherlb.core.flows.record import FULL, OFFLOADED, WIRED
+
+
+class Action(IntEnum):
+    """What is done with a packet at a hook."""
+
+    PASS = 0
+    """Let it pass: another hook rewrites it, or it is not ours."""
+    REWRITE = 1
+    OPEN = 2
+    """Open a flow."""
+    DROP = 3
+    """Drop it: it is the kernel's copy of a frame."""
+    ASK = 4
+    """Find out why it is here: the kernel translates its flow, but has not taken this packet."""
+
+
+class Row(IntEnum):
+    """Packets that are treated alike. `QUEUED` flows are met at netfilter hooks, `FRAMED` ones on
+    the wire, and the packets of `KERNEL` ones are translated by the kernel."""
+
+    # Of a flow.
+    QUEUED = 0
+    QUEUED_DNAT_REPLY = 1
+    FRAMED = 2
+    KERNEL = 3
+    # ICMP errors about a packet of a flow, in the same order; a reply is on its way to the client.
+    QUEUED_ERROR = 4
+    QUEUED_DNAT_REPLY_ERROR = 5
+    FRAMED_ERROR = 6
+    KERNEL_ERROR = 7
+    # Of no flow, to a VIP, by the service's datapath.
+    NEW_NFQUEUE = 8
+    NEW_RAW = 9
+    NEW_OFFLOAD = 10
+
+
+PASS, REWRITE, OPEN, DROP, ASK = map(int, Action)
+
+TABLE = {
+    # by hook:                   PREROUTING INPUT    FORWARD  OUTPUT   POSTROUTING WIRE
+    Row.QUEUED:                  (REWRITE,  PASS,    PASS,    REWRITE, PASS,       PASS),
+    Row.QUEUED_DNAT_REPLY:       (PASS,     REWRITE, REWRITE, PASS,    REWRITE,    PASS),
+    Row.FRAMED:                  (DROP,     DROP,    DROP,    DROP,    DROP,       REWRITE),
+    Row.KERNEL:                  (ASK,      ASK,     ASK,     ASK,     ASK,        PASS),
+    Row.QUEUED_ERROR:            (REWRITE,  PASS,    PASS,    REWRITE, PASS,       PASS),
+    Row.QUEUED_DNAT_REPLY_ERROR: (PASS,     REWRITE, REWRITE, REWRITE, REWRITE,    PASS),
+    Row.FRAMED_ERROR:            (DROP,     DROP,    DROP,    PASS,    DROP,       REWRITE),
+    Row.KERNEL_ERROR:            (PASS,     PASS,    PASS,    PASS,    PASS,       PASS),
+    Row.NEW_NFQUEUE:             (OPEN,     PASS,    PASS,    OPEN,    PASS,       PASS),
+    Row.NEW_RAW:                 (DROP,     PASS,    PASS,    OPEN,    PASS,       OPEN),
+    Row.NEW_OFFLOAD:             (OPEN,     OPEN,    OPEN,    OPEN,    OPEN,       PASS),
+}  # fmt: skip
+"""What is done with the packets of each row, an `Action` for each `Hook`."""
+
+# The same as flat bytes, for the compiled build.
+HOOKS = len(Hook)
+ACTIONS = memoryview(bytearray(action for row in Row for action in TABLE[row]))
+QUEUED = int(Row.QUEUED)
+QUEUED_DNAT_REPLY = int(Row.QUEUED_DNAT_REPLY)
+FRAMED = int(Row.FRAMED)
+KERNEL = int(Row.KERNEL)
+ERRORS = int(Row.QUEUED_ERROR)
+NEW_NFQUEUE = int(Row.NEW_NFQUEUE)
+NEW_RAW = int(Row.NEW_RAW)
+NEW_OFFLOAD = int(Row.NEW_OFFLOAD)
+PREROUTING = int(Hook.PREROUTING)
+OUTPUT = int(Hook.OUTPUT)
+WIRE = int(Hook.WIRE)
+
+
+def for_flow(flags: int, reply: int, hook: int) -> int:
+    """What is done at this hook with a packet of a flow with these `flags` of its record."""
+    return ACTIONS[row_of(flags, reply) * HOOKS + hook]
+
+
+def for_error(flags: int, reply: int, hook: int) -> int:
+    """The same with an ICMP error about a packet of the flow; `reply` is 1 if the error goes to the
+    client."""
+    return ACTIONS[(ERRORS + row_of(flags, reply)) * HOOKS + hook]
+
+
+def for_new(pool: Pool, hook: int) -> int:
+    """The same with a packet to a VIP of this pool that is of no flow."""
+    row = NEW_RAW if pool.raw else NEW_OFFLOAD if pool.offloaded else NEW_NFQUEUE
+    return ACTIONS[row * HOOKS + hook]
+
+
+def row_of(flags: int, reply: int) -> int:
+    """The row of a flow's packets of one direction."""
+    if flags & WIRED:
+        return FRAMED
+    if flags & OFFLOADED:
+        return KERNEL
+    return QUEUED_DNAT_REPLY if reply and not flags & FULL else QUEUED
+
+
+def is_behind_routing(hook: int) -> bool:
+    """Whether the kernel has taken its routing decision before this hook: there come the packets
+    from backends."""
+    return hook not in (PREROUTING, OUTPUT, WIRE)
