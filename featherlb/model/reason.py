@@ -8,7 +8,7 @@ from enum import IntEnum
 
 
 class Reason(IntEnum):
-    """What became of a packet. The name, in lower case with dashes, is shown to people."""
+    """The outcome of a packet. Users see the name in lower case with dashes."""
 
     # translated
     FORWARD = 0
@@ -48,16 +48,17 @@ class Reason(IntEnum):
     MARTIAN = 16
     """Opens a flow from an address that no packet on a wire can come from."""
     TTL_EXCEEDED = 17
-    """Its hops are used up (raw datapath); answered with ICMP time exceeded."""
+    """Its TTL has run out (raw datapath); answered with ICMP time exceeded."""
     TOO_BIG = 18
     """Too long for the next link, and not to be fragmented (raw datapath); answered by ICMP."""
     NO_NEXT_HOP = 19
-    """Nothing is known of the way back to the client (raw datapath)."""
+    """The next hop to the client is not known (raw datapath)."""
     POOL_FULL = 20
-    """Opens a flow, but all usable backends have as many as they may; answered like the one that
+    """Opens a flow, but all usable backends are at their limit; answered like the one that
     finds no backend."""
     INVALID = 21
-    """Conntrack doesn't take it for a part of the connection that it carries (offload datapath)."""
+    """Out of state: conntrack does not attribute it to the connection that it translates (offload
+    datapath)."""
     NO_ENTRY = 22
     """Conntrack refuses to track one more connection (offload datapath): its table is full."""
 

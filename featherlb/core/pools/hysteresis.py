@@ -1,10 +1,9 @@
-"""From the results of checks to a state that holds still. A state changes with enough results in a
-row that contradict it. The first result of all is believed at once. A backend that falls again
-soon after it rose needs twice as many good results the next time: one that flaps stays down for
-longer and longer.
+"""Health states that do not flap. A state changes after enough results in a row that contradict it;
+the very first result counts at once. A backend that falls again soon after it rose needs twice as
+many good results the next time, so a flapping backend stays down for longer and longer.
 
-And from the states of a pool to whether they are to be believed: where too few backends are well,
-sending them everything would take them down as well, and the checks may be what is broken.
+`panicking` decides whether a pool's states are plausible: if too few backends are healthy, sending
+them all traffic would take them down too, and the checks themselves may be broken.
 """
 
 from collections.abc import Sequence
@@ -69,14 +68,14 @@ class Hysteresis:
 def panicking(backends: Sequence[tuple[Role, bool]], threshold: int) -> Role | None:
     """The role whose backends' health is to be ignored, if there is one.
 
-    `backends` are those with a weight, each with whether it is well. It is the role that would
-    serve now, if less than `threshold` per cent of its backends are well. So where no primary
-    backend is, backups that are well serve, without panic.
+    `backends` are the ones with a weight, each with whether it is healthy. The result is the role
+    that would serve now, if less than `threshold` per cent of its backends are healthy. So if no
+    primary backend is healthy, healthy backups serve without panic.
     """
     roles = sorted({role for role, _ in backends}, key=list(Role).index)
     usable = [role for role in roles if (role, True) in backends]
     for role in (usable or roles)[:1]:
-        states = [well for other, well in backends if other is role]
+        states = [healthy for other, healthy in backends if other is role]
         if 100 * states.count(True) < threshold * len(states):
             return role
     return None

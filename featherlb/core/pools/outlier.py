@@ -1,8 +1,8 @@
-"""Which backend fails its clients, told by their connections. Each look at a backend gives two
-counts since it joined: connections opened to it, and those that it refused or left without an
-answer. Enough failures since some moment of the window, which also are a large enough share
-since then, are a reason to eject the backend. Each ejection is twice as long as the last one,
-unless the backend did well for that long in between.
+"""Which backend fails its clients, judged by their connections. Each sample of a backend has two
+counts since it joined: connections opened to it, and connections that it refused or left
+unanswered. A backend is ejected if, since some sample in the window, it has failed often enough
+and in a large enough share of its connections. Each ejection is twice as long as the last one,
+unless the backend did not fail for that long in between.
 """
 
 from collections import deque
@@ -19,27 +19,27 @@ class Outlier:
         self.until = 0.0
         """When an ejection ends by itself."""
         self.ejections = 0
-        self._looks: deque[tuple[float, int, int]] = deque()
+        self._samples: deque[tuple[float, int, int]] = deque()
         self._lasted = 0.0
 
     def take(self, now: float, opened: int, failed: int) -> None:
         """Take in the counts of this moment."""
-        looks = self._looks
-        if looks and opened < looks[-1][1]:
+        samples = self._samples
+        if samples and opened < samples[-1][1]:
             # Another worker counts from 0.
-            looks.clear()
-        looks.append((now, opened, failed))
-        while len(looks) > 1 and looks[1][0] <= now - self.rules.window:
-            looks.popleft()
+            samples.clear()
+        samples.append((now, opened, failed))
+        while len(samples) > 1 and samples[1][0] <= now - self.rules.window:
+            samples.popleft()
 
     def failing(self) -> tuple[int, int] | None:
-        """Connections opened and failed since some moment of the window, if that is reason
-        enough to eject it. Of all such moments it is the last one, so that a backend is not
-        excused by how well it was before."""
-        if not self._looks:
+        """Connections opened and failed since some sample in the window, if that is reason
+        enough to eject it. The last such sample counts, so that earlier successes do not excuse a
+        backend."""
+        if not self._samples:
             return None
-        _, opened_now, failed_now = self._looks[-1]
-        for _, opened_then, failed_then in reversed(self._looks):
+        _, opened_now, failed_now = self._samples[-1]
+        for _, opened_then, failed_then in reversed(self._samples):
             opened, failed = opened_now - opened_then, failed_now - failed_then
             if failed >= self.rules.failures and 100 * failed >= self.rules.share * opened:
                 return opened, failed
@@ -47,7 +47,7 @@ class Outlier:
 
     def eject(self, now: float) -> float:
         """Take it out of use; for how long."""
-        # Until its failures are enough for another ejection, a window may pass.
+        # It may take a window until its failures are enough for another ejection.
         again = self.ejections and now - self.until <= self._lasted + self.rules.window
         lasts = 2 * self._lasted if again else self.rules.ejection
         self._lasted = min(lasts, max(self.rules.ejection, self.rules.longest_ejection))
@@ -57,7 +57,7 @@ class Outlier:
         return self._lasted
 
     def readmit(self, now: float) -> None:
-        """Use it again; what it did before is forgiven."""
+        """Use it again; earlier failures no longer count."""
         self.ejected = False
         self.until = now
-        self._looks.clear()
+        self._samples.clear()

@@ -1,7 +1,6 @@
-"""Which backend a client's last flow went to. One table per service, looked at only when a flow
-opens. Clients are told apart by the first bits of their address. Entries stand in the order of
-their last use, which is also the order in which they expire, since all have the same timeout; so
-old ones are found at the front.
+"""Which backend a client's last flow went to. One table per service, read only when a flow opens.
+The first bits of an address identify the client. Entries are in the order of their last use, which
+is also the order in which they expire, since all have the same timeout; so the oldest are in front.
 """
 
 from collections import OrderedDict
@@ -11,7 +10,7 @@ from featherlb.model import Persistence
 from featherlb.model.ticks import TICKS_PER_SECOND
 
 MAX_CLIENTS = 65536
-"""Entries per service; beyond them the one that was used longest ago is forgotten."""
+"""Entries per service; beyond that, the least recently used one is forgotten."""
 
 
 class PersistenceTable:
@@ -36,7 +35,7 @@ class PersistenceTable:
         client = self._client(flow)
         entries[client] = member, ticks
         entries.move_to_end(client)
-        # One comes, so two that expired may go.
+        # For one entry added, up to two expired ones are removed.
         for _ in range(2):
             _, last = next(iter(entries.values()))
             if ticks - last >= self._timeout or len(entries) > MAX_CLIENTS:

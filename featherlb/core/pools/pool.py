@@ -4,8 +4,8 @@ changes around them.
 
 Members of one role are a tier with a scheduler of its own: a new flow goes to the first tier
 that has a usable member with room. A scheduler knows nothing of limits and ramps. Where its pick
-can't have the flow, `Scheduler.overflow` decides among those that can; so the usual flow pays
-nothing for them, and consistent placement moves no other flow.
+can't take the flow, `Scheduler.overflow` decides among the members that can; so the usual flow
+pays nothing for limits, and consistent placement moves no other flow.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -105,7 +105,7 @@ class Pool:
         self.responses = service.responses
 
     def update(self, service: Service, new_member: Callable[[Backend], Member]) -> Iterable[Member]:
-        """Become `service`; the members that it no longer has are returned."""
+        """Become `service`; returns the members that it no longer has."""
         factory = factory_of(service.scheduler)
         # A user's edited code is another factory of the same name.
         if factory is not self._factory:

@@ -17,9 +17,9 @@ OVERFLOW_PICKS = 4
 class Member:
     """A backend as a pool holds it, compared by identity.
 
-    `active` counts its open flows (half-open or established). `index` is its slot number,
-    which stays while the pool lives. A weight of 0 means: no new flows. `unlimited` says that
-    nothing but the weight limits them.
+    `active` counts its open flows (half-open or established). `index` is its number, which stays
+    the same while the pool lives. A weight of 0 means: no new flows. `unlimited` says that nothing
+    but the weight limits them.
     """
 
     __slots__ = ("active", "backend", "credit", "index", "ramp", "unlimited", "weight")
@@ -29,7 +29,7 @@ class Member:
         self.index: int = index
         self.ramp: model.Ramp | None = None
         self.credit = 0.0
-        """Of a flow that the ramp allows."""
+        """The fraction of a flow that the ramp allows by now."""
         self.take_backend(backend)
 
     def take_backend(self, backend: model.Backend) -> None:
@@ -110,7 +110,7 @@ class Scheduler(ABC):
 
     @abstractmethod
     def update(self, members: Sequence[Member]) -> None:
-        """Take the usable members, whenever they or a weight change.
+        """Replace the members; called whenever they or a weight change.
 
         Members of weight 0 are in the list and must not be picked.
         """

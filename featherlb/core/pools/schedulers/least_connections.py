@@ -1,8 +1,8 @@
 """Least connections: each flow goes to the member with the fewest open flows. O(n) per pick.
 
 A scan beats a heap here: `active` changes with every packet that opens or closes a flow, and
-keeping an order up to date would make those pay for the picks. Weights count only as a yes
-(1 and more) or no (0).
+keeping an order up to date would make those pay for the picks. A weight of 0
+excludes a member; all other weights count alike.
 """
 
 from collections.abc import Sequence
@@ -35,8 +35,8 @@ class LeastConnections(Scheduler):
         return self._take(best)
 
     def _take(self, index: int) -> Member:
-        """The member at this place. It goes to the end of the queue: of equals, who was picked
-        last waits longest. Without this the first of an idle pool would get every short
+        """The member at this place. It goes to the end of the queue, so among equals the one
+        picked last waits longest. Otherwise the first member of an idle pool would get every short
         connection."""
         picked = self._members.pop(index)
         self._members.append(picked)

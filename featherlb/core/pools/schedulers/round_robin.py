@@ -1,6 +1,6 @@
 """Round-robin: each flow goes to the next member in turn. O(1).
 
-Takes weights only for a yes or no: 0 is left out, all others are alike.
+A weight of 0 excludes a member; all other weights count alike.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class RoundRobin(Scheduler):
 
     def update(self, members: Sequence[Member]) -> None:
         usable = [member for member in members if member.weight > 0]
-        # Whoever was due next stays due; if it left, the first after it that didn't.
+        # The member that was next stays next; if it left, the first one after it that stayed.
         due = self._members[self._next :] + self._members[: self._next]
         position = {member: index for index, member in enumerate(usable)}
         self._next = next((position[member] for member in due if member in position), 0)
