@@ -44,7 +44,8 @@ class Apply:
     """To the worker: serve these services. It answers `Applied` or `Failed`.
 
     `schedulers` is the code of users' files by reference, to be run first: all that is new to the
-    worker. `pass_mark` is that of `ServiceChange`, `settled` that of `Balancer.apply`.
+    worker. `pass_mark` is that of `ServiceChange`, `settled` the `rules_applied` of
+    `Balancer.apply`.
     """
 
     services: tuple[Service, ...]

@@ -1,7 +1,7 @@
-"""Connections from before a restart whose backend speaks first: joined, if it is certain how.
+"""Joins connections from before a restart by a segment of the backend, if their VIP is certain.
 
-A backend's segment doesn't say to which VIP its client speaks. Where exactly one VIP's scheduler
-would have sent this client to this backend, it must be that one.
+A backend's segment doesn't say which VIP its client uses. If exactly one VIP's scheduler would have
+sent this client to this backend, it must be that one.
 """
 
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ if not cython.compiled:
     from featherlb.net.packet import SYN, TCP
 
 MAX_RANGE = 16
-"""Ports of a VIP that are tried to find out whose connection a reply belongs to."""
+"""Ports of a VIP that are tried to find the VIP of a reply."""
 
 ESTABLISHED = int(State.ESTABLISHED)
 INPUT = int(Hook.INPUT)
@@ -33,7 +33,7 @@ TRUNCATED = int(PacketInfo.TRUNCATED)
 
 
 class Adoption:
-    """Takes in connections by their replies, `until` a time of the clock of `handle_packet`."""
+    """Joins connections by their replies, `until` a time of the clock of `handle_packet`."""
 
     def __init__(
         self,
@@ -51,8 +51,8 @@ class Adoption:
         self._vips: dict[tuple[int, int, int], list[tuple[Pool, int, int, int]]] = {}
 
     def index(self, pools: Iterable[Pool]) -> None:
-        """By backend, the VIPs whose connections can be recognised by their replies: of those
-        that stand for many addresses or ports, hardly any could."""
+        """Index by backend the VIPs whose connections can be recognised by their replies. VIPs of
+        many addresses or ports are left out: a reply rarely fits only one of their ports."""
         found: dict[tuple[int, int, int], list[tuple[Pool, int, int, int]]] = {}
         for pool in pools:
             if not pool.joins or pool.offloaded or pool.service.protocol is not Protocol.TCP:
@@ -104,8 +104,8 @@ class Adoption:
         if self._ended.holds(key, ctx.ticks):
             return 0
         if packet.flags & SYN:
-            # Its SYN would have come this way: it went to the backend itself, as those of this
-            # host's health checks do, and so will the rest.
+            # Its SYN did not come this way: it went to the backend directly, as SYNs of this host's
+            # health checks do, and so will the rest.
             self._ended.remember(key, ctx.ticks)
             return 0
         # Nothing is in its way: no flow has its replies, and it needs no port of ours.

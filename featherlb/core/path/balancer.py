@@ -66,7 +66,7 @@ if not cython.compiled:
     from featherlb.net.tcp_options import lower
 
 MAX_EXPECTED = 64
-"""Packets that can be expected at once."""
+"""Packets that one call of `expect_packets` may announce."""
 
 NEW = int(State.NEW)
 UDP_ONE_WAY = int(State.UDP_ONE_WAY)
@@ -91,8 +91,9 @@ REWRITTEN = int(Verdict.REWRITTEN)
 class Balancer:
     """Decides what happens to each packet.
 
-    Of its parts, `answers` has packets to send, `offload` is for conntrack's driver, `views` shows
-    flows and counts, `ending` ends flows by hand, and `takeover` has those of a predecessor.
+    Its parts have doors of their own: `answers` has packets to send, `offload` is for conntrack's
+    driver, `views` shows flows and counts, `ending` terminates flows for an operator, `takeover`
+    restores those of a predecessor.
     """
 
     def __init__(
@@ -141,16 +142,15 @@ class Balancer:
     # Doors
 
     def attach(self, buffer: bytearray) -> None:
-        """Packets stand in this buffer from now on."""
+        """Packets are in this buffer from now on."""
         self.buffer = buffer
         self.packet.attach(buffer)
         self.icmp.attach(buffer)
 
     def expect_packets(self, offsets: memoryview, lengths: memoryview, count: int) -> None:
-        """Say that `handle_packet` comes for these packets, `MAX_EXPECTED` at most.
+        """Announce the packets that `handle_packet` is called for next, `MAX_EXPECTED` at most.
 
-        It need not be called: the flows' memory is only loaded while there is other work. Both
-        views are of the type `q`.
+        Optional: it only prefetches the memory of their flows. Both views are of the type `q`.
         """
         packet = self.packet
         flows = self.flows
@@ -171,7 +171,7 @@ class Balancer:
 
     def ask_ahead(self, offsets: memoryview, lengths: memoryview, count: int) -> None:
         """Gather questions to conntrack, as `offload`'s requests, about the flows that expected
-        packets could open anew. It need not be called: `handle_packet` asks by itself then.
+        packets could open anew. Optional: `handle_packet` asks for each packet otherwise.
         """
         packet = self.packet
         for i in range(count):
@@ -208,21 +208,21 @@ class Balancer:
         """End flows whose timeout has passed; True if more are due. Call it every 0.1 s or so."""
         return self.lifecycle.expire(int(now * 10))
 
-    def apply(self, services: Sequence[Service], settled: bool = True) -> None:
-        """Serve these services from now on; flows of backends that leave go on.
+    def apply(self, services: Sequence[Service], rules_applied: bool = True) -> None:
+        """Serve these services from now on; flows of backends that leave are kept.
 
-        Unless `settled`, the host's rules are still those of before, and this is called again with
-        the same services when they aren't. Until then a service that goes over to conntrack, or
-        comes back from it, opens no flow: its first packet would meet conntrack where it must not,
-        or would miss it.
+        Unless `rules_applied`, the host still has the rules of before, and this is called again
+        with the same services once it has the new ones. Until then a service that changes to or
+        from the datapath `offload` opens no flow: conntrack would see its first packet where it
+        must not, or would miss it.
         """
-        switched = self.services.apply(services, settled)
+        switched = self.services.apply(services, rules_applied)
         self.adoption.index(self.services.pools.values())
         if switched:
             self.handover.switch(switched)
 
     def set_topology(self, topology: Topology) -> None:
-        """Where frames go from now on."""
+        """Route frames by this topology from now on."""
         self.hops.set_topology(topology)
         self.members.update_next_hops()
 
@@ -246,7 +246,7 @@ class Balancer:
             return GO_ON
         if reason == UNSUPPORTED and ctx.hook == WIRE:
             return self.counters.pass_on()
-        # Behind the routing decision come the packets of others, from a backend's port.
+        # Behind the routing decision arrive packets of other connections with a backend's port.
         if is_behind_routing(ctx.hook) and not self.is_ours(ctx):
             return self.counters.pass_on()
         return self.counters.drop(reason)
@@ -362,7 +362,7 @@ class Balancer:
             hop = hops.members[record.member_id]
         if packet.ttl() <= 1:
             return self.drop_ttl_exceeded(ctx, record.vip_high, record.vip_low)
-        # Of a super-packet, its segments are what leaves.
+        # A super-packet leaves as segments.
         length = packet.payload - packet.ip + hops.gso_size if hops.gso_size else ctx.length
         mtu = hops.mtu[hop >> SLOT_SHIFT & SLOT_MASK]
         hops.goes = hop

@@ -1,8 +1,7 @@
-"""Which flow the fragments of a packet belong to. Only the first fragment has ports. Which flow it
-belongs to is remembered under what all fragments of the packet have in common, so that the
-others go where it went, without being put together. Those that overtake the first are lost, and
-the packet with them: its sender sends it again or does without (RFC 3022 section 6.3). Times are
-in ticks of 0.1 s.
+"""Which flow the fragments of a packet belong to. Only the first fragment has ports. Its flow is
+remembered under the fields that all fragments of the packet share, so the later ones go where it
+went, without reassembly. A fragment that overtakes the first is lost, and the packet with it: its
+sender retransmits it or does without (RFC 3022 section 6.3). Times are in ticks of 0.1 s.
 """
 
 from collections import OrderedDict
@@ -11,13 +10,14 @@ from featherlb.model.ticks import TICKS_PER_SECOND
 from featherlb.net.packet import Packet
 
 MAX_PACKETS = 4096
-"""Packets whose fragments are followed at a time; beyond them the first one is forgotten."""
+"""Packets whose fragments are followed at a time; beyond that, the oldest is forgotten."""
 MEMORY = 5 * TICKS_PER_SECOND
-"""How long: fragments come right after each other, and a number is used again soon (RFC 4963)."""
+"""How long a packet is remembered, in ticks: its fragments follow each other closely, and an
+identification is soon used again (RFC 4963)."""
 
 Key = tuple[int, int, int, int, int, int]
-"""What all fragments of a packet have in common: the words of the source's and the destination's
-address, identification, protocol."""
+"""The fields that all fragments of a packet share: source and destination address (two words each),
+identification, protocol."""
 
 
 class Fragments:
@@ -27,7 +27,7 @@ class Fragments:
         self._packets: OrderedDict[Key, tuple[int, int]] = OrderedDict()
 
     def remember(self, first: Packet, ref: int, ticks: int) -> None:
-        """The parsed first fragment is of this flow and direction."""
+        """Note the flow and direction of the parsed first fragment: a reference of the table."""
         key = key_of(first)
         self._packets[key] = ref, ticks
         self._packets.move_to_end(key)
@@ -36,13 +36,13 @@ class Fragments:
 
     def find(self, later: Packet, ticks: int) -> int:
         """The reference of the flow and direction that the parsed fragment belongs to, 0 if its
-        packet's first one wasn't there."""
+        packet's first fragment has not come."""
         ref, seen = self._packets.get(key_of(later), (0, 0))
         return ref if ticks - seen < MEMORY else 0
 
 
 def key_of(packet: Packet) -> Key:
-    """Of the parsed fragment."""
+    """The key of the parsed fragment."""
     return (
         packet.src_high,
         packet.src_low,

@@ -1,10 +1,10 @@
 """ICMP: errors are translated with the flow whose packet they quote, echo requests answered.
 
-An error: somebody on the way (a router, an end, the
-balancer's own kernel) could not forward or deliver a packet, and says so to its sender, quoting it.
-What is quoted was translated before, so that the sender would not recognise it; here that is
-undone. The quoted packet travelled in the other direction: an error towards the client quotes a
-packet towards the backend. Rules: RFC 5508 section 4, RFC 4443 section 2.4.
+An error: a node on the path (a router, an end, the balancer's own kernel) could not forward or
+deliver a packet, and reports that to its sender, quoting it. The quoted packet was translated
+before, so its sender would not recognise it; here that is undone. The quoted packet travelled in
+the other direction: an error towards the client quotes a packet towards the backend. Rules: RFC
+5508 section 4, RFC 4443 section 2.4.
 
 Type, code and the four bytes after the checksum (the next hop's MTU, a pointer, the length field of
 RFC 4884) stay as they are. Errors say nothing about the flow's state: they neither end it (RFC
@@ -103,8 +103,8 @@ class IcmpHandler:
         return REWRITTEN
 
     def handle_echo(self, ctx: Context) -> int:
-        """Answer an echo request to a VIP; other messages are not ours. They only get here where
-        the VIP is not an address of this host: else its kernel answers."""
+        """Answer an echo request to a VIP; other messages are not ours. They get here only if
+        the VIP is no address of this host: otherwise its kernel answers."""
         packet = ctx.packet
         if (
             ctx.hook != PREROUTING
@@ -173,7 +173,7 @@ def find_quoted(packet: Packet, quoted: Packet, flows: FlowTable) -> int:
     the error itself travels; 0 if there is none. `quoted` is set to the quoted packet."""
     if not quoted.parse_quoted(packet.version, packet.transport + HEADER, packet.end):
         return 0
-    # An error goes to the sender of what it quotes; anything else is made up.
+    # An error is addressed to the sender of the quoted packet; anything else is forged.
     if quoted.src_high != packet.dst_high or quoted.src_low != packet.dst_low:
         return 0
     return flows.find(
@@ -205,8 +205,8 @@ def translate_error(
 ) -> None:
     """Rewrite the parsed error about a packet of `flow` in place, and what it quotes.
 
-    `reply` is 1 for an error on its way to the client. It then comes from the VIP whoever made
-    it, since a backend's side of the network may have no address that means anything to the
+    `reply` is 1 for an error on its way to the client. It then comes from the VIP whichever node
+    made it, since a backend's side of the network may have no address that means anything to the
     client (RFC 5508 REQ-5); one that the balancer made on its `own` keeps its address.
     """
     record = flows.at(flow)

@@ -1,4 +1,4 @@
-"""What becomes of a service's flows when it changes its datapath: they go on by the new one."""
+"""Migrates the flows of a service that changes its datapath to the new one."""
 
 from collections.abc import Collection
 

@@ -46,9 +46,9 @@ class Services:
         self._seed = seed
         self._hash_key = hash_key
 
-    def apply(self, services: Sequence[Service], settled: bool) -> set[Pool]:
-        """Serve these from now on; those whose datapath is another than before. `settled` as
-        `Balancer.apply`."""
+    def apply(self, services: Sequence[Service], rules_applied: bool) -> set[Pool]:
+        """Serve these from now on; returns the pools whose datapath has changed. `rules_applied`
+        is that of `Balancer.apply`."""
         members = self._members
         pools: dict[str, Pool] = {}
         switched: set[Pool] = set()
@@ -60,7 +60,7 @@ class Services:
             changes = service.datapath is not before
             pool.awaiting_rules = (
                 changes
-                and not settled
+                and not rules_applied
                 and (before.kernel_forwards or service.datapath.kernel_forwards)
             )
             gone = pool.update(service, partial(members.add, pool))
@@ -90,7 +90,7 @@ class Services:
         if pool is None and self._wildcards:
             family = MAPPED if not high and low >> 32 == 0xFFFF else 0
             pool = self._by_vip.get((0, family, protocol, port))
-            # What comes to a hook is for this host; what passes on a wire need not be.
+            # A packet at a hook is for this host; a frame on the wire need not be.
             if wire and pool is not None and (high, low) not in self._hops.addresses:
                 return None
         return pool

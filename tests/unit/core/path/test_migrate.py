@@ -59,7 +59,7 @@ def test_until_the_rules_are_those_of_the_new_datapath_no_flow_is_opened(
 ) -> None:
     """Its client sends it again; a RST would tell it that nobody is there."""
     world = World(before)
-    world.balancer.apply([after], settled=False)
+    world.balancer.apply([after], rules_applied=False)
     for flags in ("S", "PA"):
         assert world.handle(tcp(CLIENT, VIP, flags)).reason is Reason.INVALID
     assert (world.flows(), world.balancer.answers.take()) == ([], [])
@@ -72,7 +72,7 @@ def test_until_then_a_datagram_of_a_known_flow_does_not_begin_again_either() -> 
     queued, carried = (replace(one, protocol=Protocol.UDP) for one in (QUEUED, CARRIED))
     world = World(queued)
     assert world.handle(udp(CLIENT, VIP)).reason is Reason.FORWARD
-    world.balancer.apply([carried], settled=False)
+    world.balancer.apply([carried], rules_applied=False)
     assert world.handle(udp(CLIENT, VIP)).reason is Reason.INVALID
     assert world.balancer.offload.take_resent() == []
 
@@ -96,5 +96,5 @@ def test_a_flow_that_counts_responses_goes_over_and_comes_back() -> None:
 
 def test_between_two_that_conntrack_has_no_part_in_flows_are_opened_at_once() -> None:
     world = World(QUEUED)
-    world.balancer.apply([replace(QUEUED, scheduler="maglev")], settled=False)
+    world.balancer.apply([replace(QUEUED, scheduler="maglev")], rules_applied=False)
     assert world.handle(tcp(CLIENT, VIP, "S")).reason is Reason.FORWARD
