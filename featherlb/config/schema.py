@@ -297,11 +297,14 @@ def _unknown_key(key: str, known: list[str]) -> str:
 
 
 def _discard(model: type[BaseModel], data: Any, path: Path) -> None:
-    """Remove the smallest part of `data` that contains the fault at `path`."""
+    """Remove the smallest part of `data` that contains the fault at `path`, unless it went with an
+    earlier fault."""
     while path:
         *parents, last = path
         owner = data
         for part in parents:
+            if isinstance(owner, dict) and part not in owner:
+                return
             owner = owner[part]
             if owner is DISCARDED:
                 return
