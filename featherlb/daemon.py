@@ -1,26 +1,33 @@
-"""The control plane: one asyncio process around an instance, with its signals and its API.
+"""The control plane: one asyncio process around a controller, with its signals and its API.
 
 It never touches a packet.
 """
 
 import asyncio
+import logging
 import signal
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 from featherlb.api.server import Server
-from featherlb.control.controller import Instance, Settings
+from featherlb.control.controller import Controller, Settings
 from featherlb.control.events import Events
+from featherlb.control.failure import explain, log_traceback
 from featherlb.control.systemd import Notifier
-from featherlb.model.errors import FeatherlbError
+from featherlb.control.tasks import Tasks
+
+log = logging.getLogger("featherlb")
 
 
 class Supervisor:
     """Runs one instance from start to stop."""
 
     def __init__(self, settings: Settings) -> None:
-        self._instance = Instance(settings, Events())
-        self._server = Server(self._instance)
+        events = Events()
+        self._tasks = Tasks(events)
+        self._controller = Controller(settings, events, self._tasks)
+        self._server = Server(self._controller)
         self._notifier = Notifier()
         self._stop = asyncio.Event()
         self._reloads: set[asyncio.Task[None]] = set()
@@ -29,33 +36,52 @@ class Supervisor:
         """Balance until SIGINT or SIGTERM; SIGHUP reloads. HostError and ConfigError if it
         can't start, with nothing left on the host."""
         loop = asyncio.get_running_loop()
+        loop.set_exception_handler(log_callback)
         for stop_signal in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(stop_signal, self._stop.set)
         try:
-            await self._instance.start()
+            await self._controller.start()
             await self._server.start()
             loop.add_signal_handler(signal.SIGHUP, self._reload_soon)
             on_ready()
             self._notifier.ready()
-            await self._wait_for_stop()
+            await feed_watchdog(self._notifier, self._tasks, self._stop)
         finally:
             self._notifier.stopping()
             await self._server.stop()
-            await self._instance.stop()
-
-    async def _wait_for_stop(self) -> None:
-        while not self._stop.is_set():
-            self._notifier.alive()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), self._notifier.watchdog_interval)
+            await self._controller.stop()
 
     async def _reload(self) -> None:
-        # Told already, and nothing has changed.
-        with suppress(FeatherlbError):
-            await self._instance.reload()
+        # The controller has logged it, and nothing has changed.
+        with suppress(Exception):
+            await self._controller.reload()
 
     def _reload_soon(self) -> None:
         # The loop keeps only weak references to tasks.
         task = asyncio.ensure_future(self._reload())
         self._reloads.add(task)
         task.add_done_callback(self._reloads.discard)
+
+
+async def feed_watchdog(notifier: Notifier, tasks: Tasks, stop: asyncio.Event) -> None:
+    """Show signs of life to systemd until `stop`, except while a vital task keeps failing."""
+    fed = True
+    while not stop.is_set():
+        healthy = tasks.healthy
+        if healthy:
+            notifier.alive()
+        elif fed:
+            log.error("a task keeps failing: the systemd watchdog is no longer fed")
+        fed = healthy
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), notifier.watchdog_interval)
+
+
+def log_callback(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log what went wrong outside of a task, in one line: an exception handler for the loop."""
+    error = context.get("exception")
+    if error is None:
+        log.error("%s", context["message"])
+        return
+    log.error("%s: %s", context["message"], explain(error))
+    log_traceback(error)

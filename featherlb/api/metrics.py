@@ -10,10 +10,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.registry import Collector
 
 from featherlb import __version__
-from featherlb.control.controller import Instance
+from featherlb.control.view import View
 from featherlb.model import Datapath, Health
 from featherlb.system import sysctl
-from featherlb.worker.protocol import WorkerStatistics
 
 _RESULTS = ("translated", "passed", "dropped")
 _BACKEND_COUNTERS = {
@@ -26,19 +25,19 @@ _BACKEND_COUNTERS = {
 _DIRECTIONS = ("forward", "reply")
 
 
-async def render(instance: Instance) -> tuple[bytes, str]:
+def render(view: View) -> tuple[bytes, str]:
     """The current metrics, and their content type."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(Snapshot(instance, await instance.workers.statistics()))
+    registry.register(Snapshot(view))
     return exposition.generate_latest(registry), exposition.CONTENT_TYPE_LATEST
 
 
 class Snapshot(Collector):
     """The metrics at one moment."""
 
-    def __init__(self, instance: Instance, workers: list[WorkerStatistics]) -> None:
-        self._instance = instance
-        self._workers = workers
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self._workers = view.statistics
 
     def collect(self) -> Iterator[Metric]:
         yield InfoMetricFamily(
@@ -52,26 +51,39 @@ class Snapshot(Collector):
         yield from self._backends()
 
     def _control(self) -> Iterator[Metric]:
-        instance = self._instance
+        view = self._view
         reloads = CounterMetricFamily("featherlb_reloads", "Reloads.", labels=["result"])
-        reloads.add_metric(["done"], instance.reloads.done)
-        reloads.add_metric(["refused"], instance.reloads.refused)
+        reloads.add_metric(["done"], view.reloads.done)
+        reloads.add_metric(["refused"], view.reloads.refused)
         yield reloads
         yield GaugeMetricFamily(
             "featherlb_reload_failed",
             "1 if the last reload was refused: the running configuration differs from the file.",
-            value=bool(instance.reloads.error),
+            value=bool(view.reloads.error),
         )
         yield GaugeMetricFamily(
-            "featherlb_changes", "Run-time changes in force.", value=len(instance.changes)
+            "featherlb_changes", "Run-time changes in force.", value=len(view.overrides)
         )
         yield CounterMetricFamily(
-            "featherlb_worker_restarts", "Workers replaced.", value=instance.workers.restarts
+            "featherlb_worker_restarts", "Workers replaced.", value=view.worker_restarts
         )
+        restarts = CounterMetricFamily(
+            "featherlb_task_restarts", "Background tasks restarted.", labels=["task"]
+        )
+        failing = GaugeMetricFamily(
+            "featherlb_task_failing",
+            "1 if the task failed many times in a row and has not run well since.",
+            labels=["task"],
+        )
+        for task in view.tasks:
+            restarts.add_metric([task.name], task.restarts)
+            failing.add_metric([task.name], task.failing)
+        yield restarts
+        yield failing
         yield GaugeMetricFamily(
             "featherlb_start_time_seconds",
             "Start time, Unix time.",
-            value=instance.started.timestamp(),
+            value=view.started.timestamp(),
         )
 
     def _packets(self) -> Iterator[Metric]:
@@ -88,7 +100,7 @@ class Snapshot(Collector):
             "Packets by reason.",
             labels=["worker", "reason"],
         )
-        for number, one in enumerate(self._workers):
+        for number, one in self._workers.items():
             worker = str(number)
             received.add_metric([worker], one.core.received)
             for result in _RESULTS:
@@ -116,7 +128,7 @@ class Snapshot(Collector):
             "Errors of custom schedulers.",
             labels=["worker", "service"],
         )
-        for number, one in enumerate(self._workers):
+        for number, one in self._workers.items():
             worker = str(number)
             for kind, count in one.core.flows_by_class.items():
                 flows.add_metric([worker, kind.name.lower().replace("_", "-")], count)
@@ -148,7 +160,7 @@ class Snapshot(Collector):
             "Frames of the raw datapath translated but not sent.",
             labels=["worker", "reason"],
         )
-        for number, one in enumerate(self._workers):
+        for number, one in self._workers.items():
             worker = str(number)
             queue, raw = one.of(Datapath.NFQUEUE), one.of(Datapath.RAW)
             waiting.add_metric([worker], queue.waiting)
@@ -217,23 +229,19 @@ class Snapshot(Collector):
             "1 if too few backends are healthy, so all are used.",
             labels=["service"],
         )
-        instance = self._instance
-        for service, endpoint, count in instance.health.ejections():
-            ejections.add_metric([service, str(endpoint)], count)
-        in_use = instance.effective_weights()
-        for configured in instance.running_config().services:
-            name = configured.name
-            panic.add_metric([name], name in instance.health.panic)
-            for backend in configured.backends:
-                for endpoint in instance.endpoints(configured, str(backend)):
-                    values = [name, str(endpoint)]
-                    state = instance.health.state(name, endpoint)
-                    up.add_metric(values, state in (Health.UP, None))
-                    weight.add_metric(values, backend.weight)
-                    effective.add_metric(values, in_use.get((name, endpoint), 0))
-                    if backend.max_connections is not None:
-                        limit.add_metric(values, backend.max_connections)
-        for number, one in enumerate(self._workers):
+        for service in self._view.services:
+            name = service.config.name
+            panic.add_metric([name], service.panic)
+            for backend in service.backends:
+                values = [name, str(backend.endpoint)]
+                up.add_metric(values, backend.health in (Health.UP, None))
+                weight.add_metric(values, backend.config.weight)
+                effective.add_metric(values, backend.effective_weight)
+                if backend.ejections is not None:
+                    ejections.add_metric(values, backend.ejections)
+                if backend.config.max_connections is not None:
+                    limit.add_metric(values, backend.config.max_connections)
+        for number, one in self._workers.items():
             for stats in one.core.backends:
                 values = [str(number), stats.service, str(stats.backend)]
                 active.add_metric(values, stats.active)

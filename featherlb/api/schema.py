@@ -70,6 +70,18 @@ class Worker(Answer):
     waiting: int = Field(description="Packets waiting in its queue.")
 
 
+class Task(Answer):
+    """The background tasks of one name."""
+
+    name: str
+    restarts: int
+    failing: bool = Field(
+        description="Failed five times in a row, without running for a minute since."
+    )
+    last_error: str = Field(description="Its last failure: type, message and place; empty if none.")
+    last_failure: str = Field(description="Time of the last failure; empty if none.")
+
+
 class Status(Answer):
     instance: int = Field(description="Number of its first queue, and its name on this host.")
     version: str
@@ -89,6 +101,11 @@ class Status(Answer):
     panic: list[str] = Field(description="Services in panic: backend health is ignored.")
     worker_restarts: int
     workers: list[Worker]
+    tasks: list[Task]
+    watchdog_fed: bool = Field(
+        description="False while a task that packets depend on is failing: the systemd watchdog"
+        " then restarts featherlb."
+    )
 
 
 class Backend(Answer):

@@ -1,4 +1,4 @@
-"""Serves the runtime API: translates between HTTP and `Instance`.
+"""Serves the runtime API: translates between HTTP and the controller.
 
 File permissions restrict the Unix socket to root. TCP, if configured, requires a token, except for
 metrics and the page, which change nothing.
@@ -6,6 +6,7 @@ metrics and the page, which change nothing.
 
 import asyncio
 import hmac
+import logging
 import os
 import socket
 import time
@@ -23,8 +24,10 @@ from pydantic import BaseModel
 from featherlb import __version__
 from featherlb.api import schema
 from featherlb.config import values
-from featherlb.control.controller import Instance
-from featherlb.control.overrides import Action, Change, drained, find_service
+from featherlb.control.controller import Controller
+from featherlb.control.failure import explain, log_traceback
+from featherlb.control.overrides import Action, Override, find_service
+from featherlb.control.view import ServiceView, View
 from featherlb.control.workers import Cursor, FlowFilter
 from featherlb.core.flows.tcp_state import State, TimeoutClass
 from featherlb.core.path.export import FlowView, Statistics, read_flows
@@ -33,6 +36,10 @@ from featherlb.model.errors import ConfigError, FeatherlbError, HostError
 from featherlb.model.reason import Reason
 from featherlb.system import journal
 
+log = logging.getLogger("featherlb")
+
+SOCKET_INTERVAL = 2.0
+"""Seconds between two checks that the Unix socket is still there."""
 RECORDS_PER_ANSWER = 1 << 16
 """Records scanned per request, so that a rare match doesn't keep the client waiting."""
 _POLICY = "; ".join(
@@ -52,24 +59,23 @@ SAMPLE = 1 << 14
 class Server:
     """The API of one instance."""
 
-    def __init__(self, instance: Instance) -> None:
-        self._instance = instance
-        self._runners: list[web.AppRunner] = []
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+        self._local: web.AppRunner | None = None
+        self._remote: web.AppRunner | None = None
         self._path: Path | None = None
+        self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Listen; HostError if that is impossible."""
-        self._path = socket_path(self._instance.options.queue)
-        runner = await self._runner(token=None)
-        try:
-            await web.SockSite(runner, _listen(self._path)).start()
-        except OSError as error:
-            raise HostError(f"the API can't listen on {self._path}: {error.strerror}") from None
-        if api := self._instance.config.api:
-            runner = await self._runner(api.token)
+        self._path = socket_path(self._controller.data.options.queue)
+        await self._listen_locally(self._path)
+        self._task = self._controller.tasks.start("api", self._keep, vital=False)
+        if api := self._controller.state.config.api:
+            self._remote = await self._runner(api.token)
             host, port = api.listen.address, api.listen.port
             try:
-                await web.TCPSite(runner, str(host), port).start()
+                await web.TCPSite(self._remote, str(host), port).start()
             except OSError as error:
                 raise HostError(
                     f"the API can't listen on {host}:{port}: {error.strerror}; choose another"
@@ -77,17 +83,37 @@ class Server:
                 ) from None
 
     async def stop(self) -> None:
-        for runner in self._runners:
-            await runner.cleanup()
+        if self._task is not None:
+            self._task.cancel()
+        for runner in (self._local, self._remote):
+            if runner is not None:
+                await runner.cleanup()
         if self._path is not None:
             self._path.unlink(missing_ok=True)
 
+    async def _listen_locally(self, path: Path) -> None:
+        if self._local is not None:
+            await self._local.cleanup()
+        self._local = await self._runner(token=None)
+        try:
+            await web.SockSite(self._local, _listen(path)).start()
+        except OSError as error:
+            raise HostError(f"the API can't listen on {path}: {error.strerror}") from None
+
+    async def _keep(self) -> None:
+        """Listen again whenever the Unix socket has been removed, as cleaners of /run do."""
+        assert self._path is not None
+        while True:
+            await asyncio.sleep(SOCKET_INTERVAL)
+            if not self._path.is_socket():
+                await self._listen_locally(self._path)
+                log.warning("%s was removed: the API listens on it again", self._path)
+
     async def _runner(self, token: str | None) -> web.AppRunner:
         runner = web.AppRunner(
-            application(self._instance, token), access_log=None, shutdown_timeout=1
+            application(self._controller, token), access_log=None, shutdown_timeout=1
         )
         await runner.setup()
-        self._runners.append(runner)
         return runner
 
 
@@ -109,9 +135,9 @@ def _listen(path: Path) -> socket.socket:
     return listener
 
 
-def application(instance: Instance, token: str | None) -> web.Application:
+def application(controller: Controller, token: str | None) -> web.Application:
     """The API; with `token`, requests below /v1/ must present it."""
-    handlers = _Handlers(instance)
+    handlers = _Handlers(controller)
     app = web.Application(middlewares=[_answer_errors, _ask_for(token)])
     for (method, path), name in _ROUTES.items():
         app.router.add_route(method, path, getattr(handlers, name))
@@ -154,6 +180,10 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
         return _answer(schema.Fault(error=str(error)), status=503)
     except web.HTTPException as error:
         return _answer(schema.Fault(error=f"{request.path}: {error.reason}"), status=error.status)
+    except Exception as error:
+        log.error("%s %s failed: %s", request.method, request.path, explain(error))
+        log_traceback(error)
+        return _answer(schema.Fault(error=f"internal error: {explain(error)}"), status=500)
 
 
 def _ask_for(token: str | None) -> Middleware:
@@ -185,17 +215,17 @@ async def _body(request: web.Request) -> object:
 class _Handlers:
     """One method per route."""
 
-    def __init__(self, instance: Instance) -> None:
-        self._instance = instance
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
 
     async def status(self, request: web.Request) -> web.Response:
-        return _answer(await status(self._instance))
+        return _answer(show_status(await self._controller.view()))
 
     async def services(self, request: web.Request) -> web.Response:
-        return _answer(await services(self._instance))
+        return _answer(show_services(await self._controller.view()))
 
     async def stats(self, request: web.Request) -> web.Response:
-        return _answer(await stats(self._instance))
+        return _answer(show_stats(await self._controller.view()))
 
     async def flows(self, request: web.Request) -> web.Response:
         query = schema.read(schema.FlowsQuery, dict(request.query))
@@ -205,7 +235,7 @@ class _Handlers:
         scanned = 0
         place: str | None = None
         start = Cursor(int(worker), max(1, int(record)))
-        async for page, following in self._instance.workers.copies(start):
+        async for page, following in self._controller.flow_pages(start):
             place = f"{following.worker}:{following.record}" if following else None
             found += [_flow(flow) for _, _, flow in read_flows(page) if wanted.matches(flow)]
             scanned += len(page.records) // 128
@@ -220,13 +250,13 @@ class _Handlers:
         query = schema.read(schema.FlowQuery, parameters)
         if query.is_empty and not everything:
             raise ConfigError(["select the flows to end with a filter, or add all=true"])
-        return _answer(schema.Ended(count=await self._instance.end_flows(self._filter(query))))
+        return _answer(schema.Ended(count=await self._controller.end_flows(self._filter(query))))
 
     async def clients(self, request: web.Request) -> web.Response:
         counts: Counter[str] = Counter()
         scanned = 0
         whole = False
-        async for page, _ in self._instance.workers.copies(Cursor()):
+        async for page, _ in self._controller.flow_pages(Cursor()):
             counts.update(str(flow.client.address) for _, _, flow in read_flows(page))
             scanned += len(page.records) // 128
             if scanned >= SAMPLE:
@@ -236,12 +266,14 @@ class _Handlers:
             whole = True
         flows = counts.total()
         if not whole:
-            flows = sum(one.core.flows for one in await self._instance.workers.statistics())
+            view = await self._controller.view()
+            flows = sum(one.core.flows for one in view.statistics.values())
         shares = [schema.ClientShare(client=c, flows=n) for c, n in counts.most_common(10)]
         return _answer(schema.Clients(clients=shares, sampled=counts.total(), flows=flows))
 
     async def changes(self, request: web.Request) -> web.Response:
-        return _answer(schema.Changes(changes=[_change(one) for one in self._instance.changes]))
+        overrides = self._controller.state.overrides
+        return _answer(schema.Changes(changes=[_change(one) for one in overrides]))
 
     async def change(self, request: web.Request) -> web.Response:
         wanted = schema.read(schema.ChangeRequest, await _body(request))
@@ -259,10 +291,10 @@ class _Handlers:
         except ValueError as error:
             raise ConfigError([f"backend: {error}"]) from None
         now = time.monotonic()
-        change = Change(
+        override = Override(
             number=0,
             action=wanted.action,
-            service=find_service(self._instance.running_config(), wanted.service).name,
+            service=find_service(self._controller.state.running, wanted.service).name,
             host=host,
             port=port,
             weight=wanted.weight,
@@ -271,39 +303,39 @@ class _Handlers:
             until=None if wanted.duration is None else now + wanted.duration,
             deadline=None if wanted.deadline is None else now + wanted.deadline,
         )
-        return _answer(_change(await self._instance.change(change)))
+        return _answer(_change(await self._controller.override(override)))
 
     async def revert(self, request: web.Request) -> web.Response:
         number = request.match_info["number"]
         if not number.isdecimal():
             raise ConfigError([f"'{number}' is not the number of a change"])
-        return _answer(_change(await self._instance.revert(int(number))))
+        return _answer(_change(await self._controller.revert(int(number))))
 
     async def reload(self, request: web.Request) -> web.Response:
         wanted = schema.read(schema.ReloadRequest, await _body(request))
         if wanted.dry_run:
-            return _answer(schema.Reloaded(differences=await self._instance.preview()))
+            return _answer(schema.Reloaded(differences=await self._controller.preview()))
         # A client that disconnects doesn't cancel its reload.
-        task = asyncio.ensure_future(self._instance.reload(discard=wanted.discard))
+        task = asyncio.ensure_future(self._controller.reload(discard=wanted.discard))
         return _answer(schema.Reloaded(differences=await asyncio.shield(task)))
 
     async def config(self, request: web.Request) -> web.Response:
         # Imported on demand, like metrics: most instances never need them.
         from featherlb.config.writer import write
 
-        text = write(self._instance.lasting_config())
+        text = write(self._controller.lasting_config())
         return web.Response(text=text, content_type="application/yaml")
 
     async def host(self, request: web.Request) -> web.Response:
-        deviations = await self._instance.deviations()
-        assign = self._instance.settings.assign
+        deviations = await self._controller.deviations()
+        assign = self._controller.settings.assign
         return _answer(schema.Host(assign=assign, deviations=deviations))
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         response.content_type = "application/x-ndjson"
         # A client that disconnects is no error.
-        with self._instance.events.listen() as listener, suppress(ConnectionError):
+        with self._controller.events.listen() as listener, suppress(ConnectionError):
             await response.prepare(request)
             while True:
                 event = await listener.get()
@@ -320,7 +352,7 @@ class _Handlers:
     async def metrics(self, request: web.Request) -> web.Response:
         from featherlb.api.metrics import render
 
-        body, content_type = await render(self._instance)
+        body, content_type = render(await self._controller.view())
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     async def page(self, request: web.Request) -> web.Response:
@@ -357,7 +389,7 @@ class _Handlers:
                 )
             state = names[query.state]
         if service is not None:
-            service = find_service(self._instance.running_config(), service).name
+            service = find_service(self._controller.state.running, service).name
         return FlowFilter(service, client, backend, state, query.older)
 
 
@@ -385,117 +417,125 @@ def _flow(flow: FlowView) -> schema.Flow:
     )
 
 
-def _change(change: Change) -> schema.Change:
+def _change(override: Override) -> schema.Change:
     now = time.monotonic()
-    left = [None if at is None else round(at - now, 3) for at in (change.until, change.deadline)]
+    left = [
+        None if at is None else round(at - now, 3) for at in (override.until, override.deadline)
+    ]
     return schema.Change(
-        number=change.number,
-        action=change.action,
-        service=change.service,
-        backend=change.backend,
-        weight=change.weight,
-        role=change.role,
-        max_connections=change.max_connections,
+        number=override.number,
+        action=override.action,
+        service=override.service,
+        backend=override.backend,
+        weight=override.weight,
+        role=override.role,
+        max_connections=override.max_connections,
         remaining=left[0],
         deadline=left[1],
     )
 
 
-async def status(instance: Instance) -> schema.Status:
-    found = await instance.workers.statistics()
-    services = instance.services
+def show_status(view: View) -> schema.Status:
+    found = view.statistics
+    served = [service.served for service in view.services]
     return schema.Status(
-        instance=instance.options.queue,
+        instance=view.instance,
         version=__version__,
         pid=os.getpid(),
-        started=instance.started.isoformat(timespec="seconds"),
-        uptime=round((datetime.now(UTC) - instance.started).total_seconds(), 1),
-        services=len(services),
-        datapaths=dict(Counter(str(service.datapath) for service in services)),
-        backends=sum(len(service.backends) for service in services),
-        flows=sum(one.core.flows for one in found),
-        capacity=sum(one.core.capacity for one in found),
-        changes=len(instance.changes),
-        reloads=instance.reloads.done,
-        reloads_refused=instance.reloads.refused,
-        last_reload=instance.reloads.last,
-        reload_error=instance.reloads.error,
-        panic=sorted(instance.health.panic),
-        worker_restarts=instance.workers.restarts,
+        started=view.started.isoformat(timespec="seconds"),
+        uptime=round((datetime.now(UTC) - view.started).total_seconds(), 1),
+        services=len(served),
+        datapaths=dict(Counter(str(service.datapath) for service in served)),
+        backends=sum(len(service.backends) for service in served),
+        flows=sum(one.core.flows for one in found.values()),
+        capacity=sum(one.core.capacity for one in found.values()),
+        changes=len(view.overrides),
+        reloads=view.reloads.done,
+        reloads_refused=view.reloads.refused,
+        last_reload=view.reloads.last,
+        reload_error=view.reloads.error,
+        panic=sorted(service.config.name for service in view.services if service.panic),
+        worker_restarts=view.worker_restarts,
         workers=[
             schema.Worker(
-                number=number,
-                pid=pid,
-                flows=one.core.flows,
-                received=one.core.received,
-                waiting=one.of(Datapath.NFQUEUE).waiting,
+                number=one.number,
+                pid=one.pid,
+                flows=one.statistics.core.flows,
+                received=one.statistics.core.received,
+                waiting=one.statistics.of(Datapath.NFQUEUE).waiting,
             )
-            for number, (pid, one) in enumerate(zip(instance.workers.pids, found, strict=False))
+            for one in view.workers
+            if one.statistics is not None
         ],
+        tasks=[
+            schema.Task(
+                name=one.name,
+                restarts=one.restarts,
+                failing=one.failing,
+                last_error=one.last_error,
+                last_failure=one.last_failure,
+            )
+            for one in view.tasks
+        ],
+        watchdog_fed=view.watchdog_fed,
     )
 
 
-async def services(instance: Instance) -> schema.Services:
-    found = [one.core for one in await instance.workers.statistics()]
+def show_services(view: View) -> schema.Services:
+    found = [one.core for one in view.statistics.values()]
     counts = backend_counts(found)
-    config = instance.running_config()
-    served = {service.name: service for service in instance.services}
-    weights = instance.effective_weights()
-    answers = []
-    for service in config.services:
-        resting = drained(service, instance.changes)
-        rows = []
-        listed = set()
-        for backend in service.backends:
-            for endpoint in instance.endpoints(service, str(backend)):
-                listed.add(endpoint)
-                state = instance.health.state(service.name, endpoint) or Health.UP
-                rows.append(
-                    schema.Backend(
-                        backend=str(backend),
-                        address=str(endpoint),
-                        state="drained" if (backend.host, backend.port) in resting else state,
-                        failure=instance.health.failure(service.name, endpoint),
-                        role=backend.role,
-                        weight=backend.weight,
-                        effective_weight=weights.get((service.name, endpoint), 0),
-                        max_connections=backend.max_connections,
-                        **counts[service.name, endpoint],
-                    )
-                )
-        leaving = {
-            backend.endpoint: backend
-            for core in found
-            for name, backend in core.leaving
-            if name == service.name and backend.endpoint not in listed
-        }
-        rows += [
-            schema.Backend(
-                backend=str(one),
-                address=str(one),
-                state="leaving",
-                failure="",
-                role=one.role,
-                weight=0,
-                effective_weight=0,
-                max_connections=None,
-                **dict.fromkeys(COUNTS, 0),
-            )
-            for _, one in sorted(leaving.items())
-        ]
-        answers.append(
-            schema.Service(
-                name=service.name,
-                protocol=str(service.protocol),
-                vips=[str(vip) for vip in served[service.name].vips],
-                scheduler=service.scheduler,
-                nat=str(service.nat),
-                datapath=str(served[service.name].datapath),
-                panic=service.name in instance.health.panic,
-                backends=rows,
-            )
+    return schema.Services(services=[_service(one, found, counts) for one in view.services])
+
+
+def _service(
+    view: ServiceView, found: list[Statistics], counts: dict[tuple[str, Endpoint], dict[str, int]]
+) -> schema.Service:
+    name = view.config.name
+    rows = [
+        schema.Backend(
+            backend=str(one.config),
+            address=str(one.endpoint),
+            state="drained" if one.drained else one.health or Health.UP,
+            failure=one.failure,
+            role=one.config.role,
+            weight=one.config.weight,
+            effective_weight=one.effective_weight,
+            max_connections=one.config.max_connections,
+            **counts[name, one.endpoint],
         )
-    return schema.Services(services=answers)
+        for one in view.backends
+    ]
+    listed = {one.endpoint for one in view.backends}
+    departing = {
+        backend.endpoint: backend
+        for core in found
+        for service, backend in core.leaving
+        if service == name and backend.endpoint not in listed
+    }
+    rows += [
+        schema.Backend(
+            backend=str(one),
+            address=str(one),
+            state="leaving",
+            failure="",
+            role=one.role,
+            weight=0,
+            effective_weight=0,
+            max_connections=None,
+            **dict.fromkeys(COUNTS, 0),
+        )
+        for _, one in sorted(departing.items())
+    ]
+    return schema.Service(
+        name=name,
+        protocol=str(view.config.protocol),
+        vips=[str(vip) for vip in view.served.vips],
+        scheduler=view.config.scheduler,
+        nat=str(view.config.nat),
+        datapath=str(view.served.datapath),
+        panic=view.panic,
+        backends=rows,
+    )
 
 
 COUNTS = (
@@ -526,9 +566,9 @@ def backend_counts(found: list[Statistics]) -> dict[tuple[str, Endpoint], dict[s
     return counts
 
 
-async def stats(instance: Instance) -> schema.Stats:
-    found = await instance.workers.statistics()
-    cores = [one.core for one in found]
+def show_stats(view: View) -> schema.Stats:
+    found = view.statistics
+    cores = [one.core for one in found.values()]
     return schema.Stats(
         received=sum(core.received for core in cores),
         translated=sum(core.translated for core in cores),
@@ -560,7 +600,7 @@ async def stats(instance: Instance) -> schema.Stats:
                     held=frames.held,
                 ),
             )
-            for number, one in enumerate(found)
+            for number, one in found.items()
             for queue, frames in [(one.of(Datapath.NFQUEUE), one.of(Datapath.RAW))]
         ],
     )

@@ -7,7 +7,7 @@ import click
 
 from featherlb import config as configuration
 from featherlb.config.file import load
-from featherlb.control.controller import load_schedulers
+from featherlb.control.prepare import load_schedulers
 from featherlb.model import Role
 from featherlb.model.errors import ConfigError
 from featherlb.system import plugins

@@ -11,8 +11,9 @@ from pathlib import Path
 import click
 
 from featherlb.config import AUTO, Config, absolute_scheduler, find_config, from_command_line
-from featherlb.control.controller import Settings, load_schedulers, prepare
-from featherlb.control.resolver import Names
+from featherlb.control.controller import Settings
+from featherlb.control.prepare import load_schedulers, prepare
+from featherlb.control.resolver import Resolver
 from featherlb.core.pools.schedulers import names
 from featherlb.daemon import Supervisor
 from featherlb.model import Datapath, Driver, NatMode
@@ -137,7 +138,7 @@ def up(
     if dry_run:
         config = read_config()
         load_schedulers(config, {})
-        services, plan = prepare(config, not no_assign, Names().look_up)
+        services, plan = prepare(config, not no_assign, Resolver().look_up)
         for service in services:
             click.echo(f"# service {service.name}: datapath {service.datapath}")
         for line in plan.describe():

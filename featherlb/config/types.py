@@ -66,6 +66,9 @@ class SourceConfig:
     address: Address
     origin: Origin = field(compare=False)
 
+    def __str__(self) -> str:
+        return str(self.address)
+
 
 @dataclass(frozen=True, slots=True)
 class PersistenceConfig:

@@ -1,4 +1,4 @@
-"""Which backends are well: by checks, each in its own time, and by what clients meet.
+"""Which backends are well: by checks, each at its own interval, and by clients' connections.
 
 Lives in the supervisor: workers only learn that a backend's weight is 0, or that its share is to
 grow slowly.
@@ -8,18 +8,22 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from featherlb.config import Config, ServiceConfig
 from featherlb.control.events import Events
-from featherlb.control.probes import probe
+from featherlb.control.probes import NoVerdictError, probe
+from featherlb.control.tasks import Tasks
 from featherlb.core.pools.hysteresis import Hysteresis, panicking
 from featherlb.core.pools.outlier import Outlier
 from featherlb.model import Backend, Endpoint, Health, HealthCheck, Ramp, Service
 
 FASTER = 4
 """By how much the interval is shorter while results and state disagree."""
+NO_VERDICT_INTERVAL = 60.0
+"""Seconds between two log lines about checks that couldn't be made."""
 
 _Key = tuple[str, Endpoint]
 
@@ -52,8 +56,9 @@ class Judgement:
 class HealthChecks:
     """What is known of the backends of one instance."""
 
-    def __init__(self, events: Events) -> None:
+    def __init__(self, events: Events, tasks: Tasks) -> None:
         self._events = events
+        self._tasks = tasks
         self._checked: dict[_Key, _Checked] = {}
         self._known: dict[str, frozenset[Endpoint]] = {}
         """The backends that were there before, by service."""
@@ -61,6 +66,10 @@ class HealthChecks:
         """When backends came up, or joined."""
         self._fallen: list[_Key] = []
         self._ending: set[asyncio.Task[None]] = set()
+        self._without_verdict = 0
+        """Checks that couldn't be made since the log said so."""
+        self._said_so = float("-inf")
+        """When that was."""
         self.panic: frozenset[str] = frozenset()
         """The services whose health is ignored."""
         self.changed = asyncio.Event()
@@ -76,11 +85,10 @@ class HealthChecks:
         checked = self._checked.get((service, backend))
         return checked.failure if checked else ""
 
-    def ejections(self) -> Iterator[tuple[str, Endpoint, int]]:
-        """How often each backend was ejected, of services that are watched."""
-        for (service, backend), checked in self._checked.items():
-            if checked.outlier:
-                yield service, backend, checked.outlier.ejections
+    def ejections(self, service: str, backend: Endpoint) -> int | None:
+        """How often it was ejected; None if connections to it are not watched."""
+        checked = self._checked.get((service, backend))
+        return checked.outlier.ejections if checked and checked.outlier else None
 
     def judge(self, config: Config, services: Sequence[Service]) -> Judgement:
         """The services with weight 0 for the backends that are not well, and with ramps for
@@ -146,7 +154,13 @@ class HealthChecks:
             if checked is before.get(key):
                 del before[key]
             elif checked.check:
-                checked.task = asyncio.create_task(self._watch(key, checked, checked.check))
+                # No packet depends on a single check, and a backend may be what makes it fail.
+                checked.task = self._tasks.start(
+                    "health-checks",
+                    partial(self._watch, key, checked, checked.check),
+                    subject=f"{key[1]} of {key[0]}",
+                    vital=False,
+                )
         for gone in before.values():
             self._end(gone)
         self._known = {
@@ -209,7 +223,12 @@ class HealthChecks:
         await asyncio.sleep(random.uniform(0, check.interval))
         while True:
             begun = loop.time()
-            failure = await probe(check, check.endpoint(key[1])) or ""
+            try:
+                failure = await probe(check, check.endpoint(key[1])) or ""
+            except NoVerdictError as error:
+                self._tell_of_no_verdict(error)
+                await asyncio.sleep(check.interval)
+                continue
             if failure or checked.state is not Health.EJECTED:
                 checked.failure = failure
             if hysteresis.take(not failure):
@@ -269,6 +288,22 @@ class HealthChecks:
             "backend-up", f"{service}: {backend} is up", service=service, backend=str(backend)
         )
         self.changed.set()
+
+    def _tell_of_no_verdict(self, error: NoVerdictError) -> None:
+        self._without_verdict += 1
+        now = time.monotonic()
+        if now - self._said_so < NO_VERDICT_INTERVAL:
+            return
+        count = self._without_verdict
+        self._events.tell(
+            "health-no-verdict",
+            f"{count} health {'check' if count == 1 else 'checks'} could not be made, backends keep"
+            f" their states: {error}",
+            logging.WARNING,
+            count=count,
+            reason=str(error),
+        )
+        self._without_verdict, self._said_so = 0, now
 
     def _tell_of_panic(self, panic: frozenset[str]) -> None:
         for service in sorted(panic - self.panic):

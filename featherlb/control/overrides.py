@@ -1,8 +1,8 @@
-"""Changes made at run time: what an operator lays over the configuration, and for how long.
+"""Overrides: what operators change at run time, laid over the configuration.
 
-Sans-IO; imports `config` and `errors`. Changes are a list in the order they were made; the running
-configuration is the file's with all of them applied in turn. So one that ends, by time or by
-hand, leaves exactly what the others say. Times are seconds of a monotonic clock.
+Sans-IO. Overrides are a list in the order they were made; the running configuration is the file's
+with all of them applied in turn. So one that expires or is reverted leaves exactly what the others
+say. Times are seconds of a monotonic clock.
 """
 
 from collections.abc import Iterable, Sequence
@@ -35,15 +35,15 @@ _ASPECTS = {
     Action.ENABLE: "drain",
     Action.WEIGHT: "weight",
 }
-"""Of two changes of one aspect of a backend, the later decides."""
+"""Of two overrides of the same aspect of a backend, the later one wins."""
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
-    """One change of one backend, which is named as in the configuration.
+class Override:
+    """A change to one backend, which is named as in the configuration.
 
-    `role` and `max_connections` are those of one that is added. It ends at `until`. At
-    `deadline` the flows that a drained backend still has are reset.
+    `role` and `max_connections` apply to a backend that is added. The override expires at `until`;
+    at `deadline` the remaining flows of a drained backend are reset.
     """
 
     number: int
@@ -66,44 +66,44 @@ class Change:
         return f"{self.action} {self.service} {self.backend}{weight}"
 
 
-def running(config: Config, changes: Iterable[Change]) -> Config:
-    """The configuration with the changes applied. A drained backend has weight 0."""
-    ordered = list(changes)
+def with_overrides(config: Config, overrides: Iterable[Override]) -> Config:
+    """The configuration with the overrides applied. A drained backend has weight 0."""
+    ordered = list(overrides)
     return replace(
         config,
         services=tuple(
-            _changed(service, [change for change in ordered if change.service == service.name])
+            _changed(service, [one for one in ordered if one.service == service.name])
             for service in config.services
         ),
     )
 
 
-def drained(service: ServiceConfig, changes: Iterable[Change]) -> set[tuple[Host, int]]:
-    """The backends of a service that a change drains."""
+def drained(service: ServiceConfig, overrides: Iterable[Override]) -> set[tuple[Host, int]]:
+    """The backends of a service that an override drains."""
     found: set[tuple[Host, int]] = set()
-    for change in changes:
-        if change.service == service.name and change.action is Action.DRAIN:
-            found.add((change.host, change.port))
-        elif change.service == service.name and change.action is Action.ENABLE:
-            found.discard((change.host, change.port))
+    for override in overrides:
+        if override.service == service.name and override.action is Action.DRAIN:
+            found.add((override.host, override.port))
+        elif override.service == service.name and override.action is Action.ENABLE:
+            found.discard((override.host, override.port))
     return found
 
 
-def _changed(service: ServiceConfig, changes: Sequence[Change]) -> ServiceConfig:
+def _changed(service: ServiceConfig, overrides: Sequence[Override]) -> ServiceConfig:
     pool = {(backend.host, backend.port): backend for backend in service.backends}
-    for change in changes:
-        key = (change.host, change.port)
-        match change.action:
+    for override in overrides:
+        key = (override.host, override.port)
+        match override.action:
             case Action.ADD:
-                weight = 1 if change.weight is None else change.weight
+                weight = 1 if override.weight is None else override.weight
                 pool[key] = BackendConfig(
-                    change.host, change.port, _ORIGIN, weight, change.role, change.max_connections
+                    *key, _ORIGIN, weight, override.role, override.max_connections
                 )
             case Action.REMOVE:
                 pool.pop(key, None)
-            case Action.WEIGHT if key in pool and change.weight is not None:
-                pool[key] = replace(pool[key], weight=change.weight)
-    for key in drained(service, changes) & pool.keys():
+            case Action.WEIGHT if key in pool and override.weight is not None:
+                pool[key] = replace(pool[key], weight=override.weight)
+    for key in drained(service, overrides) & pool.keys():
         pool[key] = replace(pool[key], weight=0)
     return replace(service, backends=tuple(pool.values()))
 
@@ -117,44 +117,44 @@ def find_service(config: Config, name: str) -> ServiceConfig:
     raise ConfigError([f"there is no service '{name}' (there is: {known})"])
 
 
-def add(config: Config, changes: Sequence[Change], change: Change) -> tuple[Change, ...]:
-    """The list with another change at its end; ConfigError if it doesn't fit what runs.
+def add(config: Config, overrides: Sequence[Override], override: Override) -> tuple[Override, ...]:
+    """The list with another override at its end; ConfigError if it doesn't fit what runs.
 
-    Earlier changes that it overrides for good are left out.
+    Earlier ones that it replaces for good are left out.
     """
-    service = find_service(running(config, changes), change.service)
-    there = any((b.host, b.port) == (change.host, change.port) for b in service.backends)
-    if change.action is Action.ADD and there:
+    service = find_service(with_overrides(config, overrides), override.service)
+    there = any((b.host, b.port) == (override.host, override.port) for b in service.backends)
+    if override.action is Action.ADD and there:
         raise ConfigError(
             [
-                f"{change.backend} is a backend of '{service.name}' already: change its weight"
+                f"{override.backend} is a backend of '{service.name}' already: change its weight"
                 f" with `featherlb backend weight`"
             ]
         )
-    if change.action is not Action.ADD and not there:
+    if override.action is not Action.ADD and not there:
         known = ", ".join(map(str, service.backends)) or "none"
         raise ConfigError(
-            [f"'{service.name}' has no backend {change.backend} (its backends: {known})"]
+            [f"'{service.name}' has no backend {override.backend} (its backends: {known})"]
         )
-    if change.until is not None:
-        return (*changes, change)
-    membership = change.action in (Action.ADD, Action.REMOVE)
+    if override.until is not None:
+        return (*overrides, override)
+    membership = override.action in (Action.ADD, Action.REMOVE)
     kept = [
         old
-        for old in changes
-        if (old.service, old.host, old.port) != (change.service, change.host, change.port)
-        or not (membership or _ASPECTS[old.action] == _ASPECTS[change.action])
+        for old in overrides
+        if (old.service, old.host, old.port) != (override.service, override.host, override.port)
+        or not (membership or _ASPECTS[old.action] == _ASPECTS[override.action])
     ]
-    return (*kept, change)
+    return (*kept, override)
 
 
-def still_fit(config: Config, changes: Iterable[Change]) -> tuple[Change, ...]:
-    """The changes that have something to change in another configuration."""
-    kept: tuple[Change, ...] = ()
-    for change in changes:
+def applicable(config: Config, overrides: Iterable[Override]) -> tuple[Override, ...]:
+    """The overrides that still apply to another configuration."""
+    kept: tuple[Override, ...] = ()
+    for override in overrides:
         try:
-            add(config, kept, change)
+            add(config, kept, override)
         except ConfigError:
             continue
-        kept = (*kept, change)
+        kept = (*kept, override)
     return kept

@@ -3,6 +3,7 @@ that it is given, from this host. None outlasts its timeout.
 """
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -20,12 +21,31 @@ BODY_LIMIT = 1 << 16
 """Bytes of a response's body that are looked at."""
 
 
+LOCAL_ERRORS = frozenset(
+    {
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOBUFS,
+        errno.ENOMEM,
+        errno.EAGAIN,
+        errno.EADDRNOTAVAIL,
+    }
+)
+"""This host lacks descriptors, memory, processes (EAGAIN of fork(2)) or source ports: that says
+nothing about the backend."""
+
+
+class NoVerdictError(Exception):
+    """The check couldn't be made, for a reason of this host's, which the text says."""
+
+
 class _FailedError(Exception):
     """The backend has answered, but not as wanted; the text says how."""
 
 
 async def probe(check: HealthCheck, backend: Endpoint) -> str | None:
-    """Check a backend once: None if it is well, or why not, in a few words."""
+    """Check a backend once: None if it is well, or why not, in a few words. NoVerdictError if this
+    host couldn't do it."""
     try:
         async with asyncio.timeout(check.timeout):
             await _PROBES[check.type](check, backend)
@@ -38,6 +58,8 @@ async def probe(check: HealthCheck, backend: Endpoint) -> str | None:
     except (ssl.SSLError, aiohttp.ClientSSLError):
         return "the TLS handshake failed"
     except OSError as error:
+        if error.errno in LOCAL_ERRORS:
+            raise NoVerdictError(os.strerror(error.errno).lower()) from None
         # aiohttp and asyncio make sentences of their own of the system's words.
         return os.strerror(error.errno).lower() if error.errno else "the connection broke"
     except aiohttp.ClientResponseError:

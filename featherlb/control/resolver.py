@@ -7,11 +7,13 @@ import socket
 from collections.abc import Sequence
 from ipaddress import ip_address
 
-from featherlb.model import Address
+from featherlb.config import BackendConfig
+from featherlb.config.types import Host
+from featherlb.model import Address, Endpoint
 
 
-class Names:
-    """What each name stood for when it was looked up last."""
+class Resolver:
+    """The last answer for each name."""
 
     def __init__(self) -> None:
         self._answers: dict[str, Sequence[Address]] = {}
@@ -28,6 +30,14 @@ class Names:
     def recall(self, name: str) -> Sequence[Address]:
         """The last answer; asks only for a name that is new."""
         return self._answers.get(name) or self.look_up(name)
+
+    def addresses(self, host: Host) -> Sequence[Address]:
+        """What a configured host stands for, by the last answer."""
+        return self.recall(host) if isinstance(host, str) else [host]
+
+    def endpoints(self, backend: BackendConfig) -> list[Endpoint]:
+        """What a configured backend stands for, by the last answer."""
+        return [Endpoint(address, backend.port) for address in self.addresses(backend.host)]
 
 
 def _ask(name: str) -> list[Address]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from featherlb.control.events import Events
+from featherlb.control.tasks import Tasks
 from featherlb.model import Address, Link, NextHop, Service, Topology
 from featherlb.system import paths as driver
 from featherlb.system.network import LOOPBACK
@@ -41,10 +42,11 @@ UNKNOWN = Entry(None)
 class TopologyWatcher:
     """Keeps the topology `current`; `changed` is set whenever it changes."""
 
-    def __init__(self, events: Events) -> None:
+    def __init__(self, events: Events, tasks: Tasks) -> None:
         self.current = Topology()
         self.changed = asyncio.Event()
         self._events = events
+        self._tasks = tasks
         self._backends: frozenset[Address] = frozenset()
         self._state = NetworkState({}, frozenset(), {}, {})
         self._neighbours: dict[Neighbour, Entry] = {}
@@ -56,7 +58,7 @@ class TopologyWatcher:
         self._news = asyncio.Event()
         self._changes: driver.Changes | None = None
         self._task: asyncio.Task[None] | None = None
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
 
     @property
     def active(self) -> bool:
@@ -68,14 +70,14 @@ class TopologyWatcher:
         has them when this returns."""
         raw = [service for service in services if service.datapath.takes_frames]
         backends = {backend.endpoint.address for service in raw for backend in service.backends}
-        async with self._turn:
+        async with self._lock:
             if not raw:
                 self._stop()
                 return
             if self._changes is None:
                 self._changes = driver.Changes()
                 asyncio.get_running_loop().add_reader(self._changes.fileno(), self._hear)
-                self._task = asyncio.create_task(self._watch())
+                self._task = self._tasks.start("watch-topology", self._watch)
             elif backends == self._backends:
                 return
             self._backends = frozenset(backends)
@@ -84,7 +86,7 @@ class TopologyWatcher:
 
     async def stop(self) -> None:
         """Watch no more."""
-        async with self._turn:
+        async with self._lock:
             self._stop()
 
     def _stop(self) -> None:
@@ -117,8 +119,14 @@ class TopologyWatcher:
             self._news.clear()
             began = time.monotonic()
             looks_at_all = self._stale
-            async with self._turn:
-                await self._look()
+            async with self._lock:
+                try:
+                    await self._look()
+                except Exception:
+                    # Whatever was read may be lost: the next run reads all of it again.
+                    self._stale = True
+                    self._news.set()
+                    raise
             if looks_at_all:
                 await asyncio.sleep(REST * (time.monotonic() - began))
 

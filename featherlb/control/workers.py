@@ -12,10 +12,13 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from ipaddress import IPv4Network, IPv6Network
 
 from featherlb.control.events import Events
+from featherlb.control.tasks import Tasks
 from featherlb.core.flows.memory import size_of
 from featherlb.core.flows.tcp_state import State
 from featherlb.core.path.export import FlowRecords, FlowView, read_flows
@@ -50,51 +53,58 @@ ANSWER_TIMEOUT = 20.0
 RESTART_DELAY = 1.0
 """Seconds before the next try, where the one before was in vain, so that a crash loop costs little.
 """
-SETTLED = 10.0
-"""Seconds after which it isn't what a worker has taken over that it dies of."""
-MAX_HEIRS = 3
-"""Workers that take over the same flows and die of them, at most."""
+PROVEN = 10.0
+"""Seconds after which a worker that dies doesn't die of the flows that it has restored."""
+MAX_SUCCESSORS = 3
+"""Workers in a row that restore the same flows and die of them, at most."""
 RECORDS_AT_ONCE = 512
 """Flow records that a worker copies per turn of its loop: 64 KiB, a few microseconds."""
 ENDED_AT_ONCE = 32
 """Flows that a worker ends per turn: each costs it two packets, some microseconds."""
 
 
+Greeting = Callable[[], Sequence[Apply | SetTopology]]
+"""What a new worker has to be sent, as things are now."""
+
+
 class WorkerProcess:
     """One worker."""
 
     def __init__(self, start: Start, predecessor: "WorkerProcess | None" = None) -> None:
-        """Start the process; `ask` tells when it is ready. OSError if that can't be done.
+        """Start the process; `ask` says when it is ready. OSError if that can't be done.
 
-        It takes over the flows of its `predecessor`, which has ended.
+        It restores the flows of its `predecessor`, which has ended.
         """
-        self.memory = os.memfd_create("featherlb")
-        os.ftruncate(self.memory, size_of(start.max_flows))
-        shared = [self.memory]
-        self.start = replace(start, memory=self.memory)
-        self._born = time.monotonic()
-        self._generation = 0
-        if predecessor is not None:
-            shared.append(predecessor.memory)
-            self.start = replace(self.start, predecessor=predecessor.memory)
-            self._generation = predecessor.generation + 1
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "featherlb.worker", str(theirs.fileno())],
-                pass_fds=[theirs.fileno(), *shared],
-                stdin=subprocess.DEVNULL,
-            )
         self.number = start.shard.worker
         self.gone = asyncio.Event()
-        self._channel = Channel(ours)
         self._answers: asyncio.Queue[FromWorker] = asyncio.Queue()
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
+        self._born = time.monotonic()
+        self._generation = 0 if predecessor is None else predecessor.generation + 1
+        with ExitStack() as on_failure:
+            self.memory = os.memfd_create("featherlb")
+            on_failure.callback(os.close, self.memory)
+            os.ftruncate(self.memory, size_of(start.max_flows))
+            shared = [self.memory]
+            self.start = replace(start, memory=self.memory)
+            if predecessor is not None:
+                shared.append(predecessor.memory)
+                self.start = replace(self.start, predecessor=predecessor.memory)
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            on_failure.enter_context(ours)
+            with theirs:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-m", "featherlb.worker", str(theirs.fileno())],
+                    pass_fds=[theirs.fileno(), *shared],
+                    stdin=subprocess.DEVNULL,
+                )
+            on_failure.pop_all()
+        self._channel = Channel(ours)
         asyncio.get_running_loop().add_reader(self._channel.fileno(), self._read)
 
     async def ask(self, message: ToWorker) -> FromWorker:
         """Send a message and wait for its answer; HostError if the worker can't give one."""
-        async with self._turn:
+        async with self._lock:
             if self.gone.is_set():
                 raise HostError(f"worker {self.number} died")
             self._channel.send(message)
@@ -113,8 +123,8 @@ class WorkerProcess:
 
     @property
     def generation(self) -> int:
-        """How many have had these flows before and died soon."""
-        return self._generation if time.monotonic() - self._born < SETTLED else 0
+        """How many before it had these flows and died soon."""
+        return self._generation if time.monotonic() - self._born < PROVEN else 0
 
     def forget(self) -> None:
         """Give up the flows of the process, which has ended."""
@@ -179,33 +189,32 @@ class Cursor:
 class Workers:
     """All workers of the instance."""
 
-    def __init__(self, events: Events) -> None:
+    def __init__(self, events: Events, tasks: Tasks) -> None:
         self._events = events
+        self._tasks = tasks
         self._processes: list[WorkerProcess] = []
-        self._keepers: list[asyncio.Task[None]] = []
         self.restarts = 0
 
-    async def start(
-        self, starts: Sequence[Start], greeting: Callable[[], Sequence[Apply | SetTopology]]
-    ) -> None:
-        """Start one for each message; `greeting` says what a new one has to do, then and later.
-
-        HostError if one doesn't start.
-        """
+    async def start(self, starts: Sequence[Start], greeting: Greeting) -> None:
+        """Start one for each message; one that dies is replaced. HostError if one doesn't start."""
         begun = await asyncio.gather(
-            *(_begin(start, greeting()) for start in starts), return_exceptions=True
+            *(_begin(start, greeting) for start in starts), return_exceptions=True
         )
         self._processes = [one for one in begun if isinstance(one, WorkerProcess)]
         for failure in begun:
             if isinstance(failure, BaseException):
                 raise failure
-        # What was saved has been taken over by now.
-        later = [replace(start, saved=()) for start in starts]
-        self._keepers = [asyncio.create_task(self._keep(start, greeting)) for start in later]
+        for start in starts:
+            # Saved flows have been restored by now.
+            later = replace(start, saved=())
+            self._tasks.start(
+                "replace-workers",
+                partial(self._keep, later, greeting),
+                subject=f"worker {start.shard.worker}",
+            )
 
     def stop(self) -> None:
-        for keeper in self._keepers:
-            keeper.cancel()
+        """Have all of them end. Their tasks have to be stopped before."""
         for worker in self._processes:
             worker.stop()
 
@@ -214,9 +223,13 @@ class Workers:
         return [worker.process.pid for worker in self._processes]
 
     async def apply(self, message: Apply | SetTopology) -> None:
-        """All do as they are told when this returns; HostError if one can't."""
-        for worker in self._processes:
-            await worker.ask(message)
+        """All have done it when this returns; HostError if one can't, and the others have."""
+        answers = await asyncio.gather(
+            *(worker.ask(message) for worker in self._processes), return_exceptions=True
+        )
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
 
     async def outcomes(self) -> list[dict[str, tuple[int, ...]]]:
         """How flows ended at their beginning, of each worker (see `Views.outcomes`); a dead
@@ -231,20 +244,20 @@ class Workers:
             found.append(answer.by_service)
         return found
 
-    async def statistics(self) -> list[WorkerStatistics]:
-        """The counts of each worker; a dead one's are left out."""
-        found = []
+    async def statistics(self) -> dict[int, WorkerStatistics]:
+        """The counts of each worker by its number; a dead one's are left out."""
+        found = {}
         for worker in list(self._processes):
             try:
                 answer = await worker.ask(GetStatistics())
             except HostError:
                 continue
             assert isinstance(answer, WorkerStatistics)
-            found.append(answer)
+            found[worker.number] = answer
         return found
 
     async def copies(self, start: Cursor) -> AsyncIterator[tuple[FlowRecords, Cursor | None]]:
-        """The flow tables from a place on, bit by bit, each with the place where it goes on."""
+        """The flow tables from a place on, in pieces, each with the place after it."""
         cursor: Cursor | None = start
         while cursor is not None:
             number, first = cursor.worker, cursor.record
@@ -277,46 +290,43 @@ class Workers:
                 place = following
         return count
 
-    async def _keep(
-        self, start: Start, greeting: Callable[[], Sequence[Apply | SetTopology]]
-    ) -> None:
+    async def _keep(self, start: Start, greeting: Greeting) -> None:
         """Replace a worker whenever it dies."""
+        number = start.shard.worker
         while True:
-            worker = self._processes[start.shard.worker]
+            worker = self._processes[number]
             await worker.gone.wait()
             worker.stop()
-            heir = worker.generation < MAX_HEIRS
-            lost = "its flows are lost but for those that the kernel carries"
+            restore = worker.generation < MAX_SUCCESSORS
+            lost = "its flows are lost, except offloaded ones"
             self._events.tell(
                 "worker-died",
-                f"worker {start.shard.worker} ended with status {worker.process.returncode}:"
-                f" starting another, {'for its flows' if heir else 'and ' + lost}",
+                f"worker {number} ended with status {worker.process.returncode}: starting its"
+                f" successor, {'which restores its flows' if restore else lost}",
                 logging.ERROR,
-                worker=start.shard.worker,
+                worker=number,
             )
             successor = None
             while successor is None:
-                if not heir:
+                if not restore:
                     await asyncio.sleep(RESTART_DELAY)
                 try:
-                    successor = await _begin(start, greeting(), worker if heir else None)
+                    successor = await _begin(start, greeting, worker if restore else None)
                 except HostError as error:
-                    log.error("worker %d does not start: %s", start.shard.worker, error)
-                    if heir:
-                        log.error("worker %d: %s", start.shard.worker, lost)
-                    heir = False
-            self._processes[start.shard.worker] = successor
+                    log.error("worker %d does not start: %s", number, error)
+                    if restore:
+                        log.error("worker %d: %s", number, lost)
+                    restore = False
+            self._processes[number] = successor
             worker.forget()
             self.restarts += 1
             self._events.tell(
-                "worker-started",
-                f"worker {start.shard.worker} is balancing again",
-                worker=start.shard.worker,
+                "worker-started", f"worker {number} is balancing again", worker=number
             )
 
 
 async def _begin(
-    start: Start, greeting: Sequence[Apply | SetTopology], predecessor: WorkerProcess | None = None
+    start: Start, greeting: Greeting, predecessor: WorkerProcess | None = None
 ) -> WorkerProcess:
     """A worker at work; HostError if it doesn't get there."""
     try:
@@ -325,8 +335,13 @@ async def _begin(
         raise HostError(f"no worker can be started: {error.strerror}") from None
     try:
         await worker.ask(worker.start)
-        for message in greeting:
-            await worker.ask(message)
+        done: list[Apply | SetTopology] = []
+        # What has changed meanwhile was sent to the others only.
+        while done != (wanted := list(greeting())):
+            for message in wanted:
+                if message not in done:
+                    await worker.ask(message)
+            done = wanted
     except BaseException:
         worker.stop()
         worker.forget()

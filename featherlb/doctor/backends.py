@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address
 from itertools import product
 
-from featherlb.control.probes import probe
+from featherlb.control.probes import NoVerdictError, probe
 from featherlb.doctor.finding import Finding, error, note, warning
 from featherlb.doctor.subject import Subject
 from featherlb.model import (
@@ -84,10 +84,10 @@ async def _ask_all(subject: Subject) -> list[Answer]:
     async def ask(service: Service, backend: Backend) -> Answer:
         check = subject.check_of(service)
         async with turn:
-            failure = await probe(_plain(service.protocol, check), backend.endpoint)
+            failure = await _ask(_plain(service.protocol, check), backend.endpoint)
             check_failure = None
             if check is not None:
-                check_failure = await probe(check, check.endpoint(backend.endpoint))
+                check_failure = await _ask(check, check.endpoint(backend.endpoint))
         return Answer(
             service=service,
             backend=backend,
@@ -184,11 +184,19 @@ async def _reachable(endpoints: Iterable[Endpoint]) -> list[Endpoint]:
 
     async def ask(endpoint: Endpoint) -> str | None:
         async with turn:
-            return await probe(_plain(Protocol.TCP, None), endpoint)
+            return await _ask(_plain(Protocol.TCP, None), endpoint)
 
     asked = list(endpoints)
     failures = await asyncio.gather(*map(ask, asked))
     return [one for one, failure in zip(asked, failures, strict=True) if failure is None]
+
+
+async def _ask(check: HealthCheck, endpoint: Endpoint) -> str | None:
+    """As `probe`, and what is wrong with this host counts as well."""
+    try:
+        return await probe(check, endpoint)
+    except NoVerdictError as problem:
+        return f"this host can't check it ({problem})"
 
 
 def _answered(clients: Mapping[Endpoint, Endpoint]) -> set[Endpoint]:
@@ -252,7 +260,7 @@ async def _try_all(
     async def ask(service: Service, vip: Endpoint) -> tuple[Service, Endpoint, str | None]:
         async with turn:
             check = _plain(service.protocol, subject.check_of(service))
-            return service, vip, await probe(check, vip)
+            return service, vip, await _ask(check, vip)
 
     return await asyncio.gather(*(ask(*target) for target in targets))
 

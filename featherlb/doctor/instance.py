@@ -51,6 +51,18 @@ def judge_state(status: schema.Status, installed: str) -> Iterator[Finding]:
             " why",
             "journalctl -u featherlb -g worker",
         )
+    for task in status.tasks:
+        if task.failing:
+            yield error(
+                f"the background task '{task.name}' keeps failing: {task.last_error}",
+                "systemctl restart featherlb",
+            )
+        elif task.restarts:
+            yield warning(
+                f"the background task '{task.name}' failed and was restarted {task.restarts} times"
+                f" since the start, the last time because of {task.last_error}",
+                "journalctl -u featherlb -g task",
+            )
     if status.flows > FULL * status.capacity:
         yield warning(
             f"{status.flows:,} of {status.capacity:,} flows are in use; before idle connections are"

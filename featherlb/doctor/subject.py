@@ -14,8 +14,8 @@ from featherlb.api import schema
 from featherlb.api.client import connect
 from featherlb.config import Config, find_config
 from featherlb.config.file import load, parse
-from featherlb.control.controller import find_services, load_schedulers
-from featherlb.control.resolver import Names
+from featherlb.control.prepare import find_services, load_schedulers
+from featherlb.control.resolver import Resolver
 from featherlb.doctor.finding import Finding, error, refusal
 from featherlb.model import Address, HealthCheck, Service
 from featherlb.model.errors import ConfigError, FeatherlbError, HostError
@@ -101,7 +101,7 @@ def find_subject(
     facts = None
     if config is not None:
         try:
-            services = find_services(config, Names().look_up)
+            services = find_services(config, Resolver().look_up)
             queue = running.record.instance if running is not None else config.queue
             if queue is None:
                 queue = host.free_queue(config.workers, services)

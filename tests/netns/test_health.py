@@ -1,6 +1,7 @@
 """Health checks: new connections avoid backends that are down, and find those that are back."""
 
 import json
+import resource
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
@@ -107,6 +108,25 @@ def test_a_backend_killed_under_load_is_avoided_and_comes_back(
         assert told(running, f"{ONE} is down")
         up = backends(lab)[ONE]
         assert (up["state"], up["weight"], up["failure"]) == ("up", 3, "")
+
+
+def test_backends_keep_their_states_while_no_check_can_be_made(
+    lab: Lab, servers: list[ExitStack], featherlb: Up, tmp_path: Path
+) -> None:
+    """The supervisor has no descriptors left for a while, which says nothing of the backends."""
+    with balancing(lab, featherlb, tmp_path / "lb.yaml", f"type: tcp, fall: 1, {FAST}") as running:
+        soft, hard = resource.prlimit(running.pid, resource.RLIMIT_NOFILE)
+        # What is open stays open.
+        resource.prlimit(running.pid, resource.RLIMIT_NOFILE, (3, hard))
+        wait_for(lambda: "could not be made" in running.log, "checks without a verdict")
+        assert answering(lab) == {"backend1", "backend2"}
+        assert "is down" not in running.log
+        resource.prlimit(running.pid, resource.RLIMIT_NOFILE, (soft, hard))
+        servers[0].close()
+        wait_for(lambda: told(running, f"{ONE} is down: connection refused"), "its fall")
+        status = api(lab.balancer, "status")
+        assert status["watchdog_fed"]
+        assert {task["name"]: task["restarts"] for task in status["tasks"]}["health-checks"] == 0
 
 
 def quiet(load: Load) -> bool:

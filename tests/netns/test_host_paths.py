@@ -8,6 +8,7 @@ import pytest
 
 from featherlb.control import topology
 from featherlb.control.events import Events
+from featherlb.control.tasks import Tasks
 from featherlb.control.topology import TopologyWatcher
 from featherlb.lab import Lab, Node
 from featherlb.model import (
@@ -61,7 +62,7 @@ class Watch:
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
         self.events = Events()
-        self.watcher = TopologyWatcher(self.events)
+        self.watcher = TopologyWatcher(self.events, Tasks(self.events))
 
     async def until(self, condition: Callable[[Topology], bool], what: str) -> Topology:
         """The first topology with which the condition holds; each is waited for as an instance

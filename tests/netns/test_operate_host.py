@@ -14,6 +14,7 @@ import pytest
 
 from featherlb.lab import Lab
 from featherlb.lab.namespaces import VIP
+from featherlb.system.journal import Journal
 from tests.netns.command import PROGRAM, Featherlb, api, reload, run
 from tests.netns.conftest import ONE_DRIVER, SERVED, Up
 from tests.netns.test_operate_pools import ONE, TWO, answering, configuration, operate
@@ -35,7 +36,7 @@ def hosts(lab: Lab) -> Iterator[Path]:
         shutil.rmtree(directory)
 
 
-NEW_ADDRESSES = "names have other addresses now"
+NEW_ADDRESSES = "backend names resolve to new addresses"
 
 
 def test_names_are_followed(lab: Lab, featherlb: Up, tmp_path: Path) -> None:
@@ -66,6 +67,16 @@ def test_names_are_followed(lab: Lab, featherlb: Up, tmp_path: Path) -> None:
             assert "its backends: pool.test:8080" in refused.stderr
             operate(lab, "backend", "weight", "web", "pool.test:8080", "5")
             assert running.log.count(NEW_ADDRESSES) == 1
+
+
+def test_the_api_comes_back_when_its_socket_was_removed(lab: Lab, featherlb: Up) -> None:
+    with featherlb(lab, "--vip", f"{VIP}:80", "--backend", ONE) as running:
+        pid = api(lab.balancer, "status")["pid"]
+        (path,) = lab.balancer.call(lambda: list(Journal().directory.glob("*.sock")))
+        path.unlink()
+        wait_for(lambda: "the API listens on it again" in running.log, "another socket")
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert operate(lab, "status")["pid"] == pid
 
 
 def test_a_reload_puts_back_what_somebody_removed(lab: Lab, featherlb: Up) -> None:

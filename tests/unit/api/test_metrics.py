@@ -1,6 +1,7 @@
 """The metrics' names in docs/operations.md, in the alerts and in the dashboard are real ones."""
 
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,14 @@ import yaml
 from prometheus_client.core import Metric
 
 from featherlb.api.metrics import Snapshot
-from featherlb.config import Config
 from featherlb.config.file import parse
 from featherlb.config.resolve import resolve
-from featherlb.control.controller import Instance, Settings
 from featherlb.control.events import Events
+from featherlb.control.health import HealthChecks
+from featherlb.control.resolver import Resolver
+from featherlb.control.tasks import Tasks, TaskState
+from featherlb.control.transition import State
+from featherlb.control.view import Reloads, View, WorkerView, view_services
 from featherlb.datapaths.base import EngineCounters
 from featherlb.model import Datapath
 from featherlb.model.reason import PASSED, TRANSLATED
@@ -31,17 +35,29 @@ ROOT = Path(__file__).parents[3]
 
 def families(world: World) -> list[Metric]:
     """The metrics of an instance whose worker holds this world's balancer."""
-    instance = Instance(Settings(load=Config, assign=False), Events())
-    instance.config = parse(CONFIG, "f")
-    services = resolve(instance.config, lambda name: [])
-    judgement = instance.health.judge(instance.config, services)
-    instance.health.follow(instance.config, judgement)
-    instance.services = judgement.services
+    events = Events()
+    tasks = Tasks(events)
+    health = HealthChecks(events, tasks)
+    config = parse(CONFIG, "f")
+    judgement = health.judge(config, resolve(config, lambda name: []))
+    health.follow(config, judgement)
     queue = EngineCounters(received=9, queue_dropped=1, socket_dropped=2, waiting=3)
     frames = EngineCounters(received=8, socket_dropped=1, unsent=2, unresolved=3, held=4)
     engines = {Datapath.NFQUEUE: queue, Datapath.RAW: frames}
     worker = WorkerStatistics(world.balancer.views.statistics(), engines, 4)
-    return list(Snapshot(instance, [worker]).collect())
+    view = View(
+        instance=0,
+        started=datetime.now(UTC),
+        assign=False,
+        overrides=(),
+        reloads=Reloads(),
+        services=view_services(State(config, services=judgement.services), health, Resolver()),
+        workers=(WorkerView(0, 1, worker),),
+        worker_restarts=0,
+        tasks=(TaskState("names", 2, True, "OSError", ""),),
+        watchdog_fed=False,
+    )
+    return list(Snapshot(view).collect())
 
 
 def samples(world: World) -> dict[str, list[float]]:
@@ -84,6 +100,12 @@ def test_the_dashboard_shows_as_dropped_what_is_dropped() -> None:
     dashboard = (ROOT / "contrib" / "grafana" / "featherlb.json").read_text(encoding="utf-8")
     (others,) = re.findall(r'reason!~\\"([a-z|-]+)\\"', dashboard)
     assert set(others.split("|")) == {reason.label for reason in TRANSLATED | PASSED}
+
+
+def test_the_metrics_of_tasks(world: World) -> None:
+    found = samples(world)
+    assert found["featherlb_task_restarts_total"] == [2]
+    assert found["featherlb_task_failing"] == [1]
 
 
 def test_invariants(world: World) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,9 +16,12 @@ from featherlb.api.client import Client
 from featherlb.api.server import application
 from featherlb.config import Config
 from featherlb.config.file import parse
-from featherlb.control.controller import Instance, Settings
+from featherlb.config.resolve import resolve
+from featherlb.control.controller import Controller, Settings
 from featherlb.control.events import MAX_WAITING, Events
-from featherlb.control.overrides import Action, Change, add
+from featherlb.control.overrides import Action, Override, add
+from featherlb.control.tasks import Tasks
+from featherlb.control.transition import State
 from featherlb.model.errors import ConfigError, HostError
 
 T = TypeVar("T")
@@ -36,17 +40,20 @@ def path(tmp_path: Path) -> Path:
 
 def serve(
     path: Path,
-    question: Callable[[Client, Instance], Awaitable[T]],
+    question: Callable[[Client, Controller], Awaitable[T]],
     *,
     token: str | None = None,
     sent: str = "",
+    load: Callable[[], Config] = load_wrong,
 ) -> T:
     """The answer to a question that is asked over the socket."""
 
     async def run() -> T:
-        instance = Instance(Settings(load=load_wrong, assign=False), Events())
-        instance.config = parse(FILE, "lb.yaml")
-        runner = web.AppRunner(application(instance, token), shutdown_timeout=0.1)
+        events = Events()
+        controller = Controller(Settings(load=load, assign=False), events, Tasks(events))
+        config = parse(FILE, "lb.yaml")
+        controller.state = State(config, services=resolve(config, lambda name: []))
+        runner = web.AppRunner(application(controller, token), shutdown_timeout=0.1)
         await runner.setup()
         await web.UnixSite(runner, str(path)).start()
         try:
@@ -55,7 +62,7 @@ def serve(
                 connector=aiohttp.UnixConnector(str(path)),
                 headers={"Authorization": f"Bearer {sent}"} if sent else None,
             ) as session:
-                return await question(Client(session, path), instance)
+                return await question(Client(session, path), controller)
         finally:
             await runner.cleanup()
 
@@ -110,17 +117,39 @@ def serve(
 def test_refusals_say_what_is_wrong(
     path: Path, method: str, target: str, body: object, said: str
 ) -> None:
-    async def ask(client: Client, instance: Instance) -> tuple[Change, ...]:
+    async def ask(client: Client, controller: Controller) -> tuple[Override, ...]:
         with pytest.raises(ConfigError) as caught:
             await client.ask(method, target, body=body)
         assert said in str(caught.value)
-        return instance.changes
+        return controller.state.overrides
 
     assert serve(path, ask) == ()
 
 
+def load_broken() -> Config:
+    raise KeyError("health")
+
+
+def test_a_bug_is_a_fault_and_a_refused_reload(path: Path) -> None:
+    async def ask(client: Client, controller: Controller) -> schema.Status:
+        with controller.events.listen() as listener:
+            with pytest.raises(HostError, match=r"internal error: KeyError: 'health' \(.*\.py:\d+"):
+                await client.ask("POST", "/v1/reload")
+            event = await listener.get()
+        assert event.kind == "reload-refused"
+        assert "KeyError" in event.message
+        async with client._session.post("/v1/reload") as answer:
+            assert answer.status == 500
+            assert schema.Fault.model_validate_json(await answer.text()).error
+        return await client.get("/v1/status", schema.Status)
+
+    status = serve(path, ask, load=load_broken)
+    assert (status.reloads, status.reloads_refused) == (0, 2)
+    assert status.reload_error.startswith("KeyError: 'health'")
+
+
 def test_a_body_that_is_no_json(path: Path) -> None:
-    async def ask(client: Client, instance: Instance) -> str:
+    async def ask(client: Client, controller: Controller) -> str:
         async with client._session.post("/v1/changes", data=b"{") as answer:
             assert answer.status == 400
             return await answer.text()
@@ -130,7 +159,7 @@ def test_a_body_that_is_no_json(path: Path) -> None:
 
 @pytest.mark.parametrize("sent", ["", "wrong", TOKEN + "x"])
 def test_without_the_token_nothing_is_told(path: Path, sent: str) -> None:
-    async def ask(client: Client, instance: Instance) -> None:
+    async def ask(client: Client, controller: Controller) -> None:
         with pytest.raises(ConfigError, match="Authorization: Bearer TOKEN"):
             await client.ask("GET", "/v1/config")
         assert "featherlb_reloads_total" in await client.ask("GET", "/metrics")
@@ -140,12 +169,15 @@ def test_without_the_token_nothing_is_told(path: Path, sent: str) -> None:
 
 
 def test_the_running_configuration_without_what_reverts(path: Path) -> None:
-    async def ask(client: Client, instance: Instance) -> str:
-        for change in (
-            Change(1, Action.ADD, "web", "b", 1, 7),
-            Change(2, Action.DRAIN, "web", "b", 1, until=1e9),
+    async def ask(client: Client, controller: Controller) -> str:
+        state = controller.state
+        for override in (
+            Override(1, Action.ADD, "web", "b", 1, 7),
+            Override(2, Action.DRAIN, "web", "b", 1, until=1e9),
         ):
-            instance.changes = add(instance.config, instance.changes, change)
+            overrides = add(state.config, state.overrides, override)
+            state = replace(state, overrides=overrides)
+        controller.state = state
         listed = await client.get("/v1/changes", schema.Changes)
         assert [one.remaining is None for one in listed.changes] == [True, False]
         return await client.ask("GET", "/v1/config")
@@ -158,12 +190,12 @@ def test_the_running_configuration_without_what_reverts(path: Path) -> None:
 
 
 def test_events_reach_the_client(path: Path) -> None:
-    async def ask(client: Client, instance: Instance) -> list[schema.Event]:
+    async def ask(client: Client, controller: Controller) -> list[schema.Event]:
         events = client.events()
         first = asyncio.ensure_future(anext(events))
-        while not instance.events._listeners:
+        while not controller.events._listeners:
             await asyncio.sleep(0.01)
-        instance.events.tell("test", "hello", backend="b")
+        controller.events.tell("test", "hello", backend="b")
         found = [await first]
         await events.aclose()  # type: ignore[attr-defined]
         return found

@@ -1,9 +1,12 @@
 """The checks of an instance, against real listeners on the loopback interface."""
 
 import asyncio
+import os
+import resource
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from featherlb.config import Config
@@ -11,6 +14,7 @@ from featherlb.config.file import parse
 from featherlb.config.resolve import resolve
 from featherlb.control.events import Events, Listener
 from featherlb.control.health import HealthChecks
+from featherlb.control.tasks import Tasks
 from featherlb.model import Endpoint, Health, Service
 from tests.world import ONE, THREE, TWO, VIP, Connection, World, client
 
@@ -62,7 +66,7 @@ async def until(condition: Callable[[], bool]) -> None:
 def test_states_follow_the_backends_and_are_told_once() -> None:
     async def run() -> None:
         events = Events()
-        checks = HealthChecks(events)
+        checks = HealthChecks(events, Tasks(events))
         with events.listen() as heard, listener() as alive:
             with listener() as dying:
                 names = [f"127.0.0.1:{one.getsockname()[1]}" for one in (alive, dying)]
@@ -89,7 +93,7 @@ def test_states_follow_the_backends_and_are_told_once() -> None:
 
 
 def test_a_backend_is_as_configured_before_its_first_result() -> None:
-    checks = HealthChecks(Events())
+    checks = HealthChecks(Events(), Tasks(Events()))
     up = configuration("127.0.0.1:1", health="type: tcp")
     down = configuration("127.0.0.1:1", health="type: tcp, initial: down")
     assert weights(checks, up) == [1]
@@ -100,7 +104,7 @@ def test_a_backend_is_as_configured_before_its_first_result() -> None:
 def test_what_is_known_stays_with_another_check_and_goes_without_one() -> None:
     async def run() -> None:
         events = Events()
-        checks = HealthChecks(events)
+        checks = HealthChecks(events, Tasks(events))
         # Port 1 of the loopback address: nobody listens there.
         first = configuration("127.0.0.1:1")
         other = configuration("127.0.0.1:1", health="type: tcp, fall: 7")
@@ -121,12 +125,77 @@ def test_what_is_known_stays_with_another_check_and_goes_without_one() -> None:
     asyncio.run(run())
 
 
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """This process can open nothing more."""
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_check_that_this_host_can_not_make_decides_nothing() -> None:
+    async def run() -> None:
+        events = Events()
+        checks = HealthChecks(events, Tasks(events))
+        with events.listen() as heard:
+            with listener() as alive:
+                place = Endpoint.parse(f"127.0.0.1:{alive.getsockname()[1]}")
+                config = configuration(str(place), health="type: tcp, fall: 1, initial: down")
+                follow(checks, config)
+                await hear(heard, "backend-up")
+                with no_descriptors():
+                    message = await hear(heard, "health-no-verdict")
+                    assert message == (
+                        "1 health check could not be made, backends keep their states: too many"
+                        " open files"
+                    )
+                    await until(lambda: checks._without_verdict > 3)
+                    assert checks.state("web", place) is Health.UP
+                    assert checks.failure("web", place) == ""
+            # The next word is of the backend: the log isn't filled, and checking goes on.
+            assert await hear(heard, "backend-down") == f"web: {place} is down: connection refused"
+            await checks.stop()
+
+    asyncio.run(run())
+
+
+def test_a_check_that_fails_in_a_way_that_nobody_expected_is_made_again() -> None:
+    async def run() -> None:
+        events = Events()
+        tasks = Tasks(events)
+        checks = HealthChecks(events, tasks)
+        config = configuration("127.0.0.1:1", health="type: script, command: [x]")
+        (service,) = config.services
+        assert service.health is not None
+        # No configuration has such a word: the system takes it for no program's name.
+        broken = replace(service, health=replace(service.health, command=("\0",)))
+        with events.listen() as heard:
+            follow(checks, replace(config, services=(broken,)))
+            message = await hear(heard, "task-failed")
+            assert message.startswith(
+                "task health-checks (127.0.0.1:1 of web) failed: ValueError: embedded null byte"
+                " (control/probes.py:"
+            )
+            await hear(heard, "task-failed")
+        (state,) = tasks.states()
+        assert (state.name, state.restarts) == ("health-checks", 2)
+        assert tasks.healthy
+        await checks.stop()
+
+    asyncio.run(run())
+
+
 def test_scripts_end_with_the_checks(tmp_path: Path) -> None:
     async def run() -> None:
         pid = tmp_path / "pid"
         command = f'type: script, command: [/bin/sh, -c, "echo $$ > {pid}; sleep 600"]'
         config = configuration("127.0.0.1:1", health=command)
-        checks = HealthChecks(Events())
+        checks = HealthChecks(Events(), Tasks(Events()))
         follow(checks, config)
         await until(lambda: pid.exists() and pid.read_text().endswith("\n"))
         assert Path(f"/proc/{pid.read_text().strip()}").exists()
@@ -163,7 +232,7 @@ def failing(world: World, place: str, count: int) -> None:
 def test_a_backend_is_ejected_for_what_it_does_to_connections() -> None:
     async def run() -> None:
         events = Events()
-        checks = HealthChecks(events)
+        checks = HealthChecks(events, Tasks(events))
         config = watched(ONE, TWO)
         follow(checks, config)
         world = World(*services(config))
@@ -185,8 +254,8 @@ def test_a_backend_is_ejected_for_what_it_does_to_connections() -> None:
             failing(world, TWO, 20)
             observe(checks, world)
             assert weights(checks, config) == [0, 1]
-            counts = {str(backend): count for _, backend, count in checks.ejections()}
-            assert counts == {ONE: 1, TWO: 0}
+            assert checks.ejections("web", endpoint) == 1
+            assert checks.ejections("web", Endpoint.parse(TWO)) == 0
             # Other rules begin anew.
             other = watched(ONE, TWO, more="passive_health: {failures: 4}")
             follow(checks, other)
@@ -198,7 +267,7 @@ def test_a_backend_is_ejected_for_what_it_does_to_connections() -> None:
 def test_an_ejection_ends_with_its_time() -> None:
     async def run() -> None:
         events = Events()
-        checks = HealthChecks(events)
+        checks = HealthChecks(events, Tasks(events))
         config = watched(ONE, TWO, more="passive_health: {failures: 1, ejection: 1ms}")
         follow(checks, config)
         world = World(*services(config))
@@ -221,7 +290,7 @@ def test_an_ejection_ends_with_its_time() -> None:
 def test_where_there_are_checks_they_end_an_ejection() -> None:
     async def run() -> None:
         events = Events()
-        checks = HealthChecks(events)
+        checks = HealthChecks(events, Tasks(events))
         with events.listen() as heard, listener() as alive:
             place = f"127.0.0.1:{alive.getsockname()[1]}"
             health = "health: {type: tcp, interval: 20ms, timeout: 10s}\n  "
@@ -251,7 +320,7 @@ def ramps(checks: HealthChecks, config: Config) -> list[bool]:
 
 def test_who_joins_or_comes_back_starts_slowly_and_nobody_else() -> None:
     async def run() -> None:
-        checks = HealthChecks(Events())
+        checks = HealthChecks(Events(), Tasks(Events()))
         slow = "slow_start: 1h\n  passive_health: {failures: 1, ejection: 1ms}"
         first, more = watched(ONE, TWO, more=slow), watched(ONE, TWO, THREE, more=slow)
         assert ramps(checks, first) == [False, False]
@@ -292,7 +361,7 @@ def test_who_joins_or_comes_back_starts_slowly_and_nobody_else() -> None:
 def test_in_panic_all_are_used_and_it_is_told_once() -> None:
     async def run() -> None:
         events = Events()
-        checks = HealthChecks(events)
+        checks = HealthChecks(events, Tasks(events))
         rules = "passive_health: {failures: 1, ejection: 1h, max_ejected: 100}"
         panic = rules + "\n  panic_threshold: 60"
         config, calm = watched(ONE, TWO, more=panic), watched(ONE, TWO, more=rules)

@@ -92,7 +92,15 @@ STATUS = schema.Status(
     panic=[],
     worker_restarts=0,
     workers=[],
+    tasks=[],
+    watchdog_fed=True,
 )
+
+
+def task(*, failing: bool, restarts: int = 5) -> schema.Task:
+    return schema.Task(
+        name="names", restarts=restarts, failing=failing, last_error="OSError", last_failure=""
+    )
 
 
 def test_state_of_the_instance() -> None:
@@ -104,6 +112,9 @@ def test_state_of_the_instance() -> None:
     assert judged(version="0") == [(W, "systemctl restart featherlb")]
     assert judged(flows=91) == [(W, "systemctl restart featherlb")]
     assert len(judged(worker_restarts=1)) == 1
+    assert judged(tasks=[task(failing=False, restarts=0)]) == []
+    assert judged(tasks=[task(failing=False)]) == [(W, "journalctl -u featherlb -g task")]
+    assert judged(tasks=[task(failing=True)]) == [(E, "systemctl restart featherlb")]
 
 
 def test_answers_that_never_came() -> None:

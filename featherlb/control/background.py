@@ -1,0 +1,107 @@
+"""What an instance does in the background: when to look, and what to do if that fails.
+
+Each loop is a supervised task. What it asks for is a method of the controller.
+"""
+
+import asyncio
+import logging
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from featherlb.model.errors import FeatherlbError, HostError
+
+if TYPE_CHECKING:
+    from featherlb.control.controller import Controller
+
+log = logging.getLogger("featherlb")
+
+WATCH_INTERVAL = 0.5
+"""Seconds between two questions to the workers: whether they answer, whose connections fail, and
+which departed backends have flows left. Also the pause before a failed change is tried again."""
+HEALTH_INTERVAL = 0.1
+"""Seconds between two changes of the workers' weights because of health."""
+
+
+class Background:
+    """The background tasks of a controller."""
+
+    def __init__(self, controller: "Controller") -> None:
+        self._controller = controller
+        self._links: object = None
+        """The links and addresses that the host's VIPs were last compared with."""
+
+    def start(self) -> None:
+        """Start them under the controller's `tasks`."""
+        start = self._controller.tasks.start
+        start("watch-workers", self._watch_workers)
+        start("overrides", self._expire_overrides)
+        start("names", self._refresh_names)
+        start("health", self._apply_health)
+        start("topology", self._apply_topology)
+
+    async def _watch_workers(self) -> None:
+        while True:
+            await asyncio.sleep(WATCH_INTERVAL)
+            await self._controller.observe_outcomes()
+            try:
+                await self._controller.release_departed()
+            except HostError as error:
+                log.error("the host keeps rules of departed backends: %s", error)
+
+    async def _expire_overrides(self) -> None:
+        changed = self._controller.overrides_changed
+        while True:
+            changed.clear()
+            now = time.monotonic()
+            due = self._controller.next_expiry()
+            if due is not None and due <= now:
+                try:
+                    await self._controller.expire(now)
+                except FeatherlbError as error:
+                    log.error("a run-time change can't be reverted now: %s", error)
+                    await asyncio.sleep(WATCH_INTERVAL)
+                continue
+            with suppress(TimeoutError):
+                await asyncio.wait_for(changed.wait(), None if due is None else due - now)
+
+    async def _refresh_names(self) -> None:
+        while True:
+            await asyncio.sleep(self._controller.state.config.resolve_interval)
+            try:
+                await self._controller.refresh_names()
+            except FeatherlbError as error:
+                log.error("the new addresses of names can't be used: %s", error)
+
+    async def _apply_health(self) -> None:
+        changed = self._controller.health.changed
+        while True:
+            await changed.wait()
+            changed.clear()
+            # Many that change together are one change, and a failure is not repeated in haste.
+            pause = HEALTH_INTERVAL
+            try:
+                await self._controller.apply_health()
+            except Exception as error:
+                changed.set()
+                if not isinstance(error, FeatherlbError):
+                    raise
+                log.error("the new state of backends can't be put in force: %s", error)
+                pause = WATCH_INTERVAL
+            await asyncio.sleep(pause)
+
+    async def _apply_topology(self) -> None:
+        topology = self._controller.data.topology
+        while True:
+            await topology.changed.wait()
+            topology.changed.clear()
+            now = topology.current.links, topology.current.addresses
+            # A worker that has died gets the topology when its successor starts.
+            with suppress(HostError):
+                await self._controller.data.send_topology()
+            if self._links not in (None, now):
+                try:
+                    await self._controller.restore_vips()
+                except HostError as error:
+                    log.error("the host can't be brought up to date: %s", error)
+            self._links = now

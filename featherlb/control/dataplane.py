@@ -1,0 +1,226 @@
+"""What moves the packets of one instance: its workers, its part of the host, and the topology.
+
+Executes the actions of transitions, and remembers what is in force. It decides nothing.
+"""
+
+import asyncio
+import logging
+from collections.abc import Collection, Mapping, Sequence
+
+from featherlb import host
+from featherlb.config import Config
+from featherlb.control.events import Events
+from featherlb.control.tasks import Tasks
+from featherlb.control.topology import TopologyWatcher
+from featherlb.control.transition import (
+    Action,
+    ApplyServices,
+    EndFlows,
+    UpdateHost,
+    UpdateTopology,
+    at_the_place_of,
+)
+from featherlb.control.workers import Cursor, FlowFilter, Workers
+from featherlb.core.flows.tcp_state import ACTIVE
+from featherlb.core.path.export import read_flows
+from featherlb.datapaths.base import QueueOptions
+from featherlb.model import Address, Service, Topology
+from featherlb.model.errors import HostError
+from featherlb.system import flow_file
+from featherlb.system.journal import Journal
+from featherlb.worker.protocol import Apply, SetTopology, Start
+
+log = logging.getLogger("featherlb")
+
+QUEUE_LENGTH = 8192
+"""Packets that wait in the kernel before it drops; a burst of 0.1 s at 80,000 packets/s."""
+
+
+class DataPlane:
+    """Calls come one at a time; those that only ask the `workers` may come at any time."""
+
+    def __init__(self, events: Events, tasks: Tasks) -> None:
+        self.workers = Workers(events, tasks)
+        self.topology = TopologyWatcher(events, tasks)
+        self.options = host.Options()
+        self.departing: tuple[Service, ...] = ()
+        """The backends that have left and still have flows, as far as the host knows."""
+        self._host = host.Host()
+        self._pass_mark = 0
+        self._apply = ApplyServices((), {})
+        """In force in the workers."""
+        self._loaded: Mapping[str, bytes] = {}
+        """The code that all workers have loaded."""
+        self._sent = Topology()
+        """The topology that all workers have."""
+
+    async def start(
+        self,
+        config: Config,
+        services: tuple[Service, ...],
+        schedulers: Mapping[str, bytes],
+        plan: host.HostPlan,
+    ) -> None:
+        """Start the workers and apply the plan; HostError if that can't be done, and `stop` cleans
+        up."""
+        self.options = plan.options
+        self._pass_mark = plan.pass_mark or 0
+        self._apply = ApplyServices(services, schedulers)
+        self._loaded = schedulers
+        directory = Journal().directory
+        saved = flow_file.find(directory, self.options.queue)
+        starts = [
+            Start(
+                shard=self.options.shard(number),
+                queue=QueueOptions(
+                    self.options.queue + number,
+                    config.driver,
+                    QUEUE_LENGTH,
+                    self.options.fail_open,
+                ),
+                max_flows=config.max_flows,
+                timeouts=config.timeouts,
+                hash_key=config.hash_key.encode(),
+                log_flows=log.isEnabledFor(logging.DEBUG),
+                save=str(flow_file.path(directory, self.options.queue, number)),
+                saved=tuple(map(str, saved)),
+            )
+            for number in range(self.options.workers)
+        ]
+        # Queues are bound and services known before rules send packets there.
+        await self.topology.follow(services)
+        try:
+            await self.workers.start(starts, self._greeting)
+        finally:
+            # Even if a worker could not stand it: the next start must not try them again.
+            for path in saved:
+                path.unlink(missing_ok=True)
+        await asyncio.to_thread(self._host.apply, plan)
+
+    async def stop(self) -> None:
+        """Revert the host, except for what open flows need that the kernel forwards. Rules go
+        before the queues do, so no packet meets a queue without a worker."""
+        await self.topology.stop()
+        if offloaded := await self._offloaded():
+            await asyncio.to_thread(self._leave, offloaded)
+        else:
+            await asyncio.to_thread(self._revert)
+        self.workers.stop()
+
+    async def execute(self, action: Action) -> None:
+        """Carry an action out; HostError if the host or a worker refuses."""
+        match action:
+            case UpdateHost(services, departing, release):
+                if release:
+                    departing = await self.still_departing(departing, services)
+                await asyncio.to_thread(self._update_host, [*services, *departing])
+                self.departing = departing
+            case UpdateTopology(services):
+                await self.topology.follow(services)
+                await self.send_topology()
+            case ApplyServices():
+                await self._apply_services(action)
+            case EndFlows(service, backend, reset):
+                wanted = FlowFilter(service=service, backend=backend)
+                await self.workers.end_flows(wanted, reset=reset)
+
+    async def still_departing(
+        self, departing: Sequence[Service], services: Sequence[Service]
+    ) -> tuple[Service, ...]:
+        """The departing backends that still have flows, each at the place of its service now."""
+        holding = {
+            (name, backend.endpoint)
+            for one in (await self.workers.statistics()).values()
+            for name, backend in one.core.leaving
+        }
+        serving = {service.name: service for service in services}
+        kept = []
+        for service in departing:
+            backends = tuple(b for b in service.backends if (service.name, b.endpoint) in holding)
+            if backends and service.name in serving:
+                kept.append(at_the_place_of(serving[service.name], service, backends))
+        return tuple(dict.fromkeys(kept))
+
+    async def send_topology(self) -> None:
+        """Send the workers the topology, if they don't have it; HostError if one has died."""
+        topology = self.topology.current
+        if topology != self._sent:
+            await self.workers.apply(SetTopology(topology))
+            self._sent = topology
+
+    async def restore_vips(self, addresses: Collection[Address]) -> None:
+        """Give the host, which has these addresses now, what it lacks of the plan."""
+        await asyncio.to_thread(self._restore_vips, addresses)
+
+    async def deviations(self) -> list[str]:
+        """What somebody else has changed of this instance's part of the host, as sentences."""
+        return await asyncio.to_thread(self._host.deviations)
+
+    # Blocking
+
+    def _update_host(self, services: Sequence[Service]) -> None:
+        plan = host.build(services, self.options, host.survey(services))
+        self._host.update(plan)
+        self._pass_mark = plan.pass_mark or 0
+
+    def _restore_vips(self, addresses: Collection[Address]) -> None:
+        services = [*self._apply.services, *self.departing]
+        plan = host.build(services, self.options, host.survey(services))
+        if plan != self._host.plan or any(vip not in addresses for vip, _ in plan.addresses):
+            self._host.update(plan)
+
+    def _leave(self, services: Sequence[Service]) -> None:
+        """Leave on the host what flows need that the kernel forwards."""
+        facts = host.survey(services)
+        try:
+            self._host.hand_off(host.build(services, self.options, facts, handoff=True))
+        except HostError as error:
+            log.error("offloaded connections can't be kept: %s", error)
+            self._revert()
+            return
+        log.warning(
+            "the kernel keeps forwarding open connections of %s: what they need stays on this host"
+            " until the next `featherlb up` with one of their VIPs, or `featherlb down`",
+            ", ".join(sorted({service.name for service in services})),
+        )
+
+    def _revert(self) -> None:
+        for failure in self._host.revert():
+            log.error("%s", failure)
+
+    # Workers
+
+    async def _apply_services(self, action: ApplyServices) -> None:
+        new = {
+            name: code for name, code in action.schedulers.items() if self._loaded.get(name) != code
+        }
+        # A worker that starts meanwhile gets the same. What a failure leaves loaded is not known.
+        self._apply, self._loaded = action, {}
+        await self.workers.apply(
+            Apply(action.services, self._pass_mark, new, settled=action.rules_final)
+        )
+        self._loaded = action.schedulers
+
+    def _greeting(self) -> list[Apply | SetTopology]:
+        """What a new worker has to know."""
+        one = self._apply
+        greeting: list[Apply | SetTopology] = [
+            Apply(one.services, self._pass_mark, dict(one.schedulers), settled=one.rules_final)
+        ]
+        if self.topology.active:
+            greeting.append(SetTopology(self.topology.current))
+        return greeting
+
+    async def _offloaded(self) -> list[Service]:
+        """The services with open flows that the kernel forwards."""
+        offloaded = [
+            service
+            for service in (*self._apply.services, *self.departing)
+            if service.datapath.kernel_forwards
+        ]
+        if not offloaded:
+            return []
+        open_flows = set()
+        async for page, _ in self.workers.copies(Cursor()):
+            open_flows |= {flow.service for _, _, flow in read_flows(page) if flow.state in ACTIVE}
+        return [service for service in offloaded if service.name in open_flows]

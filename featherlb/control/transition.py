@@ -1,0 +1,228 @@
+"""The transition between two states of an instance: an ordered list of steps, and their rollback.
+
+`plan` is pure: it says what is to be done, in which order, and how each step is taken back. `run`
+executes steps and, if one fails, rolls back. The order keeps every packet served:
+
+1. The host gets what new backends need before a worker sends to them. Where connection tracking
+   takes flows over from the workers, or hands them back, the rules and settings of both datapaths
+   stand together from here to step 5 (docs/decisions/offload.md).
+2. The workers get the next hops of new backends.
+3. The workers serve the new services. While both datapaths' rules stand they open no flows of
+   services that move between the two.
+4. Flows end whose service is gone, or whose backend is gone and whose service says so.
+5. The host gets the final rules: packets to a VIP are queued only once the workers know it, and
+   a backend that has left keeps what its remaining flows need.
+6. Services that have moved open flows again.
+
+Each rollback restores the state before its step. It may be run where the step has failed half way,
+or has not begun.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from featherlb.config import Config
+from featherlb.control.failure import log_traceback, sentence
+from featherlb.control.overrides import Override, with_overrides
+from featherlb.model import Backend, Endpoint, OnBackendDown, Service
+
+log = logging.getLogger("featherlb")
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What an instance serves, or is to serve."""
+
+    config: Config = field(default_factory=Config)
+    """As configured, without the overrides."""
+    overrides: tuple[Override, ...] = ()
+    services: tuple[Service, ...] = ()
+    """As the workers serve them: backends that are down have weight 0."""
+    departing: tuple[Service, ...] = ()
+    """Backends that have left and still have flows: services that hold only these, at the VIPs and
+    with the datapath that the service has now."""
+    schedulers: Mapping[str, bytes] = field(default_factory=dict)
+    """The code of users' schedulers, by reference."""
+
+    @property
+    def running(self) -> Config:
+        """The configuration with the overrides."""
+        return with_overrides(self.config, self.overrides)
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateHost:
+    """Give the host what these services and departing backends need, and nothing else.
+
+    With `release`, departing backends count only as long as they have flows.
+    """
+
+    services: tuple[Service, ...]
+    departing: tuple[Service, ...]
+    release: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateTopology:
+    """Watch the routes to the backends of these services, and send the workers their next hops."""
+
+    services: tuple[Service, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyServices:
+    """Have the workers serve these services. `rules_final` as in `Apply`."""
+
+    services: tuple[Service, ...]
+    schedulers: Mapping[str, bytes]
+    rules_final: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class EndFlows:
+    """End the flows of a service, or of one of its backends, with a RST to both ends if `reset`."""
+
+    service: str
+    backend: Endpoint | None
+    reset: bool
+
+
+Action = UpdateHost | UpdateTopology | ApplyServices | EndFlows
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """An action, and what takes it back, in order."""
+
+    action: Action
+    rollback: tuple[Action, ...] = ()
+
+
+def plan(before: State, wanted: State, *, repair: bool = False) -> list[Step]:
+    """The steps from `before` to `wanted`, whose departing backends are found on the way.
+
+    The host is left alone where its part is the same, unless it is to be `repair`ed, because
+    somebody else may have changed it.
+    """
+    leaving = (*before.departing, *departing(before.services, wanted.services))
+    arriving_too = (*before.services, *arriving(before.services, wanted.services))
+    touch = repair or host_part(before.services) != host_part(wanted.services)
+    moving = moved((*arriving_too, *before.departing), wanted.services) if touch else ()
+
+    first = UpdateHost((*arriving_too, *moving), before.departing)
+    old_host = UpdateHost(before.services, before.departing)
+    old_topology = UpdateTopology((*before.services, *before.departing))
+    old_services = ApplyServices(before.services, before.schedulers)
+    applied = ApplyServices(wanted.services, wanted.schedulers, rules_final=not moving)
+
+    steps = []
+    if touch:
+        steps.append(Step(first, (old_host, old_services) if moving else (old_host,)))
+    steps.append(Step(UpdateTopology((*wanted.services, *leaving)), (old_topology,)))
+    steps.append(Step(applied, (replace(old_services, rules_final=not moving),)))
+    steps += [Step(action) for action in _endings(before, wanted)]
+    if touch:
+        steps.append(Step(UpdateHost(wanted.services, leaving, release=True), (first,)))
+    if moving:
+        steps.append(Step(replace(applied, rules_final=True)))
+    return steps
+
+
+async def run(steps: Sequence[Step], execute: Callable[[Action], Awaitable[None]]) -> None:
+    """Execute the steps in order. If one fails, it and those before it are rolled back, the last
+    one first, and its exception is raised."""
+    begun: list[Step] = []
+    try:
+        for step in steps:
+            begun.append(step)
+            await execute(step.action)
+    except Exception:
+        for action in (action for step in reversed(begun) for action in step.rollback):
+            try:
+                await execute(action)
+            except Exception as error:
+                # The other rollbacks are worth having without this one.
+                log.error("rollback is incomplete: %s", sentence(error))
+                log_traceback(error)
+        raise
+
+
+def host_part(services: Sequence[Service]) -> frozenset[object]:
+    """What the host has to know of services: all but weights and what only workers deal with."""
+    return frozenset(
+        (
+            service.name,
+            service.protocol,
+            service.vips,
+            service.nat,
+            service.datapath,
+            backend and (backend.endpoint, backend.sources, backend.local),
+        )
+        for service in services
+        for backend in (*service.backends, None)
+    )
+
+
+def arriving(before: Sequence[Service], after: Sequence[Service]) -> tuple[Service, ...]:
+    """The services that stay, with their new backends only, at the VIPs they have now."""
+    old = {service.name: service for service in before}
+    return tuple(
+        at_the_place_of(old[service.name], service, backends)
+        for service in after
+        if service.name in old and (backends := _others(service, old[service.name]))
+    )
+
+
+def departing(before: Sequence[Service], after: Sequence[Service]) -> tuple[Service, ...]:
+    """The services that stay, with only the backends that leave."""
+    new = {service.name: service for service in after}
+    return tuple(
+        at_the_place_of(new[service.name], service, backends)
+        for service in before
+        if service.name in new and (backends := _others(service, new[service.name]))
+    )
+
+
+def moved(before: Sequence[Service], after: Sequence[Service]) -> tuple[Service, ...]:
+    """The services whose flows move to connection tracking or back, as they are but with their new
+    datapath.
+
+    What that needs has to stand when the workers go over. Without its settings, conntrack would
+    count nothing of a flow. Without its rules, a packet that nobody translates any more would get
+    to this host, which refuses it.
+    """
+    new = {service.name: service.datapath for service in after}
+    return tuple(
+        replace(service, datapath=datapath)
+        for service in before
+        if (datapath := new.get(service.name, service.datapath)) is not service.datapath
+        and (datapath.kernel_forwards or service.datapath.kernel_forwards)
+    )
+
+
+def at_the_place_of(other: Service, service: Service, backends: tuple[Backend, ...]) -> Service:
+    """The service with these backends, at the VIPs and with the datapath of the other one."""
+    return replace(service, vips=other.vips, datapath=other.datapath, backends=backends)
+
+
+def _others(service: Service, than: Service) -> tuple[Backend, ...]:
+    """The backends of a service that another one doesn't have in the same way."""
+    if service.nat is not than.nat:
+        return service.backends
+    known = {(backend.endpoint, backend.sources) for backend in than.backends}
+    return tuple(b for b in service.backends if (b.endpoint, b.sources) not in known)
+
+
+def _endings(before: State, wanted: State) -> Iterator[EndFlows]:
+    """What `on_backend_down` says for flows of backends that leave; a RST for those of services
+    that are gone."""
+    policies = {service.name: service.on_backend_down for service in wanted.config.services}
+    for service in departing(before.services, wanted.services):
+        policy = policies[service.name]
+        for backend in service.backends if policy is not OnBackendDown.KEEP else ():
+            yield EndFlows(service.name, backend.endpoint, policy is OnBackendDown.RESET)
+    staying = {service.name for service in wanted.services}
+    for service in before.services:
+        if service.name not in staying:
+            yield EndFlows(service.name, None, reset=True)

@@ -1,0 +1,126 @@
+"""A view of an instance: what the API and the metrics show of it, all of one moment."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+
+from featherlb.config import BackendConfig, ServiceConfig
+from featherlb.control.health import HealthChecks, progress
+from featherlb.control.overrides import Override, drained
+from featherlb.control.resolver import Resolver
+from featherlb.control.tasks import TaskState
+from featherlb.control.transition import State
+from featherlb.model import Endpoint, Health, Service
+from featherlb.worker.protocol import WorkerStatistics
+
+
+@dataclass(frozen=True, slots=True)
+class Reloads:
+    """How the reloads went."""
+
+    done: int = 0
+    refused: int = 0
+    last: str = ""
+    """When, ISO 8601 in UTC; empty if never."""
+    error: str = ""
+    """Why the last one was refused; empty if it was not."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackendView:
+    """One address of a configured backend."""
+
+    config: BackendConfig
+    """With the overrides."""
+    endpoint: Endpoint
+    drained: bool
+    """By an override."""
+    health: Health | None
+    """None if it isn't checked."""
+    failure: str
+    """Why its last check failed, or why it is ejected; else empty."""
+    effective_weight: float
+    """0 if it takes no new flows; less than the weight while it starts slowly."""
+    ejections: int | None
+    """None if connections to it are not watched."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceView:
+    """One service."""
+
+    config: ServiceConfig
+    """With the overrides."""
+    served: Service
+    """With VIPs resolved and the datapath picked."""
+    panic: bool
+    """Its backends' health is ignored."""
+    backends: tuple[BackendView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerView:
+    """One worker."""
+
+    number: int
+    pid: int
+    statistics: WorkerStatistics | None
+    """None if it has died, and its successor is starting."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One instance."""
+
+    instance: int
+    """The number of its first queue."""
+    started: datetime
+    assign: bool
+    """VIPs that the host doesn't have are assigned to it."""
+    overrides: tuple[Override, ...]
+    reloads: Reloads
+    services: tuple[ServiceView, ...]
+    workers: tuple[WorkerView, ...]
+    worker_restarts: int
+    tasks: tuple[TaskState, ...]
+    watchdog_fed: bool
+    """No task that packets depend on keeps failing."""
+
+    @property
+    def statistics(self) -> dict[int, WorkerStatistics]:
+        """What the workers have counted, by their numbers; dead ones are left out."""
+        return {one.number: one.statistics for one in self.workers if one.statistics is not None}
+
+
+def view_services(
+    state: State, health: HealthChecks, resolver: Resolver
+) -> tuple[ServiceView, ...]:
+    """The services of a state."""
+    served = {service.name: service for service in state.services}
+    return tuple(
+        ServiceView(
+            config=service,
+            served=served[service.name],
+            panic=service.name in health.panic,
+            backends=tuple(_backends(service, served[service.name], state, health, resolver)),
+        )
+        for service in state.running.services
+    )
+
+
+def _backends(
+    service: ServiceConfig, served: Service, state: State, health: HealthChecks, resolver: Resolver
+) -> Iterator[BackendView]:
+    resting = drained(service, state.overrides)
+    weights = {one.endpoint: round(one.weight * progress(one), 2) for one in served.backends}
+    for backend in service.backends:
+        for endpoint in resolver.endpoints(backend):
+            yield BackendView(
+                config=backend,
+                endpoint=endpoint,
+                drained=(backend.host, backend.port) in resting,
+                health=health.state(service.name, endpoint),
+                failure=health.failure(service.name, endpoint),
+                effective_weight=weights.get(endpoint, 0),
+                ejections=health.ejections(service.name, endpoint),
+            )
