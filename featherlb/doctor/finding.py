@@ -42,6 +42,8 @@ def note(message: str, command: str = "", place: str = "") -> Finding:
 
 
 def refusal(problem: Exception) -> Finding:
-    """What `featherlb up` would say; the command is between backticks in its sentence."""
-    quoted = re.search(r"`([^`]+)`", str(problem))
-    return error(str(problem), quoted[1] if quoted else "")
+    """What `featherlb up` would say; the command is in backticks in its sentence."""
+    quoted = re.findall(r"`([^`]+)`", str(problem))
+    # Sentences also quote configuration, such as `nat: full`, and options of other programs.
+    command = next((text for text in quoted if re.match(r"[a-z][\w-]*( |$)", text)), "")
+    return error(str(problem), command)

@@ -245,7 +245,8 @@ def test_traffic() -> None:
 
 def test_a_refusals_command_is_found() -> None:
     assert refusal(HostError("it is so; run `sysctl -w a=1`")).command == "sysctl -w a=1"
-    assert refusal(ConfigError(["lb.yaml:1: wrong"])).command == ""
+    assert refusal(HostError("set `nat: full`, or `--sysctl a=1` or `b -w c`")).command == "b -w c"
+    assert refusal(ConfigError(["lb.yaml:1: wrong; set `nat: full`"])).command == ""
 
 
 def test_checks_have_names_of_their_own() -> None:
