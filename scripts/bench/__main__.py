@@ -30,7 +30,7 @@ from scripts.bench.servers import site
 RESULTS = Path(__file__).parents[2] / "bench-results"
 PROGRAMS = ("ip", "ss", "nginx", "wrk", "iperf3")
 LIMIT, QUICK_LIMIT = 540, 100
-"""Seconds that the rounds may take, so that all of it stays below ten and below two minutes."""
+"""Seconds for the rounds, so that a run stays below ten (quick: two) minutes."""
 
 
 def _chosen(
@@ -40,30 +40,34 @@ def _chosen(
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="Three workloads, two minutes at most.")
+@click.option("--quick", is_flag=True, help="Three workloads, at most two minutes.")
 @click.option(
-    "--peers", "names", callback=_chosen, metavar="A,B", help="Which balancers; see --list."
+    "--peers", "names", callback=_chosen, metavar="A,B", help="Balancers to measure; see --list."
 )
 @click.option(
-    "--workloads", "wanted", callback=_chosen, metavar="A,B", help="Which workloads; see --list."
+    "--workloads", "wanted", callback=_chosen, metavar="A,B", help="Workloads to run; see --list."
 )
-@click.option("--rounds", type=click.IntRange(1), default=9, help="At most so many (default: 9).")
 @click.option(
-    "--seconds", type=click.IntRange(1), default=1, help="Of load for each sample (default: 1)."
+    "--rounds", type=click.IntRange(1), default=9, help="Maximum number of rounds (default: 9)."
 )
-@click.option("--backends", type=click.IntRange(1), default=2, help="Servers (default: 2).")
+@click.option(
+    "--seconds", type=click.IntRange(1), default=1, help="Duration of each sample (default: 1)."
+)
+@click.option(
+    "--backends", type=click.IntRange(1), default=2, help="Number of backends (default: 2)."
+)
 @click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIRECTORY",
-    help="For the results (default: bench-results/<date and time>).",
+    help="Directory of the results (default: bench-results/<date and time>).",
 )
 @click.option("--list", "listing", is_flag=True, help="List balancers and workloads.")
 @click.option(
     "--markdown-only",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     metavar="FILE",
-    help="Measure nothing: print the short table of a result's results.json.",
+    help="Measure nothing; print the short table of a results.json.",
 )
 def main(
     quick: bool,
@@ -95,7 +99,7 @@ def main(
     chosen = _choose_peers(names, console)
     workload_names = wanted or (list(QUICK) if quick else [w.name for w in WORKLOADS])
     if unknown := set(workload_names) - {w.name for w in WORKLOADS}:
-        raise click.UsageError(f"no workload is called {', '.join(sorted(unknown))}; see --list")
+        raise click.UsageError(f"unknown workload: {', '.join(sorted(unknown))}; see --list")
     plan = Plan(
         peers=chosen,
         workloads=[w for w in WORKLOADS if w.name in workload_names],
@@ -113,7 +117,7 @@ def main(
 
 def _check_host() -> None:
     if os.geteuid() != 0:
-        raise click.ClickException("only root makes network namespaces: sudo make bench")
+        raise click.ClickException("creating network namespaces requires root: sudo make bench")
     if missing := [program for program in PROGRAMS if not shutil.which(program)]:
         raise click.ClickException(f"not installed: {', '.join(missing)}; run: make bench")
 
@@ -121,11 +125,11 @@ def _check_host() -> None:
 def _choose_peers(names: list[str] | None, console: Console) -> list[Peer]:
     known = {peer.name: peer for peer in peers()}
     if unknown := set(names or ()) - known.keys():
-        raise click.UsageError(f"no balancer is called {', '.join(sorted(unknown))}; see --list")
+        raise click.UsageError(f"unknown balancer: {', '.join(sorted(unknown))}; see --list")
     chosen = []
     for name in names or known:
         if missing := known[name].missing:
-            console.print(f"[yellow]{name} is left out: {', '.join(missing)} not installed")
+            console.print(f"[yellow]{name} is skipped: {', '.join(missing)} not installed")
         else:
             chosen.append(known[name])
     return chosen
@@ -184,7 +188,7 @@ def _write(
     try:
         from scripts.bench import plot
     except ImportError:
-        console.print("no plot, for matplotlib is not installed: pip install '.[bench]'")
+        console.print("no plot: matplotlib is not installed (pip install '.[bench]')")
     else:
         plot.draw(directory / "results.png", samples, titles, report.origin(samples, facts))
     click.echo(report.headline(samples, titles, facts))

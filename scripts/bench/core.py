@@ -26,11 +26,11 @@ FORMS = {"compiled": "0", "interpreted": "1"}
 @click.option(
     "--form",
     type=click.Choice(list(FORMS)),
-    help="Only one form of the packet path (default: all that are built).",
+    help="Form of the packet path (default: all that are built).",
 )
-@click.option("--seconds", default=0.5, show_default=True, help="Of packets for each operation.")
+@click.option("--seconds", default=0.5, show_default=True, help="Duration of each operation.")
 def main(flows: str, form: str | None, seconds: float) -> None:
-    """Packets a second of featherlb's packet processor alone."""
+    """Measure the packet processor alone, in packets per second."""
     if form:
         forms = [form]
     else:

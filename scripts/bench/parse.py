@@ -44,7 +44,7 @@ def parse_wrk(output: str) -> Requests:
 
 
 def parse_iperf3(output: str) -> Transfer:
-    """The report of `iperf3 --json`. ValueError with its own complaint if it failed."""
+    """The report of `iperf3 --json`. ValueError with its error message if it failed."""
     try:
         report = json.loads(output)
     except json.JSONDecodeError:

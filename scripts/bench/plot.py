@@ -1,4 +1,4 @@
-"""Samples as a picture (PNG). The only importer of matplotlib."""
+"""Samples as a chart (PNG)."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -14,7 +14,7 @@ Titles = Mapping[str, str]
 
 
 def headline(samples: Sequence[Sample], titles: Titles, facts: Mapping[str, object]) -> str:
-    """One table for a README: medians and ratios to the first base, and how they were made."""
+    """A table for a README: medians and ratios to the first base, and how they were measured."""
     base = next(iter(BASES))
     figures = [figure for figure in HEADLINES if _measured(samples, figure)]
     rows = [
@@ -69,7 +69,7 @@ def full(
 
 
 def origin(samples: Sequence[Sample], facts: Mapping[str, object]) -> str:
-    """When, where and how the figures were made."""
+    """When, where and how the figures were measured."""
     rounds = len({sample.round for sample in samples})
     versions = facts["versions"]
     assert isinstance(versions, Mapping)

@@ -1,4 +1,4 @@
-"""What stands behind the balancers: several nginx and an iperf3, each on a port of one host.
+"""The servers behind the balancers: several nginx and an iperf3, each on a port of one host.
 
 Servers for load, not for tests: no log, no limit to requests on a connection, long accept queues.
 """

@@ -1,6 +1,6 @@
 """`python -m scripts.e2e`: every scheduler under load in containers; tests/e2e/runs/<time>.*.
 
-`make e2e` installs what it needs first. Exit code 1 if a run did not go as it must.
+`make e2e` installs what it needs first. Exits with 1 if a run fails.
 """
 
 import sys
@@ -37,32 +37,48 @@ def _joined(values: tuple[Any, ...]) -> str:
 
 def _mode(word: str) -> str:
     if word not in DEFAULT.nat:
-        raise ValueError(f"{word} is no NAT mode: {', '.join(DEFAULT.nat)}")
+        raise ValueError(f"{word} is not a NAT mode: {', '.join(DEFAULT.nat)}")
     return word
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--seconds", default=DEFAULT.seconds, type=click.IntRange(1), help="Of load.")
-@click.option("--threads", default=DEFAULT.threads, type=click.IntRange(1), help="Of wrk, in all.")
-@click.option("--connections", default=DEFAULT.connections, type=click.IntRange(1), help="In all.")
-@click.option("--clients", default=DEFAULT.clients, type=click.IntRange(1), help="Containers.")
+@click.option(
+    "--seconds", default=DEFAULT.seconds, type=click.IntRange(1), help="Duration of the load."
+)
+@click.option(
+    "--threads", default=DEFAULT.threads, type=click.IntRange(1), help="wrk threads, in total."
+)
+@click.option(
+    "--connections",
+    default=DEFAULT.connections,
+    type=click.IntRange(1),
+    help="Connections, in total.",
+)
+@click.option(
+    "--clients", default=DEFAULT.clients, type=click.IntRange(1), help="Client containers."
+)
 @click.option(
     "--weights",
     default=_joined(DEFAULT.weights),
     callback=_list(int),
-    help="Of the backends, as many as there are weights.",
+    help="Weights of the backends, one per backend.",
 )
 @click.option("--nat", default=_joined(DEFAULT.nat), callback=_list(_mode), help="NAT modes.")
-@click.option("--datapath", default=DEFAULT.datapath, help="How packets get to featherlb.")
+@click.option("--datapath", default=DEFAULT.datapath, help="How packets reach featherlb.")
 @click.option(
     "--schedulers",
     "chosen",
     default=_joined(DEFAULT.schedulers),
     callback=_list(schedulers.canonical_name),
-    help="Their names.",
+    help="Schedulers to test.",
 )
-@click.option("--timeout", default=DEFAULT.timeout, type=click.IntRange(1), help="Of a request.")
-@click.option("--no-build", is_flag=True, help="Take the images as they are.")
+@click.option(
+    "--timeout",
+    default=DEFAULT.timeout,
+    type=click.IntRange(1),
+    help="Seconds until a request without a response fails.",
+)
+@click.option("--no-build", is_flag=True, help="Use the existing images.")
 def main(
     seconds: int,
     threads: int,
@@ -75,7 +91,7 @@ def main(
     timeout: int,
     no_build: bool,
 ) -> None:
-    """Put each scheduler under load in containers, count on both sides, and compare."""
+    """Run each scheduler under load in containers, count on both sides, and compare."""
     settings = Settings(
         seconds=seconds,
         threads=threads,
@@ -123,7 +139,7 @@ def _run(settings: Settings, console: Console, no_build: bool) -> list[Result]:
 
 
 def _write(results: list[Result], settings: Settings, console: Console) -> int:
-    """Write the record and show it; how many runs failed."""
+    """Write and show the results; returns the number of failed runs."""
     drawn = report.table(results)
     path = record.write(
         "",
@@ -137,7 +153,7 @@ def _write(results: list[Result], settings: Settings, console: Console) -> int:
     try:
         from scripts.e2e import plot
     except ImportError:
-        console.print("no plot, for matplotlib is not installed: pip install '.[bench]'")
+        console.print("no plot: matplotlib is not installed (pip install '.[bench]')")
     else:
         caption = (
             f"{settings.threads} threads, {settings.connections} connections, "

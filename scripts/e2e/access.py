@@ -12,17 +12,17 @@ PATH = "/var/log/nginx/access.log"
 
 @dataclass(slots=True)
 class AccessLog:
-    """What one backend answered; clients are called as they call themselves."""
+    """What one backend answered, by the name that each client gives itself."""
 
     requests: Counter[str] = field(default_factory=Counter)
     """By client."""
     connections: Counter[str] = field(default_factory=Counter)
-    """By client, those on which there was a request."""
+    """By client, only those with a request."""
     statuses: Counter[str] = field(default_factory=Counter)
     peers: set[tuple[str, str]] = field(default_factory=set)
-    """Each client with each address that it had."""
+    """Pairs of client and address."""
     times: list[int] = field(default_factory=list)
-    """Of the requests, in Unix milliseconds and in order."""
+    """Times of the requests, in Unix milliseconds, in order."""
 
 
 def parse(text: str) -> AccessLog:
@@ -41,7 +41,7 @@ def parse(text: str) -> AccessLog:
 
 
 def text(backend: Container) -> str:
-    """The whole log of a backend, be it running or dead."""
+    """The complete log of a backend, running or dead."""
     with tempfile.TemporaryDirectory() as directory:
         copy = Path(directory, "access.log")
         docker("cp", f"{backend.id}:{PATH}", str(copy))
@@ -49,5 +49,5 @@ def text(backend: Container) -> str:
 
 
 def empty(backend: Container) -> None:
-    """Begin anew; nginx appends, so nothing is lost or left."""
+    """Empty the log; nginx appends, so nothing is lost or kept."""
     backend.exec("truncate", "--size=0", PATH)

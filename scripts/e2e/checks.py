@@ -1,4 +1,4 @@
-"""Whether a run went as it must: each fault is a sentence. Pure."""
+"""Checks the results of a run: one sentence per fault. Pure."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -7,7 +7,7 @@ from scripts.e2e.load import Load
 from scripts.e2e.promises import PROMISES, Pool
 
 ANSWERED = {"200", "499"}
-"""nginx's statuses for an answer, and for one that the client didn't wait for: wrk stops in the
+"""nginx's statuses for a response, and for one that the client didn't wait for: wrk stops in the
 middle of its last requests."""
 
 
@@ -19,8 +19,8 @@ def check(
     peers: Mapping[str, set[str]],
     connections: int,
 ) -> list[str]:
-    """`loads` are by client, `logs` by backend, `peers` the addresses that the backends may see
-    each client come from, `connections` how many each client opens."""
+    """`loads` are by client, `logs` by backend, `peers` the addresses that each client may have at
+    the backends, `connections` the number that each client opens."""
     return [
         *_errors(loads),
         *_statuses(logs),
@@ -45,27 +45,27 @@ def _statuses(logs: Sequence[AccessLog]) -> Iterator[str]:
 
 
 def _sums(loads: Sequence[Load], logs: Sequence[AccessLog], connections: int) -> Iterator[str]:
-    """Each request that a client saw answered was answered by a backend, once.
+    """Each response that a client saw comes from one backend, once.
 
-    When wrk stops, each of its connections may have one request on the way: the backends may
-    have answered it, and wrk doesn't count it.
+    When wrk stops, each of its connections may have one request in flight: a backend may have
+    answered it, and wrk doesn't count it.
     """
     for number, load in enumerate(loads, 1):
         answered = sum(log.requests[str(number)] for log in logs)
         if not load.requests <= answered <= load.requests + connections:
             yield (
                 f"client {number} saw {load.requests} requests answered on {connections}"
-                f" connections, and the backends answered {answered}"
+                f" connections, but the backends answered {answered}"
             )
-    if strangers := {client for log in logs for client in log.requests} - _names(loads):
-        yield f"the backends answered requests of others: {', '.join(sorted(strangers))}"
+    if unknown := {client for log in logs for client in log.requests} - _names(loads):
+        yield f"the backends answered requests of unknown clients: {', '.join(sorted(unknown))}"
 
 
 def _addresses(logs: Sequence[AccessLog], peers: Mapping[str, set[str]]) -> Iterator[str]:
     for number, log in enumerate(logs, 1):
         for client, address in sorted(log.peers):
             if address not in peers.get(client, set()):
-                yield f"backend {number} saw client {client} come from {address}"
+                yield f"backend {number} saw client {client} at {address}"
 
 
 def _promise(
@@ -78,9 +78,9 @@ def _promise(
     by_client = {name: [log.connections[name] for log in logs] for name in sorted(_names(loads))}
     silent = connections * len(loads) - sum(map(sum, by_client.values()))
     if silent < 0:
-        yield f"the clients opened {-silent} connections more than they should: some had broken"
+        yield f"the clients opened {-silent} extra connections: some had broken"
         return
-    # Each wrk first opens one to see whether somebody is there, and asks nothing on it.
+    # Each wrk first opens a connection to test the server, and sends nothing on it.
     yield from PROMISES[scheduler].broken(Pool(weights, by_client, silent + len(loads)))
 
 

@@ -1,6 +1,6 @@
 """`python -m scripts.e2e.day`: a day in the life, under load; tests/e2e/runs/<time>-day.*.
 
-`make e2e-day` installs what it needs first. Exit code 1 if a scene did not go as it must.
+`make e2e-day` installs what it needs first. Exits with 1 if a scene fails.
 """
 
 import shutil
@@ -21,7 +21,7 @@ from scripts.e2e.settings import DAY_CONFIG, DAY_FILE, TOP, Settings
 
 
 @click.command()
-@click.option("--no-build", is_flag=True, help="Take the images as they are.")
+@click.option("--no-build", is_flag=True, help="Use the existing images.")
 def main(no_build: bool) -> None:
     """Restart, add, kill and reload under load, and count what the clients lose."""
     if obstacle := engine.obstacle():
@@ -39,7 +39,7 @@ def main(no_build: bool) -> None:
     document = [{k: v for k, v in asdict(scene).items() if k != "output"} for scene in scenes]
     path = record.write("-day", facts, text, table(scenes), {"scenes": document})
     console.print(table(scenes))
-    console.print(f"the record is {path}{{.log, .json}}")
+    console.print(f"results are in {path}{{.log, .json}}")
     if any(scene.faults for scene in scenes):
         raise SystemExit(1)
 
@@ -47,7 +47,7 @@ def main(no_build: bool) -> None:
 def _run(settings: Settings, console: Console) -> list[Scene]:
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="featherlb-e2e-")))
-        # The container's root has no power over others' files.
+        # Root in the container can't read other users' files.
         directory.chmod(0o755)
         shutil.copy(DAY_CONFIG, directory)
         project = Project(DAY_FILE, {"FEATHERLB_CONFIG_DIR": str(directory)})
@@ -81,7 +81,7 @@ def table(scenes: list[Scene]) -> Table:
             "measured" if scene.allowed is None else str(scene.allowed),
             f"{scene.gap:,}",
             " ".join(f"{count:,}" for count in scene.requests.values()),
-            "[red]failed" if scene.faults else "[green]as it must",
+            "[red]failed" if scene.faults else "[green]passed",
         )
     return drawn
 

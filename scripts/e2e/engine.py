@@ -1,6 +1,6 @@
-"""Docker as these tests need it: the `docker` command, and either generation of compose.
+"""Runs Docker: the `docker` command, and either generation of compose.
 
-EngineError, with the command's own last words, where one fails.
+A failing command raises EngineError with its last lines of output.
 """
 
 import fcntl
@@ -19,15 +19,15 @@ from typing import Any
 
 LOCK = Path(tempfile.gettempdir(), "featherlb-e2e.lock")
 TIMEOUT = 60
-"""Seconds that a container may take to do what it is waited for."""
+"""Seconds to wait for a container."""
 
 
 class EngineError(Exception):
-    """A command of the engine failed; says which, and why."""
+    """A Docker command failed; says which, and why."""
 
 
 def obstacle() -> str | None:
-    """Why containers can't be run here, with the way out; None if they can."""
+    """Why containers can't run on this host, and the fix; None if they can."""
     if not shutil.which("docker"):
         return "no `docker` command is installed: apt-get install docker.io docker-compose"
     ended = subprocess.run(["docker", "info"], capture_output=True, text=True)
@@ -39,12 +39,12 @@ def obstacle() -> str | None:
 
 
 def docker(*arguments: str) -> str:
-    """Run `docker ARGUMENTS`; what it prints."""
+    """Run `docker ARGUMENTS`; returns its output."""
     return _run(["docker", *arguments], os.environ)
 
 
 def versions() -> dict[str, str]:
-    """Of engine, compose and the image's featherlb, for the record."""
+    """Versions of the engine, compose and the image's featherlb."""
     command = _compose_command() or ()
     return {
         "engine": docker("version", "--format", "{{.Server.Version}}").strip(),
@@ -54,11 +54,11 @@ def versions() -> dict[str, str]:
 
 
 def wait_for(condition: Callable[[], bool], what: str, timeout: float = TIMEOUT) -> None:
-    """Poll; EngineError once the time is over."""
+    """Poll until the condition holds; EngineError on timeout."""
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:
-            raise EngineError(f"waited {timeout:.0f} s in vain for {what}")
+            raise EngineError(f"timed out after {timeout:.0f} s waiting for {what}")
         time.sleep(0.1)
 
 
@@ -69,7 +69,7 @@ class Container:
     id: str
 
     def exec(self, *command: str) -> str:
-        """Run a program in it; what that prints."""
+        """Run a program in it; returns its output."""
         return docker("exec", self.id, *command)
 
     def popen(self, *command: str) -> "subprocess.Popen[str]":
@@ -91,13 +91,13 @@ class Container:
 
     @property
     def addresses(self) -> dict[str, str]:
-        """IPv4 address by the network's name in the compose file."""
+        """IPv4 addresses by network name of the compose file."""
         networks = self.facts["NetworkSettings"]["Networks"].items()
         return {name.rpartition("_")[2]: network["IPAddress"] for name, network in networks}
 
     @property
     def log(self) -> str:
-        """What it wrote since it was started last."""
+        """Its output since its last start."""
         since = self.facts["State"]["StartedAt"]
         ended = subprocess.run(
             ["docker", "logs", "--since", since, self.id],
@@ -127,7 +127,7 @@ class Project:
     environment: Mapping[str, str]
 
     def compose(self, *arguments: str) -> str:
-        """Run compose on this file; what it prints."""
+        """Run compose on this file; returns its output."""
         command = _compose_command()
         if command is None:
             raise EngineError(str(obstacle()))
@@ -142,9 +142,9 @@ class Project:
 
     @contextmanager
     def up(self, *arguments: str) -> Iterator[None]:
-        """Its containers run while the block does, and are removed with their networks after.
+        """Run its containers inside the block, then remove them and their networks.
 
-        One project at a time on a machine, for they have the same addresses: others wait.
+        Projects share their addresses, so only one runs at a time; others wait.
         """
         with LOCK.open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -156,7 +156,7 @@ class Project:
 
 
 def build(top: Path) -> None:
-    """Build the images, and what they begin with where no registry gives it."""
+    """Build the images, and their base images if no registry offers them."""
     places = {"featherlb": top}
     places |= {f"featherlb-{name}": top / "docker" / name for name in ("backend", "client")}
     dockerfiles = [str(place / "Dockerfile") for place in places.values()]

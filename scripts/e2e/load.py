@@ -1,4 +1,4 @@
-"""Makes load with wrk in the clients' containers, and reads what it counted."""
+"""Generates load with wrk in the clients' containers, and reads its counts."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ PERCENTILES = ("p50", "p75", "p90", "p99", "p999", "max")
 ERRORS = ("connect", "read", "write", "status", "timeout")
 PID_FILE = "/tmp/wrk.pid"
 GRACE = 30
-"""Seconds that wrk may take beyond its time before it counts as hung."""
+"""Seconds beyond its time after which wrk counts as hung."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ def parse(output: str) -> Load:
 def run(
     clients: Sequence[Container], settings: Settings, tick: Callable[[float], None]
 ) -> list[Load]:
-    """Load from all clients at once, for `settings.seconds`; `tick` is told the seconds gone.
+    """Load from all clients at once, for `settings.seconds`; `tick` gets the seconds elapsed.
 
     EngineError if wrk failed in one of them.
     """
@@ -86,13 +86,13 @@ def start(
 
 
 def stop(clients: Sequence[Container]) -> None:
-    """End the load before its time; wrk prints its counts all the same."""
+    """Stop the load early; wrk still prints its counts."""
     for client in clients:
         client.exec("sh", "-c", f"kill -INT $(cat {PID_FILE})")
 
 
 def collect(running: "Sequence[subprocess.Popen[str]]") -> list[Load]:
-    """Wait for each wrk's end, and read what it counted."""
+    """Wait for each wrk to end, and read its counts."""
     loads = []
     try:
         for process in running:

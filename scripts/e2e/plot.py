@@ -1,4 +1,4 @@
-"""Results as a picture (PNG)."""
+"""Results as a chart (PNG)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +15,8 @@ FAULT = "#c0392b"
 
 
 def draw(path: Path, results: Sequence[Result], caption: str) -> None:
-    """A bar for each run: requests/s on the left, each backend's share of the connections on the
-    right, with a line where the weights would put it."""
+    """One bar per run: requests/s on the left, each backend's share of the connections on the
+    right, with a line at the share that its weight promises."""
     names = [f"{result.scheduler}, {result.nat}" for result in results]
     canvas, (rates, shares) = pyplot.subplots(
         1, 2, figsize=(14, 0.4 * len(results) + 1.6), sharey=True, layout="constrained"

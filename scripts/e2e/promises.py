@@ -1,4 +1,4 @@
-"""What each scheduler promises about who gets the connections, as a test on counts. Pure.
+"""What each scheduler promises about the distribution of connections, as a test on counts. Pure.
 
 The connections of a run are opened once and stay open to its end, so the counts are those of the
 picks. `silent` further ones, without a request, can have gone anywhere: every count may be off by
@@ -12,10 +12,10 @@ from math import sqrt
 
 CHANCES = 5
 TWO_CHOICES_SPREAD = 10
-"""How far two-choices may be from the exact share. Simulated 20,000 times with 400 connections, for
-2 to 8 backends, none was further than 7, and each step was 5 times as rare as the one before."""
+"""How far two-choices may be from the exact share. In 20,000 simulations with 400 connections and 2
+to 8 backends, none was off by more than 7, and each step was 5 times rarer than the one before."""
 HASH_ROWS = 65536
-"""Of the hash schedulers' tables, whose rows are dealt by lot or in equal numbers."""
+"""Rows of the hash schedulers' tables, assigned at random or in equal numbers."""
 
 Counts = Sequence[int]
 """Connections by backend."""
@@ -23,7 +23,7 @@ Counts = Sequence[int]
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """What a run ended with: the backends' weights, each client's connections by backend."""
+    """The result of a run: the backends' weights, each client's connections by backend."""
 
     weights: Sequence[int]
     by_client: Mapping[str, Counts]
@@ -41,7 +41,7 @@ class Pool:
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """`broken` gives a sentence for each backend or client whose count breaks the promise."""
+    """`broken` yields a sentence for each backend or client whose count breaks the promise."""
 
     text: str
     broken: Callable[[Pool], list[str]]
@@ -72,7 +72,7 @@ def _almost_proportional(pool: Pool) -> list[str]:
     return _near(pool, True, lambda mean, total: TWO_CHOICES_SPREAD)
 
 
-def _by_lot(pool: Pool) -> list[str]:
+def _at_random(pool: Pool) -> list[str]:
     return _near(pool, True, lambda mean, total: CHANCES * sqrt(mean * (1 - mean / total)))
 
 
@@ -100,7 +100,7 @@ PROMISES = {
     "weighted-least-connections": Promise(
         "open connections by weight, to within the number of backends", _proportional
     ),
-    "random": Promise("shares by weight, to within 5 standard deviations", _by_lot),
+    "random": Promise("shares by weight, to within 5 standard deviations", _at_random),
     "two-choices": Promise(
         f"open connections by weight, to within {TWO_CHOICES_SPREAD}", _almost_proportional
     ),

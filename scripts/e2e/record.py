@@ -1,4 +1,4 @@
-"""Writes the records of runs to tests/e2e/runs/: a .log for people, a .json for programs."""
+"""Writes the results of runs to tests/e2e/runs/: a .log as text, a .json as data."""
 
 import json
 import sys

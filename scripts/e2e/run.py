@@ -13,12 +13,12 @@ from scripts.e2e.promises import PROMISES
 from scripts.e2e.settings import COMPOSE_FILES, PORT, VIP, Settings
 
 Tick = Callable[[str, str, float], None]
-"""Is told NAT mode, scheduler and the seconds of load gone."""
+"""Called with NAT mode, scheduler and seconds of load elapsed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """A backend, and what its access log holds of a run."""
+    """A backend, and what its access log says of a run."""
 
     name: str
     address: str
@@ -29,7 +29,7 @@ class Backend:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One scheduler under load. `rate` is requests/s, latencies are ms and the worst client's."""
+    """One scheduler under load. `rate` is requests/s; latencies are in ms, of the worst client."""
 
     nat: str
     scheduler: str
@@ -46,7 +46,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """The containers of a topology, and the directory that featherlb has its configuration in."""
+    """The containers of a topology, and the directory of featherlb's configuration."""
 
     nat: str
     balancer: Container
@@ -72,7 +72,7 @@ class Site:
         )
 
     def peers(self) -> dict[str, set[str]]:
-        """The addresses that backends may see each client come from."""
+        """The addresses that each client may have at the backends."""
         if self.nat == "full":
             own = {*self.balancer.addresses.values(), VIP}
             return {str(number): own for number, _ in enumerate(self.clients, 1)}
@@ -83,7 +83,7 @@ class Site:
 
 
 def run(settings: Settings, tick: Tick) -> Iterator[Result]:
-    """Every scheduler on every topology; EngineError if a container doesn't do as it should."""
+    """Every scheduler on every topology; EngineError if a container fails."""
     for nat in settings.nat:
         with site(nat, settings) as ready:
             for scheduler in settings.schedulers:
@@ -93,9 +93,9 @@ def run(settings: Settings, tick: Tick) -> Iterator[Result]:
 
 @contextmanager
 def site(nat: str, settings: Settings) -> Iterator[Site]:
-    """The containers of a topology, all but featherlb at work."""
+    """The containers of a topology, all running except featherlb."""
     with tempfile.TemporaryDirectory(prefix="featherlb-e2e-") as directory:
-        # The container's root has no power over others' files.
+        # Root in the container can't read other users' files.
         Path(directory).chmod(0o755)
         (Path(directory) / "featherlb.yaml").write_text(f"services:\n  - vip: {VIP}:80\n")
         project = Project(COMPOSE_FILES[nat], {"FEATHERLB_CONFIG_DIR": directory})
@@ -111,7 +111,7 @@ def site(nat: str, settings: Settings) -> Iterator[Site]:
 def measure(
     site: Site, scheduler: str, settings: Settings, tick: Callable[[float], None]
 ) -> Result:
-    """Start featherlb anew with a scheduler, put it under load, count."""
+    """Restart featherlb with a scheduler, put it under load, count."""
     site.configure(scheduler, settings)
     docker("restart", "--time", "10", site.balancer.id)
     site.balancer.wait_until_ready()

@@ -18,16 +18,16 @@ from scripts.e2e import access, load
 from scripts.e2e.engine import Container, Project, docker, wait_for
 from scripts.e2e.settings import PORT, Settings
 
-SETTLE = 2
-"""Seconds of undisturbed load before and after what happens in a scene."""
+UNDISTURBED = 2
+"""Seconds of load before and after the event of a scene."""
 LONGEST = 300
 """Seconds that no scene takes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What a scene ended with: how many requests were answered and failed, and how many may
-    (None: measured only); the longest time without an answer, in ms; answers by backend."""
+    """The result of a scene: requests answered and failed, and how many may fail (None: measured
+    only); the longest time without a response, in ms; responses by backend."""
 
     name: str
     rate: float
@@ -42,7 +42,7 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class Day:
-    """The containers of the day, and what can happen to them."""
+    """The containers of the day, and the events of the scenes."""
 
     project: Project
     directory: Path
@@ -60,7 +60,7 @@ class Day:
         return self.balancer.exec("featherlb", *arguments)
 
     def state(self, number: int) -> Any:
-        """What featherlb says of a backend."""
+        """A backend's row of `featherlb backends`."""
         (service,) = json.loads(self.featherlb("backends", "-o", "json"))["services"]
         return next(one for one in service["backends"] if one["address"] == _endpoint(number))
 
@@ -68,7 +68,7 @@ class Day:
         wait_for(lambda: self.state(number)["state"] == state, f"backend {number} to be {state}")
 
     def scenes(self) -> Iterator[Scene]:
-        """The day, one scene after the other; EngineError if something does not happen at all."""
+        """The day, scene by scene; EngineError if an event doesn't happen."""
         yield self.play("rolling restart", [1, 2, 3], self.restart_all)
         yield self.play("a backend is added", [1, 2, 3, 4], self.add, busy=4)
         yield self.play("reload", [1, 2, 3, 4], self.reload, busy=4)
@@ -83,8 +83,8 @@ class Day:
             wait_for(lambda: self.state(number)["active"] == 0, "the end of a drain")  # noqa: B023
             backend = self.backend(number)
             docker("restart", "--time", "30", backend.id)
-            # It may have been away for less time than health checks need to notice, and a
-            # container that runs isn't a server that listens.
+            # It may have been down too briefly for health checks to notice, and a running container
+            # is not yet a listening server.
             wait_for(lambda: _listens(backend), f"backend {number} to listen")  # noqa: B023
             self.featherlb("backend", "enable", "web", _endpoint(number))
             self.wait_until(number, "up")
@@ -134,14 +134,14 @@ class Day:
         action: Callable[[], int | None],
         busy: int | None = None,
     ) -> Scene:
-        """Load, during which something happens; the backend `busy` must have work at the end."""
+        """Load, during which an event happens; the backend `busy` must have work at the end."""
         clients = self.project.containers("client")
         began = _now()
         running = load.start(clients, self.settings, LONGEST)
-        time.sleep(SETTLE)
+        time.sleep(UNDISTURBED)
         allowed = action()
         happened = _now()
-        time.sleep(SETTLE)
+        time.sleep(UNDISTURBED)
         load.stop(clients)
         loads = load.collect(running)
         logs = {number: _read(self.backend(number), began) for number in backends}
@@ -151,7 +151,7 @@ class Day:
         if allowed is not None and sum(errors.values()) > allowed:
             faults.append(f"{sum(errors.values())} requests failed, {allowed} may: {errors}")
         if times[-1] < happened:
-            faults.append("nobody was served afterwards")
+            faults.append("no request was answered afterwards")
         if busy and not any(moment > happened for moment in logs[busy].times):
             faults.append(f"backend {busy} has no work")
         faults += _uncounted(loads, list(logs.values()), self.settings.connections_each)
@@ -174,7 +174,7 @@ def _endpoint(number: int) -> str:
 
 
 def _listens(backend: Container) -> bool:
-    """Whether nginx does: proc_net_tcp(5), state 0A."""
+    """Whether nginx listens: proc_net_tcp(5), state 0A."""
     sockets = (line.split() for line in backend.exec("cat", "/proc/net/tcp").splitlines()[1:])
     return any(one[1] == f"00000000:{PORT:04X}" and one[3] == "0A" for one in sockets)
 
@@ -185,7 +185,7 @@ def _now() -> int:
 
 
 def _read(backend: Container, since: int) -> access.AccessLog:
-    """What the clients asked of a backend, be it running or dead; health checks are left out."""
+    """The clients' requests to a backend, running or dead, without health checks."""
     lines = (line.split(maxsplit=3) for line in access.text(backend).splitlines())
     return access.parse(
         "\n".join(
@@ -199,9 +199,9 @@ def _read(backend: Container, since: int) -> access.AccessLog:
 def _uncounted(
     loads: Sequence[load.Load], logs: Sequence[access.AccessLog], connections: int
 ) -> Iterator[str]:
-    """Each connection may have one more answer on its way when it ends by an error or with wrk."""
+    """Each connection may have one more response in flight when it fails or wrk stops."""
     for number, one in enumerate(loads, 1):
         answered = sum(log.requests[str(number)] for log in logs)
         most = one.requests + connections + sum(one.errors.values())
         if not one.requests <= answered <= most:
-            yield f"client {number} saw {one.requests} answers, the backends gave {answered}"
+            yield f"client {number} saw {one.requests} responses, the backends sent {answered}"

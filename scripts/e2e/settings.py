@@ -1,4 +1,4 @@
-"""What a run does: every setting, in one place."""
+"""The settings of a run, in one place."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,19 +21,19 @@ class Settings:
     """The options of `python -m scripts.e2e` change them."""
 
     seconds: int = 10
-    """Of load, for each schedulers."""
+    """Duration of the load for each scheduler."""
     threads: int = 12
-    """wrk's, of all clients together; so are the connections."""
+    """wrk threads of all clients together, as are the connections."""
     connections: int = 400
     clients: int = 4
-    """Containers that make the load, each with an address of its own."""
+    """Containers that generate the load, each with its own address."""
     weights: tuple[int, ...] = (1, 2, 3)
-    """Of the backends, as many as there are weights."""
+    """Weights of the backends, one per backend."""
     nat: tuple[str, ...] = tuple(COMPOSE_FILES)
     datapath: str = "nfqueue"
     schedulers: tuple[str, ...] = tuple(schedulers.names())
     timeout: int = 10
-    """Seconds after which a request that has no answer counts as failed."""
+    """Seconds after which a request without a response counts as failed."""
 
     @property
     def threads_each(self) -> int:
@@ -41,5 +41,5 @@ class Settings:
 
     @property
     def connections_each(self) -> int:
-        """How many connections each client opens: wrk gives the same number to each thread."""
+        """Connections that each client opens: wrk gives the same number to each thread."""
         return max(1, self.connections // self.clients // self.threads_each) * self.threads_each

@@ -65,20 +65,20 @@ def test_an_error_of_any_kind_is_a_fault(kind: str) -> None:
 def test_each_connection_may_have_a_request_on_its_way_at_the_end() -> None:
     assert faults(first=FIRST + line(1, 1, 4, 499), second=SECOND + line(1, 7, 4)) == []
     assert faults(first=FIRST + line(1, 1, 4) + line(1, 1, 5), second=SECOND + line(1, 7, 4)) == [
-        "client 1 saw 6 requests answered on 2 connections, and the backends answered 9"
+        "client 1 saw 6 requests answered on 2 connections, but the backends answered 9"
     ]
 
 
 def test_an_answer_that_no_backend_gave_is_a_fault() -> None:
     assert faults(second=SECOND.replace(line(2, 9, 3), "")) == [
-        "client 2 saw 6 requests answered on 2 connections, and the backends answered 5"
+        "client 2 saw 6 requests answered on 2 connections, but the backends answered 5"
     ]
 
 
 def test_requests_of_others_are_a_fault() -> None:
     assert faults(second=SECOND + line(3, 11)) == [
-        "the backends answered requests of others: 3",
-        "backend 2 saw client 3 come from 10.0.0.4",
+        "the backends answered requests of unknown clients: 3",
+        "backend 2 saw client 3 at 10.0.0.4",
     ]
 
 
@@ -90,12 +90,12 @@ def test_a_status_that_is_no_answer_is_a_fault() -> None:
 
 def test_another_address_than_the_clients_own_is_a_fault() -> None:
     strange = SECOND.replace("10.0.0.3", "10.0.0.1")
-    assert faults(second=strange) == ["backend 2 saw client 2 come from 10.0.0.1"]
+    assert faults(second=strange) == ["backend 2 saw client 2 at 10.0.0.1"]
 
 
 def test_a_connection_more_is_one_that_was_broken() -> None:
     assert faults(first=FIRST.replace(line(1, 1, 3), line(1, 2))) == [
-        "the clients opened 1 connections more than they should: some had broken"
+        "the clients opened 1 extra connections: some had broken"
     ]
 
 
