@@ -1,7 +1,7 @@
 """The lab: clients, the balancer's host and backends as network namespaces of one machine.
 
-Tests, the demo and people use it (`make lab-up`); see topology.md for the drawing. Nothing outside
-its namespaces changes.
+For tests, the demo and manual use (`make lab-up`); topology.md has the drawing. Nothing outside its
+namespaces changes.
 """
 
 from featherlb.lab.namespaces import Lab, Node

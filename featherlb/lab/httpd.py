@@ -46,7 +46,7 @@ def _response(content: object) -> bytes:
 
 
 def serve(name: str, listener: socket.socket) -> None:
-    """Serve for ever."""
+    """Serve forever."""
     counters = {"connections": 0, "requests": 0}
     with selectors.DefaultSelector() as selector:
         selector.register(listener, selectors.EVENT_READ)
@@ -63,7 +63,7 @@ def serve(name: str, listener: socket.socket) -> None:
                         selector.unregister(client)
                         client.close()
                 except OSError:
-                    # A client that has gone away is nobody's error.
+                    # A client that disconnects is no error.
                     if client is not listener:
                         if client in selector.get_map():
                             selector.unregister(client)

@@ -65,7 +65,7 @@ class Node:
         return next(iter(self.addresses.values()))[1]
 
     def call(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a function in this namespace (in a thread of its own) and hand on its outcome.
+        """Call a function in this namespace (in its own thread) and return its result.
 
         A socket opened there stays in the namespace, wherever it is used afterwards. A whole
         asyncio program runs inside with `node.call(asyncio.run, main())`.
@@ -112,7 +112,7 @@ class Node:
     ) -> subprocess.CompletedProcess[str]:
         """Run a program in this namespace to its end; output is captured as text.
 
-        Raises CalledProcessError, with the program's own complaint as a note.
+        Raises CalledProcessError, with the program's error output as a note.
         """
         try:
             return subprocess.run(
@@ -125,7 +125,7 @@ class Node:
     def popen(self, command: Sequence[str], **options: Any) -> "subprocess.Popen[str]":
         """Start a program in this namespace; its pid is the program's. Ends with the lab.
 
-        It is in a session of its own: Ctrl-C is for the owner of the lab to handle.
+        It runs in its own session: the owner of the lab handles Ctrl-C.
         """
         command = self.command(command)
         return subprocess.Popen(command, text=True, start_new_session=True, **options)
@@ -208,7 +208,7 @@ class Lab:
 
     @property
     def nodes(self) -> list[Node]:
-        """Every host; the namespace with the bridges is none."""
+        """Every host, without the namespace of the bridges."""
         return [*self.clients, self.balancer, *self.backends]
 
     def __enter__(self) -> Self:
@@ -224,8 +224,8 @@ class Lab:
         self.down()
 
     def up(self) -> None:
-        """Build it. Raises FileExistsError where a lab of this id stands; on any other failure
-        nothing is left."""
+        """Build it. FileExistsError if a lab with this id exists; any other failure leaves
+        nothing behind."""
         try:
             with _uninterrupted():
                 self._claim()
@@ -278,7 +278,7 @@ class Lab:
         node.call(_configure_host, interfaces, gateways)
 
     def down(self) -> None:
-        """Kill what runs in its namespaces and delete them. Harmless if there is nothing."""
+        """Kill all processes in its namespaces and delete them. Harmless if there are none."""
         with _uninterrupted():
             remove(self.run_id)
             if self._lock is not None:
@@ -288,8 +288,8 @@ class Lab:
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Let signals wait. An exception right after a fork would leave a program behind that makes
-    a namespace when nobody knows of it any more."""
+    """Block signals. An exception right after a fork would leave a program behind that creates a
+    namespace without a record."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
@@ -343,8 +343,8 @@ def _configure_host(interfaces: dict[str, tuple[str, ...]], gateways: Sequence[s
 
 
 def _wait_for_links(interfaces: set[str]) -> None:
-    """Wait until interfaces have the address that the kernel gives them when a link comes up, so
-    that a lab doesn't change any more once it is built."""
+    """Wait until interfaces have their link-local addresses, so that a lab no longer changes
+    once it is built."""
     deadline = time.monotonic() + 5
     while True:
         # Address, index, prefix length, scope (20: link), flags, interface.
@@ -381,7 +381,7 @@ def nodes_of(run_id: str) -> list[Node]:
 
 
 def remove(run_id: str) -> None:
-    """Take a lab down, whoever built it: processes first, then namespaces, then its record."""
+    """Take down any lab: processes first, then namespaces, then its record."""
     for node in nodes_of(run_id):
         _kill(node)
         subprocess.run(["ip", "netns", "delete", node.namespace], check=True)

@@ -46,7 +46,7 @@ class HttpServer(Server):
     """Answers `{"backend": "backend1", "peer": "10.0.0.101"}` to every request (see httpd.py)."""
 
     def start(self) -> "subprocess.Popen[str]":
-        # The socket listens before the program runs, so nobody has to wait for it.
+        # The socket listens before the program runs, so there is nothing to wait for.
         with self.node.listen(self.address, self.port) as listener:
             descriptor = listener.fileno()
             script = str(Path(__file__).with_name("httpd.py"))
@@ -90,7 +90,7 @@ http {{
 
 
 class Nginx(Server):
-    """nginx: answers its node's name, and serves what stands in `files` under /files/."""
+    """nginx: answers with its node's name, and serves `files` under /files/."""
 
     def start(self) -> "subprocess.Popen[str]":
         self.directory = Path(tempfile.mkdtemp(prefix=f"{self.node.namespace}-nginx-"))

@@ -1,26 +1,26 @@
-"""What can go wrong, by whose turn it is to act. A packet never raises: it is answered with a
-verdict and a counted reason. The exceptions here are for the operator (`ConfigError`, exit code
-2) and for the machine (`HostError`, exit code 1). Their text is one sentence that names the
-cause and the fix; the command line prints it as it is.
+"""Errors of the operator's input (`ConfigError`, exit code 2) and of the host (`HostError`, 1).
+
+Their text is one sentence with the cause and the fix, which the command line prints. A packet never
+raises: it gets a verdict and a counted reason.
 """
 
 from collections.abc import Sequence
 
 
 class FeatherlbError(Exception):
-    """Base of every error that the command line reports; `exit_code` is the process's."""
+    """Base of all errors that the command line reports, with the process's exit code."""
 
     exit_code = 1
 
 
 class HostError(FeatherlbError):
-    """The machine refuses: privileges, kernel features, addresses, ports, other instances."""
+    """The host refuses: privileges, kernel features, addresses, ports, other instances."""
 
     exit_code = 1
 
 
 class ConfigError(FeatherlbError):
-    """The operator's input is wrong; carries every fault found, not just the first.
+    """The operator's input is faulty; has all faults, not just the first.
 
     `faults` are complete lines such as `lb.yaml:7: services[0].backends[1].weight: 0
     (expected an integer from 1 to 65535)`.

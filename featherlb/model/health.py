@@ -1,4 +1,4 @@
-"""Health checks, active and passive: what is asked of a backend, and how the answer is judged."""
+"""Health checks, active and passive: how a backend is probed, and how results are judged."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -7,7 +7,7 @@ from featherlb.model.address import Address, Endpoint
 
 
 class CheckType(StrEnum):
-    """How a backend is asked whether it is well."""
+    """How a backend is probed."""
 
     TCP = "tcp"
     HTTP = "http"
@@ -17,7 +17,7 @@ class CheckType(StrEnum):
 
 
 class Health(StrEnum):
-    """Whether a backend is taken to be well."""
+    """The state of a backend's health."""
 
     UP = "up"
     DOWN = "down"
@@ -63,29 +63,29 @@ class HealthCheck:
     """The Host header; None for the address."""
     status: tuple[StatusRange, ...] = (StatusRange(200, 399),)
     body: str | None = None
-    """Text that the response's body holds."""
+    """Text that the response body must contain."""
     send: str = ""
-    """UDP: the payload, a character for each byte (ISO 8859-1); `expect` likewise."""
+    """UDP: the payload, one character per byte (ISO 8859-1), as is `expect`."""
     expect: str | None = None
-    """UDP: what the answer holds; None if there may be none."""
+    """UDP: what the answer must contain; None: no answer is needed."""
     command: tuple[str, ...] = ()
 
     def endpoint(self, backend: Endpoint) -> Endpoint:
-        """What is checked for a backend."""
+        """The endpoint that is checked for a backend."""
         return Endpoint(self.address or backend.address, self.port or backend.port)
 
 
 @dataclass(frozen=True, slots=True)
 class PassiveCheck:
-    """When the connections of clients show that a backend is not well. Times are seconds."""
+    """When client connections show that a backend is unhealthy. Times are seconds."""
 
     failures: int = 5
-    """Failed connections since some moment of the window."""
+    """Failed connections within the window."""
     share: int = 50
-    """Per cent of the connections since then that have failed, at least."""
+    """Minimum percentage of connections in that time that failed."""
     window: float = 10.0
     ejection: float = 10.0
-    """Time out of use; twice as long each further time."""
+    """Duration of an ejection; doubles each time."""
     longest_ejection: float = 300.0
     max_ejected: int = 50
-    """Per cent of a service's backends that are out of use because of this, at most."""
+    """Maximum percentage of a service's backends ejected at a time."""

@@ -1,4 +1,4 @@
-"""Why each packet met its fate, and the counters that add up.
+"""The reason for each packet's outcome, and the counters that add up.
 
 Every packet that enters the core is counted under exactly one `Reason`, so that received =
 translated + passed + dropped holds at any time.
@@ -16,13 +16,13 @@ class Reason(IntEnum):
     REPLY = 1
     """Backend to client."""
     ICMP_ERROR = 2
-    """About a packet of a flow, in either direction."""
+    """ICMP error about a packet of a flow, in either direction."""
     # passed on untouched
     NOT_OURS = 3
-    """Of no service and no flow."""
+    """Belongs to no service and no flow."""
     # dropped
     MALFORMED = 4
-    """A length or version that cannot be."""
+    """An impossible length or version."""
     BAD_FLAGS = 5
     """TCP flags that no stack sends (SYN+FIN, none, ...)."""
     FRAGMENT = 6
@@ -30,7 +30,7 @@ class Reason(IntEnum):
     UNSUPPORTED = 7
     """A transport protocol that featherlb does not balance."""
     TRUNCATED = 8
-    """The queue delivered only a part of it, so it cannot be rewritten."""
+    """The queue delivered only part of it, so it cannot be rewritten."""
     NO_BACKEND = 9
     """Opens a flow, but no backend is usable; answered with a RST or ICMP port unreachable."""
     NO_FLOW = 10
@@ -44,13 +44,13 @@ class Reason(IntEnum):
     ECHO = 14
     """An ICMP echo request to a VIP that is not an address of this host; answered."""
     COPY = 15
-    """The kernel's own copy of a frame that the raw datapath has."""
+    """The kernel's copy of a packet that the raw datapath received as a frame."""
     MARTIAN = 16
-    """Opens a flow from an address that no packet on a wire can come from."""
+    """Opens a flow from an address that can't appear on a wire."""
     TTL_EXCEEDED = 17
     """Its TTL has run out (raw datapath); answered with ICMP time exceeded."""
     TOO_BIG = 18
-    """Too long for the next link, and not to be fragmented (raw datapath); answered by ICMP."""
+    """Too long for the next link and must not be fragmented (raw datapath); answered with ICMP."""
     NO_NEXT_HOP = 19
     """The next hop to the client is not known (raw datapath)."""
     POOL_FULL = 20
@@ -60,7 +60,7 @@ class Reason(IntEnum):
     """Out of state: conntrack does not attribute it to the connection that it translates (offload
     datapath)."""
     NO_ENTRY = 22
-    """Conntrack refuses to track one more connection (offload datapath): its table is full."""
+    """Conntrack refuses the entry (offload datapath): table full, or replies already expected."""
 
     @property
     def label(self) -> str:

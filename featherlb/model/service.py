@@ -1,4 +1,4 @@
-"""Services, backends and what they are configured with: the words of the YAML file, as values."""
+"""Services, backends and their options: the terms of the YAML file, as values."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -7,19 +7,19 @@ from featherlb.model.address import Address, Endpoint, Protocol, Vip
 
 
 class NatMode(StrEnum):
-    """`dnat` keeps the client's address; `full` replaces it by one of the balancer's."""
+    """`dnat` keeps the client's address; `full` replaces it with one of the balancer's."""
 
     DNAT = "dnat"
     FULL = "full"
 
 
 class OnBackendDown(StrEnum):
-    """What becomes of the flows of a backend that leaves its service."""
+    """What happens to the flows of a backend that leaves its service."""
 
     KEEP = "keep"
-    """They go on until they end."""
+    """They continue until they end."""
     DROP = "drop"
-    """They are forgotten: whoever sends next is refused, or joins another backend."""
+    """They are removed: their next packet is refused or adopted by another backend."""
     RESET = "reset"
     """Both ends of a connection get a RST at once."""
 
@@ -32,12 +32,12 @@ class Datapath(StrEnum):
     RAW = "raw"
     """Whole frames over AF_PACKET sockets, past the kernel's routing and netfilter."""
     OFFLOAD = "offload"
-    """The packet that opens a flow passes an NFQUEUE, the kernel's conntrack carries the rest."""
+    """The packet that opens a flow passes an NFQUEUE; conntrack handles the rest in the kernel."""
 
     @property
     def kernel_forwards(self) -> bool:
-        """Whether the kernel forwards packets of open flows by itself, even when no worker runs.
-        Workers see the packets that open a flow, and those that the kernel can't place."""
+        """Whether the kernel forwards packets of open flows itself, even if no worker runs. Workers
+        see the packets that open a flow, and untracked or out-of-state ones."""
         return self is Datapath.OFFLOAD
 
     @property
@@ -48,7 +48,7 @@ class Datapath(StrEnum):
 
 
 DEFAULT_DATAPATH = Datapath.NFQUEUE
-"""For services that name none. Each host that runs featherlb at all runs this one."""
+"""For services without one. Every host that can run featherlb can run this one."""
 
 
 class Driver(StrEnum):
@@ -59,7 +59,7 @@ class Driver(StrEnum):
 
 
 SOURCE_PORTS = range(1024, 32768)
-"""Ports that `full` NAT gives to flows: below Linux's default ephemeral range (32768 to 60999),
+"""Source ports of `full` NAT: below Linux's default ephemeral range (32768 to 60999),
 so that connections of the balancer's own host never share a port with a flow."""
 
 
@@ -73,14 +73,14 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Ramp:
-    """A share of the new flows that grows linearly from nothing, in seconds of the monotonic
+    """Slow start: a share of new flows that grows linearly from nothing. Seconds of the monotonic
     clock."""
 
     since: float
     duration: float
 
     def progress(self, now: float) -> float:
-        """From 0 to 1, where it is over."""
+        """From 0 to 1."""
         return min(1.0, max(0.0, (now - self.since) / self.duration))
 
 
@@ -88,8 +88,8 @@ class Ramp:
 class Backend:
     """A server of a pool.
 
-    `local` says that its address belongs to the balancer's host. `sources` are the balancer's
-    addresses that `full` NAT may give to packets towards it; empty in `dnat` mode.
+    `local`: its address belongs to the balancer's host. `sources`: source addresses that `full` NAT
+    may use towards it; empty in `dnat` mode.
     """
 
     endpoint: Endpoint
@@ -98,7 +98,7 @@ class Backend:
     sources: tuple[Address, ...] = ()
     role: Role = Role.PRIMARY
     max_connections: int | None = None
-    """Open flows at a time."""
+    """Limit of open flows."""
     ramp: Ramp | None = None
 
     def __str__(self) -> str:
@@ -107,9 +107,9 @@ class Backend:
 
 @dataclass(frozen=True, slots=True)
 class Persistence:
-    """New flows of a client's network go where its last one went.
+    """New flows from a client's network go to the backend of its last one.
 
-    `timeout` is in seconds since that one; a network has the first `prefix` bits in common.
+    `timeout` is in seconds since that flow; `prefix` is the network's prefix length.
     """
 
     timeout: float
@@ -130,15 +130,15 @@ class Service:
     one_packet: bool = False
     """UDP: every datagram is scheduled anew (ipvsadm --ops)."""
     responses: int | None = None
-    """UDP: datagrams that a backend answers to each datagram; after them the flow ends."""
+    """UDP: answers per datagram; the flow ends after the last one."""
     mss: int | None = None
-    """TCP: the largest segment, in bytes, that either side may ask for (RFC 9293 section 3.7.1)."""
+    """TCP: upper limit of the MSS that either side announces, in bytes (RFC 9293 section 3.7.1)."""
     persistence: Persistence | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Seconds without a packet after which a flow is forgotten, by kind of state."""
+    """Idle time in seconds after which a flow expires, by class of state."""
 
     half_open: float = 30.0
     established: float = 900.0
