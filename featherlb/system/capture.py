@@ -1,7 +1,7 @@
-"""Waits for the answers to packets that this host has sent in a client's name.
+"""Captures the answers to packets that this host sent with a client's source address.
 
-Packet sockets see what an interface receives before the host's filters and routing do, and so also
-what is for somebody else.
+Packet sockets see what an interface receives before the host's filters and routing, including
+packets for other hosts.
 """
 
 import select
@@ -19,14 +19,14 @@ _ETH_P = {4: 0x0800, 6: 0x86DD}
 _TCP = 6
 _SOL_PACKET, _PACKET_IGNORE_OUTGOING = 263, 23  # linux/if_packet.h
 _ENOUGH = 128
-"""Bytes of a packet that are read: its headers."""
+"""Bytes to read of a packet: its headers."""
 
 Pair = tuple[Endpoint, Endpoint]
 """Source and destination."""
 
 
 class Capture:
-    """What interfaces receive from now on. A context manager; needs CAP_NET_RAW."""
+    """Captures what interfaces receive. A context manager; needs CAP_NET_RAW."""
 
     def __init__(self, interfaces: Collection[tuple[str, int]]) -> None:
         """Each interface comes with the address family, 4 or 6."""
@@ -38,7 +38,7 @@ class Capture:
             self._sockets.append(link)
 
     def wait_for(self, wanted: Collection[Pair], timeout: float) -> set[Pair]:
-        """Which of these TCP conversations a segment came from, within `timeout` seconds."""
+        """The TCP conversations of which a segment arrived within `timeout` seconds."""
         found: set[Pair] = set()
         deadline = time.monotonic() + timeout
         while len(found) < len(wanted) and (left := deadline - time.monotonic()) > 0:

@@ -1,6 +1,6 @@
-"""All that connection tracking has, whoever entered it: shown, and removed by what it is.
+"""Lists and deletes conntrack entries, whichever program created them.
 
-For where no flow table says which entries there are.
+For processes without a flow table.
 """
 
 import struct
@@ -11,9 +11,9 @@ from featherlb.core.flows.conntrack import Entry, Requests
 from featherlb.system.nfnetlink import open_socket
 
 BUFFER = 1 << 20
-"""Bytes of kernel memory for answers."""
+"""Receive buffer in bytes of kernel memory."""
 DUMP_SIZE = 1 << 16
-"""Bytes: more than a part of a dump has (net/netlink/af_netlink.c: netlink_dump)."""
+"""Bytes: exceeds any part of a dump (net/netlink/af_netlink.c: netlink_dump)."""
 DONE, ERROR, DELETE = 3, 2, 0x102
 REQUEST, ACKNOWLEDGE = 1, 4
 HEADER = 20
@@ -23,8 +23,8 @@ KIND = 0x3FFF
 
 
 def dump() -> Iterator[tuple[Entry, memoryview]]:
-    """Each entry of both address families, and the message about it; both are valid until the next
-    one. OSError without CAP_NET_ADMIN or where the kernel has no conntrack netlink."""
+    """Each entry of both address families with its message; both are valid until the next one.
+    OSError without CAP_NET_ADMIN or conntrack netlink in the kernel."""
     for family in (AF_INET, AF_INET6):
         entry = Entry()
         requests = Requests()
@@ -46,19 +46,19 @@ def dump() -> Iterator[tuple[Entry, memoryview]]:
 
 
 def remove(chosen: Callable[[Entry], bool]) -> int:
-    """Remove the entries that are `chosen`; how many there were. OSError as `dump`."""
+    """Delete the `chosen` entries; returns their number. OSError as `dump`."""
     requests = [_deletion(message) for entry, message in dump() if chosen(entry)]
     removed = 0
     with open_socket(BUFFER, BUFFER) as connection:
         for request in requests:
             connection.send(request)
-            # The answer is there: an error, 0 if it was removed and not gone already.
+            # The answer is an error code: 0 if the entry was deleted, not already gone.
             removed += not int.from_bytes(connection.recv(1024)[16:20], "little")
     return removed
 
 
 def _deletion(message: memoryview) -> bytes:
-    """A request to delete the very entry that this message is about."""
+    """A request to delete exactly the entry of this message."""
     body = struct.pack("!BBH", message[16], 0, 0)  # of the same address family
     length = int.from_bytes(message[:4], "little")
     at = HEADER

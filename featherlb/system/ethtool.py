@@ -11,18 +11,18 @@ _GET_GRO = 0x2B
 
 
 def merges_in_hardware(interface: str) -> bool:
-    """Large receive offload: the device joins segments beyond repair; False if it can't say."""
+    """Large receive offload: the device merges segments irreversibly; False if unknown."""
     return bool((_get(interface, _GET_FLAGS) or 0) & _FLAG_LRO)
 
 
 def merges(interface: str) -> bool | None:
-    """Generic receive offload: the kernel joins segments and can part them; None if unknown."""
+    """Generic receive offload: the kernel merges segments reversibly; None if unknown."""
     value = _get(interface, _GET_GRO)
     return None if value is None else bool(value)
 
 
 def _get(interface: str, command: int) -> int | None:
-    """The answer to a question of one number (struct ethtool_value)."""
+    """The result of a single-value query (struct ethtool_value)."""
     value = array.array("B", struct.pack("=II", command, 0))
     address, _ = value.buffer_info()
     request = struct.pack("16sP16x", interface.encode(), address)

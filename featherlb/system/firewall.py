@@ -1,8 +1,7 @@
-"""What filters packets on this host, whoever put it there: values for `featherlb.doctor`, and the
-reader of iptables' own text. Standard library only; reads no file.
+"""The packet filters of this host as values for `featherlb.doctor`, and a parser of iptables-save.
+Standard library only; reads no file.
 
-All that matters of a rule here is whether it is about packets that connection tracking has left
-out, as featherlb's are, and what becomes of those.
+Of a rule, only its effect on untracked packets matters, because featherlb's are untracked.
 """
 
 import re
@@ -13,16 +12,16 @@ from enum import Enum, StrEnum
 
 
 class Applies(Enum):
-    """Whether a rule is about an untracked packet."""
+    """Whether a rule matches an untracked packet."""
 
     ALWAYS = "always"
     SOMETIMES = "sometimes"
-    """It has other conditions as well."""
+    """It depends on other conditions."""
     NEVER = "never"
 
 
 class Action(StrEnum):
-    """What a rule does with the packets that it is about."""
+    """What a rule does with matching packets."""
 
     ACCEPT = "accept"
     DROP = "drop"
@@ -31,12 +30,12 @@ class Action(StrEnum):
     GOTO = "goto"
     RETURN = "return"
     OTHER = "other"
-    """It counts, logs, marks: the next rule follows."""
+    """It counts, logs or marks; the next rule follows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One rule; `chain` is where `JUMP` and `GOTO` lead, `text` how its owner spells it."""
+    """One rule; `chain` is the target of `JUMP` and `GOTO`, `text` its owner's spelling."""
 
     action: Action
     applies: Applies
@@ -56,7 +55,7 @@ class Hooked:
 
 @dataclass(frozen=True, slots=True)
 class FilterTable:
-    """Chains that can lead to each other."""
+    """Chains that can jump to each other."""
 
     owner: str
     """`iptables`, `ip6tables-legacy`, `nftables`."""
@@ -69,8 +68,8 @@ class FilterTable:
 
 
 def applies(states: Iterable[bool], others: bool) -> Applies:
-    """Of a rule with these conditions on the connection tracking state, each True if it is met
-    without tracking, and perhaps `others`."""
+    """Whether a rule applies, from its conntrack state conditions, each True if an untracked packet
+    meets it, and whether it has `others`."""
     if not all(states):
         return Applies.NEVER
     return Applies.SOMETIMES if others else Applies.ALWAYS
@@ -86,7 +85,7 @@ _ACTIONS = {
 
 
 def read_iptables(lines: Iterable[str], owner: str, family: int) -> Iterator[FilterTable]:
-    """The tables in the output of `iptables-save`; not `nat`, which untracked packets pass by."""
+    """The tables in the output of `iptables-save`, except `nat`, which untracked packets skip."""
     table = ""
     policies: dict[str, str] = {}
     rules: dict[str, list[Rule]] = {}
@@ -124,7 +123,7 @@ def _read_rule(text: str, chains: Iterable[str]) -> Rule:
         value = words[position + 1] if position + 1 < len(words) else ""
         position += 1
         if word in ("-j", "-g"):
-            # What follows are the target's own options.
+            # The target's own options follow.
             action = _ACTIONS.get(value, Action.OTHER)
             if value in chains:
                 action, chain = (Action.JUMP if word == "-j" else Action.GOTO), value

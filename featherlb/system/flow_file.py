@@ -1,8 +1,8 @@
-"""Flows on disk, between an instance that ends and the next one of the same number.
+"""Flow files: flows saved by an ending instance for the next one with the same number.
 
-One file per worker lies beside the journal's records, in memory as all of /run: a line of JSON,
-which says whose flows they are, and the worker's memory as it was. Times in it count from boot, so
-it is of no use after the next one.
+Each worker has a file next to the journal's records, in memory like all of /run: a line of JSON
+that describes the owner, then the worker's memory as it was. Times count from boot, so a file is
+useless after a reboot.
 """
 
 import json
@@ -18,7 +18,7 @@ from featherlb.core.flows.record import RECORD_SIZE
 from featherlb.model.shard import Shard
 
 FRESH = 3600.0
-"""Seconds after which the connections in a file are taken to have ended."""
+"""Seconds after which the connections in a file count as ended."""
 _SUFFIX = ".flows"
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
@@ -35,12 +35,12 @@ def find(directory: Path, instance: int | None = None) -> list[Path]:
 
 
 def save(target: Path, memory: FlowMemory, shard: Shard) -> None:
-    """Put the flows on disk; OSError if there is no room. What nobody has come for, goes."""
+    """Save the flows and delete expired files; OSError if there is no room."""
     _sweep(target.parent.parent)
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = target.with_suffix(".new")
     try:
-        # Who is connected to whom is nobody else's business.
+        # Who connects to whom is private.
         with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
             file.write(json.dumps(_header(shard)).encode() + b"\n")
             for part in memory.parts():
@@ -52,7 +52,7 @@ def save(target: Path, memory: FlowMemory, shard: Shard) -> None:
 
 
 def load(source: Path) -> FlowMemory | None:
-    """The flows in a file; None if they can't be taken over."""
+    """The flows in a file; None if they can't be restored."""
     with suppress(OSError), source.open("rb") as file:
         if _read_shard(file.readline()) is not None and _is_fresh(source):
             block = bytearray(file.read())
@@ -63,7 +63,7 @@ def load(source: Path) -> FlowMemory | None:
 
 
 def read_shard(source: Path) -> Shard | None:
-    """The shard of the worker that saved its flows there; None if they can't be taken over."""
+    """The shard of the worker that saved the file; None if its flows can't be restored."""
     with suppress(OSError), source.open("rb") as file:
         return _read_shard(file.readline())
     return None
@@ -79,7 +79,7 @@ def is_of_another_version(source: Path) -> bool:
 
 
 def _sweep(root: Path) -> None:
-    """Remove what nobody has come for, whatever others do in the directories meanwhile."""
+    """Delete expired files, whatever others change in the directories meanwhile."""
     with suppress(OSError):
         for directory in list(root.iterdir()):
             with suppress(OSError):

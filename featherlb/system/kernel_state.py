@@ -1,4 +1,4 @@
-"""Limits and counters of the kernel that tell why packets are lost."""
+"""Limits and counters of the kernel that explain packet loss."""
 
 import os
 import resource
@@ -11,7 +11,7 @@ _CLOCK = Path("/sys/devices/system/clocksource/clocksource0")
 
 @dataclass(frozen=True, slots=True)
 class Descriptors:
-    """Files that a process has open, and may have open."""
+    """Open files of a process, and their limit."""
 
     open: int
     limit: int
@@ -21,14 +21,14 @@ def network_counters() -> dict[str, int]:
     """`TcpExt` and `IpExt` of this namespace, by the names of /proc/net/netstat."""
     found: dict[str, int] = {}
     lines = [line.split() for line in (_NET / "netstat").read_text().splitlines()]
-    # Names and values take turns; each line begins with the group's name.
+    # Lines of names and of values alternate; each starts with the group's name.
     for names, values in zip(lines[::2], lines[1::2], strict=True):
         found.update(zip(names[1:], map(int, values[1:]), strict=True))
     return found
 
 
 def clock_source() -> tuple[str, list[str]]:
-    """Where this machine's time comes from, and where else it could; empty if it doesn't say."""
+    """The current clock source and the available ones; empty if unknown."""
     try:
         current = (_CLOCK / "current_clocksource").read_text().strip()
         available = (_CLOCK / "available_clocksource").read_text().split()
@@ -38,7 +38,7 @@ def clock_source() -> tuple[str, list[str]]:
 
 
 def descriptors(pid: int | None = None) -> Descriptors | None:
-    """Of a process, by default this one; None if it can't be looked at."""
+    """The descriptors of a process, by default this one; None if inaccessible."""
     directory = Path(f"/proc/{pid or 'self'}")
     try:
         limits = (directory / "limits").read_text().splitlines()

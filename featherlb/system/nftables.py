@@ -1,6 +1,6 @@
 """The native nftables rules of this host, through pyroute2: read, never changed.
 
-iptables' nf_tables flavour keeps its rules there as well, in tables of its own names
+The nf_tables variant of iptables keeps its rules there too, in tables with names of its own
 (`iptables_tables`).
 """
 
@@ -25,14 +25,14 @@ _ACTIONS = {
     "NFT_RETURN": Action.RETURN,
 }
 _NO_CONDITION = {"counter", "log", "immediate", "reject", "target", "queue", "limit"}
-"""Expressions that select no packets. A `limit` does, but not for long."""
+"""Expressions that don't select packets. A `limit` does, but only briefly."""
 _REJECT_TARGETS = ("REJECT", "DROP")
 
 
 def filter_tables(*, with_iptables: bool) -> list[FilterTable]:
-    """Every table of the families IPv4, IPv6 and both; empty where the kernel has no nftables.
+    """All tables of the families ip, ip6 and inet; empty if the kernel has no nftables.
 
-    `with_iptables` includes those that are known by iptables' nf_tables flavour.
+    `with_iptables` includes those of iptables' nf_tables variant.
     """
     try:
         with _open() as nft:
@@ -114,7 +114,7 @@ def _applies(names: Sequence[str], expressions: Sequence[Any]) -> Applies:
 
 
 def _state(names: Sequence[str], expressions: Sequence[Any]) -> bool | None:
-    """Whether a rule that begins with `ct state …` wants untracked packets; None for others."""
+    """Whether a rule that starts with `ct state …` matches untracked packets; None for others."""
     if list(names[:3]) != ["ct", "bitwise", "cmp"]:
         return None
     tracking, mask, comparison = (one.get_attr("NFTA_EXPR_DATA") for one in expressions[:3])
@@ -132,6 +132,6 @@ def _verdict(data: Any) -> Any:
 
 @contextmanager
 def _open() -> Iterator[Any]:
-    # NFPROTO_UNSPEC: dumps are of every family.
+    # NFPROTO_UNSPEC: dumps cover all families.
     with NFTables(nfgen_family=0) as nft:
         yield nft

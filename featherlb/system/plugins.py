@@ -1,4 +1,4 @@
-"""Loads schedulers that users wrote, from files and entry points, and registers them.
+"""Loads custom schedulers from files and entry points, and registers them.
 
 The core does no I/O, so a process calls this before it reads the configuration (entry points) or
 applies services (files; entry points where needed).
@@ -17,20 +17,20 @@ ENTRY_POINT_GROUP = "featherlb.schedulers"
 
 
 def read_files(names: Iterable[str]) -> dict[str, bytes]:
-    """The code of each user's file among these names of schedulers, by its reference, such as
+    """The code of each file that these scheduler names refer to, by reference, such as
     `/etc/my_sched.py:pick`. ConfigError if a file can't be read."""
     return {name: _read(name) for name in names if is_file_reference(name)}
 
 
 def load(reference: str, code: bytes) -> None:
-    """Run the code of a user's file, and register the class or function that the reference
-    names, as a scheduler of that name. ConfigError says what is wrong with it.
+    """Run the code of a file, and register the class or function that the reference names as a
+    scheduler of that name. ConfigError if it is unusable.
 
-    The code comes as it was read once, so that all processes run the same.
+    The code is read once and passed on, so that all processes run the same.
     """
     path, attribute = _parts(reference)
-    # Not through the import system: its cache of bytecode misses an edit within a second, and
-    # would leave a directory of root's beside the user's file.
+    # Not through the import system: its bytecode cache misses an edit within a second and
+    # would leave a directory owned by root beside the user's file.
     module = ModuleType(f"featherlb_user_{path.stem}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module
@@ -38,7 +38,7 @@ def load(reference: str, code: bytes) -> None:
         exec(compile(code, path, "exec"), module.__dict__)
     except Exception as error:
         raise ConfigError(
-            [f"scheduler '{reference}' fails to load ({error!r}): correct {path}"]
+            [f"scheduler '{reference}' fails to load ({error!r}): fix {path}"]
         ) from error
     if not hasattr(module, attribute):
         raise ConfigError([f"scheduler '{reference}': {path} defines no '{attribute}', add it"])
@@ -46,9 +46,9 @@ def load(reference: str, code: bytes) -> None:
 
 
 def load_entry_points() -> None:
-    """Register the schedulers that installed packages offer, by the names of their entry
-    points (group `featherlb.schedulers`). ConfigError if one fails to load."""
-    # It brings half of the standard library, which a worker needs for nothing else.
+    """Register the schedulers of installed packages by the names of their entry points (group
+    `featherlb.schedulers`). ConfigError if one fails to load."""
+    # It imports half of the standard library, which a worker needs for nothing else.
     from importlib.metadata import entry_points
 
     for entry_point in entry_points(group=ENTRY_POINT_GROUP):
@@ -58,7 +58,7 @@ def load_entry_points() -> None:
             raise ConfigError(
                 [
                     f"scheduler '{entry_point.name}' ({entry_point.value}) fails to load "
-                    f"({error!r}): repair or uninstall the package that brings it"
+                    f"({error!r}): fix or uninstall its package"
                 ]
             ) from error
         _register(entry_point.name, code)
@@ -77,12 +77,12 @@ def _read(reference: str) -> bytes:
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise ConfigError(
-            [f"scheduler '{reference}': {path} can't be read ({reason}): correct the path"]
+            [f"scheduler '{reference}': {path} can't be read ({reason}): fix the path"]
         ) from None
 
 
 def _register(name: str, code: object) -> None:
-    """Check what can be checked without a packet, then register."""
+    """Check everything that needs no packet, then register."""
     fault = None
     if isinstance(code, type) and issubclass(code, Scheduler):
         if inspect.isabstract(code):

@@ -1,4 +1,4 @@
-"""Sends packets that featherlb itself made or has held, with their IP headers, from raw sockets.
+"""Sends packets that featherlb generated or held, with their IP headers, from raw sockets.
 
 The kernel routes them by their destination; the source may be an address that this host does not
 have (a VIP that is only routed here). They pass the OUTPUT hook like any packet of this host.
@@ -11,9 +11,9 @@ from featherlb.net.fragment import cut6
 
 LOOPBACK, LOOPBACK6 = "127.0.0.1", "::1"
 USUAL_MTU = 1500
-"""Bytes: what is longer has hardly come here but in fragments."""
+"""Bytes: a longer packet almost certainly arrived in fragments."""
 LEAST_MTU = 1280
-"""Bytes that every IPv6 link takes (RFC 8200 section 5)."""
+"""Bytes: the minimum MTU of IPv6 links (RFC 8200 section 5)."""
 
 
 class RawSender:
@@ -23,7 +23,7 @@ class RawSender:
         self._ipv4 = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
         self._ipv6 = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_RAW)
         self.failed = 0
-        """Packets that the kernel refused (no route, no buffer): they are as good as lost."""
+        """Packets that the kernel refused (no route, no buffer); they are lost."""
 
     def send(self, packet: bytes) -> None:
         """Send one IP packet; never blocks, never raises."""
@@ -38,14 +38,13 @@ class RawSender:
             self.failed += 1
 
     def send_translated(self, packet: bytes) -> None:
-        """Send one IP packet that connection tracking is going to translate; never blocks, never
-        raises.
+        """Send one IP packet that connection tracking will translate; never blocks, never raises.
 
-        To where it is addressed no route need lead, and its length is of no matter there: the way
-        is looked up once it has been translated. Until then it is on its way to this host itself,
-        which takes it in one piece. In IPv4 the kernel cuts it as it leaves, if need be. In IPv6 it
-        cuts what has come in fragments only, and tells the client about the rest; so a long one is
-        cut here, and put together again by the kernel in front of connection tracking.
+        Its destination needs no route, and its length doesn't matter: until it is translated, it is
+        addressed to this host itself, in one piece, and the kernel routes it afterwards. Over IPv4
+        the kernel then fragments it if necessary. Over IPv6 it fragments only what arrived in
+        fragments, and sends the client an error for the rest; so a long packet is fragmented here,
+        and the kernel reassembles it before connection tracking.
         """
         try:
             if packet[0] >> 4 == 4:

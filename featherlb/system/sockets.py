@@ -1,4 +1,4 @@
-"""Who listens where on this host, and which queues are bound: from /proc.
+"""Listening sockets and bound queues of this host, from /proc.
 
 Network namespaces are the calling thread's.
 """
@@ -15,8 +15,8 @@ from featherlb.model import Address, Endpoint, Protocol
 
 _NET = Path("/proc/thread-self/net")
 _FILES = {Protocol.TCP: ("tcp", "tcp6"), Protocol.UDP: ("udp", "udp6")}
-# Kernel socket states (include/net/tcp_states.h): a TCP socket listens in TCP_LISTEN; a UDP
-# socket that waits for anybody is in TCP_CLOSE.
+# Kernel socket states (include/net/tcp_states.h): a TCP socket listens in TCP_LISTEN, an
+# unconnected UDP socket is in TCP_CLOSE.
 _WAITING = {Protocol.TCP: "0A", Protocol.UDP: "07"}
 
 
@@ -29,19 +29,19 @@ class Listener:
     inode: int
 
     def accepts(self, address: Address) -> bool:
-        """Whether packets to that address of this host reach it (`::` takes IPv4 as well)."""
+        """Whether packets to that address of this host reach it (`::` also accepts IPv4)."""
         own = self.endpoint.address
         if own.is_unspecified:
             return own.version == 6 or address.version == 4
         return own == address
 
     def owner(self) -> str:
-        """Name and pid of a process that has it open; needs root for other users' processes."""
+        """Name and pid of a process that has it open; other users' processes need root."""
         target = f"socket:[{self.inode}]"
         for process in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
                 for descriptor in os.listdir(process / "fd"):
-                    # Closed since it was listed, perhaps.
+                    # Possibly closed since it was listed.
                     with suppress(FileNotFoundError):
                         if os.readlink(process / "fd" / descriptor) == target:
                             name = (process / "comm").read_text().strip()
@@ -65,7 +65,7 @@ def listeners(protocols: Iterable[Protocol] = tuple(Protocol)) -> list[Listener]
 
 def bound_queues() -> dict[int, int]:
     """The NFQUEUE numbers in use in this namespace, each with its owner's netlink port id
-    (usually its pid); empty where the kernel has no nfnetlink_queue or nobody is bound."""
+    (usually its pid); empty without nfnetlink_queue in the kernel or without bound queues."""
     try:
         lines = (_NET / "netfilter/nfnetlink_queue").read_text().splitlines()
     except OSError:

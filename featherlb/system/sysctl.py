@@ -1,5 +1,5 @@
 """Kernel settings under /proc/sys/net. Keys are paths below /proc/sys with slashes
-(`net/ipv4/conf/eth0.5/forwarding`), because an interface's name may hold a dot. Values are text
+(`net/ipv4/conf/eth0.5/forwarding`), because an interface's name may contain a dot. Values are text
 without the final newline. The files belong to the network namespace of the calling process.
 """
 
@@ -14,7 +14,7 @@ Setting = tuple[str, str]
 
 
 def read(key: str) -> str | None:
-    """The value, or None where this kernel or this moment has no such key."""
+    """The value; None if the key doesn't exist (any more)."""
     try:
         return (ROOT / key).read_text().strip()
     except OSError:
@@ -22,23 +22,23 @@ def read(key: str) -> str | None:
 
 
 def write(key: str, value: str) -> None:
-    """Set the value; HostError where the kernel or a read-only /proc/sys refuses."""
+    """Set the value; HostError if the kernel or a read-only /proc/sys refuses."""
     try:
         (ROOT / key).write_text(value + "\n")
     except OSError as error:
         setting = f"{dotted(key)}={value}"
         raise HostError(
-            f"cannot set {setting}: {(error.strerror or str(error)).lower()}; start a container"
-            f" with `--sysctl {setting}`, or on the host's own network set it there first with"
+            f"cannot set {setting}: {(error.strerror or str(error)).lower()}; start the"
+            f" container with `--sysctl {setting}` or, on the host's own network, set it there with"
             f" `sysctl -w {setting}`"
         ) from None
 
 
 def changed_along(key: str) -> list[Setting]:
-    """The settings that change by themselves when `key` is written, as they stand now.
+    """The current values of the settings that change implicitly when `key` is written.
 
-    The two forwarding switches set the switch of every interface, and IPv4's also whether
-    redirects are accepted (net/ipv4/devinet.c: inet_forward_change; net/ipv6/addrconf.c:
+    The two forwarding switches set the switch of every interface, and IPv4's also
+    `accept_redirects` (net/ipv4/devinet.c: inet_forward_change; net/ipv6/addrconf.c:
     addrconf_fixup_forwarding).
     """
     if key == "net/ipv4/ip_forward":

@@ -41,9 +41,9 @@ def test_the_setting_that_is_missing_is_named(lab: Lab, driver: str) -> None:
     ended = lab.balancer.run([*READ_ONLY, contained("up", *SERVICE)], check=False)
     assert ended.returncode == 1
     assert ended.stderr == (
-        "featherlb: cannot set net.ipv4.conf.all.accept_local=1: read-only file system; start a"
-        " container with `--sysctl net.ipv4.conf.all.accept_local=1`, or on the host's own network"
-        " set it there first with `sysctl -w net.ipv4.conf.all.accept_local=1`\n"
+        "featherlb: cannot set net.ipv4.conf.all.accept_local=1: read-only file system; start the"
+        " container with `--sysctl net.ipv4.conf.all.accept_local=1` or, on the host's own network,"
+        " set it there with `sysctl -w net.ipv4.conf.all.accept_local=1`\n"
     )
 
 

@@ -148,7 +148,7 @@ def test_entry_points_join_by_their_names(site: Path) -> None:
             "geo = geo_scheduler_plugin:missing",
             "(geo_scheduler_plugin:missing) fails to load",
         ),
-        ("geo = nonexistent_plugin:pick", "repair or uninstall the package"),
+        ("geo = nonexistent_plugin:pick", "fix or uninstall its package"),
         ("maglev = geo_scheduler_plugin:pick", "'maglev' is the name of a built-in scheduler"),
     ],
 )
