@@ -34,11 +34,12 @@ unit: setup ## only the tests that need neither root nor a kernel
 netns-test: setup ## only the tests on the real kernel, in network namespaces
 	$(PYTHON) -m pytest tests/netns
 
-check: setup ## lint, types, layers, the layout of a flow's record
+check: setup ## lint, types, layers, C types, the layout of a flow's record
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(PYTHON) scripts/check_layers.py
+	$(PYTHON) scripts/check_pxd.py
 	$(PYTHON) scripts/check_record.py
 
 fmt: setup ## format the code

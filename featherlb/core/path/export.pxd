@@ -3,7 +3,7 @@ from featherlb.core.flows.counters cimport (
     COUNTERS, OPENED, REFUSED, RESETS, SYN_RETRIES, SYN_TIMEOUTS, Counters)
 from featherlb.core.flows.lifecycle cimport Lifecycle
 from featherlb.core.flows.members cimport Members
-from featherlb.core.flows.record cimport Record, Records
+from featherlb.core.flows.record cimport Records
 from featherlb.core.flows.table cimport FlowTable
 from featherlb.core.path.services cimport Services
 

@@ -30,7 +30,6 @@ cdef class NetlinkDriver:
         batch=MessageBatch, before=cython.Py_ssize_t, _=cython.int, count=cython.int,
         slot=cython.int, i=cython.Py_ssize_t)
     cpdef Py_ssize_t process(self, Balancer core, double now) except -1
-    @cython.locals(at=object)
     cdef object create(self, Balancer core)
     @cython.locals(
         packet_id=cython.uint, hook=cython.int, info=cython.int, payload=cython.Py_ssize_t,
