@@ -13,6 +13,8 @@ RUN python3 -c "import tomllib; print('\n'.join(tomllib.load(open('pyproject.tom
     && python3 -m venv /opt/featherlb \
     && /opt/featherlb/bin/pip install --quiet --requirement requirements.txt
 COPY setup.py README.md LICENSE ./
+COPY contrib ./contrib
+COPY examples ./examples
 COPY featherlb ./featherlb
 RUN /opt/featherlb/bin/pip install --quiet --no-deps . \
     && cd / && /opt/featherlb/bin/featherlb --version | grep compiled \

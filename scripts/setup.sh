@@ -11,27 +11,19 @@ venv=${1:-.venv}
 level=${2:-test}
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 
-packages="gcc iproute2 iptables libnetfilter-queue-dev python3-dev"
-extras=
-levels=run
+run="gcc iproute2 iptables libnetfilter-queue-dev python3-dev"
+test="bind9-dnsutils conntrack curl dnsmasq-base ethtool iperf3 ipset iputils-ping nftables nginx-light
+  procps tcpdump wrk"
+bench="git haproxy libnginx-mod-stream"
 case "$level" in
-run) ;;
-test | bench)
-    packages="$packages bind9-dnsutils conntrack curl dnsmasq-base ethtool iperf3 ipset iputils-ping
-      nftables nginx-light procps tcpdump wrk"
-    extras=dev
-    levels="run test"
-    ;;
+run) packages="$run" extras="" levels="run" ;;
+test) packages="$run $test" extras="[dev,bench]" levels="run test" ;;
+bench) packages="$run $test $bench" extras="[dev,bench]" levels="run test bench" ;;
 *)
-    sed -n 's/^# //; /^Usage/,/bench/p' "$0" >&2
+    sed -n 's/^# //; /^Usage/,/^  bench/p' "$0" >&2
     exit 2
     ;;
 esac
-if [ "$level" = bench ]; then
-    packages="$packages git haproxy libnginx-mod-stream"
-    extras=dev,bench
-    levels="run test bench"
-fi
 
 log=$(mktemp)
 policy=
@@ -86,14 +78,14 @@ import sys, tomllib
 with open("pyproject.toml", "rb") as file:
     project = tomllib.load(file)
 wanted = project["build-system"]["requires"] + project["project"]["dependencies"]
-for extra in filter(None, sys.argv[1].split(",")):
+for extra in filter(None, sys.argv[1].strip("[]").split(",")):
     wanted += project["project"]["optional-dependencies"][extra]
 print(*(one for one in wanted if not one.startswith("NetfilterQueue")), sep="\n")
 REQUIREMENTS
     "$venv/bin/pip" install --quiet --requirement "$venv/requirements.txt"
     [ -z "$apt" ] || wait "$apt"
     apt=
-    FEATHERLB_PURE=1 "$venv/bin/pip" install --quiet --no-build-isolation --editable ".${extras:+[$extras]}"
+    FEATHERLB_PURE=1 "$venv/bin/pip" install --quiet --no-build-isolation --editable ".$extras"
     for level in $levels; do touch "$venv/.for-$level"; done
 fi
 [ -z "$apt" ] || wait "$apt"
