@@ -4,15 +4,19 @@ from typing import Any
 
 from pyroute2.netlink.nfnetlink.nfctsocket import nfct_msg
 
-from featherlb.core.flows.conntrack import Entry
+from featherlb.core.flows.kernel import Commands
+from featherlb.system.conntrack_messages import Entry, Requests
 from tests.world import World
 
 CREATE, GET, DELETE = 0x100, 0x101, 0x102
 
 
 def messages(world: World) -> list[Any]:
-    """The requests that have gathered, as pyroute2 reads them."""
-    data = bytes(world.balancer.offload.requests.take())
+    """The core's commands as requests to conntrack, which pyroute2 reads."""
+    batch, requests = Commands(), Requests()
+    world.balancer.offload.commands.take(batch)
+    requests.write(batch, 0, batch.count)
+    data = bytes(requests.take())
     found = []
     while data:
         length = int.from_bytes(data[:4], "little")

@@ -18,7 +18,6 @@ from featherlb.model.shard import Shard
 if TYPE_CHECKING:
     # The supervisor imports this module for its values, and needs no packet path.
     from featherlb.core.path.balancer import Balancer
-    from featherlb.core.path.offloaded import Offload
     from featherlb.system.raw_socket import RawSender
 
 
@@ -108,7 +107,7 @@ class Engine:
     def tick(self, now: float) -> None:
         """Do what is due. Called every 0.1 s or so, after the core's timer."""
 
-    def flush(self) -> None:
+    def flush(self, now: float) -> None:
         """Send what has gathered. Called after packets, changes and commands."""
 
     def refresh(self, first: int, count: int, now: float) -> None:
@@ -130,25 +129,13 @@ class KernelFlows(Protocol):
         """Whether flows that have ended make room for those that packets in the queue open."""
         ...
 
-    @property
-    def failed(self) -> list[int]:
-        """The flows that the last `flush` or `learn` could not create."""
+    def process(self, now: float) -> None:
+        """Report the flows that have ended or changed to the core, without blocking."""
         ...
 
-    def process(self, handler: "Offload", now: float) -> None:
-        """Hear which flows have ended or changed, without blocking."""
-        ...
-
-    def flush(self, handler: "Offload") -> None:
-        """Send the requests that have gathered."""
-        ...
-
-    def learn(self, handler: "Offload", flow: int, now: float) -> None:
-        """Have the core know how a flow is, or that it has ended."""
-        ...
-
-    def consult(self, handler: "Offload", now: float) -> None:
-        """Send the inquiries that have gathered, and have the core know the answers."""
+    def execute(self, now: float) -> None:
+        """Execute the core's commands (`core/flows/kernel.py`), and those that their events cause;
+        afterwards there are none."""
         ...
 
 

@@ -8,18 +8,15 @@ import logging
 from collections.abc import Callable, Collection, Iterable
 from ipaddress import ip_address
 
-from featherlb.core.flows.conntrack import Entry
 from featherlb.model import Endpoint, Protocol, Vip
 from featherlb.net.addresses import address_of
 from featherlb.system import conntrack, ipset
+from featherlb.system.conntrack_messages import Entry
 from featherlb.system.journal import VipRow
 
 log = logging.getLogger(__name__)
 
 Served = tuple[Protocol, Vip]
-
-DESTINATION_NAT = 1 << 5
-"""IPS_DST_NAT in nf_conntrack_common.h."""
 
 
 def read_vips(rows: Iterable[VipRow]) -> list[Served]:
@@ -71,12 +68,12 @@ def _of_flows(
         )
 
     def chosen(entry: Entry) -> bool:
-        if not entry.status & DESTINATION_NAT:
+        if not entry.translated:
             return False
         if not leads_to(entry, deleted) or leads_to(entry, staying):
             return False
-        source = address_of(entry.back_src_high, entry.back_src_low)
-        endpoint = Endpoint(source, entry.back_ports >> 16)
+        source = address_of(entry.reply_src_high, entry.reply_src_low)
+        endpoint = Endpoint(source, entry.reply_ports >> 16)
         return str(ipset.Entry(endpoint, Protocol(entry.protocol))) in backends
 
     return chosen

@@ -44,7 +44,7 @@ class Verdict(IntEnum):
     REWRITTEN = 2
     """Let it go on with the buffer's new content."""
     DROP = 3
-    CARRY = 4
-    """Let it go on, untouched: conntrack translates it."""
-    ASK = 5
-    """Ask conntrack for the flow that the core names, tell the core, and ask again."""
+    OFFLOAD = 4
+    """Let it go on, untouched: the kernel translates it."""
+    LOOK_UP = 5
+    """Execute the core's commands for flows in the kernel, then hand the packet in again."""

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Callable, Iterator
 from socket import AF_INET, AF_INET6
 
-from featherlb.core.flows.conntrack import Entry, Requests
+from featherlb.system.conntrack_messages import Entry, Requests
 from featherlb.system.nfnetlink import open_socket
 
 BUFFER = 1 << 20

@@ -99,17 +99,17 @@ class Worker:
                     commanded = True
                 else:
                     engine.process(descriptor, now)
-            self._flush()
+            self._flush(now)
             if overdue or now >= next_tick:
                 next_tick = now + TICK
                 overdue = self._tick(now)
             if commanded and not self._listen():
                 return
 
-    def _flush(self) -> None:
+    def _flush(self, now: float) -> None:
         """Send what has gathered."""
         for engine in self._engines.values():
-            engine.flush()
+            engine.flush(now)
         for packet in self._core.answers.take():
             self._sender.send(packet)
 
@@ -163,7 +163,7 @@ class Worker:
             case EndFlows(flows, reset):
                 end = self._core.ending.end_flow
                 ended = sum(end(flow.record, flow.key, reset, now) for flow in flows)
-                self._flush()
+                self._flush(now)
                 self._channel.send(Ended(ended))
 
     def _open_engines(self, services: Sequence[Service]) -> None:
@@ -183,7 +183,7 @@ class Worker:
             self._restore()
         for engine in self._engines.values():
             engine.apply(change, time.monotonic())
-        self._flush()
+        self._flush(time.monotonic())
         self._services = change.wanted
         self._serving = True
         self._poll_engines()

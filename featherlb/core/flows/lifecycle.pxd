@@ -1,7 +1,7 @@
 # C types of lifecycle.py, for the compiled build.
 cimport cython
 from featherlb.net.checksum cimport fold, words
-from featherlb.core.flows.conntrack cimport Requests
+from featherlb.core.flows.kernel cimport Commands
 from featherlb.core.flows.counters cimport OPENED, SYN_TIMEOUTS, Counters
 from featherlb.core.flows.members cimport Members, PoolMember
 from featherlb.core.flows.next_hops cimport Hops
@@ -23,7 +23,7 @@ cdef class Lifecycle:
     cdef Members _members
     cdef Counters _counters
     cdef object _source_ports
-    cdef Requests _requests
+    cdef Commands _commands
     cdef unsigned char[::1] _queue_of
     cdef Py_ssize_t closed_queue, offload_queue
     cdef readonly Py_ssize_t evicted

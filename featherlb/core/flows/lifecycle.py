@@ -6,8 +6,8 @@ port, and with the datapath offload an entry of connection tracking. Times are i
 
 import cython
 
-from featherlb.core.flows.conntrack import Requests
 from featherlb.core.flows.counters import Counters
+from featherlb.core.flows.kernel import Commands
 from featherlb.core.flows.members import Members, PoolMember
 from featherlb.core.flows.next_hops import Hops
 from featherlb.core.flows.snat_ports import PortAllocator
@@ -63,7 +63,7 @@ class Lifecycle:
         members: Members,
         counters: Counters,
         source_ports: PortAllocator,
-        requests: Requests,
+        commands: Commands,
         timeouts: Timeouts,
     ) -> None:
         """`packet` is the one that is parsed before `open` is called."""
@@ -73,7 +73,7 @@ class Lifecycle:
         self._members = members
         self._counters = counters
         self._source_ports = source_ports
-        self._requests = requests
+        self._commands = commands
         seconds = {
             TimeoutClass.HALF_OPEN: timeouts.half_open,
             TimeoutClass.UDP_ONE_WAY: timeouts.udp_one_way,
@@ -265,7 +265,7 @@ class Lifecycle:
         record = flows.at(flow)
         member = self._members.by_id[record.member_id]
         if flows.is_offloaded(flow):
-            self._requests.delete(flows, flow)
+            self._commands.delete(flows, flow)
         if IS_ACTIVE[record.state]:
             member.scheduled.active -= 1
         if record.flags & FULL:

@@ -133,5 +133,9 @@ cdef inline unsigned int ports_of(Direction *direction) noexcept:
     return <unsigned int> direction.src_port << 16 | direction.dst_port
 
 
+cdef inline void copy_record(Record *to, Record *record) noexcept:
+    to[0] = record[0]
+
+
 cdef inline void clear(Record *record) noexcept:
     memset(record, 0, sizeof(Record))

@@ -220,6 +220,10 @@ if not cython.compiled:
         ports: int = direction.src_port << 16 | direction.dst_port
         return ports
 
+    def copy_record(to: Any, record: Any) -> None:
+        """Copy all of a record into another one."""
+        ctypes.memmove(ctypes.addressof(to), ctypes.addressof(record), RECORD_SIZE)
+
     def clear(record: Any) -> None:
         """Fill the record with zeros."""
         ctypes.memset(ctypes.addressof(record), 0, RECORD_SIZE)

@@ -19,7 +19,7 @@ from featherlb.core.flows.lifecycle cimport Lifecycle
 from featherlb.core.flows.members cimport Members
 from featherlb.net.tcp_options cimport lower
 from featherlb.core.path.nat cimport rewrite, rewrite_addresses
-from featherlb.core.path.offloaded cimport Offload
+from featherlb.core.path.offloaded cimport OffloadedFlows
 from featherlb.net.packet cimport FRAGMENT, OK, SYN, TCP, UDP, UNSUPPORTED, Packet
 from featherlb.core.path.services cimport Services
 from featherlb.core.path.restore cimport Takeover
@@ -37,7 +37,7 @@ cdef class Balancer:
     cdef readonly Hops hops
     cdef readonly Answers answers
     cdef readonly Lifecycle lifecycle
-    cdef readonly Offload offload
+    cdef readonly OffloadedFlows offload
     cdef readonly Ending ending
     cdef readonly Takeover takeover
     cdef readonly Views views
@@ -59,7 +59,8 @@ cdef class Balancer:
     cpdef void expect_packets(
         self, long long[::1] offsets, long long[::1] lengths, Py_ssize_t count)
     @cython.locals(packet=Packet, i=cython.Py_ssize_t, ref=cython.Py_ssize_t)
-    cpdef object ask_ahead(self, long long[::1] offsets, long long[::1] lengths, Py_ssize_t count)
+    cpdef object look_up_ahead(
+        self, long long[::1] offsets, long long[::1] lengths, Py_ssize_t count)
     @cython.locals(ctx=Context, verdict=cython.int)
     cpdef int handle_packet(
         self, Py_ssize_t offset, Py_ssize_t length, int hook, int info, double now) except -1

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import cython
 
-from featherlb.core.flows.conntrack import Requests
 from featherlb.core.flows.counters import Counters
+from featherlb.core.flows.kernel import Commands
 from featherlb.core.flows.lifecycle import Lifecycle
 from featherlb.core.flows.members import MAX_MEMBERS, Members
 from featherlb.core.flows.memory import FlowMemory
@@ -27,7 +27,7 @@ from featherlb.core.path.export import Views
 from featherlb.core.path.fragments import Fragments
 from featherlb.core.path.icmp import IcmpHandler
 from featherlb.core.path.migrate import Handover
-from featherlb.core.path.offloaded import Offload
+from featherlb.core.path.offloaded import OffloadedFlows
 from featherlb.core.path.outbox import Answers
 from featherlb.core.path.restore import Takeover
 from featherlb.core.path.services import Services
@@ -119,14 +119,14 @@ class Balancer:
         ports = PortAllocator(seed, source_ports)
         members = self.members = Members(hops, counters, ports)
         services = self.services = Services(members, hops, ports, seed=seed, hash_key=hash_key)
-        requests = Requests()
+        commands = Commands()
         lifecycle = self.lifecycle = Lifecycle(
-            flows, packet, hops, members, counters, ports, requests, timeouts
+            flows, packet, hops, members, counters, ports, commands, timeouts
         )
-        self.offload = Offload(
-            flows, services, members, lifecycle, counters, answers, ports, requests
+        self.offload = OffloadedFlows(
+            flows, services, members, lifecycle, counters, answers, ports, commands
         )
-        self.handover = Handover(flows, members, lifecycle, requests)
+        self.handover = Handover(flows, members, lifecycle, commands)
         self.takeover = Takeover(flows, services, members, lifecycle, self.handover, hops, ports)
         self.icmp = IcmpHandler(flows, hops, services, counters, answers)
         self.context = Context(packet)
@@ -169,16 +169,17 @@ class Balancer:
         for i in range(count):
             flows.fetch_record(self.tags[i])
 
-    def ask_ahead(self, offsets: memoryview, lengths: memoryview, count: int) -> None:
-        """Gather questions to conntrack, as `offload`'s requests, about the flows that expected
-        packets could open anew. Optional: `handle_packet` asks for each packet otherwise.
+    def look_up_ahead(self, offsets: memoryview, lengths: memoryview, count: int) -> None:
+        """Queue look-ups of the offloaded flows that expected packets could open anew, so that one
+        exchange with the kernel serves the batch. Optional: `handle_packet`
+        asks for the look-ups that are missing.
         """
         packet = self.packet
         for i in range(count):
             if self.tags[i] and packet.parse(offsets[i], lengths[i]) == OK and packet.flags <= SYN:
                 ref = self.find()
                 if ref and not ref & 1 and self.offload.is_open(ref >> 1):
-                    self.offload.inquire(ref >> 1)
+                    self.offload.look_up(ref >> 1)
 
     def handle_packet(self, offset: int, length: int, hook: int, info: int, now: float) -> int:
         """Decide on the IP packet at `offset` of the buffer, rewriting it in place.

@@ -1,6 +1,6 @@
 # C types of migrate.py, for the compiled build.
 cimport cython
-from featherlb.core.flows.conntrack cimport Requests
+from featherlb.core.flows.kernel cimport Commands
 from featherlb.core.flows.lifecycle cimport Lifecycle
 from featherlb.core.flows.members cimport Members
 from featherlb.core.flows.record cimport (
@@ -14,7 +14,7 @@ cdef class Handover:
     cdef FlowTable _flows
     cdef Members _members
     cdef Lifecycle _lifecycle
-    cdef Requests _requests
+    cdef Commands _commands
 
     @cython.locals(flows=FlowTable, flow=cython.Py_ssize_t, record="Record *")
     cpdef object switch(self, pools)

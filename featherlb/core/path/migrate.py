@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 import cython
 
-from featherlb.core.flows.conntrack import Requests
+from featherlb.core.flows.kernel import Commands
 from featherlb.core.flows.lifecycle import Lifecycle
 from featherlb.core.flows.members import Members
 from featherlb.core.flows.table import FlowTable
@@ -29,12 +29,12 @@ class Handover:
     """Hands flows over from one datapath to another."""
 
     def __init__(
-        self, flows: FlowTable, members: Members, lifecycle: Lifecycle, requests: Requests
+        self, flows: FlowTable, members: Members, lifecycle: Lifecycle, commands: Commands
     ) -> None:
         self._flows = flows
         self._members = members
         self._lifecycle = lifecycle
-        self._requests = requests
+        self._commands = commands
 
     def switch(self, pools: Collection[Pool]) -> None:
         """Meet the packets of these pools' flows where those of new flows are met. The flows of
@@ -59,7 +59,7 @@ class Handover:
         record = flows.at(flow)
         state = record.state
         if flows.is_offloaded(flow):
-            self._requests.delete(flows, flow)
+            self._commands.delete(flows, flow)
         if state in (CLOSING, CLOSED):
             record.flags |= ABANDONED
             self._lifecycle.close(flow)
@@ -70,7 +70,7 @@ class Handover:
             record.forward_bytes = record.reply_bytes = 0
             # The kernel does not count responses.
             record.flags = record.flags & ~COUNTED | OFFLOADED
-            self._requests.create(flows, flow)
+            self._commands.insert(flows, flow)
         else:
             record.flags &= ~(OFFLOADED | ABANDONED)
             self._lifecycle.compute_deltas(flow)

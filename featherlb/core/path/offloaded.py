@@ -1,7 +1,9 @@
-"""The datapath offload: flows that the kernel's connection tracking carries, seen from here.
+"""Flows that the kernel forwards, as the core keeps them.
 
-Two come by here: the packet path, with the packet that opens a flow and with strays, and the driver
-of conntrack's sockets, which sends the requests that have gathered and tells what conntrack says.
+The packet path comes here with the packet that opens a flow, and with untracked packets: those that
+the kernel does not take for a part of a flow. What the kernel is to do leaves as `commands`; an
+engine executes them and reports the events below (`core/flows/kernel.py`). All policy is here:
+which flows are looked up when, which clash is resolved how, which flows are adopted at the start.
 Times are in ticks of 0.1 s.
 """
 
@@ -9,8 +11,8 @@ from collections.abc import Set
 
 import cython
 
-from featherlb.core.flows.conntrack import Entry, Requests
 from featherlb.core.flows.counters import Counters
+from featherlb.core.flows.kernel import Commands, KernelFlow
 from featherlb.core.flows.lifecycle import Lifecycle
 from featherlb.core.flows.members import Members
 from featherlb.core.flows.snat_ports import PortAllocator
@@ -25,8 +27,8 @@ from featherlb.model.shard import Shard
 from featherlb.net.addresses import address_of
 
 if not cython.compiled:
-    from featherlb.core.flows.conntrack import AF_INET6, DESTINATION_NAT, SEEN_REPLY
     from featherlb.core.flows.counters import COUNTERS, REFUSED, SYN_RETRIES, SYN_TIMEOUTS
+    from featherlb.core.flows.kernel import UNKNOWN
     from featherlb.core.flows.lifecycle import IS_REUSABLE
     from featherlb.core.flows.record import ABANDONED, FULL, IPV6, OFFLOADED, direction_of
     from featherlb.core.path.context import GO_ON
@@ -35,23 +37,11 @@ if not cython.compiled:
 YOUNG = 20
 """Ticks within which the end of an entry may be that of the one before it, of the same client."""
 
-KERNEL_STATES = memoryview(
-    bytearray(
-        (
-            State.SYN_SENT,  # TCP_CONNTRACK_NONE: created, no packet yet
-            State.SYN_SENT,
-            State.SYN_RECEIVED,
-            State.ESTABLISHED,
-            State.FIN_WAIT,
-            State.CLOSE_WAIT,
-            State.CLOSING,  # LAST_ACK
-            State.CLOSING,  # TIME_WAIT
-            State.CLOSED,
-            State.SYN_SENT,  # SYN_SENT2: both ends opened it
-        )
-    )
-)
-"""By enum tcp_conntrack (include/uapi/linux/netfilter/nf_conntrack_tcp.h)."""
+MAX_ATTEMPTS = 9
+"""Inserts of a flow that are tried, each from another source port but for the first two. Somebody
+else may have half of the ports: of 250 flows, one finds none then."""
+SWEPT = 512
+"""Flow records that `sweep` looks at in one go, at most: one or two milliseconds."""
 
 SYN_SENT = int(State.SYN_SENT)
 SYN_RETRIED = int(State.SYN_RETRIED)
@@ -67,17 +57,16 @@ NO_ENTRY = int(Reason.NO_ENTRY)
 NO_FLOW = int(Reason.NO_FLOW)
 TRUNCATED = int(Reason.TRUNCATED)
 DROP = int(Verdict.DROP)
-CARRY = int(Verdict.CARRY)
-ASK = int(Verdict.ASK)
+OFFLOAD = int(Verdict.OFFLOAD)
+LOOK_UP = int(Verdict.LOOK_UP)
 
 
-class Offload:
-    """Between the packet path and conntrack's driver.
+class OffloadedFlows:
+    """The flows that the kernel forwards, between the packet path and an engine.
 
-    `requests` are for the driver to send. `answer` and `event` are its to read into: what conntrack
-    answers, and what it tells by itself. With the verdict ASK, `asked` is the flow of which
-    conntrack is to be asked. After a packet that has opened a flow for conntrack to carry,
-    `created` is that flow, and else 0.
+    With the verdict LOOK_UP, `looked_up` is the flow whose look-up is queued: the engine executes
+    the commands, then the packet is handled again. After a packet that has opened a flow, `opened`
+    is that flow, and else 0.
     """
 
     def __init__(
@@ -89,14 +78,15 @@ class Offload:
         counters: Counters,
         answers: Answers,
         source_ports: PortAllocator,
-        requests: Requests,
+        commands: Commands,
     ) -> None:
-        self.requests = requests
-        self.answer = Entry()
-        self.event = Entry()
-        self.asked = 0
-        self.created = 0
+        self.commands = commands
+        self.looked_up = 0
+        self.opened = 0
+        self._next = 1
+        self._refused: list[int] = []
         self._resent: list[tuple[int, bytes]] = []
+        self._ended: dict[int, KernelFlow] = {}
         self._flows = flows
         self._services = services
         self._members = members
@@ -108,10 +98,10 @@ class Offload:
     # For the packet path
 
     def meet(self, ctx: Context) -> int:
-        """Decide on a packet of a flow that conntrack translates; GO_ON if it opens another.
+        """Decide on a packet of a flow that the kernel forwards; GO_ON if it opens another.
 
-        That it gets here says that it may open the connection anew, or that conntrack doesn't take
-        it for a part of it.
+        As it gets here, it may open the connection anew, or the kernel does not take it for a part
+        of it.
         """
         packet = ctx.packet
         flows = self._flows
@@ -125,10 +115,11 @@ class Offload:
             return self._counters.drop(NO_FLOW)
         if self._members.by_id[record.member_id].pool.awaiting_rules:
             return self._counters.drop(INVALID)
-        if self.asked != flow and self.is_open(flow):
-            self.asked = flow
-            return ASK
-        self.asked = 0
+        if self.looked_up != flow and self.is_open(flow):
+            self.looked_up = flow
+            self.look_up(flow)
+            return LOOK_UP
+        self.looked_up = 0
         if not alive or self._lifecycle.reopens(flow):
             self._lifecycle.close(flow)
             ctx.flow = 0
@@ -136,38 +127,38 @@ class Offload:
         if record.state == SYN_SENT:
             self.enter(flow, SYN_RETRIED, ctx.ticks)
             self._counters.add(record.member_id, SYN_RETRIES)
-        return self.carry(ctx)
+        return self.forward(ctx)
 
     def is_open(self, flow: int) -> bool:
-        """Whether conntrack carries the flow, and it wasn't closing when conntrack was asked last.
-        One that closes doesn't go on but by a packet that opens it anew, which comes here."""
+        """Whether the kernel forwards the flow, and it was not closing when last looked up. Only a
+        packet that opens a closing flow anew continues it, and that comes here."""
         flows = self._flows
         return flows.is_offloaded(flow) and flows.at(flow).queue != self._lifecycle.closed_queue
 
     def hand_over(self, ctx: Context) -> int:
-        """Have conntrack translate a new flow; the verdict on the packet that opens it."""
-        self.requests.create(self._flows, ctx.flow)
-        self.created = ctx.flow
-        return self.carry(ctx)
+        """Have the kernel forward a new flow; the verdict on the packet that opens it."""
+        self.commands.insert(self._flows, ctx.flow)
+        self.opened = ctx.flow
+        return self.forward(ctx)
 
-    def carry(self, ctx: Context) -> int:
-        """Let conntrack have the packet. A SYN has not met it yet; others have, as a packet
-        of another connection, so a copy has to begin from the start. Of one that was cut there is
-        none; but conntrack knows the flow, and its next packet goes on."""
+    def forward(self, ctx: Context) -> int:
+        """Leave the packet to the kernel. A SYN has not met connection tracking yet; others have,
+        as a packet of another connection, so a copy starts anew. A truncated packet can't be
+        copied; but the kernel knows the flow, and forwards its next packet."""
         packet = ctx.packet
         if ctx.info & CUT:
             return self._counters.drop(TRUNCATED)
         self._counters.reasons[FORWARD] += 1
         if packet.protocol == TCP and packet.flags == SYN:
-            return CARRY
+            return OFFLOAD
         if ctx.info & GSO:
-            return DROP  # where it is to be cut, nobody says: TCP sends it again
+            return DROP  # nothing says where to cut it: TCP sends it again
         if ctx.info & NOT_READY:
             packet.complete_checksum()
         self._resent.append((ctx.flow, packet.quote(packet.end - packet.ip)))
         return DROP
 
-    # For what sends packets, and for conntrack's driver
+    # For what sends packets
 
     def take_resent(self) -> list[bytes]:
         """Packets to send as they are, since the last call."""
@@ -176,60 +167,210 @@ class Offload:
             self._resent = []
         return [packet for _, packet in resent]
 
-    def fail(self, flow: int) -> None:
-        """Conntrack refuses to create the entry of this flow: its packet is dropped instead."""
+    def take_refused(self) -> list[int]:
+        """Flows that the kernel has refused since the last call. They are forgotten, and what
+        opened them is dropped."""
+        refused = self._refused
+        if refused:
+            self._refused = []
+        return refused
+
+    # Commands
+
+    def look_up(self, flow: int) -> None:
+        """Queue a look-up of a flow."""
+        self.commands.look_up(self._flows, flow)
+
+    def look_up_range(self, first: int, count: int) -> None:
+        """Queue look-ups of the offloaded flows among `count` records, from number `first` on."""
+        flows = self._flows
+        for flow in range(first, min(first + count, flows.last_record() + 1)):
+            if flows.is_offloaded(flow):
+                self.commands.look_up(flows, flow)
+
+    def look_up_all(self) -> None:
+        """Queue look-ups of all offloaded flows."""
+        self.look_up_range(1, self._flows.last_record())
+
+    def sweep(self) -> None:
+        """Queue look-ups of the next tenth of all flows, but of no more than `SWEPT`: counters, and
+        what events have missed."""
+        last = self._flows.last_record()
+        if self._next > last:
+            self._next = 1
+        count = min(SWEPT, last // 10 + 1)
+        self.look_up_range(self._next, count)
+        self._next += count
+
+    # Events
+
+    def refused(self, flow: int) -> None:
+        """The kernel does not insert this flow: the packet that opened it is dropped instead."""
         resent = [(other, packet) for other, packet in self._resent if other != flow]
-        # A datagram of which no copy waits was cut, and is counted as dropped.
+        # A datagram without a waiting copy was truncated, and is counted as dropped.
         if self._flows.at(flow).protocol != UDP or len(resent) < len(self._resent):
             self._counters.reasons[FORWARD] -= 1
             self._counters.reasons[NO_ENTRY] += 1
         self._resent = resent
+        self._refused.append(flow)
         self.disown(flow)
 
+    def exists(self, flow: int, attempts: int, other: KernelFlow | None) -> None:
+        """The kernel could not insert the flow, as a flow with one of its keys exists: `other` has
+        its forward key; None if there is none, so the reply key is another's. `attempts` inserts
+        had failed before.
+
+        An `other` that is the flow itself stays, and so does an open connection that another
+        process has let in: that one continues, and the flow is forgotten. In place of anything else
+        the flow is inserted again, from another source port if need be and possible.
+        """
+        if not self._flows.is_offloaded(flow):
+            return
+        if attempts:
+            if attempts >= MAX_ATTEMPTS - 1 or not self.change_port(flow):
+                self.refused(flow)
+                return
+        elif other is not None:
+            if self.is_same(flow, other):
+                return
+            connection = other.protocol == TCP and other.translated and other.state != UNKNOWN
+            if connection and not IS_REUSABLE[other.state]:
+                self.disown(flow)
+                return
+        if not attempts:
+            self.commands.delete(self._flows, flow)
+        self.commands.insert(self._flows, flow, attempts + 1)
+
+    def counters(self, flow: int, found: KernelFlow, ticks: int) -> None:
+        """A look-up has found the flow."""
+        self._ended.pop(flow, None)
+        if self._flows.is_offloaded(flow):
+            self.observe(flow, found, ticks)
+
+    def gone(self, flow: int, ticks: int) -> None:
+        """A look-up has not found the flow: it has ended."""
+        last = self._ended.pop(flow, None)
+        if not self._flows.is_offloaded(flow):
+            return
+        if last is not None:
+            self.finish(flow, last, ticks)
+        else:
+            self.disown(flow)
+
+    def changed(self, found: KernelFlow, ticks: int) -> None:
+        """The kernel reports another state of a flow, but neither packets nor bytes."""
+        flow = self.flow_of(found)
+        if flow:
+            self.observe_state(flow, found, ticks)
+
+    def ended(self, last: KernelFlow, ticks: int) -> None:
+        """The kernel has removed a flow, of which these are the last facts. Of a young one that
+        may be the flow before it, of the same client: it is looked up."""
+        flow = self.flow_of(last)
+        if not flow:
+            return
+        if (ticks - self._flows.at(flow).created) & MASK32 < YOUNG:
+            self._ended[flow] = last.copy()
+            self.look_up(flow)
+        else:
+            self.finish(flow, last, ticks)
+
+    def found(self, entry: KernelFlow, services: Set[str], shard: Shard, ticks: int) -> bool:
+        """The kernel forwards this flow already: adopt it if it leads from a VIP of these services
+        to one of its backends, and is in this worker's shard; whether it was."""
+        if entry.protocol not in (TCP, UDP) or not entry.translated:
+            return False
+        if not shard.has(entry.src_high, entry.src_low, entry.ports >> 16):
+            return False
+        pool = self._services.find(
+            entry.dst_high, entry.dst_low, entry.protocol, entry.ports & 0xFFFF, False
+        )
+        if pool is None or not pool.offloaded or pool.service.name not in services:
+            return False
+        address = address_of(entry.reply_src_high, entry.reply_src_low)
+        scheduled = pool.members.get(Endpoint(address, entry.reply_ports >> 16))
+        flows = self._flows
+        if scheduled is None or flows.count == flows.capacity:
+            return False
+        if self.find(entry) or flows.find(
+            entry.reply_src_high,
+            entry.reply_src_low,
+            entry.reply_dst_high,
+            entry.reply_dst_low,
+            entry.reply_ports,
+            entry.protocol,
+        ):
+            return False
+        member = self._members.by_id[scheduled.index]
+        flags = member.flags | OFFLOADED
+        if entry.version == 6:
+            flags |= IPV6
+        # Its port may be one that somebody else has given.
+        source = (entry.reply_dst_high, entry.reply_dst_low)
+        port = entry.reply_ports & 0xFFFF
+        if pool.full and self._source_ports.claim(member.target, source, port):
+            flags |= FULL
+        flow = flows.insert(
+            entry.protocol,
+            entry.src_high,
+            entry.src_low,
+            entry.dst_high,
+            entry.dst_low,
+            entry.ports,
+            entry.reply_src_high,
+            entry.reply_src_low,
+            entry.reply_dst_high,
+            entry.reply_dst_low,
+            entry.reply_ports,
+            self._lifecycle.offload_queue,
+            ticks,
+        )
+        record = flows.at(flow)
+        record.flags = flags
+        record.state = SYN_SENT if entry.protocol == TCP else UDP_ONE_WAY
+        record.member_id = member.id
+        # What the kernel has counted before is not ours to count.
+        direction_of(record, 0).kernel_packets = entry.packets & MASK32
+        direction_of(record, 1).kernel_packets = entry.reply_packets & MASK32
+        record.forward_bytes = entry.bytes
+        record.reply_bytes = entry.reply_bytes
+        scheduled.active += 1
+        member.flows += 1
+        self.observe(flow, entry, ticks)
+        return True
+
+    # How it is done
+
     def disown(self, flow: int) -> None:
-        """Forget a flow whose entry is gone, or is none of ours."""
-        if self.asked == flow:
-            self.asked = 0
+        """Forget a flow that the kernel does not have, or not as one of ours."""
+        if self.looked_up == flow:
+            self.looked_up = 0
         self._flows.at(flow).flags |= ABANDONED
         self._lifecycle.close(flow)
 
-    def clash(self, flow: int, entry: Entry) -> bool:
-        """Whether a flow may be created in place of the entry that has its forward key.
+    def abandon(self, flow: int, ticks: int) -> None:
+        """Take a connection away from the kernel: it is closed here, and its packets are
+        refused."""
+        self.commands.delete(self._flows, flow)
+        self.enter(flow, CLOSED, ticks)
+        self._flows.at(flow).flags |= ABANDONED
 
-        False if that is the flow itself, or an open connection that another process has let in:
-        that one goes on, and the flow is forgotten.
-        """
+    def is_same(self, flow: int, other: KernelFlow) -> bool:
+        """Whether the kernel has this very flow, translated the same way."""
         record = self._flows.at(flow)
-        if (
-            entry.back_src_low == record.backend_low
-            and entry.back_src_high == record.backend_high
-            and entry.back_dst_low == record.source_low
-            and entry.back_dst_high == record.source_high
-            and entry.back_ports >> 16 == record.backend_port
-            and entry.back_ports & 0xFFFF == record.source_port
-        ):
-            return False
-        if (
-            0 <= entry.tcp_state < 10
-            and entry.status & DESTINATION_NAT
-            and not IS_REUSABLE[KERNEL_STATES[entry.tcp_state]]
-        ):
-            self.disown(flow)
-            return False
-        return True
+        same: bool = (
+            other.reply_src_low == record.backend_low
+            and other.reply_src_high == record.backend_high
+            and other.reply_dst_low == record.source_low
+            and other.reply_dst_high == record.source_high
+            and other.reply_ports >> 16 == record.backend_port
+            and other.reply_ports & 0xFFFF == record.source_port
+        )
+        return same
 
-    def inquire(self, flow: int) -> None:
-        """Ask conntrack for a flow's entry with the next requests."""
-        self.requests.get(self._flows, flow)
-
-    def replace(self, flow: int) -> None:
-        """Create a flow's entry with the next requests, in place of one with the same key."""
-        self.requests.delete(self._flows, flow)
-        self.requests.create(self._flows, flow)
-
-    def give_port(self, flow: int) -> bool:
-        """Create a flow with the next requests, from another port towards its backend; False if it
-        is too late for that, the port is the client's own, or there is no other."""
+    def change_port(self, flow: int) -> bool:
+        """Give an opening flow another source port towards its backend; False if it is too late for
+        that, the port is the client's own, or there is no other."""
         flows = self._flows
         record = flows.at(flow)
         if not record.flags & FULL:
@@ -247,89 +388,71 @@ class Offload:
             return False
         self._source_ports.release(target, source, before)
         self._lifecycle.compute_deltas(flow)
-        self.requests.create(flows, flow)
         return True
 
-    def observe(self, flow: int, entry: Entry, ticks: int) -> None:
-        """Take in what conntrack says of an offloaded flow: state, port, packets and bytes."""
+    def observe(self, flow: int, entry: KernelFlow, ticks: int) -> None:
+        """Apply all facts about an offloaded flow: packets and bytes, port, state."""
         record = self._flows.at(flow)
         forward = direction_of(record, 0)
         reply = direction_of(record, 1)
         counters = self._counters
         at = record.member_id * COUNTERS
         packets = (entry.packets - forward.kernel_packets) & MASK32
-        back_packets = (entry.back_packets - reply.kernel_packets) & MASK32
-        if packets or back_packets:
+        reply_packets = (entry.reply_packets - reply.kernel_packets) & MASK32
+        if packets or reply_packets:
             counters.members[at] += packets
             counters.members[at + 1] += entry.bytes - forward.bytes
-            counters.members[at + 2] += back_packets
-            counters.members[at + 3] += entry.back_bytes - reply.bytes
+            counters.members[at + 2] += reply_packets
+            counters.members[at + 3] += entry.reply_bytes - reply.bytes
             forward.kernel_packets = entry.packets & MASK32
             forward.bytes = entry.bytes
-            reply.kernel_packets = entry.back_packets & MASK32
-            reply.bytes = entry.back_bytes
+            reply.kernel_packets = entry.reply_packets & MASK32
+            reply.bytes = entry.reply_bytes
             record.seen = ticks
-        self.take_port(flow, entry)
-        self.take_state(flow, entry, ticks)
+        self.observe_port(flow, entry)
+        self.observe_state(flow, entry, ticks)
 
-    def advance(self, entry: Entry, ticks: int) -> None:
-        """Take in what conntrack tells by itself of an entry that has changed: its state, but
-        neither packets nor bytes."""
-        flow = self.flow_of(entry)
-        if flow:
-            self.take_state(flow, entry, ticks)
-
-    def take_port(self, flow: int, entry: Entry) -> None:
-        """Of a client whose own port is taken towards the backend, conntrack gives it another one:
-        its replies are known by that."""
+    def observe_port(self, flow: int, entry: KernelFlow) -> None:
+        """Where a client's own port is taken towards the backend, the kernel gives it another one:
+        the replies are known by that."""
         record = self._flows.at(flow)
-        port = entry.back_ports & 0xFFFF
+        port = entry.reply_ports & 0xFFFF
         if (
             port != record.source_port
-            and entry.back_ports >> 16 == record.backend_port
-            and entry.back_src_low == record.backend_low
-            and entry.back_dst_low == record.source_low
+            and entry.reply_ports >> 16 == record.backend_port
+            and entry.reply_src_low == record.backend_low
+            and entry.reply_dst_low == record.source_low
             and not record.flags & FULL
         ):
             self._flows.set_source_port(flow, port)
 
-    def take_state(self, flow: int, entry: Entry, ticks: int) -> None:
-        """An offloaded flow is in the state of its entry, if that has one."""
-        if entry.protocol == UDP:
-            state = UDP_TWO_WAY if entry.status & SEEN_REPLY else UDP_ONE_WAY
-            self.enter(flow, state, ticks)
-        elif 0 <= entry.tcp_state < 10:
-            self.enter(flow, KERNEL_STATES[entry.tcp_state], ticks)
+    def observe_state(self, flow: int, entry: KernelFlow, ticks: int) -> None:
+        """The flow is in the state that the kernel reports, if it reports one."""
+        if entry.state != UNKNOWN:
+            self.enter(flow, entry.state, ticks)
 
     def enter(self, flow: int, state: int, ticks: int) -> None:
-        """An offloaded flow is in this state from now on, unless it has been before."""
+        """The flow is in this state from now on, unless it has been before."""
         before = self._flows.at(flow).state
-        # Of a SYN that was sent again, conntrack makes no state of its own.
+        # The kernel has no state of its own for a SYN that was sent again.
         if state != before and not (state == SYN_SENT and before == SYN_RETRIED):
             self._lifecycle.enter(flow, state, ticks)
 
-    def end(self, entry: Entry, certain: bool, ticks: int) -> int:
-        """Conntrack has removed this entry: so its flow has ended. The number of a flow of which
-        that is not `certain`, for conntrack to be asked; else 0."""
-        flow = self.flow_of(entry)
-        if not flow:
-            return 0
+    def finish(self, flow: int, last: KernelFlow, ticks: int) -> None:
+        """A flow has ended, with these last facts: count how, and forget it."""
         record = self._flows.at(flow)
-        if not certain and (ticks - record.created) & MASK32 < YOUNG:
-            return flow
         opening = record.state in (SYN_SENT, SYN_RETRIED)
-        self.observe(flow, entry, ticks)
-        if opening and not entry.status & SEEN_REPLY and entry.back_packets:
+        self.observe(flow, last, ticks)
+        if opening and not last.answered and last.reply_packets:
             # A RST as the first answer: conntrack removes the entry at once, and doesn't call the
             # connection answered (nf_conntrack_proto_tcp.c: nf_conntrack_tcp_packet).
             self._counters.add(record.member_id, REFUSED)
         elif record.state in (SYN_SENT, SYN_RETRIED):
             self._counters.add(record.member_id, SYN_TIMEOUTS)
         self.disown(flow)
-        return 0
 
-    def find(self, entry: Entry) -> int:
-        """What the flow table has under the entry's forward key, as `FlowTable.find` says it."""
+    def find(self, entry: KernelFlow) -> int:
+        """The reference under the forward key in the flow table, as `FlowTable.find` says it."""
         return self._flows.find(
             entry.src_high,
             entry.src_low,
@@ -339,8 +462,8 @@ class Offload:
             entry.protocol,
         )
 
-    def flow_of(self, entry: Entry) -> int:
-        """The flow that conntrack carries by this entry, 0 if there is none."""
+    def flow_of(self, entry: KernelFlow) -> int:
+        """The offloaded flow that this is, 0 if there is none."""
         flows = self._flows
         ref = self.find(entry)
         flow = ref >> 1
@@ -348,88 +471,11 @@ class Offload:
             return 0
         record = flows.at(flow)
         if (
-            entry.back_src_low != record.backend_low
-            or entry.back_ports >> 16 != record.backend_port
+            entry.reply_src_low != record.backend_low
+            or entry.reply_ports >> 16 != record.backend_port
         ):
             return 0
-        # The port that conntrack has given a client may not be known yet (`take_port`).
-        if record.flags & FULL and entry.back_ports & 0xFFFF != record.source_port:
+        # The port that the kernel has given a client may not be known yet (`observe_port`).
+        if record.flags & FULL and entry.reply_ports & 0xFFFF != record.source_port:
             return 0
         return flow
-
-    def is_offloaded(self, flow: int) -> bool:
-        """Whether the kernel translates the flow of that record number."""
-        return self._flows.is_offloaded(flow)
-
-    def last_record(self) -> int:
-        """The highest number of a flow."""
-        return self._flows.last_record()
-
-    def adopt(self, entry: Entry, services: Set[str], shard: Shard, ticks: int) -> bool:
-        """Take over a flow that conntrack carries already, if it is one of a VIP of these services,
-        to one of its backends, and in this worker's shard; whether it was."""
-        if entry.protocol not in (TCP, UDP) or not entry.status & DESTINATION_NAT:
-            return False
-        if not shard.has(entry.src_high, entry.src_low, entry.ports >> 16):
-            return False
-        pool = self._services.find(
-            entry.dst_high, entry.dst_low, entry.protocol, entry.ports & 0xFFFF, False
-        )
-        if pool is None or not pool.offloaded or pool.service.name not in services:
-            return False
-        address = address_of(entry.back_src_high, entry.back_src_low)
-        scheduled = pool.members.get(Endpoint(address, entry.back_ports >> 16))
-        flows = self._flows
-        if scheduled is None or flows.count == flows.capacity:
-            return False
-        if self.find(entry) or flows.find(
-            entry.back_src_high,
-            entry.back_src_low,
-            entry.back_dst_high,
-            entry.back_dst_low,
-            entry.back_ports,
-            entry.protocol,
-        ):
-            return False
-        member = self._members.by_id[scheduled.index]
-        flags = member.flags | OFFLOADED
-        if entry.family == AF_INET6:
-            flags |= IPV6
-        # Its port may be one that somebody else has given.
-        source = (entry.back_dst_high, entry.back_dst_low)
-        if pool.full and self._source_ports.claim(member.target, source, entry.back_ports & 0xFFFF):
-            flags |= FULL
-        flow = flows.insert(
-            entry.protocol,
-            entry.src_high,
-            entry.src_low,
-            entry.dst_high,
-            entry.dst_low,
-            entry.ports,
-            entry.back_src_high,
-            entry.back_src_low,
-            entry.back_dst_high,
-            entry.back_dst_low,
-            entry.back_ports,
-            self._lifecycle.offload_queue,
-            ticks,
-        )
-        record = flows.at(flow)
-        record.flags = flags
-        record.state = SYN_SENT if entry.protocol == TCP else UDP_ONE_WAY
-        record.member_id = member.id
-        # What the kernel has counted before is not ours to count.
-        direction_of(record, 0).kernel_packets = entry.packets & MASK32
-        direction_of(record, 1).kernel_packets = entry.back_packets & MASK32
-        record.forward_bytes = entry.bytes
-        record.reply_bytes = entry.back_bytes
-        scheduled.active += 1
-        member.flows += 1
-        self.observe(flow, entry, ticks)
-        return True
-
-    def abandon(self, flow: int, ticks: int) -> None:
-        """Take a connection away from conntrack: it is closed here, and what comes is refused."""
-        self.requests.delete(self._flows, flow)
-        self.enter(flow, CLOSED, ticks)
-        self._flows.at(flow).flags |= ABANDONED

@@ -3,7 +3,7 @@ cimport cython
 from featherlb.core.flows.lifecycle cimport Lifecycle
 from featherlb.core.flows.record cimport IPV6, Direction, Record, direction_of, ports_of
 from featherlb.core.flows.table cimport FlowTable
-from featherlb.core.path.offloaded cimport Offload
+from featherlb.core.path.offloaded cimport OffloadedFlows
 from featherlb.core.path.outbox cimport Answers
 from featherlb.net.packet cimport TCP
 
@@ -11,7 +11,7 @@ from featherlb.net.packet cimport TCP
 cdef class Ending:
     cdef FlowTable _flows
     cdef Lifecycle _lifecycle
-    cdef Offload _offload
+    cdef OffloadedFlows _offload
     cdef object _ended
     cdef Answers _answers
 

@@ -5,7 +5,7 @@ import cython
 from featherlb.core.flows.lifecycle import Lifecycle
 from featherlb.core.flows.table import FlowTable
 from featherlb.core.flows.tombstones import EndedConnections
-from featherlb.core.path.offloaded import Offload
+from featherlb.core.path.offloaded import OffloadedFlows
 from featherlb.core.path.outbox import Answers
 from featherlb.net.build import flow_probe, flow_reset
 
@@ -21,7 +21,7 @@ class Ending:
         self,
         flows: FlowTable,
         lifecycle: Lifecycle,
-        offload: Offload,
+        offload: OffloadedFlows,
         ended: EndedConnections,
         answers: Answers,
     ) -> None:

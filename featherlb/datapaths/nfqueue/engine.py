@@ -82,7 +82,7 @@ class Engine(base.PacketQueue):
     def process(self, descriptor: int, now: float) -> None:
         if self._kernel_flows is not None and self._kernel_flows.watching:
             # Connections that have just ended make room for new ones.
-            self._kernel_flows.process(self._core.offload, now)
+            self._kernel_flows.process(now)
         self._driver.process(self._core, now)
 
     def apply(self, change: ServiceChange, now: float) -> None:

@@ -114,12 +114,12 @@ class NetfilterQueueDriver:
         verdict = self._core.handle_packet(0, length, packet.hook, info, self._now)
         if self._kernel_flows is not None:
             offload = self._core.offload
-            if verdict == Verdict.ASK:
-                self._kernel_flows.learn(offload, offload.asked, self._now)
+            if verdict == Verdict.LOOK_UP:
+                self._kernel_flows.execute(self._now)
                 verdict = self._core.handle_packet(0, length, packet.hook, info, self._now)
-            offload.created = 0
-            self._kernel_flows.flush(offload)
-            if self._kernel_flows.failed:
+            offload.opened = 0
+            self._kernel_flows.execute(self._now)
+            if offload.take_refused():
                 verdict = Verdict.DROP
         if verdict == Verdict.REWRITTEN:
             packet.set_payload(bytes(self._buffer[:length]))
@@ -127,7 +127,7 @@ class NetfilterQueueDriver:
         elif verdict == Verdict.PASS and self.pass_mark:
             packet.set_mark(self.pass_mark | (packet.hook in LATE_HOOKS))
             packet.repeat()
-        elif verdict in (Verdict.PASS, Verdict.CARRY):
+        elif verdict in (Verdict.PASS, Verdict.OFFLOAD):
             packet.accept()
         else:
             packet.drop()

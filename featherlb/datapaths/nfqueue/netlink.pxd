@@ -8,7 +8,7 @@ cdef Py_ssize_t HEADER, VERDICT_SIZE
 cdef int PACKET_MESSAGE, VERDICT_MESSAGE, NLM_F_REQUEST, NLMSG_ERROR
 cdef int NF_DROP, NF_ACCEPT, NF_REPEAT, INPUT, FORWARD, POSTROUTING
 cdef int NFQA_PACKET_HDR, NFQA_VERDICT_HDR, NFQA_MARK, NFQA_PAYLOAD, NFQA_CAP_LEN, NFQA_SKB_INFO
-cdef int PASS, REWRITTEN, DROP, ASK, TRUNCATED
+cdef int PASS, REWRITTEN, DROP, LOOK_UP, TRUNCATED
 
 
 cdef class NetlinkDriver:
@@ -30,7 +30,7 @@ cdef class NetlinkDriver:
         batch=MessageBatch, before=cython.Py_ssize_t, _=cython.int, count=cython.int,
         slot=cython.int, i=cython.Py_ssize_t)
     cpdef Py_ssize_t process(self, Balancer core, double now) except -1
-    cdef object create(self, Balancer core)
+    cdef object insert(self, Balancer core, double now)
     @cython.locals(
         packet_id=cython.uint, hook=cython.int, info=cython.int, payload=cython.Py_ssize_t,
         size=cython.Py_ssize_t, length=cython.Py_ssize_t, at=cython.Py_ssize_t,

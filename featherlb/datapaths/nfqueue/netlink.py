@@ -59,7 +59,7 @@ POSTROUTING = int(Hook.POSTROUTING)
 PASS = int(Verdict.PASS)
 REWRITTEN = int(Verdict.REWRITTEN)
 DROP = int(Verdict.DROP)
-ASK = int(Verdict.ASK)
+LOOK_UP = int(Verdict.LOOK_UP)
 TRUNCATED = int(PacketInfo.TRUNCATED)
 
 
@@ -122,30 +122,30 @@ class NetlinkDriver:
                 self.read(slot * SLOT_SIZE, batch.lengths[slot])
             core.expect_packets(self.payloads, self.sizes, self.packets)
             if self.kernel_flows is not None:
-                self.kernel_flows.flush(core.offload)
-                core.ask_ahead(self.payloads, self.sizes, self.packets)
-                self.kernel_flows.consult(core.offload, now)
+                core.look_up_ahead(self.payloads, self.sizes, self.packets)
+                self.kernel_flows.execute(now)
+                core.offload.take_refused()  # their packets are gone
             for i in range(self.packets):
                 self.handle(i, core, now)
-            if core.offload.requests.length:
-                self.create(core)
+            if core.offload.commands.count:
+                self.insert(core, now)
             if not batch.flush():
                 self.lost += count
             if count < BATCH:
                 break
         return self.received - before
 
-    def create(self, core: Balancer) -> None:
-        """Have conntrack know the flows that this batch has opened, before it meets their packets;
-        one that it refuses has its packet dropped."""
+    def insert(self, core: Balancer, now: float) -> None:
+        """Have the kernel know the flows that this batch has opened before it meets their packets;
+        the packet of a flow that it refuses is dropped."""
         if self.kernel_flows is not None:
-            self.kernel_flows.flush(core.offload)
-            self.refuse(self.kernel_flows.failed)
+            self.kernel_flows.execute(now)
+            self.refuse(core.offload.take_refused())
         self.opened.clear()
 
-    def refuse(self, failed: list[int]) -> None:
+    def refuse(self, refused: list[int]) -> None:
         """Drop the packets of this batch that have opened these flows."""
-        for flow in failed:
+        for flow in refused:
             at = self.opened.pop(flow, None)
             if at is not None:
                 self.u8[at + 27] = NF_DROP
@@ -204,11 +204,11 @@ class NetlinkDriver:
         size = self.sizes[i]
         hook = self.hooks[i]
         verdict = core.handle_packet(payload, self.lengths[i], hook, self.infos[i], now)
-        if verdict == ASK:
+        if verdict == LOOK_UP:
             if self.kernel_flows is not None:
-                # Flows of this batch have been entered before the question.
-                self.kernel_flows.learn(core.offload, core.offload.asked, now)
-                self.refuse(self.kernel_flows.failed)
+                # Flows of this batch are inserted before the look-up.
+                self.kernel_flows.execute(now)
+                self.refuse(core.offload.take_refused())
             verdict = core.handle_packet(payload, self.lengths[i], hook, self.infos[i], now)
 
         # The verdict stands in front of the packet, over attributes that have been read.
@@ -242,9 +242,9 @@ class NetlinkDriver:
         self.u8[at + 27] = outcome
         self.u32[(at + 28) >> 2] = self.ids[i]
         self.batch.add(at, total)
-        if core.offload.created:
-            self.opened[core.offload.created] = at
-            core.offload.created = 0
+        if core.offload.opened:
+            self.opened[core.offload.opened] = at
+            core.offload.opened = 0
 
     def attach(self, kernel_flows: KernelFlows) -> None:
         self.kernel_flows = kernel_flows

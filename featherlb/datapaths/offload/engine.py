@@ -7,6 +7,8 @@ from featherlb.datapaths import base
 from featherlb.datapaths.base import Context, ServiceChange
 from featherlb.datapaths.offload.ctnetlink import Conntrack
 from featherlb.model import Datapath, Protocol, Service
+from featherlb.model.ticks import TICKS_PER_SECOND
+from featherlb.system import conntrack
 
 
 class Engine(base.Engine):
@@ -26,36 +28,40 @@ class Engine(base.Engine):
         return (self._conntrack.fileno(),)
 
     def process(self, descriptor: int, now: float) -> None:
-        self._conntrack.process(self._flows, now)
+        self._conntrack.process(now)
 
     def prepare(self, change: ServiceChange, now: float) -> None:
         """Bring the flows up to date if a service leaves: a connection that opened or closed within
         the last second would be taken for half-open."""
         if names(change.before) - names(change.wanted):
-            self.refresh(1, self._flows.last_record(), now)
+            self._flows.look_up_all()
+            self._conntrack.execute(now)
 
     def apply(self, change: ServiceChange, now: float) -> None:
         """Adopt what the kernel forwards already for services that are new to this worker. Flows of
         the others may be another worker's."""
         new = names(change.wanted) - {service.name for service in change.before}
         if new:
-            self._conntrack.adopt(self._flows, new, self._shard, now)
+            self._conntrack.execute(now)
+            for entry, _ in conntrack.dump():
+                self._flows.found(entry, new, self._shard, int(now * TICKS_PER_SECOND))
         offloaded = offloaded_of(change.wanted)
         # The first datagrams of a flow are sent again, one by one.
         self._queue.cut_segments(any(one.protocol is Protocol.UDP for one in offloaded))
         self._conntrack.watch(any(map(is_limited, offloaded)))
 
     def tick(self, now: float) -> None:
-        self._conntrack.flush(self._flows)
-        self._conntrack.sweep(self._flows, now)
+        self._flows.sweep()
+        self._conntrack.execute(now)
 
-    def flush(self) -> None:
-        self._conntrack.flush(self._flows)
+    def flush(self, now: float) -> None:
+        self._conntrack.execute(now)
         for packet in self._flows.take_resent():
             self._sender.send_translated(packet)
 
     def refresh(self, first: int, count: int, now: float) -> None:
-        self._conntrack.refresh(self._flows, first, count, now)
+        self._flows.look_up_range(first, count)
+        self._conntrack.execute(now)
 
     def close(self) -> None:
         self._conntrack.close()

@@ -50,7 +50,7 @@ def test_a_connection_that_has_closed_ends_instead() -> None:
     connection.reply("FA")
     world.apply(CARRIED)
     assert (messages(world), world.flows()) == ([], [])
-    assert world.handle(tcp(CLIENT, VIP, "S")).verdict is Verdict.CARRY
+    assert world.handle(tcp(CLIENT, VIP, "S")).verdict is Verdict.OFFLOAD
 
 
 @pytest.mark.parametrize(("before", "after"), [(QUEUED, CARRIED), (CARRIED, QUEUED)])
@@ -85,7 +85,7 @@ def test_a_flow_that_counts_responses_goes_over_and_comes_back() -> None:
     world.apply(offloaded)
     (entered,) = messages(world)
     assert entered["header"]["type"] == CREATE
-    assert world.balancer.offload.is_offloaded(1)
+    assert world.balancer.flows.is_offloaded(1)
     world.apply(queued)
     (removed,) = messages(world)
     assert removed["header"]["type"] == DELETE

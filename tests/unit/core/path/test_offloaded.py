@@ -1,16 +1,17 @@
-"""core/path/offloaded.py: what conntrack says of the flows that it carries."""
+"""core/path/offloaded.py: events of conntrack, as its messages are read."""
 
 from array import array
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from featherlb.core.flows.conntrack import Entry
 from featherlb.core.flows.tcp_state import State
 from featherlb.model import Datapath, Hook, PacketInfo, Protocol, Verdict
 from featherlb.model.reason import Reason
+from featherlb.system.conntrack_messages import Entry
 from tests.builders import tcp, udp
-from tests.ctnetlink import CREATE, GET, entry, messages, read
+from tests.ctnetlink import CREATE, DELETE, GET, entry, messages, read
 from tests.world import World, service
 
 CLIENT, VIP, ONE = "198.51.100.7:40001", "192.0.2.10:80", "10.1.0.1:8080"
@@ -50,7 +51,7 @@ def opening() -> World:
     """A connection of which the backend has got the SYN."""
     world = World(service(ONE, datapath=Datapath.OFFLOAD))
     world.handle(tcp(CLIENT, VIP, "S"))
-    world.balancer.offload.requests.take()
+    messages(world)
     return world
 
 
@@ -65,7 +66,11 @@ def ticks(world: World) -> int:
 
 
 def end(world: World, entry: Entry) -> None:
-    assert world.balancer.offload.end(entry, True, ticks(world)) == 0
+    """The kernel removes the entry; a look-up, if there is one, confirms it."""
+    world.balancer.offload.ended(entry, ticks(world))
+    for request in messages(world):
+        if request["header"]["type"] == GET:
+            world.balancer.offload.gone(1, ticks(world))
 
 
 @pytest.mark.parametrize(
@@ -92,14 +97,15 @@ def test_a_syn_that_comes_again_without_an_answer_counts_once() -> None:
     for _ in range(3):
         buffer = bytearray(tcp(CLIENT, VIP, "S"))
         world.balancer.attach(buffer)
-        for expected in (Verdict.ASK, Verdict.CARRY):
+        for expected in (Verdict.LOOK_UP, Verdict.OFFLOAD):
             verdict = world.balancer.handle_packet(
                 0, len(buffer), Hook.PREROUTING, PacketInfo.NONE, world.now
             )
             assert verdict == expected
-            if verdict == Verdict.ASK:
-                world.balancer.offload.observe(
-                    world.balancer.offload.asked, told(SYN_SENT), ticks(world)
+            if verdict == Verdict.LOOK_UP:
+                assert [one["header"]["type"] for one in messages(world)][-1] == GET
+                world.balancer.offload.counters(
+                    world.balancer.offload.looked_up, told(SYN_SENT), ticks(world)
                 )
         assert failures(world) == (0, 0, 1)
     end(world, told(SYN_SENT))
@@ -114,7 +120,7 @@ def expected(world: World, *packets: bytes) -> list[int]:
     offsets = [sum(lengths[:i]) for i in range(len(packets))]
     batch = (memoryview(array("q", offsets)), memoryview(array("q", lengths)), len(packets))
     world.balancer.expect_packets(*batch)
-    world.balancer.ask_ahead(*batch)
+    world.balancer.look_up_ahead(*batch)
     requests = messages(world)
     return [request["header"]["type"] for request in requests]
 
@@ -127,15 +133,15 @@ def test_of_a_batch_only_what_may_open_a_flow_anew_is_asked_about_ahead() -> Non
     assert expected(world, other, tcp(CLIENT, VIP, "A"), reply, udp(CLIENT, VIP)) == []
     assert expected(world, other, syn, b"\x45", reply) == [GET]
     # A connection that closes goes on by no packet but one that opens it anew.
-    world.balancer.offload.observe(1, told(CLOSE), ticks(world))
+    world.balancer.offload.counters(1, told(CLOSE), ticks(world))
     assert expected(world, syn) == []
-    assert world.handle(syn).verdict == Verdict.CARRY
+    assert world.handle(syn).verdict == Verdict.OFFLOAD
 
 
 def test_a_connection_that_closes_is_no_load_as_soon_as_conntrack_says_so() -> None:
     world = opening()
     (before,) = world.statistics().backends
-    world.balancer.offload.advance(told(FIN_WAIT), ticks(world))
+    world.balancer.offload.changed(told(FIN_WAIT), ticks(world))
     (after,) = world.statistics().backends
     assert (before.active, after.active) == (1, 0)
     assert [flow.state for flow in world.flows()] == [State.FIN_WAIT]
@@ -157,9 +163,9 @@ def test_the_port_that_conntrack_has_given_is_taken_over() -> None:
         told(ESTABLISHED, port=39141, one="10.1.0.2"),
         told(ESTABLISHED, port=39141, seen="10.1.0.254"),
     ):
-        world.balancer.offload.observe(record, strange, ticks(world))
+        world.balancer.offload.counters(record, strange, ticks(world))
         assert world.flows()[0].source == flow.source
-    world.balancer.offload.observe(record, told(ESTABLISHED, port=39141), ticks(world))
+    world.balancer.offload.counters(record, told(ESTABLISHED, port=39141), ticks(world))
     (turned,) = world.flows()
     assert (turned.client, turned.source) == (flow.client, replace(flow.source, port=39141))
     assert world.handle(tcp(ONE, "198.51.100.7:39141", "A")).reason is Reason.INVALID
@@ -195,8 +201,8 @@ def test_the_packet_of_a_flow_that_conntrack_refuses_counts_as_dropped() -> None
     offered = service(ONE6, vips=VIP6, protocol=Protocol.UDP, datapath=Datapath.OFFLOAD)
     world = World(offered)
     world.handle(udp(CLIENT6, VIP6, b"question"))
-    world.balancer.offload.requests.take()
-    world.balancer.offload.fail(1)
+    messages(world)
+    world.balancer.offload.refused(1)
     statistics = world.statistics()
     assert (statistics.translated, statistics.dropped) == (0, 1)
     assert statistics.reasons[Reason.NO_ENTRY] == 1
@@ -218,11 +224,19 @@ def test_of_a_datagram_that_was_cut_no_copy_is_sent_but_its_flow_is_open() -> No
         assert world.balancer.offload.take_resent() == []
         assert [message["header"]["type"] for message in messages(world)] == [CREATE]
         # If conntrack takes none, it was dropped already.
-        world.balancer.offload.fail(1)
+        world.balancer.offload.refused(1)
         assert world.flows() == []
         world.check()
     world.handle(whole, info=PacketInfo.TRUNCATED)
     assert [flow.state for flow in world.flows()] == [State.UDP_ONE_WAY]
+
+
+def port_of(create: Any) -> int:
+    """The source port that an insert gives to a flow."""
+    port: int = (
+        create.get_attr("CTA_NAT_SRC").get_attr("CTA_NAT_PROTO").get_attr("CTA_PROTONAT_PORT_MIN")
+    )
+    return port
 
 
 def test_a_flow_that_opens_may_be_given_another_port() -> None:
@@ -230,33 +244,51 @@ def test_a_flow_that_opens_may_be_given_another_port() -> None:
     world = World(service(ONE, nat="full", datapath=Datapath.OFFLOAD), source_ports=ports)
     world.handle(tcp(CLIENT, VIP, "S"))
     seen = []
-    for _ in ports:
+    (create,) = messages(world)
+    # The first clash may be with what has gone meanwhile: the same port is tried once more.
+    world.balancer.offload.exists(1, 0, None)
+    delete, again = messages(world)
+    assert (delete["header"]["type"], port_of(again)) == (DELETE, port_of(create))
+    for attempts in range(1, 1 + len(ports)):
         (flow,) = world.flows()
         seen.append(flow.source.port)
-        (create,) = messages(world)
-        translation = create.get_attr("CTA_NAT_SRC").get_attr("CTA_NAT_PROTO")
-        assert translation.get_attr("CTA_PROTONAT_PORT_MIN") == flow.source.port
-        assert world.balancer.offload.give_port(1)
+        assert port_of(again) == flow.source.port
+        world.balancer.offload.exists(1, attempts, None)
+        (again,) = messages(world)
         world.check()
     # What was given back is the last to be given again.
     assert sorted(seen) == list(ports)
     (flow,) = world.flows()
-    for state in (ESTABLISHED, CLOSE):
-        world.balancer.offload.observe(1, told(state, port=flow.source.port), ticks(world))
-        assert not world.balancer.offload.give_port(1)
+    world.balancer.offload.counters(1, told(ESTABLISHED, port=flow.source.port), ticks(world))
     assert world.handle(tcp(ONE, str(flow.source), "A")).reason is Reason.INVALID
     # All of them are free again when it has ended.
     end(world, told(CLOSE, NAT | SEEN_REPLY, 3, port=flow.source.port))
     for number in range(len(ports)):
         assert world.handle(tcp(f"198.51.100.7:{number + 1}", VIP, "S")).reason is Reason.FORWARD
     messages(world)
-    assert not world.balancer.offload.give_port(1)  # there is no other
+    # There is no other port: the flow is refused.
+    world.balancer.offload.exists(1, 1, None)
+    assert world.balancer.offload.take_refused() == [1]
+    assert messages(world) == []
+    assert len(world.flows()) == len(ports) - 1
+
+
+@pytest.mark.parametrize("state", [ESTABLISHED, CLOSE])
+def test_a_flow_that_is_open_gets_no_other_port(state: int) -> None:
+    world = World(service(ONE, nat="full", datapath=Datapath.OFFLOAD))
+    world.handle(tcp(CLIENT, VIP, "S"))
+    (flow,) = world.flows()
+    messages(world)
+    world.balancer.offload.counters(1, told(state, port=flow.source.port), ticks(world))
+    world.balancer.offload.exists(1, 1, None)
+    assert world.balancer.offload.take_refused() == [1]
     assert messages(world) == []
 
 
 def test_a_client_that_is_seen_keeps_its_port() -> None:
     world = opening()
-    assert not world.balancer.offload.give_port(1)
+    world.balancer.offload.exists(1, 1, None)
+    assert world.balancer.offload.take_refused() == [1]
     assert messages(world) == []
 
 

@@ -1,4 +1,4 @@
-"""core/flows/conntrack.py: its messages as pyroute2 reads and writes them."""
+"""system/conntrack_messages.py: its messages as pyroute2 reads and writes them."""
 
 import struct
 from typing import Any
@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featherlb.core.flows.conntrack import Entry
+from featherlb.core.flows.tcp_state import State
 from featherlb.core.path.export import read_flows
 from featherlb.model import Datapath, Protocol, Verdict
 from featherlb.model.reason import Reason
+from featherlb.system.conntrack_messages import Entry
 from tests.builders import tcp, udp
 from tests.ctnetlink import CREATE, DELETE, entry, messages, read
 from tests.world import World, service
@@ -50,7 +51,7 @@ def translation(message: Any, name: str) -> tuple[str, int] | None:
 def test_a_syn_is_let_go_on_once_its_connection_is_entered() -> None:
     world = World(service(ONE, datapath=Datapath.OFFLOAD))
     outcome = world.handle(tcp(CLIENT, VIP, "S"))
-    assert (outcome.verdict, outcome.reason) == (Verdict.CARRY, Reason.FORWARD)
+    assert (outcome.verdict, outcome.reason) == (Verdict.OFFLOAD, Reason.FORWARD)
     (message,) = messages(world)
     header = message["header"]
     assert (header["type"], header["flags"]) == (CREATE, 0x601)  # REQUEST, CREATE, EXCL
@@ -86,7 +87,7 @@ def test_a_datagram_begins_again_once_its_flow_is_entered() -> None:
 def test_a_flow_that_ends_here_has_its_entry_deleted() -> None:
     world = World(service(ONE, datapath=Datapath.OFFLOAD))
     world.handle(tcp(CLIENT, VIP, "S"))
-    world.balancer.offload.requests.take()
+    messages(world)
     ((_, key, _),) = read_flows(world.balancer.views.copy_records(1, 1, world.now))
     assert world.balancer.ending.end_flow(1, key, False, world.now)
     (message,) = messages(world)
@@ -118,12 +119,13 @@ def test_an_entry_is_read() -> None:
         )
     )
     assert (found.kind, found.sequence, found.sender) == (CREATE, 7, 99)
-    assert (found.family, found.protocol, found.status, found.tcp_state) == (2, 6, 0x1AE, 3)
+    assert (found.version, found.protocol, found.answered, found.translated) == (4, 6, True, True)
+    assert found.state == State.ESTABLISHED
     assert (found.src_low, found.dst_low) == (0xFFFF0A000065, 0xFFFF0A00000A)
-    assert (found.ports, found.back_ports) == (40000 << 16 | 80, 8080 << 16 | 5000)
-    assert (found.back_src_low, found.back_dst_low) == (0xFFFF0A000102, 0xFFFF0A000101)
+    assert (found.ports, found.reply_ports) == (40000 << 16 | 80, 8080 << 16 | 5000)
+    assert (found.reply_src_low, found.reply_dst_low) == (0xFFFF0A000102, 0xFFFF0A000101)
     assert (found.packets, found.bytes) == (3, 1 << 33)
-    assert (found.back_packets, found.back_bytes) == (2, 5)
+    assert (found.reply_packets, found.reply_bytes) == (2, 5)
 
 
 def test_an_entry_of_ipv6_is_read() -> None:
@@ -143,9 +145,9 @@ def test_an_entry_of_ipv6_is_read() -> None:
             },
         )
     )
-    assert (found.family, found.protocol, found.tcp_state) == (10, 17, -1)
+    assert (found.version, found.protocol, found.state) == (6, 17, State.UDP_ONE_WAY)
     assert (found.src_high, found.src_low) == (0x20010DB800000000, 0x65)
-    assert (found.back_src_high, found.back_src_low) == (0x20010DB800010000, 2)
+    assert (found.reply_src_high, found.reply_src_low) == (0x20010DB800010000, 2)
 
 
 def test_an_error_is_read() -> None:

@@ -5,14 +5,17 @@ numbers are those of include/uapi/linux/netfilter/ nfnetlink.h and nfnetlink_con
 and attribute headers are in host order, what stands in attributes is in network order.
 """
 
+from typing import Any
+
 import cython
 
-from featherlb.core.flows.table import FlowTable
+from featherlb.core.flows.kernel import Commands, KernelFlow
 from featherlb.core.flows.tcp_state import State
 
 if not cython.compiled:
+    from featherlb.core.flows.kernel import INSERT, LOOK_UP
     from featherlb.core.flows.record import FULL, IPV6
-    from featherlb.net.packet import MAPPED, TCP
+    from featherlb.net.packet import MAPPED, TCP, UDP
 
 HEADER = 20
 """Bytes of nlmsghdr and nfgenmsg."""
@@ -34,11 +37,32 @@ TCP_ESTABLISHED, TCP_FIN_WAIT, LIBERAL = 3, 4, 1 << 3  # of nf_conntrack_tcp.h: 
 COUNTERS_PACKETS, COUNTERS_BYTES = 1, 2
 SEEN_REPLY, DESTINATION_NAT = 1 << 1, 1 << 5  # bits of an entry's status
 
+STATES = memoryview(
+    bytearray(
+        (
+            State.SYN_SENT,  # TCP_CONNTRACK_NONE: created, no packet yet
+            State.SYN_SENT,
+            State.SYN_RECEIVED,
+            State.ESTABLISHED,
+            State.FIN_WAIT,
+            State.CLOSE_WAIT,
+            State.CLOSING,  # LAST_ACK
+            State.CLOSING,  # TIME_WAIT
+            State.CLOSED,
+            State.SYN_SENT,  # SYN_SENT2: both ends opened it
+        )
+    )
+)
+"""By enum tcp_conntrack (include/uapi/linux/netfilter/nf_conntrack_tcp.h)."""
+KERNEL_STATES = len(STATES)
+
 FIRST_TIMEOUT = 30
 """Seconds that an entry lives before its first packet; from that on the kernel's own apply."""
 SYN_SENT = int(State.SYN_SENT)
 FIN_WAIT = int(State.FIN_WAIT)
 CLOSE_WAIT = int(State.CLOSE_WAIT)
+UDP_ONE_WAY = int(State.UDP_ONE_WAY)
+UDP_TWO_WAY = int(State.UDP_TWO_WAY)
 LARGEST = 512
 """More bytes than any request has."""
 
@@ -64,16 +88,15 @@ class Requests:
         length, self.length = self.length, 0
         return memoryview(self.buffer)[:length]
 
-    def create(self, flows: FlowTable, flow: int) -> None:
-        """Enter a flow, translated both ways. An error has the flow's number as its sequence.
+    def create(self, record: Any, sequence: int) -> None:
+        """Enter a flow, translated both ways; an error has this sequence.
 
-        With one direction's translation given, the kernel takes the other one for settled, too:
-        no rule changes the source of a flow in `dnat` mode.
+        With one direction's translation given, the kernel takes the other one as given, too: no
+        rule changes the source of a flow in `dnat` mode.
         """
-        record = flows.at(flow)
         family = AF_INET6 if record.flags & IPV6 else AF_INET
-        start = self.begin(NEW_MESSAGE, REQUEST | CREATE | EXCLUSIVE, family, flow)
-        at = self.forward_tuple(start + HEADER, flows, flow, family)
+        start = self.begin(NEW_MESSAGE, REQUEST | CREATE | EXCLUSIVE, family, sequence)
+        at = self.forward_tuple(start + HEADER, record, family)
         # The plain inverse: the kernel translates it.
         at = self.tuple_attribute(
             at,
@@ -100,13 +123,29 @@ class Requests:
             at = self.under_way(at, record.state)
         self.finish(start, at)
 
-    def delete(self, flows: FlowTable, flow: int) -> None:
-        """Remove a flow's entry; an error has the sequence 0."""
-        self.name(flows, flow, DELETE_MESSAGE, 0)
+    def delete(self, record: Any, sequence: int) -> None:
+        """Remove a flow's entry; an error has this sequence."""
+        self.name(record, DELETE_MESSAGE, sequence)
 
-    def get(self, flows: FlowTable, flow: int) -> None:
-        """Ask for a flow's entry; the answer, or an error, has the flow's number as sequence."""
-        self.name(flows, flow, GET_MESSAGE, flow)
+    def get(self, record: Any, sequence: int) -> None:
+        """Ask for a flow's entry; the answer, or an error, has this sequence."""
+        self.name(record, GET_MESSAGE, sequence)
+
+    def write(self, commands: Commands, first: int, end: int) -> None:
+        """Write the commands from number `first` up to `end`. A request has its command's number
+        plus 1 as its sequence."""
+        for at in range(first, end):
+            kind = commands.kind(at)
+            if kind == INSERT:
+                self.create(commands.records.at(at), at + 1)
+            elif kind == LOOK_UP:
+                self.get(commands.records.at(at), at + 1)
+            else:
+                self.delete(commands.records.at(at), at + 1)
+
+    def ask(self, commands: Commands, at: int) -> None:
+        """Ask for the entry that has the forward key of a command's flow."""
+        self.get(commands.records.at(at), 0)
 
     def dump(self, family: int) -> None:
         """Ask for all entries of an address family (2 or 10)."""
@@ -115,11 +154,11 @@ class Requests:
 
     # How it is written
 
-    def name(self, flows: FlowTable, flow: int, kind: int, sequence: int) -> None:
+    def name(self, record: Any, kind: int, sequence: int) -> None:
         """A request about the entry with the flow's forward key."""
-        family = AF_INET6 if flows.at(flow).flags & IPV6 else AF_INET
+        family = AF_INET6 if record.flags & IPV6 else AF_INET
         start = self.begin(kind, REQUEST, family, sequence)
-        self.finish(start, self.forward_tuple(start + HEADER, flows, flow, family))
+        self.finish(start, self.forward_tuple(start + HEADER, record, family))
 
     def begin(self, kind: int, flags: int, family: int, sequence: int) -> int:
         """The offset of a new message, whose headers stand but for its length."""
@@ -141,9 +180,8 @@ class Requests:
         self.u32[start >> 2] = end - start
         self.length = end
 
-    def forward_tuple(self, at: int, flows: FlowTable, flow: int, family: int) -> int:
+    def forward_tuple(self, at: int, record: Any, family: int) -> int:
         """The attribute with a flow's forward key; the offset behind it."""
-        record = flows.at(flow)
         return self.tuple_attribute(
             at,
             TUPLE_ORIG,
@@ -252,13 +290,12 @@ class Requests:
         self.put32(at + 12, low)
 
 
-class Entry:
+class Entry(KernelFlow):
     """One message from conntrack: an entry of its table, that it is gone, or an error.
 
     Addresses are 128 bits in two words, IPv4 in its mapped form, like those of packets.
     `kind` is the message's, `sequence` that of the request, `sender` the netlink port id of whose
-    request it is about (0 for none). `tcp_state` is the kernel's (enum tcp_conntrack), -1 if the
-    message has none. `error` is a positive errno.
+    request it is about (0 for none). `error` is a positive errno.
     """
 
     def __init__(self) -> None:
@@ -273,28 +310,11 @@ class Entry:
 
     def clear(self) -> None:
         """As if nothing had been read."""
+        self.forget()
         self.kind = 0
         self.sequence = 0
         self.sender = 0
         self.error = 0
-        self.family = 0
-        self.protocol = 0
-        self.status = 0
-        self.tcp_state = -1
-        self.ports = 0
-        self.back_ports = 0
-        self.src_high = 0
-        self.src_low = 0
-        self.dst_high = 0
-        self.dst_low = 0
-        self.back_src_high = 0
-        self.back_src_low = 0
-        self.back_dst_high = 0
-        self.back_dst_low = 0
-        self.packets = 0
-        self.bytes = 0
-        self.back_packets = 0
-        self.back_bytes = 0
 
     def read(self, at: int, end: int) -> int:
         """Read the message at an offset of the buffer; the offset behind it, or 0 where there is
@@ -312,8 +332,10 @@ class Entry:
             if length >= 20:
                 self.error = -self.u32[(at + 16) >> 2] & 0xFFFFFFFF
         elif self.kind in (NEW_MESSAGE, DELETE_MESSAGE) and length >= HEADER:
-            self.family = self.u8[at + 16]
+            self.version = 6 if self.u8[at + 16] == AF_INET6 else 4
             self.read_attributes(at + HEADER, at + length)
+            if self.protocol == UDP:
+                self.state = UDP_TWO_WAY if self.answered else UDP_ONE_WAY
         return at + ((length + 3) & ~3)
 
     def read_attributes(self, at: int, end: int) -> None:
@@ -326,13 +348,15 @@ class Entry:
             if kind in (TUPLE_ORIG, TUPLE_REPLY):
                 self.read_tuple(at + 4, at + length, kind == TUPLE_REPLY)
             elif kind == STATUS and length >= 8:
-                self.status = self.get32(at + 4)
+                status = self.get32(at + 4)
+                self.answered = status & SEEN_REPLY != 0
+                self.translated = status & DESTINATION_NAT != 0
             elif kind == PROTOINFO:
                 inner = self.find(at + 4, at + length, PROTOINFO_TCP)
                 if inner:
                     state = self.find(inner + 4, inner + self.u16[inner >> 1], TCP_STATE)
-                    if state:
-                        self.tcp_state = self.u8[state + 4]
+                    if state and self.u8[state + 4] < KERNEL_STATES:
+                        self.state = STATES[self.u8[state + 4]]
             elif kind in (COUNTERS_ORIG, COUNTERS_REPLY):
                 packets = self.find(at + 4, at + length, COUNTERS_PACKETS)
                 size = self.find(at + 4, at + length, COUNTERS_BYTES)
@@ -341,12 +365,12 @@ class Entry:
                         self.packets = self.get64(packets + 4)
                         self.bytes = self.get64(size + 4)
                     else:
-                        self.back_packets = self.get64(packets + 4)
-                        self.back_bytes = self.get64(size + 4)
+                        self.reply_packets = self.get64(packets + 4)
+                        self.reply_bytes = self.get64(size + 4)
             at += (length + 3) & ~3
 
-    def read_tuple(self, at: int, end: int, back: bool) -> None:
-        """Of one direction; `back` for that of the replies."""
+    def read_tuple(self, at: int, end: int, reply: bool) -> None:
+        """Of one direction; `reply` for that of the replies."""
         src_high = src_low = dst_high = dst_low = 0
         protocol = source = destination = 0
         while at + 4 <= end:
@@ -372,10 +396,10 @@ class Entry:
                     number = self.find(at + 4, at + length, PROTO_DST_PORT)
                     destination = self.u8[number + 4] << 8 | self.u8[number + 5]
             at += (length + 3) & ~3
-        if back:
-            self.back_src_high, self.back_src_low = src_high, src_low
-            self.back_dst_high, self.back_dst_low = dst_high, dst_low
-            self.back_ports = source << 16 | destination
+        if reply:
+            self.reply_src_high, self.reply_src_low = src_high, src_low
+            self.reply_dst_high, self.reply_dst_low = dst_high, dst_low
+            self.reply_ports = source << 16 | destination
         else:
             self.protocol = protocol
             self.src_high, self.src_low = src_high, src_low

@@ -1,8 +1,8 @@
 # C types of conntrack.py, for the compiled build.
 cimport cython
+from featherlb.core.flows.kernel cimport INSERT, LOOK_UP, Commands, KernelFlow
 from featherlb.core.flows.record cimport FULL, IPV6, Record
-from featherlb.core.flows.table cimport FlowTable
-from featherlb.net.packet cimport MAPPED, TCP
+from featherlb.net.packet cimport MAPPED, TCP, UDP
 
 cdef Py_ssize_t HEADER, LARGEST
 cdef int NEW_MESSAGE, GET_MESSAGE, DELETE_MESSAGE, ERROR_MESSAGE
@@ -14,7 +14,8 @@ cdef int NAT_V4_MIN, NAT_V4_MAX, NAT_PROTO, NAT_V6_MIN, NAT_V6_MAX, NAT_PORT_MIN
 cdef int PROTOINFO_TCP, TCP_STATE, TCP_FLAGS_ORIGINAL, TCP_FLAGS_REPLY, TCP_ESTABLISHED
 cdef int TCP_FIN_WAIT, LIBERAL, SYN_SENT, FIN_WAIT, CLOSE_WAIT
 cdef int COUNTERS_PACKETS, COUNTERS_BYTES
-cdef int SEEN_REPLY, DESTINATION_NAT, FIRST_TIMEOUT
+cdef int SEEN_REPLY, DESTINATION_NAT, FIRST_TIMEOUT, UDP_ONE_WAY, UDP_TWO_WAY, KERNEL_STATES
+cdef unsigned char[::1] STATES
 
 
 cdef class Requests:
@@ -27,21 +28,21 @@ cdef class Requests:
     cpdef object use(self, buffer)
     @cython.locals(length=cython.Py_ssize_t)
     cpdef object take(self)
-    @cython.locals(
-        record="Record *", family=cython.int, start=cython.Py_ssize_t, at=cython.Py_ssize_t)
-    cpdef object create(self, FlowTable flows, Py_ssize_t flow)
-    cpdef object delete(self, FlowTable flows, Py_ssize_t flow)
-    cpdef object get(self, FlowTable flows, Py_ssize_t flow)
+    @cython.locals(family=cython.int, start=cython.Py_ssize_t, at=cython.Py_ssize_t)
+    cdef object create(self, Record *record, unsigned int sequence)
+    cdef object delete(self, Record *record, unsigned int sequence)
+    cdef object get(self, Record *record, unsigned int sequence)
+    @cython.locals(at=cython.Py_ssize_t, kind=cython.int)
+    cpdef object write(self, Commands commands, Py_ssize_t first, Py_ssize_t end)
+    cpdef object ask(self, Commands commands, Py_ssize_t at)
     @cython.locals(start=cython.Py_ssize_t)
     cpdef object dump(self, int family)
     @cython.locals(family=cython.int, start=cython.Py_ssize_t)
-    cdef object name(self, FlowTable flows, Py_ssize_t flow, int kind, unsigned int sequence)
+    cdef object name(self, Record *record, int kind, unsigned int sequence)
     @cython.locals(start=cython.Py_ssize_t)
     cdef Py_ssize_t begin(self, int kind, int flags, int family, unsigned int sequence) except -1
     cdef void finish(self, Py_ssize_t start, Py_ssize_t end) noexcept
-    @cython.locals(record="Record *")
-    cdef Py_ssize_t forward_tuple(
-        self, Py_ssize_t at, FlowTable flows, Py_ssize_t flow, int family) noexcept
+    cdef Py_ssize_t forward_tuple(self, Py_ssize_t at, Record *record, int family) noexcept
     @cython.locals(size=cython.int)
     cdef Py_ssize_t tuple_attribute(
         self, Py_ssize_t at, int kind, int family, unsigned long long src_high,
@@ -57,12 +58,9 @@ cdef class Requests:
     cdef void put128(self, Py_ssize_t at, unsigned long long high, unsigned long long low) noexcept
 
 
-cdef class Entry:
-    cdef readonly int kind, family, protocol, tcp_state
-    cdef readonly unsigned int sequence, sender, error, status, ports, back_ports
-    cdef readonly unsigned long long src_high, src_low, dst_high, dst_low
-    cdef readonly unsigned long long back_src_high, back_src_low, back_dst_high, back_dst_low
-    cdef readonly unsigned long long packets, bytes, back_packets, back_bytes
+cdef class Entry(KernelFlow):
+    cdef readonly int kind
+    cdef readonly unsigned int sequence, sender, error
     cdef unsigned char[::1] u8
     cdef unsigned short[::1] u16
     cdef unsigned int[::1] u32
@@ -72,7 +70,7 @@ cdef class Entry:
     @cython.locals(length=cython.Py_ssize_t)
     cpdef Py_ssize_t read(self, Py_ssize_t at, Py_ssize_t end) noexcept
     @cython.locals(
-        length=cython.Py_ssize_t, kind=cython.int, inner=cython.Py_ssize_t,
+        length=cython.Py_ssize_t, kind=cython.int, status=cython.uint, inner=cython.Py_ssize_t,
         state=cython.Py_ssize_t, packets=cython.Py_ssize_t, size=cython.Py_ssize_t)
     cdef void read_attributes(self, Py_ssize_t at, Py_ssize_t end) noexcept
     @cython.locals(
@@ -80,7 +78,7 @@ cdef class Entry:
         number=cython.Py_ssize_t, src_high=cython.ulonglong, src_low=cython.ulonglong,
         dst_high=cython.ulonglong, dst_low=cython.ulonglong, protocol=cython.int,
         source=cython.uint, destination=cython.uint)
-    cdef void read_tuple(self, Py_ssize_t at, Py_ssize_t end, bint back) noexcept
+    cdef void read_tuple(self, Py_ssize_t at, Py_ssize_t end, bint reply) noexcept
     @cython.locals(length=cython.Py_ssize_t)
     cdef Py_ssize_t find(self, Py_ssize_t at, Py_ssize_t end, int wanted) noexcept
     @cython.locals(value=cython.uint)

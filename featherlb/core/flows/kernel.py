@@ -1,0 +1,159 @@
+"""The door to flows that the kernel forwards: commands go out, events come in.
+
+The core decides, an engine (`datapaths/offload/`) executes. The core queues commands: insert,
+delete or look up a flow in the kernel. The engine takes them (`Commands.take`), executes them in
+order, and reports what it finds as events, the methods of `core/path/offloaded.py` that take a
+`KernelFlow`: a flow's counters and state, a clash, an end. Neither side knows the other's formats.
+"""
+
+from array import array
+from enum import IntEnum
+
+import cython
+
+from featherlb.core.flows.record import RECORD_SIZE, Records
+from featherlb.core.flows.table import FlowTable
+
+if not cython.compiled:
+    from featherlb.core.flows.record import copy_record
+
+
+class Command(IntEnum):
+    """What the engine is to do with a flow."""
+
+    INSERT = 1
+    """Have the kernel translate it, both ways. Events: `exists` or `refused` if it can't be."""
+    DELETE = 2
+    """The kernel forgets it. No event."""
+    LOOK_UP = 3
+    """Events: `counters`, or `gone`."""
+
+
+INSERT = int(Command.INSERT)
+DELETE = int(Command.DELETE)
+LOOK_UP = int(Command.LOOK_UP)
+
+UNKNOWN = -1
+"""The state of a `KernelFlow` that does not tell."""
+
+
+class Commands:
+    """Commands in the order in which they were queued: `count` of them.
+
+    Each has a kind (a `Command`), the flow's number, and a copy of the flow's record: by the time
+    the engine executes it, the number may be another flow's. `attempts` says how many inserts of
+    this flow have failed before.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.size = 64
+        self.records = Records(memoryview(bytearray(self.size * RECORD_SIZE)))
+        # By twos: the flow, its kind and attempts.
+        self.fields = memoryview(array("I", bytes(self.size * 8)))
+
+    def grow(self) -> None:
+        """Make room for twice as many commands."""
+        self.size *= 2
+        records = bytearray(self.size * RECORD_SIZE)
+        records[: self.count * RECORD_SIZE] = self.records.copy(0, self.count)
+        fields = array("I", bytes(self.size * 8))
+        fields[: self.count * 2] = array("I", self.fields[: self.count * 2])
+        self.records = Records(memoryview(records))
+        self.fields = memoryview(fields)
+
+    def insert(self, table: FlowTable, flow: int, attempts: int = 0) -> None:
+        """Queue the insertion of a flow."""
+        self.add(INSERT, table, flow, attempts)
+
+    def delete(self, table: FlowTable, flow: int) -> None:
+        """Queue the deletion of a flow."""
+        self.add(DELETE, table, flow, 0)
+
+    def look_up(self, table: FlowTable, flow: int) -> None:
+        """Queue a look-up of a flow."""
+        self.add(LOOK_UP, table, flow, 0)
+
+    def add(self, kind: int, table: FlowTable, flow: int, attempts: int) -> None:
+        """Queue a command."""
+        if self.count == self.size:
+            self.grow()
+        at = self.count
+        self.fields[2 * at] = flow
+        self.fields[2 * at + 1] = kind << 16 | attempts
+        copy_record(self.records.at(at), table.at(flow))
+        self.count = at + 1
+
+    def kind(self, at: int) -> int:
+        """What command number `at` (from 0) is: a `Command`."""
+        return self.fields[2 * at + 1] >> 16
+
+    def flow(self, at: int) -> int:
+        """Its flow."""
+        return self.fields[2 * at]
+
+    def attempts(self, at: int) -> int:
+        """How many inserts of its flow have failed before."""
+        return self.fields[2 * at + 1] & 0xFFFF
+
+    def take(self, batch: "Commands") -> None:
+        """Move all commands to `batch`, an engine's own, which has executed its last ones."""
+        self.fields, batch.fields = batch.fields, self.fields
+        self.records, batch.records = batch.records, self.records
+        self.size, batch.size = batch.size, self.size
+        batch.count = self.count
+        self.count = 0
+
+
+class KernelFlow:
+    """A flow as the kernel has it, in the core's words; the argument of events.
+
+    Addresses are 128 bits in two words, IPv4 in its mapped form; ports are source << 16 |
+    destination. `reply_*` are those of the packets that the backend sends. `state` is a
+    `tcp_state.State`, or `UNKNOWN`. `answered` says that a reply was seen and belongs to the flow;
+    `translated`, that the kernel replaces the destination. Packets and bytes are counted since the
+    kernel has the flow.
+    """
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """As if nothing were known."""
+        self.version = 0
+        self.protocol = 0
+        self.state = UNKNOWN
+        self.answered = False
+        self.translated = False
+        self.ports = 0
+        self.reply_ports = 0
+        self.src_high = 0
+        self.src_low = 0
+        self.dst_high = 0
+        self.dst_low = 0
+        self.reply_src_high = 0
+        self.reply_src_low = 0
+        self.reply_dst_high = 0
+        self.reply_dst_low = 0
+        self.packets = 0
+        self.bytes = 0
+        self.reply_packets = 0
+        self.reply_bytes = 0
+
+    def copy(self) -> "KernelFlow":
+        """The same, that stays as it is."""
+        other = KernelFlow()
+        other.version = self.version
+        other.protocol = self.protocol
+        other.state = self.state
+        other.answered = self.answered
+        other.translated = self.translated
+        other.ports = self.ports
+        other.reply_ports = self.reply_ports
+        other.src_high, other.src_low = self.src_high, self.src_low
+        other.dst_high, other.dst_low = self.dst_high, self.dst_low
+        other.reply_src_high, other.reply_src_low = self.reply_src_high, self.reply_src_low
+        other.reply_dst_high, other.reply_dst_low = self.reply_dst_high, self.reply_dst_low
+        other.packets, other.bytes = self.packets, self.bytes
+        other.reply_packets, other.reply_bytes = self.reply_packets, self.reply_bytes
+        return other
