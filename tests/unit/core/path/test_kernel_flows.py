@@ -1,0 +1,347 @@
+"""Flows in the kernel, driven by an engine whose kernel is a dictionary: commands in, events out.
+
+No message of conntrack is involved: what the core asks for and what it is told is all there is.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from featherlb.core.flows.kernel import Command, Commands, KernelFlow
+from featherlb.core.flows.tcp_state import State
+from featherlb.core.path.export import read_flows
+from featherlb.model import Backend, Datapath, Endpoint, Protocol, Verdict
+from featherlb.model.reason import Reason
+from featherlb.model.shard import Shard
+from tests.builders import tcp, udp
+from tests.world import World, backend, service
+
+CLIENT, VIP, ONE, TWO = "198.51.100.7:40001", "192.0.2.10:80", "10.1.0.1:8080", "10.1.0.2:8080"
+ALONE = Shard(0, 1, 0)
+
+Key = tuple[int, ...]
+
+
+@dataclass
+class Kernel:
+    """A flow table in place of the kernel's, and the engine that serves it."""
+
+    world: World
+    capacity: int = 100
+    flows: dict[Key, KernelFlow] = field(default_factory=dict)
+    """By forward key."""
+    done: list[Command] = field(default_factory=list)
+    """What was executed."""
+
+    @property
+    def core(self) -> Any:
+        return self.world.balancer.offload
+
+    @property
+    def ticks(self) -> int:
+        return int(self.world.now * 10)
+
+    def execute(self) -> list[Command]:
+        """Execute the core's commands until there are none; what was executed."""
+        batch = Commands()
+        self.done = []
+        while self.core.commands.count:
+            self.core.commands.take(batch)
+            for at in range(batch.count):
+                self.done.append(Command(batch.kind(at)))
+                self._execute(batch, at)
+        return self.done
+
+    def _execute(self, batch: Commands, at: int) -> None:
+        # The copy of the record is not visible from outside when compiled: the keys are.
+        wanted = as_inserted(batch.records.key(at))
+        flow = batch.flow(at)
+        match Command(batch.kind(at)):
+            case Command.INSERT:
+                other = self.flows.get(forward(wanted))
+                taken = any(reply(one) == reply(wanted) for one in self.flows.values())
+                if other is not None or taken:
+                    self.core.exists(flow, batch.attempts(at), other)
+                elif len(self.flows) >= self.capacity:
+                    self.core.refused(flow)
+                else:
+                    self.flows[forward(wanted)] = wanted
+            case Command.DELETE:
+                self.flows.pop(forward(wanted), None)
+            case Command.LOOK_UP:
+                there = self.flows.get(forward(wanted))
+                if there is None:
+                    self.core.gone(flow, self.ticks)
+                else:
+                    self.core.counters(flow, there, self.ticks)
+
+    def end(self, one: KernelFlow) -> None:
+        """The kernel's own timeout, or a RST, ends a flow."""
+        del self.flows[forward(one)]
+        self.core.ended(one, self.ticks)
+        self.execute()
+
+    @property
+    def only(self) -> KernelFlow:
+        (one,) = self.flows.values()
+        return one
+
+
+def as_inserted(key: bytes) -> KernelFlow:
+    """What the kernel knows of a flow that was just inserted."""
+    words = memoryview(key)
+    found = KernelFlow()
+    found.version = 4
+    (
+        found.src_high,
+        found.src_low,
+        found.dst_high,
+        found.dst_low,
+    ) = words[:32].cast("Q")
+    source, destination = words[32:36].cast("H")
+    found.ports = source << 16 | destination
+    (
+        found.reply_src_high,
+        found.reply_src_low,
+        found.reply_dst_high,
+        found.reply_dst_low,
+    ) = words[36:68].cast("Q")
+    source, destination = words[68:72].cast("H")
+    found.reply_ports = source << 16 | destination
+    found.protocol = key[72]
+    found.state = int(State.SYN_SENT if key[72] == Protocol.TCP else State.UDP_ONE_WAY)
+    found.translated = True
+    return found
+
+
+def forward(one: KernelFlow) -> Key:
+    return one.protocol, one.src_high, one.src_low, one.dst_high, one.dst_low, one.ports
+
+
+def reply(one: KernelFlow) -> Key:
+    return (
+        one.protocol,
+        one.reply_src_high,
+        one.reply_src_low,
+        one.reply_dst_high,
+        one.reply_dst_low,
+        one.reply_ports,
+    )
+
+
+def offloaded(*backends: str | Backend, **options: Any) -> World:
+    return World(service(*(backends or (ONE,)), datapath=Datapath.OFFLOAD, **options))
+
+
+def opened(**options: Any) -> tuple[World, Kernel]:
+    """A connection that the kernel forwards."""
+    world = offloaded(**options)
+    kernel = Kernel(world)
+    assert world.handle(tcp(CLIENT, VIP, "S")).verdict is Verdict.OFFLOAD
+    assert kernel.execute() == [Command.INSERT]
+    return world, kernel
+
+
+def test_an_opened_flow_is_inserted() -> None:
+    world, kernel = opened()
+    assert len(kernel.flows) == 1
+    assert world.balancer.offload.take_refused() == []
+    (flow,) = world.flows()
+    assert (str(flow.backend), flow.state) == (ONE, State.SYN_SENT)
+
+
+def test_a_full_kernel_refuses_a_flow() -> None:
+    world = offloaded()
+    kernel = Kernel(world, capacity=0)
+    world.handle(tcp(CLIENT, VIP, "S"))
+    kernel.execute()
+    assert world.balancer.offload.take_refused() == [1]
+    assert world.flows() == []
+    assert world.statistics().reasons[Reason.NO_ENTRY] == 1
+    assert world.statistics().reasons[Reason.FORWARD] == 0
+
+
+def test_what_is_left_of_another_connection_is_replaced() -> None:
+    world = offloaded()
+    kernel = Kernel(world)
+    world.handle(tcp(CLIENT, VIP, "S"))
+    kernel.execute()
+    old = kernel.only
+    old.reply_src_low ^= 1  # to another backend
+    old.state = int(State.CLOSED)
+    world.balancer.offload.gone(1, kernel.ticks)
+    world.handle(tcp(CLIENT, VIP, "S"))
+    assert kernel.execute() == [Command.INSERT, Command.DELETE, Command.INSERT]
+    assert kernel.only is not old
+    assert len(world.flows()) == 1
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_an_open_connection_with_the_key_stays(same: bool) -> None:
+    """Another process has let it in; or it is the very flow, inserted twice."""
+    world = offloaded()
+    kernel = Kernel(world)
+    world.handle(tcp(CLIENT, VIP, "S"))
+    kernel.execute()
+    old = kernel.only
+    old.state = int(State.ESTABLISHED)
+    if not same:
+        old.reply_src_low ^= 1
+    world.balancer.offload.gone(1, kernel.ticks)
+    world.handle(tcp(CLIENT, VIP, "S"))
+    assert kernel.execute() == [Command.INSERT]
+    assert kernel.only is old
+    assert len(world.flows()) == same
+
+
+def test_full_nat_tries_other_source_ports() -> None:
+    world = offloaded(nat="full")
+    kernel = Kernel(world)
+    world.handle(tcp(CLIENT, VIP, "S"))
+    kernel.execute()
+    first = kernel.only.reply_ports
+    world.balancer.offload.gone(1, kernel.ticks)
+    # Everything that leads back to the ports that come next is another's.
+    holder = kernel.flows.pop(forward(kernel.only))
+    taken = {}
+    for port in range(3):
+        other = holder.copy()
+        other.ports ^= (port + 1) << 16
+        other.reply_ports = (first & 0xFFFF0000) | ((first & 0xFFFF) + port)
+        taken[forward(other)] = other
+    kernel.flows |= taken
+    world.handle(tcp(CLIENT, VIP, "S"))
+    kernel.execute()
+    (flow,) = world.flows()
+    assert world.balancer.offload.take_refused() == []
+    mine = next(one for key, one in kernel.flows.items() if key not in taken)
+    assert mine.reply_ports & 0xFFFF == flow.source.port
+    assert reply(mine) not in [reply(one) for one in taken.values()]
+
+
+def test_a_client_that_keeps_its_port_is_refused_where_that_is_taken() -> None:
+    world, kernel = opened()
+    taken = kernel.only.copy()
+    taken.dst_low ^= 1
+    kernel.flows = {forward(taken): taken}
+    world.balancer.offload.gone(1, kernel.ticks)
+    world.handle(tcp(CLIENT, VIP, "S"))
+    assert kernel.execute() == [Command.INSERT, Command.DELETE, Command.INSERT]
+    assert world.balancer.offload.take_refused() == [1]
+    assert world.flows() == []
+
+
+def test_counters_and_state_are_what_the_kernel_says() -> None:
+    world, kernel = opened()
+    one = kernel.only
+    one.packets, one.bytes, one.reply_packets, one.reply_bytes = 3, 200, 2, 5000
+    one.state, one.answered = int(State.ESTABLISHED), True
+    world.balancer.offload.sweep()
+    assert kernel.execute() == [Command.LOOK_UP]
+    (flow,) = world.flows()
+    assert flow.state is State.ESTABLISHED
+    (counted,) = world.statistics().backends
+    assert (counted.packets_forward, counted.bytes_forward) == (3, 200)
+    assert (counted.packets_reply, counted.bytes_reply) == (2, 5000)
+
+
+def test_a_flow_that_ended_in_the_kernel_is_forgotten() -> None:
+    world, kernel = opened()
+    world.advance(10)
+    last = kernel.only
+    last.state = int(State.CLOSED)
+    kernel.end(last)
+    assert kernel.done == []
+    assert world.flows() == []
+
+
+def test_the_end_of_a_young_flow_is_confirmed_by_a_look_up() -> None:
+    """It may be that of the connection before it, with the same ports."""
+    world, kernel = opened()
+    before = kernel.only
+    world.balancer.offload.ended(before.copy(), kernel.ticks)
+    assert kernel.execute() == [Command.LOOK_UP]
+    assert len(world.flows()) == 1
+    kernel.end(before)
+    assert kernel.done == [Command.LOOK_UP]
+    assert world.flows() == []
+
+
+def test_a_retransmitted_syn_is_looked_up_first() -> None:
+    world, kernel = opened()
+    syn = tcp(CLIENT, VIP, "S")
+    assert world.balancer.handle_packet is not None
+    buffer = bytearray(syn)
+    world.balancer.attach(buffer)
+    assert world.balancer.handle_packet(0, len(syn), 0, 0, world.now) == Verdict.LOOK_UP
+    assert kernel.execute() == [Command.LOOK_UP]
+    assert world.balancer.handle_packet(0, len(syn), 0, 0, world.now) == Verdict.OFFLOAD
+    # Had it ended meanwhile, the SYN would open another.
+    assert world.balancer.handle_packet(0, len(syn), 0, 0, world.now) == Verdict.LOOK_UP
+    kernel.flows.clear()
+    kernel.execute()
+    assert world.flows() == []
+    assert world.balancer.handle_packet(0, len(syn), 0, 0, world.now) == Verdict.OFFLOAD
+    assert kernel.execute() == [Command.INSERT]
+
+
+def test_a_flow_that_an_operator_ends_leaves_the_kernel() -> None:
+    world, kernel = opened()
+    ((number, key, _),) = read_flows(world.balancer.views.copy_records(1, 1, world.now))
+    assert world.balancer.ending.end_flow(number, key, True, world.now)
+    assert kernel.execute() == [Command.DELETE]
+    assert kernel.flows == {}
+    assert world.handle(tcp(CLIENT, VIP, "A")).reason is Reason.NO_FLOW
+
+
+def test_a_service_takes_its_flows_along_to_and_from_the_kernel() -> None:
+    world, kernel = opened()
+    world.apply(service(ONE))
+    assert kernel.execute() == [Command.DELETE]
+    assert kernel.flows == {}
+    world.apply(service(ONE, datapath=Datapath.OFFLOAD))
+    assert kernel.execute() == [Command.INSERT]
+    assert str(world.flows()[0].backend) == ONE
+
+
+def test_what_the_kernel_forwards_already_is_adopted() -> None:
+    before, kernel = opened()
+    kernel.only.state = int(State.ESTABLISHED)
+    left = [one.copy() for one in kernel.flows.values()]
+    strange = left[0].copy()
+    strange.reply_src_low ^= 0xFF  # no backend
+    world = offloaded(ONE, TWO)
+    found = [
+        world.balancer.offload.found(one, {"web"}, ALONE, kernel.ticks) for one in (*left, strange)
+    ]
+    assert found == [True, False]
+    (flow,) = world.flows()
+    assert (str(flow.backend), flow.state) == (ONE, State.ESTABLISHED)
+    assert world.balancer.offload.commands.count == 0
+    assert before.flows()[0].client == flow.client
+
+
+def test_a_datagram_waits_for_its_flow() -> None:
+    world = offloaded(protocol=Protocol.UDP)
+    kernel = Kernel(world)
+    datagram = udp(CLIENT, VIP)
+    assert world.handle(datagram).verdict is Verdict.DROP
+    assert kernel.execute() == [Command.INSERT]
+    assert world.balancer.offload.take_resent() == [datagram]
+    one = kernel.only
+    one.state = int(State.UDP_TWO_WAY)
+    world.balancer.offload.changed(one, kernel.ticks)
+    assert [flow.state for flow in world.flows()] == [State.UDP_TWO_WAY]
+
+
+def test_more_commands_than_there_was_room_for() -> None:
+    world = offloaded(*(backend(f"10.1.0.{number}:8080") for number in (1, 2)))
+    kernel = Kernel(world, capacity=60)
+    for number in range(64):
+        world.handle(tcp(f"198.51.100.7:{1000 + number}", VIP, "S"))
+    world.balancer.offload.look_up_all()
+    kernel.execute()
+    assert len(kernel.flows) == 60
+    assert len(world.flows()) == 60
+    assert {one.backend for one in world.flows()} == {Endpoint.parse(ONE), Endpoint.parse(TWO)}
