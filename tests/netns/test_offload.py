@@ -241,7 +241,7 @@ def test_down_removes_what_stayed_for_open_connections(lab: Lab, featherlb: Up) 
         session.ask()
         assert running.stop() == 0
         assert "FEATHERLB" in lab.balancer.run(["iptables-save"]).stdout
-        assert "goes on carrying" in running.log
+        assert "the kernel keeps forwarding" in running.log
     assert VIP in lab.balancer.run(["ip", "address"]).stdout
     assert run(lab.balancer, "down").returncode == 0
     assert "FEATHERLB" not in lab.balancer.run(["iptables-save"]).stdout
