@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from featherlb import __version__
 from featherlb.control.view import View
-from featherlb.model import Datapath, Health
+from featherlb.model import Health
 from featherlb.system import sysctl
 
 _RESULTS = ("translated", "passed", "dropped")
@@ -162,13 +162,12 @@ class Snapshot(Collector):
         )
         for number, one in self._workers.items():
             worker = str(number)
-            queue, raw = one.of(Datapath.NFQUEUE), one.of(Datapath.RAW)
-            waiting.add_metric([worker], queue.waiting)
-            drops.add_metric([worker, "queue-full"], queue.queue_dropped)
-            drops.add_metric([worker, "socket-full"], queue.socket_dropped)
-            drops.add_metric([worker, "frame-socket-full"], raw.socket_dropped)
-            frames.add_metric([worker, "unsent"], raw.unsent)
-            frames.add_metric([worker, "unresolved"], raw.unresolved)
+            waiting.add_metric([worker], one.queue.waiting)
+            drops.add_metric([worker, "queue-full"], one.queue.queue_dropped)
+            drops.add_metric([worker, "socket-full"], one.queue.socket_dropped)
+            drops.add_metric([worker, "frame-socket-full"], one.frames.socket_dropped)
+            frames.add_metric([worker, "unsent"], one.frames.unsent)
+            frames.add_metric([worker, "unresolved"], one.frames.unresolved)
             unsent.add_metric([worker], one.unsent)
         yield waiting
         yield drops

@@ -31,7 +31,7 @@ from featherlb.control.view import ServiceView, View
 from featherlb.control.workers import Cursor, FlowFilter
 from featherlb.core.flows.tcp_state import State, TimeoutClass
 from featherlb.core.path.export import FlowView, Statistics, read_flows
-from featherlb.model import Datapath, Endpoint, Health, Role, split_host_port
+from featherlb.model import Endpoint, Health, Role, split_host_port
 from featherlb.model.errors import ConfigError, FeatherlbError, HostError
 from featherlb.model.reason import Reason
 from featherlb.system import journal
@@ -462,7 +462,7 @@ def show_status(view: View) -> schema.Status:
                 pid=one.pid,
                 flows=one.statistics.core.flows,
                 received=one.statistics.core.received,
-                waiting=one.statistics.of(Datapath.NFQUEUE).waiting,
+                waiting=one.statistics.queue.waiting,
             )
             for one in view.workers
             if one.statistics is not None
@@ -586,21 +586,20 @@ def show_stats(view: View) -> schema.Stats:
         queues=[
             schema.Queue(
                 worker=number,
-                received=queue.received,
-                truncated=queue.truncated,
-                queue_dropped=queue.queue_dropped,
-                socket_dropped=queue.socket_dropped,
-                waiting=queue.waiting,
+                received=one.queue.received,
+                truncated=one.queue.truncated,
+                queue_dropped=one.queue.queue_dropped,
+                socket_dropped=one.queue.socket_dropped,
+                waiting=one.queue.waiting,
                 unsent=one.unsent,
                 frames=schema.Frames(
-                    received=frames.received,
-                    dropped=frames.socket_dropped,
-                    unsent=frames.unsent,
-                    unresolved=frames.unresolved,
-                    held=frames.held,
+                    received=one.frames.received,
+                    dropped=one.frames.socket_dropped,
+                    unsent=one.frames.unsent,
+                    unresolved=one.frames.unresolved,
+                    held=one.frames.held,
                 ),
             )
             for number, one in found.items()
-            for queue, frames in [(one.of(Datapath.NFQUEUE), one.of(Datapath.RAW))]
         ],
     )

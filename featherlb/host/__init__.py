@@ -10,10 +10,10 @@
 Composes the drivers; `build` is pure. None of it may be called from a running asyncio loop.
 """
 
+from featherlb.datapaths.rules.extensions import check_kernel
 from featherlb.datapaths.rules.facts import Facts, Options
 from featherlb.host.apply import Host, remove_saved_flows, remove_stale
 from featherlb.host.choose import pick, usable
-from featherlb.host.kernel import check_kernel
 from featherlb.host.peers import is_peer, may_resume
 from featherlb.host.plan import HostPlan, build
 from featherlb.host.preflight import check, problems

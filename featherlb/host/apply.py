@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from ipaddress import ip_address
 from types import TracebackType
 
+from featherlb.datapaths.host_side import Replies
 from featherlb.host.orphans import Served, delete_flows, read_vips
 from featherlb.host.plan import HostPlan
 from featherlb.host.resources import Assignment, Resource, Rules, Sets, Setting, decode, encode
@@ -54,7 +55,7 @@ class Host:
                 self._revert(self._resources)
                 raise
             if stale is not None:
-                delete_flows(stale.vips, stale.tracked, vip_rows(plan))
+                delete_flows(stale.vips, stale.claims[Replies.TRACKED], vip_rows(plan))
 
     def update(self, plan: HostPlan) -> None:
         """Change to another plan of the same instance without a gap in the balancing.
@@ -82,7 +83,7 @@ class Host:
             plan = self._plan
             failures = self._revert(self._resources)
             if plan is not None:
-                delete_flows(vip_rows(plan), plan.tracked)
+                delete_flows(vip_rows(plan), plan.claims[Replies.TRACKED])
             return failures
 
     def hand_off(self, plan: HostPlan) -> None:
@@ -92,7 +93,7 @@ class Host:
             before = self._plan
             self._change_to(plan)
             if before is not None:
-                delete_flows(vip_rows(before), before.tracked, vip_rows(plan))
+                delete_flows(vip_rows(before), before.claims[Replies.TRACKED], vip_rows(plan))
 
     def deviations(self) -> list[str]:
         """Where the host differs from the plan because somebody else changed it, as sentences."""
@@ -217,10 +218,10 @@ class Host:
                 started=started,
                 vips=vip_rows(self._plan),
                 sources=tuple(sorted(self._plan.sources)),
-                raw=tuple(sorted(self._plan.raw)),
-                queued=tuple(sorted(self._plan.queued)),
-                tracked=tuple(sorted(self._plan.tracked)),
-                untracked=tuple(sorted(self._plan.untracked)),
+                claims={
+                    handling.value: tuple(sorted(backends))
+                    for handling, backends in self._plan.claims.items()
+                },
                 order=self._plan.order,
                 earlier=self._plan.earlier,
                 offloads=self._plan.offloads,
@@ -277,7 +278,7 @@ def _remove_stale(log: journal.Journal, keep: Keep) -> list[str]:
             except HostError as error:
                 failed.append(str(error))
         # Last: without the rules, nothing opens new ones.
-        if count := delete_flows(record.vips, record.tracked, served):
+        if count := delete_flows(record.vips, record.claims[Replies.TRACKED], served):
             removed.append(
                 f"{count} connection tracking {'entry' if count == 1 else 'entries'}"
                 f" of flows, left by pid {record.pid}"

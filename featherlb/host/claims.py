@@ -1,19 +1,30 @@
-"""What two instances on one host cannot share: backends, by how their replies are handled."""
+"""What two instances on one host cannot share: a backend whose replies they handle in ways that
+exclude each other, and a source address towards it."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import product
 
+from featherlb.datapaths.host_side import Replies, rules_of
+from featherlb.host.peers import way_out
 from featherlb.model import Datapath, NatMode, Service
 from featherlb.system import ipset
+from featherlb.system.journal import Record
 
 
-def on_datapath(services: Iterable[Service], datapath: Datapath) -> list[Service]:
-    """Those whose packets go this way."""
-    return [service for service in services if service.datapath is datapath]
+def claims(services: Iterable[Service]) -> Mapping[Replies, frozenset[str]]:
+    """How replies are handled, and of which backends, as text."""
+    found: dict[Replies, set[str]] = {handling: set() for handling in Replies}
+    for service in services:
+        for handling in rules_of(service.datapath).replies(service.nat):
+            found[handling].update(
+                str(ipset.Entry(backend.endpoint, service.protocol)) for backend in service.backends
+            )
+    return {handling: frozenset(backends) for handling, backends in found.items()}
 
 
 def source_entries(services: Iterable[Service], spared: Collection[str] = ()) -> frozenset[str]:
     """Each backend with a source address that `full` mode gives to packets towards it, as text; not
-    of the backends that are `spared` (see `tracked_entries`).
+    of the backends that are `spared`.
 
     Only one instance of a host may use such a pair, as two would assign the same ports. Both may if
     conntrack has the flows of both: it refuses a port that is taken.
@@ -28,31 +39,40 @@ def source_entries(services: Iterable[Service], spared: Collection[str] = ()) ->
     )
 
 
-def kept_entries(services: Iterable[Service]) -> frozenset[str]:
-    """Each backend that sees the client's address (`dnat`), as text.
+def conflict(services: Sequence[Service], record: Record) -> str | None:
+    """Why these services can't run beside another instance that has a backend of theirs: a sentence
+    that names what to do, None if they can."""
+    ours, theirs = claims(services), record.claims
 
-    Instances may share it, but one can't drop its replies as copies that another has to get.
-    """
-    return _backend_entries(service for service in services if service.nat is NatMode.DNAT)
+    def common(one: Replies, other: Replies) -> frozenset[str]:
+        return ours[one].intersection(theirs[other]) | ours[other].intersection(theirs[one])
+
+    if both := common(Replies.TRACKED, Replies.UNTRACKED):
+        indifferent = " or ".join(
+            f"{datapath} with the NAT mode {nat}"
+            for datapath, nat in product(Datapath, NatMode)
+            if not rules_of(datapath).replies(nat)
+        )
+        return (
+            f"the featherlb with pid {record.pid} has the backend {min(both)} as well, and only one"
+            f" of the two has it with the datapath {_with(Replies.TRACKED)}, whose replies the"
+            " other takes out of connection tracking; give both the same datapath, or the other one"
+            f" {indifferent}{way_out(record)}"
+        )
+    if both := common(Replies.DROPPED, Replies.QUEUED):
+        return (
+            f"the featherlb with pid {record.pid} has the backend {min(both)} as well, and"
+            f" only one of the two has it with the datapath {_with(Replies.DROPPED)}, which keeps"
+            " the backend's replies from the other; give both the same datapath, or one the NAT"
+            f" mode full{way_out(record)}"
+        )
+    return None
 
 
-def tracked_entries(services: Iterable[Service]) -> frozenset[str]:
-    """Each backend whose replies the kernel has to track (datapath offload), as text."""
-    return _backend_entries(on_datapath(services, Datapath.OFFLOAD))
-
-
-def untracked_entries(services: Sequence[Service]) -> frozenset[str]:
-    """Each backend whose replies rules take out of connection tracking, whomever they are for, as
-    text. Those of the datapath nfqueue in `full` mode are known by the port that was given to them,
-    so only they are taken; with the datapath raw, all to this host's own addresses are, in
-    either mode."""
-    queued = kept_entries(on_datapath(services, Datapath.NFQUEUE))
-    return queued | _backend_entries(on_datapath(services, Datapath.RAW))
-
-
-def _backend_entries(services: Iterable[Service]) -> frozenset[str]:
-    return frozenset(
-        str(ipset.Entry(backend.endpoint, service.protocol))
-        for service in services
-        for backend in service.backends
+def _with(handling: Replies) -> str:
+    """The datapaths that handle replies in this way, for a sentence."""
+    return " or ".join(
+        datapath
+        for datapath in Datapath
+        if any(handling in rules_of(datapath).replies(nat) for nat in NatMode)
     )

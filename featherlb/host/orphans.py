@@ -32,7 +32,7 @@ def delete_flows(
 ) -> int:
     """Delete the conntrack entries of flows from these VIPs to these backends; how many.
 
-    `backends` are entries of `tracked_entries`. Flows of VIPs that are `kept` stay.
+    `backends` are as in `claims.claims`. Flows of VIPs that are `kept` stay.
     """
     if not backends:
         return 0

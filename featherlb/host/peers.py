@@ -7,6 +7,7 @@ It is none to its successor: an instance of its number, or with one of its VIPs.
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 
+from featherlb.datapaths.host_side import Replies
 from featherlb.host.orphans import Served, any_flows, read_vips
 from featherlb.model import Service, Vip
 from featherlb.system.journal import Record
@@ -30,7 +31,7 @@ def is_peer(record: Record, vips: Iterable[Served]) -> bool:
     """Whether an instance is a peer of one that serves these VIPs, or is going to."""
     if record.alive:
         return True
-    return may_resume(record, vips) and any_flows(record.vips, record.tracked)
+    return may_resume(record, vips) and any_flows(record.vips, record.claims[Replies.TRACKED])
 
 
 def may_resume(record: Record, vips: Iterable[Served]) -> bool:

@@ -3,23 +3,18 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from featherlb.datapaths.nfqueue.rules import queue_rules
-from featherlb.datapaths.offload.rules import Load, offload_rules, offload_settings
-from featherlb.datapaths.rules.endpoints import Parts
+from featherlb.datapaths.host_side import Replies, Scope, by_datapath, rules_of
 from featherlb.datapaths.rules.facts import Facts, Options
-from featherlb.datapaths.rules.guards import settings
+from featherlb.datapaths.rules.queueing import Queued, queue_rules
 from featherlb.datapaths.rules.steering import pass_mark
 from featherlb.datapaths.rules.vip_addresses import assignments
-from featherlb.host.claims import (
-    kept_entries,
-    on_datapath,
-    source_entries,
-    tracked_entries,
-    untracked_entries,
-)
-from featherlb.model import Address, Datapath, Protocol, Service, Vip
+from featherlb.host.claims import claims, source_entries
+from featherlb.model import Address, Protocol, Service, Vip
 from featherlb.system import ipset, iptables, sysctl
-from featherlb.system.ruleset import Ruleset, Table, join
+from featherlb.system.ruleset import Ruleset, join
+
+TABLES = ("filter", "nat", "mangle", "raw")
+"""In the order of their commit: packets are steered last, when everything else stands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +31,8 @@ class HostPlan:
     """VIPs to assign, each with the interface that gets it."""
     sources: frozenset[str]
     """See `source_entries`."""
-    raw: frozenset[str]
-    queued: frozenset[str]
-    """See `kept_entries`."""
-    tracked: frozenset[str]
-    """See `tracked_entries`."""
-    untracked: frozenset[str]
-    """See `untracked_entries`."""
+    claims: Mapping[Replies, frozenset[str]]
+    """See `claims.claims`."""
     order: int
     earlier: tuple[int, ...]
     """See `Facts`."""
@@ -97,44 +87,45 @@ def build(
         )
     )
     families = sorted({vip.address.version for _, vip in vips})
-    prefix = f"featherlb-{options.queue}-"
-    raw = on_datapath(services, Datapath.RAW)
-    offloaded = on_datapath(services, Datapath.OFFLOAD)
-    rest = on_datapath(services, Datapath.NFQUEUE)
-    queued = [Parts.of(rest, family, prefix) for family in families]
-    wired = [Parts.of(raw, family, f"{prefix}raw-") for family in families]
-    loads = [Load.of(offloaded, family, f"{prefix}ct-") for family in families]
-    sets = [wanted for part in (*queued, *wired) for wanted in part.sets()]
-    sets += [wanted for load in loads for wanted in load.sets()]
+    scopes = [
+        (
+            rules_of(datapath),
+            Scope(services=ours, family=family, options=options, facts=facts, handoff=handoff),
+        )
+        for datapath, ours in by_datapath(services).items()
+        for family in families
+        if any(vip.address.version == family for service in ours for vip in service.vips)
+    ]
+    queued: dict[int, list[Queued]] = {family: [] for family in families}
+    for rules, scope in scopes:
+        if (found := rules.queued(scope)) is not None:
+            queued[scope.family].append(found)
+    needs = [(scope.family, rules.needs(scope, queued[scope.family])) for rules, scope in scopes]
     return HostPlan(
         options=options,
         vips=vips,
-        settings=tuple(dict.fromkeys((*settings(queued, facts), *offload_settings(loads, facts)))),
-        sets=tuple(sets) if facts.sets else (),
+        settings=tuple(dict.fromkeys(setting for _, one in needs for setting in one.settings)),
+        sets=tuple(wanted for _, one in needs for wanted in one.sets) if facts.sets else (),
         rules={
-            queue.family: _merge(
-                queue_rules(queue, wire, options, facts) if rest or raw else {},
-                offload_rules(load, offloaded, options, facts, handoff) if offloaded else {},
+            family: _merge(
+                queue_rules(queued[family], options, facts),
+                *(one.rules for theirs, one in needs if theirs == family),
             )
-            for queue, wire, load in zip(queued, wired, loads, strict=True)
+            for family in families
         },
         addresses=tuple(assignments(vips, facts)) if options.assign else (),
         sources=source_entries(services),
-        raw=kept_entries(raw),
-        queued=kept_entries(rest),
-        tracked=tracked_entries(services),
-        untracked=untracked_entries(services),
+        claims=claims(services),
         order=facts.order,
         earlier=facts.earlier,
         offloads=any(service.datapath.kernel_forwards for service in services),
     )
 
 
-def _merge(one: Ruleset, other: Ruleset) -> Ruleset:
-    """Both rulesets as one, in the order of their tables: steering comes last."""
-    nothing = Table()
+def _merge(*rulesets: Ruleset) -> Ruleset:
+    """All rulesets as one."""
     return {
-        name: join(one.get(name, nothing), other.get(name, nothing))
-        for name in ("filter", "nat", "mangle", "raw")
-        if name in one or name in other
+        name: join(*(ruleset[name] for ruleset in rulesets if name in ruleset))
+        for name in TABLES
+        if any(name in ruleset for ruleset in rulesets)
     }

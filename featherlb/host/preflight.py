@@ -9,12 +9,12 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
-from featherlb.datapaths.raw.socket_filter import ROOM, Interest
+from featherlb.datapaths.host_side import Replies, by_datapath, requirements_of, rules_of
+from featherlb.datapaths.rules.extensions import check_kernel
 from featherlb.datapaths.rules.facts import Facts, Options
 from featherlb.datapaths.rules.vip_addresses import subnet_interface
-from featherlb.host.choose import obstacle, opposed
-from featherlb.host.claims import source_entries, tracked_entries
-from featherlb.host.kernel import check_kernel
+from featherlb.host.choose import obstacle
+from featherlb.host.claims import claims, conflict, source_entries
 from featherlb.host.orphans import read_vips
 from featherlb.host.peers import peers, served, shared, way_out
 from featherlb.host.survey import require_privileges
@@ -73,7 +73,7 @@ def problems(
     checks: list[Callable[[], None]] = [
         partial(_check_kernel, services, options),
         partial(_check_services, services),
-        partial(_check_filters, services, options, facts),
+        partial(_check_limits, services, options, facts),
         partial(_check_peers, services, rivals),
         partial(_check_listeners, services),
         partial(_check_reverse_path, services, options, facts),
@@ -122,12 +122,16 @@ def _check_services(services: Sequence[Service]) -> None:
 
 
 def _check_shared_backends(services: Sequence[Service]) -> None:
-    """A backend's replies are either tracked by the kernel or not."""
+    """Connection tracking sees a backend's replies to all services or to none."""
+
+    def tracked(service: Service) -> bool:
+        return Replies.TRACKED in rules_of(service.datapath).replies(service.nat)
+
     users: dict[tuple[Protocol, Endpoint], Service] = {}
-    for service in sorted(services, key=lambda one: one.datapath.kernel_forwards):
+    for service in sorted(services, key=tracked):
         for backend in service.backends:
             user = users.setdefault((service.protocol, backend.endpoint), service)
-            if user.datapath.kernel_forwards is not service.datapath.kernel_forwards:
+            if tracked(user) is not tracked(service):
                 raise HostError(
                     f"backend {backend} is in service '{user.name}' with the datapath"
                     f" {user.datapath} and in service '{service.name}' with the datapath"
@@ -135,18 +139,14 @@ def _check_shared_backends(services: Sequence[Service]) -> None:
                 )
 
 
-def _check_filters(services: Sequence[Service], options: Options, facts: Facts) -> None:
-    """What the datapath raw has to look for, is limited."""
-    addresses = frozenset(one.address.ip for one in facts.addresses)
-    if not Interest(options.shard(0)).of(services, addresses).fits:
-        raise HostError(
-            "the VIPs of the services with the datapath raw are more than a socket filter can look"
-            f" for ({ROOM} addresses and ports); set the datapath of some to {DEFAULT_DATAPATH}"
-        )
+def _check_limits(services: Sequence[Service], options: Options, facts: Facts) -> None:
+    for datapath, ours in by_datapath(services).items():
+        for sentence in requirements_of(datapath).limits(ours, options, facts):
+            raise HostError(sentence)
 
 
 def _check_peers(services: Sequence[Service], rivals: Sequence[journal.Record]) -> None:
-    tracked = tracked_entries(services)
+    tracked = claims(services)[Replies.TRACKED]
     for record in rivals:
         if found := shared(served(services), read_vips(record.vips)):
             protocol, vip = found
@@ -154,9 +154,10 @@ def _check_peers(services: Sequence[Service], rivals: Sequence[journal.Record]) 
                 f"VIP {vip}/{protocol} is already served by the featherlb with pid"
                 f" {record.pid}; stop that one first"
             )
-        if sentence := opposed(services, record):
+        if sentence := conflict(services, record):
             raise HostError(sentence)
-        sources = source_entries(services, spared=tracked.intersection(record.tracked))
+        both_tracked = tracked.intersection(record.claims[Replies.TRACKED])
+        sources = source_entries(services, spared=both_tracked)
         if common := sources.intersection(record.sources):
             raise HostError(
                 f"the featherlb with pid {record.pid} sends to the same backend from the same"

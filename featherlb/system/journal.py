@@ -10,9 +10,9 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,10 @@ from featherlb.model.errors import HostError
 ROOT = Path("/run/featherlb")
 
 _SO_NETNS_COOKIE = 71  # asm-generic/socket.h, Linux 5.14
-_RENAMED = {"carried": "tracked", "carries": "offloads"}
-"""Keys of records that an earlier version wrote. What that changed still has to be reverted."""
+_EARLIER = {"tracked": "carried", "untracked": "untracked", "queued": "queued", "dropped": "raw"}
+"""Claims, and their keys in records of an earlier version, whose changes have to be reverted,
+too."""
+
 
 VipRow = tuple[str, str, int, int]
 """Protocol, address, first and last port."""
@@ -46,14 +48,8 @@ class Record:
     """The orders of those instances."""
     changes: tuple[dict[str, Any], ...]
     """As `featherlb.host.resources` encodes them, in the order they were made."""
-    raw: tuple[str, ...] = ()
-    """Backends whose replies in `dnat` mode the kernel doesn't get (the datapath raw)."""
-    queued: tuple[str, ...] = ()
-    """Those whose replies in `dnat` mode it has to get."""
-    tracked: tuple[str, ...] = ()
-    """Backends whose replies conntrack has to see (the datapath offload)."""
-    untracked: tuple[str, ...] = ()
-    """Those whose replies it must not see, whichever host they are for."""
+    claims: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By how their replies are handled (`datapaths.host_side.Replies`), its backends."""
     offloads: bool = False
     """The kernel forwards flows of it, which need these changes even when the owner has gone."""
 
@@ -139,13 +135,17 @@ def start_time(pid: int) -> int | None:
 
 
 def _decode(text: str) -> Record:
-    data = {_RENAMED.get(key, key): value for key, value in json.loads(text).items()}
+    data = json.loads(text)
     vips = tuple((vip[0], vip[1], vip[2], vip[3]) for vip in data.pop("vips"))
+    claims = data.pop("claims", None)
+    if claims is None:
+        claims = {name: data.pop(key) for name, key in _EARLIER.items()}
+        data["offloads"] = data.pop("carries")
+    claims = {name: tuple(backends) for name, backends in claims.items()}
     lists: dict[str, Any] = {
-        name: tuple(data.pop(name, ()))
-        for name in ("sources", "earlier", "changes", "raw", "queued", "tracked", "untracked")
+        name: tuple(data.pop(name)) for name in ("sources", "earlier", "changes")
     }
-    return Record(vips=vips, **lists, **data)
+    return Record(vips=vips, claims=claims, **lists, **data)
 
 
 def _namespace() -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from featherlb.core.path.export import FlowRecords, Statistics
 from featherlb.datapaths.base import EngineCounters, QueueOptions
-from featherlb.model import Datapath, Service, Timeouts, Topology
+from featherlb.model import DEFAULT_DATAPATH, Datapath, Service, Timeouts, Topology
 from featherlb.model.shard import Shard
 
 _BUFFER = 4 << 20
@@ -131,9 +131,16 @@ class WorkerStatistics:
     engines: dict[Datapath, EngineCounters]
     unsent: int
 
-    def of(self, datapath: Datapath) -> EngineCounters:
-        """The counts of a datapath's engine, zeros if the worker has none."""
-        return self.engines.get(datapath, EngineCounters())
+    @property
+    def queue(self) -> EngineCounters:
+        """The counts of the engine that every worker has."""
+        return self.engines[DEFAULT_DATAPATH]
+
+    @property
+    def frames(self) -> EngineCounters:
+        """The counts of the engine that takes frames, zeros if the worker has none."""
+        counts = (self.engines[datapath] for datapath in self.engines if datapath.takes_frames)
+        return next(counts, EngineCounters())
 
 
 @dataclass(frozen=True, slots=True)

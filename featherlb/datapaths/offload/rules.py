@@ -1,12 +1,25 @@
-"""Rules and settings for services whose connections the kernel carries (datapath offload)."""
+"""The datapath offload on the host: connection tracking translates, and the kernel forwards.
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+- raw queues SYNs to a VIP before connection tracking has met them. When the verdict comes,
+  conntrack has an entry for the connection and translates the SYN as its first packet.
+- filter accepts what connection tracking translates to and from the backends. Behind that, where no
+  packet of an established connection gets to, it queues what nobody translates: datagrams to a VIP
+  that open a flow, and out-of-state packets to a VIP or from a backend, of connections that
+  conntrack has forgotten or that were deleted there. Where that is too late, mangle does
+  (`_is_late`).
+- nat has a chain, as the kernel translates nothing without one. With `fail_open`, it sends what
+  bypassed the queue to a backend.
+"""
 
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from featherlb.datapaths.host_side import Needs, Replies, Scope
 from featherlb.datapaths.rules import icmp
-from featherlb.datapaths.rules.endpoints import Group, Parts
+from featherlb.datapaths.rules.endpoints import Group, Parts, backend_entries
 from featherlb.datapaths.rules.facts import Facts, Options
 from featherlb.datapaths.rules.guards import guards, redirects, settings
+from featherlb.datapaths.rules.queueing import Queued
 from featherlb.datapaths.rules.steering import (
     queue_by_client,
     queue_by_port,
@@ -15,7 +28,6 @@ from featherlb.datapaths.rules.steering import (
 )
 from featherlb.datapaths.rules.vip_addresses import foreign_vips
 from featherlb.model import SOURCE_PORTS, NatMode, Protocol, Service
-from featherlb.system import ipset, sysctl
 from featherlb.system.ruleset import (
     Action,
     Chain,
@@ -33,62 +45,50 @@ from featherlb.system.ruleset import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
-    """What the kernel's connection tracking carries of one address family (datapath offload)."""
-
-    parts: Parts
-    backends: Group
-    """All of them, whichever address they see."""
-
-    @classmethod
-    def of(cls, services: Sequence[Service], family: int, prefix: str) -> "Load":
-        backends = {
-            ipset.Entry(backend.endpoint, service.protocol)
-            for service in services
-            for backend in service.backends
-            if backend.endpoint.address.version == family
-        }
-        return cls(
-            Parts.of(services, family, prefix),
-            Group(f"{prefix}ends{family}", family, tuple(sorted(backends, key=str))),
-        )
-
-    def sets(self) -> Iterator[ipset.Set]:
-        for group in (self.parts.vips, self.parts.replaced, self.backends):
-            yield from group.sets()
+def replies(nat: NatMode) -> frozenset[Replies]:
+    return frozenset({Replies.TRACKED})
 
 
-def offload_rules(
-    load: Load, services: Sequence[Service], options: Options, facts: Facts, handoff: bool
-) -> Ruleset:
-    """Rules for services whose connections the kernel carries.
+def queued(scope: Scope) -> None:
+    """Nothing untracked. The packets that it does queue have rules of their own (`needs`)."""
 
-    - raw takes SYNs to a VIP to the queue, before connection tracking has met them. When the
-      verdict comes, it knows the connection and translates the SYN as its first packet.
-    - filter lets pass what connection tracking translates to and from the backends. Behind that,
-      where no packet of an established connection gets to, it takes the strays, which connection
-      tracking doesn't know and nobody translates: datagrams to a VIP that it takes for new ones,
-      and of connections that it has forgotten, or that were taken away from it, whatever comes to
-      a VIP or from a backend. Where that is too late, mangle takes them (`_strays_are_late`).
-    - nat has a chain, for without one the kernel translates nothing. With `fail_open`, it sends to
-      a backend what got past the queue.
-    """
+
+def needs(scope: Scope, queued: Sequence[Queued]) -> Needs:
+    # The kernel replaces the source after the routing decision, so `full` mode needs no settings.
+    parts = replace(scope.parts("ct-"), full=False)
+    backends = scope.group("ct-ends", backend_entries(scope.services, scope.family))
+    return Needs(
+        sets=tuple(
+            wanted for group in (parts.vips, parts.full_pairs, backends) for wanted in group.sets()
+        ),
+        settings=(
+            *settings(parts, scope.facts),
+            # So that connection tracking counts packets and bytes.
+            ("net/netfilter/nf_conntrack_acct", "1"),
+        ),
+        rules=_rules(parts, backends, scope),
+    )
+
+
+def _rules(parts: Parts, backends: Group, scope: Scope) -> Ruleset:
+    options, facts = scope.options, scope.facts
     # A VIP of TCP and UDP has a match for each.
-    opened = [
+    opening = [
         match
-        for match in load.parts.vip_matches(Side.DESTINATION, facts.sets, syn=True)
+        for match in parts.vip_matches(Side.DESTINATION, facts.sets, syn=True)
         if match.protocol is Protocol.TCP
     ]
-    late = _strays_are_late(load.parts, options, facts)
-    strays = Table() if handoff else _strays(load, opened, options, facts, late)
-    passing = _filter(load, options, facts)
+    late = _is_late(parts, options, facts)
+    untranslated = Table()
+    if not scope.handoff:
+        untranslated = _untranslated(parts, backends, opening, scope, late)
+    passing = _filter(parts.family, backends, scope)
     return {
         # The last one is put in front.
-        "filter": join(strays, passing) if late else passing,
-        "nat": _nat(services, load.parts.family, options),
-        "mangle": Table() if late else strays,
-        "raw": _raw(load.parts, [] if handoff else opened, options, facts, handoff),
+        "filter": join(untranslated, passing) if late else passing,
+        "nat": _nat(scope),
+        "mangle": Table() if late else untranslated,
+        "raw": _raw(parts, opening, scope),
     }
 
 
@@ -96,44 +96,52 @@ def _chain(role: str, options: Options) -> Chain:
     return Chain(f"CT{role}", options.queue)
 
 
-def _raw(parts: Parts, opened: list[Match], options: Options, facts: Facts, handoff: bool) -> Table:
-    opening = Table()
-    if opened:
-        steering, open_ = _chain("RAW", options), _chain("OPEN", options)
-        opening = Table(
-            {
-                steering: (*returns(facts), *(Rule(match, Goto(open_)) for match in opened)),
-                open_: tuple(queue_by_client(Side.SOURCE, options)),
-            },
-            tuple(
-                Jump(hook, steering, Match(protocol=Protocol.TCP, syn=True))
-                for hook in ("PREROUTING", "OUTPUT")
-            ),
-        )
+def _raw(parts: Parts, opening: list[Match], scope: Scope) -> Table:
+    options, facts = scope.options, scope.facts
     echoes = queue_echo_requests(parts.family, foreign_vips([parts], options, facts), options)
     return join(
-        opening,
+        Table() if scope.handoff else _opening(opening, options, facts),
         hooked(_chain("REDIRECT", options), "OUTPUT", redirects(parts, facts)),
-        hooked(_chain("ECHO", options), "PREROUTING", () if handoff else echoes, first=False),
-        hooked(_chain("GUARD", options), "PREROUTING", guards(parts, full=False)),
+        hooked(_chain("ECHO", options), "PREROUTING", () if scope.handoff else echoes, first=False),
+        hooked(_chain("GUARD", options), "PREROUTING", guards(parts)),
     )
 
 
-def _strays_are_late(parts: Parts, options: Options, facts: Facts) -> bool:
-    """Whether strays are taken behind the routing decision. Not if it may be that there is no
-    route to the VIP, nor if rules in nat would have chosen a backend for them by then."""
+def _opening(opening: list[Match], options: Options, facts: Facts) -> Table:
+    """Queues SYNs to a VIP."""
+    if not opening:
+        return Table()
+    steering, queue = _chain("RAW", options), _chain("OPEN", options)
+    return Table(
+        {
+            steering: (*returns(facts), *(Rule(match, Goto(queue)) for match in opening)),
+            queue: tuple(queue_by_client(Side.SOURCE, options)),
+        },
+        tuple(
+            Jump(hook, steering, Match(protocol=Protocol.TCP, syn=True))
+            for hook in ("PREROUTING", "OUTPUT")
+        ),
+    )
+
+
+def _is_late(parts: Parts, options: Options, facts: Facts) -> bool:
+    """Whether packets that nobody translates are queued after the routing decision. Not if there
+    may be no route to the VIP, nor if rules in nat would have picked a backend for them by then."""
     return not options.fail_open and not foreign_vips([parts], options, facts)
 
 
-def _strays(load: Load, opened: list[Match], options: Options, facts: Facts, late: bool) -> Table:
-    parts = load.parts
+def _untranslated(
+    parts: Parts, backends: Group, opening: list[Match], scope: Scope, late: bool
+) -> Table:
+    """Queues what conntrack takes for new, or for no part of a connection."""
+    options, facts = scope.options, scope.facts
     stray, forward, full, reply = (
         _chain(role, options) for role in ("STRAY", "FORWARD", "FULL", "REPLY")
     )
-    full_replies = parts.replaced.matches(
+    full_replies = parts.full_pairs.matches(
         Side.SOURCE, facts.sets, peer_ports=SOURCE_PORTS, syn=False
     )
-    replies = load.backends.matches(Side.SOURCE, facts.sets, syn=False)
+    replies = backends.matches(Side.SOURCE, facts.sets, syn=False)
     unknown = Match(states=(State.INVALID, State.NEW), not_states=(State.DNAT,))
     return Table(
         {
@@ -147,10 +155,10 @@ def _strays(load: Load, opened: list[Match], options: Options, facts: Facts, lat
                 *(Rule(match, Goto(full)) for match in full_replies),
                 *(Rule(match, Goto(reply)) for match in replies if match.protocol is Protocol.TCP),
                 # One that was queued in raw is known by now, or has to be sent again.
-                *(Rule(match, Action.DROP) for match in opened if not options.fail_open),
+                *(Rule(match, Action.DROP) for match in opening if not options.fail_open),
             ),
             forward: tuple(queue_by_client(Side.SOURCE, options)),
-            full: tuple(queue_by_port(parts.replaced.protocols, options, bypass=True)),
+            full: tuple(queue_by_port(parts.full_pairs.protocols, options, bypass=True)),
             reply: tuple(queue_by_client(Side.DESTINATION, options, bypass=True)),
         },
         tuple(
@@ -160,45 +168,38 @@ def _strays(load: Load, opened: list[Match], options: Options, facts: Facts, lat
     )
 
 
-def _filter(load: Load, options: Options, facts: Facts) -> Table:
-    name = _chain("FILTER", options)
+def _filter(family: int, backends: Group, scope: Scope) -> Table:
+    chain = _chain("FILTER", scope.options)
     both = [
-        *load.backends.matches(Side.DESTINATION, facts.sets),
-        *load.backends.matches(Side.SOURCE, facts.sets),
-        *(replace(match, states=(State.RELATED,)) for match in icmp.errors(load.parts.family)),
+        *backends.matches(Side.DESTINATION, scope.facts.sets),
+        *backends.matches(Side.SOURCE, scope.facts.sets),
+        *(replace(match, states=(State.RELATED,)) for match in icmp.errors(family)),
     ]
     return Table(
-        {name: tuple(Rule(match, Action.ACCEPT) for match in both)},
+        {chain: tuple(Rule(match, Action.ACCEPT) for match in both)},
         tuple(
-            Jump(hook, name, Match(states=(State.DNAT,)), first=True)
+            Jump(hook, chain, Match(states=(State.DNAT,)), first=True)
             for hook in ("INPUT", "FORWARD", "OUTPUT")
         ),
     )
 
 
-def _nat(services: Sequence[Service], family: int, options: Options) -> Table:
-    nat, source = _chain("NAT", options), _chain("SOURCE", options)
-    fallback = tuple(_fallback(services, family)) if options.fail_open else ()
-    full = tuple(
-        Rule(replace(match, states=(State.DNAT,)), Action.MASQUERADE)
-        for match in _full_backends(services, family)
-        if options.fail_open
-    )
+def _nat(scope: Scope) -> Table:
+    nat, source = _chain("NAT", scope.options), _chain("SOURCE", scope.options)
+    chains: dict[Chain, tuple[Rule, ...]] = {nat: (), source: ()}
+    if scope.options.fail_open:
+        chains[nat] = tuple(_fallback(scope.services, scope.family))
+        chains[source] = tuple(
+            Rule(replace(match, states=(State.DNAT,)), Action.MASQUERADE)
+            for match in _full_backends(scope.services, scope.family)
+        )
     return Table(
-        {nat: fallback, source: full},
+        chains,
         (
             *(Jump(hook, nat) for hook in ("PREROUTING", "OUTPUT")),
             Jump("POSTROUTING", source),
         ),
     )
-
-
-def offload_settings(loads: Iterable[Load], facts: Facts) -> Iterator[sysctl.Setting]:
-    for load in loads:
-        if load.parts.vips.entries or load.parts.other_vips:
-            yield from settings([replace(load.parts, full=False)], facts)
-            # So that connection tracking counts packets and bytes.
-            yield "net/netfilter/nf_conntrack_acct", "1"
 
 
 def _fallback(services: Sequence[Service], family: int) -> Iterator[Rule]:

@@ -27,6 +27,11 @@ class Group:
     family: int
     entries: tuple[ipset.Entry, ...]
 
+    @classmethod
+    def of(cls, name: str, family: int, entries: Iterable[ipset.Entry]) -> "Group":
+        """The entries without duplicates; their set's name ends in the family."""
+        return cls(f"{name}{family}", family, tuple(sorted(set(entries), key=str)))
+
     @property
     def protocols(self) -> list[Protocol]:
         return sorted({entry.protocol for entry in self.entries})
@@ -80,18 +85,17 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What services of one address family and one kind of datapath are made of."""
+    """What the services of one datapath consist of in one address family."""
 
     family: int
     vips: Group
     """VIPs of one port. Others can't be in a set (wildcards) or would fill it (ranges)."""
     other_vips: tuple[tuple[Protocol, Vip], ...]
-    kept: Group
-    """Backends that see the client's address (`dnat`)."""
-    replaced: Group
-    """Backends that see one of this host's addresses, their entry's peer (`full`)."""
-    full_backends: Group
-    """The same of the datapath raw, whichever address they see."""
+    dnat_backends: Group
+    """They see the client's address."""
+    full_pairs: Group
+    """In `full` mode, each backend with each address of this host that it sees (the entry's
+    peer)."""
     forwards: bool
     """Some backend is on another host."""
     full: bool
@@ -101,6 +105,7 @@ class Parts:
 
     @classmethod
     def of(cls, services: Sequence[Service], family: int, prefix: str) -> "Parts":
+        """`prefix` begins the names of their sets."""
         vips = {
             (service.protocol, vip)
             for service in services
@@ -118,17 +123,11 @@ class Parts:
             for service in services
             for vip in service.vips
         )
-
-        raw = any(service.datapath.takes_frames for service in services)
-
-        def group(role: str, entries: Iterable[ipset.Entry]) -> Group:
-            unique = sorted(set(entries), key=str)
-            return Group(f"{prefix}{role}{family}", family, tuple(unique))
-
         return cls(
             family=family,
-            vips=group(
-                "vips",
+            vips=Group.of(
+                f"{prefix}vips",
+                family,
                 (
                     ipset.Entry(Endpoint(vip.address, vip.first_port), protocol)
                     for protocol, vip in vips
@@ -136,29 +135,23 @@ class Parts:
                 ),
             ),
             other_vips=tuple(sorted(entry for entry in vips if not single(entry[1]))),
-            kept=group(
-                "backends",
+            dnat_backends=Group.of(
+                f"{prefix}backends",
+                family,
                 (
                     ipset.Entry(backend.endpoint, protocol)
                     for protocol, nat, backend in backends
                     if nat is NatMode.DNAT
                 ),
             ),
-            replaced=group(
-                "sources",
+            full_pairs=Group.of(
+                f"{prefix}sources",
+                family,
                 (
                     ipset.Entry(backend.endpoint, protocol, source)
                     for protocol, nat, backend in backends
                     if nat is NatMode.FULL
                     for source in backend.sources
-                ),
-            ),
-            full_backends=group(
-                "full",
-                (
-                    ipset.Entry(backend.endpoint, protocol)
-                    for protocol, nat, backend in backends
-                    if raw and nat is NatMode.FULL
                 ),
             ),
             forwards=any(not backend.local for _, _, backend in backends),
@@ -168,7 +161,7 @@ class Parts:
         )
 
     def sets(self) -> Iterator[ipset.Set]:
-        for group in (self.vips, self.kept, self.replaced, self.full_backends):
+        for group in (self.vips, self.dnat_backends, self.full_pairs):
             yield from group.sets()
 
     def addresses(self) -> set[Address]:
@@ -194,6 +187,14 @@ class Parts:
                 for protocol, vip in self.other_vips
             ),
         ]
+
+
+def backend_entries(services: Iterable[Service], family: int) -> Iterator[ipset.Entry]:
+    """All backends of one address family, whichever address of a client they see."""
+    for service in services:
+        for backend in service.backends:
+            if backend.endpoint.address.version == family:
+                yield ipset.Entry(backend.endpoint, service.protocol)
 
 
 def _match(

@@ -1,6 +1,6 @@
 """Settings that the kernel needs, and rules against what it would do with them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import IPv4Network, ip_address
 
@@ -16,11 +16,11 @@ NO_SOURCE = {4: ip_address("255.255.255.255"), 6: ip_address("ff02::1")}
 """By address family, an address that no packet comes from."""
 
 
-def guards(parts: Parts, full: bool) -> Iterator[Rule]:
+def guards(parts: Parts) -> Iterator[Rule]:
     """Drops what the kernel dropped before `settings` made it accept featherlb's packets."""
     if parts.family != 4:
         return
-    if full:
+    if parts.full:
         yield Rule(Match(not_in_interface=LOOPBACK, source_local=True), Action.DROP)
     if parts.loopback:
         outside = Match(not_in_interface=LOOPBACK)
@@ -37,7 +37,7 @@ def redirects(parts: Parts, facts: Facts) -> tuple[Rule, ...]:
     )
 
 
-def reassembly(parts: Parts, facts: Facts) -> Iterator[Rule]:
+def reassembly(family: int, facts: Facts) -> Iterator[Rule]:
     """Makes the kernel reassemble fragments before they are queued.
 
     A rule that asks for the connection tracking state does so by its presence. Where the kernel has
@@ -45,24 +45,21 @@ def reassembly(parts: Parts, facts: Facts) -> Iterator[Rule]:
     (net/netfilter/xt_socket.c: socket_mt_enable_defrag).
     """
     if not facts.conntrack and facts.socket:
-        yield Rule(Match(source=NO_SOURCE[parts.family], socket=True), Action.RETURN)
+        yield Rule(Match(source=NO_SOURCE[family], socket=True), Action.RETURN)
 
 
-def settings(parts: Iterable[Parts], facts: Facts) -> Iterator[sysctl.Setting]:
+def settings(parts: Parts, facts: Facts) -> Iterator[sysctl.Setting]:
     """What lets the kernel forward packets of balanced flows, and take their addresses."""
-    for part in parts:
-        if part.forwards and part.family == 6:
-            # A router ignores advertisements, and forgets the routes it has from them, unless
-            # told otherwise before (net/ipv6/route.c: rt6_purge_dflt_routers).
-            for interface in facts.advertised:
-                yield f"net/ipv6/conf/{interface}/accept_ra", "2"
-            yield "net/ipv6/conf/all/forwarding", "1"
-        elif part.forwards:
-            yield "net/ipv4/ip_forward", "1"
-        if part.family != 4:
-            continue
-        if part.full:
-            # The source is one of this host's addresses before the routing decision.
-            yield "net/ipv4/conf/all/accept_local", "1"
-        if part.loopback:
-            yield "net/ipv4/conf/all/route_localnet", "1"
+    if parts.forwards and parts.family == 6:
+        # A router ignores advertisements, and forgets the routes it has from them, unless told
+        # otherwise before (net/ipv6/route.c: rt6_purge_dflt_routers).
+        for interface in facts.advertised:
+            yield f"net/ipv6/conf/{interface}/accept_ra", "2"
+        yield "net/ipv6/conf/all/forwarding", "1"
+    elif parts.forwards:
+        yield "net/ipv4/ip_forward", "1"
+    if parts.family == 4 and parts.full:
+        # The source is one of this host's addresses before the routing decision.
+        yield "net/ipv4/conf/all/accept_local", "1"
+    if parts.family == 4 and parts.loopback:
+        yield "net/ipv4/conf/all/route_localnet", "1"

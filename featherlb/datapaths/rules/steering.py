@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from featherlb.datapaths.rules import icmp
-from featherlb.datapaths.rules.endpoints import Parts
 from featherlb.datapaths.rules.facts import Facts, Options
 from featherlb.model import Address, Protocol
 from featherlb.system.ruleset import ANY, Action, Content, Enqueue, HashMark, Match, Rule, Side
@@ -57,22 +56,23 @@ def queue_by_port(
     yield Rule(ANY, _queue(0, options, bypass))
 
 
-def queue_errors(parts: Parts, options: Options) -> Iterator[Rule]:
-    """In raw: to the worker of the flow whose packet an ICMP error quotes.
+def queue_errors(family: int, options: Options, *, given: bool, kept: bool) -> Iterator[Rule]:
+    """In raw: to the worker of the flow whose packet an ICMP error quotes. In some flows backends
+    see an address and port that were `given`, in some clients have `kept` theirs.
 
     Most ICMP errors are not ours: they don't wait for a worker that isn't there.
     """
     if options.workers > 1:
-        if parts.replaced.entries:
+        if given:
             # Quotes a packet to a backend. Its source port was given by the worker.
-            port = QUOTED_SOURCE_PORT[parts.family]
+            port = QUOTED_SOURCE_PORT[family]
             for worker in range(options.workers):
                 quoted = Content(port, options.shard(worker).ports)
                 yield Rule(
                     Match(destination_local=True, content=quoted),
                     _queue(worker, options, bypass=True),
                 )
-        if parts.kept.entries:
+        if kept:
             # This host's own, to a client: quotes a packet of the client's.
             own = Match(source_local=True, destination_local=False)
             yield Rule(own, _hash(Side.SOURCE, options))

@@ -5,6 +5,7 @@ from ipaddress import ip_address, ip_interface
 
 import pytest
 
+from featherlb.datapaths.host_side import Replies
 from featherlb.datapaths.rules.facts import Facts, Options
 from featherlb.datapaths.rules.vip_addresses import subnet_interface
 from featherlb.host.plan import build
@@ -565,7 +566,7 @@ def test_replies_are_tracked_or_not_whichever_instance_they_are_for() -> None:
     def plan(datapath: Datapath, nat: NatMode) -> tuple[frozenset[str], frozenset[str]]:
         one = replace(WEB, datapath=datapath, nat=nat, backends=WEB.backends[:1])
         built = build([one], Options(), Facts())
-        return built.tracked, built.untracked
+        return built.claims[Replies.TRACKED], built.claims[Replies.UNTRACKED]
 
     these, none = frozenset({"10.0.1.3,tcp:8080"}), frozenset[str]()
     for nat in NatMode:

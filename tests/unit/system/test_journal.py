@@ -24,10 +24,12 @@ RECORD = Record(
     sources=("10.0.1.2,tcp:80,10.0.1.1",),
     order=2,
     earlier=(0, 1),
-    raw=("10.0.1.2,tcp:80",),
-    queued=("10.0.1.3,tcp:80",),
-    tracked=("10.0.1.4,tcp:80",),
-    untracked=("10.0.1.2,tcp:80", "10.0.1.3,tcp:80"),
+    claims={
+        "dropped": ("10.0.1.2,tcp:80",),
+        "queued": ("10.0.1.3,tcp:80",),
+        "tracked": ("10.0.1.4,tcp:80",),
+        "untracked": ("10.0.1.2,tcp:80", "10.0.1.3,tcp:80"),
+    },
     changes=({"kind": "Sets", "instance": 3},),
 )
 
@@ -45,10 +47,14 @@ def test_records_are_read_as_they_were_written(tmp_path: Path) -> None:
 
 def test_a_record_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
-    journal.write(replace(RECORD, offloads=True))
+    journal.write(RECORD)
     (path,) = journal.directory.glob("*.json")
-    earlier = path.read_text().replace('"tracked"', '"carried"').replace('"offloads"', '"carries"')
-    path.write_text(earlier)
+    data = json.loads(path.read_text())
+    claims = data.pop("claims")
+    data |= {"raw": claims["dropped"], "carried": claims["tracked"], "carries": True}
+    data |= {name: claims[name] for name in ("queued", "untracked")}
+    del data["offloads"]
+    path.write_text(json.dumps(data))
     assert journal.records() == [replace(RECORD, offloads=True)]
 
 

@@ -306,8 +306,8 @@ def test_statistics_name_the_engines(supervised: Supervised) -> None:
     supervised.apply(WEB)
     supervised.open_flow()
     statistics = supervised.ask(GetStatistics(), WorkerStatistics)
-    assert statistics.of(Datapath.NFQUEUE) == EngineCounters(received=1)
-    assert statistics.of(Datapath.RAW) == EngineCounters()
+    assert statistics.queue == EngineCounters(received=1)
+    assert statistics.frames == EngineCounters()
 
 
 def test_flows_are_brought_up_to_date_and_ended(supervised: Supervised) -> None:

@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 
 from featherlb.datapaths.rules.facts import Facts, Options
-from featherlb.host.choose import opposed
+from featherlb.host.claims import conflict
 from featherlb.host.plan import build
 from featherlb.model import Backend, Datapath, Endpoint, NatMode, Protocol, Service, Vip
 from featherlb.system.journal import Record
@@ -39,12 +39,9 @@ def test_what_may_run_beside_what(ours: str, theirs: str) -> None:
     plan = build([service(theirs)], Options(), Facts())
     record = Record(
         *(1, 1, 4242, 0, (), (), 0, (), ()),
-        raw=tuple(plan.raw),
-        queued=tuple(plan.queued),
-        tracked=tuple(plan.tracked),
-        untracked=tuple(plan.untracked),
+        claims={handling: tuple(backends) for handling, backends in plan.claims.items()},
     )
-    sentence = opposed([service(ours)], record)
+    sentence = conflict([service(ours)], record)
     assert (sentence is None) == (theirs in FITTING[ours])
     if sentence is not None:
         # One that is always named: whose replies they are.

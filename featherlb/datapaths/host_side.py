@@ -1,0 +1,116 @@
+"""The host side of a datapath: what it needs on the host, and why a host cannot run it.
+
+The plan and the checks ask each datapath without knowing it. Its answers are in the modules `rules`
+and `requirements` of the folder that has the datapath's name, where `rules_of` and
+`requirements_of` find them. A new datapath is one more such folder.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from importlib import import_module
+from typing import Protocol, cast
+
+from featherlb.datapaths.rules.endpoints import Group, Parts
+from featherlb.datapaths.rules.facts import Facts, Options
+from featherlb.datapaths.rules.queueing import Queued
+from featherlb.model import Datapath, NatMode, Service
+from featherlb.system import ipset, sysctl
+from featherlb.system.ruleset import Ruleset
+
+
+class Replies(StrEnum):
+    """How a backend's replies are handled, whichever instance they are for. So a backend cannot
+    have two that exclude each other: TRACKED and UNTRACKED, QUEUED and DROPPED."""
+
+    TRACKED = "tracked"
+    """Conntrack has to see them."""
+    UNTRACKED = "untracked"
+    """Rules keep them out of conntrack."""
+    QUEUED = "queued"
+    """Those to other hosts have to reach the kernel, and from it a queue."""
+    DROPPED = "dropped"
+    """Those to other hosts are dropped by the kernel: workers have them as frames."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scope:
+    """What a datapath's part of a plan is for: its services that have VIPs of one address
+    family."""
+
+    services: Sequence[Service]
+    family: int
+    options: Options
+    facts: Facts
+    handoff: bool = False
+    """It is for the time from this process to the next (see `host.plan.build`)."""
+
+    def parts(self, label: str = "") -> Parts:
+        """The VIPs and backends; `label` tells the sets of datapaths apart."""
+        return Parts.of(self.services, self.family, self._prefix + label)
+
+    def group(self, name: str, entries: Iterable[ipset.Entry]) -> Group:
+        """Endpoints with a set of this name."""
+        return Group.of(self._prefix + name, self.family, entries)
+
+    @property
+    def _prefix(self) -> str:
+        return f"featherlb-{self.options.queue}-"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """What a datapath has on the host beside what it queues, for one scope."""
+
+    sets: tuple[ipset.Set, ...] = ()
+    """All that its rules look into, those of the queues included."""
+    settings: tuple[sysctl.Setting, ...] = ()
+    rules: Ruleset = field(default_factory=dict)
+
+
+class Rules(Protocol):
+    """The module `rules` of a datapath: its part of the plan."""
+
+    def replies(self, nat: NatMode) -> frozenset[Replies]:
+        """How its rules handle the replies of a backend in this NAT mode."""
+        ...
+
+    def queued(self, scope: Scope) -> Queued | None:
+        """Which packets go to the workers' queues untracked; None if none do."""
+        ...
+
+    def needs(self, scope: Scope, queued: Sequence[Queued]) -> Needs:
+        """What else it needs. `queued` has what all datapaths queue in this address family."""
+        ...
+
+
+class Requirements(Protocol):
+    """The module `requirements` of a datapath: why a host cannot run it."""
+
+    def obstacles(self, services: Sequence[Service]) -> Iterator[str]:
+        """Why this host cannot run the services with it, or none at all, as sentences that name
+        what to do. Backends are prepared (`host.prepare`)."""
+        ...
+
+    def limits(self, services: Sequence[Service], options: Options, facts: Facts) -> Iterator[str]:
+        """Why one instance cannot have all these services with it, as sentences."""
+        ...
+
+
+def rules_of(datapath: Datapath) -> Rules:
+    """The module `rules` of the datapath."""
+    return cast(Rules, import_module(f"featherlb.datapaths.{datapath}.rules"))
+
+
+def requirements_of(datapath: Datapath) -> Requirements:
+    """The module `requirements` of the datapath."""
+    return cast(Requirements, import_module(f"featherlb.datapaths.{datapath}.requirements"))
+
+
+def by_datapath(services: Sequence[Service]) -> Mapping[Datapath, list[Service]]:
+    """The services of each datapath that has any, in the order of `Datapath`."""
+    found = {
+        datapath: [service for service in services if service.datapath is datapath]
+        for datapath in Datapath
+    }
+    return {datapath: ours for datapath, ours in found.items() if ours}

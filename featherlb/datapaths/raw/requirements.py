@@ -1,0 +1,53 @@
+"""Why a host cannot run the datapath raw: what has no Ethernet frames."""
+
+from collections.abc import Iterator, Sequence
+
+from featherlb.datapaths.raw.socket_filter import ROOM, Interest
+from featherlb.datapaths.rules.extensions import queue_obstacles
+from featherlb.datapaths.rules.facts import Facts, Options
+from featherlb.datapaths.rules.vip_addresses import subnet_interface
+from featherlb.model import DEFAULT_DATAPATH, SOURCE_PORTS, NatMode, Service
+from featherlb.system import network, paths, sysctl
+
+
+def obstacles(services: Sequence[Service]) -> Iterator[str]:
+    yield from queue_obstacles(services)
+    if not paths.has_packet_sockets():
+        yield "this kernel has no packet sockets with PACKET_VNET_HDR, or CAP_NET_RAW is missing"
+    interfaces = {one.name: one for one in paths.read_interfaces().values()}
+    if not any(one.carries_frames for one in interfaces.values()):
+        yield "no Ethernet interface of this host is up"
+    low, _ = map(int, (sysctl.read("net/ipv4/ip_local_port_range") or "32768 60999").split())
+    addresses = network.addresses()
+    for service in services:
+        for backend in service.backends:
+            route = network.route(backend.endpoint.address)
+            if backend.local:
+                yield f"backend {backend} is on this host, where no frame gets"
+            elif route is not None and not interfaces[route.interface].carries_frames:
+                yield (
+                    f"the route to backend {backend} leads through {route.interface}, which has no"
+                    " Ethernet frames"
+                )
+        for vip in service.vips:
+            interface = subnet_interface(vip.address, addresses)
+            if vip.address.is_loopback:
+                yield f"VIP {vip} is a loopback address, which only this host can reach"
+            elif interface not in (None, network.LOOPBACK) and (
+                not interfaces[interface].carries_frames
+            ):
+                yield f"VIP {vip} is in the subnet of {interface}, which has no Ethernet frames"
+        if service.nat is NatMode.FULL and low in SOURCE_PORTS:
+            yield (
+                f"connections of this host itself have ports from {low} on, which `nat: full`"
+                ' gives to flows: run `sysctl -w net.ipv4.ip_local_port_range="32768 60999"`'
+            )
+
+
+def limits(services: Sequence[Service], options: Options, facts: Facts) -> Iterator[str]:
+    addresses = frozenset(one.address.ip for one in facts.addresses)
+    if not Interest(options.shard(0)).of(services, addresses).fits:
+        yield (
+            "the VIPs of the services with the datapath raw are more than a socket filter can look"
+            f" for ({ROOM} addresses and ports); set the datapath of some to {DEFAULT_DATAPATH}"
+        )

@@ -1,0 +1,221 @@
+"""Rules that keep packets out of connection tracking and put them into the workers' queues.
+
+- raw PREROUTING and OUTPUT take packets to a VIP and, in `full` mode, the replies to the addresses
+  and ports that were given to flows.
+- Replies in `dnat` mode keep their source until the routing decision is made (the kernel drops a
+  packet from outside whose source is an address of this host: a martian). Rules untrack them in
+  raw, and queue them in mangle POSTROUTING and INPUT.
+- ICMP errors are queued at each of these hooks, whichever host they are for: only the quoted packet
+  tells whether they are about a flow. Those of other connections continue unchanged, so they stay
+  in connection tracking.
+- filter accepts what these rules have untracked, and ICMP errors about connections that the kernel
+  doesn't track.
+
+Every worker has a queue. Which packets a datapath wants there, it says with a `Queued`.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from featherlb.datapaths.rules import icmp
+from featherlb.datapaths.rules.endpoints import Group, Parts
+from featherlb.datapaths.rules.facts import Facts, Options
+from featherlb.datapaths.rules.guards import reassembly
+from featherlb.datapaths.rules.steering import (
+    queue_by_client,
+    queue_by_port,
+    queue_echo_requests,
+    queue_errors,
+    returns,
+)
+from featherlb.datapaths.rules.vip_addresses import foreign_vips
+from featherlb.model import SOURCE_PORTS, Address
+from featherlb.system.ruleset import (
+    ANY,
+    Action,
+    Chain,
+    Goto,
+    Jump,
+    Match,
+    Rule,
+    Ruleset,
+    Side,
+    State,
+    Table,
+    hooked,
+    join,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Queued:
+    """The packets of one datapath, in one address family, that go to the queues untracked."""
+
+    parts: Parts
+    """Has the VIPs: packets to them are queued."""
+    replying: tuple[Group, ...] = ()
+    """Backends whose replies are known by the backend: clients keep their address."""
+    given: tuple[Group, ...] = ()
+    """Backends whose replies are known by the address and the port that were given to a flow."""
+    local_only: bool = False
+    """Only packets of clients on this host. Those of others come another way, and the kernel has no
+    part in them."""
+    guards: tuple[Rule, ...] = ()
+    """Rules for raw PREROUTING, in front of the host's own."""
+
+    def forward(self, facts: Facts) -> list[Match]:
+        """Packets to a VIP."""
+        return self.parts.vip_matches(Side.DESTINATION, facts.sets)
+
+    def replies(self, facts: Facts) -> list[Match]:
+        """Packets from backends, but no SYNs: with these they open connections of their own, which
+        must not pass the filter as replies."""
+        return [
+            match
+            for group in self.replying
+            for match in group.matches(Side.SOURCE, facts.sets, syn=False)
+        ]
+
+    def given_replies(self, facts: Facts) -> list[Match]:
+        """Packets from backends to an address and a port that were given to a flow."""
+        return [
+            match
+            for group in self.given
+            for match in group.matches(Side.SOURCE, facts.sets, peer_ports=SOURCE_PORTS)
+        ]
+
+    def accepted(self, facts: Facts) -> Iterator[Match]:
+        """All of these as they pass the filter: to backends, from backends, from VIPs."""
+        for group in self.replying:
+            yield from group.matches(Side.DESTINATION, facts.sets)
+        yield from self.replies(facts)
+        for group in self.given:
+            yield from group.matches(Side.DESTINATION, facts.sets, peer_ports=SOURCE_PORTS)
+        yield from self.parts.vip_matches(Side.SOURCE, facts.sets)
+
+
+def queue_rules(queued: Sequence[Queued], options: Options, facts: Facts) -> Ruleset:
+    """The rules for what all datapaths queue in one address family; none if they queue nothing."""
+    if not queued:
+        return {}
+    # Packets are steered last, when everything else stands.
+    return {
+        "filter": _filter(queued, options, facts),
+        "mangle": _mangle(queued, options, facts),
+        "raw": _raw(queued, options, facts),
+    }
+
+
+def _family(queued: Sequence[Queued]) -> int:
+    return queued[0].parts.family
+
+
+def _chain(role: str, options: Options) -> Chain:
+    return Chain(role, options.queue)
+
+
+def _raw(queued: Sequence[Queued], options: Options, facts: Facts) -> Table:
+    steering, forward, reply, error = (
+        _chain(role, options) for role in ("RAW", "FORWARD", "REPLY", "ERROR")
+    )
+    family = _family(queued)
+    errors = icmp.errors(family)
+    whole = [one for one in queued if not one.local_only]
+    given = [match for one in queued for match in one.given_replies(facts)]
+    # Before the queue: the verdict ends the way through the table.
+    untrack = Rule(ANY, Action.UNTRACK)
+    chains = {
+        # The narrowest match first: a port given in `full` mode can equal a wildcard VIP's.
+        steering: (
+            *returns(facts),
+            *(Rule(match, Goto(reply)) for match in given),
+            *(Rule(match, Goto(forward)) for one in queued for match in one.forward(facts)),
+            *(
+                Rule(replace(match, destination_local=one.local_only or None), Action.UNTRACK)
+                for one in queued
+                for match in one.replies(facts)
+            ),
+            *(Rule(match, Goto(error)) for match in errors if whole),
+            *queue_echo_requests(family, _foreign(queued, options, facts), options),
+            # No socket of this host is to get them, so it would forward them.
+            *(
+                Rule(replace(match, destination=address), Action.DROP)
+                for address in _foreign([one for one in queued if one.local_only], options, facts)
+                for match in errors
+            ),
+        ),
+        forward: (untrack, *queue_by_client(Side.SOURCE, options)),
+    }
+    if whole:
+        chains[error] = tuple(
+            queue_errors(
+                family,
+                options,
+                given=any(group.entries for one in whole for group in one.given),
+                kept=any(group.entries for one in whole for group in one.replying),
+            )
+        )
+    if given:
+        protocols = {
+            protocol for one in queued for group in one.given for protocol in group.protocols
+        }
+        chains[reply] = (untrack, *queue_by_port(sorted(protocols), options))
+    guards = (*(rule for one in queued for rule in one.guards), *reassembly(family, facts))
+    return join(
+        Table(chains, tuple(Jump(hook, steering) for hook in ("PREROUTING", "OUTPUT"))),
+        hooked(_chain("GUARD", options), "PREROUTING", guards),
+    )
+
+
+def _mangle(queued: Sequence[Queued], options: Options, facts: Facts) -> Table:
+    replies = [match for one in queued for match in one.replies(facts)]
+    if not replies:
+        return Table()
+    steering, reply, error = (_chain(role, options) for role in ("MANGLE", "REPLY", "ERROR"))
+    chains = {
+        steering: (
+            *returns(facts, late=True),
+            *(Rule(match, Goto(reply)) for match in replies),
+            *(Rule(match, Goto(error)) for match in icmp.errors(_family(queued))),
+        ),
+        reply: tuple(queue_by_client(Side.DESTINATION, options)),
+        # Here they quote what a client sent, as its backend has got it.
+        error: tuple(queue_by_client(Side.SOURCE, options, bypass=True)),
+    }
+    leaving = any(not one.local_only and one.replies(facts) for one in queued)
+    hooks = ("POSTROUTING", "INPUT") if leaving else ("INPUT",)
+    return Table(chains, tuple(Jump(hook, steering) for hook in hooks))
+
+
+def _filter(queued: Sequence[Queued], options: Options, facts: Facts) -> Table:
+    error, balanced = _chain("ERROR", options), _chain("FILTER", options)
+    family = _family(queued)
+    chains = {
+        error: tuple(Rule(match, Action.ACCEPT) for match in icmp.errors(family)),
+        balanced: tuple(
+            Rule(match, Action.ACCEPT) for one in queued for match in one.accepted(facts)
+        ),
+    }
+    errors = Match(protocol=icmp.PROTOCOLS[family])
+    conditions = {error: errors, balanced: ANY}
+    if facts.conntrack:
+        conditions = {
+            error: replace(errors, states=(State.INVALID, State.UNTRACKED)),
+            balanced: Match(states=(State.UNTRACKED,)),
+        }
+    local_only = all(one.local_only for one in queued)
+    hooks = ("INPUT", "OUTPUT") if local_only else ("INPUT", "FORWARD", "OUTPUT")
+    return Table(
+        chains,
+        # The last one is put in front: every packet of a flow meets it, and needs no other.
+        tuple(
+            Jump(hook, chain, match, first=True)
+            for chain, match in conditions.items()
+            for hook in hooks
+        ),
+    )
+
+
+def _foreign(queued: Sequence[Queued], options: Options, facts: Facts) -> list[Address]:
+    """VIPs that are no address of this host."""
+    return foreign_vips([one.parts for one in queued], options, facts)
