@@ -1,4 +1,4 @@
-# C types of mss.py, for the compiled build.
+# C types of tcp_options.py, for the compiled build.
 cimport cython
 from featherlb.net.checksum cimport fold, update
 from featherlb.net.packet cimport MASK16, Packet

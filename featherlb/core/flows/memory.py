@@ -1,8 +1,8 @@
 """The memory of a worker's flows: one block, which can outlive the worker, or be saved.
 
 In the machine's byte order: for each flow a record (`record.py`) and its client's next hop
-(`next_hops.py`), the interfaces that next hops name by slots, and how many records were ever used.
-Number 0 is no flow's, and no interface's.
+(`next_hops.py`), the interface of each link id, and how many records were ever used. Number 0 is no
+flow's, and no interface's.
 """
 
 import mmap
@@ -12,9 +12,9 @@ from featherlb.core.flows.record import RECORD_SIZE
 
 LAYOUT = 2
 """Another number for another meaning of the bytes: what a different version left isn't read."""
-HOP_SIZE, MAX_SLOTS = 8, 256
+HOP_SIZE, MAX_LINKS = 8, 256
 """Bytes of a next hop; links that can be named."""
-REST = (MAX_SLOTS + 1) * 4
+REST = (MAX_LINKS + 1) * 4
 
 
 def size_of(capacity: int) -> int:
@@ -23,7 +23,7 @@ def size_of(capacity: int) -> int:
 
 
 class FlowMemory:
-    """`records` are bytes, `hops` are by flow (64 bits each), `links` by slot (interface indexes
+    """`records` are bytes, `hops` are by flow (64 bits each), `links` by link id (interface indexes
     of 32 bits), `used` holds the highest number of a flow that there ever was."""
 
     def __init__(self, block: bytearray | mmap.mmap) -> None:
@@ -34,8 +34,8 @@ class FlowMemory:
         links = hops + (self.capacity + 1) * HOP_SIZE
         self.records = view[:hops]
         self.hops = view[hops:links].cast("Q")
-        self.links = view[links : links + MAX_SLOTS * 4].cast("I")
-        self.used = view[links + MAX_SLOTS * 4 : links + REST].cast("I")
+        self.links = view[links : links + MAX_LINKS * 4].cast("I")
+        self.used = view[links + MAX_LINKS * 4 : links + REST].cast("I")
 
     def parts(self) -> Sequence[memoryview]:
         """The bytes of a smaller memory with the same flows."""

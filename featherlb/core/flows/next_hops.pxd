@@ -1,8 +1,8 @@
-# C types of hops.py, for the compiled build.
+# C types of next_hops.py, for the compiled build.
 cimport cython
 
 cdef unsigned long long MAC, ROUTED
-cdef int SLOT_SHIFT, SLOT_MASK, EPOCH_SHIFT
+cdef int LINK_SHIFT, LINK_MASK, EPOCH_SHIFT
 
 
 cdef class Hops:
@@ -12,11 +12,11 @@ cdef class Hops:
     cdef public unsigned int gso_size
     cdef unsigned long long epoch
     cdef readonly object addresses
-    cdef readonly dict slots
+    cdef readonly dict link_ids
     cdef dict _next_hops, _routes
 
-    @cython.locals(slot=cython.ulonglong, epoch=cython.ulonglong)
-    cpdef object recall(self, Py_ssize_t flow, unsigned long long hop, slots)
+    @cython.locals(link_id=cython.ulonglong, epoch=cython.ulonglong)
+    cpdef object recall(self, Py_ssize_t flow, unsigned long long hop, link_ids)
     @cython.locals(hop=cython.ulonglong)
     cpdef void came_from(
         self, Py_ssize_t flow, unsigned long long high, unsigned long long low) except *

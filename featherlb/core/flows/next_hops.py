@@ -1,9 +1,9 @@
 """Next hops: out of which link the frames of a flow leave, and to which MAC address.
 
-A *hop* is 64 bits: the MAC address in the low 48, above it 8 bits of the link's slot, a bit that
-says that the host's routes have decided (`ROUTED`), and 7 bits that number the routes by
-which it was decided (`epoch`). A slot is a small number that stands for an interface; 0 is none. A
-hop without a MAC address is not resolved yet.
+A *hop* is 64 bits: the MAC address in the low 48, above it 8 bits of the link's id, a bit that says
+that the host's routes have decided (`ROUTED`), and 7 bits that number the routes by which it was
+decided (`epoch`). A link id is a small number that stands for an interface; 0 is none. A hop
+without a MAC address is not resolved yet.
 
 Towards backends the hop is a pool member's. Towards clients it is the flow's: a reply leaves by the
 link, and to the MAC address, that the client's packets came from last, unless the host's route to
@@ -14,13 +14,13 @@ again when they have changed; 8 bytes a flow remember the outcome.
 import mmap
 from collections.abc import Sequence, Set
 
-from featherlb.core.flows.memory import MAX_SLOTS, FlowMemory
+from featherlb.core.flows.memory import MAX_LINKS, FlowMemory
 from featherlb.model import NextHop, Topology
 from featherlb.net.addresses import words_of
 
-SLOT_SHIFT = 48
+LINK_SHIFT = 48
 MAC = 0xFFFF_FFFF_FFFF
-SLOT_MASK = 0xFF
+LINK_MASK = 0xFF
 ROUTED = 0x0100_0000_0000_0000
 EPOCH_SHIFT = 57
 EPOCHS = 128
@@ -29,7 +29,7 @@ EPOCHS = 128
 class Hops:
     """The next hops of all flows and members; `set_topology` says what they are made of.
 
-    `came` (the link's slot and the sender's MAC address), `gso_size` (bytes; 0 for a packet that
+    `came` (the link's id and the sender's MAC address), `gso_size` (bytes; 0 for a packet that
     is none) are of the frame that is being handled: its driver sets them. `goes` is the answer.
     """
 
@@ -38,25 +38,25 @@ class Hops:
         self.clients = memory.hops
         self._links = memory.links
         self.members = memoryview(mmap.mmap(-1, members * 8)).cast("Q")
-        self.mtu = memoryview(mmap.mmap(-1, MAX_SLOTS * 4)).cast("I")
+        self.mtu = memoryview(mmap.mmap(-1, MAX_LINKS * 4)).cast("I")
         self.came = 0
         self.goes = 0
         self.gso_size = 0
         self.epoch = 0
         self.addresses: frozenset[tuple[int, int]] = frozenset()
-        self.slots: dict[int, int] = {}
+        self.link_ids: dict[int, int] = {}
         self._next_hops: dict[tuple[int, int], int] = {}
         self._routes: dict[bool, dict[int, dict[int, int]]] = {}
 
     def set_topology(self, topology: Topology) -> None:
-        """Replace the topology. Links keep their slots; `slots` has them by interface index."""
+        """Replace the topology. Links keep their ids; `link_ids` has them by interface index."""
         present = {link.index for link in topology.links}
-        for index in present - self.slots.keys():
-            self._add(index, self._free_slot(present))
-        for slot in range(MAX_SLOTS):
-            self.mtu[slot] = 0
+        for index in present - self.link_ids.keys():
+            self._add(index, self._free_id(present))
+        for link_id in range(MAX_LINKS):
+            self.mtu[link_id] = 0
         for link in topology.links:
-            self.mtu[self.slots[link.index]] = link.mtu
+            self.mtu[self.link_ids[link.index]] = link.mtu
         self.addresses = frozenset(words_of(address) for address in topology.addresses)
         self._next_hops = {
             words_of(address): self._pack(hop) for address, hop in topology.next_hops.items()
@@ -73,24 +73,24 @@ class Hops:
             self._routes = routes
             self.epoch = (self.epoch + 1) % EPOCHS
 
-    def slot_of(self, index: int) -> int:
-        """The slot of an interface that may be among the links of the next topology; 0 for index
+    def link_id_of(self, index: int) -> int:
+        """The link id of an interface that may be among the links of the next topology; 0 for index
         0, or if there is none left."""
-        if index and index not in self.slots and len(self.slots) < MAX_SLOTS - 1:
-            self._add(index, self._free_slot(self.slots.keys()))
-        return self.slots.get(index, 0)
+        if index and index not in self.link_ids and len(self.link_ids) < MAX_LINKS - 1:
+            self._add(index, self._free_id(self.link_ids.keys()))
+        return self.link_ids.get(index, 0)
 
-    def recall(self, flow: int, hop: int, slots: Sequence[int]) -> None:
-        """The flow's client was reached by this hop, of a memory whose links have these `slots`
+    def recall(self, flow: int, hop: int, link_ids: Sequence[int]) -> None:
+        """The flow's client was reached by this hop, of a memory whose links have these ids
         here. The next packet asks the routes."""
-        slot = slots[hop >> SLOT_SHIFT & SLOT_MASK]
-        if slot and not hop & ROUTED:
+        link_id = link_ids[hop >> LINK_SHIFT & LINK_MASK]
+        if link_id and not hop & ROUTED:
             epoch = (self.epoch - 1) % EPOCHS
-            self.clients[flow] = hop & MAC | slot << SLOT_SHIFT | epoch << EPOCH_SHIFT
+            self.clients[flow] = hop & MAC | link_id << LINK_SHIFT | epoch << EPOCH_SHIFT
 
-    def _add(self, index: int, slot: int) -> None:
-        self.slots[index] = slot
-        self._links[slot] = index
+    def _add(self, index: int, link_id: int) -> None:
+        self.link_ids[index] = link_id
+        self._links[link_id] = index
 
     def update_member(self, member: int, high: int, low: int) -> None:
         """Take the next hop of the member, whose address this is, from the topology. A member that
@@ -128,26 +128,26 @@ class Hops:
             prefix = address >> shift
             if prefix in prefixes:
                 hop = prefixes[prefix]
-                if hop & MAC and hop >> SLOT_SHIFT != came >> SLOT_SHIFT:
+                if hop & MAC and hop >> LINK_SHIFT != came >> LINK_SHIFT:
                     goes = hop | ROUTED
                 break
         self.clients[flow] = goes | self.epoch << EPOCH_SHIFT
 
     def _pack(self, hop: NextHop) -> int:
-        slot = self.slots.get(hop.link, 0)
-        return slot << SLOT_SHIFT | int.from_bytes(hop.mac or b"", "big")
+        link_id = self.link_ids.get(hop.link, 0)
+        return link_id << LINK_SHIFT | int.from_bytes(hop.mac or b"", "big")
 
-    def _free_slot(self, present: Set[int]) -> int:
-        taken = set(self.slots.values())
-        for slot in range(1, MAX_SLOTS):
-            if slot not in taken:
-                return slot
+    def _free_id(self, present: Set[int]) -> int:
+        taken = set(self.link_ids.values())
+        for link_id in range(1, MAX_LINKS):
+            if link_id not in taken:
+                return link_id
         # Those of interfaces that are gone are used again, the longest known ones first.
-        for index, slot in self.slots.items():
+        for index, link_id in self.link_ids.items():
             if index not in present:
-                del self.slots[index]
-                return slot
-        raise ValueError(f"more than {MAX_SLOTS - 1} links")
+                del self.link_ids[index]
+                return link_id
+        raise ValueError(f"more than {MAX_LINKS - 1} links")
 
 
 def _join(high: int, low: int) -> int:

@@ -13,7 +13,7 @@ from featherlb.core.flows.record cimport OFFLOADED, Direction, Record, direction
 from featherlb.core.flows.table cimport FlowTable
 from featherlb.core.path.fragments cimport Fragments
 from featherlb.core.path.migrate cimport Handover
-from featherlb.core.flows.next_hops cimport SLOT_MASK, SLOT_SHIFT, Hops
+from featherlb.core.flows.next_hops cimport LINK_MASK, LINK_SHIFT, Hops
 from featherlb.core.path.icmp cimport IcmpHandler, is_icmp
 from featherlb.core.flows.lifecycle cimport Lifecycle
 from featherlb.core.flows.members cimport Members

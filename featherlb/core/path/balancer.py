@@ -48,7 +48,7 @@ from featherlb.net.packet import Packet
 
 if not cython.compiled:
     from featherlb.core.flows.counters import COUNTERS
-    from featherlb.core.flows.next_hops import SLOT_MASK, SLOT_SHIFT
+    from featherlb.core.flows.next_hops import LINK_MASK, LINK_SHIFT
     from featherlb.core.flows.record import OFFLOADED, direction_of
     from featherlb.core.path.context import FIRST_FRAGMENT, GO_ON, ICMP_MESSAGE, LATER_FRAGMENT
     from featherlb.core.path.hooks import (
@@ -365,7 +365,7 @@ class Balancer:
             return self.drop_ttl_exceeded(ctx, record.vip_high, record.vip_low)
         # A super-packet leaves as segments.
         length = packet.payload - packet.ip + hops.gso_size if hops.gso_size else ctx.length
-        mtu = hops.mtu[hop >> SLOT_SHIFT & SLOT_MASK]
+        mtu = hops.mtu[hop >> LINK_SHIFT & LINK_MASK]
         hops.goes = hop
         if length > mtu > 0:
             if not packet.may_be_fragmented() or (hops.gso_size and packet.protocol != TCP):

@@ -80,7 +80,7 @@ class Takeover:
         shard: how many are, and how many of them had to be left, as there is no such VIP or
         backend any more, or no room. Every flow is as old, and as idle, as it was."""
         self.look_at(memory)
-        links = [self._hops.slot_of(index) for index in memory.links]
+        links = [self._hops.link_id_of(index) for index in memory.links]
         wanted = []
         for number in range(1, min(memory.used[0], memory.capacity) + 1):
             record = self._records.at(number)

@@ -1,6 +1,6 @@
 # C types of frames.py, for the compiled build. Compiled, the core is called without a Python call.
 cimport cython
-from featherlb.core.flows.next_hops cimport MAC, SLOT_MASK, SLOT_SHIFT, Hops
+from featherlb.core.flows.next_hops cimport MAC, LINK_MASK, LINK_SHIFT, Hops
 from featherlb.core.path.balancer cimport Balancer
 from featherlb.datapaths.batches cimport BATCH, MAX_BATCHES, SLOT_SIZE
 from featherlb.datapaths.raw.link_socket cimport LinkSocket

@@ -25,7 +25,7 @@ from featherlb.net.fragment import cut, sum_up
 from featherlb.system.mmsg import MessageBatch
 
 if not cython.compiled:
-    from featherlb.core.flows.next_hops import MAC, SLOT_MASK, SLOT_SHIFT
+    from featherlb.core.flows.next_hops import LINK_MASK, LINK_SHIFT, MAC
     from featherlb.datapaths.batches import BATCH, MAX_BATCHES, SLOT_SIZE
 
 VNET_HEADER = 10
@@ -67,7 +67,7 @@ class FrameSockets:
         """Frames that the kernel dropped at sockets that are closed by now."""
         self.open: dict[int, LinkSocket] = {}
         """By descriptor."""
-        self.by_link: list[LinkSocket | None] = [None] * (2 * (SLOT_MASK + 1))
+        self.by_link: list[LinkSocket | None] = [None] * (2 * (LINK_MASK + 1))
         """By link id and address family."""
         self.held = HeldFrames()
         self._filters: dict[int, bytes] = {}
@@ -183,7 +183,7 @@ class FrameSockets:
         if not hop & MAC:
             self.hold(family, at, size, now)
             return
-        out = self.by_link[(hop >> SLOT_SHIFT & SLOT_MASK) * 2 + (family == 6)]
+        out = self.by_link[(hop >> LINK_SHIFT & LINK_MASK) * 2 + (family == 6)]
         if out is None:
             self.unsent += 1
             return

@@ -1,5 +1,5 @@
 # C types of link_socket.py, for the compiled build.
-from featherlb.core.flows.next_hops cimport SLOT_SHIFT
+from featherlb.core.flows.next_hops cimport LINK_SHIFT
 from featherlb.system.mmsg cimport DatagramBatch
 
 

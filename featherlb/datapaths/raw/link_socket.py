@@ -18,7 +18,7 @@ from featherlb.model import Link
 from featherlb.system.mmsg import DatagramBatch, MessageBatch
 
 if not cython.compiled:
-    from featherlb.core.flows.next_hops import SLOT_SHIFT
+    from featherlb.core.flows.next_hops import LINK_SHIFT
 
 SOL_PACKET = 263
 PACKET_STATISTICS = 6
@@ -44,7 +44,7 @@ class LinkSocket:
             (SOL_PACKET, PACKET_VNET_HDR, 1),
         ):
             self.socket.setsockopt(level, option, value)
-        self.came = link_id << SLOT_SHIFT
+        self.came = link_id << LINK_SHIFT
         self.mtu = link.mtu
         self.source_high = int.from_bytes(link.mac[:2], "big")
         self.source_low = int.from_bytes(link.mac[2:], "big")

@@ -84,7 +84,7 @@ class Wire(World):
         gso_size: int = 0,
     ) -> Outcome:
         hops = self.balancer.hops
-        hops.came = hops.slots[link.index] << 48 | sender
+        hops.came = hops.link_ids[link.index] << 48 | sender
         hops.gso_size = gso_size
         return self.handle(packet, WIRE, info | (PacketInfo.GSO if gso_size else PacketInfo.NONE))
 
@@ -92,8 +92,8 @@ class Wire(World):
     def goes(self) -> tuple[int, int]:
         """The interface index and the MAC address of the next hop of the last frame."""
         goes = self.balancer.hops.goes
-        by_slot = {slot: index for index, slot in self.balancer.hops.slots.items()}
-        return by_slot[goes >> 48], goes & 0xFFFFFFFFFFFF
+        by_id = {number: index for index, number in self.balancer.hops.link_ids.items()}
+        return by_id[goes >> 48], goes & 0xFFFFFFFFFFFF
 
 
 def unreachable(by: str, about: bytes) -> bytes:
@@ -391,8 +391,8 @@ def test_links_that_come_and_go() -> None:
     hops = Hops(anonymous(1), 1)
     for index in range(1, 1000):
         hops.set_topology(Topology(links=(FRONT, replace(BACK, index=1000 + index))))
-        assert 0 < hops.slots[FRONT.index] != hops.slots[1000 + index] > 0
-        assert max(hops.slots.values()) < 256
+        assert 0 < hops.link_ids[FRONT.index] != hops.link_ids[1000 + index] > 0
+        assert max(hops.link_ids.values()) < 256
 
 
 @pytest.mark.parametrize("about_reply", [0, 1])

@@ -210,18 +210,18 @@ def test_flows_go_over_to_another_datapath() -> None:
 
 
 def test_next_hops_are_found_again() -> None:
-    """The links have other slots in the next process."""
+    """The links have other link_ids in the next process."""
     memories = [anonymous(2), anonymous(2)]
     before, after = (Hops(memory, 1) for memory in memories)
     front, back = Link(7, "front", b"\2" * 6, 1500), Link(9, "back", b"\4" * 6, 1500)
     before.set_topology(Topology(links=(front, back)))
-    hop = before.slots[9] << 48 | 0x020000000001
+    hop = before.link_ids[9] << 48 | 0x020000000001
     before.came = hop
     before.came_from(1, 0, 0xFFFF << 32 | 1)
     after.set_topology(Topology(links=(back,)))
-    slots = [after.slot_of(index) for index in memories[0].links]
-    after.recall(2, memories[0].hops[1], slots)
-    assert after.back(2, 0, 0xFFFF << 32 | 1) == after.slots[9] << 48 | 0x020000000001
+    link_ids = [after.link_id_of(index) for index in memories[0].links]
+    after.recall(2, memories[0].hops[1], link_ids)
+    assert after.back(2, 0, 0xFFFF << 32 | 1) == after.link_ids[9] << 48 | 0x020000000001
 
 
 @given(
