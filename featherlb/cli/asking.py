@@ -90,10 +90,15 @@ def print_json(answer: schema.Answer) -> None:
     click.echo(json.dumps(answer.model_dump(mode="json", by_alias=True), indent=2))
 
 
+def new_console(width: int | None = None) -> Console:
+    """A console that prints data as it is: `[fd00::1]` is no markup, and `:a:` no emoji."""
+    return Console(width=width, markup=False, emoji=False)
+
+
 def print_table(table: Table) -> None:
-    console = Console()
+    console = new_console()
     if not console.is_terminal:
-        console = Console(width=NARROW)
+        console = new_console(NARROW)
     console.print(table)
 
 

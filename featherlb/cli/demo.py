@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from featherlb.cli.asking import new_console
 from featherlb.lab import Lab, load
 from featherlb.lab.namespaces import VIP
 from featherlb.lab.servers import HttpServer
@@ -62,7 +63,7 @@ def demo(seconds: int) -> None:
         )
     # Like Ctrl-C, so that the namespaces are deleted as well.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    console = Console()
+    console = new_console()
     with Lab(clients=1, backends=len(WEIGHTS)) as lab, ExitStack() as stack:
         servers = [stack.enter_context(HttpServer(node)) for node in lab.backends]
         command = up_command(servers)

@@ -16,6 +16,7 @@ from featherlb.api.client import Client
 from featherlb.cli.asking import (
     ask,
     instance_option,
+    new_console,
     new_table,
     short_number,
     short_time,
@@ -53,7 +54,7 @@ def top(interval: float, count: int | None, instance: int | None) -> None:
     async def watch(client: Client) -> None:
         before: Snapshot | None = None
         shown = 0
-        with Live(auto_refresh=False, screen=count is None) as live:
+        with Live(console=new_console(), auto_refresh=False, screen=count is None) as live:
             while count is None or shown < count:
                 now = await take(client)
                 live.update(draw(now, before or now), refresh=True)

@@ -1,0 +1,171 @@
+"""Tables print addresses and names as they are, whatever rich makes of brackets and colons."""
+
+import ast
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+import featherlb.cli.asking
+import featherlb.cli.flows
+import featherlb.cli.top
+from featherlb.api import schema
+from featherlb.cli import cli, top
+from featherlb.model import Role
+
+ULA, LINK_LOCAL, EMOJI = "[fd74:1::2]:8080", "[fe80::1]:80", "[2001:db8:a::b]:443"
+ADDRESSES = (ULA, LINK_LOCAL, EMOJI)
+NAME = "web[blue] :a: [/]"
+
+
+def backend(address: str) -> schema.Backend:
+    return schema.Backend.model_construct(
+        backend=address,
+        address=address,
+        state="up",
+        role=Role.PRIMARY,
+        weight=1,
+        effective_weight=1.0,
+        active=0,
+        max_connections=None,
+        flows=1,
+        packets_forward=0,
+        packets_reply=0,
+        bytes_forward=0,
+        bytes_reply=0,
+        resets=0,
+        refused=0,
+        syn_timeouts=0,
+        failure="",
+    )
+
+
+SERVICES = schema.Services.model_construct(
+    services=[
+        schema.Service.model_construct(
+            name=NAME,
+            vips=[ULA],
+            protocol="tcp",
+            scheduler="maglev",
+            nat="dnat",
+            datapath="nfqueue",
+            panic=False,
+            backends=[backend(address) for address in ADDRESSES],
+        )
+    ]
+)
+STATUS = schema.Status.model_construct(
+    instance=0,
+    pid=1,
+    version="1",
+    uptime=1.0,
+    services=1,
+    backends=3,
+    datapaths={"nfqueue": 1},
+    flows=0,
+    capacity=1,
+    changes=0,
+    reloads=0,
+    reloads_refused=1,
+    last_reload="now",
+    reload_error=f"no backend {ULA} in {NAME}",
+    panic=[NAME],
+    workers=[],
+    worker_restarts=0,
+    tasks=[],
+    watchdog_fed=True,
+)
+STATS = schema.Stats.model_construct(
+    received=0,
+    translated=0,
+    passed=0,
+    dropped=0,
+    reasons={},
+    flows=0,
+    flows_by_class={},
+    evicted=0,
+    scheduler_errors={NAME: 1},
+    queues=[],
+)
+CLIENTS = schema.Clients.model_construct(
+    clients=[schema.ClientShare.model_construct(client="fd74:1::2", flows=1)], sampled=1
+)
+FLOWS = [
+    schema.Flow.model_construct(
+        client=ULA,
+        vip=LINK_LOCAL,
+        backend=EMOJI,
+        state="established",
+        age=1.0,
+        idle=1.0,
+        bytes_forward=1,
+        bytes_reply=1,
+    )
+]
+CHANGES = schema.Changes.model_construct(
+    changes=[
+        schema.Change.model_construct(
+            number=1, action="drain", service=NAME, backend=ULA, weight=None, remaining=None
+        )
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    ("command", "answer", "shown"),
+    [
+        (["backends"], SERVICES, [NAME, *ADDRESSES]),
+        (["status"], STATUS, [NAME, ULA]),
+        (["stats"], STATS, [NAME]),
+        (["flows"], FLOWS, ADDRESSES),
+        (["backend", "changes"], CHANGES, [NAME, ULA]),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else None,
+)
+def test_a_table_shows_what_it_is_given(
+    monkeypatch: pytest.MonkeyPatch, command: list[str], answer: Any, shown: list[str]
+) -> None:
+    def ask(instance: int | None, question: Callable[..., Any]) -> Any:
+        return answer
+
+    for module in (featherlb.cli.asking, featherlb.cli.flows):
+        monkeypatch.setattr(module, "ask", ask)
+    monkeypatch.setattr("featherlb.cli.asking.NARROW", 200)
+    result = CliRunner().invoke(cli, command)
+    assert result.exit_code == 0, result.output
+    assert [text for text in shown if text not in result.output] == []
+
+
+def test_the_live_view_shows_what_it_is_given() -> None:
+    now = top.Snapshot(0.0, STATUS, SERVICES, STATS, CLIENTS)
+    console = featherlb.cli.asking.new_console(200)
+    console.file = StringIO()
+    console.print(top.draw(now, now))
+    text = console.file.getvalue()
+    assert [shown for shown in (NAME, "fd74:1::2", *ADDRESSES) if shown not in text] == []
+
+
+def test_a_console_of_another_kind_would_not() -> None:
+    """Otherwise the tests above could not fail."""
+    console = Console(file=StringIO(), width=200)
+    table = featherlb.cli.asking.new_table("address")
+    for text in (ULA, EMOJI):
+        table.add_row(text)
+    console.print(table)
+    assert isinstance(console.file, StringIO)
+    assert ULA not in console.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "path", sorted(Path(featherlb.cli.asking.__file__).parent.glob("*.py")), ids=lambda it: it.stem
+)
+def test_every_console_is_of_that_kind(path: Path) -> None:
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    named = {ast.unparse(call.func): call for call in calls}
+    assert "Console" not in named or path.stem == "asking"
+    if "Live" in named:
+        assert "console" in [keyword.arg for keyword in named["Live"].keywords]
