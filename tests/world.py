@@ -162,7 +162,7 @@ class World:
         if verdict != Verdict.REWRITTEN:
             assert result == packet
         self.check()
-        return Outcome(Verdict(verdict), reason, result, tuple(self.balancer.answers.take()))
+        return Outcome(Verdict(verdict), reason, result, tuple(self.balancer.outbox.take()))
 
     def advance(self, seconds: float) -> None:
         """Let time pass; the timer rings once at the end."""

@@ -25,7 +25,7 @@ from featherlb.model import (
     Protocol,
     Service,
 )
-from featherlb.net.build import question, withdrawal
+from featherlb.net.build import probe_reset, syn_probe
 from featherlb.system import network
 from featherlb.system.capture import Capture
 from featherlb.system.raw_socket import RawSender
@@ -210,10 +210,10 @@ def _answered(clients: Mapping[Endpoint, Endpoint]) -> set[Endpoint]:
         for _ in range(2):
             wanted = {(one, client) for one, client in clients.items() if one not in found}
             for backend, client in wanted:
-                sender.send(question(client, backend, sequence))
+                sender.send(syn_probe(client, backend, sequence))
             found |= {backend for backend, _ in capture.wait_for(wanted, PATIENCE / 2)}
         for backend, client in clients.items():
-            sender.send(withdrawal(client, backend, sequence))
+            sender.send(probe_reset(client, backend, sequence))
     return found
 
 

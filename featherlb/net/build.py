@@ -52,13 +52,13 @@ def flow_reset(
     )
 
 
-def question(source: Endpoint, destination: Endpoint, sequence: int) -> bytes:
+def syn_probe(source: Endpoint, destination: Endpoint, sequence: int) -> bytes:
     """A SYN as a client sends it, with IP header."""
     return _between(source, destination, sequence, _SYN)
 
 
-def withdrawal(source: Endpoint, destination: Endpoint, sequence: int) -> bytes:
-    """The RST that ends what a `question` with this sequence number has begun."""
+def probe_reset(source: Endpoint, destination: Endpoint, sequence: int) -> bytes:
+    """The RST that ends what a `syn_probe` with this sequence number has begun."""
     return _between(source, destination, sequence + 1, _RST)
 
 

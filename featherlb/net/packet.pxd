@@ -35,8 +35,8 @@ cdef class Packet:
     cdef int parse_udp(self) noexcept
     @cython.locals(header=cython.Py_ssize_t)
     cpdef bint parse_quoted(self, int version, Py_ssize_t offset, Py_ssize_t end) noexcept
-    cpdef bint has_sender(self) noexcept
-    cpdef bint is_from_afar(self) noexcept
+    cpdef bint has_unicast_source(self) noexcept
+    cpdef bint is_martian(self) noexcept
     cpdef int ttl(self) noexcept
     cpdef void decrement_ttl(self) noexcept
     cpdef bint may_be_fragmented(self) noexcept

@@ -326,19 +326,21 @@ class Packet:
         self.write32(offset + 8, low >> 32)
         self.write32(offset + 12, low & MASK32)
 
-    def has_sender(self) -> bool:
-        """Whether the source is one host, so that it may be answered (RFC 1122 section 3.2.2,
+    def has_unicast_source(self) -> bool:
+        """Whether the source is a single host, which may be answered (RFC 1122 section 3.2.2,
         RFC 4443 section 2.4 e)."""
         if self.version == 4:
             return 0 < (self.src_low >> 24 & 0xFF) < 224
         return self.src_high >> 56 != 0xFF and (self.src_high != 0 or self.src_low != 0)
 
-    def is_from_afar(self) -> bool:
-        """Whether it can have come over a wire from one host: not from a loopback address
+    def is_martian(self) -> bool:
+        """Whether its source can't be on a wire: it isn't unicast, or it is a loopback address
         (RFC 1122 section 3.2.1.3 g, RFC 4291 section 2.5.3)."""
+        if not self.has_unicast_source():
+            return True
         if self.version == 4:
-            return self.has_sender() and self.src_low >> 24 & 0xFF != 127
-        return self.has_sender() and not (self.src_high == 0 and self.src_low == 1)
+            return self.src_low >> 24 & 0xFF == 127
+        return self.src_high == 0 and self.src_low == 1
 
     def ttl(self) -> int:
         """The time to live, or hop limit."""

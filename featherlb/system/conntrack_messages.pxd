@@ -52,7 +52,7 @@ cdef class Requests:
         self, Py_ssize_t at, int kind, int family, unsigned long long high,
         unsigned long long low, unsigned int port) noexcept
     @cython.locals(kind=cython.int)
-    cdef Py_ssize_t under_way(self, Py_ssize_t at, int state) noexcept
+    cdef Py_ssize_t tcp_state_attribute(self, Py_ssize_t at, int state) noexcept
     cdef void attribute(self, Py_ssize_t at, int kind, int length) noexcept
     cdef void put32(self, Py_ssize_t at, unsigned long long value) noexcept
     cdef void put128(self, Py_ssize_t at, unsigned long long high, unsigned long long low) noexcept

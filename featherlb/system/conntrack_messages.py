@@ -120,7 +120,7 @@ class Requests:
                 at, NAT_SRC, family, record.source_high, record.source_low, record.source_port
             )
         if record.protocol == TCP and record.state != SYN_SENT:
-            at = self.under_way(at, record.state)
+            at = self.tcp_state_attribute(at, record.state)
         self.finish(start, at)
 
     def delete(self, record: Any, sequence: int) -> None:
@@ -256,7 +256,7 @@ class Requests:
         self.put32(at + 16, port << 16)
         return at + 20
 
-    def under_way(self, at: int, state: int) -> int:
+    def tcp_state_attribute(self, at: int, state: int) -> int:
         """The attribute that says that a connection is open, or half-closed, and that its windows
         are not known; the offset behind it."""
         self.attribute(at, NESTED | PROTOINFO, 32)

@@ -110,7 +110,7 @@ class Worker:
         """Send what has gathered."""
         for engine in self._engines.values():
             engine.flush(now)
-        for packet in self._core.answers.take():
+        for packet in self._core.outbox.take():
             self._sender.send(packet)
 
     def _tick(self, now: float) -> bool:
@@ -161,7 +161,7 @@ class Worker:
                     engine.refresh(first, count, now)
                 self._channel.send(FlowPage(self._core.views.copy_records(first, count, now)))
             case EndFlows(flows, reset):
-                end = self._core.ending.end_flow
+                end = self._core.termination.terminate
                 ended = sum(end(flow.record, flow.key, reset, now) for flow in flows)
                 self._flush(now)
                 self._channel.send(Ended(ended))
@@ -208,7 +208,7 @@ class Worker:
         taken = left = 0
         for memory in memories:
             if memory is not None:
-                more, fewer = self._core.takeover.take(memory, start.shard)
+                more, fewer = self._core.restoration.restore(memory, start.shard)
                 taken, left = taken + more, left + fewer
         if taken or left:
             text = f"worker {start.shard.worker} has taken over {taken} flows"
@@ -218,7 +218,7 @@ class Worker:
 
     def save(self) -> None:
         """Leave the flows to the next instance."""
-        if self._core.takeover.has_own():
+        if self._core.restoration.has_flows():
             try:
                 flow_file.save(Path(self._start.save), self._memory, self._start.shard)
             except OSError as error:

@@ -4,7 +4,7 @@ from featherlb.net.checksum cimport fold, words
 from featherlb.core.flows.kernel cimport Commands
 from featherlb.core.flows.counters cimport OPENED, SYN_TIMEOUTS, Counters
 from featherlb.core.flows.members cimport Members, PoolMember
-from featherlb.core.flows.next_hops cimport Hops
+from featherlb.core.flows.next_hops cimport NextHops
 from featherlb.core.flows.record cimport (
     COUNTED, FULL, IPV6, LOCAL_CLIENT, OFFLOADED, WIRED, Record)
 from featherlb.core.flows.table cimport FlowTable
@@ -19,7 +19,7 @@ cdef int OUTPUT, WIRE, NO_SOURCE_PORT, TUPLE_IN_USE
 cdef class Lifecycle:
     cdef FlowTable _flows
     cdef Packet _packet
-    cdef Hops _hops
+    cdef NextHops _next_hops
     cdef Members _members
     cdef Counters _counters
     cdef object _source_ports

@@ -9,7 +9,7 @@ import cython
 from featherlb.core.flows.counters import Counters
 from featherlb.core.flows.kernel import Commands
 from featherlb.core.flows.members import Members, PoolMember
-from featherlb.core.flows.next_hops import Hops
+from featherlb.core.flows.next_hops import NextHops
 from featherlb.core.flows.snat_ports import PortAllocator
 from featherlb.core.flows.table import FlowTable
 from featherlb.core.flows.tcp_state import ACTIVE, REUSABLE, TIMEOUT_CLASS, State, TimeoutClass
@@ -59,7 +59,7 @@ class Lifecycle:
         self,
         flows: FlowTable,
         packet: Packet,
-        hops: Hops,
+        next_hops: NextHops,
         members: Members,
         counters: Counters,
         source_ports: PortAllocator,
@@ -69,7 +69,7 @@ class Lifecycle:
         """`packet` is the one that is parsed before `open` is called."""
         self._flows = flows
         self._packet = packet
-        self._hops = hops
+        self._next_hops = next_hops
         self._members = members
         self._counters = counters
         self._source_ports = source_ports
@@ -161,7 +161,7 @@ class Lifecycle:
             self.offload_queue if pool.offloaded else self._queue_of[state],
             ticks,
         )
-        self._hops.clients[flow] = 0
+        self._next_hops.clients[flow] = 0
         if pool.offloaded:
             flags |= OFFLOADED
             if state == NEW:

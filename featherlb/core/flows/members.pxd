@@ -2,7 +2,7 @@
 cimport cython
 from featherlb.core.flows.counters cimport Counters
 from featherlb.core.flows.record cimport LOCAL_BACKEND
-from featherlb.core.flows.next_hops cimport Hops
+from featherlb.core.flows.next_hops cimport NextHops
 
 
 cdef class PoolMember:
@@ -17,7 +17,7 @@ cdef class Members:
     cdef readonly list by_id
     cdef unsigned char[::1] retired
     cdef list _free
-    cdef Hops _hops
+    cdef NextHops _next_hops
     cdef Counters _counters
     cdef object _source_ports
 

@@ -6,7 +6,7 @@ A number is given to another member once its own has left its pool, and its last
 import cython
 
 from featherlb.core.flows.counters import Counters
-from featherlb.core.flows.next_hops import Hops
+from featherlb.core.flows.next_hops import NextHops
 from featherlb.core.flows.snat_ports import PortAllocator
 from featherlb.core.pools.pool import Pool
 from featherlb.core.pools.schedulers import Member
@@ -43,12 +43,14 @@ class PoolMember:
 class Members:
     """`by_id` are the members by number; `retired` is 1 for those that have left their pool."""
 
-    def __init__(self, hops: Hops, counters: Counters, source_ports: PortAllocator) -> None:
+    def __init__(
+        self, next_hops: NextHops, counters: Counters, source_ports: PortAllocator
+    ) -> None:
         """What else is kept of each member: its next hop, its counts, the ports given for it."""
         self.by_id: list[PoolMember] = []
         self.retired = memoryview(bytearray(MAX_MEMBERS))
         self._free: list[int] = []
-        self._hops = hops
+        self._next_hops = next_hops
         self._counters = counters
         self._source_ports = source_ports
 
@@ -62,8 +64,8 @@ class Members:
         member = PoolMember(pool, scheduled)
         self.by_id[number : number + 1] = [member]
         self.retired[number] = 0
-        self._hops.forget(number)
-        self._hops.update_member(number, member.high, member.low)
+        self._next_hops.forget(number)
+        self._next_hops.update_member(number, member.high, member.low)
         return scheduled
 
     def retire(self, scheduled: Member) -> None:
@@ -86,4 +88,4 @@ class Members:
     def update_next_hops(self) -> None:
         """Take the next hops of all members from the topology, which has changed."""
         for member in self.by_id:
-            self._hops.update_member(member.id, member.high, member.low)
+            self._next_hops.update_member(member.id, member.high, member.low)

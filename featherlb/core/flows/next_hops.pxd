@@ -5,7 +5,7 @@ cdef unsigned long long MAC, ROUTED
 cdef int LINK_SHIFT, LINK_MASK, EPOCH_SHIFT
 
 
-cdef class Hops:
+cdef class NextHops:
     cdef unsigned long long[::1] clients, members
     cdef unsigned int[::1] mtu, _links
     cdef public unsigned long long came, goes

@@ -26,7 +26,7 @@ EPOCH_SHIFT = 57
 EPOCHS = 128
 
 
-class Hops:
+class NextHops:
     """The next hops of all flows and members; `set_topology` says what they are made of.
 
     `came` (the link's id and the sender's MAC address), `gso_size` (bytes; 0 for a packet that

@@ -13,11 +13,11 @@ cdef class Adoption:
     cdef readonly double until
     cdef FlowTable _flows
     cdef Members _members
-    cdef object _ended
+    cdef object _tombstones
     cdef Lifecycle _lifecycle
     cdef dict _vips
 
     @cython.locals(
         packet=Packet, hook=cython.int, client_port=cython.uint, ports=cython.uint, vip_high=cython.ulonglong,
         vip_low=cython.ulonglong, vip_port=cython.uint)
-    cdef Py_ssize_t join(self, Context ctx) except -1
+    cdef Py_ssize_t adopt(self, Context ctx) except -1

@@ -12,7 +12,7 @@ from featherlb.core.flows.lifecycle import Lifecycle
 from featherlb.core.flows.members import Members
 from featherlb.core.flows.table import FlowTable
 from featherlb.core.flows.tcp_state import State
-from featherlb.core.flows.tombstones import EndedConnections
+from featherlb.core.flows.tombstones import Tombstones
 from featherlb.core.path.context import Context
 from featherlb.core.pools.pool import Pool
 from featherlb.core.pools.schedulers import NewFlow
@@ -39,14 +39,14 @@ class Adoption:
         self,
         flows: FlowTable,
         members: Members,
-        ended: EndedConnections,
+        tombstones: Tombstones,
         lifecycle: Lifecycle,
         until: float,
     ) -> None:
         self.until = until
         self._flows = flows
         self._members = members
-        self._ended = ended
+        self._tombstones = tombstones
         self._lifecycle = lifecycle
         self._vips: dict[tuple[int, int, int], list[tuple[Pool, int, int, int]]] = {}
 
@@ -55,7 +55,7 @@ class Adoption:
         many addresses or ports are left out: a reply rarely fits only one of their ports."""
         found: dict[tuple[int, int, int], list[tuple[Pool, int, int, int]]] = {}
         for pool in pools:
-            if not pool.joins or pool.offloaded or pool.service.protocol is not Protocol.TCP:
+            if not pool.adopts or pool.offloaded or pool.service.protocol is not Protocol.TCP:
                 continue
             for scheduled in pool.members.values():
                 member = self._members.by_id[scheduled.index]
@@ -69,7 +69,7 @@ class Adoption:
                         )
         self._vips = found
 
-    def join(self, ctx: Context) -> int:
+    def adopt(self, ctx: Context) -> int:
         """A flow for a backend's segment, whose connection was opened before this
         process started; 0 if it is not certain to which VIP."""
         packet = ctx.packet
@@ -101,12 +101,12 @@ class Adoption:
         if self._flows.find(packet.dst_high, packet.dst_low, vip_high, vip_low, ports, TCP):
             return 0
         key = (packet.dst_high, packet.dst_low, vip_high, vip_low, ports)
-        if self._ended.holds(key, ctx.ticks):
+        if self._tombstones.holds(key, ctx.ticks):
             return 0
         if packet.flags & SYN:
             # Its SYN did not come this way: it went to the backend directly, as SYNs of this host's
             # health checks do, and so will the rest.
-            self._ended.remember(key, ctx.ticks)
+            self._tombstones.remember(key, ctx.ticks)
             return 0
         # Nothing is in its way: no flow has its replies, and it needs no port of ours.
         return self._lifecycle.open(

@@ -1,19 +1,19 @@
 # C types of balancer.py, for the compiled build.
 cimport cython
 from featherlb.core.path.adopt cimport Adoption
-from featherlb.core.path.outbox cimport Answers
+from featherlb.core.path.outbox cimport Outbox
 from featherlb.core.path.context cimport (
     FIRST_FRAGMENT, GO_ON, ICMP_MESSAGE, LATER_FRAGMENT, Context)
 from featherlb.core.path.hooks cimport (
-    ASK, DROP, PASS, REWRITE, for_flow, for_new, is_behind_routing)
+    ASK, DROP, PASS, REWRITE, for_flow, for_new, is_after_routing)
 from featherlb.core.path.tracking cimport Tracker
 from featherlb.core.flows.counters cimport COUNTERS, Counters
-from featherlb.core.path.terminate cimport Ending
+from featherlb.core.path.terminate cimport Termination
 from featherlb.core.flows.record cimport OFFLOADED, Direction, Record, direction_of
 from featherlb.core.flows.table cimport FlowTable
 from featherlb.core.path.fragments cimport Fragments
-from featherlb.core.path.migrate cimport Handover
-from featherlb.core.flows.next_hops cimport LINK_MASK, LINK_SHIFT, Hops
+from featherlb.core.path.migrate cimport Migration
+from featherlb.core.flows.next_hops cimport LINK_MASK, LINK_SHIFT, NextHops
 from featherlb.core.path.icmp cimport IcmpHandler, is_icmp
 from featherlb.core.flows.lifecycle cimport Lifecycle
 from featherlb.core.flows.members cimport Members
@@ -22,7 +22,7 @@ from featherlb.core.path.nat cimport rewrite, rewrite_addresses
 from featherlb.core.path.offloaded cimport OffloadedFlows
 from featherlb.net.packet cimport FRAGMENT, OK, SYN, TCP, UDP, UNSUPPORTED, Packet
 from featherlb.core.path.services cimport Services
-from featherlb.core.path.restore cimport Takeover
+from featherlb.core.path.restore cimport Restoration
 from featherlb.core.path.export cimport Views
 
 cdef int NEW, UDP_ONE_WAY
@@ -34,22 +34,22 @@ cdef int TOO_BIG, NO_NEXT_HOP
 @cython.final
 cdef class Balancer:
     cdef readonly FlowTable flows
-    cdef readonly Hops hops
-    cdef readonly Answers answers
+    cdef readonly NextHops next_hops
+    cdef readonly Outbox outbox
     cdef readonly Lifecycle lifecycle
     cdef readonly OffloadedFlows offload
-    cdef readonly Ending ending
-    cdef readonly Takeover takeover
+    cdef readonly Termination termination
+    cdef readonly Restoration restoration
     cdef readonly Views views
     cdef readonly object buffer
     cdef Packet packet
     cdef Counters counters
     cdef Members members
     cdef Services services
-    cdef Handover handover
+    cdef Migration migration
     cdef IcmpHandler icmp
     cdef Fragments fragments
-    cdef object ended
+    cdef object tombstones
     cdef Adoption adoption
     cdef unsigned long long[::1] tags
     cdef Context context
@@ -77,7 +77,7 @@ cdef class Balancer:
     @cython.locals(packet=Packet, flow=cython.Py_ssize_t)
     cdef int schedule(self, Context ctx) except -1
     @cython.locals(
-        packet=Packet, flow=cython.Py_ssize_t, hops=Hops, record="Record *",
+        packet=Packet, flow=cython.Py_ssize_t, next_hops=NextHops, record="Record *",
         hop=cython.ulonglong, length=cython.Py_ssize_t, mtu=cython.uint)
     cdef int route(self, Context ctx) except -1
     @cython.locals(packet=Packet)

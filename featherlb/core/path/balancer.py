@@ -16,22 +16,22 @@ from featherlb.core.flows.kernel import Commands
 from featherlb.core.flows.lifecycle import Lifecycle
 from featherlb.core.flows.members import MAX_MEMBERS, Members
 from featherlb.core.flows.memory import FlowMemory
-from featherlb.core.flows.next_hops import Hops
+from featherlb.core.flows.next_hops import NextHops
 from featherlb.core.flows.snat_ports import PortAllocator
 from featherlb.core.flows.table import FlowTable
 from featherlb.core.flows.tcp_state import State
-from featherlb.core.flows.tombstones import EndedConnections
+from featherlb.core.flows.tombstones import Tombstones
 from featherlb.core.path.adopt import Adoption
 from featherlb.core.path.context import Context
 from featherlb.core.path.export import Views
 from featherlb.core.path.fragments import Fragments
 from featherlb.core.path.icmp import IcmpHandler
-from featherlb.core.path.migrate import Handover
+from featherlb.core.path.migrate import Migration
 from featherlb.core.path.offloaded import OffloadedFlows
-from featherlb.core.path.outbox import Answers
-from featherlb.core.path.restore import Takeover
+from featherlb.core.path.outbox import Outbox
+from featherlb.core.path.restore import Restoration
 from featherlb.core.path.services import Services
-from featherlb.core.path.terminate import Ending
+from featherlb.core.path.terminate import Termination
 from featherlb.core.path.tracking import Tracker
 from featherlb.core.pools.schedulers import NewFlow
 from featherlb.model import (
@@ -58,7 +58,7 @@ if not cython.compiled:
         REWRITE,
         for_flow,
         for_new,
-        is_behind_routing,
+        is_after_routing,
     )
     from featherlb.core.path.icmp import is_icmp
     from featherlb.core.path.nat import rewrite, rewrite_addresses
@@ -91,9 +91,9 @@ REWRITTEN = int(Verdict.REWRITTEN)
 class Balancer:
     """Decides what happens to each packet.
 
-    Its parts have doors of their own: `answers` has packets to send, `offload` is for conntrack's
-    driver, `views` shows flows and counts, `ending` terminates flows for an operator, `takeover`
-    restores those of a predecessor.
+    Its parts have doors of their own: `outbox` has packets to send, `offload` is for the engine of
+    offloaded flows, `views` shows flows and counts, `termination` ends flows for an operator,
+    `restoration` restores those of a predecessor.
     """
 
     def __init__(
@@ -112,29 +112,31 @@ class Balancer:
         `handle_packet`, connections from before are recognised by their replies, too."""
         flows = self.flows = FlowTable(memory, secret)
         packet = self.packet = Packet()
-        hops = self.hops = Hops(memory, MAX_MEMBERS)
+        next_hops = self.next_hops = NextHops(memory, MAX_MEMBERS)
         counters = self.counters = Counters()
-        answers = self.answers = Answers(packet)
+        outbox = self.outbox = Outbox(packet)
         seed = int.from_bytes(secret, "big")
         ports = PortAllocator(seed, source_ports)
-        members = self.members = Members(hops, counters, ports)
-        services = self.services = Services(members, hops, ports, seed=seed, hash_key=hash_key)
+        members = self.members = Members(next_hops, counters, ports)
+        services = self.services = Services(members, next_hops, ports, seed=seed, hash_key=hash_key)
         commands = Commands()
         lifecycle = self.lifecycle = Lifecycle(
-            flows, packet, hops, members, counters, ports, commands, timeouts
+            flows, packet, next_hops, members, counters, ports, commands, timeouts
         )
         self.offload = OffloadedFlows(
-            flows, services, members, lifecycle, counters, answers, ports, commands
+            flows, services, members, lifecycle, counters, outbox, ports, commands
         )
-        self.handover = Handover(flows, members, lifecycle, commands)
-        self.takeover = Takeover(flows, services, members, lifecycle, self.handover, hops, ports)
-        self.icmp = IcmpHandler(flows, hops, services, counters, answers)
+        self.migration = Migration(flows, members, lifecycle, commands)
+        self.restoration = Restoration(
+            flows, services, members, lifecycle, self.migration, next_hops, ports
+        )
+        self.icmp = IcmpHandler(flows, next_hops, services, counters, outbox)
         self.context = Context(packet)
         self.tracker = Tracker(flows, lifecycle, counters)
         self.fragments = Fragments()
-        self.ended = EndedConnections()
-        self.adoption = Adoption(flows, members, self.ended, lifecycle, adopt_until)
-        self.ending = Ending(flows, lifecycle, self.offload, self.ended, answers)
+        self.tombstones = Tombstones()
+        self.adoption = Adoption(flows, members, self.tombstones, lifecycle, adopt_until)
+        self.termination = Termination(flows, lifecycle, self.offload, self.tombstones, outbox)
         self.views = Views(flows, services, members, counters, lifecycle)
         self.tags = memoryview(array("Q", bytes(8 * MAX_EXPECTED)))
         self.attach(bytearray(64))
@@ -220,11 +222,11 @@ class Balancer:
         switched = self.services.apply(services, rules_applied)
         self.adoption.index(self.services.pools.values())
         if switched:
-            self.handover.switch(switched)
+            self.migration.migrate(switched)
 
     def set_topology(self, topology: Topology) -> None:
         """Route frames by this topology from now on."""
-        self.hops.set_topology(topology)
+        self.next_hops.set_topology(topology)
         self.members.update_next_hops()
 
     # Stages
@@ -248,7 +250,7 @@ class Balancer:
         if reason == UNSUPPORTED and ctx.hook == WIRE:
             return self.counters.pass_on()
         # Behind the routing decision arrive packets of other connections with a backend's port.
-        if is_behind_routing(ctx.hook) and not self.is_ours(ctx):
+        if is_after_routing(ctx.hook) and not self.is_ours(ctx):
             return self.counters.pass_on()
         return self.counters.drop(reason)
 
@@ -262,7 +264,7 @@ class Balancer:
         if not ref:
             # A backend's segment may be of a connection from before the start.
             if ctx.hook not in (PREROUTING, OUTPUT) and ctx.now < self.adoption.until:
-                ctx.flow = self.adoption.join(ctx)
+                ctx.flow = self.adoption.adopt(ctx)
                 ctx.reply = 1 if ctx.flow else 0
             return GO_ON
         ctx.flow = flow
@@ -270,7 +272,7 @@ class Balancer:
         action = for_flow(self.flows.at(flow).flags, reply, ctx.hook)
         if action != REWRITE:
             if action == ASK:
-                return self.offload.meet(ctx)
+                return self.offload.handle(ctx)
             return self.counters.drop(COPY) if action == DROP else self.counters.pass_on()
         # What may open a flow: a SYN, or a datagram (which has no flags).
         if not reply and packet.flags <= SYN and self.lifecycle.reopens(flow):
@@ -298,16 +300,16 @@ class Balancer:
         if ctx.info & TRUNCATED and not pool.offloaded:
             return self.counters.drop(TRUNCATED_REASON)
         if wire:
-            if not packet.is_from_afar():
+            if packet.is_martian():
                 return self.counters.drop(MARTIAN)
             if packet.ttl() <= 1:
                 return self.drop_ttl_exceeded(ctx, packet.dst_high, packet.dst_low)
         # Mid-stream: joined where the same backend is certain to be chosen again.
-        if packet.protocol == TCP and (packet.flags != SYN or self.ended):
+        if packet.protocol == TCP and (packet.flags != SYN or self.tombstones):
             key = (packet.src_high, packet.src_low, packet.dst_high, packet.dst_low, packet.ports)
             if packet.flags == SYN:
-                self.ended.forget(key)
-            elif packet.flags & SYN or not pool.joins or self.ended.holds(key, ctx.ticks):
+                self.tombstones.forget(key)
+            elif packet.flags & SYN or not pool.adopts or self.tombstones.holds(key, ctx.ticks):
                 return self.refuse(ctx, NO_FLOW)
         ctx.pool = pool
         return GO_ON
@@ -338,7 +340,7 @@ class Balancer:
             packet.dst_high,
             packet.dst_low,
             packet.ports,
-            PREROUTING if is_behind_routing(ctx.hook) else ctx.hook,
+            PREROUTING if is_after_routing(ctx.hook) else ctx.hook,
             NEW if packet.protocol == TCP else UDP_ONE_WAY,
             ctx.ticks,
         )
@@ -349,30 +351,32 @@ class Balancer:
         return GO_ON
 
     def route(self, ctx: Context) -> int:
-        """Find the next hop, for `hops.goes`, and take one from the TTL, as a router does."""
+        """Find the next hop, for `next_hops.goes`, and take one from the TTL, as a router does."""
         packet = ctx.packet
         flow = ctx.flow
-        hops = self.hops
+        next_hops = self.next_hops
         record = self.flows.at(flow)
         if ctx.reply:
-            hop = hops.back(flow, record.client_high, record.client_low)
+            hop = next_hops.back(flow, record.client_high, record.client_low)
             if not hop:
                 return self.counters.drop(NO_NEXT_HOP)
         else:
-            hops.came_from(flow, record.client_high, record.client_low)
-            hop = hops.members[record.member_id]
+            next_hops.came_from(flow, record.client_high, record.client_low)
+            hop = next_hops.members[record.member_id]
         if packet.ttl() <= 1:
             return self.drop_ttl_exceeded(ctx, record.vip_high, record.vip_low)
         # A super-packet leaves as segments.
-        length = packet.payload - packet.ip + hops.gso_size if hops.gso_size else ctx.length
-        mtu = hops.mtu[hop >> LINK_SHIFT & LINK_MASK]
-        hops.goes = hop
+        length = (
+            packet.payload - packet.ip + next_hops.gso_size if next_hops.gso_size else ctx.length
+        )
+        mtu = next_hops.mtu[hop >> LINK_SHIFT & LINK_MASK]
+        next_hops.goes = hop
         if length > mtu > 0:
-            if not packet.may_be_fragmented() or (hops.gso_size and packet.protocol != TCP):
-                self.answers.report_too_big(record.vip_high, record.vip_low, mtu, ctx.ticks)
+            if not packet.may_be_fragmented() or (next_hops.gso_size and packet.protocol != TCP):
+                self.outbox.report_too_big(record.vip_high, record.vip_low, mtu, ctx.ticks)
                 return self.counters.drop(TOO_BIG)
-            if hops.gso_size:  # shorter segments; what is none, its driver fragments
-                hops.gso_size -= length - mtu
+            if next_hops.gso_size:  # shorter segments; what is none, its driver fragments
+                next_hops.gso_size -= length - mtu
         packet.decrement_ttl()
         return GO_ON
 
@@ -449,12 +453,12 @@ class Balancer:
     def refuse(self, ctx: Context, reason: int) -> int:
         """Drop the packet, and answer it with a RST or ICMP port unreachable if it is one that is
         answered."""
-        self.answers.refuse(ctx.ticks)
+        self.outbox.refuse(ctx.ticks)
         return self.counters.drop(reason)
 
     def drop_ttl_exceeded(self, ctx: Context, high: int, low: int) -> int:
         """Drop the packet, and report that from this address (two words)."""
-        self.answers.report_ttl_exceeded(high, low, ctx.ticks)
+        self.outbox.report_ttl_exceeded(high, low, ctx.ticks)
         return self.counters.drop(TTL_EXCEEDED)
 
     def clamp_mss(self, ctx: Context) -> None:

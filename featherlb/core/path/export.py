@@ -155,8 +155,8 @@ class Views:
         """The first error of each user's scheduler since it was loaded, once: service, error."""
         found = []
         for service, scheduler in self._services.user_schedulers:
-            if scheduler.first_error and not scheduler.told:
-                scheduler.told = True
+            if scheduler.first_error and not scheduler.reported:
+                scheduler.reported = True
                 found.append((service, scheduler.first_error))
         return found
 

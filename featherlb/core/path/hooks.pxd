@@ -12,4 +12,4 @@ cdef int for_error(int flags, Py_ssize_t reply, int hook) noexcept
 @cython.locals(row=cython.int)
 cdef int for_new(pool, int hook) except -1
 cdef int row_of(int flags, Py_ssize_t reply) noexcept
-cdef bint is_behind_routing(int hook) noexcept
+cdef bint is_after_routing(int hook) noexcept

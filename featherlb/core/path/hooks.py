@@ -109,7 +109,7 @@ def row_of(flags: int, reply: int) -> int:
     return QUEUED_DNAT_REPLY if reply and not flags & FULL else QUEUED
 
 
-def is_behind_routing(hook: int) -> bool:
+def is_after_routing(hook: int) -> bool:
     """Whether the kernel has taken its routing decision before this hook: there come the packets
     from backends."""
     return hook not in (PREROUTING, OUTPUT, WIRE)

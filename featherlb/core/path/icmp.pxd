@@ -1,9 +1,9 @@
 # C types of icmp.py, for the compiled build.
 cimport cython
-from featherlb.core.path.outbox cimport Answers
+from featherlb.core.path.outbox cimport Outbox
 from featherlb.net.checksum cimport negate, sum_bytes, update
 from featherlb.core.flows.counters cimport Counters
-from featherlb.core.flows.next_hops cimport Hops
+from featherlb.core.flows.next_hops cimport NextHops
 from featherlb.core.flows.record cimport FULL, Record
 from featherlb.core.path.context cimport Context
 from featherlb.core.path.hooks cimport DROP, REWRITE, for_error
@@ -19,10 +19,10 @@ cdef int ICMP_ERROR, TRUNCATED, BAD_CHECKSUM, ECHO, COPY, TTL_EXCEEDED, NO_NEXT_
 cdef class IcmpHandler:
     cdef Packet _quoted
     cdef FlowTable _flows
-    cdef Hops _hops
+    cdef NextHops _next_hops
     cdef Services _services
     cdef Counters _counters
-    cdef Answers _answers
+    cdef Outbox _outbox
 
     cdef object attach(self, buffer)
     @cython.locals(
@@ -34,7 +34,7 @@ cdef class IcmpHandler:
     cdef int handle_echo(self, Context ctx) except -1
     cdef int damage(self, Context ctx) noexcept
     # -1 is OK.
-    @cython.locals(hops=Hops, record="Record *", hop=cython.ulonglong)
+    @cython.locals(next_hops=NextHops, record="Record *", hop=cython.ulonglong)
     cdef int route(self, Context ctx) except -2
 
 cpdef bint is_icmp(Packet packet) noexcept

@@ -14,10 +14,10 @@ RFC 4884) stay as they are. Errors say nothing about the flow's state: they neit
 import cython
 
 from featherlb.core.flows.counters import Counters
-from featherlb.core.flows.next_hops import Hops
+from featherlb.core.flows.next_hops import NextHops
 from featherlb.core.flows.table import FlowTable
 from featherlb.core.path.context import Context
-from featherlb.core.path.outbox import Answers
+from featherlb.core.path.outbox import Outbox
 from featherlb.core.path.services import Services
 from featherlb.model import Hook, PacketInfo, Verdict
 from featherlb.model.reason import Reason
@@ -59,17 +59,17 @@ class IcmpHandler:
     def __init__(
         self,
         flows: FlowTable,
-        hops: Hops,
+        next_hops: NextHops,
         services: Services,
         counters: Counters,
-        answers: Answers,
+        outbox: Outbox,
     ) -> None:
         self._quoted = Packet()
         self._flows = flows
-        self._hops = hops
+        self._next_hops = next_hops
         self._services = services
         self._counters = counters
-        self._answers = answers
+        self._outbox = outbox
 
     def attach(self, buffer: bytearray) -> None:
         """Packets stand in this buffer from now on."""
@@ -115,7 +115,7 @@ class IcmpHandler:
         reason = self.damage(ctx)
         if reason != OK:
             return self._counters.drop(reason)
-        self._answers.echo()
+        self._outbox.echo()
         return self._counters.drop(ECHO)
 
     def damage(self, ctx: Context) -> int:
@@ -127,20 +127,19 @@ class IcmpHandler:
         return OK
 
     def route(self, ctx: Context) -> int:
-        """Find the next hop of an error about a packet of the flow, for `hops.goes`, and take one
-        from its TTL: OK, or why it can't be sent. About an error there is no other (RFC 1122
-        section 3.2.2)."""
-        hops = self._hops
+        """Set `next_hops.goes` for an error about a packet of the flow, and decrement its TTL: OK,
+        or why it can't be sent. No error is sent about an error (RFC 1122 section 3.2.2)."""
+        next_hops = self._next_hops
         if ctx.packet.ttl() <= 1:
             return TTL_EXCEEDED
         record = self._flows.at(ctx.flow)
         if ctx.reply:
-            hop = hops.back(ctx.flow, record.client_high, record.client_low)
+            hop = next_hops.back(ctx.flow, record.client_high, record.client_low)
             if not hop:
                 return NO_NEXT_HOP
         else:
-            hop = hops.members[record.member_id]
-        hops.goes = hop
+            hop = next_hops.members[record.member_id]
+        next_hops.goes = hop
         ctx.packet.decrement_ttl()
         return OK
 

@@ -10,14 +10,14 @@ from featherlb.core.flows.table cimport FlowTable
 cdef int CLOSING, CLOSED
 
 
-cdef class Handover:
+cdef class Migration:
     cdef FlowTable _flows
     cdef Members _members
     cdef Lifecycle _lifecycle
     cdef Commands _commands
 
     @cython.locals(flows=FlowTable, flow=cython.Py_ssize_t, record="Record *")
-    cpdef object switch(self, pools)
+    cpdef object migrate(self, pools)
     @cython.locals(
         flows=FlowTable, record="Record *", state=cython.int, reply=cython.Py_ssize_t)
-    cdef object hand_over(self, Py_ssize_t flow, bint offloaded)
+    cdef object migrate_flow(self, Py_ssize_t flow, bint offloaded)

@@ -25,7 +25,7 @@ CLOSING = int(State.CLOSING)
 CLOSED = int(State.CLOSED)
 
 
-class Handover:
+class Migration:
     """Hands flows over from one datapath to another."""
 
     def __init__(
@@ -36,7 +36,7 @@ class Handover:
         self._lifecycle = lifecycle
         self._commands = commands
 
-    def switch(self, pools: Collection[Pool]) -> None:
+    def migrate(self, pools: Collection[Pool]) -> None:
         """Meet the packets of these pools' flows where those of new flows are met. The flows of
         this host's own clients never are on a wire."""
         flows = self._flows
@@ -50,9 +50,9 @@ class Handover:
             if not record.flags & LOCAL_CLIENT:
                 record.flags = record.flags & ~WIRED | (WIRED if pool.raw else 0)
             if pool.offloaded != (record.flags & OFFLOADED != 0):
-                self.hand_over(flow, pool.offloaded)
+                self.migrate_flow(flow, pool.offloaded)
 
-    def hand_over(self, flow: int, offloaded: bool) -> None:
+    def migrate_flow(self, flow: int, offloaded: bool) -> None:
         """Have the kernel translate a flow from now on, or no more; one that both ends have closed
         ends."""
         flows = self._flows

@@ -8,7 +8,7 @@ from featherlb.core.flows.record cimport (
     ABANDONED, FULL, IPV6, OFFLOADED, Direction, Record, direction_of)
 from featherlb.core.flows.table cimport FlowTable
 from featherlb.core.path.context cimport GO_ON, Context
-from featherlb.core.path.outbox cimport Answers
+from featherlb.core.path.outbox cimport Outbox
 from featherlb.core.path.services cimport Services
 from featherlb.net.packet cimport MASK32, SYN, TCP, UDP, Packet
 
@@ -22,26 +22,26 @@ cdef class OffloadedFlows:
     cdef readonly Py_ssize_t looked_up
     cdef public Py_ssize_t opened
     cdef Py_ssize_t _next
-    cdef list _refused, _resent
-    cdef dict _ended
+    cdef list _refused, _reinjected
+    cdef dict _destroyed
     cdef FlowTable _flows
     cdef Services _services
     cdef Members _members
     cdef Lifecycle _lifecycle
     cdef Counters _counters
-    cdef Answers _answers
+    cdef Outbox _outbox
     cdef object _source_ports
 
     @cython.locals(
         packet=Packet, flows=FlowTable, flow=cython.Py_ssize_t, record="Record *",
         alive=cython.bint)
-    cdef int meet(self, Context ctx) except -1
+    cdef int handle(self, Context ctx) except -1
     @cython.locals(flows=FlowTable)
     cpdef bint is_open(self, Py_ssize_t flow) noexcept
     cdef int hand_over(self, Context ctx) except -1
     @cython.locals(packet=Packet)
     cdef int forward(self, Context ctx) except -1
-    cpdef list take_resent(self)
+    cpdef list take_reinjected(self)
     cpdef list take_refused(self)
     cpdef object look_up(self, Py_ssize_t flow)
     @cython.locals(flows=FlowTable, flow=cython.Py_ssize_t)

@@ -19,7 +19,7 @@ from featherlb.core.flows.snat_ports import PortAllocator
 from featherlb.core.flows.table import FlowTable
 from featherlb.core.flows.tcp_state import State
 from featherlb.core.path.context import Context
-from featherlb.core.path.outbox import Answers
+from featherlb.core.path.outbox import Outbox
 from featherlb.core.path.services import Services
 from featherlb.model import Endpoint, PacketInfo, Verdict
 from featherlb.model.reason import Reason
@@ -76,7 +76,7 @@ class OffloadedFlows:
         members: Members,
         lifecycle: Lifecycle,
         counters: Counters,
-        answers: Answers,
+        outbox: Outbox,
         source_ports: PortAllocator,
         commands: Commands,
     ) -> None:
@@ -85,19 +85,19 @@ class OffloadedFlows:
         self.opened = 0
         self._next = 1
         self._refused: list[int] = []
-        self._resent: list[tuple[int, bytes]] = []
-        self._ended: dict[int, KernelFlow] = {}
+        self._reinjected: list[tuple[int, bytes]] = []
+        self._destroyed: dict[int, KernelFlow] = {}
         self._flows = flows
         self._services = services
         self._members = members
         self._lifecycle = lifecycle
         self._counters = counters
-        self._answers = answers
+        self._outbox = outbox
         self._source_ports = source_ports
 
     # For the packet path
 
-    def meet(self, ctx: Context) -> int:
+    def handle(self, ctx: Context) -> int:
         """Decide on a packet of a flow that the kernel forwards; GO_ON if it opens another.
 
         As it gets here, it may open the connection anew, or the kernel does not take it for a part
@@ -111,7 +111,7 @@ class OffloadedFlows:
         if ctx.reply or packet.flags > SYN:
             if alive:
                 return self._counters.drop(INVALID)
-            self._answers.refuse(ctx.ticks)
+            self._outbox.refuse(ctx.ticks)
             return self._counters.drop(NO_FLOW)
         if self._members.by_id[record.member_id].pool.awaiting_rules:
             return self._counters.drop(INVALID)
@@ -155,17 +155,17 @@ class OffloadedFlows:
             return DROP  # nothing says where to cut it: TCP sends it again
         if ctx.info & NOT_READY:
             packet.complete_checksum()
-        self._resent.append((ctx.flow, packet.quote(packet.end - packet.ip)))
+        self._reinjected.append((ctx.flow, packet.quote(packet.end - packet.ip)))
         return DROP
 
     # For what sends packets
 
-    def take_resent(self) -> list[bytes]:
+    def take_reinjected(self) -> list[bytes]:
         """Packets to send as they are, since the last call."""
-        resent = self._resent
-        if resent:
-            self._resent = []
-        return [packet for _, packet in resent]
+        reinjected = self._reinjected
+        if reinjected:
+            self._reinjected = []
+        return [packet for _, packet in reinjected]
 
     def take_refused(self) -> list[int]:
         """Flows that the kernel has refused since the last call. They are forgotten, and what
@@ -206,12 +206,12 @@ class OffloadedFlows:
 
     def refused(self, flow: int) -> None:
         """The kernel does not insert this flow: the packet that opened it is dropped instead."""
-        resent = [(other, packet) for other, packet in self._resent if other != flow]
+        reinjected = [(other, packet) for other, packet in self._reinjected if other != flow]
         # A datagram without a waiting copy was truncated, and is counted as dropped.
-        if self._flows.at(flow).protocol != UDP or len(resent) < len(self._resent):
+        if self._flows.at(flow).protocol != UDP or len(reinjected) < len(self._reinjected):
             self._counters.reasons[FORWARD] -= 1
             self._counters.reasons[NO_ENTRY] += 1
-        self._resent = resent
+        self._reinjected = reinjected
         self._refused.append(flow)
         self.disown(flow)
 
@@ -243,13 +243,13 @@ class OffloadedFlows:
 
     def counters(self, flow: int, found: KernelFlow, ticks: int) -> None:
         """A look-up has found the flow."""
-        self._ended.pop(flow, None)
+        self._destroyed.pop(flow, None)
         if self._flows.is_offloaded(flow):
             self.observe(flow, found, ticks)
 
     def gone(self, flow: int, ticks: int) -> None:
         """A look-up has not found the flow: it has ended."""
-        last = self._ended.pop(flow, None)
+        last = self._destroyed.pop(flow, None)
         if not self._flows.is_offloaded(flow):
             return
         if last is not None:
@@ -270,7 +270,7 @@ class OffloadedFlows:
         if not flow:
             return
         if (ticks - self._flows.at(flow).created) & MASK32 < YOUNG:
-            self._ended[flow] = last.copy()
+            self._destroyed[flow] = last.copy()
             self.look_up(flow)
         else:
             self.finish(flow, last, ticks)

@@ -4,7 +4,7 @@ from featherlb.net.packet cimport RST, UDP, Packet
 cdef int MAX_WAITING, MAX_ICMP_ERRORS
 
 
-cdef class Answers:
+cdef class Outbox:
     cdef Packet _packet
     cdef list _waiting
     cdef unsigned int _errors, _ticks

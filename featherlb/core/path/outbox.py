@@ -17,7 +17,7 @@ MAX_ICMP_ERRORS = 100
 """ICMP errors of our own per tick of 0.1 s (RFC 4443 section 2.4 f; Linux: 1000 a second)."""
 
 
-class Answers:
+class Outbox:
     """What is answered to the packet that was parsed last."""
 
     def __init__(self, packet: Packet) -> None:
@@ -63,7 +63,7 @@ class Answers:
 
     def may_answer(self) -> bool:
         """Whether there is room for an answer, and somebody to get it."""
-        return len(self._waiting) < MAX_WAITING and self._packet.has_sender()
+        return len(self._waiting) < MAX_WAITING and self._packet.has_unicast_source()
 
     def may_send_error(self, ticks: int) -> bool:
         """Whether an ICMP error may be sent now."""

@@ -2,38 +2,38 @@
 cimport cython
 from featherlb.core.flows.lifecycle cimport IS_ACTIVE, Lifecycle
 from featherlb.core.flows.members cimport Members, PoolMember
-from featherlb.core.flows.next_hops cimport Hops
+from featherlb.core.flows.next_hops cimport NextHops
 from featherlb.core.flows.record cimport (
     COUNTED, FULL, IPV6, LOCAL_CLIENT, OFFLOADED, REPLY_ONLY, WIRED, Direction, Record, Records,
     direction_of, ports_of)
 from featherlb.core.flows.table cimport FlowTable
-from featherlb.core.path.migrate cimport Handover
+from featherlb.core.path.migrate cimport Migration
 from featherlb.core.path.services cimport Services
 
 cdef int STATES
 
 
-cdef class Takeover:
+cdef class Restoration:
     cdef FlowTable _flows
     cdef Services _services
     cdef Members _members
     cdef Lifecycle _lifecycle
-    cdef Handover _handover
-    cdef Hops _hops
+    cdef Migration _migration
+    cdef NextHops _next_hops
     cdef object _source_ports
     cdef dict _known
     cdef Records _records
 
     @cython.locals(flows=FlowTable, flow=cython.Py_ssize_t, record="Record *")
-    cpdef bint has_own(self)
+    cpdef bint has_flows(self)
     @cython.locals(number=cython.Py_ssize_t, record="Record *", flow=cython.Py_ssize_t)
-    cpdef object take(self, memory, shard)
-    cdef object look_at(self, memory)
+    cpdef object restore(self, memory, shard)
+    cdef object read_from(self, memory)
     @cython.locals(
         flows=FlowTable, old="Record *", record="Record *", forward="Direction *",
         reply="Direction *", flags=cython.int, state=cython.int, member=PoolMember,
         full=cython.bint, flow=cython.Py_ssize_t)
-    cdef Py_ssize_t enter(self, Py_ssize_t number) except -1
+    cdef Py_ssize_t restore_flow(self, Py_ssize_t number) except -1
     cdef bint is_taken(self, Direction *direction, int protocol) noexcept
     cdef object member(self, pool, unsigned long long high, unsigned long long low, int port)
     cdef bint claim(

@@ -12,12 +12,12 @@ import cython
 from featherlb.core.flows.lifecycle import Lifecycle
 from featherlb.core.flows.members import Members, PoolMember
 from featherlb.core.flows.memory import FlowMemory, size_of
-from featherlb.core.flows.next_hops import Hops
+from featherlb.core.flows.next_hops import NextHops
 from featherlb.core.flows.record import Records
 from featherlb.core.flows.snat_ports import PortAllocator
 from featherlb.core.flows.table import FlowTable
 from featherlb.core.flows.tcp_state import State
-from featherlb.core.path.migrate import Handover
+from featherlb.core.path.migrate import Migration
 from featherlb.core.path.services import Services
 from featherlb.core.pools.pool import Pool
 from featherlb.core.pools.schedulers import NewFlow
@@ -43,7 +43,7 @@ STATES = len(State)
 _NONE = FlowMemory(bytearray(size_of(0)))
 
 
-class Takeover:
+class Restoration:
     """Takes flows over."""
 
     def __init__(
@@ -52,21 +52,21 @@ class Takeover:
         services: Services,
         members: Members,
         lifecycle: Lifecycle,
-        handover: Handover,
-        hops: Hops,
+        migration: Migration,
+        next_hops: NextHops,
         source_ports: PortAllocator,
     ) -> None:
         self._flows = flows
         self._services = services
         self._members = members
         self._lifecycle = lifecycle
-        self._handover = handover
-        self._hops = hops
+        self._migration = migration
+        self._next_hops = next_hops
         self._source_ports = source_ports
         self._known: dict[tuple[Pool, int, int, int], PoolMember | None] = {}
-        self.look_at(_NONE)
+        self.read_from(_NONE)
 
-    def has_own(self) -> bool:
+    def has_flows(self) -> bool:
         """Whether there is any flow that a successor would take over."""
         flows = self._flows
         for flow in range(1, flows.last_record() + 1):
@@ -75,12 +75,12 @@ class Takeover:
                 return True
         return False
 
-    def take(self, memory: FlowMemory, shard: Shard) -> tuple[int, int]:
+    def restore(self, memory: FlowMemory, shard: Shard) -> tuple[int, int]:
         """Take over the flows in a predecessor's memory, as far as they are in this worker's
         shard: how many are, and how many of them had to be left, as there is no such VIP or
         backend any more, or no room. Every flow is as old, and as idle, as it was."""
-        self.look_at(memory)
-        links = [self._hops.link_id_of(index) for index in memory.links]
+        self.read_from(memory)
+        links = [self._next_hops.link_id_of(index) for index in memory.links]
         wanted = []
         for number in range(1, min(memory.used[0], memory.capacity) + 1):
             record = self._records.at(number)
@@ -93,21 +93,21 @@ class Takeover:
             record = self._records.at(number)
             if not shard.has(record.client_high, record.client_low, record.client_port):
                 continue
-            flow = self.enter(number)
+            flow = self.restore_flow(number)
             if flow:
-                self._hops.recall(flow, memory.hops[number], links)
+                self._next_hops.recall(flow, memory.hops[number], links)
                 taken += 1
             else:
                 left += 1
-        self.look_at(_NONE)
+        self.read_from(_NONE)
         return taken, left
 
-    def look_at(self, memory: FlowMemory) -> None:
+    def read_from(self, memory: FlowMemory) -> None:
         """Read this memory from now on, and no other."""
         self._records = Records(memory.records)
         self._known.clear()
 
-    def enter(self, number: int) -> int:
+    def restore_flow(self, number: int) -> int:
         """A flow like the record of that number; 0 if there can be none."""
         flows = self._flows
         old = self._records.at(number)
@@ -183,7 +183,7 @@ class Takeover:
             )
             pool.persistence.remember(new, member.scheduled, record.seen)
         if pool.offloaded:
-            self._handover.hand_over(flow, True)
+            self._migration.migrate_flow(flow, True)
         return flow
 
     def is_taken(self, direction: Any, protocol: int) -> bool:

@@ -1,6 +1,6 @@
 # C types of services.py, for the compiled build.
 cimport cython
-from featherlb.core.flows.next_hops cimport Hops
+from featherlb.core.flows.next_hops cimport NextHops
 from featherlb.core.flows.members cimport Members
 from featherlb.net.packet cimport MAPPED
 
@@ -12,7 +12,7 @@ cdef class Services:
     cdef dict _by_vip
     cdef bint _wildcards
     cdef Members _members
-    cdef Hops _hops
+    cdef NextHops _next_hops
     cdef object _source_ports, _seed, _hash_key
 
     @cython.locals(family=cython.ulonglong)

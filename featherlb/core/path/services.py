@@ -10,7 +10,7 @@ from functools import partial
 import cython
 
 from featherlb.core.flows.members import Members
-from featherlb.core.flows.next_hops import Hops
+from featherlb.core.flows.next_hops import NextHops
 from featherlb.core.flows.snat_ports import PortAllocator
 from featherlb.core.pools.pool import Pool
 from featherlb.core.pools.schedulers import UserScheduler
@@ -28,7 +28,7 @@ class Services:
     def __init__(
         self,
         members: Members,
-        hops: Hops,
+        next_hops: NextHops,
         source_ports: PortAllocator,
         *,
         seed: int,
@@ -41,7 +41,7 @@ class Services:
         self._by_vip: dict[tuple[int, int, int, int], Pool] = {}
         self._wildcards = False
         self._members = members
-        self._hops = hops
+        self._next_hops = next_hops
         self._source_ports = source_ports
         self._seed = seed
         self._hash_key = hash_key
@@ -91,7 +91,7 @@ class Services:
             family = MAPPED if not high and low >> 32 == 0xFFFF else 0
             pool = self._by_vip.get((0, family, protocol, port))
             # A packet at a hook is for this host; a frame on the wire need not be.
-            if wire and pool is not None and (high, low) not in self._hops.addresses:
+            if wire and pool is not None and (high, low) not in self._next_hops.addresses:
                 return None
         return pool
 

@@ -4,16 +4,16 @@ from featherlb.core.flows.lifecycle cimport Lifecycle
 from featherlb.core.flows.record cimport IPV6, Direction, Record, direction_of, ports_of
 from featherlb.core.flows.table cimport FlowTable
 from featherlb.core.path.offloaded cimport OffloadedFlows
-from featherlb.core.path.outbox cimport Answers
+from featherlb.core.path.outbox cimport Outbox
 from featherlb.net.packet cimport TCP
 
 
-cdef class Ending:
+cdef class Termination:
     cdef FlowTable _flows
     cdef Lifecycle _lifecycle
     cdef OffloadedFlows _offload
-    cdef object _ended
-    cdef Answers _answers
+    cdef object _tombstones
+    cdef Outbox _outbox
 
     @cython.locals(record="Record *")
     cdef object _remember_ended(self, Py_ssize_t flow, ticks)

@@ -4,9 +4,9 @@ import cython
 
 from featherlb.core.flows.lifecycle import Lifecycle
 from featherlb.core.flows.table import FlowTable
-from featherlb.core.flows.tombstones import EndedConnections
+from featherlb.core.flows.tombstones import Tombstones
 from featherlb.core.path.offloaded import OffloadedFlows
-from featherlb.core.path.outbox import Answers
+from featherlb.core.path.outbox import Outbox
 from featherlb.net.build import flow_probe, flow_reset
 
 if not cython.compiled:
@@ -14,7 +14,7 @@ if not cython.compiled:
     from featherlb.net.packet import TCP
 
 
-class Ending:
+class Termination:
     """Ends flows that an operator names."""
 
     def __init__(
@@ -22,16 +22,16 @@ class Ending:
         flows: FlowTable,
         lifecycle: Lifecycle,
         offload: OffloadedFlows,
-        ended: EndedConnections,
-        answers: Answers,
+        tombstones: Tombstones,
+        outbox: Outbox,
     ) -> None:
         self._flows = flows
         self._lifecycle = lifecycle
         self._offload = offload
-        self._ended = ended
-        self._answers = answers
+        self._tombstones = tombstones
+        self._outbox = outbox
 
-    def end_flow(self, flow: int, key: bytes, reset: bool, now: float) -> bool:
+    def terminate(self, flow: int, key: bytes, reset: bool, now: float) -> bool:
         """End the flow of that record number if it still is the one with that key (see
         `views.read_flows`); whether it was. With `reset`, both ends of a connection get a RST. What
         they still send is refused, where it would be adopted otherwise."""
@@ -55,17 +55,17 @@ class Ending:
         their answer can be refused: of the sequence numbers nothing is known here."""
         self._offload.abandon(flow, ticks)
         for side in (0, 1):
-            self._answers.add(flow_probe(*self._turned(flow, side)))
+            self._outbox.add(flow_probe(*self._turned(flow, side)))
 
     def _remember_ended(self, flow: int, ticks: int) -> None:
         record = self._flows.at(flow)
         client, vip = (record.client_high, record.client_low), (record.vip_high, record.vip_low)
-        self._ended.remember((*client, *vip, ports_of(direction_of(record, 0))), ticks)
+        self._tombstones.remember((*client, *vip, ports_of(direction_of(record, 0))), ticks)
 
     def _reset_both(self, flow: int) -> None:
         for side in (0, 1):
             expected = direction_of(self._flows.at(flow), side).expected
-            self._answers.add(flow_reset(*self._turned(flow, side), expected))
+            self._outbox.add(flow_reset(*self._turned(flow, side), expected))
 
     def _turned(self, flow: int, side: int) -> tuple[int, tuple[int, int], tuple[int, int], int]:
         """The version, source, destination and ports of packets that answer one side's."""

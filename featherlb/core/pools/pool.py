@@ -140,7 +140,7 @@ class Pool:
         usable = (tier for tier in tiers.values() if tier.usable)
         self._serving = next(usable, tiers[Role.PRIMARY])
         self._takers = frozenset(self._serving.usable)
-        self.joins = (
+        self.adopts = (
             self._serving.scheduler.consistent and not self.full and self.persistence is None
         )
 

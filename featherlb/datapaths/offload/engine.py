@@ -56,7 +56,7 @@ class Engine(base.Engine):
 
     def flush(self, now: float) -> None:
         self._conntrack.execute(now)
-        for packet in self._flows.take_resent():
+        for packet in self._flows.take_reinjected():
             self._sender.send_translated(packet)
 
     def refresh(self, first: int, count: int, now: float) -> None:

@@ -37,7 +37,7 @@ class Engine(base.Engine):
     def set_topology(self, topology: Topology) -> None:
         self._addresses = topology.addresses
         self._let_in()
-        self._sockets.set_topology(topology, self._core.hops.link_ids)
+        self._sockets.set_topology(topology, self._core.next_hops.link_ids)
 
     def _let_in(self) -> None:
         """Receive frames of the services, and no others."""

@@ -1,6 +1,6 @@
 # C types of frames.py, for the compiled build. Compiled, the core is called without a Python call.
 cimport cython
-from featherlb.core.flows.next_hops cimport MAC, LINK_MASK, LINK_SHIFT, Hops
+from featherlb.core.flows.next_hops cimport MAC, LINK_MASK, LINK_SHIFT, NextHops
 from featherlb.core.path.balancer cimport Balancer
 from featherlb.datapaths.batches cimport BATCH, MAX_BATCHES, SLOT_SIZE
 from featherlb.datapaths.raw.link_socket cimport LinkSocket
@@ -32,7 +32,7 @@ cdef class FrameSockets:
     @cython.locals(data="unsigned char[::1]", at=cython.Py_ssize_t, size=cython.Py_ssize_t)
     cdef void measure(self, LinkSocket one, int slot, Py_ssize_t received) noexcept
     @cython.locals(
-        data="unsigned char[::1]", at=cython.Py_ssize_t, size=cython.Py_ssize_t, hops=Hops,
+        data="unsigned char[::1]", at=cython.Py_ssize_t, size=cython.Py_ssize_t, next_hops=NextHops,
         info=cython.int, came=cython.ulonglong, i=cython.int)
     cdef void handle(self, LinkSocket one, int slot, Balancer core, double now) except *
     @cython.locals(data="unsigned char[::1]", out=LinkSocket)

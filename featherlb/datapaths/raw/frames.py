@@ -165,18 +165,18 @@ class FrameSockets:
         came = data[at + 16]
         for i in range(17, 22):
             came = came << 8 | data[at + i]
-        hops = core.hops
-        hops.came = one.came | came
+        next_hops = core.next_hops
+        next_hops.came = one.came | came
         info = UNFINISHED if data[at] & NEEDS_CHECKSUM else 0
-        hops.gso_size = 0
+        next_hops.gso_size = 0
         if data[at + 1]:
             info |= GSO
-            hops.gso_size = self.u16[(at + 4) >> 1]
+            next_hops.gso_size = self.u16[(at + 4) >> 1]
         if core.handle_packet(at + HEADERS, size, WIRE, info, now) != REWRITTEN:
             return
         if info & GSO:
-            self.u16[(at + 4) >> 1] = hops.gso_size
-        self.send(one.family, at, size, hops.goes, now)
+            self.u16[(at + 4) >> 1] = next_hops.gso_size
+        self.send(one.family, at, size, next_hops.goes, now)
 
     def send(self, family: int, at: int, size: int, hop: int, now: float) -> None:
         """Send the frame at this offset, whose IP packet has `size` bytes, to this next hop."""

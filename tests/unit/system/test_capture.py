@@ -6,7 +6,7 @@ from scapy.layers.inet6 import IPv6
 from scapy.packet import Packet
 
 from featherlb.model import Endpoint
-from featherlb.net.build import question, withdrawal
+from featherlb.net.build import probe_reset, syn_probe
 from featherlb.system.capture import conversation
 
 V4 = (Endpoint.parse("10.0.1.2:8080"), Endpoint.parse("192.0.2.1:40000"))
@@ -39,8 +39,8 @@ def test_conversation(packet: Packet, pair: object, needed: int) -> None:
 def test_a_question_and_its_withdrawal(backend: Endpoint, client: Endpoint) -> None:
     """What scapy makes of the same fields, checksums included."""
     for packet, flags, sequence in (
-        (question(client, backend, 0xFFFFFFFF), "S", 0xFFFFFFFF),
-        (withdrawal(client, backend, 0xFFFFFFFF), "R", 0),
+        (syn_probe(client, backend, 0xFFFFFFFF), "S", 0xFFFFFFFF),
+        (probe_reset(client, backend, 0xFFFFFFFF), "R", 0),
     ):
         layer = IP if client.address.version == 4 else IPv6
         parsed = layer(packet)

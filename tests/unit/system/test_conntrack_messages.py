@@ -77,7 +77,7 @@ def test_a_datagram_begins_again_once_its_flow_is_entered() -> None:
     datagram = udp(CLIENT6, VIP6, b"question")
     outcome = world.handle(datagram)
     assert (outcome.verdict, outcome.reason) == (Verdict.DROP, Reason.FORWARD)
-    assert world.balancer.offload.take_resent() == [datagram]
+    assert world.balancer.offload.take_reinjected() == [datagram]
     (message,) = messages(world)
     assert ends(message, "ORIG") == ("2001:db8::7", 40001, "2001:db8::10", 53, 17)
     assert ends(message, "REPLY") == ("2001:db8::10", 53, "2001:db8::7", 40001, 17)
@@ -89,7 +89,7 @@ def test_a_flow_that_ends_here_has_its_entry_deleted() -> None:
     world.handle(tcp(CLIENT, VIP, "S"))
     messages(world)
     ((_, key, _),) = read_flows(world.balancer.views.copy_records(1, 1, world.now))
-    assert world.balancer.ending.end_flow(1, key, False, world.now)
+    assert world.balancer.termination.terminate(1, key, False, world.now)
     (message,) = messages(world)
     assert message["header"]["type"] == DELETE
     assert ends(message, "ORIG") == ("198.51.100.7", 40001, "192.0.2.10", 80, 6)

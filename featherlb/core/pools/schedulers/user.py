@@ -31,7 +31,7 @@ class UserScheduler(Scheduler):
     """Runs a user's scheduler and makes up for its faults.
 
     `errors` counts them: exceptions, and answers that aren't a member with a weight (None
-    included). `first_error` describes the first, for the log; `told` is the logger's to set.
+    included). `first_error` describes the first, for the log; `reported` is the logger's to set.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class UserScheduler(Scheduler):
         self.name = name
         self.errors = 0
         self.first_error: str | None = None
-        self.told = False
+        self.reported = False
         self._usable: frozenset[Member] = frozenset()
         self._fallback = WeightedDraw(seed)
         self._scheduler: Scheduler | None = None

@@ -11,7 +11,7 @@ from scapy.layers.inet import ICMP, IP, UDP, defragment, fragment
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment, defragment6, fragment6
 
 from featherlb.core.flows.memory import anonymous
-from featherlb.core.flows.next_hops import Hops
+from featherlb.core.flows.next_hops import NextHops
 from featherlb.core.path.export import read_flows
 from featherlb.model import (
     Datapath,
@@ -83,16 +83,16 @@ class Wire(World):
         info: PacketInfo = PacketInfo.NONE,
         gso_size: int = 0,
     ) -> Outcome:
-        hops = self.balancer.hops
-        hops.came = hops.link_ids[link.index] << 48 | sender
-        hops.gso_size = gso_size
+        next_hops = self.balancer.next_hops
+        next_hops.came = next_hops.link_ids[link.index] << 48 | sender
+        next_hops.gso_size = gso_size
         return self.handle(packet, WIRE, info | (PacketInfo.GSO if gso_size else PacketInfo.NONE))
 
     @property
     def goes(self) -> tuple[int, int]:
         """The interface index and the MAC address of the next hop of the last frame."""
-        goes = self.balancer.hops.goes
-        by_id = {number: index for index, number in self.balancer.hops.link_ids.items()}
+        goes = self.balancer.next_hops.goes
+        by_id = {number: index for index, number in self.balancer.next_hops.link_ids.items()}
         return by_id[goes >> 48], goes & 0xFFFFFFFFFFFF
 
 
@@ -375,7 +375,7 @@ def test_a_new_member_has_no_other_ones_hop() -> None:
     world = Wire(service(ONE), routed=topology(ONE))
     world.apply(replace(service(TWO), datapath=Datapath.RAW))
     world.frame(tcp(CLIENT, VIP, "S"))
-    assert world.balancer.hops.goes == 0
+    assert world.balancer.next_hops.goes == 0
 
 
 def test_a_connection_from_before_goes_by_the_routes() -> None:
@@ -388,11 +388,11 @@ def test_a_connection_from_before_goes_by_the_routes() -> None:
 
 
 def test_links_that_come_and_go() -> None:
-    hops = Hops(anonymous(1), 1)
+    next_hops = NextHops(anonymous(1), 1)
     for index in range(1, 1000):
-        hops.set_topology(Topology(links=(FRONT, replace(BACK, index=1000 + index))))
-        assert 0 < hops.link_ids[FRONT.index] != hops.link_ids[1000 + index] > 0
-        assert max(hops.link_ids.values()) < 256
+        next_hops.set_topology(Topology(links=(FRONT, replace(BACK, index=1000 + index))))
+        assert 0 < next_hops.link_ids[FRONT.index] != next_hops.link_ids[1000 + index] > 0
+        assert max(next_hops.link_ids.values()) < 256
 
 
 @pytest.mark.parametrize("about_reply", [0, 1])
@@ -473,7 +473,7 @@ def test_a_fragment_of_a_flow_that_has_ended() -> None:
     first, later, *_ = fragments(udp(CLIENT, VIP, bytes(4000), header=ip(CLIENT, VIP, id=9)), 1200)
     world.frame(first)
     for record, key, _ in read_flows(world.balancer.views.copy_records(1, 9, world.now)):
-        world.balancer.ending.end_flow(record, key, False, world.now)
+        world.balancer.termination.terminate(record, key, False, world.now)
     assert world.frame(later).reason is Reason.FRAGMENT
 
 

@@ -289,7 +289,7 @@ def test_a_retransmitted_syn_is_looked_up_first() -> None:
 def test_a_flow_that_an_operator_ends_leaves_the_kernel() -> None:
     world, kernel = opened()
     ((number, key, _),) = read_flows(world.balancer.views.copy_records(1, 1, world.now))
-    assert world.balancer.ending.end_flow(number, key, True, world.now)
+    assert world.balancer.termination.terminate(number, key, True, world.now)
     assert kernel.execute() == [Command.DELETE]
     assert kernel.flows == {}
     assert world.handle(tcp(CLIENT, VIP, "A")).reason is Reason.NO_FLOW
@@ -328,7 +328,7 @@ def test_a_datagram_waits_for_its_flow() -> None:
     datagram = udp(CLIENT, VIP)
     assert world.handle(datagram).verdict is Verdict.DROP
     assert kernel.execute() == [Command.INSERT]
-    assert world.balancer.offload.take_resent() == [datagram]
+    assert world.balancer.offload.take_reinjected() == [datagram]
     one = kernel.only
     one.state = int(State.UDP_TWO_WAY)
     world.balancer.offload.changed(one, kernel.ticks)

@@ -62,7 +62,7 @@ def test_until_the_rules_are_those_of_the_new_datapath_no_flow_is_opened(
     world.balancer.apply([after], rules_applied=False)
     for flags in ("S", "PA"):
         assert world.handle(tcp(CLIENT, VIP, flags)).reason is Reason.INVALID
-    assert (world.flows(), world.balancer.answers.take()) == ([], [])
+    assert (world.flows(), world.balancer.outbox.take()) == ([], [])
     world.balancer.apply([after])
     assert world.handle(tcp(CLIENT, VIP, "S")).reason is Reason.FORWARD
 
@@ -74,7 +74,7 @@ def test_until_then_a_datagram_of_a_known_flow_does_not_begin_again_either() -> 
     assert world.handle(udp(CLIENT, VIP)).reason is Reason.FORWARD
     world.balancer.apply([carried], rules_applied=False)
     assert world.handle(udp(CLIENT, VIP)).reason is Reason.INVALID
-    assert world.balancer.offload.take_resent() == []
+    assert world.balancer.offload.take_reinjected() == []
 
 
 def test_a_flow_that_counts_responses_goes_over_and_comes_back() -> None:

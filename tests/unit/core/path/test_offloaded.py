@@ -194,7 +194,7 @@ def test_a_super_packet_does_not_begin_again() -> None:
     offered = service(ONE6, vips=VIP6, protocol=Protocol.UDP, datapath=Datapath.OFFLOAD)
     world = World(offered)
     world.handle(udp(CLIENT6, VIP6, bytes(5000)), info=PacketInfo.GSO)
-    assert world.balancer.offload.take_resent() == []
+    assert world.balancer.offload.take_reinjected() == []
 
 
 def test_the_packet_of_a_flow_that_conntrack_refuses_counts_as_dropped() -> None:
@@ -206,7 +206,7 @@ def test_the_packet_of_a_flow_that_conntrack_refuses_counts_as_dropped() -> None
     statistics = world.statistics()
     assert (statistics.translated, statistics.dropped) == (0, 1)
     assert statistics.reasons[Reason.NO_ENTRY] == 1
-    assert world.balancer.offload.take_resent() == []
+    assert world.balancer.offload.take_reinjected() == []
     assert world.flows() == []
     # Nothing is to be deleted, and the next one is entered.
     assert messages(world) == []
@@ -221,7 +221,7 @@ def test_of_a_datagram_that_was_cut_no_copy_is_sent_but_its_flow_is_open() -> No
     for _ in range(2):
         cut = world.handle(whole, info=PacketInfo.TRUNCATED | PacketInfo.CHECKSUM_NOT_READY)
         assert (cut.verdict, cut.reason) == (Verdict.DROP, Reason.TRUNCATED)
-        assert world.balancer.offload.take_resent() == []
+        assert world.balancer.offload.take_reinjected() == []
         assert [message["header"]["type"] for message in messages(world)] == [CREATE]
         # If conntrack takes none, it was dropped already.
         world.balancer.offload.refused(1)
@@ -297,7 +297,7 @@ def test_strays_behind_the_routing_decision_are_treated_as_in_front_of_it(hook: 
     world = World(service(ONE, datapath=Datapath.OFFLOAD, scheduler="maglev"))
     joining = world.handle(tcp(CLIENT, VIP, "A"), hook)
     assert (joining.verdict, joining.reason) == (Verdict.DROP, Reason.FORWARD)
-    assert len(world.balancer.offload.take_resent()) == 1
+    assert len(world.balancer.offload.take_reinjected()) == 1
     (flow,) = world.flows()
     assert str(flow.backend) == ONE
     world = World(service(ONE, datapath=Datapath.OFFLOAD))

@@ -21,8 +21,8 @@ def test_refusals_are_answered_until_the_queue_is_full_and_counted_all() -> None
         verdict = world.balancer.handle_packet(0, len(packet), 0, 0, world.now)
         assert verdict == Verdict.DROP
     assert world.statistics().reasons[Reason.NO_BACKEND] == 600
-    assert len(world.balancer.answers.take()) == 512
-    assert world.balancer.answers.take() == []
+    assert len(world.balancer.outbox.take()) == 512
+    assert world.balancer.outbox.take() == []
 
 
 @pytest.mark.parametrize(

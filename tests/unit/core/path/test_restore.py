@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featherlb.core.flows.memory import HOP_SIZE, FlowMemory, anonymous, size_of
-from featherlb.core.flows.next_hops import Hops
+from featherlb.core.flows.next_hops import NextHops
 from featherlb.core.flows.record import RECORD_SIZE, Records
 from featherlb.model import (
     Datapath,
@@ -39,7 +39,7 @@ def succeed(world: World, *services: Service, shard: Shard = ALONE, capacity: in
     """Another process that has these services, or the same, and takes over what it can."""
     successor = World(*(services or world.services), capacity=capacity, source_ports=shard.ports)
     successor.now = world.now
-    successor.taken, successor.left = successor.balancer.takeover.take(  # type: ignore[attr-defined]
+    successor.taken, successor.left = successor.balancer.restoration.restore(  # type: ignore[attr-defined]
         copy(world.memory), shard
     )
     successor.check()
@@ -116,7 +116,7 @@ def test_given_ports_stay_taken() -> None:
         world.connect(client(number))
     successor = World(web, source_ports=ports)
     successor.now = world.now
-    assert successor.balancer.takeover.take(world.memory, ALONE) == (len(ports) - 1, 0)
+    assert successor.balancer.restoration.restore(world.memory, ALONE) == (len(ports) - 1, 0)
     successor.check()
     successor.connect(client(100))
     outcome = successor.handle(tcp(client(101), VIP, "S"))
@@ -160,7 +160,7 @@ def test_flows_of_a_memory_that_is_taken_twice_are_there_once() -> None:
     world = World(DNAT)
     world.connect()
     successor = succeed(world)
-    assert successor.balancer.takeover.take(world.memory, ALONE) == (0, 1)
+    assert successor.balancer.restoration.restore(world.memory, ALONE) == (0, 1)
     successor.check()
 
 
@@ -204,15 +204,15 @@ def test_flows_go_over_to_another_datapath() -> None:
     (entered,) = messages(carried)
     assert entered["header"]["type"] == CREATE
     # Those that the kernel carries are found there.
-    assert not carried.balancer.takeover.has_own()
+    assert not carried.balancer.restoration.has_flows()
     assert taken(succeed(carried)) == (0, 0)
-    assert world.balancer.takeover.has_own()
+    assert world.balancer.restoration.has_flows()
 
 
 def test_next_hops_are_found_again() -> None:
     """The links have other link_ids in the next process."""
     memories = [anonymous(2), anonymous(2)]
-    before, after = (Hops(memory, 1) for memory in memories)
+    before, after = (NextHops(memory, 1) for memory in memories)
     front, back = Link(7, "front", b"\2" * 6, 1500), Link(9, "back", b"\4" * 6, 1500)
     before.set_topology(Topology(links=(front, back)))
     hop = before.link_ids[9] << 48 | 0x020000000001
@@ -244,7 +244,7 @@ def test_whatever_the_memory_holds(records: list[bytes], used: int, data: st.Dat
     memory.used[0] = used
     successor = World(*world.services)
     successor.now = world.now
-    successor.balancer.takeover.take(memory, ALONE)
+    successor.balancer.restoration.restore(memory, ALONE)
     successor.check()
     successor.advance(1e9)
     assert successor.flows() == []

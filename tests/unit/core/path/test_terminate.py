@@ -19,9 +19,9 @@ def consistent() -> World:
 def end_all(world: World, reset: bool) -> int:
     """End all flows; how many packets are sent because of it."""
     for number, key, _ in read_flows(world.balancer.views.copy_records(1, 1000, world.now)):
-        assert world.balancer.ending.end_flow(number, key, reset, world.now)
-        assert not world.balancer.ending.end_flow(number, key, reset, world.now)
-    return len(world.balancer.answers.take())
+        assert world.balancer.termination.terminate(number, key, reset, world.now)
+        assert not world.balancer.termination.terminate(number, key, reset, world.now)
+    return len(world.balancer.outbox.take())
 
 
 @pytest.mark.parametrize("reset", [True, False])

@@ -114,7 +114,7 @@ def test_datagrams_have_it_too() -> None:
 
 def test_connections_from_before_cannot_be_joined() -> None:
     """Their backend was not only chosen by the scheduler."""
-    assert not Pool(sticky(ONE, scheduler="maglev"), seed=1, key=b"").joins
+    assert not Pool(sticky(ONE, scheduler="maglev"), seed=1, key=b"").adopts
 
 
 def flow(number: int) -> NewFlow:

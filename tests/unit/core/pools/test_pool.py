@@ -84,7 +84,7 @@ def test_the_scheduler_is_replaced_only_when_its_name_changes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scheduler", "nat", "joins"),
+    ("scheduler", "nat", "adopts"),
     [
         ("round-robin", "dnat", False),
         ("least-connections", "dnat", False),
@@ -95,10 +95,10 @@ def test_the_scheduler_is_replaced_only_when_its_name_changes() -> None:
     ],
 )
 def test_connections_are_joined_where_nothing_but_the_backend_was_chosen(
-    scheduler: str, nat: str, joins: bool
+    scheduler: str, nat: str, adopts: bool
 ) -> None:
     pool = make_pool(service(scheduler=scheduler, nat=nat))
-    assert pool.joins is joins
+    assert pool.adopts is adopts
     assert pool.full is (nat == "full")
 
 
