@@ -1,4 +1,4 @@
-"""A headless Chromium in a node of the lab, told what to do over its DevTools protocol."""
+"""A headless Chromium in a node of the lab, controlled over its DevTools protocol."""
 
 import asyncio
 import base64

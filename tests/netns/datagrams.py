@@ -16,7 +16,7 @@ def open_socket(
     node: Node, local: tuple[str, int], remote: tuple[str, int] | None = None
 ) -> socket.socket:
     """A bound UDP socket of this node, with a timeout of 30 s; connected if `remote` is given,
-    so that it takes datagrams from there only and is told of ICMP errors."""
+    so that it receives datagrams only from there, and ICMP errors."""
     new = node.new_socket(socket.AF_INET6 if ":" in local[0] else socket.AF_INET, socket.SOCK_DGRAM)
     new.bind(local)
     if remote is not None:
@@ -33,7 +33,7 @@ class Arrival(NamedTuple):
 
 
 class Receivers:
-    """A UDP socket on one port of each node; they answer only when told to."""
+    """A UDP socket on one port of each node; they answer only on demand."""
 
     def __init__(self, nodes: Sequence[Node], port: int, family: int = socket.AF_INET) -> None:
         self._nodes = nodes

@@ -58,7 +58,7 @@ def examine(lab: Lab, *arguments: str) -> list[Finding]:
     return [one for one in found if one["check"] != "packet-path"]
 
 
-def mend(lab: Lab, finding: Finding) -> None:
+def fix(lab: Lab, finding: Finding) -> None:
     """Run the command where it says; only an interface's name is for the reader to fill in."""
     command = finding["command"].replace("INTERFACE", "eth0")
     assert command, finding
@@ -145,7 +145,7 @@ HARMS: list[tuple[Callable[[Lab], None], str, bool]] = [
 
 
 def test_what_harms_a_running_instance(lab: Lab, featherlb: Up, file: Path) -> None:
-    """One after the other: nothing is left of each when it has been mended."""
+    """One after the other: each is gone once it is fixed."""
 
     def stopped() -> bool:
         """Whether one of as many connections as there are backends fails."""
@@ -165,7 +165,7 @@ def test_what_harms_a_running_instance(lab: Lab, featherlb: Up, file: Path) -> N
             findings = [one for one in examine(lab) if one["check"] == check]
             assert findings, harm
             for finding in findings:
-                mend(lab, finding)
+                fix(lab, finding)
             assert examine(lab) == [], harm
         assert not stopped()
 
@@ -194,7 +194,7 @@ def test_a_dead_backend(lab: Lab, featherlb: Up) -> None:
         finding = found["backends"]
         assert "10.0.1.3:81" in finding["message"]
         assert "connection refused" in finding["message"]
-        mend(lab, finding)
+        fix(lab, finding)
         assert examine(lab) == []
         assert {ask(lab.client).backend for _ in range(4)} == {"backend1"}
 
@@ -203,7 +203,7 @@ def test_no_backend_at_all(lab: Lab, featherlb: Up) -> None:
     with featherlb(lab, "--vip", f"{VIP}:80"):
         (finding,) = (one for one in examine(lab) if one["check"] == "traffic")
         finding["command"] = finding["command"].replace("IP:PORT", BACKENDS[0])
-        mend(lab, finding)
+        fix(lab, finding)
         # What it refused before is no news.
         assert examine(lab) == []
 
@@ -219,7 +219,7 @@ def test_full_nat_and_a_strict_host(lab: Lab, featherlb: Up, file: Path, running
         lab.balancer.sysctl("net.ipv4.ip_local_port_range", "1024 60999")
         found = {one["check"]: one for one in examine(lab, "--config", str(file))}
         for check in ("preflight", "source-ports"):
-            mend(lab, found[check])
+            fix(lab, found[check])
         assert examine(lab, "--config", str(file)) == []
 
 
@@ -229,7 +229,7 @@ def test_what_a_killed_instance_left(lab: Lab, featherlb: Up, file: Path) -> Non
     (finding,) = examine(lab)
     assert finding["check"] == "stale-state"
     assert f"pid {running.pid}" in finding["message"]
-    mend(lab, finding)
+    fix(lab, finding)
     assert examine(lab, "--config", str(file)) == []
 
 
@@ -251,7 +251,7 @@ def test_a_reload_that_was_refused(lab: Lab, featherlb: Up, file: Path) -> None:
         (finding,) = examine(lab)
         assert finding["check"] == "state"
         file.write_text(right)
-        mend(lab, finding)
+        fix(lab, finding)
         assert examine(lab) == []
 
 

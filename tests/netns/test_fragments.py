@@ -164,8 +164,8 @@ def test_large_datagrams_to_a_vip_that_is_no_address_of_this_host(
 
 
 def test_a_small_link_behind_the_balancer(lab: Lab, featherlb: Up, tmp_path: Path) -> None:
-    """What is reassembled is cut again: in IPv4 to what the link takes. In IPv6 the client is told
-    to cut it smaller."""
+    """Reassembled packets are fragmented again: over IPv4 to the link's MTU. Over IPv6 the client
+    gets an error and sends smaller fragments."""
     for node, interface in ((lab.balancer, "back"), (lab.backends[0], "eth0")):
         node.run(["ip", "link", "set", interface, "mtu", "1280"])
     path = tmp_path / "lb.yaml"

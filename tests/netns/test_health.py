@@ -64,7 +64,7 @@ def backends(lab: Lab) -> dict[str, dict[str, Any]]:
     return {one["address"]: one for one in service["backends"]}
 
 
-def told(running: Featherlb, text: str, times: int = 1) -> bool:
+def logged(running: Featherlb, text: str, times: int = 1) -> bool:
     return running.log.count(text) == times
 
 
@@ -88,7 +88,7 @@ def test_a_backend_killed_under_load_is_avoided_and_comes_back(
     with balancing(lab, featherlb, tmp_path / "lb.yaml", f"type: tcp, {FAST}") as running:
         with Load(lab, kept=2, short=4) as load:
             servers[0].close()
-            wait_for(lambda: told(running, f"{ONE} is down: connection refused"), "its fall")
+            wait_for(lambda: logged(running, f"{ONE} is down: connection refused"), "its fall")
             wait_for(lambda: reachable(lab), "the others alone")
             down = backends(lab)[ONE]
             # The load's own connections that met the dead backend have all been refused by now.
@@ -99,13 +99,13 @@ def test_a_backend_killed_under_load_is_avoided_and_comes_back(
             assert load.latest["errors"] == errors
             assert answering(lab) == {"backend2"}
             serve(lab, servers, 0)
-            wait_for(lambda: told(running, f"{ONE} is up"), "its return")
+            wait_for(lambda: logged(running, f"{ONE} is up"), "its return")
             wait_for(lambda: answering(lab, 4) == {"backend1", "backend2"}, "both again")
             result = load.stop()
         assert result["errors"] == errors, result
         assert (down["state"], down["weight"]) == ("down", 3)
         assert down["failure"] == "connection refused"
-        assert told(running, f"{ONE} is down")
+        assert logged(running, f"{ONE} is down")
         up = backends(lab)[ONE]
         assert (up["state"], up["weight"], up["failure"]) == ("up", 3, "")
 
@@ -123,7 +123,7 @@ def test_backends_keep_their_states_while_no_check_can_be_made(
         assert "is down" not in running.log
         resource.prlimit(running.pid, resource.RLIMIT_NOFILE, (soft, hard))
         servers[0].close()
-        wait_for(lambda: told(running, f"{ONE} is down: connection refused"), "its fall")
+        wait_for(lambda: logged(running, f"{ONE} is down: connection refused"), "its fall")
         status = api(lab.balancer, "status")
         assert status["watchdog_fed"]
         assert {task["name"]: task["restarts"] for task in status["tasks"]}["health-checks"] == 0
@@ -142,7 +142,7 @@ def test_connections_are_refused_when_all_are_down(
     health = f"type: http, {FAST}, status: 404"
     with balancing(lab, featherlb, tmp_path / "lb.yaml", health) as running:
         for one in BACKENDS:
-            wait_for(partial(told, running, f"{one} is down: status 200"), "its fall")
+            wait_for(partial(logged, running, f"{one} is down: status 200"), "its fall")
         wait_for(lambda: refused(lab), "a refusal")
         shown = run(lab.balancer, "backends").stdout
         assert f"{ONE}: the last check failed: status 200" in shown
@@ -162,16 +162,16 @@ def test_a_reload_changes_and_ends_checks(
     path = tmp_path / "lb.yaml"
     with balancing(lab, featherlb, path, f"type: tcp, {FAST}, port: 9, rise: 1") as running:
         for one in BACKENDS:
-            wait_for(partial(told, running, f"{one} is down: connection refused"), "its fall")
+            wait_for(partial(logged, running, f"{one} is down: connection refused"), "its fall")
         path.write_text(path.read_text().replace("port: 9", "port: 8080"))
         done = run(lab.balancer, "reload", "-o", "json")
         assert json.loads(done.stdout)["differences"] == ["web: health check changed"]
         for one in BACKENDS:
-            wait_for(partial(told, running, f"{one} is up"), "its return")
+            wait_for(partial(logged, running, f"{one} is up"), "its return")
         wait_for(lambda: answering(lab) == {"backend1", "backend2"}, "both")
         path.write_text(path.read_text().replace("port: 8080", "port: 9"))
         reload(lab.balancer)
-        wait_for(partial(told, running, f"{ONE} is down", 2), "another fall")
+        wait_for(partial(logged, running, f"{ONE} is down", 2), "another fall")
         lines = path.read_text().splitlines(keepends=True)
         path.write_text("".join(line for line in lines if "health" not in line))
         reload(lab.balancer)
@@ -185,7 +185,7 @@ def test_what_was_never_seen_well_waits_where_it_should(
     servers[0].close()
     health = f"type: tcp, {FAST}, initial: down"
     with balancing(lab, featherlb, tmp_path / "lb.yaml", health) as running:
-        wait_for(lambda: told(running, f"{TWO} is up"), "the first result")
+        wait_for(lambda: logged(running, f"{TWO} is up"), "the first result")
         wait_for(lambda: reachable(lab), "the backend's turn")
         assert answering(lab) == {"backend2"}
         assert backends(lab)[ONE]["state"] == "down"
@@ -207,13 +207,13 @@ def test_open_flows_of_a_fallen_backend(
     ):
         by_backend = {session.ask().backend: session for session in (first, second)}
         flag.touch()
-        wait_for(lambda: told(running, f"{ONE} is down: exit code 1"), "its fall")
+        wait_for(lambda: logged(running, f"{ONE} is down: exit code 1"), "its fall")
         if policy == "reset":
             with pytest.raises(ConnectionResetError):
                 by_backend["backend1"].socket.recv(1)
         elif policy == "drop":
             wait_for(lambda: flows(lab.balancer, backend=ONE) == [], "the end of its flows")
-            # Nobody was told; the client is when it sends.
+            # No client was notified; one is when it sends.
             assert not select([by_backend["backend1"].socket], [], [], 0)[0]
             with pytest.raises(ConnectionResetError):
                 by_backend["backend1"].ask()
@@ -222,7 +222,7 @@ def test_open_flows_of_a_fallen_backend(
             assert by_backend["backend1"].ask().backend == "backend1"
         assert by_backend["backend2"].ask().backend == "backend2"
         flag.unlink()
-        wait_for(lambda: told(running, f"{ONE} is up"), "its return")
+        wait_for(lambda: logged(running, f"{ONE} is up"), "its return")
 
 
 def test_datagrams_leave_a_fallen_backend_at_once(lab: Lab, featherlb: Up, tmp_path: Path) -> None:
@@ -244,10 +244,10 @@ def test_datagrams_leave_a_fallen_backend_at_once(lab: Lab, featherlb: Up, tmp_p
         assert serving() == first
         place = f"{next(node.address for node in lab.backends if node.name == first)}:8080"
         receivers.sockets.pop(first).close()
-        wait_for(lambda: told(running, f"{place} is down: connection refused"), "its fall")
+        wait_for(lambda: logged(running, f"{place} is down: connection refused"), "its fall")
         wait_for(lambda: flows(lab.balancer, backend=place) == [], "the end of its flows")
         assert serving() != first
-        assert told(running, " is down: ")
+        assert logged(running, " is down: ")
 
 
 def test_a_silent_backend_is_avoided(
@@ -257,11 +257,11 @@ def test_a_silent_backend_is_avoided(
     with balancing(lab, featherlb, tmp_path / "lb.yaml", health) as running:
         drop = ["INPUT", "-p", "tcp", "--dport", "8080", "-j", "DROP"]
         lab.backends[0].run(["iptables", "-A", *drop])
-        wait_for(lambda: told(running, f"{ONE} is down: no answer within 0.3 s"), "its fall")
+        wait_for(lambda: logged(running, f"{ONE} is down: no answer within 0.3 s"), "its fall")
         wait_for(lambda: reachable(lab), "the others alone")
         assert answering(lab) == {"backend2"}
         lab.backends[0].run(["iptables", "-D", *drop])
-        wait_for(lambda: told(running, f"{ONE} is up"), "its return")
+        wait_for(lambda: logged(running, f"{ONE} is up"), "its return")
         wait_for(lambda: answering(lab, 4) == {"backend1", "backend2"}, "both again")
 
 
@@ -280,8 +280,8 @@ def test_a_backend_that_flaps_stays_down_longer(
         wait_for(
             lambda: count.exists() and len(count.read_text()) >= 12, "a dozen checks", timeout=20
         )
-        assert told(running, f"{ONE} is down: exit code 1")
-        assert told(running, f"{ONE} is up", 0)
+        assert logged(running, f"{ONE} is down: exit code 1")
+        assert logged(running, f"{ONE} is up", 0)
         assert answering(lab) == {"backend2"}
 
 
@@ -304,12 +304,12 @@ def test_checks_over_ipv6(lab: Lab, featherlb: Up, tmp_path: Path, kind: str) ->
 
     with featherlb(lab, "--config", str(path)) as running:
         with server():
-            wait_for(lambda: told(running, f"{place} is up"), "the first good result")
+            wait_for(lambda: logged(running, f"{place} is up"), "the first good result")
             if kind != "udp":
                 wait_for(lambda: asks6(lab), "an answer")
-        wait_for(lambda: told(running, f"{place} is down: connection refused"), "its fall")
+        wait_for(lambda: logged(running, f"{place} is down: connection refused"), "its fall")
         with server():
-            wait_for(lambda: told(running, f"{place} is up", 2), "its return")
+            wait_for(lambda: logged(running, f"{place} is up", 2), "its return")
 
 
 def asks6(lab: Lab) -> bool:

@@ -178,14 +178,14 @@ def udp(node: Node, family: int) -> socket.socket:
 
 
 def connected(node: Node, family: int, remote: tuple[str, int]) -> socket.socket:
-    """A UDP socket that is told of ICMP errors."""
+    """A UDP socket that receives ICMP errors."""
     new = udp(node, family)
     new.connect(remote)
     return new
 
 
 def is_refused(client: socket.socket) -> bool:
-    """Whether a connected UDP socket is told that nobody takes its datagrams."""
+    """Whether a connected UDP socket gets an error that its datagrams are refused."""
     try:
         client.send(b"anybody there?")
         client.recv(1)

@@ -1,4 +1,4 @@
-"""A service goes over to another datapath by a reload: its flows go on by the new one."""
+"""A reload moves a service to another datapath, with its flows."""
 
 import socket
 from collections import Counter

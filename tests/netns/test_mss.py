@@ -1,4 +1,4 @@
-"""The `mss` option: what each end is told that the other one takes, and so how much it sends."""
+"""The `mss` option: the MSS that each end sees, and the segments that it sends."""
 
 import socket
 from collections.abc import Iterator

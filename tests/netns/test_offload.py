@@ -1,4 +1,4 @@
-"""What only the datapath offload does: the kernel carries flows, whatever becomes of featherlb."""
+"""The offload datapath: the kernel forwards flows, whatever happens to featherlb."""
 
 import os
 import signal
@@ -80,7 +80,7 @@ def kill_only(
     service: str,
     instance: int | None = None,
 ) -> None:
-    """End the only flow of a service; both ends of its connection are told."""
+    """Kill the only flow of a service; both ends of its connection get a RST."""
     assert kill(lab.balancer, instance, service=service, client=lab.client.address) == 1
     for end in (client, server):
         with pytest.raises(ConnectionResetError):
@@ -204,7 +204,7 @@ def crash(running: Featherlb) -> None:
 
 @NAT_MODES
 @pytest.mark.parametrize("how", [stop, crash])
-def test_connections_outlive_featherlb_and_the_next_one_takes_them_over(
+def test_connections_survive_featherlb_and_the_next_one_restores_them(
     lab: Lab, featherlb: Up, nat: str, how: object
 ) -> None:
     options = (*TCP, *BACKENDS, "--nat", nat)
@@ -384,7 +384,7 @@ def test_a_killed_connection_is_reset_at_both_ends(
     [(VIP, ()), (VIP, ("--fail-open",)), ("192.0.2.1", ("--no-assign",))],
     ids=["assigned", "fail-open", "foreign"],
 )
-def test_a_firewall_does_not_keep_strays_away(
+def test_a_firewall_does_not_drop_untracked_packets(
     lab: Lab, featherlb: Up, vip: str, options: tuple[str, ...]
 ) -> None:
     for hook in ("INPUT", "FORWARD"):
@@ -615,7 +615,7 @@ def test_another_instance_may_have_the_same_backends(
                 for node, address in product((lab.client, lab.balancer), (VIP, BESIDE)):
                     assert ask(node, address).backend.startswith("backend")
                 assert session.ask() == before
-                # What belongs to neither instance any more is refused by whoever had it.
+                # What belongs to neither instance any more is refused by its previous owner.
                 with Session(lab.client) as one, Session(lab.client, BESIDE) as two:
                     one.ask(), two.ask()
                     lab.balancer.run(["conntrack", "-D", "--dst", VIP])
@@ -653,7 +653,7 @@ def test_an_instance_that_keeps_replies_from_connection_tracking_is_refused(
             refused(OWN, running)
 
 
-def test_strays_of_a_later_instance_are_its_own_when_an_earlier_one_moves_its_rules(
+def test_untracked_packets_of_a_later_instance_stay_its_own_when_an_earlier_one_moves_its_rules(
     lab: Lab, featherlb: Up
 ) -> None:
     """The client's firewall lets in what it has asked for: what the backend says of a killed
@@ -693,7 +693,7 @@ def test_what_conntrack_forgets_is_no_flow_any_more(lab: Lab, featherlb: Up) -> 
         assert len(flows(lab.balancer)) == 1
         lab.balancer.run(["conntrack", "-D", "--dst", VIP])
         wait_for(lambda: flows(lab.balancer) == [], "no flow")
-        # The client goes on with it: it is told that there is none.
+        # The client continues on it and gets a RST.
         session.socket.sendall(b"GET")
         with pytest.raises(ConnectionResetError):
             session.socket.recv(1)

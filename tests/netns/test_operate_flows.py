@@ -35,7 +35,7 @@ def flows(lab: Lab, *arguments: str) -> list[dict[str, str]]:
 
 
 def kill(lab: Lab, client: socket.socket, server: socket.socket, *which: str) -> None:
-    """End the only one of these flows; both ends of its connection are told."""
+    """Kill the only one of these flows; both ends of its connection get a RST."""
     assert operate(lab, "flows", "--kill", *which) == {"count": 1}
     for end in (client, server):
         with pytest.raises(ConnectionResetError):
@@ -137,7 +137,7 @@ def test_a_users_scheduler_of_three_lines(lab: Lab, featherlb: Up, tmp_path: Pat
         for node in lab.clients:
             expected = f"backend{(int(ip_address(node.address)) & 1) + 1}"
             assert {ask(node).backend for _ in range(3)} == {expected}
-        # Edited code is taken by a reload; code that fails is told once and made up for.
+        # A reload loads edited code; failing code is logged once and worked around.
         code.write_text("def pick(flow, backends):\n    return 1 / 0\n")
         operate(lab, "reload")
         backends = Counter(ask(lab.client).backend for _ in range(40))

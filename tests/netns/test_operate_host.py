@@ -112,7 +112,7 @@ def test_a_reload_gets_in_front_again(lab: Lab, featherlb: Up) -> None:
 
 
 def test_under_systemd_with_two_capabilities(lab: Lab, driver: str, tmp_path: Path) -> None:
-    """As the unit runs it: told when it is ready, and with no other power of root's."""
+    """As the unit runs it: it notifies readiness, and has no other privileges of root."""
     address = tmp_path / "notify"
     capabilities = "-all,+net_admin,+net_raw"
     heard: list[bytes] = []

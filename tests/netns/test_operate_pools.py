@@ -124,7 +124,7 @@ def test_each_verb_does_what_it_says(lab: Lab, running: Featherlb) -> None:
 
 
 def test_a_backend_with_another_port_joins(lab: Lab, running: Featherlb) -> None:
-    """Rules look for replies at the ports of the backends that there are, whoever else filters."""
+    """Rules match replies from the ports of the current backends, whatever other filters exist."""
     lab.balancer.run(["iptables", "-P", "FORWARD", "DROP"])
     with HttpServer(lab.backends[2], port=80), HttpServer(lab.backends[2], port=9090):
         change(lab.balancer, "add", "web", "10.0.1.4:80")

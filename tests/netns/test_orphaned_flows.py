@@ -1,4 +1,4 @@
-"""Connections that the kernel carries for an instance that is gone, while others come and go."""
+"""Offloaded connections of a dead instance, while other instances start and stop."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -88,7 +88,7 @@ def test_replies_to_connections_of_a_gone_instance_are_not_taken_from_them(
         assert f"the featherlb with pid {running.pid}" in refused.stderr
         assert "; it is gone, but the kernel forwards its connections, which" in refused.stderr
         assert session.ask() == first
-        # Whoever leaves the choice to featherlb gets what goes together.
+        # `auto` picks datapaths that are compatible.
         if nat == "dnat":
             with featherlb(lab, *other, "--datapath", "auto"):
                 assert (session.ask(), ask(lab.client, BESIDE).peer) == (first, first.peer)

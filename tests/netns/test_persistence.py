@@ -1,4 +1,4 @@
-"""Clients that keep their backend over connections, told apart by the network they are in."""
+"""Clients keep their backend across connections, by the network that they are in."""
 
 import signal
 import time

@@ -14,7 +14,7 @@ from featherlb.lab.namespaces import VIP
 from tests.netns.command import Featherlb, api, change, reload, run
 from tests.netns.conftest import ONE_DRIVER, SERVED, WATCHED_OR_ASKED, Up
 from tests.netns.load import Load
-from tests.netns.test_health import quiet, reachable, refused, told
+from tests.netns.test_health import logged, quiet, reachable, refused
 from tests.netns.test_operate_pools import operate
 from tests.netns.traffic import Session, ask, wait_for
 
@@ -103,9 +103,9 @@ def test_checks_bring_an_ejected_backend_back(
             wait_for(lambda: f"{ONE} is ejected until its checks" in running.log, "the ejection")
             wait_for(lambda: reachable(lab), "the others alone")
         assert answering(lab) == {"backend2": 6}
-        assert told(running, f"{ONE} is up", 0)
+        assert logged(running, f"{ONE} is up", 0)
         flag.unlink()
-        wait_for(lambda: told(running, f"{ONE} is up"), "its return")
+        wait_for(lambda: logged(running, f"{ONE} is up"), "its return")
         wait_for(lambda: answering(lab, 4).keys() == {"backend1", "backend2"}, "both")
         load.stop()
 
@@ -141,9 +141,9 @@ def test_a_backend_that_comes_back_takes_its_share_slowly(
     with balancing(options, f"{{address: '{ONE}', weight: 10}}", TWO) as running:
         assert answering(lab) == {"backend1": 3, "backend2": 3}
         flag.touch()
-        wait_for(lambda: told(running, f"{ONE} is down"), "its fall")
+        wait_for(lambda: logged(running, f"{ONE} is down"), "its fall")
         flag.unlink()
-        wait_for(lambda: told(running, f"{ONE} is up"), "its return")
+        wait_for(lambda: logged(running, f"{ONE} is up"), "its return")
         wait_for(lambda: 0 < backends(lab)[ONE]["effective_weight"] < 1, "the beginning")
         assert answering(lab, 20) == {"backend2": 20}
         assert " of 10" in shown(lab)
@@ -161,7 +161,7 @@ def test_a_backend_that_comes_back_takes_its_share_slowly(
             wait_for(lambda: backends(lab)[ONE]["effective_weight"] == 10, "all of it")
             result = load.stop()
         assert result["errors"] == 0, result
-        # Of connections that the kernel carries, featherlb hears a moment later that they closed.
+        # featherlb learns a moment later that offloaded connections have closed.
         wait_for(lambda: not any(one["active"] for one in backends(lab).values()), "no connection")
         assert answering(lab) == {"backend1": 3, "backend2": 3}
 
@@ -191,14 +191,14 @@ def test_in_panic_all_backends_are_used(lab: Lab, balancing: Callable[..., Any])
     command = '[/bin/sh, -c, "[ $FEATHERLB_ADDRESS = 10.0.1.2 ]"]'
     health = f"health: {{type: script, command: {command}, interval: 200ms}}, panic_threshold: 50"
     with balancing(health, ONE, TWO, THREE) as running:
-        wait_for(lambda: told(running, "web: too few backends are well, all are used"), "panic")
+        wait_for(lambda: logged(running, "web: too few backends are well, all are used"), "panic")
         wait_for(lambda: len(answering(lab)) == 3, "all of them")
         assert api(lab.balancer, "status")["panic"] == ["web"]
         assert "panic" in run(lab.balancer, "status").stdout
         assert backends(lab)[TWO]["state"] == "down"
         # One more that is well ends it; here, two less that are not.
         change(lab.balancer, "weight", "web", THREE, weight=0)
-        wait_for(lambda: told(running, "enough backends are well"), "its end")
+        wait_for(lambda: logged(running, "enough backends are well"), "its end")
         assert answering(lab) == {"backend1": 6}
 
 

@@ -1,5 +1,4 @@
-"""Connections outlive the process that carried them: a worker, an instance, a start with another
-configuration."""
+"""Connections survive a worker, an instance, and a restart with another configuration."""
 
 import hashlib
 import os

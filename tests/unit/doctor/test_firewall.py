@@ -6,7 +6,7 @@ from featherlb.doctor.finding import Severity
 from featherlb.doctor.firewall import judge
 from featherlb.system.firewall import Action, Applies, FilterTable, Hooked, Rule, read_iptables
 
-MEND = "featherlb reload --instance 0"
+FIX = "featherlb reload --instance 0"
 OURS = """
 -A FORWARD -m conntrack --ctstate INVALID,UNTRACKED -j FEATHERLB-ERROR-0
 -A FORWARD -m conntrack --ctstate UNTRACKED -j FEATHERLB-FILTER-0
@@ -31,7 +31,7 @@ COMMIT"""
 
 
 def verdicts(table: FilterTable) -> list[tuple[Severity, str]]:
-    return [(one.severity, one.command) for one in judge([table], ["forward"], MEND)]
+    return [(one.severity, one.command) for one in judge([table], ["forward"], FIX)]
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def verdicts(table: FilterTable) -> list[tuple[Severity, str]]:
     ],
 )
 def test_what_stands_in_front_of_our_rules(rules: str, severity: Severity | None) -> None:
-    expected = [] if severity is None else [(severity, MEND)]
+    expected = [] if severity is None else [(severity, FIX)]
     # The policy is for what our rules don't accept.
     assert verdicts(saved(rules + OURS, "DROP")) == expected
 
@@ -66,7 +66,7 @@ def test_what_stands_behind_our_rules_is_no_matter() -> None:
 
 
 def test_a_goto_ends_at_the_policy() -> None:
-    assert verdicts(saved("-A FORWARD -g ZONES" + OURS, "DROP")) == [(E, MEND)]
+    assert verdicts(saved("-A FORWARD -g ZONES" + OURS, "DROP")) == [(E, FIX)]
     assert verdicts(saved("-A FORWARD -g ZONES" + OURS)) == []
 
 
@@ -103,4 +103,4 @@ def test_native_nftables() -> None:
 
 def test_nat_is_passed_by_and_unused_hooks_are_no_matter() -> None:
     assert list(read_iptables(["*nat", ":PREROUTING DROP [0:0]", "COMMIT"], "iptables", 4)) == []
-    assert list(judge([native(policy=Action.DROP)], ["output"], MEND)) == []
+    assert list(judge([native(policy=Action.DROP)], ["output"], FIX)) == []

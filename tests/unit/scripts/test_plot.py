@@ -1,4 +1,4 @@
-"""The picture is drawn, also of few and of incomplete samples."""
+"""The chart is drawn, even from few or incomplete samples."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from tests.unit.scripts.samples import TITLES, sample
 pytest.importorskip("matplotlib", reason="the plot needs matplotlib: scripts/setup.sh .venv bench")
 
 
-def test_a_picture_is_as_high_as_it_has_panels(tmp_path: Path) -> None:
+def test_a_chart_is_as_high_as_it_has_panels(tmp_path: Path) -> None:
     from scripts.bench.plot import draw
 
     few, many = tmp_path / "few.png", tmp_path / "many.png"
