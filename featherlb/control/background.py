@@ -59,7 +59,7 @@ class Background:
                 try:
                     await self._controller.expire(now)
                 except FeatherlbError as error:
-                    log.error("a run-time change can't be reverted now: %s", error)
+                    log.error("cannot revert a run-time change now: %s", error)
                     await asyncio.sleep(WATCH_INTERVAL)
                 continue
             with suppress(TimeoutError):
@@ -71,7 +71,7 @@ class Background:
             try:
                 await self._controller.refresh_names()
             except FeatherlbError as error:
-                log.error("the new addresses of names can't be used: %s", error)
+                log.error("cannot use the new addresses of names: %s", error)
 
     async def _apply_health(self) -> None:
         changed = self._controller.health.changed
@@ -86,7 +86,7 @@ class Background:
                 changed.set()
                 if not isinstance(error, FeatherlbError):
                     raise
-                log.error("the new state of backends can't be put in force: %s", error)
+                log.error("cannot apply the new state of backends: %s", error)
                 pause = WATCH_INTERVAL
             await asyncio.sleep(pause)
 
@@ -103,5 +103,5 @@ class Background:
                 try:
                     await self._controller.restore_vips()
                 except HostError as error:
-                    log.error("the host can't be brought up to date: %s", error)
+                    log.error("cannot update the host: %s", error)
             self._links = now

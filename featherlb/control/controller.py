@@ -153,7 +153,7 @@ class Controller:
                 if override.number == number:
                     await self._end(override, "reverted")
                     return override
-        raise ConfigError([f"there is no change {number} in force"])
+        raise ConfigError([f"no change {number} is in force"])
 
     async def end_flows(self, wanted: FlowFilter, *, reset: bool = True) -> int:
         """End flows, with a RST to both ends of connections if `reset`; how many there were."""
@@ -242,7 +242,7 @@ class Controller:
                 if (name, endpoint) not in kept:
                     self.events.tell(
                         "backend-left",
-                        f"{name}: {endpoint} has left, its last flow has ended",
+                        f"{name}: {endpoint} has left: its last flow ended",
                         service=name,
                         backend=str(endpoint),
                     )

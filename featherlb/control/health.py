@@ -297,7 +297,7 @@ class HealthChecks:
         count = self._without_verdict
         self._events.tell(
             "health-no-verdict",
-            f"{count} health {'check' if count == 1 else 'checks'} could not be made, backends keep"
+            f"{count} health {'check' if count == 1 else 'checks'} could not run, backends keep"
             f" their states: {error}",
             logging.WARNING,
             count=count,
@@ -309,12 +309,12 @@ class HealthChecks:
         for service in sorted(panic - self.panic):
             self._events.tell(
                 "panic",
-                f"{service}: too few backends are well, all are used",
+                f"{service}: too few backends are healthy, all are used",
                 logging.WARNING,
                 service=service,
             )
         for service in sorted(self.panic - panic):
-            message = f"{service}: enough backends are well, only these are used"
+            message = f"{service}: enough backends are healthy, only these are used"
             self._events.tell("panic-over", message, service=service)
         self.panic = panic
 

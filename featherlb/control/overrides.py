@@ -114,7 +114,7 @@ def find_service(config: Config, name: str) -> ServiceConfig:
         if name == service.name or name in map(str, service.vips):
             return service
     known = ", ".join(service.name for service in config.services) or "none"
-    raise ConfigError([f"there is no service '{name}' (there is: {known})"])
+    raise ConfigError([f"there is no service '{name}' (known: {known})"])
 
 
 def add(config: Config, overrides: Sequence[Override], override: Override) -> tuple[Override, ...]:
@@ -127,7 +127,7 @@ def add(config: Config, overrides: Sequence[Override], override: Override) -> tu
     if override.action is Action.ADD and there:
         raise ConfigError(
             [
-                f"{override.backend} is a backend of '{service.name}' already: change its weight"
+                f"{override.backend} is already a backend of '{service.name}': change its weight"
                 f" with `featherlb backend weight`"
             ]
         )

@@ -157,7 +157,7 @@ class TopologyWatcher:
                 text = f"no packet gets to backend {address}: {reason}"
                 self._events.tell("path-lost", text, logging.WARNING, backend=str(address))
             else:
-                text = f"packets get to backend {address} again"
+                text = f"backend {address} is reachable again"
                 self._events.tell("path-found", text, backend=str(address))
 
     def _name_deaf_interfaces(self) -> None:
@@ -168,8 +168,8 @@ class TopologyWatcher:
         )
         for name in sorted(deaf - self._deaf):
             log.warning(
-                "%s has no Ethernet frames: clients behind it don't reach services of the datapath"
-                " raw; set their datapath to nfqueue if there are such clients",
+                "%s has no Ethernet frames: clients behind it can't reach services with the raw"
+                " datapath; use nfqueue for them if there are such clients",
                 name,
             )
         self._deaf = deaf

@@ -332,7 +332,7 @@ async def _begin(
     try:
         worker = WorkerProcess(start, predecessor)
     except OSError as error:
-        raise HostError(f"no worker can be started: {error.strerror}") from None
+        raise HostError(f"cannot start a worker: {error.strerror}") from None
     try:
         await worker.ask(worker.start)
         done: list[Apply | SetTopology] = []

@@ -118,7 +118,7 @@ def test_backends_keep_their_states_while_no_check_can_be_made(
         soft, hard = resource.prlimit(running.pid, resource.RLIMIT_NOFILE)
         # What is open stays open.
         resource.prlimit(running.pid, resource.RLIMIT_NOFILE, (3, hard))
-        wait_for(lambda: "could not be made" in running.log, "checks without a verdict")
+        wait_for(lambda: "could not run" in running.log, "checks without a verdict")
         assert answering(lab) == {"backend1", "backend2"}
         assert "is down" not in running.log
         resource.prlimit(running.pid, resource.RLIMIT_NOFILE, (soft, hard))

@@ -207,9 +207,9 @@ def test_what_is_saved_runs_as_well(lab: Lab, running: Featherlb, path: Path) ->
 
 
 REFUSALS = [
-    (("backend", "drain", "mail", ONE), 2, "there is no service 'mail' (there is: web)"),
+    (("backend", "drain", "mail", ONE), 2, "there is no service 'mail' (known: web)"),
     (("backend", "drain", "web", THREE), 2, "'web' has no backend 10.0.1.4:8080"),
-    (("backend", "add", "web", ONE), 2, "is a backend of 'web' already"),
+    (("backend", "add", "web", ONE), 2, "is already a backend of 'web'"),
     (("backend", "add", "web", f"{VIP}:80"), 2, "is a VIP of service 'web'"),
     (("flows", "--state", "sleeping"), 2, "'sleeping' is unknown"),
     (("flows", "--kill"), 2, "select flows with a filter"),

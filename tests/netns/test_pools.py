@@ -191,14 +191,16 @@ def test_in_panic_all_backends_are_used(lab: Lab, balancing: Callable[..., Any])
     command = '[/bin/sh, -c, "[ $FEATHERLB_ADDRESS = 10.0.1.2 ]"]'
     health = f"health: {{type: script, command: {command}, interval: 200ms}}, panic_threshold: 50"
     with balancing(health, ONE, TWO, THREE) as running:
-        wait_for(lambda: logged(running, "web: too few backends are well, all are used"), "panic")
+        wait_for(
+            lambda: logged(running, "web: too few backends are healthy, all are used"), "panic"
+        )
         wait_for(lambda: len(answering(lab)) == 3, "all of them")
         assert api(lab.balancer, "status")["panic"] == ["web"]
         assert "panic" in run(lab.balancer, "status").stdout
         assert backends(lab)[TWO]["state"] == "down"
         # One more that is well ends it; here, two less that are not.
         change(lab.balancer, "weight", "web", THREE, weight=0)
-        wait_for(lambda: logged(running, "enough backends are well"), "its end")
+        wait_for(lambda: logged(running, "enough backends are healthy"), "its end")
         assert answering(lab) == {"backend1": 6}
 
 

@@ -197,7 +197,7 @@ def test_an_interface_is_removed_and_added_again(lab: Lab, featherlb: Up) -> Non
         session.socket.settimeout(30)
         assert session.ask().backend == "backend1"
         assert ask(lab.client).backend == "backend1"
-        wait_for(lambda: "packets get to backend 10.0.1.2 again" in running.log, "the word of it")
+        wait_for(lambda: "backend 10.0.1.2 is reachable again" in running.log, "the word of it")
 
 
 def test_a_vip_comes_back_with_its_interface(lab: Lab, featherlb: Up) -> None:

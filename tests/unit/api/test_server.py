@@ -106,7 +106,7 @@ def serve(
             {"action": "drain", "service": "web", "backend": "10.0.1.2"},
             "backend: '10.0.1.2' is not HOST:PORT",
         ),
-        ("DELETE", "/v1/changes/7", None, "there is no change 7 in force"),
+        ("DELETE", "/v1/changes/7", None, "no change 7 is in force"),
         ("DELETE", "/v1/changes/x", None, "'x' is not the number of a change"),
         ("GET", "/v1/flows?cursor=x", None, "cursor: "),
         ("GET", "/v1/flows?client=x", None, "client: 'x' is not an address or network"),

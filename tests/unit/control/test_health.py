@@ -151,7 +151,7 @@ def test_a_check_that_this_host_can_not_make_decides_nothing() -> None:
                 with no_descriptors():
                     message = await hear(heard, "health-no-verdict")
                     assert message == (
-                        "1 health check could not be made, backends keep their states: too many"
+                        "1 health check could not run, backends keep their states: too many"
                         " open files"
                     )
                     await until(lambda: checks._without_verdict > 3)
@@ -376,7 +376,7 @@ def test_in_panic_all_are_used_and_it_is_told_once() -> None:
             for _ in range(2):
                 follow(checks, config)
             assert checks.panic == {"web"}
-            assert await hear(heard, "panic") == "web: too few backends are well, all are used"
+            assert await hear(heard, "panic") == "web: too few backends are healthy, all are used"
             assert weights(checks, calm) == [0, 1]
             follow(checks, calm)
             await hear(heard, "panic-over")

@@ -86,10 +86,10 @@ def test_replaced_overrides_are_forgotten() -> None:
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (override("add"), "a:1 is a backend of 'web' already"),
+        (override("add"), "a:1 is already a backend of 'web'"),
         (override("drain", "c"), "'web' has no backend c:1 (its backends: a:1, b:1)"),
         (override("remove", "c"), "'web' has no backend c:1"),
-        (Override(0, Action.DRAIN, "dns", "a", 1), "no service 'dns' (there is: web, mail)"),
+        (Override(0, Action.DRAIN, "dns", "a", 1), "no service 'dns' (known: web, mail)"),
     ],
 )
 def test_what_does_not_fit_is_refused(wrong: Override, said: str) -> None:
