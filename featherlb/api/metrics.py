@@ -72,7 +72,7 @@ class Snapshot(Collector):
         )
         failing = GaugeMetricFamily(
             "featherlb_task_failing",
-            "1 if the task failed many times in a row and has not run well since.",
+            "1 while the task keeps failing.",
             labels=["task"],
         )
         for task in view.tasks:
