@@ -1,42 +1,79 @@
 """The topology that the raw datapath sends frames by: links, next hops and routes, kept up to date.
 
 Runs in the supervisor, so that a packet never waits for it: the workers get a whole topology each
-time. The kernel resolves the neighbours, as it does for packets of its own; it is only made to ask,
-because it sees none of the workers' frames.
+time. The kernel resolves the neighbours, as it does for packets of its own; it only has to be made
+to ask, because it sees none of the workers' frames.
+
+Every change comes from the kernel (`rtnetlink.Monitor`). Changes of neighbours are applied as they
+come. After others, and after changes that the kernel had to drop, everything is read again.
 """
 
 import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 
 from featherlb.control.events import Events
 from featherlb.control.tasks import Tasks
-from featherlb.model import Address, Link, NextHop, Service, Topology
-from featherlb.system import paths as driver
-from featherlb.system.network import LOOPBACK
-from featherlb.system.paths import Entry, Interface, Neighbour, NetworkState
+from featherlb.model import (
+    LOOPBACK,
+    Address,
+    Link,
+    Neighbour,
+    NeighbourKey,
+    Network,
+    NextHop,
+    Route,
+    Service,
+    Topology,
+)
+from featherlb.model.errors import HostError
+from featherlb.system import rtnetlink
 
 log = logging.getLogger("featherlb")
 
-SETTLE = 0.02
-"""Seconds to wait for more news when there is some: changes come in swarms."""
-REST = 4
-"""A look at all routes is followed by a pause of so many times its duration."""
-ASK_AGAIN = (1.0, 8.0)
-"""Seconds until a silent neighbour is asked for again: at first, and after doubling at most. Each
+DEBOUNCE = 0.02
+"""Seconds to wait for more changes after the first: they come in swarms."""
+REFRESH_PAUSE = 4
+"""After everything was read, the next change waits for so many times the duration of that."""
+RETRY_INTERVAL = 1.0
+"""Seconds until the kernel is asked again after it has failed to answer."""
+SOLICIT_INTERVALS = (1.0, 8.0)
+"""Seconds until a silent neighbour is solicited again: at first, and after doubling at most. Each
 time the kernel asks three times, a second apart (mcast_solicit in arp(7))."""
-CONFIRM = 10.0
-"""Seconds between two questions whether a neighbour is still where it was. It is taken to be gone
-when it has not answered three of them, a second apart (ucast_solicit), and is then looked for."""
-PATIENCE = 3.0
-"""Seconds until a backend that can't be reached is told of."""
+PROBE_INTERVAL = 10.0
+"""Seconds between two probes of a neighbour that was resolved. It counts as gone when it has not
+answered three questions, a second apart (ucast_solicit), and is then solicited."""
+REPORT_DELAY = 3.0
+"""Seconds until a backend that can't be reached is reported."""
 MAX_ROUTES = 10_000
-"""Routes that workers can be told: where there are more, replies go back where the client's packets
-came from."""
-UNKNOWN = Entry(None)
+"""Routes that workers are sent. Where there are more they get none, and replies go back where the
+client's packets came from."""
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkState:
+    """What the kernel has: links by index, addresses, routes, and its own choice of a route to each
+    backend that it can route to."""
+
+    links: Mapping[int, Link] = field(default_factory=dict)
+    addresses: frozenset[Address] = frozenset()
+    routes: Mapping[Network, Route] = field(default_factory=dict)
+    backends: Mapping[Address, Route] = field(default_factory=dict)
+
+
+def read_state(backends: Iterable[Address]) -> NetworkState:
+    """How things are now. Blocks; HostError if the kernel doesn't say."""
+    routes = {backend: rtnetlink.route(backend) for backend in backends}
+    return NetworkState(
+        links=rtnetlink.links(),
+        addresses=frozenset(own.address.ip for own in rtnetlink.addresses()),
+        routes=rtnetlink.routes(),
+        # Frames don't get to an address of this host.
+        backends={backend: route for backend, route in routes.items() if route and not route.local},
+    )
 
 
 class TopologyWatcher:
@@ -48,41 +85,43 @@ class TopologyWatcher:
         self._events = events
         self._tasks = tasks
         self._backends: frozenset[Address] = frozenset()
-        self._state = NetworkState({}, frozenset(), {}, {})
-        self._neighbours: dict[Neighbour, Entry] = {}
-        self._asking = Asking(random.random)
-        self._complaints = Complaints()
-        self._deaf: frozenset[str] = frozenset()
-        self._heard: dict[Neighbour, Entry] = {}
+        self._state = NetworkState()
+        self._neighbours: dict[NeighbourKey, Neighbour] = {}
+        self._no_room: frozenset[NeighbourKey] = frozenset()
+        self._solicitations = Solicitations(random.random)
+        self._reports = Reports()
+        self._without_frames: frozenset[str] = frozenset()
+        self._updates: dict[NeighbourKey, Neighbour] = {}
         self._stale = False
-        self._news = asyncio.Event()
-        self._changes: driver.Changes | None = None
+        self._overrun = False
+        self._wake = asyncio.Event()
+        self._monitor: rtnetlink.Monitor | None = None
         self._task: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()
 
     @property
     def active(self) -> bool:
         """Whether there is anything to watch."""
-        return self._changes is not None
+        return self._monitor is not None
 
     async def follow(self, services: Sequence[Service]) -> None:
-        """Watch the routes to the backends of those services that have the datapath raw. `current`
-        has them when this returns."""
+        """Watch the routes to the backends of those services that take frames. `current` has them
+        when this returns; HostError if the kernel doesn't say."""
         raw = [service for service in services if service.datapath.takes_frames]
         backends = {backend.endpoint.address for service in raw for backend in service.backends}
         async with self._lock:
             if not raw:
                 self._stop()
                 return
-            if self._changes is None:
-                self._changes = driver.Changes()
-                asyncio.get_running_loop().add_reader(self._changes.fileno(), self._hear)
+            if self._monitor is None:
+                self._monitor = rtnetlink.Monitor()
+                asyncio.get_running_loop().add_reader(self._monitor.fileno(), self._read_changes)
                 self._task = self._tasks.start("watch-topology", self._watch)
             elif backends == self._backends:
                 return
             self._backends = frozenset(backends)
             self._stale = True
-            await self._look()
+            await self._refresh()
 
     async def stop(self) -> None:
         """Watch no more."""
@@ -90,69 +129,87 @@ class TopologyWatcher:
             self._stop()
 
     def _stop(self) -> None:
-        if self._changes is not None and self._task is not None:
+        if self._monitor is not None and self._task is not None:
             self._task.cancel()
-            asyncio.get_running_loop().remove_reader(self._changes.fileno())
-            self._changes.close()
-            self._changes = self._task = None
+            asyncio.get_running_loop().remove_reader(self._monitor.fileno())
+            self._monitor.close()
+            self._monitor = self._task = None
         self.current = Topology()
 
-    def _hear(self) -> None:
-        assert self._changes is not None
+    def _read_changes(self) -> None:
+        assert self._monitor is not None
         try:
-            other, neighbours = self._changes.read()
+            other, neighbours = self._monitor.read()
         except OverflowError:
             other, neighbours = True, {}
+            if not self._overrun:
+                log.warning(
+                    "links, routes or neighbours changed faster than featherlb could read it:"
+                    " reading all of them again"
+                )
+            self._overrun = True
         self._stale = self._stale or other
-        self._heard |= neighbours
+        self._updates |= neighbours
         if other or not neighbours.keys().isdisjoint(self._neighbours):
-            self._news.set()
+            self._wake.set()
 
     async def _watch(self) -> None:
+        failing = False
         while True:
-            pause = min(self._asking.due, self._complaints.due) - time.monotonic()
+            pause = min(self._solicitations.due, self._reports.due) - time.monotonic()
             try:
-                await asyncio.wait_for(self._news.wait(), max(0.0, pause))
-                await asyncio.sleep(SETTLE)
+                await asyncio.wait_for(self._wake.wait(), max(0.0, pause))
+                await asyncio.sleep(DEBOUNCE)
             except TimeoutError:
                 pass
-            self._news.clear()
+            self._wake.clear()
             began = time.monotonic()
-            looks_at_all = self._stale
-            async with self._lock:
-                try:
-                    await self._look()
-                except Exception:
-                    # Whatever was read may be lost: the next run reads all of it again.
-                    self._stale = True
-                    self._news.set()
-                    raise
-            if looks_at_all:
-                await asyncio.sleep(REST * (time.monotonic() - began))
+            full = self._stale
+            try:
+                async with self._lock:
+                    await self._refresh()
+            except HostError as error:
+                if not failing:
+                    log.error("%s; trying again every %g s", error, RETRY_INTERVAL)
+                failing = True
+                self._wake.set()
+                await asyncio.sleep(RETRY_INTERVAL)
+                continue
+            except Exception:
+                # What was read may be lost: once restarted, this reads everything again.
+                self._stale = True
+                self._wake.set()
+                raise
+            if failing:
+                log.info("links, routes and neighbours are being watched again")
+                failing = False
+            if full:
+                await asyncio.sleep(REFRESH_PAUSE * (time.monotonic() - began))
 
-    async def _look(self) -> None:
-        """Bring the topology up to date, and ask for the neighbours that are missing in it."""
+    async def _refresh(self) -> None:
+        """Bring the topology up to date, and solicit the neighbours that are missing in it."""
         if self._stale:
-            self._stale = False
-            self._state = await asyncio.to_thread(driver.read_state, self._backends)
-            self._neighbours = await asyncio.to_thread(driver.read_neighbours)
-            self._name_deaf_interfaces()
-        # A later word than what was read, or a repetition of an earlier one that is followed by it.
-        heard, self._heard = self._heard, {}
-        self._neighbours |= heard
+            await self._read_all()
+        # An update is newer than what was read, or repeats something older and is followed by it.
+        updates, self._updates = self._updates, {}
+        self._neighbours |= updates
+        # There was room: the kernel says that it was resolved, or that nobody answered.
+        self._no_room = self._no_room.difference(updates)
         self._neighbours = {
-            key: self._neighbours.get(key, UNKNOWN) for key in wanted(self._state, self._backends)
+            key: self._neighbours.get(key, Neighbour(*key))
+            for key in needed(self._state, self._backends)
         }
         topology = build_topology(self._state, self._neighbours, self._backends)
         if topology != self.current:
             self.current = topology
             self.changed.set()
         now = time.monotonic()
-        questions = self._asking.questions(self._neighbours, now)
-        if questions.unknown or questions.known:
-            await asyncio.to_thread(driver.solicit, questions.unknown, questions.known)
-        reasons = unreachable(self._state, self.current, self._backends)
-        for address, reason in self._complaints.update(reasons, now):
+        due = self._solicitations.take_due(self._neighbours, now)
+        if due.unresolved or due.resolved:
+            refused = await asyncio.to_thread(rtnetlink.solicit, due.unresolved, due.resolved)
+            self._no_room |= refused
+        reasons = unreachable(self._state, self.current, self._backends, self._no_room)
+        for address, reason in self._reports.update(reasons, now):
             if reason:
                 text = f"no packet gets to backend {address}: {reason}"
                 self._events.tell("path-lost", text, logging.WARNING, backend=str(address))
@@ -160,66 +217,73 @@ class TopologyWatcher:
                 text = f"backend {address} is reachable again"
                 self._events.tell("path-found", text, backend=str(address))
 
-    def _name_deaf_interfaces(self) -> None:
-        deaf = frozenset(
-            interface.name
-            for interface in self._state.interfaces.values()
-            if interface.up and not interface.ethernet and interface.name != LOOPBACK
+    async def _read_all(self) -> None:
+        self._stale = self._overrun = False
+        try:
+            self._state = await asyncio.to_thread(read_state, self._backends)
+            self._neighbours = await asyncio.to_thread(rtnetlink.neighbours)
+        except BaseException:
+            self._stale = True
+            raise
+        without = frozenset(
+            link.name
+            for link in self._state.links.values()
+            if link.up and not link.ethernet and link.name != LOOPBACK
         )
-        for name in sorted(deaf - self._deaf):
+        for name in sorted(without - self._without_frames):
             log.warning(
                 "%s has no Ethernet frames: clients behind it can't reach services with the raw"
                 " datapath; use nfqueue for them if there are such clients",
                 name,
             )
-        self._deaf = deaf
+        self._without_frames = without
 
 
-def usable(interface: Interface | None) -> bool:
-    """Whether frames can be taken from and given to an interface that may be gone."""
-    return interface is not None and interface.carries_frames
+def usable(link: Link | None) -> bool:
+    """Whether frames can be taken from and given to a link that may be gone."""
+    return link is not None and link.carries_frames
 
 
-def wanted(state: NetworkState, backends: Iterable[Address]) -> set[Neighbour]:
-    """The neighbours whose MAC addresses are needed: those on the way to the backends, and the
-    gateways on the way to clients."""
+def needed(state: NetworkState, backends: Iterable[Address]) -> set[NeighbourKey]:
+    """The neighbours whose MAC addresses are needed: those that are next hops to the backends, and
+    the gateways of routes to clients."""
     found = {
-        (way.link, way.gateway or backend)
+        (route.link, route.gateway or backend)
         for backend in backends
-        if (way := state.ways.get(backend)) is not None
+        if (route := state.backends.get(backend)) is not None
     }
     if len(state.routes) <= MAX_ROUTES:
         found |= {
-            (way.link, way.gateway) for way in state.routes.values() if way.gateway is not None
+            (route.link, route.gateway)
+            for route in state.routes.values()
+            if route.gateway is not None
         }
-    return {key for key in found if usable(state.interfaces.get(key[0]))}
+    return {key for key in found if usable(state.links.get(key[0]))}
 
 
 def build_topology(
-    state: NetworkState, neighbours: Mapping[Neighbour, Entry], backends: Iterable[Address]
+    state: NetworkState,
+    neighbours: Mapping[NeighbourKey, Neighbour],
+    backends: Iterable[Address],
 ) -> Topology:
-    """The topology that these tables of the kernel make."""
+    """The topology that follows from what the kernel has."""
 
-    def hop(link: int, neighbour: Address | None) -> NextHop:
-        known = neighbours.get((link, neighbour), UNKNOWN) if neighbour is not None else UNKNOWN
-        return NextHop(link, known.address)
+    def hop(link: int, address: Address | None) -> NextHop:
+        known = neighbours.get((link, address)) if address is not None else None
+        return NextHop(link, known.mac if known is not None else None)
 
     routes = state.routes if len(state.routes) <= MAX_ROUTES else {}
     return Topology(
-        links=tuple(
-            Link(interface.index, interface.name, interface.address, interface.mtu)
-            for _, interface in sorted(state.interfaces.items())
-            if usable(interface)
-        ),
+        links=tuple(link for _, link in sorted(state.links.items()) if usable(link)),
         next_hops={
-            backend: hop(way.link, way.gateway or backend)
+            backend: hop(route.link, route.gateway or backend)
             for backend in sorted(backends, key=lambda address: (address.version, int(address)))
-            if (way := state.ways.get(backend)) is not None
-            and usable(state.interfaces.get(way.link))
+            if (route := state.backends.get(backend)) is not None
+            and usable(state.links.get(route.link))
         },
         routes=tuple(
-            (network, hop(way.link, way.gateway))
-            for network, way in sorted(
+            (network, hop(route.link, route.gateway))
+            for network, route in sorted(
                 routes.items(), key=lambda item: (-item[0].prefixlen, str(item[0]))
             )
         ),
@@ -228,106 +292,119 @@ def build_topology(
 
 
 def unreachable(
-    state: NetworkState, topology: Topology, backends: Iterable[Address]
+    state: NetworkState,
+    topology: Topology,
+    backends: Iterable[Address],
+    no_room: Set[NeighbourKey] = frozenset(),
 ) -> dict[Address, str]:
-    """The backends that no frame can be sent to, each with the reason."""
+    """The backends that no frame can be sent to, each with the reason. The kernel has `no_room` for
+    these neighbours."""
     found = {}
     for backend in backends:
-        way = state.ways.get(backend)
-        interface = state.interfaces.get(way.link) if way is not None else None
+        route = state.backends.get(backend)
+        link = state.links.get(route.link) if route is not None else None
         hop = topology.next_hops.get(backend)
-        if way is None or interface is None:
+        if route is None or link is None:
             found[backend] = "there is no route to it"
         elif hop is None:
             found[backend] = (
-                f"its route leads through {interface.name}, which the datapath raw can't use"
+                f"its route leads through {link.name}, which the datapath raw can't use"
             )
         elif hop.mac is None:
-            found[backend] = f"{way.gateway or backend} does not answer on {interface.name}"
+            neighbour = route.gateway or backend
+            if (route.link, neighbour) in no_room:
+                family = "ipv4" if neighbour.version == 4 else "ipv6"
+                found[backend] = (
+                    f"the kernel's neighbour table is full, so {neighbour} can't be resolved on"
+                    f" {link.name}; raise net.{family}.neigh.default.gc_thresh3"
+                )
+            else:
+                found[backend] = f"{neighbour} does not answer on {link.name}"
     return found
 
 
 @dataclass(frozen=True, slots=True)
-class Questions:
-    """Neighbours to ask for: nobody knows where they are, or whether they still are there."""
+class Due:
+    """Neighbours to solicit now: those that are not resolved, and resolved ones to be probed."""
 
-    unknown: tuple[Neighbour, ...]
-    known: tuple[Neighbour, ...]
+    unresolved: tuple[NeighbourKey, ...]
+    resolved: tuple[NeighbourKey, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
-    """When to ask for a neighbour next, how long the pause before was, and whether it is known."""
+class _Timer:
+    """When a neighbour is solicited next, how long the pause before was, and whether it is
+    resolved."""
 
     when: float
     pause: float
     resolved: bool
 
 
-class Asking:
-    """When to ask for which neighbour. Sans-IO; times are seconds of a monotonic clock."""
+class Solicitations:
+    """When to solicit which neighbour. Sans-IO; times are seconds of a monotonic clock."""
 
     def __init__(self, draw: Callable[[], float]) -> None:
-        """`draw` gives random numbers from 0 to 1: not all are asked at the same moment."""
+        """`draw` gives random numbers from 0 to 1, so that not all are probed at one moment."""
         self.due = float("inf")
-        """When `questions` has something to ask, if nothing happens until then."""
+        """When `take_due` has something next, if nothing happens until then."""
         self._draw = draw
-        self._plans: dict[Neighbour, _Plan] = {}
+        self._timers: dict[NeighbourKey, _Timer] = {}
 
-    def questions(self, neighbours: Mapping[Neighbour, Entry], now: float) -> Questions:
-        """Whom to ask for now, of all neighbours that are needed. They count as asked."""
-        unknown: list[Neighbour] = []
-        known: list[Neighbour] = []
-        plans: dict[Neighbour, _Plan] = {}
-        for key, entry in neighbours.items():
-            if entry.fixed:
+    def take_due(self, neighbours: Mapping[NeighbourKey, Neighbour], now: float) -> Due:
+        """Which of all neighbours that are needed to solicit now. They count as solicited."""
+        unresolved: list[NeighbourKey] = []
+        resolved: list[NeighbourKey] = []
+        timers: dict[NeighbourKey, _Timer] = {}
+        for key, neighbour in neighbours.items():
+            if neighbour.fixed:
                 continue
-            resolved = entry.address is not None
-            plan = self._plans.get(key)
-            if plan is None or plan.resolved != resolved:
-                # What was just found is there; what was just lost is looked for at once.
-                wait = CONFIRM * (0.5 + self._draw() / 2) if resolved else 0.0
-                plan = _Plan(now + wait, 0.0, resolved)
-            if plan.when <= now and resolved:
-                known.append(key)
-                plan = _Plan(now + CONFIRM, 0.0, resolved)
-            elif plan.when <= now:
-                unknown.append(key)
-                pause = min(max(2 * plan.pause, ASK_AGAIN[0]), ASK_AGAIN[1])
-                plan = _Plan(now + pause, pause, resolved)
-            plans[key] = plan
-        self._plans = plans
-        self.due = min((plan.when for plan in plans.values()), default=float("inf"))
-        return Questions(tuple(unknown), tuple(known))
+            known = neighbour.mac is not None
+            timer = self._timers.get(key)
+            if timer is None or timer.resolved != known:
+                # A neighbour that was just resolved is there; one just lost is solicited at once.
+                wait = PROBE_INTERVAL * (0.5 + self._draw() / 2) if known else 0.0
+                timer = _Timer(now + wait, 0.0, known)
+            if timer.when <= now and known:
+                resolved.append(key)
+                timer = _Timer(now + PROBE_INTERVAL, 0.0, known)
+            elif timer.when <= now:
+                unresolved.append(key)
+                pause = min(max(2 * timer.pause, SOLICIT_INTERVALS[0]), SOLICIT_INTERVALS[1])
+                timer = _Timer(now + pause, pause, known)
+            timers[key] = timer
+        self._timers = timers
+        self.due = min((timer.when for timer in timers.values()), default=float("inf"))
+        return Due(tuple(unresolved), tuple(resolved))
 
 
-class Complaints:
-    """What to tell of backends that can't be reached: neither at once nor twice. Sans-IO."""
+class Reports:
+    """Which unreachable backends to report: neither at once nor twice. Sans-IO."""
 
     def __init__(self) -> None:
         self.due = float("inf")
-        """When `update` has something to tell, if nothing happens until then."""
+        """When `update` has something to report, if nothing happens until then."""
         self._since: dict[Address, float] = {}
-        self._told: dict[Address, str] = {}
+        self._reported: dict[Address, str] = {}
 
     def update(
         self, reasons: Mapping[Address, str], now: float
     ) -> Iterator[tuple[Address, str | None]]:
-        """What to tell now, when these can't be reached: the reason, None for a recovery."""
+        """What to report now, when these can't be reached: the reason, None for a recovery."""
         self._since = {address: self._since.get(address, now) for address in reasons}
         news: list[tuple[Address, str | None]] = []
-        for address in self._told.keys() - reasons.keys():
-            del self._told[address]
+        for address in self._reported.keys() - reasons.keys():
+            del self._reported[address]
             news.append((address, None))
         for address, reason in reasons.items():
-            if now - self._since[address] >= PATIENCE and self._told.get(address) != reason:
-                self._told[address] = reason
+            if now - self._since[address] >= REPORT_DELAY and self._reported.get(address) != reason:
+                self._reported[address] = reason
                 news.append((address, reason))
         self.due = min(
             (
-                since + PATIENCE
+                since + REPORT_DELAY
                 for address, since in self._since.items()
-                if address not in self._told
+                if address not in self._reported
             ),
             default=float("inf"),
         )

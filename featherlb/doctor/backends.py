@@ -16,6 +16,7 @@ from featherlb.control.probes import NoVerdictError, probe
 from featherlb.doctor.finding import Finding, error, note, warning
 from featherlb.doctor.subject import Subject
 from featherlb.model import (
+    LOOPBACK,
     Address,
     Backend,
     CheckType,
@@ -23,10 +24,11 @@ from featherlb.model import (
     HealthCheck,
     NatMode,
     Protocol,
+    Route,
     Service,
 )
 from featherlb.net.build import probe_reset, syn_probe
-from featherlb.system import network
+from featherlb.system import rtnetlink
 from featherlb.system.capture import Capture
 from featherlb.system.raw_socket import RawSender
 
@@ -64,7 +66,7 @@ def check_routes(subject: Subject) -> Iterator[Finding]:
     for service in subject.services:
         for backend in service.backends:
             address = backend.endpoint.address
-            if network.route(address) is None:
+            if rtnetlink.route(address) is None:
                 yield error(
                     f"this host has no route to backend {backend} of service '{service.name}'; add"
                     " one",
@@ -157,7 +159,9 @@ def check_return(subject: Subject) -> Iterator[Finding]:
         for service in subject.services
         if service.protocol is Protocol.TCP and service.nat is NatMode.DNAT
         for backend in service.backends
-        if not backend.local and (route := network.route(backend.endpoint.address)) is not None
+        if not backend.local
+        and (route := rtnetlink.route(backend.endpoint.address)) is not None
+        and route.source is not None
     }
     first = random.randrange(33000, 60000)
     clients = {}
@@ -201,7 +205,9 @@ async def _ask(check: HealthCheck, endpoint: Endpoint) -> str | None:
 
 def _answered(clients: Mapping[Endpoint, Endpoint]) -> set[Endpoint]:
     """The backends whose answers to SYNs from these clients arrive at this host."""
-    links = [link.name for link in network.links() if link.up and link.name != network.LOOPBACK]
+    links = [
+        link.name for link in rtnetlink.links().values() if link.running and link.name != LOOPBACK
+    ]
     families = {backend.address.version for backend in clients}
     sequence = random.getrandbits(32)
     found: set[Endpoint] = set()
@@ -218,7 +224,7 @@ def _answered(clients: Mapping[Endpoint, Endpoint]) -> set[Endpoint]:
 
 
 def judge_return(
-    silent: Mapping[Endpoint, tuple[Service, Address, network.Route]], named: bool
+    silent: Mapping[Endpoint, tuple[Service, Address, Route]], named: bool
 ) -> Iterator[Finding]:
     """`silent` backends answer this host but not the client through it: service, client, route.
 
@@ -239,8 +245,8 @@ def check_traffic(subject: Subject) -> Iterator[Finding]:
     """Connects to each VIP of the running instance, as a client on this host."""
     own: dict[int, Address] = {
         one.address.version: one.address.ip
-        for one in network.addresses()
-        if one.interface != network.LOOPBACK and not one.address.ip.is_link_local
+        for one in rtnetlink.addresses()
+        if one.interface != LOOPBACK and not one.address.ip.is_link_local
     }
     targets = [
         (service, Endpoint(own.get(vip.address.version, vip.address), vip.first_port))

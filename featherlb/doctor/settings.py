@@ -10,9 +10,8 @@ from pathlib import Path
 from featherlb.datapaths.rules.vip_addresses import subnet_interface
 from featherlb.doctor.finding import Finding, error, note, warning
 from featherlb.doctor.subject import Subject
-from featherlb.model import SOURCE_PORTS, NatMode, Service
-from featherlb.system import ethtool, network, sysctl
-from featherlb.system.network import LOOPBACK, Link
+from featherlb.model import LOOPBACK, SOURCE_PORTS, Link, NatMode, Service
+from featherlb.system import ethtool, rtnetlink, sysctl
 
 Read = Callable[[str], str | None]
 
@@ -65,7 +64,7 @@ def judge_source_ports(services: Iterable[Service], read: Read) -> Iterator[Find
 
 def check_bridges(subject: Subject) -> Iterator[Finding]:
     """Whether frames that only cross a bridge of this host meet the rules."""
-    yield from judge_bridges(network.links(), interfaces(subject), sysctl.read)
+    yield from judge_bridges(rtnetlink.links().values(), interfaces(subject), sysctl.read)
 
 
 def judge_bridges(links: Iterable[Link], used: Mapping[str, str], read: Read) -> Iterator[Finding]:
@@ -105,7 +104,9 @@ def judge_offloads(name: str, lro: bool, gro: bool | None) -> Iterator[Finding]:
 def check_links(subject: Subject) -> Iterator[Finding]:
     """Whether the interfaces are up and have the same MTU."""
     yield from judge_links(
-        {link.name: link for link in network.links()}, interfaces(subject), subject.services
+        {link.name: link for link in rtnetlink.links().values()},
+        interfaces(subject),
+        subject.services,
     )
 
 
@@ -114,7 +115,7 @@ def judge_links(
 ) -> Iterator[Finding]:
     """`used` says for each interface whether clients or backends are behind it."""
     for name in used:
-        if name in links and not links[name].up:
+        if name in links and not links[name].running:
             yield error(f"interface {name} is down; bring it up", f"ip link set dev {name} up")
     if all(service.mss is not None for service in services):
         return

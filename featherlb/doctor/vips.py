@@ -5,15 +5,15 @@ from collections.abc import Iterator, Mapping
 from featherlb.datapaths.rules.vip_addresses import subnet_interface
 from featherlb.doctor.finding import Finding, error, note
 from featherlb.doctor.subject import Subject
-from featherlb.model import Address
-from featherlb.system import arp, network
+from featherlb.model import LOOPBACK, Address
+from featherlb.system import arp, rtnetlink
 
 
 def check_vips(subject: Subject) -> Iterator[Finding]:
     """Asks each VIP's subnet who else has it; `preflight` covers VIPs not assigned here yet."""
     if subject.facts is None:
         return
-    here = {own.address.ip for own in network.addresses()} | subject.facts.local_vips
+    here = {own.address.ip for own in rtnetlink.addresses()} | subject.facts.local_vips
     places: dict[Address, str | None] = {
         vip.address: subnet_interface(vip.address, subject.facts.addresses)
         for service in subject.services
@@ -28,7 +28,7 @@ def check_vips(subject: Subject) -> Iterator[Finding]:
     gateways: dict[int, str] = {
         own.address.version: str(own.address.ip)
         for own in subject.facts.addresses
-        if own.interface != network.LOOPBACK and not own.address.ip.is_link_local
+        if own.interface != LOOPBACK and not own.address.ip.is_link_local
     }
     yield from judge_vips(places, owners, gateways)
 

@@ -17,7 +17,7 @@ from featherlb.host.plan import HostPlan
 from featherlb.host.resources import Assignment, Resource, Rules, Sets, Setting, decode, encode
 from featherlb.host.survey import place, require_privileges
 from featherlb.model.errors import HostError
-from featherlb.system import arp, flow_file, ipset, iptables, journal, network, sysctl
+from featherlb.system import arp, flow_file, ipset, iptables, journal, rtnetlink, sysctl
 
 Keep = Callable[[journal.Record, list[Served]], bool]
 
@@ -117,7 +117,7 @@ class Host:
             if (now_set := sysctl.read(key)) not in (None, value):
                 found.append(f"{sysctl.dotted(key)} is {now_set} and has to be {value}")
         if plan.addresses:
-            here = {own.address.ip for own in network.addresses()}
+            here = {own.address.ip for own in rtnetlink.addresses()}
             found += [
                 f"the VIP {address} is no address of this host any more"
                 for address, _ in plan.addresses
@@ -326,5 +326,5 @@ def _set_up(resource: Resource, plan: HostPlan, later: Collection[int]) -> None:
         case Rules(instance, family):
             iptables.replace(family, instance, plan.rules[family], later)
         case Assignment(address, interface):
-            if network.add_address(ip_address(address), interface):
+            if rtnetlink.add_address(ip_address(address), interface):
                 arp.announce(interface, [ip_address(address)])

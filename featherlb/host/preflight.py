@@ -20,6 +20,7 @@ from featherlb.host.peers import peers, served, shared, way_out
 from featherlb.host.survey import require_privileges
 from featherlb.model import (
     DEFAULT_DATAPATH,
+    LOOPBACK,
     Address,
     Backend,
     Endpoint,
@@ -29,7 +30,7 @@ from featherlb.model import (
     Vip,
 )
 from featherlb.model.errors import HostError
-from featherlb.system import arp, journal, network, sockets, sysctl
+from featherlb.system import arp, journal, rtnetlink, sockets, sysctl
 
 NOWHERE = ""
 """Instead of an interface's name: no route leads to the address."""
@@ -227,8 +228,9 @@ def _check_reverse_path(services: Sequence[Service], options: Options, facts: Fa
 def _crossings(service: Service, options: Options, facts: Facts) -> Iterator[tuple[str, str]]:
     """Where packets of a `full` service arrive, each with the interface to whose address their
     source is rewritten there."""
-    owners = {own.address.ip: own.interface for own in network.addresses()}
-    outside = sorted({name for name in owners.values() if name != network.LOOPBACK})
+    owners = {own.address.ip: own.interface for own in rtnetlink.addresses()}
+    links = rtnetlink.links()
+    outside = sorted({name for name in owners.values() if name != LOOPBACK})
     for vip in service.vips:
         if vip.address.version != 4:
             continue
@@ -238,24 +240,25 @@ def _crossings(service: Service, options: Options, facts: Facts) -> Iterator[tup
             vip_interfaces = [owners[vip.address]]
         elif options.assign:
             own = subnet_interface(vip.address, facts.addresses)
-            vip_interfaces = [own or network.LOOPBACK]
+            vip_interfaces = [own or LOOPBACK]
         else:
-            route = network.route(vip.address)
-            vip_interfaces = [route.interface if route else NOWHERE]
+            route = rtnetlink.route(vip.address)
+            link = links.get(route.link) if route is not None else None
+            vip_interfaces = [link.name if link is not None else NOWHERE]
         # Where clients come in: anywhere, unless the VIP's subnet says more.
         client_interfaces = [name for name in vip_interfaces if name in outside] or outside
         for backend in service.backends:
             for source, client_interface in product(backend.sources, client_interfaces):
-                yield client_interface, owners.get(source, network.LOOPBACK)
-            back = network.route(backend.endpoint.address)
-            if back is not None and not back.local:
+                yield client_interface, owners.get(source, LOOPBACK)
+            back = rtnetlink.route(backend.endpoint.address)
+            if back is not None and not back.local and back.link in links:
                 for vip_interface in vip_interfaces:
-                    yield back.interface, vip_interface
+                    yield links[back.link].name, vip_interface
 
 
 def _check_vip_addresses(services: Sequence[Service], options: Options, facts: Facts) -> None:
     """Whether clients find the VIPs here, and only here."""
-    here = {own.address.ip for own in network.addresses()} | facts.local_vips
+    here = {own.address.ip for own in rtnetlink.addresses()} | facts.local_vips
     on_link: dict[str, list[Address]] = {}
     for address in {vip.address for _, _, vip in _vips(services)} - here:
         interface = subnet_interface(address, facts.addresses)
@@ -283,7 +286,7 @@ def _answered(address: Address, interface: str) -> bool:
     settings = [f"net/ipv4/conf/{name}/proxy_arp" for name in ("all", interface)]
     return (
         address.version == 4 and any(sysctl.read(key) == "1" for key in settings)
-    ) or network.has_proxy(address, interface)
+    ) or rtnetlink.has_proxy(address, interface)
 
 
 def _vips(services: Sequence[Service]) -> Iterator[tuple[Service, Protocol, Vip]]:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from ipaddress import ip_address
 from typing import Any
 
-from featherlb.system import ipset, iptables, network, sysctl
+from featherlb.system import ipset, iptables, rtnetlink, sysctl
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Assignment:
         return f"address {self.address} on {self.interface}"
 
     def revert(self) -> None:
-        network.remove_address(ip_address(self.address), self.interface)
+        rtnetlink.remove_address(ip_address(self.address), self.interface)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,9 @@ from pathlib import Path
 from featherlb.datapaths.rules.facts import Facts
 from featherlb.host.peers import peers
 from featherlb.host.resources import Assignment, decode
-from featherlb.model import Address, Backend, NatMode, Service
+from featherlb.model import LOOPBACK, Address, Backend, NatMode, Service
 from featherlb.model.errors import HostError
-from featherlb.system import ipset, iptables, journal, network, sockets, sysctl
+from featherlb.system import ipset, iptables, journal, rtnetlink, sockets, sysctl
 from featherlb.system.ruleset import Match, Membership, Rule, Side, State
 
 CAP_NET_ADMIN, CAP_NET_RAW = 12, 13  # linux/capability.h
@@ -46,23 +46,26 @@ def survey(services: Sequence[Service], log: journal.Journal | None = None) -> F
     }
     vips = {vip.address for service in services for vip in service.vips}
     routes = [
-        network.route(backend.endpoint.address)
+        rtnetlink.route(backend.endpoint.address)
         for service in services
         for backend in service.backends
         if not backend.local
     ]
+    links = rtnetlink.links()
     families = sorted({address.version for address in vips})
     probe = has_capability(CAP_NET_ADMIN)
     lacking = _lacking(families) if probe else set()
     order, earlier = place(log)
     return Facts(
-        addresses=tuple(own for own in network.addresses() if own.address.ip not in assigned),
+        addresses=tuple(own for own in rtnetlink.addresses() if own.address.ip not in assigned),
         local_vips=frozenset(vip for vip in vips - assigned if is_local(vip)),
-        backend_interfaces=tuple(sorted({route.interface for route in routes if route})),
+        backend_interfaces=tuple(
+            sorted({links[route.link].name for route in routes if route and route.link in links})
+        ),
         advertised=tuple(
             interface
-            for interface in network.interfaces()
-            if interface != network.LOOPBACK
+            for interface in sorted(link.name for link in links.values())
+            if interface != LOOPBACK
             # 2 may be the work of an instance; an operator's 2 is nothing to change.
             and sysctl.read(f"net/ipv6/conf/{interface}/accept_ra") in ("1", "2")
         ),
@@ -87,7 +90,7 @@ def place(log: journal.Journal) -> tuple[int, tuple[int, ...]]:
 
 def is_local(address: Address) -> bool:
     """Whether packets to the address are for this host."""
-    route = network.route(address)
+    route = rtnetlink.route(address)
     return route is not None and route.local
 
 
@@ -124,10 +127,10 @@ def free_queue(
 
 def _prepare_backend(backend: Backend, nat: NatMode) -> Backend:
     address = backend.endpoint.address
-    route = network.route(address)
+    route = rtnetlink.route(address)
     sources = backend.sources
     if nat is NatMode.FULL and not sources:
-        if route is None:
+        if route is None or route.source is None:
             raise HostError(
                 f"backend {backend} has no route, so `nat: full` finds no address to send from;"
                 " add a route to it"

@@ -14,7 +14,16 @@ from featherlb.model.address import (
 )
 from featherlb.model.health import CheckType, Health, HealthCheck, PassiveCheck, StatusRange
 from featherlb.model.packet import LATE_HOOKS, Hook, PacketInfo, Verdict
-from featherlb.model.route import Link, NextHop, Topology
+from featherlb.model.route import (
+    LOOPBACK,
+    HostAddress,
+    Link,
+    Neighbour,
+    NeighbourKey,
+    NextHop,
+    Route,
+    Topology,
+)
 from featherlb.model.service import (
     DEFAULT_DATAPATH,
     SOURCE_PORTS,
@@ -33,6 +42,7 @@ from featherlb.model.service import (
 __all__ = [
     "DEFAULT_DATAPATH",
     "LATE_HOOKS",
+    "LOOPBACK",
     "SOURCE_PORTS",
     "Address",
     "Backend",
@@ -43,8 +53,11 @@ __all__ = [
     "Health",
     "HealthCheck",
     "Hook",
+    "HostAddress",
     "Link",
     "NatMode",
+    "Neighbour",
+    "NeighbourKey",
     "Network",
     "NextHop",
     "OnBackendDown",
@@ -54,6 +67,7 @@ __all__ = [
     "Protocol",
     "Ramp",
     "Role",
+    "Route",
     "Service",
     "StatusRange",
     "Timeouts",

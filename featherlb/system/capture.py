@@ -14,10 +14,10 @@ from types import TracebackType
 from typing import Self
 
 from featherlb.model import Endpoint
+from featherlb.system.packet_socket import PACKET_IGNORE_OUTGOING, SOL_PACKET
 
 _ETH_P = {4: 0x0800, 6: 0x86DD}
 _TCP = 6
-_SOL_PACKET, _PACKET_IGNORE_OUTGOING = 263, 23  # linux/if_packet.h
 _ENOUGH = 128
 """Bytes to read of a packet: its headers."""
 
@@ -33,7 +33,7 @@ class Capture:
         self._sockets = []
         for interface, family in interfaces:
             link = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)
-            link.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
+            link.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
             link.bind((interface, _ETH_P[family]))
             self._sockets.append(link)
 

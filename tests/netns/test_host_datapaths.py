@@ -10,7 +10,7 @@ from featherlb import host
 from featherlb.lab import Lab, Node
 from featherlb.model import Datapath, NatMode, Protocol, Service
 from featherlb.model.errors import HostError
-from featherlb.system import paths
+from featherlb.system import packet_socket
 from tests.netns.command import run
 from tests.netns.host_owner import service
 
@@ -107,8 +107,8 @@ def test_ports_of_this_hosts_own_connections(lab: Lab) -> None:
 
 def test_kernels_without_packet_sockets(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stand-in for such a kernel: an option that none has."""
-    assert lab.balancer.call(paths.has_packet_sockets)
-    monkeypatch.setattr(paths, "_PACKET_VNET_HDR", 9999)
+    assert lab.balancer.call(packet_socket.supported)
+    monkeypatch.setattr(packet_socket, "PACKET_VNET_HDR", 9999)
     assert "PACKET_VNET_HDR" in (lab.balancer.call(host.usable)[RAW] or "")
 
 

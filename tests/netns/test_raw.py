@@ -15,7 +15,7 @@ from tests.netns.command import api, reload, run
 from tests.netns.conftest import ONE_DRIVER, Up
 from tests.netns.load import Load
 from tests.netns.test_host_changes import snapshot
-from tests.netns.test_host_paths import OTHER_MAC, hasten
+from tests.netns.test_host_topology import OTHER_MAC, hasten
 from tests.netns.traffic import Answer, Session, ask, pair, plug_again, wait_for
 
 pytestmark = ONE_DRIVER

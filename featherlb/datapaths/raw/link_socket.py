@@ -16,13 +16,11 @@ import cython
 from featherlb.datapaths.batches import RECEIVE_BUFFER, SEND_BUFFER
 from featherlb.model import Link
 from featherlb.system.mmsg import DatagramBatch, MessageBatch
+from featherlb.system.packet_socket import PACKET_STATISTICS, PACKET_VNET_HDR, SOL_PACKET
 
 if not cython.compiled:
     from featherlb.core.flows.next_hops import LINK_SHIFT
 
-SOL_PACKET = 263
-PACKET_STATISTICS = 6
-PACKET_VNET_HDR = 15
 SO_ATTACH_FILTER = 26
 SO_SNDBUFFORCE = 32
 SO_RCVBUFFORCE = 33

@@ -6,36 +6,36 @@ from featherlb.datapaths.raw.socket_filter import ROOM, Interest
 from featherlb.datapaths.rules.extensions import queue_obstacles
 from featherlb.datapaths.rules.facts import Facts, Options
 from featherlb.datapaths.rules.vip_addresses import subnet_interface
-from featherlb.model import DEFAULT_DATAPATH, SOURCE_PORTS, NatMode, Service
-from featherlb.system import network, paths, sysctl
+from featherlb.model import DEFAULT_DATAPATH, LOOPBACK, SOURCE_PORTS, NatMode, Service
+from featherlb.system import packet_socket, rtnetlink, sysctl
 
 
 def obstacles(services: Sequence[Service]) -> Iterator[str]:
     yield from queue_obstacles(services)
-    if not paths.has_packet_sockets():
+    if not packet_socket.supported():
         yield "this kernel has no packet sockets with PACKET_VNET_HDR, or CAP_NET_RAW is missing"
-    interfaces = {one.name: one for one in paths.read_interfaces().values()}
-    if not any(one.carries_frames for one in interfaces.values()):
+    links = rtnetlink.links()
+    with_frames = {link.name for link in links.values() if link.carries_frames}
+    if not with_frames:
         yield "no Ethernet interface of this host is up"
     low, _ = map(int, (sysctl.read("net/ipv4/ip_local_port_range") or "32768 60999").split())
-    addresses = network.addresses()
+    addresses = rtnetlink.addresses()
     for service in services:
         for backend in service.backends:
-            route = network.route(backend.endpoint.address)
+            route = rtnetlink.route(backend.endpoint.address)
+            link = links.get(route.link) if route is not None else None
             if backend.local:
                 yield f"backend {backend} is on this host, where no frame gets"
-            elif route is not None and not interfaces[route.interface].carries_frames:
+            elif link is not None and not link.carries_frames:
                 yield (
-                    f"the route to backend {backend} leads through {route.interface}, which has no"
+                    f"the route to backend {backend} leads through {link.name}, which has no"
                     " Ethernet frames"
                 )
         for vip in service.vips:
             interface = subnet_interface(vip.address, addresses)
             if vip.address.is_loopback:
                 yield f"VIP {vip} is a loopback address, which only this host can reach"
-            elif interface not in (None, network.LOOPBACK) and (
-                not interfaces[interface].carries_frames
-            ):
+            elif interface not in (None, LOOPBACK, *with_frames):
                 yield f"VIP {vip} is in the subnet of {interface}, which has no Ethernet frames"
         if service.nat is NatMode.FULL and low in SOURCE_PORTS:
             yield (

@@ -3,9 +3,8 @@
 import secrets
 from dataclasses import dataclass, field
 
-from featherlb.model import Address
+from featherlb.model import Address, HostAddress
 from featherlb.model.shard import Shard
-from featherlb.system.network import HostAddress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

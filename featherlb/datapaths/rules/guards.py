@@ -7,8 +7,8 @@ from ipaddress import IPv4Network, ip_address
 from featherlb.datapaths.rules import icmp
 from featherlb.datapaths.rules.endpoints import Parts
 from featherlb.datapaths.rules.facts import Facts
+from featherlb.model import LOOPBACK
 from featherlb.system import sysctl
-from featherlb.system.network import LOOPBACK
 from featherlb.system.ruleset import Action, Match, Rule
 
 LOOPBACK_NETWORK = IPv4Network("127.0.0.0/8")

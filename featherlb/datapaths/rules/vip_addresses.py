@@ -4,8 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from featherlb.datapaths.rules.endpoints import Parts
 from featherlb.datapaths.rules.facts import Facts, Options
-from featherlb.model import Address, Protocol, Vip
-from featherlb.system.network import LOOPBACK, HostAddress
+from featherlb.model import LOOPBACK, Address, HostAddress, Protocol, Vip
 
 
 def assignments(

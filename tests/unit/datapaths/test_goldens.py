@@ -14,10 +14,19 @@ import pytest
 
 from featherlb import host
 from featherlb.host import Facts, HostPlan, Options
-from featherlb.model import Address, Backend, Datapath, Endpoint, NatMode, Protocol, Service, Vip
+from featherlb.model import (
+    Address,
+    Backend,
+    Datapath,
+    Endpoint,
+    HostAddress,
+    NatMode,
+    Protocol,
+    Service,
+    Vip,
+)
 from featherlb.system import sysctl
 from featherlb.system.iptables import COMMANDS
-from featherlb.system.network import HostAddress
 from featherlb.system.ruleset import Table
 
 GOLDENS = Path(__file__).parent / "goldens"

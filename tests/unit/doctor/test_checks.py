@@ -11,11 +11,20 @@ from featherlb.api import schema
 from featherlb.doctor import backends, instance, process, settings, start, vips
 from featherlb.doctor.finding import Finding, Severity, note, refusal
 from featherlb.doctor.subject import Subject
-from featherlb.model import Backend, Datapath, Endpoint, NatMode, Protocol, Service, Vip
+from featherlb.model import (
+    Backend,
+    Datapath,
+    Endpoint,
+    Link,
+    NatMode,
+    Protocol,
+    Route,
+    Service,
+    Vip,
+)
 from featherlb.model.errors import ConfigError, HostError
 from featherlb.system.journal import Record
 from featherlb.system.kernel_state import Descriptors
-from featherlb.system.network import Link, Route
 
 E, W, N = Severity.ERROR, Severity.WARNING, Severity.NOTE
 ONE, TWO = Endpoint.parse("10.0.1.2:8080"), Endpoint.parse("10.0.1.3:8080")
@@ -169,7 +178,7 @@ def test_source_ports() -> None:
 
 
 def test_bridges() -> None:
-    bridge = Link("br0", 1500, up=True, bridge=True)
+    bridge = Link(2, "br0", b"", 1500, bridge=True)
     fix = "sysctl -w net.bridge.bridge-nf-call-iptables=0"
     used = {"br0": "clients"}
     assert brief(settings.judge_bridges([bridge], used, lambda key: "1")) == [(N, fix)]
@@ -185,8 +194,8 @@ def test_offloads() -> None:
 
 def test_links() -> None:
     links = {
-        "a": Link("a", 9000, up=True, bridge=False),
-        "b": Link("b", 1500, up=False, bridge=False),
+        "a": Link(2, "a", b"", 9000),
+        "b": Link(3, "b", b"", 1500, running=False),
     }
     used = {"a": "clients", "b": "backends"}
     down = (E, "ip link set dev b up")
@@ -224,7 +233,7 @@ def test_backends() -> None:
 
 
 def test_the_way_back() -> None:
-    route = Route("back", ip_address("10.0.1.1"), local=False)
+    route = Route(3, source=ip_address("10.0.1.1"))
     silent = {ONE: (WEB, ip_address("192.0.2.1"), route)}
     for named, severity in ((True, E), (False, W)):
         (finding,) = backends.judge_return(silent, named)

@@ -9,8 +9,16 @@ from featherlb.datapaths.host_side import Replies
 from featherlb.datapaths.rules.facts import Facts, Options
 from featherlb.datapaths.rules.vip_addresses import subnet_interface
 from featherlb.host.plan import build
-from featherlb.model import Backend, Datapath, Endpoint, NatMode, Protocol, Service, Vip
-from featherlb.system.network import HostAddress
+from featherlb.model import (
+    Backend,
+    Datapath,
+    Endpoint,
+    HostAddress,
+    NatMode,
+    Protocol,
+    Service,
+    Vip,
+)
 
 FRONT = HostAddress("front", ip_interface("10.0.0.1/24"))
 BACK = HostAddress("back", ip_interface("10.0.1.1/24"))

@@ -1,6 +1,8 @@
 """What the raw datapath knows of links, routes and neighbours, while they change."""
 
 import asyncio
+import logging
+import subprocess
 from collections.abc import Awaitable, Callable, Iterator
 from ipaddress import ip_address, ip_network
 
@@ -23,6 +25,8 @@ from featherlb.model import (
     Topology,
     Vip,
 )
+from featherlb.system import rtnetlink
+from tests.netns.test_host_rtnetlink import full_neighbour_table, no_descriptors
 from tests.netns.traffic import plug_again
 
 pytestmark = pytest.mark.no_packets("what the supervisor knows of links, while no worker runs")
@@ -35,7 +39,7 @@ TIMEOUT = 20
 @pytest.fixture
 def lab(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
     """A lab whose balancer finds out soon that a neighbour has gone."""
-    monkeypatch.setattr(topology, "CONFIRM", 0.2)
+    monkeypatch.setattr(topology, "PROBE_INTERVAL", 0.2)
     with Lab(backends=2) as lab:
         hasten(lab.balancer)
         yield lab
@@ -212,7 +216,7 @@ def test_routes_change(lab: Lab) -> None:
 
 
 def test_what_cannot_be_reached_is_told(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(topology, "PATIENCE", 0.3)
+    monkeypatch.setattr(topology, "REPORT_DELAY", 0.3)
     absent = ip_address("10.0.1.77")
 
     async def story(watch: Watch) -> None:
@@ -245,3 +249,107 @@ def test_links_that_are_not_used(lab: Lab, caplog: pytest.LogCaptureFixture) -> 
     assert [record.message.partition(":")[0] for record in caplog.records] == [
         "tun0 has no Ethernet frames"
     ]
+
+
+def test_a_full_neighbour_table_is_reported_and_survived(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(topology, "REPORT_DELAY", 0.1)
+    monkeypatch.setattr(topology, "SOLICIT_INTERVALS", (0.1, 0.1))
+    backend = lab.backends[0]
+    lost = (
+        f"no packet gets to backend {NEAR6}: the kernel's neighbour table is full, so {NEAR6} can't"
+        " be resolved on back; raise net.ipv6.neigh.default.gc_thresh3"
+    )
+
+    async def story(watch: Watch) -> None:
+        # Whether the table is full at the start, or while featherlb runs.
+        for backends in ([NEAR6], [NEAR, NEAR6]):
+            with watch.events.listen() as listener, full_neighbour_table(lab.balancer):
+                await watch.watcher.follow([service(*backends)])
+                async with asyncio.timeout(TIMEOUT):
+                    assert (await listener.get()).message == lost
+            with watch.events.listen() as listener:
+                await watch.resolved(NEAR6, mac(backend))
+                async with asyncio.timeout(TIMEOUT):
+                    assert (await listener.get()).kind == "path-found"
+            await watch.watcher.follow([service(NEAR)])
+            await watch.resolved(NEAR, mac(backend))
+            await run(lab.balancer, f"ip neighbour delete {NEAR6} dev back")
+        # It is still watched.
+        await run(backend, f"ip link set eth0 address {OTHER_MAC}")
+        await watch.resolved(NEAR, OTHER_MAC)
+
+    async def main() -> None:
+        watch = Watch(lab)
+        try:
+            await story(watch)
+        finally:
+            await watch.watcher.stop()
+
+    lab.balancer.call(asyncio.run, main())
+
+
+def test_lost_changes_are_read_again(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(rtnetlink, "MONITOR_BUFFER", 4096)
+    balancer, backend = lab.balancer, lab.backends[0]
+    routes = [f"192.168.{number}.0/24" for number in range(200)]
+    flood = "".join(f"route replace {route} via {backend.address}\n" for route in routes)
+
+    async def story(watch: Watch) -> None:
+        await watch.resolved(NEAR, mac(backend))
+        # Nothing is read meanwhile.
+        balancer.run(["ip", "-batch", "-"], input=flood)
+        balancer.run(["ip", "link", "set", "back", "mtu", "1400"])
+        await watch.until(
+            lambda it: (
+                it.links[-1].mtu == 1400
+                and {ip_network(route) for route in routes} <= {network for network, _ in it.routes}
+            ),
+            "read again",
+        )
+        await run(backend, f"ip link set eth0 address {OTHER_MAC}")
+        await watch.resolved(NEAR, OTHER_MAC)
+
+    watching(lab, story, NEAR)
+    assert [record.message for record in caplog.records if "faster" in record.message] == [
+        "links, routes or neighbours changed faster than featherlb could read it: reading all of"
+        " them again"
+    ]
+
+
+def test_a_kernel_that_does_not_answer_is_asked_again(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(topology, "RETRY_INTERVAL", 0.05)
+    balancer, backend = lab.balancer, lab.backends[0]
+
+    async def story(watch: Watch) -> None:
+        await watch.resolved(NEAR, mac(backend))
+        before = watch.watcher.current
+        # The change comes when nothing can be opened any more, so nothing can be asked.
+        change = balancer.popen(
+            ["sh", "-c", "read _; ip link set back mtu 1400"], stdin=subprocess.PIPE
+        )
+        assert change.stdin is not None
+        with no_descriptors():
+            change.stdin.write("now\n")
+            change.stdin.flush()
+            async with asyncio.timeout(TIMEOUT):
+                while not any("Too many open files" in one.message for one in caplog.records):
+                    await asyncio.sleep(0.01)
+            # More than one attempt.
+            await asyncio.sleep(3 * topology.RETRY_INTERVAL)
+            assert watch.watcher.current == before
+        change.stdin.close()
+        change.wait()
+        await watch.until(lambda it: it.links[-1].mtu == 1400, "MTU 1400")
+
+    with caplog.at_level(logging.INFO):
+        watching(lab, story, NEAR)
+    messages = [one.message for one in caplog.records if one.levelno != logging.DEBUG]
+    first, last = [one for one in messages if "again" in one]
+    assert first.endswith("Too many open files; trying again every 0.05 s")
+    assert last == "links, routes and neighbours are being watched again"

@@ -1,0 +1,466 @@
+"""rtnetlink(7): links, addresses, routes and neighbours of this host, read, changed and watched.
+
+Everything concerns the network namespace of the calling thread. The kernel answers each request
+before the request returns. Where it lacks memory for the moment, or its tables change while it
+lists them, the request is repeated; what fails for good is a HostError.
+
+Numbers are in host byte order, addresses in network byte order; constants have the names of
+linux/netlink.h, rtnetlink.h, if_link.h, if_addr.h, if_arp.h, if.h and neighbour.h.
+"""
+
+import errno
+import os
+import socket
+import struct
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from ipaddress import ip_address, ip_interface, ip_network
+from typing import NamedTuple
+
+from featherlb.model import (
+    Address,
+    HostAddress,
+    Link,
+    Neighbour,
+    NeighbourKey,
+    Network,
+    Route,
+)
+from featherlb.model.errors import HostError
+
+NLMSG_ERROR, NLMSG_DONE = 2, 3
+NLM_F_REQUEST, NLM_F_MULTI, NLM_F_ACK, NLM_F_DUMP_INTR = 0x01, 0x02, 0x04, 0x10
+NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE, NLM_F_DUMP = 0x100, 0x200, 0x400, 0x300
+NLA_TYPE_MASK = 0x3FFF
+
+RTM_GETLINK = 18
+RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
+RTM_GETROUTE = 26
+RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
+
+ARPHRD_ETHER = 1
+IFF_UP, IFF_LOOPBACK, IFF_RUNNING = 0x1, 0x8, 0x40
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 10, 18
+IFLA_INFO_KIND, IFLA_INFO_SLAVE_KIND = 1, 4
+
+IFA_ADDRESS, IFA_LOCAL = 1, 2
+IFA_F_NODAD = 0x02
+
+RTN_UNICAST, RTN_LOCAL = 1, 2
+RT_TABLE_DEFAULT, RT_TABLE_MAIN = 253, 254
+RTNH_F_DEAD = 0x1
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC = 1, 4, 5, 6, 7
+RTA_MULTIPATH, RTA_TABLE, RTA_VIA = 9, 15, 18
+
+NTF_USE, NTF_PROXY = 0x01, 0x08
+NDA_DST, NDA_LLADDR = 1, 2
+NUD_NONE, NUD_REACHABLE, NUD_STALE, NUD_DELAY, NUD_PROBE = 0x00, 0x02, 0x04, 0x08, 0x10
+NUD_NOARP, NUD_PERMANENT = 0x40, 0x80
+NUD_FIXED = NUD_NOARP | NUD_PERMANENT
+"""States in which there is nothing to resolve."""
+NUD_USABLE = NUD_FIXED | NUD_REACHABLE | NUD_STALE | NUD_DELAY | NUD_PROBE
+"""States in which a neighbour's MAC address is used: all but INCOMPLETE and FAILED."""
+
+RTMGRP_LINK, RTMGRP_NEIGH = 0x1, 0x4
+RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV4_RULE = 0x10, 0x40, 0x80
+RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE, RTMGRP_IPV6_RULE = 0x100, 0x400, 0x40000
+
+_HEADER = struct.Struct("=IHHII")  # nlmsghdr
+_ATTRIBUTE = struct.Struct("=HH")  # nlattr
+_LINK = struct.Struct("=BxHiII")  # ifinfomsg
+_ADDRESS = struct.Struct("=BBBBi")  # ifaddrmsg
+_ROUTE = struct.Struct("=BBBBBBBBI")  # rtmsg
+_NEXT_HOP = struct.Struct("=HBBi")  # rtnexthop
+_NEIGHBOUR = struct.Struct("=BxxxiHBB")  # ndmsg
+
+_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+_ALL_ZEROS = {socket.AF_INET: bytes(4), socket.AF_INET6: bytes(16)}
+_DATAGRAM = 1 << 16
+"""Bytes: more than the kernel puts into one datagram (net/netlink/af_netlink.c: netlink_dump)."""
+_TRANSIENT = (errno.ENOBUFS, errno.ENOMEM, errno.EINTR, errno.EAGAIN)
+PAUSES = (0.01, 0.1, 0.5)
+"""Seconds until a request that failed for the moment is repeated; then it has failed for good."""
+MONITOR_BUFFER = 1 << 20
+"""Bytes of kernel memory for changes that have not been read (net.core.rmem_max may be less)."""
+_MAX_READ = 256
+"""Datagrams per call, so that a flood of changes doesn't keep the reader from anything else."""
+
+
+# Requests
+
+
+def links() -> dict[int, Link]:
+    """All interfaces, by index."""
+    with _failing("list the interfaces"), Connection() as kernel:
+        found = [parse_link(body) for body in kernel.dump(RTM_GETLINK, bytes(_LINK.size))]
+    return {link.index: link for link in found}
+
+
+def addresses() -> list[HostAddress]:
+    """All addresses of this host's interfaces."""
+    with _failing("list the addresses"), Connection() as kernel:
+        bodies = kernel.dump(RTM_GETADDR, bytes(_ADDRESS.size))
+    interfaces = links()
+    found = []
+    for body in bodies:
+        family, prefixlen, _, _, index = _ADDRESS.unpack_from(body)
+        attributes = _attributes(body, _ADDRESS.size)
+        packed = attributes.get(IFA_LOCAL) or attributes.get(IFA_ADDRESS)
+        # An interface that was removed meanwhile took its addresses along.
+        if packed and family in _ALL_ZEROS and index in interfaces:
+            name = interfaces[index].name
+            found.append(HostAddress(name, ip_interface((packed, prefixlen))))
+    return found
+
+
+def route(destination: Address) -> Route | None:
+    """The kernel's own choice of a route, by its rules and tables; None if it has none, or only
+    one that leads nowhere."""
+    body = _ROUTE.pack(_FAMILIES[destination.version], destination.max_prefixlen, *[0] * 7)
+    with _failing(f"look up the route to {destination}"), Connection() as kernel:
+        try:
+            answer = kernel.get(RTM_GETROUTE, body + _attribute(RTA_DST, destination.packed))
+        except OSError as error:
+            if error.errno in _TRANSIENT:
+                raise
+            return None
+    kind = _ROUTE.unpack_from(answer)[7]
+    return _parse_route(answer) if kind in (RTN_UNICAST, RTN_LOCAL) else None
+
+
+def routes() -> dict[Network, Route]:
+    """The routes in the tables main and default, by prefix: the preferred one where there are
+    several, with its first next hop that is alive."""
+    best: dict[Network, tuple[int, Route]] = {}
+    for family in _FAMILIES.values():
+        with _failing("list the routes"), Connection() as kernel:
+            bodies = kernel.dump(RTM_GETROUTE, _ROUTE.pack(family, *[0] * 8))
+        for body in bodies:
+            _, length, _, _, table, _, _, kind, flags = _ROUTE.unpack_from(body)
+            attributes = _attributes(body, _ROUTE.size)
+            if RTA_TABLE in attributes:
+                table = _number(attributes[RTA_TABLE])
+            if kind != RTN_UNICAST or table not in (RT_TABLE_DEFAULT, RT_TABLE_MAIN):
+                continue
+            found = _parse_route(body)
+            if found is None or flags & RTNH_F_DEAD:
+                continue
+            network = ip_network((attributes.get(RTA_DST, _ALL_ZEROS[family]), length))
+            metric = _number(attributes.get(RTA_PRIORITY, b""))
+            if network not in best or metric < best[network][0]:
+                best[network] = metric, found
+    return {network: found for network, (_, found) in best.items()}
+
+
+def neighbours() -> dict[NeighbourKey, Neighbour]:
+    """All that the kernel knows of its neighbours."""
+    with _failing("list the neighbours"), Connection() as kernel:
+        bodies = kernel.dump(RTM_GETNEIGH, bytes(_NEIGHBOUR.size))
+    parsed = (parse_neighbour(RTM_NEWNEIGH, body) for body in bodies)
+    return {one.key: one for one in parsed if one is not None}
+
+
+def solicit(
+    unknown: Iterable[NeighbourKey], known: Iterable[NeighbourKey]
+) -> frozenset[NeighbourKey]:
+    """Have the kernel resolve `unknown` neighbours by broadcast, and probe `known` ones by unicast.
+    Returns those for which its neighbour table has no room.
+
+    Neighbours whose link is down or gone are left out.
+    """
+    refused = set()
+    # As if a packet were to be sent (net/core/neighbour.c: neigh_add).
+    requests = [(key, NLM_F_CREATE | NLM_F_REPLACE, NUD_NONE, NTF_USE) for key in unknown]
+    requests += [(key, NLM_F_REPLACE, NUD_PROBE, 0) for key in known]
+    with _failing("solicit neighbours"), Connection() as kernel:
+        for (link, address), mode, state, flags in requests:
+            body = _NEIGHBOUR.pack(_FAMILIES[address.version], link, state, flags, 0)
+            try:
+                kernel.change(RTM_NEWNEIGH, mode, body + _attribute(NDA_DST, address.packed))
+            except OSError as error:
+                if error.errno in (errno.ENOBUFS, errno.ENOMEM):
+                    refused.add((link, address))
+    return frozenset(refused)
+
+
+def has_proxy(address: Address, interface: str) -> bool:
+    """Whether a proxy entry (`ip neigh add proxy`) makes this host answer for an address on this
+    interface."""
+    with _failing("look for a proxied neighbour"), Connection() as kernel:
+        try:
+            index = kernel.index_of(interface)
+            body = _NEIGHBOUR.pack(_FAMILIES[address.version], index, 0, NTF_PROXY, 0)
+            kernel.get(RTM_GETNEIGH, body + _attribute(NDA_DST, address.packed))
+        except OSError as error:
+            if error.errno in _TRANSIENT:
+                raise
+            return False
+    return True
+
+
+def add_address(address: Address, interface: str) -> bool:
+    """Give this host the address alone, without a subnet; False if it was there already."""
+    with _failing(f"add {address} to interface {interface}"):
+        try:
+            _change_address(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, address, interface)
+        except FileExistsError:
+            return False
+    return True
+
+
+def remove_address(address: Address, interface: str) -> None:
+    """Take the address away; no error if it, or the interface, has gone."""
+    with _failing(f"remove {address} from interface {interface}"):
+        try:
+            _change_address(RTM_DELADDR, 0, address, interface)
+        except OSError as error:
+            if error.errno not in (errno.EADDRNOTAVAIL, errno.ENODEV):
+                raise
+
+
+def _change_address(kind: int, mode: int, address: Address, interface: str) -> None:
+    flags = IFA_F_NODAD if address.version == 6 else 0
+    with Connection() as kernel:
+        index = kernel.index_of(interface)
+        body = _ADDRESS.pack(_FAMILIES[address.version], address.max_prefixlen, flags, 0, index)
+        body += _attribute(IFA_LOCAL, address.packed) + _attribute(IFA_ADDRESS, address.packed)
+        kernel.change(kind, mode, body)
+
+
+# Changes
+
+
+class Monitor:
+    """A socket that receives every change of links, addresses, routes, rules and neighbours."""
+
+    def __init__(self) -> None:
+        """HostError if this host can't have it."""
+        kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK
+        with _failing("watch links and routes"):
+            self._socket = socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, MONITOR_BUFFER)
+        groups = (
+            *(RTMGRP_LINK, RTMGRP_NEIGH),
+            *(RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV4_RULE),
+            *(RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE, RTMGRP_IPV6_RULE),
+        )
+        self._socket.bind((0, sum(groups)))
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def read(self) -> tuple[bool, dict[NeighbourKey, Neighbour]]:
+        """What has changed since the last call: whether anything but neighbours may have, and the
+        neighbours that have. Doesn't block; in a flood there is more to read afterwards.
+
+        OverflowError if the kernel had to drop changes: everything may be different.
+        """
+        other = False
+        changed: dict[NeighbourKey, Neighbour] = {}
+        for _ in range(_MAX_READ):
+            try:
+                datagram = self._socket.recv(_DATAGRAM)
+            except BlockingIOError:
+                break
+            except OSError:
+                raise OverflowError from None
+            for message in _messages(datagram):
+                if message.kind not in (RTM_NEWNEIGH, RTM_DELNEIGH):
+                    other = True
+                elif (one := parse_neighbour(message.kind, message.body)) is not None:
+                    changed[one.key] = one
+        return other, changed
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+# Messages
+
+
+class _Message(NamedTuple):
+    """A netlink message; `body` is what follows its header."""
+
+    kind: int
+    flags: int
+    sequence: int
+    body: bytes
+
+
+class Connection:
+    """A socket for requests, one after the other."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+        self._sequence = 0
+
+    def __enter__(self) -> "Connection":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def dump(self, kind: int, body: bytes) -> list[bytes]:
+        """The bodies of all messages of a table. If the table never rests while it is listed, some
+        entries may be missing: watch the changes."""
+        return self._persist(kind, NLM_F_DUMP, body)
+
+    def get(self, kind: int, body: bytes) -> bytes:
+        """The body of the one message asked for."""
+        return self._persist(kind, 0, body)[0]
+
+    def index_of(self, interface: str) -> int:
+        """The index of the interface with this name; OSError ENODEV if there is none."""
+        name = _attribute(IFLA_IFNAME, interface.encode() + b"\0")
+        return parse_link(self.get(RTM_GETLINK, bytes(_LINK.size) + name)).index
+
+    def change(self, kind: int, mode: int, body: bytes) -> None:
+        """Have something changed. It is not tried again: what lacks room today may do so for long,
+        and a change may be none of those that can be repeated."""
+        self._exchange(kind, NLM_F_ACK | mode, body)
+
+    def _persist(self, kind: int, flags: int, body: bytes) -> list[bytes]:
+        for pause in PAUSES:
+            try:
+                bodies, interrupted = self._exchange(kind, flags, body)
+                if not interrupted:
+                    return bodies
+            except OSError as error:
+                if error.errno not in _TRANSIENT:
+                    raise
+            time.sleep(pause)
+        return self._exchange(kind, flags, body)[0]
+
+    def _exchange(self, kind: int, flags: int, body: bytes) -> tuple[list[bytes], bool]:
+        """The bodies of the answers, and whether the table changed meanwhile; OSError with the
+        kernel's error."""
+        self._sequence += 1
+        length = _HEADER.size + len(body)
+        header = _HEADER.pack(length, kind, flags | NLM_F_REQUEST, self._sequence, 0)
+        self._socket.send(header + body)
+        bodies: list[bytes] = []
+        interrupted = False
+        while True:
+            for message in _messages(self._socket.recv(_DATAGRAM)):
+                if message.sequence != self._sequence:
+                    # The rest of a dump that ended in an error.
+                    continue
+                interrupted = interrupted or bool(message.flags & NLM_F_DUMP_INTR)
+                if message.kind in (NLMSG_ERROR, NLMSG_DONE):
+                    code = -int.from_bytes(message.body[:4], sys.byteorder, signed=True)
+                    if code:
+                        raise OSError(code, os.strerror(code))
+                    return bodies, interrupted
+                bodies.append(message.body)
+                if not message.flags & NLM_F_MULTI:
+                    return bodies, interrupted
+
+
+@contextmanager
+def _failing(task: str) -> Iterator[None]:
+    """HostError for whatever the kernel refuses."""
+    try:
+        yield
+    except OSError as error:
+        raise HostError(f"cannot {task}: {os.strerror(error.errno or 0)}") from None
+
+
+def _messages(datagram: bytes) -> Iterator[_Message]:
+    at = 0
+    while at + _HEADER.size <= len(datagram):
+        length, kind, flags, sequence, _ = _HEADER.unpack_from(datagram, at)
+        yield _Message(kind, flags, sequence, datagram[at + _HEADER.size : at + length])
+        at += max(_HEADER.size, (length + 3) & ~3)
+
+
+def _attributes(body: bytes, at: int) -> dict[int, bytes]:
+    """The attributes from this offset on, by type."""
+    found = {}
+    while at + _ATTRIBUTE.size <= len(body):
+        length, kind = _ATTRIBUTE.unpack_from(body, at)
+        found[kind & NLA_TYPE_MASK] = body[at + _ATTRIBUTE.size : at + length]
+        at += max(_ATTRIBUTE.size, (length + 3) & ~3)
+    return found
+
+
+def _attribute(kind: int, payload: bytes) -> bytes:
+    length = _ATTRIBUTE.size + len(payload)
+    return _ATTRIBUTE.pack(length, kind) + payload + bytes(-length % 4)
+
+
+def _number(payload: bytes) -> int:
+    return int.from_bytes(payload, sys.byteorder)
+
+
+def _text(payload: bytes) -> str:
+    return payload.rstrip(b"\0").decode(errors="replace")
+
+
+def parse_link(body: bytes) -> Link:
+    _, kind, index, flags, _ = _LINK.unpack_from(body)
+    attributes = _attributes(body, _LINK.size)
+    info = _attributes(attributes.get(IFLA_LINKINFO, b""), 0)
+    mac = attributes.get(IFLA_ADDRESS, b"")
+    return Link(
+        index=index,
+        name=_text(attributes[IFLA_IFNAME]),
+        mac=mac,
+        mtu=_number(attributes[IFLA_MTU]),
+        ethernet=kind == ARPHRD_ETHER and not flags & IFF_LOOPBACK and len(mac) == 6,
+        up=bool(flags & IFF_UP),
+        running=bool(flags & IFF_RUNNING),
+        # A member of a VRF keeps its packets (Documentation/networking/vrf.rst).
+        member=IFLA_MASTER in attributes and _text(info.get(IFLA_INFO_SLAVE_KIND, b"")) != "vrf",
+        bridge=_text(info.get(IFLA_INFO_KIND, b"")) == "bridge",
+    )
+
+
+def _parse_route(body: bytes) -> Route | None:
+    """None where no link is left to send to."""
+    attributes = _attributes(body, _ROUTE.size)
+    local = _ROUTE.unpack_from(body)[7] == RTN_LOCAL
+    link = _number(attributes.get(RTA_OIF, b""))
+    hop = attributes
+    for dead, index, one in _next_hops(attributes.get(RTA_MULTIPATH, b"")):
+        if not dead:
+            link, hop = index, one
+            break
+    if not link:
+        return None
+    gateway = None
+    if RTA_VIA in hop:
+        gateway = ip_address(hop[RTA_VIA][2:])  # behind the address family
+    elif RTA_GATEWAY in hop:
+        gateway = ip_address(hop[RTA_GATEWAY])
+    source = attributes.get(RTA_PREFSRC)
+    return Route(link, gateway, ip_address(source) if source else None, local)
+
+
+def _next_hops(payload: bytes) -> Iterator[tuple[bool, int, dict[int, bytes]]]:
+    """Those of a route with several: whether it is dead, its link, its attributes."""
+    at = 0
+    while at + _NEXT_HOP.size <= len(payload):
+        length, flags, _, index = _NEXT_HOP.unpack_from(payload, at)
+        end = at + max(_NEXT_HOP.size, length)
+        yield bool(flags & RTNH_F_DEAD), index, _attributes(payload[:end], at + _NEXT_HOP.size)
+        at = (end + 3) & ~3
+
+
+def parse_neighbour(kind: int, body: bytes) -> Neighbour | None:
+    """The neighbour of an RTM_NEWNEIGH or RTM_DELNEIGH message, without its header; None if it is
+    about a bridge's table or a proxied address."""
+    family, link, state, flags, _ = _NEIGHBOUR.unpack_from(body)
+    attributes = _attributes(body, _NEIGHBOUR.size)
+    if family not in _ALL_ZEROS or flags & NTF_PROXY or NDA_DST not in attributes:
+        return None
+    if kind == RTM_DELNEIGH:
+        state = NUD_NONE
+    mac = attributes.get(NDA_LLADDR, b"")
+    return Neighbour(
+        link,
+        ip_address(attributes[NDA_DST]),
+        mac if state & NUD_USABLE and len(mac) == 6 else None,
+        bool(state & NUD_FIXED),
+    )
