@@ -30,7 +30,7 @@ from featherlb.model import (
     Vip,
 )
 from featherlb.model.errors import HostError
-from featherlb.system import arp, journal, rtnetlink, sockets, sysctl
+from featherlb.system import arp, journal, nfqueue, rtnetlink, sockets, sysctl
 
 NOWHERE = ""
 """Instead of an interface's name: no route leads to the address."""
@@ -169,7 +169,8 @@ def _check_peers(services: Sequence[Service], rivals: Sequence[journal.Record]) 
 
 
 def _check_queues(options: Options, rivals: Sequence[journal.Record]) -> None:
-    owners = {number: _process(port_id) for number, port_id in sockets.bound_queues().items()}
+    bound = nfqueue.bound_queues()
+    owners = {number: _process(queue.owner) for number, queue in bound.items()}
     for record in rivals:
         for number in range(record.instance, record.instance + record.workers):
             owners[number] = f"the featherlb with pid {record.pid}"

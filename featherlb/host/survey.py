@@ -11,7 +11,7 @@ from featherlb.host.peers import peers
 from featherlb.host.resources import Assignment, decode
 from featherlb.model import LOOPBACK, Address, Backend, NatMode, Service
 from featherlb.model.errors import HostError
-from featherlb.system import ipset, iptables, journal, rtnetlink, sockets, sysctl
+from featherlb.system import ipset, iptables, journal, nfqueue, rtnetlink, sysctl
 from featherlb.system.ruleset import Match, Membership, Rule, Side, State
 
 CAP_NET_ADMIN, CAP_NET_RAW = 12, 13  # linux/capability.h
@@ -116,7 +116,7 @@ def free_queue(
     workers: int, services: Sequence[Service] = (), log: journal.Journal | None = None
 ) -> int:
     """The lowest number that begins `workers` free queues, for an instance of these services."""
-    taken = set(sockets.bound_queues())
+    taken = set(nfqueue.bound_queues())
     for record in peers((log or journal.Journal()).records(), services, None, os.getpid()):
         taken.update(range(record.instance, record.instance + record.workers))
     for first in range(65536 - workers + 1):

@@ -7,12 +7,9 @@ import struct
 from featherlb.model import Endpoint
 from featherlb.net.checksum import fold, sum_bytes
 from featherlb.net.packet import Packet
+from featherlb.net.protocols import ACK, FIN, ICMP, ICMPV6, RST, SYN, TCP
 
-_RST, _ACK, _SYN, _FIN = 0x04, 0x10, 0x02, 0x01
 _TTL = 64
-_TCP = 6
-_ICMP = 1
-_ICMPV6 = 58
 
 
 def tcp_reset(packet: Packet) -> bytes:
@@ -21,11 +18,11 @@ def tcp_reset(packet: Packet) -> bytes:
     Sequence numbers as RFC 9293 section 3.10.7.1 demands of a closed connection; the caller
     makes sure that the segment is no RST itself.
     """
-    length = packet.end - packet.payload + bool(packet.flags & _SYN) + bool(packet.flags & _FIN)
-    if packet.flags & _ACK:
-        sequence, acknowledgement, flags = packet.acknowledgement, 0, _RST
+    length = packet.end - packet.payload + bool(packet.flags & SYN) + bool(packet.flags & FIN)
+    if packet.flags & ACK:
+        sequence, acknowledgement, flags = packet.acknowledgement, 0, RST
     else:
-        sequence, flags = 0, _RST | _ACK
+        sequence, flags = 0, RST | ACK
         acknowledgement = (packet.sequence + length) & 0xFFFFFFFF
     source = _wire_address(packet.version, packet.dst_high, packet.dst_low)
     destination = _wire_address(packet.version, packet.src_high, packet.src_low)
@@ -48,18 +45,18 @@ def flow_reset(
         ports,
         sequence,
         0,
-        _RST,
+        RST,
     )
 
 
 def syn_probe(source: Endpoint, destination: Endpoint, sequence: int) -> bytes:
     """A SYN as a client sends it, with IP header."""
-    return _between(source, destination, sequence, _SYN)
+    return _between(source, destination, sequence, SYN)
 
 
 def probe_reset(source: Endpoint, destination: Endpoint, sequence: int) -> bytes:
     """The RST that ends what a `syn_probe` with this sequence number has begun."""
-    return _between(source, destination, sequence + 1, _RST)
+    return _between(source, destination, sequence + 1, RST)
 
 
 def _between(source: Endpoint, destination: Endpoint, sequence: int, flags: int) -> bytes:
@@ -83,7 +80,7 @@ def flow_probe(
         ports,
         0,
         0,
-        _SYN | _ACK,
+        SYN | ACK,
     )
 
 
@@ -98,10 +95,10 @@ def _segment(
 ) -> bytes:
     """A TCP segment without payload, with IP header."""
     header = struct.pack("!IIIBBHHH", ports, sequence, acknowledgement, 5 << 4, flags, 0, 0, 0)
-    pseudo = source + destination + struct.pack("!II", len(header), _TCP)
+    pseudo = source + destination + struct.pack("!II", len(header), TCP)
     segment = bytearray(header)
     struct.pack_into("!H", segment, 16, _checksum(pseudo + header))
-    return _ip_header(version, source, destination, len(segment), _TCP) + bytes(segment)
+    return _ip_header(version, source, destination, len(segment), TCP) + bytes(segment)
 
 
 def port_unreachable(packet: Packet) -> bytes:
@@ -154,9 +151,9 @@ def _error(packet: Packet, source: tuple[int, int], kind: tuple[int, int], rest:
 
 def _icmp(version: int, source: bytes, destination: bytes, message: bytearray) -> bytes:
     """The ICMP message, whose checksum field is zero, with its checksum and IP header."""
-    protocol, pseudo = _ICMP, b""
+    protocol, pseudo = ICMP, b""
     if version == 6:
-        protocol = _ICMPV6
+        protocol = ICMPV6
         pseudo = source + destination + struct.pack("!II", len(message), protocol)
     struct.pack_into("!H", message, 2, _checksum(pseudo + bytes(message)))
     return _ip_header(version, source, destination, len(message), protocol) + bytes(message)

@@ -7,12 +7,12 @@ the sender cuts.
 import struct
 from collections.abc import Iterator
 
+from featherlb.net.protocols import FRAGMENT_HEADER, HOP_BY_HOP, ROUTING
+
 _MORE = 0x2000
 _OFFSET = 0x1FFF
 _COPIED = 0x80
 """Of an option's type: it goes into all fragments."""
-_HOP_BY_HOP, _ROUTING, _FRAGMENT = 0, 43, 44
-"""IPv6's headers that each fragment has, and the one that says it is one."""
 
 
 def cut(packet: bytes, mtu: int) -> Iterator[bytes]:
@@ -37,10 +37,10 @@ def cut6(packet: bytes, mtu: int, identification: int) -> Iterator[bytes]:
     """The fragments of the IPv6 packet, none longer than `mtu` bytes. `identification` (32 bits)
     tells them from those of other packets."""
     kind_at, at = 6, 40
-    while packet[kind_at] in (_HOP_BY_HOP, _ROUTING):
+    while packet[kind_at] in (HOP_BY_HOP, ROUTING):
         kind_at, at = at, at + (packet[at + 1] + 1) * 8
     header, data = bytearray(packet[:at]), packet[at:]
-    kind, header[kind_at] = header[kind_at], _FRAGMENT
+    kind, header[kind_at] = header[kind_at], FRAGMENT_HEADER
     room = (mtu - len(header) - 8) & ~7
     for start in range(0, len(data), room):
         part = data[start : start + room]

@@ -10,23 +10,24 @@ import cython
 
 from featherlb.model.reason import Reason
 
+# "as" exports them: other hot modules take them from here, as C integers.
+from featherlb.net.protocols import ACK as ACK
+from featherlb.net.protocols import DESTINATION_OPTIONS, FRAGMENT_HEADER, HOP_BY_HOP, ROUTING
+from featherlb.net.protocols import FIN as FIN
+from featherlb.net.protocols import ICMP as ICMP
+from featherlb.net.protocols import ICMPV6 as ICMPV6
+from featherlb.net.protocols import MAPPED as MAPPED
+from featherlb.net.protocols import RST as RST
+from featherlb.net.protocols import SYN as SYN
+from featherlb.net.protocols import TCP as TCP
+from featherlb.net.protocols import UDP as UDP
+
 if not cython.compiled:
     from featherlb.net.checksum import fold, sum_bytes, update, words
 
-MAPPED = 0xFFFF << 32  # ::ffff:0:0/96, RFC 4291 section 2.5.5.2
 MASK16 = 0xFFFF
 MASK32 = 0xFFFFFFFF
 
-ICMP = 1
-TCP = 6
-UDP = 17
-ICMPV6 = 58
-
-# RFC 9293 section 3.1; the ECN bits and PSH, URG say nothing about the state.
-FIN = 0x01
-SYN = 0x02
-RST = 0x04
-ACK = 0x10
 STATE_FLAGS = FIN | SYN | RST | ACK
 
 OK = -1
@@ -35,11 +36,6 @@ BAD_FLAGS = int(Reason.BAD_FLAGS)
 FRAGMENT = int(Reason.FRAGMENT)
 UNSUPPORTED = int(Reason.UNSUPPORTED)
 
-# IPv6 extension headers that may stand before the transport header (RFC 8200 section 4).
-HOP_BY_HOP = 0
-ROUTING = 43
-FRAGMENT_HEADER = 44
-DESTINATION_OPTIONS = 60
 MAX_EXTENSION_HEADERS = 8
 
 

@@ -14,10 +14,9 @@ from types import TracebackType
 from typing import Self
 
 from featherlb.model import Endpoint
+from featherlb.net.protocols import ETHER_TYPES, TCP
 from featherlb.system.packet_socket import PACKET_IGNORE_OUTGOING, SOL_PACKET
 
-_ETH_P = {4: 0x0800, 6: 0x86DD}
-_TCP = 6
 _ENOUGH = 128
 """Bytes to read of a packet: its headers."""
 
@@ -34,7 +33,7 @@ class Capture:
         for interface, family in interfaces:
             link = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)
             link.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
-            link.bind((interface, _ETH_P[family]))
+            link.bind((interface, ETHER_TYPES[family]))
             self._sockets.append(link)
 
     def wait_for(self, wanted: Collection[Pair], timeout: float) -> set[Pair]:
@@ -70,7 +69,7 @@ def conversation(packet: bytes) -> Pair | None:
         protocol, start, at, size = packet[9], (packet[0] & 15) * 4, 12, 4
     else:
         protocol, start, at, size = packet[6], 40, 8, 16
-    if protocol != _TCP or len(packet) < start + 4:
+    if protocol != TCP or len(packet) < start + 4:
         return None
     source, destination = struct.unpack_from("!HH", packet, start)
     return (

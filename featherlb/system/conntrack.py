@@ -4,9 +4,22 @@ For processes without a flow table.
 """
 
 import struct
+import sys
 from collections.abc import Callable, Iterator
 from socket import AF_INET, AF_INET6
 
+from featherlb.net.netlink import (
+    NFNL_HEADER,
+    NFNL_SUBSYS_CTNETLINK,
+    NLA_TYPE_MASK,
+    NLM_F_ACK,
+    NLM_F_REQUEST,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    NLMSG_HEADER,
+    error_code,
+    nfnl_message,
+)
 from featherlb.system.conntrack_messages import Entry, Requests
 from featherlb.system.nfnetlink import open_socket
 
@@ -14,12 +27,8 @@ BUFFER = 1 << 20
 """Receive buffer in bytes of kernel memory."""
 DUMP_SIZE = 1 << 16
 """Bytes: exceeds any part of a dump (net/netlink/af_netlink.c: netlink_dump)."""
-DONE, ERROR, DELETE = 3, 2, 0x102
-REQUEST, ACKNOWLEDGE = 1, 4
-HEADER = 20
-"""Bytes of nlmsghdr and nfgenmsg."""
+DELETE = NFNL_SUBSYS_CTNETLINK << 8 | 2
 ORIGINAL, ID, ZONE = 1, 12, 18  # CTA_TUPLE_ORIG, CTA_ID, CTA_ZONE
-KIND = 0x3FFF
 
 
 def dump() -> Iterator[tuple[Entry, memoryview]]:
@@ -39,7 +48,7 @@ def dump() -> Iterator[tuple[Entry, memoryview]]:
                 at = 0
                 while at < end and not done:
                     following = entry.read(at, end)
-                    done = not following or entry.kind in (DONE, ERROR)
+                    done = not following or entry.kind in (NLMSG_DONE, NLMSG_ERROR)
                     if not done:
                         yield entry, memoryview(buffer)[at:following]
                     at = following
@@ -52,21 +61,21 @@ def remove(chosen: Callable[[Entry], bool]) -> int:
     with open_socket(BUFFER, BUFFER) as connection:
         for request in requests:
             connection.send(request)
-            # The answer is an error code: 0 if the entry was deleted, not already gone.
-            removed += not int.from_bytes(connection.recv(1024)[16:20], "little")
+            # An entry that is already gone gives an error.
+            removed += not error_code(connection.recv(1024))
     return removed
 
 
 def _deletion(message: memoryview) -> bytes:
     """A request to delete exactly the entry of this message."""
-    body = struct.pack("!BBH", message[16], 0, 0)  # of the same address family
-    length = int.from_bytes(message[:4], "little")
-    at = HEADER
+    attributes = b""
+    length = int.from_bytes(message[:4], sys.byteorder)
+    at = NFNL_HEADER
     while at + 4 <= length:
         size, kind = struct.unpack_from("=HH", message, at)
         end = at + ((size + 3) & ~3)
-        if kind & KIND in (ORIGINAL, ID, ZONE):
-            body += message[at:end]
+        if kind & NLA_TYPE_MASK in (ORIGINAL, ID, ZONE):
+            attributes += message[at:end]
         at = end
-    flags = REQUEST | ACKNOWLEDGE
-    return struct.pack("=IHHII", 16 + len(body), DELETE, flags, 0, 0) + body
+    family = message[NLMSG_HEADER]
+    return nfnl_message(DELETE, NLM_F_REQUEST | NLM_F_ACK, family, 0, attributes)

@@ -1,4 +1,4 @@
-"""Listening sockets and bound queues of this host, from /proc.
+"""Listening sockets of this host, from /proc.
 
 Network namespaces are the calling thread's.
 """
@@ -61,16 +61,6 @@ def listeners(protocols: Iterable[Protocol] = tuple(Protocol)) -> list[Listener]
                         endpoint = _parse_endpoint(fields[1])
                         found.append(Listener(protocol, endpoint, int(fields[9])))
     return found
-
-
-def bound_queues() -> dict[int, int]:
-    """The NFQUEUE numbers in use in this namespace, each with its owner's netlink port id
-    (usually its pid); empty without nfnetlink_queue in the kernel or without bound queues."""
-    try:
-        lines = (_NET / "netfilter/nfnetlink_queue").read_text().splitlines()
-    except OSError:
-        return {}
-    return {int(fields[0]): int(fields[1]) for line in lines if (fields := line.split())}
 
 
 def _parse_endpoint(text: str) -> Endpoint:

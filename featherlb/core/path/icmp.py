@@ -22,6 +22,7 @@ from featherlb.core.path.services import Services
 from featherlb.model import Hook, PacketInfo, Verdict
 from featherlb.model.reason import Reason
 from featherlb.net.packet import Packet
+from featherlb.net.protocols import ECHO_REQUEST, ICMP_ERRORS
 
 if not cython.compiled:
     from featherlb.core.flows.record import FULL
@@ -31,12 +32,9 @@ if not cython.compiled:
 
 HEADER = 8
 
-# RFC 792: destination unreachable, time exceeded, parameter problem. Redirects are for the
-# network they were seen in, and source quench is obsolete (RFC 6633).
-UNREACHABLE, TIME_EXCEEDED, PARAMETER_PROBLEM = 3, 11, 12
-# RFC 4443: destination unreachable (1), packet too big, time exceeded, parameter problem (4).
-FIRST_V6, LAST_V6 = 1, 4
-ECHO_REQUEST, ECHO_REQUEST_V6 = 8, 128
+UNREACHABLE, TIME_EXCEEDED, PARAMETER_PROBLEM = ICMP_ERRORS[4]
+FIRST_V6, LAST_V6 = min(ICMP_ERRORS[6]), max(ICMP_ERRORS[6])
+ECHO_V4, ECHO_V6 = ECHO_REQUEST[4], ECHO_REQUEST[6]
 
 PREROUTING = int(Hook.PREROUTING)
 OUTPUT = int(Hook.OUTPUT)
@@ -164,7 +162,7 @@ def is_echo_request(packet: Packet) -> bool:
     if packet.end - packet.transport < HEADER:
         return False
     kind = packet.data[packet.transport]
-    return kind == (ECHO_REQUEST if packet.version == 4 else ECHO_REQUEST_V6)
+    return kind == (ECHO_V4 if packet.version == 4 else ECHO_V6)
 
 
 def find_quoted(packet: Packet, quoted: Packet, flows: FlowTable) -> int:

@@ -20,6 +20,7 @@ net/netfilter/nfnetlink_queue.c), so nobody downstream completes a half-done fie
 import cython
 
 from featherlb.core.flows.table import FlowTable
+from featherlb.model import PacketInfo
 from featherlb.net.packet import Packet
 
 if not cython.compiled:
@@ -27,9 +28,9 @@ if not cython.compiled:
     from featherlb.net.checksum import negate, update, update_partial
     from featherlb.net.packet import TCP
 
-NOT_READY = 1  # model.PacketInfo, as C integers
-GSO = 2
-COMPLETED_LATER = 512
+NOT_READY = int(PacketInfo.CHECKSUM_NOT_READY)
+GSO = int(PacketInfo.GSO)
+COMPLETED_LATER = int(PacketInfo.COMPLETED_LATER)
 
 
 def rewrite_addresses(packet: Packet, flows: FlowTable, flow: int, reply: int) -> None:

@@ -18,7 +18,8 @@ from featherlb.datapaths.base import (
     ServiceChange,
 )
 from featherlb.model import Driver
-from featherlb.system.nfnetlink import kernel_counters
+from featherlb.model.errors import HostError
+from featherlb.system.nfqueue import Queue, bound_queues
 
 
 class QueueDriver(Protocol):
@@ -37,8 +38,8 @@ class QueueDriver(Protocol):
         """A descriptor that is readable when packets wait."""
         ...
 
-    def process(self, handler: Balancer, now: float) -> int:
-        """Handle the packets that wait now, without blocking; how many there were."""
+    def process(self, core: Balancer, now: float) -> None:
+        """Handle the packets that wait now, without blocking."""
         ...
 
     def attach(self, kernel_flows: KernelFlows) -> None:
@@ -56,14 +57,19 @@ class QueueDriver(Protocol):
 
 def open_driver(options: QueueOptions) -> QueueDriver:
     """Bind a queue; HostError if that can't be done."""
-    number, length, fail_open = options.number, options.length, options.fail_open
-    if options.driver is Driver.NETLINK:
-        from featherlb.datapaths.nfqueue.netlink import NetlinkDriver
+    try:
+        if options.driver is Driver.NETLINK:
+            from featherlb.datapaths.nfqueue.netlink import NetlinkDriver
 
-        return NetlinkDriver(number, max_length=length, fail_open=fail_open)
-    from featherlb.datapaths.nfqueue.netfilterqueue import NetfilterQueueDriver
+            return NetlinkDriver(options)
+        from featherlb.datapaths.nfqueue.netfilterqueue import NetfilterQueueDriver
 
-    return NetfilterQueueDriver(number, max_length=length, fail_open=fail_open)
+        return NetfilterQueueDriver(options)
+    except OSError as error:
+        raise HostError(
+            f"NFQUEUE {options.number} cannot be bound: another program has it, or CAP_NET_ADMIN or"
+            f" the kernel's nfnetlink_queue is missing ({error.strerror or error})"
+        ) from None
 
 
 class Engine(base.PacketQueue):
@@ -96,13 +102,13 @@ class Engine(base.PacketQueue):
         self._driver.cut_segments(wanted)
 
     def counters(self) -> EngineCounters:
-        waiting, queue_dropped, socket_dropped = kernel_counters(self._number)
+        queue = bound_queues().get(self._number, Queue())
         return EngineCounters(
             received=self._driver.received,
             truncated=self._driver.truncated,
-            queue_dropped=queue_dropped,
-            socket_dropped=socket_dropped,
-            waiting=waiting,
+            queue_dropped=queue.queue_dropped,
+            socket_dropped=queue.socket_dropped,
+            waiting=queue.waiting,
         )
 
     def close(self) -> None:

@@ -14,21 +14,14 @@ import socket
 from netfilterqueue import NetfilterQueue
 
 from featherlb.core.path.balancer import Balancer
-from featherlb.datapaths.base import KernelFlows
+from featherlb.datapaths.base import KernelFlows, QueueOptions
+from featherlb.datapaths.batches import RECEIVE_BUFFER, SEND_BUFFER
 from featherlb.model import LATE_HOOKS, PacketInfo, Verdict
-from featherlb.model.errors import HostError
-from featherlb.system.nfnetlink import (
-    COPY_RANGE,
-    FLAG_FAIL_OPEN,
-    config_message,
-    copy_attributes,
-)
+from featherlb.system import socket_buffers
+from featherlb.system.nfqueue import COPY_RANGE, FLAG_FAIL_OPEN, config_message, copy_attributes
 
 _READ_SIZE = 1 << 17
 """Bytes: more than any message (COPY_RANGE and its attributes)."""
-_SOCKET_BUFFER = 16 << 20
-"""Bytes of kernel memory for queued packets, past net.core.rmem_max (SO_RCVBUFFORCE)."""
-_SO_RCVBUFFORCE = 33
 _MAX_READS = 256
 """Reads per call of `process`, so that the worker gets to its timers under any load."""
 
@@ -58,9 +51,8 @@ class _Reader:
 class NetfilterQueueDriver:
     """One queue through the NetfilterQueue package; satisfies `engine.QueueDriver`."""
 
-    def __init__(self, number: int, *, max_length: int, fail_open: bool) -> None:
-        """Bind queue `number`, holding up to `max_length` packets; HostError if it is taken."""
-        self.number = number
+    def __init__(self, options: QueueOptions) -> None:
+        """Bind the queue; OSError if that can't be done."""
         self.pass_mark = 0
         self.received = 0
         self.truncated = 0
@@ -69,34 +61,25 @@ class NetfilterQueueDriver:
         self._kernel_flows: KernelFlows | None = None
         self._now = 0.0
         self._queue = NetfilterQueue()
-        try:
-            self._queue.bind(number, self._handle, max_len=max_length)
-        except OSError as error:
-            raise HostError(
-                f"NFQUEUE {number} cannot be bound: another program has it, or CAP_NET_ADMIN or"
-                f" the kernel's nfnetlink_queue is missing ({error})"
-            ) from None
+        self._queue.bind(options.number, self._handle, max_len=options.length)
         self._socket = socket.socket(fileno=os.dup(self._queue.get_fd()))
-        self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _SOCKET_BUFFER)
-        flags = FLAG_FAIL_OPEN if fail_open else 0
-        self._socket.send(
-            config_message(number, copy_attributes(max_length, flags, FLAG_FAIL_OPEN))
-        )
+        socket_buffers.enlarge(self._socket, RECEIVE_BUFFER, SEND_BUFFER)
+        flags = FLAG_FAIL_OPEN if options.fail_open else 0
+        attributes = copy_attributes(options.length, flags, FLAG_FAIL_OPEN)
+        self._socket.send(config_message(options.number, attributes))
         self._reader = _Reader(self._socket)
 
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def process(self, core: Balancer, now: float) -> int:
+    def process(self, core: Balancer, now: float) -> None:
         if core.buffer is not self._buffer:
             core.attach(self._buffer)
         self._core = core
         self._now = now
-        before = self.received
         self._reader.left = _MAX_READS
         # Comes back when the reader says that nothing waits.
         self._queue.run_socket(self._reader)
-        return self.received - before
 
     def _handle(self, packet) -> None:  # type: ignore[no-untyped-def]
         assert self._core is not None

@@ -1,11 +1,10 @@
 # C types of netlink.py, for the compiled build. Compiled, the core is called without a Python call.
 cimport cython
 from featherlb.core.path.balancer cimport Balancer
-from featherlb.datapaths.batches cimport BATCH, MAX_BATCHES, SLOT_SIZE
 from featherlb.system.mmsg cimport MessageBatch
 
-cdef Py_ssize_t HEADER, VERDICT_SIZE
-cdef int PACKET_MESSAGE, VERDICT_MESSAGE, NLM_F_REQUEST, NLMSG_ERROR
+cdef Py_ssize_t BATCH, SLOT_SIZE, MAX_BATCHES, NFNL_HEADER, VERDICT_SIZE
+cdef int PACKET_MESSAGE, VERDICT_MESSAGE, NLM_F_REQUEST
 cdef int NF_DROP, NF_ACCEPT, NF_REPEAT, INPUT, FORWARD, POSTROUTING
 cdef int NFQA_PACKET_HDR, NFQA_VERDICT_HDR, NFQA_MARK, NFQA_PAYLOAD, NFQA_CAP_LEN, NFQA_SKB_INFO
 cdef int PASS, REWRITTEN, DROP, LOOK_UP, TRUNCATED
@@ -14,7 +13,7 @@ cdef int PASS, REWRITTEN, DROP, LOOK_UP, TRUNCATED
 cdef class NetlinkDriver:
     cdef readonly int number
     cdef public unsigned int pass_mark
-    cdef readonly Py_ssize_t received, truncated, lost
+    cdef readonly Py_ssize_t received, truncated
     cdef object _socket, kernel_flows
     cdef bint cuts_segments
     cdef dict opened
@@ -27,9 +26,8 @@ cdef class NetlinkDriver:
     cdef Py_ssize_t packets
 
     @cython.locals(
-        batch=MessageBatch, before=cython.Py_ssize_t, _=cython.int, count=cython.int,
-        slot=cython.int, i=cython.Py_ssize_t)
-    cpdef Py_ssize_t process(self, Balancer core, double now) except -1
+        batch=MessageBatch, _=cython.int, count=cython.int, slot=cython.int, i=cython.Py_ssize_t)
+    cpdef object process(self, Balancer core, double now)
     cdef object insert(self, Balancer core, double now)
     @cython.locals(
         packet_id=cython.uint, hook=cython.int, info=cython.int, payload=cython.Py_ssize_t,

@@ -12,35 +12,32 @@ order, what nfnetlink_queue puts into attributes is in network order.
 import os
 from array import array
 
-import cython
-
 from featherlb.core.path.balancer import Balancer
-from featherlb.datapaths.base import KernelFlows
-from featherlb.datapaths.batches import RECEIVE_BUFFER, SEND_BUFFER
+from featherlb.datapaths.base import KernelFlows, QueueOptions
+from featherlb.datapaths.batches import (
+    BATCH,
+    MAX_BATCHES,
+    RECEIVE_BUFFER,
+    SEND_BUFFER,
+    SLOT_SIZE,
+)
 from featherlb.model import Hook, PacketInfo, Verdict
-from featherlb.model.errors import HostError
+from featherlb.net.netlink import NFNL_HEADER, NLM_F_REQUEST, error_code
 from featherlb.system.mmsg import MessageBatch
-from featherlb.system.nfnetlink import (
+from featherlb.system.nfnetlink import open_socket
+from featherlb.system.nfqueue import (
     FLAG_FAIL_OPEN,
     FLAG_GSO,
+    PACKET_MESSAGE,
+    VERDICT_MESSAGE,
     bind_attributes,
     config_message,
     copy_attributes,
     flag_attributes,
-    open_socket,
 )
 
-if not cython.compiled:
-    from featherlb.datapaths.batches import BATCH, MAX_BATCHES, SLOT_SIZE
-
-HEADER = 20
-"""Bytes of nlmsghdr and nfgenmsg."""
-VERDICT_SIZE = 32
+VERDICT_SIZE = NFNL_HEADER + 12
 """Bytes of a verdict: the headers and NFQA_VERDICT_HDR."""
-PACKET_MESSAGE = 3 << 8 | 0
-VERDICT_MESSAGE = 3 << 8 | 1
-NLM_F_REQUEST = 1
-NLMSG_ERROR = 2
 
 NFQA_PACKET_HDR = 1
 NFQA_VERDICT_HDR = 2
@@ -66,20 +63,23 @@ TRUNCATED = int(PacketInfo.TRUNCATED)
 class NetlinkDriver:
     """One queue over a netlink socket of its own; satisfies `engine.QueueDriver`."""
 
-    def __init__(self, number: int, *, max_length: int, fail_open: bool) -> None:
-        """Bind queue `number`, holding up to `max_length` packets; HostError if it is taken."""
-        self.number = number
+    def __init__(self, options: QueueOptions) -> None:
+        """Bind the queue; OSError if that can't be done."""
+        self.number = options.number
         self.pass_mark = 0
         self.received = 0
         self.truncated = 0
-        self.lost = 0
         self.kernel_flows: KernelFlows | None = None
         self.cuts_segments = False
         self.opened: dict[int, int] = {}
         self._socket = open_socket(RECEIVE_BUFFER, SEND_BUFFER)
-        flags = FLAG_GSO | (FLAG_FAIL_OPEN if fail_open else 0)
-        self._configure(bind_attributes())
-        self._configure(copy_attributes(max_length, flags, FLAG_GSO | FLAG_FAIL_OPEN))
+        flags = FLAG_GSO | (FLAG_FAIL_OPEN if options.fail_open else 0)
+        try:
+            self._configure(bind_attributes())
+            self._configure(copy_attributes(options.length, flags, FLAG_GSO | FLAG_FAIL_OPEN))
+        except OSError:
+            self._socket.close()
+            raise
         self.batch = MessageBatch(BATCH, SLOT_SIZE)
         self.batch.use(self._socket)
         view = memoryview(self.batch.buffer)
@@ -98,23 +98,16 @@ class NetlinkDriver:
     def _configure(self, attributes: bytes) -> None:
         """Send a configuration message and wait for the kernel's answer."""
         self._socket.send(config_message(self.number, attributes, acknowledge=True))
-        answer = self._socket.recv(4096)
-        code = -int.from_bytes(answer[16:20], "little", signed=True)
-        if code:
-            self._socket.close()
-            raise HostError(
-                f"NFQUEUE {self.number} cannot be bound: another program has it, or CAP_NET_ADMIN"
-                f" or the kernel's nfnetlink_queue is missing ({os.strerror(code)})"
-            )
+        if code := error_code(self._socket.recv(4096)):
+            raise OSError(code, os.strerror(code))
 
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def process(self, core: Balancer, now: float) -> int:
+    def process(self, core: Balancer, now: float) -> None:
         batch = self.batch
         if core.buffer is not batch.buffer:
             core.attach(batch.buffer)
-        before = self.received
         for _ in range(MAX_BATCHES):
             count = batch.receive()
             self.packets = 0
@@ -129,11 +122,9 @@ class NetlinkDriver:
                 self.handle(i, core, now)
             if core.offload.commands.count:
                 self.insert(core, now)
-            if not batch.flush():
-                self.lost += count
+            batch.flush()
             if count < BATCH:
                 break
-        return self.received - before
 
     def insert(self, core: Balancer, now: float) -> None:
         """Have the kernel know the flows that this batch has opened before it meets their packets;
@@ -153,11 +144,8 @@ class NetlinkDriver:
     def read(self, start: int, received: int) -> None:
         """Note the packet of the message at an offset of the buffer. The kernel sends each in a
         datagram of its own (net/netfilter/nfnetlink_queue.c, __nfqnl_enqueue_packet)."""
-        if received < HEADER:
-            return
-        if self.u16[(start + 4) >> 1] == NLMSG_ERROR:
-            self.lost += 1  # a verdict for a packet that is no longer there
-        if self.u16[(start + 4) >> 1] != PACKET_MESSAGE:
+        # An error is the answer to a verdict on a packet that is no longer there.
+        if received < NFNL_HEADER or self.u16[(start + 4) >> 1] != PACKET_MESSAGE:
             return
         packet_id = 0
         hook = 0
@@ -165,7 +153,7 @@ class NetlinkDriver:
         payload = start + VERDICT_SIZE + 4  # of a packet without content
         size = 0
         length = 0
-        at = start + HEADER
+        at = start + NFNL_HEADER
         end = start + min(received, self.u32[start >> 2])
         while at + 4 <= end:
             step = self.u16[at >> 1]

@@ -12,17 +12,22 @@ import cython
 
 from featherlb.core.flows.kernel import Commands
 from featherlb.core.path.offloaded import OffloadedFlows
+from featherlb.datapaths.batches import MAX_BATCHES
 from featherlb.model.ticks import TICKS_PER_SECOND
 from featherlb.system.conntrack_messages import Entry, Requests
 from featherlb.system.mmsg import MessageBatch
-from featherlb.system.nfnetlink import SOL_NETLINK, open_socket
+from featherlb.system.nfnetlink import (
+    NETLINK_ADD_MEMBERSHIP,
+    NETLINK_CAP_ACK,
+    NETLINK_DROP_MEMBERSHIP,
+    SOL_NETLINK,
+    open_socket,
+)
 
 if not cython.compiled:
     from featherlb.core.flows.kernel import INSERT, LOOK_UP
-    from featherlb.datapaths.batches import MAX_BATCHES
     from featherlb.system.conntrack_messages import DELETE_MESSAGE, ERROR_MESSAGE, NEW_MESSAGE
 
-NETLINK_ADD_MEMBERSHIP, NETLINK_DROP_MEMBERSHIP, NETLINK_CAP_ACK = 1, 2, 10
 BUFFER = 8 << 20
 """Bytes of kernel memory for answers, and for events: some 10,000."""
 GROUP_UPDATE, GROUP_DESTROY = 2, 3  # NFNLGRP_CONNTRACK_UPDATE and _DESTROY in nfnetlink.h

@@ -2,11 +2,10 @@
 cimport cython
 from featherlb.core.flows.next_hops cimport MAC, LINK_MASK, LINK_SHIFT, NextHops
 from featherlb.core.path.balancer cimport Balancer
-from featherlb.datapaths.batches cimport BATCH, MAX_BATCHES, SLOT_SIZE
 from featherlb.datapaths.raw.link_socket cimport LinkSocket
 from featherlb.system.mmsg cimport MessageBatch
 
-cdef Py_ssize_t VNET_HEADER, ETHERNET_HEADER, HEADERS
+cdef Py_ssize_t BATCH, SLOT_SIZE, MAX_BATCHES, VNET_HEADER, HEADERS
 cdef int NEEDS_CHECKSUM, WIRE, REWRITTEN, UNFINISHED, GSO
 
 
@@ -26,9 +25,8 @@ cdef class FrameSockets:
     cdef dict _filters
 
     @cython.locals(
-        batch=MessageBatch, before=cython.Py_ssize_t, one=LinkSocket, _=cython.int,
-        count=cython.int, slot=cython.int)
-    cpdef Py_ssize_t process(self, int descriptor, Balancer core, double now) except -1
+        batch=MessageBatch, one=LinkSocket, _=cython.int, count=cython.int, slot=cython.int)
+    cpdef object process(self, int descriptor, Balancer core, double now)
     @cython.locals(data="unsigned char[::1]", at=cython.Py_ssize_t, size=cython.Py_ssize_t)
     cdef void measure(self, LinkSocket one, int slot, Py_ssize_t received) noexcept
     @cython.locals(

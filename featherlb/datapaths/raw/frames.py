@@ -17,21 +17,21 @@ import cython
 
 from featherlb.core.path.balancer import Balancer
 from featherlb.datapaths.base import EngineCounters
+from featherlb.datapaths.batches import BATCH, MAX_BATCHES, SLOT_SIZE
 from featherlb.datapaths.raw.held import HeldFrames
-from featherlb.datapaths.raw.link_socket import ETHER_TYPES, LinkSocket
+from featherlb.datapaths.raw.link_socket import LinkSocket
 from featherlb.datapaths.raw.socket_filter import Interest, build
 from featherlb.model import Address, Hook, PacketInfo, Topology, Verdict
 from featherlb.net.fragment import cut, sum_up
+from featherlb.net.protocols import ETHER_TYPES, ETHERNET_HEADER
 from featherlb.system.mmsg import MessageBatch
 
 if not cython.compiled:
     from featherlb.core.flows.next_hops import LINK_MASK, LINK_SHIFT, MAC
-    from featherlb.datapaths.batches import BATCH, MAX_BATCHES, SLOT_SIZE
 
 VNET_HEADER = 10
 """struct virtio_net_hdr: flags, GSO type, lengths (include/uapi/linux/virtio_net.h)."""
 NEEDS_CHECKSUM = 1
-ETHERNET_HEADER = 14
 HEADERS = VNET_HEADER + ETHERNET_HEADER
 
 WIRE = int(Hook.WIRE)
@@ -121,12 +121,11 @@ class FrameSockets:
 
     # Frames
 
-    def process(self, descriptor: int, core: Balancer, now: float) -> int:
-        """Handle the frames that wait at one of the descriptors now; how many there were."""
+    def process(self, descriptor: int, core: Balancer, now: float) -> None:
+        """Handle the frames that wait at one of the descriptors now."""
         batch = self.batch
         if core.buffer is not batch.buffer:
             core.attach(batch.buffer)
-        before = self.received
         one = self.open[descriptor]
         batch.use(one.socket)
         for _ in range(MAX_BATCHES):
@@ -140,7 +139,6 @@ class FrameSockets:
             self.flush()
             if count < BATCH:
                 break
-        return self.received - before
 
     def measure(self, one: LinkSocket, slot: int, received: int) -> None:
         """Note the length of the IP packet in this buffer slot's frame; 0 if there is none."""

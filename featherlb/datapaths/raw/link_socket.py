@@ -15,16 +15,15 @@ import cython
 
 from featherlb.datapaths.batches import RECEIVE_BUFFER, SEND_BUFFER
 from featherlb.model import Link
+from featherlb.net.protocols import ETHER_TYPES
+from featherlb.system import socket_buffers
 from featherlb.system.mmsg import DatagramBatch, MessageBatch
 from featherlb.system.packet_socket import PACKET_STATISTICS, PACKET_VNET_HDR, SOL_PACKET
 
 if not cython.compiled:
     from featherlb.core.flows.next_hops import LINK_SHIFT
 
-SO_ATTACH_FILTER = 26
-SO_SNDBUFFORCE = 32
-SO_RCVBUFFORCE = 33
-ETHER_TYPES = {4: 0x0800, 6: 0x86DD}
+SO_ATTACH_FILTER = 26  # include/uapi/asm-generic/socket.h
 
 
 class LinkSocket:
@@ -36,12 +35,8 @@ class LinkSocket:
         self.link_id = link_id
         self.family = family
         self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-        for level, option, value in (
-            (socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER),
-            (socket.SOL_SOCKET, SO_SNDBUFFORCE, SEND_BUFFER),
-            (SOL_PACKET, PACKET_VNET_HDR, 1),
-        ):
-            self.socket.setsockopt(level, option, value)
+        socket_buffers.enlarge(self.socket, RECEIVE_BUFFER, SEND_BUFFER)
+        self.socket.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
         self.came = link_id << LINK_SHIFT
         self.mtu = link.mtu
         self.source_high = int.from_bytes(link.mac[:2], "big")

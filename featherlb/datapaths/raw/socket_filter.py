@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from featherlb.model import SOURCE_PORTS, Address, Service
 from featherlb.model.shard import ROUNDS, Shard, folded
+from featherlb.net.protocols import ETHERNET_HEADER, FRAGMENT_HEADER, ICMP, ICMP_ERRORS, ICMPV6
 
 MAX_INSTRUCTIONS = 4096
 """BPF_MAXINSNS."""
@@ -39,11 +40,6 @@ _LEAF = 8
 _ANCILLARY = 0xFFFFF000  # SKF_AD_OFF
 _PACKET_TYPE = _ANCILLARY + 4  # SKF_AD_PKTTYPE
 _PACKET_HOST = 0
-
-_ETHERNET = 14
-_ICMP = {4: 1, 6: 58}
-_FRAGMENT_HEADER = 44
-_ICMP_ERRORS = {4: (3, 11, 12), 6: (1, 2, 3, 4)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,36 +265,36 @@ def _hash(program: Program, shard: Shard) -> None:
 
 
 def _source(family: int) -> int:
-    return _ETHERNET + (12 if family == 4 else 8)
+    return ETHERNET_HEADER + (12 if family == 4 else 8)
 
 
 def _destination(family: int) -> int:
-    return _ETHERNET + (16 if family == 4 else 24)
+    return ETHERNET_HEADER + (16 if family == 4 else 24)
 
 
 def _fragments_and_errors(program: Program, family: int) -> None:
     """Every worker gets them, but for first fragments: they don't say whose they are, or say it in
     depth."""
     if family == 4:
-        program.do(_LOAD_HALF, _ETHERNET + 6)
+        program.do(_LOAD_HALF, ETHERNET_HEADER + 6)
         program.go_if(_IF_SET, 0x1FFF, "all")
-        program.do(_LOAD_BYTE, _ETHERNET + 9)
-        program.go_unless(_IF_EQUAL, _ICMP[4], "no error")
-        program.do(_HEADER_TO_X, _ETHERNET)
-        program.do(_LOAD_BYTE_X, _ETHERNET)
+        program.do(_LOAD_BYTE, ETHERNET_HEADER + 9)
+        program.go_unless(_IF_EQUAL, ICMP, "no error")
+        program.do(_HEADER_TO_X, ETHERNET_HEADER)
+        program.do(_LOAD_BYTE_X, ETHERNET_HEADER)
     else:
         # X is how much stands between the header and the ports.
         program.do(_VALUE_TO_X, 0)
-        program.do(_LOAD_BYTE, _ETHERNET + 6)
-        program.go_unless(_IF_EQUAL, _FRAGMENT_HEADER, "no fragment")
-        program.do(_LOAD_HALF, _ETHERNET + 42)
+        program.do(_LOAD_BYTE, ETHERNET_HEADER + 6)
+        program.go_unless(_IF_EQUAL, FRAGMENT_HEADER, "no fragment")
+        program.do(_LOAD_HALF, ETHERNET_HEADER + 42)
         program.go_if(_IF_SET, 0xFFF8, "all")
         program.do(_VALUE_TO_X, 8)
         program.go("no error")
         program.label("no fragment")
-        program.go_unless(_IF_EQUAL, _ICMP[6], "no error")
-        program.do(_LOAD_BYTE, _ETHERNET + 40)
-    for kind in _ICMP_ERRORS[family]:
+        program.go_unless(_IF_EQUAL, ICMPV6, "no error")
+        program.do(_LOAD_BYTE, ETHERNET_HEADER + 40)
+    for kind in ICMP_ERRORS[family]:
         program.go_if(_IF_EQUAL, kind, "all")
     program.label("no error")
     program.do(_STORE_X, _CELLS["extension"])
@@ -308,11 +304,11 @@ def _load_port(program: Program, family: int, offset: int) -> None:
     """The source port (offset 0) or the destination port (2). An IPv6 packet's transport header is
     taken to follow at once."""
     if family == 4:
-        program.do(_HEADER_TO_X, _ETHERNET)
-        program.do(_LOAD_HALF_X, _ETHERNET + offset)
+        program.do(_HEADER_TO_X, ETHERNET_HEADER)
+        program.do(_LOAD_HALF_X, ETHERNET_HEADER + offset)
     else:
         program.do(_CELL_TO_X, _CELLS["extension"])
-        program.do(_LOAD_HALF_X, _ETHERNET + 40 + offset)
+        program.do(_LOAD_HALF_X, ETHERNET_HEADER + 40 + offset)
 
 
 def _folded(address: Address) -> int:
