@@ -30,7 +30,6 @@ cdef class MessageBatch:
     cdef readonly object buffer
     cdef readonly int fd, slots
     cdef readonly Py_ssize_t size, pieces
-    cdef public int error
     cdef object _socket, _out
     cdef unsigned char[::1] data
     cdef unsigned int[::1] lengths
@@ -43,7 +42,7 @@ cdef class MessageBatch:
     cpdef int receive(self) except -1
     cpdef void check(self, int number) except *
     cpdef void add(self, Py_ssize_t offset, Py_ssize_t length) noexcept
-    cpdef bint flush(self) except -1
+    cpdef object flush(self)
 
 
 cdef class DatagramBatch:

@@ -6,11 +6,9 @@ Compiled, up to `slots` datagrams are received, or sent, by one call; interprete
 import errno
 import socket
 from array import array
+from contextlib import suppress
 
 import cython
-
-MAX_PIECES = 1024
-"""UIO_MAXIOV: more pieces than the kernel takes in one sendmsg."""
 
 
 class MessageBatch:
@@ -27,8 +25,6 @@ class MessageBatch:
         self.data = memoryview(self.buffer)
         self.lengths = memoryview(array("I", bytes(4 * slots)))
         self.pieces = 0
-        self.error = 0
-        """The errno of the last flush that failed."""
         if cython.compiled:
             for i in range(slots):
                 self.into[i].iov_base = cython.address(self.data[i * size])
@@ -78,25 +74,18 @@ class MessageBatch:
             self._out.append(self.data[offset : offset + length])
         self.pieces += 1
 
-    def flush(self) -> bool:
-        """Send all pieces as one datagram; False if the kernel refuses it (`error` says why)."""
+    def flush(self) -> None:
+        """Send all pieces as one datagram. One that the kernel refuses is lost."""
         if not self.pieces:
-            return True
+            return
         if cython.compiled:
             self.outgoing.msg_iovlen = self.pieces
-            self.pieces = 0
-            if sendmsg(self.fd, cython.address(self.outgoing), MSG_DONTWAIT) < 0:
-                self.error = c_errno
-                return False
-            return True
-        pieces, self._out = self._out, []
+            sendmsg(self.fd, cython.address(self.outgoing), MSG_DONTWAIT)
+        else:
+            with suppress(OSError):
+                self._socket.sendmsg(self._out, [], socket.MSG_DONTWAIT)
+            self._out = []
         self.pieces = 0
-        try:
-            self._socket.sendmsg(pieces, [], socket.MSG_DONTWAIT)
-        except OSError as error:
-            self.error = error.errno or 0
-            return False
-        return True
 
 
 class DatagramBatch:

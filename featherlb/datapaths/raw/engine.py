@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from featherlb.datapaths import base
 from featherlb.datapaths.base import Context, EngineCounters, ServiceChange
 from featherlb.datapaths.raw.frames import FrameSockets
-from featherlb.datapaths.raw.socket_filter import Interest
+from featherlb.datapaths.raw.interest import Interest
 from featherlb.model import Address, Service, Topology
 
 

@@ -6,7 +6,6 @@ the header in front of each frame says what is left to be done when it leaves, a
 out with the header that it came with.
 """
 
-import errno
 import socket
 import struct
 from array import array
@@ -19,8 +18,9 @@ from featherlb.core.path.balancer import Balancer
 from featherlb.datapaths.base import EngineCounters
 from featherlb.datapaths.batches import BATCH, MAX_BATCHES, SLOT_SIZE
 from featherlb.datapaths.raw.held import HeldFrames
+from featherlb.datapaths.raw.interest import Interest
 from featherlb.datapaths.raw.link_socket import LinkSocket
-from featherlb.datapaths.raw.socket_filter import Interest, build
+from featherlb.datapaths.raw.socket_filter import build
 from featherlb.model import Address, Hook, PacketInfo, Topology, Verdict
 from featherlb.net.fragment import cut, sum_up
 from featherlb.net.protocols import ETHER_TYPES, ETHERNET_HEADER
@@ -41,12 +41,10 @@ GSO = int(PacketInfo.GSO)
 
 
 class FrameBatch(MessageBatch):
-    """Frames that came in on one socket; an error of a link ends nothing."""
+    """Frames that came in on one socket."""
 
     def check(self, number: int) -> None:
-        """Links go down, and come back."""
-        if number not in (errno.EAGAIN, errno.EINTR):
-            self.error = number
+        """No error is final: links go down, and come back."""
 
 
 class FrameSockets:

@@ -9,7 +9,8 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
 
-from featherlb.datapaths.raw.socket_filter import ROOM, Interest, build
+from featherlb.datapaths.raw.interest import ROOM, Interest
+from featherlb.datapaths.raw.socket_filter import build
 from featherlb.model import Datapath, Endpoint, Service
 from featherlb.model.shard import Shard
 from featherlb.net.addresses import words_of
