@@ -205,15 +205,15 @@ class Worker:
         memories = [flow_file.load(Path(path)) for path in start.saved]
         if start.predecessor is not None:
             memories.append(map_memory(start.predecessor))
-        taken = left = 0
+        restored = unmatched = 0
         for memory in memories:
             if memory is not None:
                 more, fewer = self._core.restoration.restore(memory, start.shard)
-                taken, left = taken + more, left + fewer
-        if taken or left:
-            text = f"worker {start.shard.worker} has taken over {taken} flows"
-            if left:
-                text += f"; {left} have no place in the services"
+                restored, unmatched = restored + more, unmatched + fewer
+        if restored or unmatched:
+            text = f"worker {start.shard.worker} restored {restored} flows"
+            if unmatched:
+                text += f"; {unmatched} match no service"
             self._channel.send(Log(logging.INFO, text))
 
     def save(self) -> None:
@@ -231,7 +231,7 @@ class Worker:
 
     def _log_flows(self, now: float) -> None:
         for service, error in self._core.views.take_scheduler_errors():
-            text = f"{service}: the scheduler fails, backends are drawn by lot instead: {error}"
+            text = f"{service}: the scheduler fails, so backends are chosen at random: {error}"
             self._channel.send(Log(logging.ERROR, text))
         for flow in self._core.views.take_opened(now):
             self._channel.send(Log(logging.DEBUG, describe(flow)))

@@ -1,10 +1,10 @@
 """The portable queue driver, on the NetfilterQueue package; its only importer.
 
-The package cuts packets to 4016 bytes without saying so, and answers packet by packet. The first
-is mended here: the queue's configuration belongs to its socket, of which a duplicate asks the
-kernel for whole packets, and the package reads through an object of ours with a large enough
-buffer. The package shows no packet metadata, so the kernel is left to cut super-packets and to
-complete checksums before it queues them (no NFQA_CFG_F_GSO).
+The package silently cuts packets to 4016 bytes, and answers them one by one. The first is fixed
+here: the queue's configuration belongs to its socket, so a duplicate of the socket asks the kernel
+for whole packets, and the package reads through an object of ours with a large enough buffer. The
+package shows no packet metadata, so the kernel has to cut super-packets and to complete checksums
+before it queues them (no NFQA_CFG_F_GSO).
 """
 
 import errno

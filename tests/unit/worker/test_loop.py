@@ -351,7 +351,7 @@ def test_it_ends_with_its_supervisor_and_leaves_its_flows(
     successor = Supervised(monkeypatch, again)
     try:
         successor.channel.send(Apply((WEB,), 0))
-        assert successor.hear(Log).text == "worker 0 has taken over 1 flows"
+        assert successor.hear(Log).text == "worker 0 restored 1 flows"
         successor.hear(Applied)
     finally:
         successor.close()
