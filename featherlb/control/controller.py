@@ -110,7 +110,7 @@ class Controller:
             except Exception as error:
                 reason = sentence(error)
                 self._reloads = Reloads(self._reloads.done, self._reloads.refused + 1, now, reason)
-                self.events.tell(
+                self.events.emit(
                     "reload-refused", f"reload refused, nothing changed: {reason}", logging.ERROR
                 )
                 log_traceback(error)
@@ -121,7 +121,7 @@ class Controller:
                 if override not in overrides
             ]
             self._reloads = Reloads(self._reloads.done + 1, self._reloads.refused, now)
-            self.events.tell("reloaded", f"reloaded: {'; '.join(difference) or 'no difference'}")
+            self.events.emit("reloaded", f"reloaded: {'; '.join(difference) or 'no difference'}")
             self._announce()
             return difference
 
@@ -143,7 +143,7 @@ class Controller:
             await self._serve(state.config, add(state.config, state.overrides, override))
             until = override.until
             ending = "" if until is None else f", for {until - time.monotonic():.0f} s"
-            self.events.tell("changed", f"changed: {override}{ending}", change=override.number)
+            self.events.emit("changed", f"changed: {override}{ending}", change=override.number)
             return override
 
     async def revert(self, number: int) -> Override:
@@ -159,7 +159,7 @@ class Controller:
         """End flows, with a RST to both ends of connections if `reset`; how many there were."""
         count = await self.data.workers.end_flows(wanted, reset=reset)
         if count:
-            self.events.tell("flows-ended", f"{count} flows ended", count=count)
+            self.events.emit("flows-ended", f"{count} flows ended", count=count)
         return count
 
     # What is shown of it
@@ -215,11 +215,13 @@ class Controller:
         FeatherlbError if that fails."""
         async with self._one_at_a_time():
             await self._serve(self.state.config, self.state.overrides)
-            for name, endpoint in self.health.take_fallen():
-                await self._end_flows_of_fallen(name, endpoint)
+            fallen = self.health.fallen
+            while fallen:
+                await self._end_flows_of_fallen(*fallen[0])
+                del fallen[0]
 
     async def observe_outcomes(self) -> None:
-        """Let clients' connections tell which backends are well. Workers that hang are killed."""
+        """Let clients' connections tell which backends are healthy. Workers that hang are killed."""
         services = self.state.services
         outcomes = await self.data.workers.outcomes()
         # During a transition it isn't certain which services the counts belong to.
@@ -240,7 +242,7 @@ class Controller:
             kept = _places(left)
             for name, endpoint in _places(state.departing):
                 if (name, endpoint) not in kept:
-                    self.events.tell(
+                    self.events.emit(
                         "backend-left",
                         f"{name}: {endpoint} has left: its last flow ended",
                         service=name,
@@ -261,7 +263,7 @@ class Controller:
             if host_part(services) == host_part(state.services):
                 return
             await self._serve(state.config, state.overrides)
-            self.events.tell("names-changed", "backend names resolve to new addresses")
+            self.events.emit("names-changed", "backend names resolve to new addresses")
             self._announce()
 
     def next_expiry(self) -> float | None:
@@ -325,7 +327,7 @@ class Controller:
         config = self.state.config
         others = [other for other in self.state.overrides if other is not override]
         await self._serve(config, applicable(config, others))
-        self.events.tell("reverted", f"{how}: {override}", change=override.number)
+        self.events.emit("reverted", f"{how}: {override}", change=override.number)
 
     async def _end_drained_flows(self, override: Override) -> None:
         """At its deadline, which is over then."""
@@ -342,9 +344,9 @@ class Controller:
         for endpoint in self._resolver.endpoints(backend):
             wanted = FlowFilter(service=service.name, backend=endpoint)
             count += await self.data.workers.end_flows(wanted, reset=True)
-        self.events.tell(
+        self.events.emit(
             "drain-deadline",
-            f"{service.name}: {override.backend} is drained, {count} flows were reset",
+            f"{service.name}: drain deadline of {override.backend}, {count} flows reset",
             service=service.name,
             backend=override.backend,
             count=count,

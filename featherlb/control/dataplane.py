@@ -197,7 +197,7 @@ class DataPlane:
         # A worker that starts meanwhile gets the same. What a failure leaves loaded is not known.
         self._apply, self._loaded = action, {}
         await self.workers.apply(
-            Apply(action.services, self._pass_mark, new, settled=action.rules_final)
+            Apply(action.services, self._pass_mark, new, rules_applied=action.rules_applied)
         )
         self._loaded = action.schedulers
 
@@ -205,7 +205,9 @@ class DataPlane:
         """What a new worker has to know."""
         one = self._apply
         greeting: list[Apply | SetTopology] = [
-            Apply(one.services, self._pass_mark, dict(one.schedulers), settled=one.rules_final)
+            Apply(
+                one.services, self._pass_mark, dict(one.schedulers), rules_applied=one.rules_applied
+            )
         ]
         if self.topology.active:
             greeting.append(SetTopology(self.topology.current))

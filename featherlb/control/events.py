@@ -1,5 +1,5 @@
-"""What happens, told once to the log and to everybody who listens. A listener that reads too slowly
-loses its oldest events and is told how many; it never holds up anybody else.
+"""Events: each is logged once and handed to all listeners. A listener that reads too slowly loses
+its oldest events and learns how many; it never delays the others.
 """
 
 import asyncio
@@ -53,7 +53,7 @@ class Events:
     def __init__(self) -> None:
         self._listeners: set[Listener] = set()
 
-    def tell(
+    def emit(
         self, kind: str, message: str, level: int = logging.INFO, **details: str | int
     ) -> None:
         """Log the message, and hand the event to all listeners."""

@@ -1,4 +1,4 @@
-"""Which backends are well: by checks, each at its own interval, and by clients' connections.
+"""Which backends are healthy: by checks, each at its own interval, and by clients' connections.
 
 Lives in the supervisor: workers only learn that a backend's weight is 0, or that its share is to
 grow slowly.
@@ -64,7 +64,9 @@ class HealthChecks:
         """The backends that were there before, by service."""
         self._risen: dict[_Key, float] = {}
         """When backends came up, or joined."""
-        self._fallen: list[_Key] = []
+        self.fallen: list[_Key] = []
+        """The backends that went down, by service, until their flows have been dealt with: then the
+        controller removes them."""
         self._ending: set[asyncio.Task[None]] = set()
         self._without_verdict = 0
         """Checks that couldn't be made since the log said so."""
@@ -76,7 +78,7 @@ class HealthChecks:
         """Set when a state has changed; whoever acts on it clears it."""
 
     def state(self, service: str, backend: Endpoint) -> Health | None:
-        """None if nobody checks it."""
+        """None if it isn't checked."""
         checked = self._checked.get((service, backend))
         return checked.state if checked else None
 
@@ -91,15 +93,15 @@ class HealthChecks:
         return checked.outlier.ejections if checked and checked.outlier else None
 
     def judge(self, config: Config, services: Sequence[Service]) -> Judgement:
-        """The services with weight 0 for the backends that are not well, and with ramps for
+        """The services with weight 0 for the backends that are not healthy, and with ramps for
         those that came up a short while ago."""
         now = time.monotonic()
         panic: set[str] = set()
 
         def judged(configured: ServiceConfig, service: Service) -> Service:
-            well = {one: self._well(configured, one) for one in service.backends}
+            healthy = {one: self._is_healthy(configured, one) for one in service.backends}
             ignored = panicking(
-                [(one.role, well[one]) for one in service.backends if one.weight],
+                [(one.role, healthy[one]) for one in service.backends if one.weight],
                 configured.panic_threshold,
             )
             if ignored is not None:
@@ -109,7 +111,7 @@ class HealthChecks:
                 backends=tuple(
                     replace(
                         one,
-                        weight=one.weight if well[one] or one.role is ignored else 0,
+                        weight=one.weight if healthy[one] or one.role is ignored else 0,
                         ramp=self._ramp(configured, one, now),
                     )
                     for one in service.backends
@@ -120,7 +122,7 @@ class HealthChecks:
         after = tuple(judged(by_name[service.name], service) for service in services)
         return Judgement(after, frozenset(panic))
 
-    def _well(self, configured: ServiceConfig, backend: Backend) -> bool:
+    def _is_healthy(self, configured: ServiceConfig, backend: Backend) -> bool:
         if not (configured.health or configured.passive_health):
             return True
         state = self.state(configured.name, backend.endpoint)
@@ -169,11 +171,6 @@ class HealthChecks:
         }
         self._risen = {key: since for key, since in self._risen.items() if key in keys}
         self._tell_of_panic(judgement.panic)
-
-    def take_fallen(self) -> list[_Key]:
-        """The backends that went down since this was asked last, by service."""
-        fallen, self._fallen = self._fallen, []
-        return fallen
 
     def observe(
         self, services: Sequence[Service], outcomes: Sequence[Mapping[str, Sequence[int]]]
@@ -236,7 +233,7 @@ class HealthChecks:
                     self._fall(key, "backend-down", f"is down: {failure}", failure)
                 else:
                     self._rise(key, checked)
-            faster = 1 if hysteresis.settled else FASTER
+            faster = 1 if hysteresis.agrees else FASTER
             await asyncio.sleep(max(0.0, begun + check.interval / faster - loop.time()))
 
     def _may_eject(self, service: str, outlier: Outlier) -> bool:
@@ -258,16 +255,16 @@ class HealthChecks:
         ending = f"for {duration:g} s"
         if checked.hysteresis:
             checked.hysteresis.fall_at_once()
-            ending = "until its checks are good"
+            ending = "until its health checks succeed"
         checked.failure = f"{failed} of {max(opened, failed)} connections failed"
         message = f"is ejected {ending}: {checked.failure}"
         self._fall(key, "backend-ejected", message, checked.failure)
 
     def _fall(self, key: _Key, kind: str, message: str, reason: str) -> None:
         service, backend = key
-        self._fallen.append(key)
+        self.fallen.append(key)
         self._risen.pop(key, None)
-        self._events.tell(
+        self._events.emit(
             kind,
             f"{service}: {backend} {message}",
             logging.WARNING,
@@ -284,7 +281,7 @@ class HealthChecks:
             checked.outlier.readmit(now)
         checked.failure = ""
         self._risen[key] = now
-        self._events.tell(
+        self._events.emit(
             "backend-up", f"{service}: {backend} is up", service=service, backend=str(backend)
         )
         self.changed.set()
@@ -295,7 +292,7 @@ class HealthChecks:
         if now - self._said_so < NO_VERDICT_INTERVAL:
             return
         count = self._without_verdict
-        self._events.tell(
+        self._events.emit(
             "health-no-verdict",
             f"{count} health {'check' if count == 1 else 'checks'} could not run, backends keep"
             f" their states: {error}",
@@ -307,7 +304,7 @@ class HealthChecks:
 
     def _tell_of_panic(self, panic: frozenset[str]) -> None:
         for service in sorted(panic - self.panic):
-            self._events.tell(
+            self._events.emit(
                 "panic",
                 f"{service}: too few backends are healthy, all are used",
                 logging.WARNING,
@@ -315,7 +312,7 @@ class HealthChecks:
             )
         for service in sorted(self.panic - panic):
             message = f"{service}: enough backends are healthy, only these are used"
-            self._events.tell("panic-over", message, service=service)
+            self._events.emit("panic-over", message, service=service)
         self.panic = panic
 
 

@@ -1,4 +1,4 @@
-"""Asks a backend whether it is well: TCP, HTTP(S), UDP, a script. Each probe goes to the address
+"""Health checks of a backend: TCP, HTTP(S), UDP, a script. Each probe goes to the address
 that it is given, from this host. None outlasts its timeout.
 """
 
@@ -44,7 +44,7 @@ class _FailedError(Exception):
 
 
 async def probe(check: HealthCheck, backend: Endpoint) -> str | None:
-    """Check a backend once: None if it is well, or why not, in a few words. NoVerdictError if this
+    """Check a backend once: None if it is healthy, or why not, in a few words. NoVerdictError if this
     host couldn't do it."""
     try:
         async with asyncio.timeout(check.timeout):

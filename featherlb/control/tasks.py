@@ -159,5 +159,5 @@ class Tasks:
         record.last_error = explain(error)
         record.last_failure = datetime.now(UTC).isoformat(timespec="seconds")
         message = f"task {title} failed: {record.last_error}; restarting it in {one.pause:g} s"
-        self._events.tell("task-failed", message, logging.ERROR, task=title)
+        self._events.emit("task-failed", message, logging.ERROR, task=title)
         log_traceback(error)

@@ -212,10 +212,10 @@ class TopologyWatcher:
         for address, reason in self._reports.update(reasons, now):
             if reason:
                 text = f"no packet gets to backend {address}: {reason}"
-                self._events.tell("path-lost", text, logging.WARNING, backend=str(address))
+                self._events.emit("path-lost", text, logging.WARNING, backend=str(address))
             else:
                 text = f"backend {address} is reachable again"
-                self._events.tell("path-found", text, backend=str(address))
+                self._events.emit("path-found", text, backend=str(address))
 
     async def _read_all(self) -> None:
         self._stale = self._overrun = False

@@ -72,11 +72,11 @@ class UpdateTopology:
 
 @dataclass(frozen=True, slots=True)
 class ApplyServices:
-    """Have the workers serve these services. `rules_final` as in `Apply`."""
+    """Have the workers serve these services. `rules_applied` as in `Apply`."""
 
     services: tuple[Service, ...]
     schedulers: Mapping[str, bytes]
-    rules_final: bool = True
+    rules_applied: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,18 +114,18 @@ def plan(before: State, wanted: State, *, repair: bool = False) -> list[Step]:
     old_host = UpdateHost(before.services, before.departing)
     old_topology = UpdateTopology((*before.services, *before.departing))
     old_services = ApplyServices(before.services, before.schedulers)
-    applied = ApplyServices(wanted.services, wanted.schedulers, rules_final=not moving)
+    applied = ApplyServices(wanted.services, wanted.schedulers, rules_applied=not moving)
 
     steps = []
     if touch:
         steps.append(Step(first, (old_host, old_services) if moving else (old_host,)))
     steps.append(Step(UpdateTopology((*wanted.services, *leaving)), (old_topology,)))
-    steps.append(Step(applied, (replace(old_services, rules_final=not moving),)))
+    steps.append(Step(applied, (replace(old_services, rules_applied=not moving),)))
     steps += [Step(action) for action in _endings(before, wanted)]
     if touch:
         steps.append(Step(UpdateHost(wanted.services, leaving, release=True), (first,)))
     if moving:
-        steps.append(Step(replace(applied, rules_final=True)))
+        steps.append(Step(replace(applied, rules_applied=True)))
     return steps
 
 

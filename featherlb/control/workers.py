@@ -299,7 +299,7 @@ class Workers:
             worker.stop()
             restore = worker.generation < MAX_SUCCESSORS
             lost = "its flows are lost, except offloaded ones"
-            self._events.tell(
+            self._events.emit(
                 "worker-died",
                 f"worker {number} ended with status {worker.process.returncode}: starting its"
                 f" successor, {'which restores its flows' if restore else lost}",
@@ -320,7 +320,7 @@ class Workers:
             self._processes[number] = successor
             worker.forget()
             self.restarts += 1
-            self._events.tell(
+            self._events.emit(
                 "worker-started", f"worker {number} is balancing again", worker=number
             )
 

@@ -178,7 +178,7 @@ class Worker:
         change = ServiceChange(self._services, message.services, message.pass_mark)
         for engine in self._engines.values():
             engine.prepare(change, time.monotonic())
-        self._core.apply(divide_limits(change.wanted, self._start.shard), message.settled)
+        self._core.apply(divide_limits(change.wanted, self._start.shard), message.rules_applied)
         if not self._serving:
             self._restore()
         for engine in self._engines.values():

@@ -44,14 +44,13 @@ class Apply:
     """To the worker: serve these services. It answers `Applied` or `Failed`.
 
     `schedulers` is the code of users' files by reference, to be run first: all that is new to the
-    worker. `pass_mark` is that of `ServiceChange`, `settled` the `rules_applied` of
-    `Balancer.apply`.
+    worker. `pass_mark` is that of `ServiceChange`, `rules_applied` that of `Balancer.apply`.
     """
 
     services: tuple[Service, ...]
     pass_mark: int
     schedulers: dict[str, bytes] = field(default_factory=dict)
-    settled: bool = True
+    rules_applied: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,7 +100,9 @@ def test_checks_bring_an_ejected_backend_back(
         wait_for(lambda: load.latest["connections"] > 50, "connections")
         flag.touch()
         with firewall(lab, 0, REFUSE):
-            wait_for(lambda: f"{ONE} is ejected until its checks" in running.log, "the ejection")
+            wait_for(
+                lambda: f"{ONE} is ejected until its health checks" in running.log, "the ejection"
+            )
             wait_for(lambda: reachable(lab), "the others alone")
         assert answering(lab) == {"backend2": 6}
         assert logged(running, f"{ONE} is up", 0)

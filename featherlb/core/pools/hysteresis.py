@@ -31,7 +31,7 @@ class Hysteresis:
         self._falls = 0
 
     @property
-    def settled(self) -> bool:
+    def agrees(self) -> bool:
         """Whether the last result agrees with the state."""
         return not self._first and self._last is (self.state is Health.UP)
 

@@ -195,7 +195,7 @@ def test_events_reach_the_client(path: Path) -> None:
         first = asyncio.ensure_future(anext(events))
         while not controller.events._listeners:
             await asyncio.sleep(0.01)
-        controller.events.tell("test", "hello", backend="b")
+        controller.events.emit("test", "hello", backend="b")
         found = [await first]
         await events.aclose()  # type: ignore[attr-defined]
         return found
@@ -219,10 +219,10 @@ def test_a_slow_listener_loses_the_oldest_and_knows() -> None:
         events = Events()
         with events.listen() as listener:
             for number in range(MAX_WAITING + 3):
-                events.tell("test", str(number))
+                events.emit("test", str(number))
             event = await listener.get()
             assert (event.message, event.missed) == ("3", 3)
             assert (await listener.get()).missed == 0
-        events.tell("test", "nobody listens")
+        events.emit("test", "nobody listens")
 
     asyncio.run(run())

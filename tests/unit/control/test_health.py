@@ -81,8 +81,7 @@ def test_states_follow_the_backends_and_are_told_once() -> None:
             assert weights(checks, config) == [1, 0]
             assert checks.state("web", second) is Health.DOWN
             assert checks.failure("web", second) == "connection refused"
-            assert checks.take_fallen() == [("web", second)]
-            assert checks.take_fallen() == []
+            assert checks.fallen == [("web", second)]
             with listener(second.port):
                 assert await hear(heard, "backend-up") == f"web: {names[1]} is up"
                 assert weights(checks, config) == [1, 1]
@@ -249,7 +248,7 @@ def test_a_backend_is_ejected_for_what_it_does_to_connections() -> None:
             assert checks.state("web", endpoint) is Health.EJECTED
             assert checks.state("web", Endpoint.parse(TWO)) is Health.UP
             assert checks.failure("web", endpoint) == "3 of 3 connections failed"
-            assert checks.take_fallen() == [("web", endpoint)]
+            assert checks.fallen == [("web", endpoint)]
             # Both must not be ejected at a time.
             failing(world, TWO, 20)
             observe(checks, world)
@@ -302,7 +301,7 @@ def test_where_there_are_checks_they_end_an_ejection() -> None:
             failing(world, place, 1)
             observe(checks, world)
             message = await hear(heard, "backend-ejected")
-            assert "is ejected until its checks are good" in message
+            assert "is ejected until its health checks succeed" in message
             assert weights(checks, config) == [0]
             observe(checks, world)
             assert weights(checks, config) == [0]

@@ -49,8 +49,8 @@ def text(action: Action) -> str:
             return f"host {pools(services)}{more}"
         case UpdateTopology(services):
             return f"topology {pools(services)}"
-        case ApplyServices(services, _, rules_final):
-            return f"workers {pools(services)}{'' if rules_final else ', rules not final'}"
+        case ApplyServices(services, _, rules_applied):
+            return f"workers {pools(services)}{'' if rules_applied else ', rules not applied'}"
         case EndFlows(service, backend, reset):
             return f"end {service} {backend or 'all'}{' reset' if reset else ''}"
 
@@ -150,7 +150,7 @@ def test_the_rules_of_both_datapaths_stand_while_flows_move_to_the_kernel_or_bac
     assert steps(having(old), having(new)) == [
         f"host web@10.0.0.10:80/{old}[1,2] web@10.0.0.10:80/{new}[1,2]",
         f"topology web@10.0.0.10:80/{new}[1,2]",
-        f"workers web@10.0.0.10:80/{new}[1,2], rules not final",
+        f"workers web@10.0.0.10:80/{new}[1,2], rules not applied",
         f"host web@10.0.0.10:80/{new}[1,2]",
         f"workers web@10.0.0.10:80/{new}[1,2]",
     ]
@@ -251,7 +251,7 @@ def test_a_rollback_goes_back_the_way_that_it_came() -> None:
     assert plant.done[len(planned) :] == [
         # Both datapaths' rules stand again before the workers go back.
         "host web@10.0.0.10:80/nfqueue[1,2] web@10.0.0.10:80/offload[1,2]",
-        "workers web@10.0.0.10:80/nfqueue[1,2], rules not final",
+        "workers web@10.0.0.10:80/nfqueue[1,2], rules not applied",
         "topology web@10.0.0.10:80/nfqueue[1,2]",
         "host web@10.0.0.10:80/nfqueue[1,2]",
         "workers web@10.0.0.10:80/nfqueue[1,2]",

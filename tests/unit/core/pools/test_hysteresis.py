@@ -83,11 +83,11 @@ def test_a_good_while_ends_the_damping() -> None:
 
 def test_settled_is_what_agrees_with_the_last_result() -> None:
     health = Hysteresis(2, 3, Health.UP)
-    assert not health.settled
+    assert not health.agrees
     seen = []
     for result in "+-+---++":
         health.take(result == "+")
-        seen.append(health.settled)
+        seen.append(health.agrees)
     assert seen == [True, False, True, False, False, True, False, True]
 
 
