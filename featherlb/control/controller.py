@@ -106,6 +106,7 @@ class Controller:
                 config = await asyncio.to_thread(self.settings.load)
                 overrides = () if discard else applicable(config, before.overrides)
                 difference = describe(before.running, with_overrides(config, overrides))
+                difference += host.repairs(await self.data.deviations())
                 await self._serve(config, overrides, fresh=True)
             except Exception as error:
                 reason = sentence(error)
@@ -127,12 +128,13 @@ class Controller:
 
     async def preview(self) -> list[str]:
         """What a reload would change, as lines; nothing changes. FeatherlbError as `reload`."""
-        config = await asyncio.to_thread(self.settings.load)
-        before = self.state
-        after = with_overrides(config, applicable(config, before.overrides))
-        services = await asyncio.to_thread(find_services, after, self._resolver.recall)
-        await asyncio.to_thread(check, services, self.data.options)
-        return describe(before.running, after)
+        async with self._one_at_a_time():
+            config = await asyncio.to_thread(self.settings.load)
+            before = self.state
+            after = with_overrides(config, applicable(config, before.overrides))
+            services = await asyncio.to_thread(find_services, after, self._resolver.recall)
+            await asyncio.to_thread(check, services, self.data.options)
+            return describe(before.running, after) + host.repairs(await self.data.deviations())
 
     async def override(self, override: Override) -> Override:
         """Put an override in force; it is given its number here. FeatherlbError if refused."""
@@ -206,7 +208,7 @@ class Controller:
     async def deviations(self) -> list[str]:
         """What somebody else has changed of what this instance needs on the host."""
         async with self._one_at_a_time():
-            return await self.data.deviations()
+            return [one.text for one in await self.data.deviations()]
 
     # What background tasks ask for
 
@@ -221,7 +223,7 @@ class Controller:
                 del fallen[0]
 
     async def observe_outcomes(self) -> None:
-        """Let clients' connections tell which backends are healthy. Workers that hang are killed."""
+        """Judge backends by the outcome of clients' connections. Workers that hang are killed."""
         services = self.state.services
         outcomes = await self.data.workers.outcomes()
         # During a transition it isn't certain which services the counts belong to.

@@ -152,8 +152,8 @@ class DataPlane:
         """Give the host, which has these addresses now, what it lacks of the plan."""
         await asyncio.to_thread(self._restore_vips, addresses)
 
-    async def deviations(self) -> list[str]:
-        """What somebody else has changed of this instance's part of the host, as sentences."""
+    async def deviations(self) -> list[host.Deviation]:
+        """What somebody else has changed of this instance's part of the host."""
         return await asyncio.to_thread(self._host.deviations)
 
     # Blocking
@@ -223,6 +223,12 @@ class DataPlane:
         if not offloaded:
             return []
         open_flows = set()
-        async for page, _ in self.workers.copies(Cursor()):
-            open_flows |= {flow.service for _, _, flow in read_flows(page) if flow.state in ACTIVE}
+        try:
+            async for page, _ in self.workers.copies(Cursor()):
+                open_flows |= {
+                    flow.service for _, _, flow in read_flows(page) if flow.state in ACTIVE
+                }
+        except HostError:
+            # A worker has died just now: its flows are in the kernel still.
+            return offloaded
         return [service for service in offloaded if service.name in open_flows]

@@ -44,8 +44,8 @@ class _FailedError(Exception):
 
 
 async def probe(check: HealthCheck, backend: Endpoint) -> str | None:
-    """Check a backend once: None if it is healthy, or why not, in a few words. NoVerdictError if this
-    host couldn't do it."""
+    """Check a backend once: None if it is healthy, or why not, in a few words. NoVerdictError if
+    this host couldn't do it."""
     try:
         async with asyncio.timeout(check.timeout):
             await _PROBES[check.type](check, backend)

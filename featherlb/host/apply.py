@@ -11,7 +11,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from ipaddress import ip_address
 from types import TracebackType
 
-from featherlb.datapaths.host_side import Replies
+from featherlb.host import deviations
+from featherlb.host.deviations import Deviation
 from featherlb.host.orphans import Served, delete_flows, read_vips
 from featherlb.host.plan import HostPlan
 from featherlb.host.resources import Assignment, Resource, Rules, Sets, Setting, decode, encode
@@ -30,7 +31,7 @@ class Host:
         self._plan: HostPlan | None = None
         self._resources: list[Resource] = []
         """In the order in which they were set up."""
-        self._rules: dict[int, list[str]] = {}
+        self._rules: dict[int, list[tuple[str, str]]] = {}
         """By address family, the rules as the kernel listed them once they were applied."""
 
     def apply(self, plan: HostPlan) -> None:
@@ -95,35 +96,9 @@ class Host:
             if before is not None:
                 delete_flows(vip_rows(before), before.claims[Replies.TRACKED], vip_rows(plan))
 
-    def deviations(self) -> list[str]:
-        """Where the host differs from the plan because somebody else changed it, as sentences."""
-        plan = self._plan
-        if plan is None:
-            return []
-        found = []
-        for family, before in self._rules.items():
-            command = iptables.COMMANDS[family]
-            now = iptables.own(family, plan.instance)
-            found += [f"the {command} rule `{rule}` is gone" for rule in before if rule not in now]
-            found += [
-                f"the {command} rule `{rule}` is not featherlb's"
-                for rule in now
-                if rule not in before
-            ]
-        for wanted in plan.sets:
-            if ipset.entries(wanted.name) != set(wanted.entries):
-                found.append(f"the ipset {wanted.name} is gone or has other entries")
-        for key, value in plan.settings:
-            if (now_set := sysctl.read(key)) not in (None, value):
-                found.append(f"{sysctl.dotted(key)} is {now_set} and has to be {value}")
-        if plan.addresses:
-            here = {own.address.ip for own in rtnetlink.addresses()}
-            found += [
-                f"the VIP {address} is no address of this host any more"
-                for address, _ in plan.addresses
-                if address not in here
-            ]
-        return found
+    def deviations(self) -> list[Deviation]:
+        """Where the host differs from the plan because somebody else changed it."""
+        return list(deviations.find(self._plan, self._rules)) if self._plan else []
 
     def __enter__(self) -> "Host":
         return self

@@ -101,8 +101,8 @@ def _refusal(family: int, tables: Sequence[str]) -> str | None:
     return _reason(done.stderr) if done.returncode else None
 
 
-def own(family: int, instance: int) -> list[str]:
-    """The instance's chains, their rules and the jumps to them, as they stand: `TABLE: RULE`."""
+def own(family: int, instance: int) -> list[tuple[str, str]]:
+    """The instance's rules and the jumps to its chains, as they stand, each with its table."""
     named = re.compile(rf"FEATHERLB-[A-Z]+-{instance}(?!\d)")
     table = ""
     found = []
@@ -110,7 +110,7 @@ def own(family: int, instance: int) -> list[str]:
         if line.startswith("*"):
             table = line[1:]
         elif line.startswith("-A ") and named.search(line):
-            found.append(f"{table}: {line}")
+            found.append((table, line))
     return found
 
 

@@ -349,12 +349,20 @@ def test_what_others_change_is_noticed(balancer: Node, flavour: str) -> None:
             balancer.run([f"iptables-{flavour}", "-t", "raw", "-I", *added])
             balancer.run(["ipset", "flush", "featherlb-0-backends4"])
             balancer.run(["ip", "addr", "del", "10.0.0.10/32", "dev", "front"])
-            assert balancer.call(instance.deviations) == [
+            found = balancer.call(instance.deviations)
+            assert [one.text for one in found] == [
                 "the iptables rule `raw: -A PREROUTING -j FEATHERLB-RAW-0` is gone",
                 "the iptables rule `raw: -A FEATHERLB-FORWARD-0 -j DROP` is not featherlb's",
                 "the ipset featherlb-0-backends4 is gone or has other entries",
                 "net.ipv4.ip_forward is 0 and has to be 1",
                 "the VIP 10.0.0.10 is no address of this host any more",
+            ]
+            assert host.repairs(found) == [
+                "restored 1 rule of table raw",
+                "removed 1 rule of others from table raw",
+                "restored ipset featherlb-0-backends4",
+                "restored net.ipv4.ip_forward=1",
+                "restored VIP 10.0.0.10 on front",
             ]
             balancer.call(instance.update, balancer.call(plan))
             assert balancer.call(instance.deviations) == []

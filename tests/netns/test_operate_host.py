@@ -1,6 +1,7 @@
 """An instance and its surroundings: names that move, rules that somebody removes, systemd."""
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -93,8 +94,16 @@ def test_a_reload_puts_back_what_somebody_removed(lab: Lab, featherlb: Up) -> No
         lab.balancer.run(["ip", "address", "del", f"{VIP}/32", "dev", "front"], check=False)
         lab.balancer.sysctl("net.ipv4.ip_forward", 0)
         assert rules() != before
-        assert reload(lab.balancer) == []
+        restored = [re.sub(r" \d+ rules ", " N rules ", line) for line in reload(lab.balancer)]
+        assert sorted(restored) == [
+            "restored N rules of table filter",
+            "restored N rules of table mangle",
+            "restored N rules of table raw",
+            f"restored VIP {VIP} on front",
+            "restored net.ipv4.ip_forward=1",
+        ]
         assert rules() == before
+        assert reload(lab.balancer) == []
         assert ask(lab.client).backend == "backend1"
 
 

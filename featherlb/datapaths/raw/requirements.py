@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from featherlb.datapaths.raw.socket_filter import ROOM, Interest
+from featherlb.datapaths.raw.interest import ROOM, Interest
 from featherlb.datapaths.rules.extensions import queue_obstacles
 from featherlb.datapaths.rules.facts import Facts, Options
 from featherlb.datapaths.rules.vip_addresses import subnet_interface
