@@ -1,11 +1,13 @@
 """Client of the runtime API, over an instance's Unix socket."""
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+import socket
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlencode
 
-import aiohttp
 from pydantic import BaseModel
 
 from featherlb.api import schema
@@ -54,78 +56,93 @@ def _death(record: Record) -> str:
 
 
 class Client:
-    """A connection to one instance."""
+    """Asks one instance. A refusal raises HostError or ConfigError, no response HostError.
 
-    def __init__(self, session: aiohttp.ClientSession, path: Path) -> None:
-        self._session = session
+    Its calls block: a command asks one thing after the other, and an asynchronous library would
+    take half of its start.
+    """
+
+    def __init__(self, path: Path, timeout: float) -> None:
         self._path = path
+        self._timeout = timeout
 
-    async def get(
+    def get(
         self, path: str, answer: type[_Model], query: Mapping[str, object] | None = None
     ) -> _Model:
-        """GET. The instance's refusal raises HostError or ConfigError."""
-        return answer.model_validate_json(await self.ask("GET", path, query=query))
+        return answer.model_validate_json(self.ask("GET", path, query=query))
 
-    async def post(self, path: str, body: BaseModel, answer: type[_Model]) -> _Model:
-        data = body.model_dump(mode="json", by_alias=True, exclude_none=True)
-        return answer.model_validate_json(await self.ask("POST", path, body=data))
+    def post(self, path: str, body: BaseModel, answer: type[_Model]) -> _Model:
+        text = body.model_dump_json(by_alias=True, exclude_none=True)
+        return answer.model_validate_json(self.ask("POST", path, body=text))
 
-    async def delete(
+    def delete(
         self, path: str, answer: type[_Model], query: Mapping[str, object] | None = None
     ) -> _Model:
-        return answer.model_validate_json(await self.ask("DELETE", path, query=query))
+        return answer.model_validate_json(self.ask("DELETE", path, query=query))
 
-    async def ask(
+    def ask(
         self,
         method: str,
         path: str,
         *,
         query: Mapping[str, object] | None = None,
-        body: object = None,
+        body: str | None = None,
     ) -> str:
-        """Any request; returns the response's text."""
-        parameters = {key: str(value) for key, value in (query or {}).items() if value is not None}
-        try:
-            async with self._session.request(method, path, params=parameters, json=body) as answer:
-                text = await answer.text()
-        except aiohttp.ClientError as error:
-            raise self._lost(error) from None
-        except TimeoutError:
-            raise HostError(
-                f"featherlb did not answer on {self._path} within {TIMEOUT} s: see its log"
-            ) from None
-        if answer.status >= 400:
+        """Any request, `body` being JSON; returns the response's text."""
+        parameters = {key: value for key, value in (query or {}).items() if value is not None}
+        if parameters:
+            path = f"{path}?{urlencode(parameters)}"
+        with self._request(method, path, body, self._timeout) as response:
+            status, text = response.status, response.read().decode()
+        if status >= 400:
             reason = schema.Fault.model_validate_json(text).error
-            raise ConfigError(reason.splitlines()) if answer.status < 500 else HostError(reason)
+            raise ConfigError(reason.splitlines()) if status < 500 else HostError(reason)
         return text
 
-    async def events(self) -> AsyncIterator[schema.Event]:
+    def events(self) -> Generator[schema.Event, None, None]:
         """Events from now on, until the instance stops."""
-        timeout = aiohttp.ClientTimeout(total=None)
+        with self._request("GET", "/v1/events", None, None) as response:
+            for line in response:
+                yield schema.Event.model_validate_json(line)
+
+    @contextmanager
+    def _request(
+        self, method: str, path: str, body: str | None, timeout: float | None
+    ) -> Iterator[HTTPResponse]:
+        connection = _Connection(self._path, timeout)
         try:
-            async with self._session.get("/v1/events", timeout=timeout) as answer:
-                async for line in answer.content:
-                    yield schema.Event.model_validate_json(line)
-        except aiohttp.ClientError as error:
-            raise self._lost(error) from None
+            headers = {} if body is None else {"Content-Type": "application/json"}
+            connection.request(method, path, body, headers)
+            yield connection.getresponse()
+        except TimeoutError as error:
+            raise HostError(
+                f"featherlb did not answer on {self._path} within {self._timeout:g} s: see its log"
+            ) from error
+        except (OSError, HTTPException) as error:
+            system = error.strerror if isinstance(error, OSError) else None
+            reason = system.lower() if system else str(error) or type(error).__name__
+            raise HostError(
+                f"cannot talk to featherlb on {self._path} ({reason}): is it running, and are you"
+                " root?"
+            ) from None
+        finally:
+            connection.close()
 
-    def _lost(self, error: aiohttp.ClientError) -> HostError:
-        if isinstance(error, aiohttp.ClientConnectorError) and error.strerror:
-            reason = error.strerror.lower()
-        else:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return HostError(
-            f"cannot talk to featherlb on {self._path} ({reason}): is it running, and are you root?"
-        )
+
+class _Connection(HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: Path, timeout: float | None) -> None:
+        super().__init__("featherlb", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
 
 
-@asynccontextmanager
-async def connect(number: int | None = None) -> AsyncIterator[Client]:
-    """A client of the instance; raises as `find_instance`."""
-    path = find_instance(number)
-    async with aiohttp.ClientSession(
-        base_url="http://featherlb",
-        connector=aiohttp.UnixConnector(str(path)),
-        timeout=aiohttp.ClientTimeout(total=TIMEOUT),
-    ) as session:
-        yield Client(session, path)
+def connect(number: int | None = None, timeout: float = TIMEOUT) -> Client:
+    """A client of the instance, which waits `timeout` seconds for a response; raises as
+    `find_instance`."""
+    return Client(find_instance(number), timeout)

@@ -1,8 +1,7 @@
 """Shared by the commands that talk to a running instance: options, the request, the output."""
 
-import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
@@ -10,9 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from featherlb.api import schema
-from featherlb.api.client import Client, connect
+from featherlb.api.client import connect
 
-T = TypeVar("T")
 _Answer = TypeVar("_Answer", bound=schema.Answer)
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -57,16 +55,6 @@ def output_option(command: _Command) -> _Command:
     )(command)
 
 
-def ask(instance: int | None, question: Callable[[Client], Awaitable[T]]) -> T:
-    """Ask the chosen instance. Its refusal raises HostError or ConfigError."""
-
-    async def run() -> T:
-        async with connect(instance) as client:
-            return await question(client)
-
-    return asyncio.run(run())
-
-
 def shows(path: str, model: type[_Answer]) -> Callable[[Callable[[_Answer], None]], click.Command]:
     """Decorator: a command that requests `path`. The function shows the answer as a table."""
 
@@ -75,7 +63,7 @@ def shows(path: str, model: type[_Answer]) -> Callable[[Callable[[_Answer], None
         @instance_option
         @output_option
         def command(instance: int | None, output: str) -> None:
-            answer = ask(instance, lambda client: client.get(path, model))
+            answer = connect(instance).get(path, model)
             if output == "json":
                 print_json(answer)
             else:

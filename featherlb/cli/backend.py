@@ -6,9 +6,9 @@ from typing import Any
 import click
 
 from featherlb.api import schema
+from featherlb.api.client import connect
 from featherlb.cli.asking import (
     DURATION,
-    ask,
     instance_option,
     new_table,
     output_option,
@@ -125,14 +125,14 @@ backend.add_command(changes)
 @output_option
 def revert(number: int, instance: int | None, output: str) -> None:
     """Revert the change with this NUMBER (see `changes`) now."""
-    answer = ask(instance, lambda client: client.delete(f"/v1/changes/{number}", schema.Change))
+    answer = connect(instance).delete(f"/v1/changes/{number}", schema.Change)
     _print(answer, output, "reverted")
 
 
 def _change(action: Action, *, instance: int | None, output: str, **options: Any) -> None:
     wanted = {key: value for key, value in options.items() if value is not None}
     request = schema.ChangeRequest(action=action, **wanted)
-    answer = ask(instance, lambda client: client.post("/v1/changes", request, schema.Change))
+    answer = connect(instance).post("/v1/changes", request, schema.Change)
     _print(answer, output, "done")
 
 

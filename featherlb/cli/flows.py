@@ -2,15 +2,14 @@
 
 import json
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 
 import click
 
 from featherlb.api import schema
-from featherlb.api.client import Client
+from featherlb.api.client import Client, connect
 from featherlb.cli.asking import (
     DURATION,
-    ask,
     instance_option,
     new_table,
     output_option,
@@ -62,7 +61,7 @@ def flows(
         if not everything and all(value is None for value in query.values()):
             raise ConfigError(["select flows with a filter such as --client, or add --all"])
         whole = query | ({"all": "true"} if everything else {})
-        ended = ask(instance, lambda api: api.delete("/v1/flows", schema.Ended, whole))
+        ended = connect(instance).delete("/v1/flows", schema.Ended, whole)
         if output == "json":
             click.echo(json.dumps({"count": ended.count}))
         else:
@@ -71,9 +70,9 @@ def flows(
     if everything:
         raise click.UsageError("--all requires --kill")
     if output == "json":
-        ask(instance, lambda api: _write_all(api, query))
+        _write_all(connect(instance), query)
         return
-    found = ask(instance, lambda api: _first(api, query, limit))
+    found = _first(connect(instance), query, limit)
     table = new_table("client", "vip", "backend", "state", ">age", ">idle", ">in", ">out")
     for flow in found[:limit]:
         table.add_row(
@@ -91,24 +90,24 @@ def flows(
         click.echo(f"only the first {limit}; use --limit for more, -o json for all", err=True)
 
 
-async def _pages(client: Client, query: dict[str, object]) -> AsyncIterator[list[schema.Flow]]:
+def _pages(client: Client, query: dict[str, object]) -> Iterator[list[schema.Flow]]:
     cursor: str | None = "0:1"
     while cursor is not None:
-        page = await client.get("/v1/flows", schema.Flows, query | {"cursor": cursor})
+        page = client.get("/v1/flows", schema.Flows, query | {"cursor": cursor})
         cursor = page.next
         yield page.flows
 
 
-async def _first(client: Client, query: dict[str, object], limit: int) -> list[schema.Flow]:
+def _first(client: Client, query: dict[str, object], limit: int) -> list[schema.Flow]:
     found: list[schema.Flow] = []
-    async for page in _pages(client, query):
+    for page in _pages(client, query):
         found += page
         if len(found) > limit:
             break
     return found
 
 
-async def _write_all(client: Client, query: dict[str, object]) -> None:
+def _write_all(client: Client, query: dict[str, object]) -> None:
     """One JSON object per line, page by page: there may be a million."""
-    async for page in _pages(client, query):
+    for page in _pages(client, query):
         sys.stdout.writelines(flow.model_dump_json() + "\n" for flow in page)

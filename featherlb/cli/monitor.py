@@ -2,8 +2,8 @@
 
 import click
 
-from featherlb.api.client import Client
-from featherlb.cli.asking import ask, instance_option, output_option
+from featherlb.api.client import connect
+from featherlb.cli.asking import instance_option, output_option
 from featherlb.model.errors import HostError
 
 
@@ -15,15 +15,11 @@ def monitor(instance: int | None, output: str) -> None:
 
     `-o json` prints one JSON object per line.
     """
-
-    async def follow(client: Client) -> None:
-        async for event in client.events():
-            if output == "json":
-                click.echo(event.model_dump_json())
-                continue
-            if event.missed:
-                click.echo(f"({event.missed} events lost: the reader is too slow)", err=True)
-            click.echo(f"{event.time} {event.message}")
-
-    ask(instance, follow)
+    for event in connect(instance).events():
+        if output == "json":
+            click.echo(event.model_dump_json())
+            continue
+        if event.missed:
+            click.echo(f"({event.missed} events lost: the reader is too slow)", err=True)
+        click.echo(f"{event.time} {event.message}")
     raise HostError("featherlb has stopped")

@@ -3,7 +3,8 @@
 import click
 
 from featherlb.api import schema
-from featherlb.cli.asking import ask, instance_option, output_option, print_json
+from featherlb.api.client import connect
+from featherlb.cli.asking import instance_option, output_option, print_json
 
 
 @click.command()
@@ -18,7 +19,7 @@ def reload(dry_run: bool, discard: bool, instance: int | None, output: str) -> N
     apply. Kernel rules that something else has removed are restored.
     """
     request = schema.ReloadRequest(discard=discard, dry_run=dry_run)
-    answer = ask(instance, lambda client: client.post("/v1/reload", request, schema.Reloaded))
+    answer = connect(instance).post("/v1/reload", request, schema.Reloaded)
     if output == "json":
         print_json(answer)
         return

@@ -2,7 +2,8 @@
 
 import click
 
-from featherlb.cli.asking import ask, instance_option
+from featherlb.api.client import connect
+from featherlb.cli.asking import instance_option
 
 
 @click.command()
@@ -12,4 +13,4 @@ def save(instance: int | None) -> None:
 
     To keep it: `featherlb save > new.yaml`, `featherlb check new.yaml`, then move it into place.
     """
-    click.echo(ask(instance, lambda client: client.ask("GET", "/v1/config")), nl=False)
+    click.echo(connect(instance).ask("GET", "/v1/config"), nl=False)

@@ -1,6 +1,5 @@
 """`featherlb top`: a live view, full screen, refreshed once a second."""
 
-import asyncio
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,9 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from featherlb.api import schema
-from featherlb.api.client import Client
+from featherlb.api.client import Client, connect
 from featherlb.cli.asking import (
-    ask,
     instance_option,
     new_console,
     new_table,
@@ -50,31 +48,30 @@ class Snapshot:
 @instance_option
 def top(interval: float, count: int | None, instance: int | None) -> None:
     """Watch services, backends, rates and the busiest clients live; quit with Ctrl-C."""
+    client = connect(instance)
+    before: Snapshot | None = None
+    shown = 0
+    with (
+        suppress(KeyboardInterrupt),
+        Live(console=new_console(), auto_refresh=False, screen=count is None) as live,
+    ):
+        while count is None or shown < count:
+            now = take(client)
+            live.update(draw(now, before or now), refresh=True)
+            before = now
+            shown += 1
+            if shown != count:
+                time.sleep(interval)
 
-    async def watch(client: Client) -> None:
-        before: Snapshot | None = None
-        shown = 0
-        with Live(console=new_console(), auto_refresh=False, screen=count is None) as live:
-            while count is None or shown < count:
-                now = await take(client)
-                live.update(draw(now, before or now), refresh=True)
-                before = now
-                shown += 1
-                if shown != count:
-                    await asyncio.sleep(interval)
 
-    with suppress(KeyboardInterrupt):
-        ask(instance, watch)
-
-
-async def take(client: Client) -> Snapshot:
+def take(client: Client) -> Snapshot:
     """Query the instance for everything."""
     return Snapshot(
         time.monotonic(),
-        await client.get("/v1/status", schema.Status),
-        await client.get("/v1/services", schema.Services),
-        await client.get("/v1/stats", schema.Stats),
-        await client.get("/v1/clients", schema.Clients),
+        client.get("/v1/status", schema.Status),
+        client.get("/v1/services", schema.Services),
+        client.get("/v1/stats", schema.Stats),
+        client.get("/v1/clients", schema.Clients),
     )
 
 

@@ -3,7 +3,6 @@
 Nothing is changed.
 """
 
-import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from featherlb.system import kernel_state, plugins
 from featherlb.system.journal import Journal, Record
 
 PATIENCE = 5.0
-"""Seconds to wait for all responses of the instance; they take milliseconds."""
+"""Seconds to wait for a response of the instance; it takes milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,12 +127,7 @@ def find_subject(
 
 def ask_for_stats(instance: int) -> schema.Stats:
     """The instance's packet counters; HostError if it doesn't answer."""
-
-    async def ask() -> schema.Stats:
-        async with connect(instance) as client:
-            return await client.get("/v1/stats", schema.Stats)
-
-    return asyncio.run(ask())
+    return connect(instance).get("/v1/stats", schema.Stats)
 
 
 def _running(
@@ -149,27 +143,29 @@ def _running(
         return None
     record = alive[instance] if instance is not None else next(iter(alive.values()))
     try:
-        return asyncio.run(asyncio.wait_for(_ask(record), PATIENCE))
-    except (HostError, TimeoutError) as problem:
-        reason = str(problem) or f"no response within {PATIENCE:g} s; restart it"
+        return _ask(record)
+    except HostError as problem:
+        reason = str(problem)
+        if isinstance(problem.__cause__, TimeoutError):
+            reason = f"no response within {PATIENCE:g} s; restart it"
         findings.append(
             error(f"instance {record.instance} (pid {record.pid}) doesn't answer: {reason}")
         )
         return None
 
 
-async def _ask(record: Record) -> Running:
-    async with connect(record.instance) as client:
-        return Running(
-            record=record,
-            status=await client.get("/v1/status", schema.Status),
-            services=await client.get("/v1/services", schema.Services),
-            stats=await client.get("/v1/stats", schema.Stats),
-            host=await client.get("/v1/host", schema.Host),
-            config=await client.ask("GET", "/v1/config"),
-            network=kernel_state.network_counters(),
-            moment=time.monotonic(),
-        )
+def _ask(record: Record) -> Running:
+    client = connect(record.instance, PATIENCE)
+    return Running(
+        record=record,
+        status=client.get("/v1/status", schema.Status),
+        services=client.get("/v1/services", schema.Services),
+        stats=client.get("/v1/stats", schema.Stats),
+        host=client.get("/v1/host", schema.Host),
+        config=client.ask("GET", "/v1/config"),
+        network=kernel_state.network_counters(),
+        moment=time.monotonic(),
+    )
 
 
 def _config(

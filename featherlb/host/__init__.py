@@ -14,11 +14,7 @@ from featherlb.datapaths.rules.extensions import check_kernel
 from featherlb.datapaths.rules.facts import Facts, Options
 from featherlb.host.apply import Host, remove_saved_flows, remove_stale
 from featherlb.host.choose import pick, usable
-<<<<<<< HEAD
-=======
 from featherlb.host.deviations import Deviation, repairs
-from featherlb.host.kernel import check_kernel
->>>>>>> 3d6391d (Report what a reload restores on the host, and describe the control plane)
 from featherlb.host.peers import is_peer, may_resume
 from featherlb.host.plan import HostPlan, build
 from featherlb.host.preflight import check, problems

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from ipaddress import ip_address
 from types import TracebackType
 
+from featherlb.datapaths.host_side import Replies
 from featherlb.host import deviations
 from featherlb.host.deviations import Deviation
 from featherlb.host.orphans import Served, delete_flows, read_vips

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import socket
+from asyncio import to_thread as in_thread
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -43,10 +45,10 @@ def serve(
     question: Callable[[Client, Controller], Awaitable[T]],
     *,
     token: str | None = None,
-    sent: str = "",
     load: Callable[[], Config] = load_wrong,
 ) -> T:
-    """The answer to a question that is asked over the socket."""
+    """The answer to a question that is asked over the socket. The client's calls block, and are for
+    a thread: `await in_thread(client.get, …)`."""
 
     async def run() -> T:
         events = Events()
@@ -57,16 +59,24 @@ def serve(
         await runner.setup()
         await web.UnixSite(runner, str(path)).start()
         try:
-            async with aiohttp.ClientSession(
-                "http://featherlb",
-                connector=aiohttp.UnixConnector(str(path)),
-                headers={"Authorization": f"Bearer {sent}"} if sent else None,
-            ) as session:
-                return await question(Client(session, path), controller)
+            return await question(Client(path, timeout=30), controller)
         finally:
             await runner.cleanup()
 
     return asyncio.run(run())
+
+
+async def request(
+    path: Path, method: str, target: str, *, data: bytes | None = None, token: str = ""
+) -> tuple[int, str]:
+    """Status and text of the response to any request."""
+    headers = {"Authorization": f"Bearer {token}"} if token else None
+    connector = aiohttp.UnixConnector(str(path))
+    async with (
+        aiohttp.ClientSession("http://featherlb", connector=connector, headers=headers) as session,
+        session.request(method, target, data=data) as response,
+    ):
+        return response.status, await response.text()
 
 
 @pytest.mark.parametrize(
@@ -118,8 +128,9 @@ def test_refusals_say_what_is_wrong(
     path: Path, method: str, target: str, body: object, said: str
 ) -> None:
     async def ask(client: Client, controller: Controller) -> tuple[Override, ...]:
+        text = None if body is None else json.dumps(body)
         with pytest.raises(ConfigError) as caught:
-            await client.ask(method, target, body=body)
+            await in_thread(client.ask, method, target, body=text)
         assert said in str(caught.value)
         return controller.state.overrides
 
@@ -134,14 +145,14 @@ def test_a_bug_is_a_fault_and_a_refused_reload(path: Path) -> None:
     async def ask(client: Client, controller: Controller) -> schema.Status:
         with controller.events.listen() as listener:
             with pytest.raises(HostError, match=r"internal error: KeyError: 'health' \(.*\.py:\d+"):
-                await client.ask("POST", "/v1/reload")
+                await in_thread(client.ask, "POST", "/v1/reload")
             event = await listener.get()
         assert event.kind == "reload-refused"
         assert "KeyError" in event.message
-        async with client._session.post("/v1/reload") as answer:
-            assert answer.status == 500
-            assert schema.Fault.model_validate_json(await answer.text()).error
-        return await client.get("/v1/status", schema.Status)
+        status, text = await request(path, "POST", "/v1/reload")
+        assert status == 500
+        assert schema.Fault.model_validate_json(text).error
+        return await in_thread(client.get, "/v1/status", schema.Status)
 
     status = serve(path, ask, load=load_broken)
     assert (status.reloads, status.reloads_refused) == (0, 2)
@@ -150,9 +161,9 @@ def test_a_bug_is_a_fault_and_a_refused_reload(path: Path) -> None:
 
 def test_a_body_that_is_no_json(path: Path) -> None:
     async def ask(client: Client, controller: Controller) -> str:
-        async with client._session.post("/v1/changes", data=b"{") as answer:
-            assert answer.status == 400
-            return await answer.text()
+        status, text = await request(path, "POST", "/v1/changes", data=b"{")
+        assert status == 400
+        return text
 
     assert json.loads(serve(path, ask)) == {"error": "the request body is not JSON"}
 
@@ -160,12 +171,15 @@ def test_a_body_that_is_no_json(path: Path) -> None:
 @pytest.mark.parametrize("sent", ["", "wrong", TOKEN + "x"])
 def test_without_the_token_nothing_is_told(path: Path, sent: str) -> None:
     async def ask(client: Client, controller: Controller) -> None:
-        with pytest.raises(ConfigError, match="Authorization: Bearer TOKEN"):
-            await client.ask("GET", "/v1/config")
-        assert "featherlb_reloads_total" in await client.ask("GET", "/metrics")
-        assert "<title>featherlb</title>" in await client.ask("GET", "/")
+        status, text = await request(path, "GET", "/v1/config", token=sent)
+        assert status == 401
+        assert "Authorization: Bearer TOKEN" in schema.Fault.model_validate_json(text).error
+        status, text = await request(path, "GET", "/metrics", token=sent)
+        assert (status, "featherlb_reloads_total" in text) == (200, True)
+        status, text = await request(path, "GET", "/", token=sent)
+        assert (status, "<title>featherlb</title>" in text) == (200, True)
 
-    serve(path, ask, token=TOKEN, sent=sent)
+    serve(path, ask, token=TOKEN)
 
 
 def test_the_running_configuration_without_what_reverts(path: Path) -> None:
@@ -178,11 +192,14 @@ def test_the_running_configuration_without_what_reverts(path: Path) -> None:
             overrides = add(state.config, state.overrides, override)
             state = replace(state, overrides=overrides)
         controller.state = state
-        listed = await client.get("/v1/changes", schema.Changes)
+        _, text = await request(path, "GET", "/v1/changes", token=TOKEN)
+        listed = schema.Changes.model_validate_json(text)
         assert [one.remaining is None for one in listed.changes] == [True, False]
-        return await client.ask("GET", "/v1/config")
+        status, text = await request(path, "GET", "/v1/config", token=TOKEN)
+        assert status == 200
+        return text
 
-    saved = parse(serve(path, ask, token=TOKEN, sent=TOKEN), "saved")
+    saved = parse(serve(path, ask, token=TOKEN), "saved")
     assert [(str(one), one.weight) for one in saved.services[0].backends] == [
         ("10.0.1.2:80", 1),
         ("b:1", 7),
@@ -192,12 +209,12 @@ def test_the_running_configuration_without_what_reverts(path: Path) -> None:
 def test_events_reach_the_client(path: Path) -> None:
     async def ask(client: Client, controller: Controller) -> list[schema.Event]:
         events = client.events()
-        first = asyncio.ensure_future(anext(events))
+        first = asyncio.ensure_future(in_thread(next, events))
         while not controller.events._listeners:
             await asyncio.sleep(0.01)
         controller.events.emit("test", "hello", backend="b")
         found = [await first]
-        await events.aclose()  # type: ignore[attr-defined]
+        events.close()
         return found
 
     (event,) = serve(path, ask)
@@ -205,13 +222,16 @@ def test_events_reach_the_client(path: Path) -> None:
 
 
 def test_nobody_there(path: Path) -> None:
-    async def ask() -> None:
-        connector = aiohttp.UnixConnector(str(path))
-        async with aiohttp.ClientSession("http://featherlb", connector=connector) as session:
-            with pytest.raises(HostError, match="is it running, and are you root"):
-                await Client(session, path).ask("GET", "/v1/status")
+    with pytest.raises(HostError, match="is it running, and are you root"):
+        Client(path, timeout=30).ask("GET", "/v1/status")
 
-    asyncio.run(ask())
+
+def test_no_response_in_time(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        with pytest.raises(HostError, match=r"did not answer on .* within 0.1 s: see its log"):
+            Client(path, timeout=0.1).ask("GET", "/v1/status")
 
 
 def test_a_slow_listener_loses_the_oldest_and_knows() -> None:
