@@ -7,19 +7,10 @@ import errno
 import os
 import signal
 import socket
-import ssl
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from urllib.parse import urlsplit
 
-import aiohttp
-from yarl import URL
-
-from featherlb.model import CheckType, Endpoint, HealthCheck, join_host_port
-
-BODY_LIMIT = 1 << 16
-"""Bytes of a response's body that are looked at."""
-
+from featherlb.model import CheckType, Endpoint, HealthCheck
 
 LOCAL_ERRORS = frozenset(
     {
@@ -55,17 +46,11 @@ async def probe(check: HealthCheck, backend: Endpoint) -> str | None:
         return f"no answer within {check.timeout:g} s"
     except _FailedError as error:
         return str(error)
-    except (ssl.SSLError, aiohttp.ClientSSLError):
-        return "the TLS handshake failed"
     except OSError as error:
         if error.errno in LOCAL_ERRORS:
             raise NoVerdictError(os.strerror(error.errno).lower()) from None
         # aiohttp and asyncio make sentences of their own of the system's words.
         return os.strerror(error.errno).lower() if error.errno else "the connection broke"
-    except aiohttp.ClientResponseError:
-        return "the answer is not HTTP"
-    except aiohttp.ClientError:
-        return "the connection was closed without an answer"
     return None
 
 
@@ -75,33 +60,11 @@ async def _tcp(check: HealthCheck, backend: Endpoint) -> None:
 
 
 async def _http(check: HealthCheck, backend: Endpoint) -> None:
-    place = join_host_port(str(backend.address), backend.port)
-    url = URL(f"{check.type}://{place}{check.path}", encoded=True)
-    name = urlsplit(f"//{check.host}").hostname if check.host else None
-    async with (
-        aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(force_close=True),
-            timeout=aiohttp.ClientTimeout(total=None),
-        ) as session,
-        session.request(
-            check.method,
-            url,
-            headers={"Host": check.host} if check.host else None,
-            server_hostname=name if check.type is CheckType.HTTPS else None,
-            allow_redirects=False,
-            ssl=False,
-        ) as response,
-    ):
-        if not any(response.status in wanted for wanted in check.status):
-            raise _FailedError(f"status {response.status}")
-        if check.body is not None:
-            body = b""
-            async for part in response.content.iter_any():
-                body += part
-                if len(body) >= BODY_LIMIT:
-                    break
-            if check.body.encode() not in body[:BODY_LIMIT]:
-                raise _FailedError("the body doesn't hold what is expected")
+    # Where there is no such check, the import of an HTTP library would only delay the start.
+    from featherlb.control.http_probe import request
+
+    if failure := await request(check, backend):
+        raise _FailedError(failure)
 
 
 async def _udp(check: HealthCheck, backend: Endpoint) -> None:

@@ -15,6 +15,7 @@ import pytest
         ),
         ("featherlb.cli.up", "yaml prometheus_client rich"),
         ("featherlb.cli.down", "aiohttp pydantic yaml rich"),
+        ("featherlb.doctor", "aiohttp prometheus_client"),
         ("featherlb.cli.status", "asyncio aiohttp pyroute2 yaml prometheus_client"),
         ("featherlb.cli", "asyncio pyroute2 aiohttp pydantic yaml rich"),
     ],

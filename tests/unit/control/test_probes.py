@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from featherlb.control.probes import BODY_LIMIT, probe
+from featherlb.control.http_probe import BODY_LIMIT
+from featherlb.control.probes import probe
 from featherlb.model import CheckType, Endpoint, HealthCheck, StatusRange
 
 LOCALHOST = ip_address("127.0.0.1")
