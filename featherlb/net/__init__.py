@@ -1,1 +1,1 @@
-"""Bytes and numbers: packets parsed, built, checksummed and cut. No policy, no I/O."""
+"""Parses, builds, checksums and fragments packets. No policy, no I/O."""

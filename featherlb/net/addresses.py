@@ -1,4 +1,4 @@
-"""Addresses as the packet path has them: two 64-bit words."""
+"""Addresses in the packet path: two 64-bit words."""
 
 from ipaddress import IPv4Address, IPv6Address
 

@@ -1,5 +1,5 @@
-"""Packets that featherlb itself originates: refusals, echoes, questions. Not on the fast path. What
-is made here leaves through a raw socket with its IP header.
+"""Packets that featherlb originates: RSTs, ICMP errors, echo replies, probes. Not on the fast path.
+They are sent through a raw socket with their IP header.
 """
 
 import struct
@@ -15,8 +15,8 @@ _TTL = 64
 def tcp_reset(packet: Packet) -> bytes:
     """The RST that answers the parsed segment as its receiver, with IP header.
 
-    Sequence numbers as RFC 9293 section 3.10.7.1 demands of a closed connection; the caller
-    makes sure that the segment is no RST itself.
+    Sequence numbers as in RFC 9293 section 3.10.7.1 for a closed connection; the caller ensures
+    that the segment is not a RST.
     """
     length = packet.end - packet.payload + bool(packet.flags & SYN) + bool(packet.flags & FIN)
     if packet.flags & ACK:
@@ -35,8 +35,8 @@ def flow_reset(
 ) -> bytes:
     """A RST in the middle of a connection, with IP header.
 
-    Addresses are two 64-bit words, `ports` is source << 16 | destination, `sequence` what the
-    receiver expects next: another one only makes it ask (RFC 5961 section 3.2).
+    Addresses are two 64-bit words, `ports` is source << 16 | destination, `sequence` is the one
+    that the receiver expects next: any other causes a challenge ACK (RFC 5961 section 3.2).
     """
     return _segment(
         version,
@@ -50,12 +50,12 @@ def flow_reset(
 
 
 def syn_probe(source: Endpoint, destination: Endpoint, sequence: int) -> bytes:
-    """A SYN as a client sends it, with IP header."""
+    """A client's SYN, with IP header."""
     return _between(source, destination, sequence, SYN)
 
 
 def probe_reset(source: Endpoint, destination: Endpoint, sequence: int) -> bytes:
-    """The RST that ends what a `syn_probe` with this sequence number has begun."""
+    """The RST that ends the connection of a `syn_probe` with this sequence number."""
     return _between(source, destination, sequence + 1, RST)
 
 
@@ -68,10 +68,10 @@ def _between(source: Endpoint, destination: Endpoint, sequence: int, flags: int)
 def flow_probe(
     version: int, source: tuple[int, int], destination: tuple[int, int], ports: int
 ) -> bytes:
-    """A segment in the middle of a connection that its receiver answers with an ACK, which tells
-    its sequence numbers (RFC 5961 section 4.2), with IP header; arguments as `flow_reset`.
+    """A segment that makes the receiver send a challenge ACK with its sequence numbers (RFC 5961
+    section 4.2), with IP header; arguments as for `flow_reset`.
 
-    A SYN-ACK: the receiver can't take it for a new connection, and conntrack doesn't either.
+    It is a SYN-ACK, which opens no new connection, neither at the receiver nor in conntrack.
     """
     return _segment(
         version,
@@ -112,7 +112,7 @@ def port_unreachable(packet: Packet) -> bytes:
 
 
 def time_exceeded(packet: Packet, source: tuple[int, int]) -> bytes:
-    """The ICMP error that says that the parsed packet's hops are used up, with IP header.
+    """The ICMP time exceeded for the parsed packet, with IP header.
 
     Type 11 code 0 (RFC 792), in ICMPv6 type 3 code 0 (RFC 4443 section 3.3). `source` is an
     address as two 64-bit words.
@@ -121,7 +121,7 @@ def time_exceeded(packet: Packet, source: tuple[int, int]) -> bytes:
 
 
 def too_big(packet: Packet, source: tuple[int, int], mtu: int) -> bytes:
-    """The ICMP error that says that packets of `mtu` bytes would have fitted, with IP header.
+    """The ICMP fragmentation needed or packet too big with this `mtu` in bytes, with IP header.
 
     Type 3 code 4 (RFC 1191 section 4), in ICMPv6 type 2 (RFC 4443 section 3.2). `source` is an
     address as two 64-bit words.

@@ -1,9 +1,9 @@
 """The Internet checksum: full sums (RFC 1071) and incremental updates (RFC 1624).
 
-All sums are ones' complement sums of 16-bit big-endian words, held unfolded in up to 64 bits and
-folded when they are used. A *delta* is the folded sum of the complements of the words that go and
-the words that come (RFC 1624, the sum in equation 3); it is computed once per flow, after which a
-packet costs one addition. The delta of the opposite rewriting is its ones' complement.
+All sums are ones' complement sums of 16-bit big-endian words, kept unfolded in up to 64 bits and
+folded on use. A *delta* is the folded sum of the complements of the old words and the new words
+(RFC 1624, the sum in equation 3); it is computed once per flow, after which a packet costs one
+addition. The delta of the reverse translation is its ones' complement.
 """
 
 import cython
@@ -33,7 +33,7 @@ def words(high: int, low: int) -> int:
 
 
 def negate(delta: int) -> int:
-    """The delta of the opposite rewriting."""
+    """The delta of the reverse translation."""
     return delta ^ MASK16
 
 

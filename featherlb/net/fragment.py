@@ -1,7 +1,6 @@
-"""Cutting a packet that is too long for its link (RFC 791 section 3.2, RFC 8200 section 4.5).
+"""Fragments packets that exceed the MTU (RFC 791 section 3.2, RFC 8200 section 4.5).
 
-Rare: whoever sends TCP, or UDP through a socket of today, finds the path's MTU. In IPv6 none but
-the sender cuts.
+Rare: TCP, and UDP through Linux sockets, use path MTU discovery. In IPv6 only the source fragments.
 """
 
 import struct
@@ -12,7 +11,7 @@ from featherlb.net.protocols import FRAGMENT_HEADER, HOP_BY_HOP, ROUTING
 _MORE = 0x2000
 _OFFSET = 0x1FFF
 _COPIED = 0x80
-"""Of an option's type: it goes into all fragments."""
+"""Bit of an option's type: it is copied into all fragments."""
 
 
 def cut(packet: bytes, mtu: int) -> Iterator[bytes]:
@@ -34,8 +33,8 @@ def cut(packet: bytes, mtu: int) -> Iterator[bytes]:
 
 
 def cut6(packet: bytes, mtu: int, identification: int) -> Iterator[bytes]:
-    """The fragments of the IPv6 packet, none longer than `mtu` bytes. `identification` (32 bits)
-    tells them from those of other packets."""
+    """The fragments of the IPv6 packet, none longer than `mtu` bytes; `identification` has 32
+    bits."""
     kind_at, at = 6, 40
     while packet[kind_at] in (HOP_BY_HOP, ROUTING):
         kind_at, at = at, at + (packet[at + 1] + 1) * 8
@@ -50,8 +49,8 @@ def cut6(packet: bytes, mtu: int, identification: int) -> Iterator[bytes]:
 
 
 def sum_up(packet: bytearray, start: int, field: int) -> None:
-    """Complete a checksum that covers what follows from offset `start` on; its field holds the
-    pseudo-header's sum (include/uapi/linux/virtio_net.h, VIRTIO_NET_HDR_F_NEEDS_CSUM)."""
+    """Complete a checksum over the bytes from offset `start` on, whose field holds the
+    pseudo-header sum (include/uapi/linux/virtio_net.h, VIRTIO_NET_HDR_F_NEEDS_CSUM)."""
     # Zero means "none" in UDP (RFC 768), and is the same number as its complement.
     struct.pack_into("!H", packet, field, ~_sum(bytes(packet[start:])) & 0xFFFF or 0xFFFF)
 
@@ -67,7 +66,7 @@ def _finished(header: bytes, size: int, flags: int) -> bytes:
 
 
 def _copied_options(options: bytes) -> bytes:
-    """Those that go into all fragments, padded."""
+    """The options that all fragments have, padded."""
     kept = b""
     at = 0
     while at < len(options) and options[at]:

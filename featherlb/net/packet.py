@@ -1,9 +1,8 @@
 """An IP packet in a buffer: parsed by offsets, rewritten in place. No copies, no objects.
 
-One `Packet` is used for all packets of a buffer: `attach` it once, `parse` each packet. Every
-length is checked before a byte behind it is read. Addresses are 128 bits in two words, IPv4 in
-IPv6's mapped form, so what uses them need not know the family. All values are in host order; the
-buffer is in network order.
+One `Packet` serves all packets of a buffer: `attach` it once, `parse` each packet. Every length is
+checked before the bytes are read. Addresses are 128 bits in two words, IPv4 in IPv6's mapped form,
+so callers need not know the family. All values are in host order; the buffer is in network order.
 """
 
 import cython
@@ -42,17 +41,18 @@ MAX_EXTENSION_HEADERS = 8
 class Packet:
     """The packet that was parsed last; see the module's docstring.
 
-    `ip` and `transport` are offsets of the headers in the buffer, `end` is the transport's end
-    by the length in its header or else in the IP header. `ports` is source << 16 | destination.
-    `sequence`, `acknowledgement` and `flags` are of TCP, `identification` of fragments.
+    `ip` and `transport` are offsets of the headers in the buffer, `end` is the offset after the
+    transport, by the length in its header or else in the IP header. `ports` is source << 16 |
+    destination. `sequence`, `acknowledgement` and `flags` are for TCP, `identification` is for
+    fragments.
     """
 
     def attach(self, buffer: bytearray) -> None:
-        """Look at this buffer from now on."""
+        """Use this buffer from now on."""
         self.data = memoryview(buffer)
 
     def parse(self, offset: int, length: int) -> int:
-        """Read the headers of the packet at `offset`; OK (-1) or the reason why not."""
+        """Read the headers of the packet at `offset`; OK (-1) or the reason for a failure."""
         if length < 20:
             return MALFORMED
         self.ip = offset
@@ -72,7 +72,7 @@ class Packet:
         return UNSUPPORTED
 
     def parse_ipv4(self, offset: int, length: int) -> int:
-        """RFC 791 section 3.1. Options are kept as they are."""
+        """RFC 791 section 3.1. Options are ignored."""
         header = (self.data[offset] & 15) * 4
         total = self.read16(offset + 2)
         if header < 20 or total < header or total > length:
@@ -103,8 +103,8 @@ class Packet:
         return self.read_addresses(offset)
 
     def skip_extensions(self, offset: int, end: int, first_fragment: bool) -> int:
-        """Find the transport header behind the extension headers of the IPv6 packet; of its
-        fragments, the first has one as well (if `first_fragment` says that it may)."""
+        """Find the transport header after the extension headers of the IPv6 packet, which may be a
+        first fragment only if `first_fragment`."""
         following = self.data[offset + 6]
         at = offset + 40
         for _ in range(MAX_EXTENSION_HEADERS):
@@ -128,12 +128,12 @@ class Packet:
         return OK
 
     def read_addresses(self, offset: int) -> int:
-        """Of the IPv6 header at `offset`."""
+        """Read the addresses of the IPv6 header at `offset`."""
         self.src_high = self.read32(offset + 8) << 32 | self.read32(offset + 12)
         self.src_low = self.read32(offset + 16) << 32 | self.read32(offset + 20)
         self.dst_high = self.read32(offset + 24) << 32 | self.read32(offset + 28)
         self.dst_low = self.read32(offset + 32) << 32 | self.read32(offset + 36)
-        # In here mapped addresses stand for IPv4; none may be on the wire (RFC 4942 section 2.2).
+        # Mapped addresses mean IPv4 here; none may be on the wire (RFC 4942 section 2.2).
         if not self.src_high and self.src_low >> 32 == MASK16:
             return MALFORMED
         if not self.dst_high and self.dst_low >> 32 == MASK16:
@@ -141,10 +141,10 @@ class Packet:
         return OK
 
     def parse_fragment(self, offset: int) -> int:
-        """Read the headers of a packet that `parse` has found to be a FRAGMENT.
+        """Read the headers of a packet for which `parse` returned FRAGMENT.
 
-        OK if it is the first of its packet, with ports (its end is not the transport's then),
-        FRAGMENT if it is another one, or else the reason why not. All of a packet have the same
+        OK for a first fragment, which has ports (its `end` is not that of the transport), FRAGMENT
+        for a later one, or the reason for a failure. All fragments of a packet have the same
         `identification`.
         """
         if self.data[offset] >> 4 == 4:
@@ -162,7 +162,7 @@ class Packet:
             at = offset + 40
             following = self.data[offset + 6]
             end = offset + 40 + self.read16(offset + 4)
-            while following != FRAGMENT_HEADER:  # `parse` has been here
+            while following != FRAGMENT_HEADER:  # `parse` has checked it
                 following = self.data[at]
                 at += (self.data[at + 1] + 1) * 8
             if at + 8 > end:
@@ -201,8 +201,8 @@ class Packet:
         self.acknowledgement = self.read32(at + 8)
         self.payload = at + header
         self.flags = flags = self.data[at + 13] & STATE_FLAGS
-        # Anything but an opening SYN and a RST carries an ACK; SYN, FIN and RST exclude each
-        # other (net/netfilter/nf_conntrack_proto_tcp.c, tcp_valid_flags).
+        # All but an opening SYN and a RST have ACK set; SYN, FIN and RST exclude each other
+        # (net/netfilter/nf_conntrack_proto_tcp.c, tcp_valid_flags).
         if flags in (ACK, SYN, SYN | ACK, FIN | ACK, RST, RST | ACK):
             return OK
         return BAD_FLAGS
@@ -224,9 +224,8 @@ class Packet:
     def parse_quoted(self, version: int, offset: int, end: int) -> bool:
         """Read the headers of a packet that an ICMP error quotes from `offset` on, before `end`.
 
-        Its own length may say more than is there: eight bytes of transport are enough. True if
-        it is of TCP or UDP, with ports; `sequence` and what follows it is not read. The first
-        of several fragments has ports too.
+        The quote may be truncated: eight bytes of transport are enough. True if it is TCP or UDP
+        with ports, which a first fragment has as well; `sequence` and later fields are not read.
         """
         self.ip = offset
         if end - offset < 20 or self.data[offset] >> 4 != version:
@@ -258,8 +257,8 @@ class Packet:
         return True
 
     def complete_checksum(self) -> None:
-        """Replace the pseudo-header's sum, which is all that the transport checksum field holds,
-        by the full checksum."""
+        """Replace the partial checksum (the pseudo-header sum) in the transport header by the full
+        one."""
         field = self.transport + (16 if self.protocol == TCP else 6)
         self.write16(field, 0)
         check = self.transport_checksum(self.src_high, self.src_low, self.dst_high, self.dst_low)
@@ -302,14 +301,14 @@ class Packet:
         self.data[offset + 3] = value & 0xFF
 
     def write_source(self, high: int, low: int) -> None:
-        """Replace the source address in the IP header; checksums are the caller's business."""
+        """Replace the source address in the IP header; the caller updates checksums."""
         if self.version == 4:
             self.write32(self.ip + 12, low & MASK32)
         else:
             self.write_address(self.ip + 8, high, low)
 
     def write_destination(self, high: int, low: int) -> None:
-        """Replace the destination address in the IP header, likewise."""
+        """Replace the destination address in the IP header; the caller updates checksums."""
         if self.version == 4:
             self.write32(self.ip + 16, low & MASK32)
         else:
@@ -343,21 +342,21 @@ class Packet:
         return self.data[self.ip + (8 if self.version == 4 else 7)]
 
     def decrement_ttl(self) -> None:
-        """Take one hop from it (RFC 1812 section 5.3.1, RFC 8200 section 3)."""
+        """Decrement TTL or hop limit (RFC 1812 section 5.3.1, RFC 8200 section 3)."""
         if self.version == 4:
             self.data[self.ip + 8] -= 1
-            # The time to live is the high byte of its word.
+            # The TTL is the high byte of its word.
             self.write16(self.ip + 10, update(self.read16(self.ip + 10), MASK16 - 0x0100))
         else:
             self.data[self.ip + 7] -= 1
 
     def may_be_fragmented(self) -> bool:
-        """Whether a router may cut it (RFC 791 section 2.3, RFC 8200 section 5)."""
+        """Whether a router may fragment it (RFC 791 section 2.3, RFC 8200 section 5)."""
         return self.version == 4 and not self.data[self.ip + 6] & 0x40
 
     def transport_checksum(self, src_high: int, src_low: int, dst_high: int, dst_low: int) -> int:
-        """The checksum over pseudo-header and transport as they are in the buffer, whose own
-        checksum field must be zero (RFC 9293 section 3.1, RFC 8200 section 8.1)."""
+        """The checksum over the pseudo-header with these addresses and the transport in the buffer,
+        whose checksum field must be zero (RFC 9293 section 3.1, RFC 8200 section 8.1)."""
         length = self.end - self.transport
         if self.version == 4:  # without the mapping prefix
             src_low &= MASK32

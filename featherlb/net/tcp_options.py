@@ -1,7 +1,6 @@
-"""The maximum segment size that a SYN announces, lowered in place. For paths that lose packets of
-full size without an ICMP error (tunnels, filters): what was never sent needs no error. The
-option says how much its sender takes, so each side's SYN limits the other (RFC 9293 section
-3.7.1). It is never raised, and none is added.
+"""MSS clamping: lowers the maximum segment size option of a SYN in place, for paths that drop
+full-size packets without an ICMP error (tunnels, filters). The option limits what the other side
+sends, so both SYNs are clamped (RFC 9293 section 3.7.1). It is never raised or added.
 """
 
 import cython
@@ -17,10 +16,10 @@ END_OF_OPTIONS, NO_OPERATION, MAXIMUM_SEGMENT_SIZE = 0, 1, 2
 
 
 def lower(packet: Packet, limit: int, summed: bool) -> None:
-    """Let the parsed SYN announce `limit` bytes at most.
+    """Clamp the MSS of the parsed SYN to `limit` bytes.
 
-    `summed` says that its checksum is complete; otherwise the caller computes it afterwards.
-    Options behind a malformed one are not looked at.
+    `summed` means that its checksum is complete and is updated; otherwise the caller computes it
+    later. Options after a malformed one are ignored.
     """
     at = packet.transport + 20
     while at < packet.payload:
@@ -48,7 +47,7 @@ def replace(packet: Packet, at: int, limit: int, summed: bool) -> None:
     packet.write16(at, limit)
     if not summed:
         return
-    if (at - packet.transport) & 1:  # its bytes stand in the other halves of two words
+    if (at - packet.transport) & 1:  # its bytes are in the other halves of two words
         value = (value & 0xFF) << 8 | value >> 8
         limit = (limit & 0xFF) << 8 | limit >> 8
     field = packet.transport + 16

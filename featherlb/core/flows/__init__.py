@@ -1,1 +1,1 @@
-"""Tracked connections: their table, their states, and what each of them holds."""
+"""Tracked connections: their table, their states and their resources."""

@@ -1,9 +1,10 @@
-"""The door to flows that the kernel forwards: commands go out, events come in.
+"""The interface to flows that the kernel forwards: commands go out, events come in.
 
 The core decides, an engine (`datapaths/offload/`) executes. The core queues commands: insert,
 delete or look up a flow in the kernel. The engine takes them (`Commands.take`), executes them in
-order, and reports what it finds as events, the methods of `core/path/offloaded.py` that take a
-`KernelFlow`: a flow's counters and state, a clash, an end. Neither side knows the other's formats.
+order, and reports the results as events, the methods of `core/path/offloaded.py` that take a
+`KernelFlow`: a flow's counters and state, a clash, its removal. Neither side knows the other's
+formats.
 """
 
 from array import array
@@ -19,12 +20,12 @@ if not cython.compiled:
 
 
 class Command(IntEnum):
-    """What the engine is to do with a flow."""
+    """What the engine does with a flow."""
 
     INSERT = 1
-    """Have the kernel translate it, both ways. Events: `exists` or `refused` if it can't be."""
+    """Have the kernel translate both directions. Events on failure: `exists`, `refused`."""
     DELETE = 2
-    """The kernel forgets it. No event."""
+    """Remove it from the kernel. No event."""
     LOOK_UP = 3
     """Events: `counters`, or `gone`."""
 
@@ -34,26 +35,26 @@ DELETE = int(Command.DELETE)
 LOOK_UP = int(Command.LOOK_UP)
 
 UNKNOWN = -1
-"""The state of a `KernelFlow` that does not tell."""
+"""The state of a `KernelFlow` whose state is not known."""
 
 
 class Commands:
-    """Commands in the order in which they were queued: `count` of them.
+    """A queue of `count` commands.
 
-    Each has a kind (a `Command`), the flow's number, and a copy of the flow's record: by the time
-    the engine executes it, the number may be another flow's. `attempts` says how many inserts of
-    this flow have failed before.
+    Each has a kind (a `Command`), the flow's number, and a copy of the flow's record, as the number
+    may be reused before the engine executes the command. `attempts` counts the inserts of this
+    flow that have failed before.
     """
 
     def __init__(self) -> None:
         self.count = 0
         self.size = 64
         self.records = Records(memoryview(bytearray(self.size * RECORD_SIZE)))
-        # By twos: the flow, its kind and attempts.
+        # Pairs: flow; kind and attempts.
         self.fields = memoryview(array("I", bytes(self.size * 8)))
 
     def grow(self) -> None:
-        """Make room for twice as many commands."""
+        """Double the capacity."""
         self.size *= 2
         records = bytearray(self.size * RECORD_SIZE)
         records[: self.count * RECORD_SIZE] = self.records.copy(0, self.count)
@@ -85,7 +86,7 @@ class Commands:
         self.count = at + 1
 
     def kind(self, at: int) -> int:
-        """What command number `at` (from 0) is: a `Command`."""
+        """The `Command` at position `at`, from 0."""
         return self.fields[2 * at + 1] >> 16
 
     def flow(self, at: int) -> int:
@@ -93,11 +94,11 @@ class Commands:
         return self.fields[2 * at]
 
     def attempts(self, at: int) -> int:
-        """How many inserts of its flow have failed before."""
+        """Inserts of its flow that have failed before."""
         return self.fields[2 * at + 1] & 0xFFFF
 
     def take(self, batch: "Commands") -> None:
-        """Move all commands to `batch`, an engine's own, which has executed its last ones."""
+        """Move all commands to the engine's `batch`, whose previous ones have been executed."""
         self.fields, batch.fields = batch.fields, self.fields
         self.records, batch.records = batch.records, self.records
         self.size, batch.size = batch.size, self.size
@@ -106,20 +107,20 @@ class Commands:
 
 
 class KernelFlow:
-    """A flow as the kernel has it, in the core's words; the argument of events.
+    """A flow in the kernel, in the core's terms; the argument of events.
 
     Addresses are 128 bits in two words, IPv4 in its mapped form; ports are source << 16 |
-    destination. `reply_*` are those of the packets that the backend sends. `state` is a
-    `tcp_state.State`, or `UNKNOWN`. `answered` says that a reply was seen and belongs to the flow;
-    `translated`, that the kernel replaces the destination. Packets and bytes are counted since the
-    kernel has the flow.
+    destination. `reply_*` are those of the reply tuple, the packets that the backend sends. `state`
+    is a `tcp_state.State` or `UNKNOWN`. `answered` means that a valid reply was seen, `translated`
+    that the kernel translates the destination. Packets and bytes count from the flow's creation in
+    the kernel.
     """
 
     def __init__(self) -> None:
         self.forget()
 
     def forget(self) -> None:
-        """As if nothing were known."""
+        """Reset all fields."""
         self.version = 0
         self.protocol = 0
         self.state = UNKNOWN
@@ -141,7 +142,7 @@ class KernelFlow:
         self.reply_bytes = 0
 
     def copy(self) -> "KernelFlow":
-        """The same, that stays as it is."""
+        """An independent copy."""
         other = KernelFlow()
         other.version = self.version
         other.protocol = self.protocol

@@ -1,7 +1,7 @@
-"""The life of a flow from its opening to its end: what it holds meanwhile, and gives back.
+"""Opens and closes flows, and allocates and releases what they hold.
 
-Beside its record a flow holds its member and a share of that one's load, with `full` NAT a source
-port, and with the datapath offload an entry of connection tracking. Times are in ticks of 0.1 s.
+Beside its record a flow holds a share of its member's load, in `full` NAT a source port, and with
+the datapath offload a conntrack entry. Times are in ticks of 0.1 s.
 """
 
 import cython
@@ -25,12 +25,12 @@ if not cython.compiled:
     from featherlb.net.packet import SYN, TCP
 
 MAX_EXPIRED_AT_ONCE = 1024
-"""Flows that one call of `expire` may end, so that it never delays a packet for long."""
+"""Flows that one call of `expire` ends at most, so that it never delays packets for long."""
 MAX_PORT_RECLAIMS = 64
-"""Closing flows looked at to find one whose source port can be given to a new flow, before that
-is refused."""
+"""Closing flows to search for one whose source port a new flow can reuse, before that one is
+refused."""
 FOREVER = 1 << 28
-"""Seconds that no offloaded flow lasts: the kernel says when it ends."""
+"""Seconds, longer than any flow: an offloaded flow ends when the kernel removes it."""
 
 # Sets of states as flat bytes, for the compiled build.
 IS_ACTIVE = memoryview(bytearray(state in ACTIVE for state in State))
@@ -49,10 +49,10 @@ TUPLE_IN_USE = int(Reason.TUPLE_IN_USE)
 
 
 class Lifecycle:
-    """Opens flows and ends them; in between, it follows their states.
+    """Opens flows, changes their states and closes them.
 
-    `evicted` counts the flows that were given up for others. `opened` gathers the numbers of new
-    flows, if it is a list (it is None by default).
+    `evicted` counts the flows evicted from a full table. `opened` collects the numbers of new flows
+    if it is a list (by default None).
     """
 
     def __init__(
@@ -103,9 +103,9 @@ class Lifecycle:
         state: int,
         ticks: int,
     ) -> int:
-        """A new flow of the parsed packet, to a pool's member; or the negative `Reason` why there
-        can be none. `ports` are client << 16 | VIP, `hook` is where the client's packets are
-        met."""
+        """Open a flow for the parsed packet, to a pool's member; returns its number, or the
+        negative `Reason` why that is not possible. `ports` are client << 16 | VIP, `hook` is the
+        one where the client's packets arrive."""
         packet = self._packet
         flows = self._flows
         flags = member.flags
@@ -115,8 +115,8 @@ class Lifecycle:
             flags |= LOCAL_CLIENT
         if hook == WIRE:
             flags |= WIRED
-        # A reply to this host can't be told from a copy of a frame by a port of ours: where frames
-        # are used, this host's own clients keep their address.
+        # A reply to this host and the kernel's copy of a frame would have the same SNAT ports: with
+        # frames, clients on this host keep their address.
         if pool.full and (hook == WIRE or not pool.raw):
             flags |= FULL
             source = self.allocate_source(member)
@@ -134,8 +134,8 @@ class Lifecycle:
                 member.port << 16 | source_port,
                 packet.protocol,
             )
-            # A client may use one port towards two VIPs with the same backend behind them: a
-            # connection keeps it until it closes, of datagrams the last ones have it.
+            # A client may use one port towards two VIPs that share a backend: a connection keeps
+            # the tuple until it closes, for UDP the newest flow gets it.
             if clash:
                 flow = clash >> 1
                 if pool.one_packet and self.serves(flow, member.id):
@@ -185,8 +185,8 @@ class Lifecycle:
         return flow
 
     def serves(self, flow: int, member_id: int) -> bool:
-        """Whether the parsed datagram may join this one-packet flow of the same client and
-        backend: to which VIP it went is all that could differ."""
+        """Whether the parsed datagram belongs to this one-packet flow of the same client and
+        backend: only the VIP can differ."""
         packet = self._packet
         record = self._flows.at(flow)
         return bool(
@@ -198,7 +198,7 @@ class Lifecycle:
         )
 
     def allocate_source(self, member: PoolMember) -> tuple[int, int, int] | None:
-        """A source address and port towards a backend; a closing flow makes room if need be."""
+        """A source address and port towards a backend, if need be that of a closing flow."""
         flows = self._flows
         found = self._source_ports.allocate(member.target, member.sources)
         closing = flows.head[self.closed_queue]
@@ -226,7 +226,7 @@ class Lifecycle:
         after = words(record.source_high, record.source_low) + words(
             record.backend_high, record.backend_low
         )
-        # Each of the 16 words that go is complemented; the mapping prefixes cancel out.
+        # Each of the 16 old words is complemented; the mapping prefixes cancel out.
         address_delta = fold(16 * 0xFFFF - before + after)
         ports_before = record.client_port + record.vip_port
         ports_after = record.source_port + record.backend_port
@@ -234,8 +234,8 @@ class Lifecycle:
         record.transport_delta = fold(address_delta + 2 * 0xFFFF - ports_before + ports_after)
 
     def enter(self, flow: int, state: int, ticks: int) -> None:
-        """The flow is in another state from now on, which decides its timeout and whether it is
-        load of its member. An offloaded one lasts until the kernel says, unless it has closed."""
+        """Change a flow's state, and with it the timeout and the member's load. An offloaded flow
+        has no timeout until it has closed."""
         record = self._flows.at(flow)
         before = record.state
         record.state = state
@@ -248,9 +248,9 @@ class Lifecycle:
             member.scheduled.active += 1 if IS_ACTIVE[state] else -1
 
     def reopens(self, flow: int) -> bool:
-        """Whether a SYN or datagram of this flow is to be scheduled anew: the old connection
-        is closing (the client uses its port again), or the backend has left the pool and there
-        is no connection that would break."""
+        """Whether a SYN or datagram of this flow is scheduled again: the old connection is closing
+        (the client reuses its port), or the backend has left the pool and no established
+        connection would break."""
         record = self._flows.at(flow)
         state = record.state
         if IS_REUSABLE[state]:
@@ -260,7 +260,7 @@ class Lifecycle:
         return state in (SYN_SENT, SYN_RETRIED, UDP_ONE_WAY, UDP_TWO_WAY)
 
     def close(self, flow: int) -> None:
-        """Forget a flow and give back what it held."""
+        """Remove a flow and release what it held."""
         flows = self._flows
         record = flows.at(flow)
         member = self._members.by_id[record.member_id]

@@ -1,6 +1,6 @@
-"""The members of all pools, under the numbers that flows know them by.
+"""The members of all pools, by the number that a flow's record stores.
 
-A number is given to another member once its own has left its pool, and its last flow has ended.
+A number is reused once its member has left the pool and its last flow has ended.
 """
 
 import cython
@@ -20,8 +20,8 @@ MAX_MEMBERS = 65535
 
 
 class PoolMember:
-    """What the packet path needs of a pool's member: its address as words, and how many flows it
-    has. `scheduled` is the member as the pool and its scheduler know it."""
+    """A pool's member for the packet path: its address as words and its number of flows.
+    `scheduled` is the same member for the pool and its scheduler."""
 
     def __init__(self, pool: Pool, scheduled: Member) -> None:
         self.pool = pool
@@ -35,7 +35,7 @@ class PoolMember:
         self.take_backend(scheduled.backend)
 
     def take_backend(self, backend: Backend) -> None:
-        """Follow a change of the backend's configuration."""
+        """Apply a change of the backend's configuration."""
         self.flags = LOCAL_BACKEND if backend.local else 0
         self.sources = tuple(words_of(source) for source in backend.sources)
 
@@ -46,7 +46,7 @@ class Members:
     def __init__(
         self, next_hops: NextHops, counters: Counters, source_ports: PortAllocator
     ) -> None:
-        """What else is kept of each member: its next hop, its counts, the ports given for it."""
+        """`next_hops`, `counters` and `source_ports` keep something for each member."""
         self.by_id: list[PoolMember] = []
         self.retired = memoryview(bytearray(MAX_MEMBERS))
         self._free: list[int] = []
@@ -69,14 +69,14 @@ class Members:
         return scheduled
 
     def retire(self, scheduled: Member) -> None:
-        """The member has left its pool; it keeps its flows."""
+        """Remove a member from its pool; it keeps its flows."""
         member = self.by_id[scheduled.index]
         self.retired[member.id] = 1
         if not member.flows:
             self._free_id(member)
 
     def end_flow(self, member: PoolMember) -> None:
-        """A flow of the member has ended."""
+        """Note that a flow of the member has ended."""
         member.flows -= 1
         if self.retired[member.id] and not member.flows:
             self._free_id(member)

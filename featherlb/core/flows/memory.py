@@ -1,8 +1,8 @@
-"""The memory of a worker's flows: one block, which can outlive the worker, or be saved.
+"""The memory of a worker's flows: one block, which can outlive the worker or be saved.
 
 In the machine's byte order: for each flow a record (`record.py`) and its client's next hop
-(`next_hops.py`), the interface of each link id, and how many records were ever used. Number 0 is no
-flow's, and no interface's.
+(`next_hops.py`), the interface of each link id, and the highest record number ever used. Record 0
+and link id 0 mean "none".
 """
 
 import mmap
@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from featherlb.core.flows.record import RECORD_SIZE
 
 LAYOUT = 2
-"""Another number for another meaning of the bytes: what a different version left isn't read."""
+"""Version of the layout: memory with another version is not read."""
 HOP_SIZE, MAX_LINKS = 8, 256
-"""Bytes of a next hop; links that can be named."""
+"""Bytes of a next hop; number of link ids."""
 REST = (MAX_LINKS + 1) * 4
 
 
 def size_of(capacity: int) -> int:
-    """The bytes that so many flows take."""
+    """Bytes of memory for this many flows."""
     return (capacity + 1) * (RECORD_SIZE + HOP_SIZE) + REST
 
 
@@ -27,7 +27,7 @@ class FlowMemory:
     of 32 bits), `used` holds the highest number of a flow that there ever was."""
 
     def __init__(self, block: bytearray | mmap.mmap) -> None:
-        """Of `size_of` bytes: zeros, or what was there before."""
+        """`block` has `size_of` bytes: zeros, or the flows of a predecessor."""
         view = memoryview(block)
         self.capacity = (len(view) - REST) // (RECORD_SIZE + HOP_SIZE) - 1
         hops = (self.capacity + 1) * RECORD_SIZE
@@ -49,5 +49,5 @@ class FlowMemory:
 
 
 def anonymous(capacity: int) -> FlowMemory:
-    """Memory that is used as it is needed, and goes with the process."""
+    """Memory that is allocated on use and ends with the process."""
     return FlowMemory(mmap.mmap(-1, size_of(capacity)))

@@ -8,7 +8,7 @@ cdef int LINK_SHIFT, LINK_MASK, EPOCH_SHIFT
 cdef class NextHops:
     cdef unsigned long long[::1] clients, members
     cdef unsigned int[::1] mtu, _links
-    cdef public unsigned long long came, goes
+    cdef public unsigned long long ingress, egress
     cdef public unsigned int gso_size
     cdef unsigned long long epoch
     cdef readonly object addresses
@@ -18,12 +18,12 @@ cdef class NextHops:
     @cython.locals(link_id=cython.ulonglong, epoch=cython.ulonglong)
     cpdef object recall(self, Py_ssize_t flow, unsigned long long hop, link_ids)
     @cython.locals(hop=cython.ulonglong)
-    cpdef void came_from(
+    cpdef void learn(
         self, Py_ssize_t flow, unsigned long long high, unsigned long long low) except *
-    @cython.locals(hop=cython.ulonglong, came=cython.ulonglong)
-    cpdef unsigned long long back(
+    @cython.locals(hop=cython.ulonglong, ingress=cython.ulonglong)
+    cpdef unsigned long long towards_client(
         self, Py_ssize_t flow, unsigned long long high, unsigned long long low) except? 0
-    @cython.locals(goes=cython.ulonglong, hop=cython.ulonglong)
+    @cython.locals(egress=cython.ulonglong, hop=cython.ulonglong)
     cdef void decide(
         self, Py_ssize_t flow, unsigned long long high, unsigned long long low,
-        unsigned long long came) except *
+        unsigned long long ingress) except *

@@ -1,14 +1,13 @@
-"""Next hops: out of which link the frames of a flow leave, and to which MAC address.
+"""Next hops: the egress link and the destination MAC address of a flow's frames.
 
-A *hop* is 64 bits: the MAC address in the low 48, above it 8 bits of the link's id, a bit that says
-that the host's routes have decided (`ROUTED`), and 7 bits that number the routes by which it was
-decided (`epoch`). A link id is a small number that stands for an interface; 0 is none. A hop
-without a MAC address is not resolved yet.
+A *hop* is 64 bits: the MAC address in the low 48, then 8 bits of link id, a bit set if the hop is
+from the host's routes (`ROUTED`), and 7 bits of the routing table's version (`epoch`). A link id is
+a small number for an interface; 0 is none. A hop without a MAC address is not resolved yet.
 
-Towards backends the hop is a pool member's. Towards clients it is the flow's: a reply leaves by the
-link, and to the MAC address, that the client's packets came from last, unless the host's route to
-the client leads through another link. Each flow is looked up in the routes when it is opened, and
-again when they have changed; 8 bytes a flow remember the outcome.
+Towards backends, each pool member has a hop. Towards clients, each flow has one: replies leave by
+the link and to the MAC address that the client's last packet came from, unless the host's route to
+the client is through another link. A flow is looked up in the routes when it opens and again when
+they have changed; the result takes 8 bytes a flow.
 """
 
 import mmap
@@ -27,20 +26,20 @@ EPOCHS = 128
 
 
 class NextHops:
-    """The next hops of all flows and members; `set_topology` says what they are made of.
+    """The next hops of all flows and members, from the topology.
 
-    `came` (the link's id and the sender's MAC address), `gso_size` (bytes; 0 for a packet that
-    is none) are of the frame that is being handled: its driver sets them. `goes` is the answer.
+    The driver sets `ingress` (link id and the sender's MAC address) and `gso_size` (bytes; 0
+    without GSO) for each frame. `egress` is the result.
     """
 
     def __init__(self, memory: FlowMemory, members: int) -> None:
-        """For the flows in this memory, and so many members. Memory is used as it is needed."""
+        """For the flows in this memory and this many members. Memory is allocated on use."""
         self.clients = memory.hops
         self._links = memory.links
         self.members = memoryview(mmap.mmap(-1, members * 8)).cast("Q")
         self.mtu = memoryview(mmap.mmap(-1, MAX_LINKS * 4)).cast("I")
-        self.came = 0
-        self.goes = 0
+        self.ingress = 0
+        self.egress = 0
         self.gso_size = 0
         self.epoch = 0
         self.addresses: frozenset[tuple[int, int]] = frozenset()
@@ -49,7 +48,7 @@ class NextHops:
         self._routes: dict[bool, dict[int, dict[int, int]]] = {}
 
     def set_topology(self, topology: Topology) -> None:
-        """Replace the topology. Links keep their ids; `link_ids` has them by interface index."""
+        """Replace the topology. Links keep their ids; `link_ids` maps interface indexes to them."""
         present = {link.index for link in topology.links}
         for index in present - self.link_ids.keys():
             self._add(index, self._free_id(present))
@@ -74,15 +73,15 @@ class NextHops:
             self.epoch = (self.epoch + 1) % EPOCHS
 
     def link_id_of(self, index: int) -> int:
-        """The link id of an interface that may be among the links of the next topology; 0 for index
-        0, or if there is none left."""
+        """The link id of an interface that a later topology may have; 0 for index 0, or if no id is
+        free."""
         if index and index not in self.link_ids and len(self.link_ids) < MAX_LINKS - 1:
             self._add(index, self._free_id(self.link_ids.keys()))
         return self.link_ids.get(index, 0)
 
     def recall(self, flow: int, hop: int, link_ids: Sequence[int]) -> None:
-        """The flow's client was reached by this hop, of a memory whose links have these ids
-        here. The next packet asks the routes."""
+        """Restore the hop towards a flow's client from a memory whose link ids are `link_ids` here.
+        The next packet looks up the route."""
         link_id = link_ids[hop >> LINK_SHIFT & LINK_MASK]
         if link_id and not hop & ROUTED:
             epoch = (self.epoch - 1) % EPOCHS
@@ -93,45 +92,45 @@ class NextHops:
         self._links[link_id] = index
 
     def update_member(self, member: int, high: int, low: int) -> None:
-        """Take the next hop of the member, whose address this is, from the topology. A member that
-        is no longer in it keeps the one it had, for its last flows."""
+        """Update the next hop of a member with this address. A member that the topology no longer
+        has keeps its hop for its last flows."""
         hop = self._next_hops.get((high, low))
         if hop is not None:
             self.members[member] = hop
 
     def forget(self, member: int) -> None:
-        """The member's number is another's from now on."""
+        """Reset the hop of a member's number, which is reused."""
         self.members[member] = 0
 
-    def came_from(self, flow: int, high: int, low: int) -> None:
-        """A packet of the flow came from its client, whose address this is."""
+    def learn(self, flow: int, high: int, low: int) -> None:
+        """Learn the hop towards the client with this address from a packet of its flow."""
         hop = self.clients[flow]
         if hop >> EPOCH_SHIFT != self.epoch or not hop:
-            self.decide(flow, high, low, self.came)
+            self.decide(flow, high, low, self.ingress)
         elif not hop & ROUTED:
-            self.clients[flow] = self.came | self.epoch << EPOCH_SHIFT
+            self.clients[flow] = self.ingress | self.epoch << EPOCH_SHIFT
 
-    def back(self, flow: int, high: int, low: int) -> int:
-        """The hop towards the flow's client, whose address this is; 0 if it is not known."""
+    def towards_client(self, flow: int, high: int, low: int) -> int:
+        """The hop towards the flow's client with this address; 0 if unknown."""
         hop = self.clients[flow]
         if hop >> EPOCH_SHIFT != self.epoch or not hop:
-            came = 0 if hop & ROUTED else hop & (ROUTED - 1)
-            self.decide(flow, high, low, came)
+            ingress = 0 if hop & ROUTED else hop & (ROUTED - 1)
+            self.decide(flow, high, low, ingress)
             hop = self.clients[flow]
         return hop & (ROUTED - 1)
 
-    def decide(self, flow: int, high: int, low: int, came: int) -> None:
-        """Look the client up in the routes; its packets came from the hop `came`, or 0."""
-        goes = came
+    def decide(self, flow: int, high: int, low: int, ingress: int) -> None:
+        """Choose the client's hop: its route, or `ingress`, where its packets came from (or 0)."""
+        egress = ingress
         address = _join(high, low)
         for shift, prefixes in self._routes.get(address >> 32 == 0xFFFF, {}).items():
             prefix = address >> shift
             if prefix in prefixes:
                 hop = prefixes[prefix]
-                if hop & MAC and hop >> LINK_SHIFT != came >> LINK_SHIFT:
-                    goes = hop | ROUTED
+                if hop & MAC and hop >> LINK_SHIFT != ingress >> LINK_SHIFT:
+                    egress = hop | ROUTED
                 break
-        self.clients[flow] = goes | self.epoch << EPOCH_SHIFT
+        self.clients[flow] = egress | self.epoch << EPOCH_SHIFT
 
     def _pack(self, hop: NextHop) -> int:
         link_id = self.link_ids.get(hop.link, 0)
@@ -142,7 +141,7 @@ class NextHops:
         for link_id in range(1, MAX_LINKS):
             if link_id not in taken:
                 return link_id
-        # Those of interfaces that are gone are used again, the longest known ones first.
+        # Reuse the id of an interface that is gone, the oldest first.
         for index, link_id in self.link_ids.items():
             if index not in present:
                 del self.link_ids[index]

@@ -1,10 +1,10 @@
-"""The record of a flow, and the only place that knows where each field of it stands.
+"""The record of a flow, and the only place that defines its layout.
 
 The tables below are the source of both forms, in the machine's byte order. Interpreted, a record is
 a `ctypes.Structure` over the flow memory; compiled, it is a C structure, which
-`scripts/check_record.py --write` puts into record.pxd. Code is the same for both:
-`record.backend_port`, or `direction(record, reply).src_port` where it is to serve either direction.
-Neither form checks ranges: what is too large for a field loses its upper bits.
+`scripts/check_record.py --write` writes to record.pxd. Code is the same for both:
+`record.backend_port`, or `direction_of(record, reply).src_port` for either direction. Neither form
+checks ranges: a value too large for a field loses its upper bits.
 
 Addresses are 128 bits in two words; an IPv4 address is held in IPv6's mapped form (RFC 4291
 section 2.5.5.2), so both families share one layout. Times are in ticks of 0.1 s.
@@ -29,8 +29,8 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class Struct:
-    """A structure, or a union of its fields. One without a name is a part of the structure around
-    it, under the names of its own fields."""
+    """A structure, or a union of its fields. One without a name is anonymous: its fields are
+    members of the structure around it."""
 
     name: str
     fields: "tuple[Field | Struct, ...]"
@@ -38,7 +38,7 @@ class Struct:
 
     @property
     def size(self) -> int:
-        """In bytes. Fields are aligned as they stand: there is no padding between them."""
+        """In bytes. Fields are in an order that needs no padding."""
         sizes = [size_of(field) for field in self.fields]
         return max(sizes) if self.union else sum(sizes)
 
@@ -55,7 +55,7 @@ def size_of(field: Field | Struct) -> int:
 DIRECTION = Struct(
     "Direction",
     (
-        Field("src_high", "uint64_t", "source address of the packets, as they are met"),
+        Field("src_high", "uint64_t", "source address of the packets, as they arrive"),
         Field("src_low", "uint64_t", "its lower 64 bits"),
         Field("dst_high", "uint64_t", "destination address"),
         Field("dst_low", "uint64_t", "its lower 64 bits"),
@@ -65,7 +65,7 @@ DIRECTION = Struct(
             "",
             (
                 Field("expected", "uint32_t", "TCP: next sequence number that the sender expects"),
-                Field("awaited", "uint32_t", "COUNTED: datagrams that are still to come"),
+                Field("awaited", "uint32_t", "COUNTED: responses still to come"),
                 Field("kernel_packets", "uint32_t", "OFFLOADED: packets, as last read"),
             ),
             union=True,
@@ -73,8 +73,8 @@ DIRECTION = Struct(
         Field("bytes", "uint64_t", "IP bytes of the packets; OFFLOADED: as last read"),
     ),
 )
-"""The packets of one direction: client to VIP (0), or backend to what it takes for the client (1).
-The first six fields are what `FlowTable.find` finds them by."""
+"""The packets of one direction: client to VIP (0), or backend to the client as it sees it (1). The
+first six fields are their key in `FlowTable`."""
 
 RECORD = Struct(
     "Record",
@@ -109,20 +109,20 @@ RECORD = Struct(
         ),
         Field("created", "uint32_t", "ticks"),
         Field("seen", "uint32_t", "ticks of the last packet"),
-        Field("previous", "uint32_t", "flow before it in its queue"),
-        Field("next", "uint32_t", "flow behind it in its queue, or in the list of free records"),
+        Field("previous", "uint32_t", "previous flow in its queue"),
+        Field("next", "uint32_t", "next flow in its queue, or next free record"),
         Field("member_id", "uint16_t", "number of its pool member"),
         Field("flags", "uint16_t", "bits of `Flag`"),
         Field("address_delta", "uint16_t", "checksum delta of the addresses, forward"),
-        Field("transport_delta", "uint16_t", "the same of addresses and ports"),
-        Field("responses", "uint16_t", "COUNTED: datagrams that answer each datagram"),
-        Field("protocol", "uint8_t", "IP protocol; 0 in a record that is free"),
+        Field("transport_delta", "uint16_t", "checksum delta of addresses and ports, forward"),
+        Field("responses", "uint16_t", "COUNTED: responses to each datagram"),
+        Field("protocol", "uint8_t", "IP protocol; 0 in a free record"),
         Field("state", "uint8_t", "a `tcp_state.State`"),
-        Field("queue", "uint8_t", "number of the queue that has its timeout"),
+        Field("queue", "uint8_t", "number of its timeout queue"),
         Field("unused", "uint8_t", "", 3),
     ),
 )
-"""A flow: both directions, by number or by names, and what they have in common."""
+"""A flow: both directions, by index or by names, and the fields they share."""
 
 RECORD_SIZE = RECORD.size
 """Bytes of a record: two cache lines."""
@@ -133,21 +133,21 @@ class Flag(IntFlag):
     """Bits of `flags`. Interpreted, their names are constants of this module."""
 
     IPV6 = 1 << 0
-    FULL = 1 << 1  # `full` NAT: it holds a source port of ours
+    FULL = 1 << 1  # `full` NAT: it holds an SNAT port
     LOCAL_BACKEND = 1 << 2  # the backend is on this host
-    LOCAL_CLIENT = 1 << 3  # the client is
-    REPLY_ONLY = 1 << 4  # the index has the key of its replies only (one-packet scheduling)
+    LOCAL_CLIENT = 1 << 3  # the client is on this host
+    REPLY_ONLY = 1 << 4  # only its reply key is in the index (one-packet scheduling)
     COUNTED = 1 << 5  # it ends after the expected number of responses
-    WIRED = 1 << 6  # its packets come and go as frames (the raw datapath)
+    WIRED = 1 << 6  # its packets are frames (the raw datapath)
     OFFLOADED = 1 << 7  # the kernel translates its packets
-    ABANDONED = 1 << 8  # OFFLOADED, but the kernel does not have it any more
+    ABANDONED = 1 << 8  # OFFLOADED, but no longer in the kernel
 
 
 class Records:
-    """The records in a block of memory, by number. Number 0 is no flow's."""
+    """The records in a block of memory, by number. Record 0 means "none"."""
 
     def __init__(self, memory: memoryview) -> None:
-        """`memory` is writable; what is left behind the last whole record is not looked at."""
+        """`memory` is writable; bytes after the last whole record are ignored."""
         self.memory = memory
         self.count = len(memory) // RECORD_SIZE
         if cython.compiled:
@@ -158,7 +158,7 @@ class Records:
     if not cython.compiled:
 
         def at(self, number: int) -> Any:
-            """The record of that number, which is not checked."""
+            """The record with this number, which is not checked."""
             return self.first[number]
 
     def copy(self, first: int, end: int) -> bytes:
@@ -166,7 +166,7 @@ class Records:
         return bytes(self.memory[first * RECORD_SIZE : end * RECORD_SIZE])
 
     def key(self, number: int) -> bytes:
-        """Which flow the record is of: addresses and ports of both directions, and the protocol."""
+        """The identity of a record's flow: both tuples and the protocol."""
         at = number * RECORD_SIZE
         there, back = at, at + DIRECTION.size
         return b"".join(
@@ -216,12 +216,12 @@ if not cython.compiled:
         return record.directions[reply]
 
     def ports_of(direction: Any) -> int:
-        """The ports as a packet has them, source << 16 | destination."""
+        """source port << 16 | destination port, as `Packet.ports`."""
         ports: int = direction.src_port << 16 | direction.dst_port
         return ports
 
     def copy_record(to: Any, record: Any) -> None:
-        """Copy all of a record into another one."""
+        """Copy a record to another one."""
         ctypes.memmove(ctypes.addressof(to), ctypes.addressof(record), RECORD_SIZE)
 
     def clear(record: Any) -> None:

@@ -1,17 +1,17 @@
-"""Source ports for `full` NAT. A flow in `full` mode reaches its backend from one of the balancer's
-addresses, and the reply is told from all others by (protocol, backend endpoint, source address,
-source port). So a port may serve at the same time for as many flows as there are backend
-endpoints, and never for two of the same: ports are counted per protocol, source address and
-backend endpoint, which makes 31744 flows per source address and *backend*. Linux's SNAT keeps
-the same rule (net/netfilter/nf_nat_core.c, `nf_nat_used_tuple`: a reply tuple must be unique).
+"""SNAT ports for `full` NAT. A flow in `full` mode reaches its backend from one of the balancer's
+addresses, and its reply is identified by (protocol, backend endpoint, source address, source port).
+So flows to different backend endpoints may share a port, flows to the same endpoint never do: ports
+are allocated per protocol, source address and backend endpoint, which allows 31744 flows per source
+address and *backend*. Linux's SNAT has the same rule (net/netfilter/nf_nat_core.c,
+`nf_nat_used_tuple`: a reply tuple must be unique).
 
-RFC 4787 REQ-3 and RFC 5382 REQ-7 forbid a NAT to overload ports, that is to let two flows share
-one where they can collide. Towards different endpoints they can't, and RFC 7857 section 3 ("port
-overlapping") allows it. When no port is left a flow isn't opened, rather than a port given twice.
+RFC 4787 REQ-3 and RFC 5382 REQ-7 forbid a NAT to overload ports, that is to let two flows share one
+where they can collide. Towards different endpoints they can't, and RFC 7857 section 3 ("port
+overlapping") allows it. When no port is free, a flow is refused.
 
-The port that rested longest is given first, so that the backend's TIME_WAIT of its last flow
-has passed as surely as it can. Ports that were never used are drawn at random (RFC 6056,
-section 3.3): an off-path attacker can't count on the next one.
+The port that has been free for longest is allocated first, so that the backend's TIME_WAIT of its
+last flow has most likely passed. Ports that were never used are picked at random (RFC 6056 section
+3.3), so that an off-path attacker can't predict the next one.
 """
 
 import random
@@ -25,8 +25,8 @@ from featherlb import model
 class _PortRing:
     """The free ports of one source address towards one target: 2 bytes each.
 
-    A ring from `_head` over `_count` ports. The first `_fresh` of them were never given; the
-    rest stand in the order in which they came back.
+    A ring from `_head` over `_count` ports. The first `_fresh` of them were never allocated; the
+    rest are in the order of their release.
     """
 
     __slots__ = ("_count", "_fresh", "_head", "_places", "_random", "_ring", "_size")
@@ -39,8 +39,8 @@ class _PortRing:
         self._random = draw
 
     def take(self, excluded: frozenset[int]) -> int | None:
-        """The next port that isn't excluded, or None. O(1); each excluded port that comes to
-        the front costs a step."""
+        """The next port that isn't excluded, or None. O(1), plus a step for each excluded port at
+        the front."""
         ring = self._ring
         self._places = None
         for _ in range(self._count):
@@ -60,7 +60,7 @@ class _PortRing:
         return None
 
     def claim(self, port: int) -> bool:
-        """Take this very port, if it is free. O(n) for the first one in a row."""
+        """Take this port, if it is free. O(n) for the first of consecutive claims."""
         ring = self._ring
         if self._places is None:
             places = range(self._head, self._head + self._count)
@@ -68,7 +68,7 @@ class _PortRing:
         at = self._places.pop(port, None)
         if at is None:
             return False
-        # What stands at the front takes its place.
+        # The port at the front takes its place.
         if at != self._head:
             ring[at] = ring[self._head]
             self._places[ring[at]] = at
@@ -104,11 +104,11 @@ _NOTHING: frozenset[int] = frozenset()
 
 
 class PortAllocator:
-    """Gives out source ports, none twice while it is in use.
+    """Allocates source ports, none twice while it is in use.
 
-    A *target* stands for a protocol and a backend endpoint, whichever services the backend
-    belongs to; a *source* for an address of the balancer. Both are the caller's, of any type
-    that makes a dict key. Memory is 2 bytes per port for each pair that has been used.
+    A *target* is a protocol and backend endpoint, whichever services the backend belongs to; a
+    *source* is an address of the balancer. Both may be of any hashable type. Memory is 2 bytes per
+    port for each pair that has been used.
     """
 
     def __init__(self, seed: int, ports: Sequence[int] = model.SOURCE_PORTS) -> None:
@@ -118,10 +118,10 @@ class PortAllocator:
         self._excluded: dict[Hashable, frozenset[int]] = {}
 
     def exclude(self, pairs: Iterable[tuple[Hashable, int]]) -> None:
-        """From now on never give these (source, port), in place of those set before.
+        """Replace the (source, port) pairs that are never allocated.
 
-        They are the VIPs: a reply to one would look like a client's packet. A pair that is in
-        use now stays so until its release.
+        They are the VIPs: a reply to one would look like a client's packet. A pair in use stays so
+        until its release.
         """
         ports: dict[Hashable, set[int]] = {}
         for source, port in pairs:
@@ -141,7 +141,7 @@ class PortAllocator:
         return None
 
     def claim(self, target: Hashable, source: Hashable, port: int) -> bool:
-        """Take this very port for a flow that has it; whether it was free."""
+        """Take this port for a flow that already uses it; whether it was free."""
         return self._ring(self._entry(target), source).claim(port)
 
     def _entry(self, target: Hashable) -> _Target:
@@ -158,15 +158,15 @@ class PortAllocator:
         return ring
 
     def release(self, target: Hashable, source: Hashable, port: int) -> None:
-        """Take back what `allocate` gave: once, when the flow is forgotten."""
+        """Release a port, once, when its flow is removed."""
         entry = self._targets[target]
         entry.rings[source].give_back(port)
         if entry.leaving:
             self.forget(target)
 
     def forget(self, target: Hashable) -> None:
-        """Free the memory of a backend that left the configuration, as soon as the last of its
-        ports is back. Allocating for it again before that calls it off."""
+        """Free the memory of a removed backend, as soon as its last port is released. Allocating
+        for it again cancels this."""
         entry = self._targets.get(target)
         if entry is None:
             return

@@ -2,23 +2,23 @@
 
 Theory of operation:
 
-*Records.* A flow is a record (`record.py`) in one mapping that the kernel fills with zero pages as
-they are touched, so a large limit costs nothing until it is used. Record 0 means "none".
+*Records.* A flow is a record (`record.py`) in one mapping, whose zero pages the kernel allocates on
+first use, so a large limit costs nothing until it is used. Record 0 means "none".
 
 *Index.* An open-addressing hash table with linear probing holds two entries a flow: the key of
 a forward packet (client to VIP) and that of a reply (backend to the address the backend sees).
 An entry is a 32-bit hash tag and a 32-bit reference (flow number and direction). Deletion shifts
 the following entries back, so there are no tombstones and no rehashing, ever. It is at most half
 full. The hash is multilinear (Lemire and Kaser, "Strongly universal string hashing is fast",
-2014) over 32-bit words with secret multipliers: nobody outside can choose colliding flows.
+2014) over 32-bit words with secret multipliers, so that nobody can craft colliding flows.
 
-*Time.* Flows of one timeout stand in a doubly linked queue in the order of their last packet, so
-the next to expire is always a head, expiry and eviction are O(1), and no timer is ever searched.
-Time is kept in ticks of 0.1 s. A busy flow moves in its queue once a second at most, or once in a
-16th of the timeout: moving it touches the memory of its neighbours. It may expire so much earlier.
+*Time.* Flows with the same timeout form a doubly linked queue in the order of their last packet, so
+the next one to expire is always a head, and expiry and eviction are O(1). Time is in ticks of 0.1
+s. A busy flow moves in its queue at most once a second or once per 16th of the timeout, as moving
+it touches its neighbours' memory; it may expire earlier by as much.
 
-*Limits.* `capacity` flows, never more. `victim()` names whom to give up for a new one: of the
-queues of the lowest rank the flow that was idle for longest.
+*Limits.* Never more than `capacity` flows. `victim()` is the flow to evict for a new one: in the
+queues of the lowest rank, the one that was idle for longest.
 """
 
 import mmap
@@ -46,7 +46,7 @@ if not cython.compiled:
     )
 
     def prefetch(address: object) -> None:
-        """Only C can ask for it."""
+        """Has no equivalent in Python."""
 
 
 MAX_QUEUES = 255
@@ -58,8 +58,8 @@ class FlowTable:
     """At most `capacity` flows. References are `flow << 1 | direction`, 0 for none."""
 
     def __init__(self, memory: FlowMemory, secret: bytes) -> None:
-        """As many flows as fit into this memory, which is all zeros. `secret` keys the hash: 16
-        bytes or more of randomness."""
+        """`memory`, all zeros, determines the capacity. `secret` keys the hash: 16 random bytes or
+        more."""
         capacity = self.capacity = memory.capacity
         self.count = 0
         self.records = Records(memory.records)
@@ -100,7 +100,7 @@ class FlowTable:
             return self.records.at(flow)
 
     def add_queue(self, rank: int, timeout: float) -> int:
-        """A queue of flows with this timeout in seconds; a full table evicts low ranks first."""
+        """Add a queue with this timeout in seconds; a full table evicts low ranks first."""
         queue = self.queues
         if queue >= MAX_QUEUES:
             raise ValueError(f"more than {MAX_QUEUES} different timeouts")
@@ -138,7 +138,7 @@ class FlowTable:
     def find(
         self, src_high: int, src_low: int, dst_high: int, dst_low: int, ports: int, protocol: int
     ) -> int:
-        """The reference of the flow and direction that a packet belongs to, 0 for none."""
+        """The reference of a packet's flow and direction, 0 for none."""
         tag = self.tag(src_high, src_low, dst_high, dst_low, ports, protocol)
         slot = tag & self.mask
         entry = self.index[slot]
@@ -162,14 +162,13 @@ class FlowTable:
         return 0
 
     def fetch_entry(self, tag: int) -> None:
-        """Have the processor load the index entry of a key, if there is a processor to ask: a
-        packet of that key comes soon. In a large table this load is what finding takes longest
-        for."""
+        """Prefetch the index entry of a key whose packet comes soon (compiled only). In a large
+        table this load is the slowest part of a look-up."""
         if cython.compiled:
             prefetch(cython.address(self.index[tag & self.mask]))
 
     def fetch_record(self, tag: int) -> None:
-        """The same for the record, when the entry is there."""
+        """Prefetch the record, once the entry has been loaded."""
         if cython.compiled:
             record = self.at((self.index[tag & self.mask] & MASK32) >> 1)
             prefetch(record)
@@ -193,9 +192,9 @@ class FlowTable:
         queue: int,
         ticks: int,
     ) -> int:
-        """A new flow at the end of `queue`; 0 if the table is full.
+        """Add a flow at the end of `queue`; 0 if the table is full.
 
-        The caller makes sure that neither key is in the table, and fills in the other fields.
+        The caller ensures that neither key is in the table, and sets the other fields.
         """
         flow = self.free
         record = self.at(flow)
@@ -232,12 +231,12 @@ class FlowTable:
         return flow
 
     def hide(self, flow: int) -> None:
-        """Find this flow by its replies only from now on: many may have one forward key."""
+        """Remove the forward key from the index: several flows may share it."""
         self.unlink(flow << 1)
         self.at(flow).flags |= REPLY_ONLY
 
     def remove(self, flow: int) -> None:
-        """Forget a flow; its record is used again."""
+        """Remove a flow; its record is reused."""
         record = self.at(flow)
         if not record.flags & REPLY_ONLY:
             self.unlink(flow << 1)
@@ -249,8 +248,7 @@ class FlowTable:
         self.count -= 1
 
     def set_source_port(self, flow: int, port: int) -> bool:
-        """Find this flow by replies to this port from now on; False if another flow is found by
-        them."""
+        """Change the port that replies come to; False if another flow has that reply key."""
         record = self.at(flow)
         found = self.find(
             record.backend_high,
@@ -268,7 +266,7 @@ class FlowTable:
         return True
 
     def move(self, flow: int, queue: int, ticks: int) -> None:
-        """Put a flow at the end of a queue: it has another timeout from now on."""
+        """Move a flow to the end of a queue, which has another timeout."""
         record = self.at(flow)
         self.take(flow)
         record.queue = queue
@@ -276,7 +274,7 @@ class FlowTable:
         self.append(flow, queue)
 
     def touch(self, flow: int, ticks: int) -> None:
-        """A packet was seen: the flow's timeout starts anew."""
+        """Restart the flow's timeout after a packet."""
         record = self.at(flow)
         if ticks - record.seen >= self.grain[record.queue]:
             self.take(flow)
@@ -294,7 +292,7 @@ class FlowTable:
         return 0
 
     def victim(self) -> int:
-        """The flow to give up when the table is full: lowest rank, then least recently used."""
+        """The flow to evict from a full table: lowest rank, then least recently used."""
         best = best_queue = 0
         for queue in range(self.queues):
             flow = self.head[queue]
@@ -314,7 +312,7 @@ class FlowTable:
         return self.unused - 1
 
     def is_offloaded(self, flow: int) -> bool:
-        """Whether the kernel translates the flow of that record number."""
+        """Whether the kernel translates this flow."""
         record = self.at(flow)
         return bool(record.protocol and record.flags & (OFFLOADED | ABANDONED) == OFFLOADED)
 
@@ -334,7 +332,7 @@ class FlowTable:
         )
 
     def link(self, ref: int) -> None:
-        """Enter a key into the index."""
+        """Add a key to the index."""
         tag = self.key_tag(ref)
         slot = tag & self.mask
         while self.index[slot]:

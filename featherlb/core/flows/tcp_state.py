@@ -1,19 +1,19 @@
 """The states of a flow as one table of transitions, and the timeout class of each state.
 
-A middlebox sees both directions but owns neither end, so TCP's states are those of a tracker, not
-of RFC 9293: what matters is whether the handshake completed, who has sent a FIN, and whether a RST
-ended it. The table reads `TRANSITIONS[state][direction][event]`.
+A middlebox sees both directions but is neither end, so these are the states of a tracker, not of
+RFC 9293: whether the handshake completed, who has sent a FIN, and whether a RST ended the
+connection. The table is read as `TRANSITIONS[state][direction][event]`.
 
     NEW ─SYN→ SYN_SENT ─SYN-ACK← SYN_RECEIVED ─ACK→ ESTABLISHED
     ESTABLISHED ─FIN→ FIN_WAIT ─FIN← CLOSING          (the client closes first)
     ESTABLISHED ─FIN← CLOSE_WAIT ─FIN→ CLOSING        (the backend closes first)
     any ─RST→ or ─RST← CLOSED
-    SYN_SENT ─SYN→ SYN_RETRIED ─SYN-ACK← SYN_RECEIVED (the backend took its time)
+    SYN_SENT ─SYN→ SYN_RETRIED ─SYN-ACK← SYN_RECEIVED (the backend was slow)
     NEW ─ACK→ ADOPTED ─ACK← ESTABLISHED               (from before, or from another node)
 
-An adopted connection is half-open until its backend has said something other than RST: anybody can
-send an ACK. Sequence numbers are not checked: a forged RST shortens a flow's timeout, but packets
-of a live connection keep it, as they do in IPVS.
+An adopted connection is half-open until its backend has sent something other than a RST: anybody
+can send an ACK. Sequence numbers are not checked: a forged RST shortens a flow's timeout, but the
+packets of a live connection keep the flow, as in IPVS.
 
 UDP has no connections to follow. UDP_ONE_WAY turns into UDP_TWO_WAY when the backend answers.
 """
@@ -22,7 +22,7 @@ from enum import IntEnum
 
 
 class State(IntEnum):
-    """Of a tracked flow. `active` ones count as load of their backend."""
+    """The state of a tracked flow. Those in `ACTIVE` count as load of their backend."""
 
     NEW = 0
     SYN_SENT = 1
@@ -59,7 +59,7 @@ class TimeoutClass(IntEnum):
     UDP_TWO_WAY = 4
     ESTABLISHED = 5
     OFFLOADED = 6
-    """Flows in any state that the kernel carries, and ends at its own timeouts."""
+    """Flows in any state that the kernel forwards and expires."""
 
 
 FORWARD = 0
@@ -88,22 +88,22 @@ TRANSITIONS: tuple[tuple[tuple[State, ...], tuple[State, ...]], ...] = (
     # CLOSE_WAIT: the backend has closed its direction
     (          (             _CLOSEW, _CLOSEW, _CLOSING, _CLOSED, _CLOSEW ),
                (             _CLOSEW, _CLOSEW, _CLOSEW,  _CLOSED, _CLOSEW )),
-    # CLOSING: both have closed, last acknowledgements are under way
+    # CLOSING: both have closed, the last acknowledgements are in flight
     (          (             _CLOSING, _CLOSING, _CLOSING, _CLOSED, _CLOSING ),
                (             _CLOSING, _CLOSING, _CLOSING, _CLOSED, _CLOSING )),
-    # CLOSED: reset; stragglers are still translated
+    # CLOSED: reset; late segments are still translated
     (          (             _CLOSED, _CLOSED, _CLOSED,  _CLOSED, _CLOSED ),
                (             _CLOSED, _CLOSED, _CLOSED,  _CLOSED, _CLOSED )),
-    # UDP_ONE_WAY: only the client has been heard
+    # UDP_ONE_WAY: only the client has sent
     (          (             _ONE,    _ONE,    _ONE,     _ONE,    _ONE    ),
                (             _TWO,    _TWO,    _TWO,     _TWO,    _TWO    )),
     # UDP_TWO_WAY: the backend has answered
     (          (             _TWO,    _TWO,    _TWO,     _TWO,    _TWO    ),
                (             _TWO,    _TWO,    _TWO,     _TWO,    _TWO    )),
-    # SYN_RETRIED: SYN_SENT, but the client has had to send its SYN again
+    # SYN_RETRIED: SYN_SENT, but the client has retransmitted its SYN
     (          (             _RETRY,  _RETRY,  _RETRY,   _CLOSED, _RETRY  ),
                (             _RETRY,  _RECV,   _RETRY,   _CLOSED, _RETRY  )),
-    # ADOPTED: the client was heard mid-stream; only the backend knows whether that is true
+    # ADOPTED: the client sent a mid-stream segment; only the backend can confirm the connection
     (          (             _SENT,   _ADOPT,  _ADOPT,   _CLOSED, _ADOPT  ),
                (             _ADOPT,  _RECV,   _CLOSEW,  _CLOSED, _ESTAB  )),
 )

@@ -1,7 +1,7 @@
-"""Joins connections from before a restart by a segment of the backend, if their VIP is certain.
+"""Adopts connections from before a restart by a segment of the backend, if their VIP is certain.
 
-A backend's segment doesn't say which VIP its client uses. If exactly one VIP's scheduler would have
-sent this client to this backend, it must be that one.
+A backend's segment doesn't name the VIP that its client uses. If exactly one VIP's scheduler would
+have sent this client to this backend, it must be that one.
 """
 
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ if not cython.compiled:
     from featherlb.net.packet import SYN, TCP
 
 MAX_RANGE = 16
-"""Ports of a VIP that are tried to find the VIP of a reply."""
+"""Ports of a VIP to try for a reply; VIPs with more are not tried."""
 
 ESTABLISHED = int(State.ESTABLISHED)
 INPUT = int(Hook.INPUT)
@@ -33,7 +33,7 @@ TRUNCATED = int(PacketInfo.TRUNCATED)
 
 
 class Adoption:
-    """Joins connections by their replies, `until` a time of the clock of `handle_packet`."""
+    """Adopts connections by their replies, `until` a time on the clock of `handle_packet`."""
 
     def __init__(
         self,
@@ -51,8 +51,8 @@ class Adoption:
         self._vips: dict[tuple[int, int, int], list[tuple[Pool, int, int, int]]] = {}
 
     def index(self, pools: Iterable[Pool]) -> None:
-        """Index by backend the VIPs whose connections can be recognised by their replies. VIPs of
-        many addresses or ports are left out: a reply rarely fits only one of their ports."""
+        """Index by backend the VIPs whose connections can be adopted by their replies. Wildcards
+        and long port ranges are left out: a reply rarely fits only one of their ports."""
         found: dict[tuple[int, int, int], list[tuple[Pool, int, int, int]]] = {}
         for pool in pools:
             if not pool.adopts or pool.offloaded or pool.service.protocol is not Protocol.TCP:
@@ -70,8 +70,8 @@ class Adoption:
         self._vips = found
 
     def adopt(self, ctx: Context) -> int:
-        """A flow for a backend's segment, whose connection was opened before this
-        process started; 0 if it is not certain to which VIP."""
+        """A flow for a backend's segment of a connection that was opened before this process
+        started; 0 if its VIP is not certain."""
         packet = ctx.packet
         hook = ctx.hook
         if packet.protocol != TCP or packet.flags == SYN or ctx.info & TRUNCATED:
@@ -104,11 +104,11 @@ class Adoption:
         if self._tombstones.holds(key, ctx.ticks):
             return 0
         if packet.flags & SYN:
-            # Its SYN did not come this way: it went to the backend directly, as SYNs of this host's
-            # health checks do, and so will the rest.
+            # The SYN went to the backend directly, as those of this host's health checks do; so
+            # will the rest of the connection.
             self._tombstones.remember(key, ctx.ticks)
             return 0
-        # Nothing is in its way: no flow has its replies, and it needs no port of ours.
+        # It can't clash: no flow has its replies, and it needs no SNAT port.
         return self._lifecycle.open(
             pool,
             member,

@@ -1,9 +1,9 @@
 """The packet path. Sans-IO: packets come in as bytes in a buffer, verdicts go out.
 
-Reads no clock, opens no socket, writes no log. Driven by four doors: `handle_packet`,
-`handle_timer`, `apply` (the services) and `set_topology` (where frames go); others are those of its
-parts. `handle_packet` is a list of stages, which stand below in its order; docs/packet-path.md
-walks through them. Not thread-safe: a worker calls one door at a time.
+Reads no clock, opens no socket, writes no log. It has four entry points: `handle_packet`,
+`handle_timer`, `apply` (the services) and `set_topology` (where frames go); its parts have more.
+`handle_packet` is a list of stages, which follow in the same order; docs/packet-path.md explains
+them. Not thread-safe: a worker makes one call at a time.
 """
 
 from array import array
@@ -91,9 +91,9 @@ REWRITTEN = int(Verdict.REWRITTEN)
 class Balancer:
     """Decides what happens to each packet.
 
-    Its parts have doors of their own: `outbox` has packets to send, `offload` is for the engine of
-    offloaded flows, `views` shows flows and counts, `termination` ends flows for an operator,
-    `restoration` restores those of a predecessor.
+    Its parts have entry points of their own: `outbox` has packets to send, `offload` is for the
+    engine of offloaded flows, `views` shows flows and counts, `termination` ends flows for an
+    operator, `restoration` restores those of a predecessor.
     """
 
     def __init__(
@@ -108,8 +108,8 @@ class Balancer:
     ) -> None:
         """`memory`, all zeros, limits the flows. `secret` is the process's randomness (16 bytes or
         more); `hash_key` keys placement and must be the same where nodes are to agree.
-        `source_ports` are for `full` NAT. Until the time `adopt_until` of the clock of
-        `handle_packet`, connections from before are recognised by their replies, too."""
+        `source_ports` are for `full` NAT. Until `adopt_until` on the clock of `handle_packet`,
+        connections from before the start are also adopted by their replies."""
         flows = self.flows = FlowTable(memory, secret)
         packet = self.packet = Packet()
         next_hops = self.next_hops = NextHops(memory, MAX_MEMBERS)
@@ -141,7 +141,7 @@ class Balancer:
         self.tags = memoryview(array("Q", bytes(8 * MAX_EXPECTED)))
         self.attach(bytearray(64))
 
-    # Doors
+    # Entry points
 
     def attach(self, buffer: bytearray) -> None:
         """Packets are in this buffer from now on."""
@@ -172,9 +172,9 @@ class Balancer:
             flows.fetch_record(self.tags[i])
 
     def look_up_ahead(self, offsets: memoryview, lengths: memoryview, count: int) -> None:
-        """Queue look-ups of the offloaded flows that expected packets could open anew, so that one
-        exchange with the kernel serves the batch. Optional: `handle_packet`
-        asks for the look-ups that are missing.
+        """Queue look-ups of the offloaded flows that the announced packets could reopen, so that
+        one exchange with the kernel serves the batch. Optional: `handle_packet` requests the
+        look-ups that are missing.
         """
         packet = self.packet
         for i in range(count):
@@ -186,9 +186,9 @@ class Balancer:
     def handle_packet(self, offset: int, length: int, hook: int, info: int, now: float) -> int:
         """Decide on the IP packet at `offset` of the buffer, rewriting it in place.
 
-        `length` is in bytes; of a truncated packet (`info`) it is the length before it was cut.
-        `hook` is a `model.Hook`, `info` bits of `model.PacketInfo`, `now` seconds of a monotonic
-        clock. The answer is a `model.Verdict`. Never raises for what a packet contains.
+        `length` is in bytes; for a truncated packet (`info`), before truncation. `hook` is a
+        `model.Hook`, `info` bits of `model.PacketInfo`, `now` seconds of a monotonic clock.
+        Returns a `model.Verdict`. Never raises because of a packet's contents.
         """
         ctx = self.context
         ctx.begin(offset, length, hook, info, now)
@@ -237,7 +237,7 @@ class Balancer:
         return GO_ON if reason == OK else self.parse_further(ctx, reason)
 
     def parse_further(self, ctx: Context, reason: int) -> int:
-        """What else a packet without TCP or UDP header may be; `reason` says what is wrong."""
+        """Handle a packet without a TCP or UDP header; `reason` says why it has none."""
         packet = ctx.packet
         if reason == FRAGMENT and ctx.hook == WIRE:
             reason = packet.parse_fragment(ctx.offset)
@@ -249,20 +249,20 @@ class Balancer:
             return GO_ON
         if reason == UNSUPPORTED and ctx.hook == WIRE:
             return self.counters.pass_on()
-        # Behind the routing decision arrive packets of other connections with a backend's port.
+        # After the routing decision, other connections' packets from a backend's port arrive, too.
         if is_after_routing(ctx.hook) and not self.is_ours(ctx):
             return self.counters.pass_on()
         return self.counters.drop(reason)
 
     def look_up(self, ctx: Context) -> int:
-        """Find the flow, in either direction. Goes on with a packet that is rewritten at this hook,
-        and with one that may open a flow."""
+        """Find the flow, in either direction. A packet that is rewritten at this hook continues,
+        and so does one that may open a flow."""
         packet = ctx.packet
         ref = self.find()
         flow = ref >> 1
         reply = ref & 1
         if not ref:
-            # A backend's segment may be of a connection from before the start.
+            # A backend's segment may belong to a connection from before the start.
             if ctx.hook not in (PREROUTING, OUTPUT) and ctx.now < self.adoption.until:
                 ctx.flow = self.adoption.adopt(ctx)
                 ctx.reply = 1 if ctx.flow else 0
@@ -274,7 +274,7 @@ class Balancer:
             if action == ASK:
                 return self.offload.handle(ctx)
             return self.counters.drop(COPY) if action == DROP else self.counters.pass_on()
-        # What may open a flow: a SYN, or a datagram (which has no flags).
+        # A SYN, or a datagram (which has no flags), may reopen it.
         if not reply and packet.flags <= SYN and self.lifecycle.reopens(flow):
             self.lifecycle.close(flow)
             ctx.flow = 0
@@ -283,7 +283,7 @@ class Balancer:
         return GO_ON
 
     def admit(self, ctx: Context) -> int:
-        """Whether a packet of no flow may open one: `ctx.pool` is where."""
+        """Whether a packet without a flow may open one, in `ctx.pool`."""
         packet = ctx.packet
         wire = ctx.hook == WIRE
         port = packet.ports & 0xFFFF
@@ -304,7 +304,7 @@ class Balancer:
                 return self.counters.drop(MARTIAN)
             if packet.ttl() <= 1:
                 return self.drop_ttl_exceeded(ctx, packet.dst_high, packet.dst_low)
-        # Mid-stream: joined where the same backend is certain to be chosen again.
+        # Mid-stream segments are adopted if the same backend is certain to be chosen again.
         if packet.protocol == TCP and (packet.flags != SYN or self.tombstones):
             key = (packet.src_high, packet.src_low, packet.dst_high, packet.dst_low, packet.ports)
             if packet.flags == SYN:
@@ -351,31 +351,31 @@ class Balancer:
         return GO_ON
 
     def route(self, ctx: Context) -> int:
-        """Find the next hop, for `next_hops.goes`, and take one from the TTL, as a router does."""
+        """Set `next_hops.egress` and decrement the TTL, as a router does."""
         packet = ctx.packet
         flow = ctx.flow
         next_hops = self.next_hops
         record = self.flows.at(flow)
         if ctx.reply:
-            hop = next_hops.back(flow, record.client_high, record.client_low)
+            hop = next_hops.towards_client(flow, record.client_high, record.client_low)
             if not hop:
                 return self.counters.drop(NO_NEXT_HOP)
         else:
-            next_hops.came_from(flow, record.client_high, record.client_low)
+            next_hops.learn(flow, record.client_high, record.client_low)
             hop = next_hops.members[record.member_id]
         if packet.ttl() <= 1:
             return self.drop_ttl_exceeded(ctx, record.vip_high, record.vip_low)
-        # A super-packet leaves as segments.
+        # A GSO packet leaves as segments.
         length = (
             packet.payload - packet.ip + next_hops.gso_size if next_hops.gso_size else ctx.length
         )
         mtu = next_hops.mtu[hop >> LINK_SHIFT & LINK_MASK]
-        next_hops.goes = hop
+        next_hops.egress = hop
         if length > mtu > 0:
             if not packet.may_be_fragmented() or (next_hops.gso_size and packet.protocol != TCP):
                 self.outbox.report_too_big(record.vip_high, record.vip_low, mtu, ctx.ticks)
                 return self.counters.drop(TOO_BIG)
-            if next_hops.gso_size:  # shorter segments; what is none, its driver fragments
+            if next_hops.gso_size:  # shorter segments; other packets are fragmented by the driver
                 next_hops.gso_size -= length - mtu
         packet.decrement_ttl()
         return GO_ON
@@ -394,7 +394,7 @@ class Balancer:
             self.lifecycle.close(ctx.flow)
         return REWRITTEN
 
-    # Stages of a fragment that is not its packet's first
+    # Stages of later fragments
 
     def look_up_fragment(self, ctx: Context) -> int:
         """Find the flow of the packet's first fragment."""
@@ -402,7 +402,7 @@ class Balancer:
         ref = self.fragments.find(packet, ctx.ticks)
         record = self.flows.at(ref >> 1)
         direction = direction_of(record, ref & 1)
-        # The flow may have ended, and its record be another's.
+        # The flow may have ended, and its record may have been reused.
         if (
             not ref
             or record.protocol != packet.protocol
@@ -419,16 +419,16 @@ class Balancer:
         return GO_ON
 
     def translate_fragment(self, ctx: Context) -> int:
-        """Rewrite the addresses, count it; it says nothing of the connection's state."""
+        """Rewrite the addresses and count the fragment; the connection's state doesn't change."""
         self.flows.touch(ctx.flow, ctx.ticks)
         rewrite_addresses(ctx.packet, self.flows, ctx.flow, ctx.reply)
         self.count(ctx)
         return REWRITTEN
 
-    # What the stages share
+    # Helpers of the stages
 
     def find(self) -> int:
-        """The parsed packet's flow and direction, as `FlowTable.find` says them."""
+        """The reference of the parsed packet's flow and direction (`FlowTable.find`)."""
         packet = self.packet
         return self.flows.find(
             packet.src_high,
@@ -440,8 +440,8 @@ class Balancer:
         )
 
     def is_ours(self, ctx: Context) -> bool:
-        """Whether a packet that can't be handled is of a flow, or would be of one that the kernel
-        translates, as far as it can be read."""
+        """Whether a packet that can't be handled belongs to a flow, or to a service that the kernel
+        forwards, as far as its headers can be read."""
         packet = ctx.packet
         version = self.buffer[ctx.offset] >> 4
         if not packet.parse_quoted(version, ctx.offset, ctx.offset + ctx.length):
@@ -451,18 +451,18 @@ class Balancer:
         return bool(self.find()) or (pool is not None and pool.offloaded)
 
     def refuse(self, ctx: Context, reason: int) -> int:
-        """Drop the packet, and answer it with a RST or ICMP port unreachable if it is one that is
-        answered."""
+        """Drop the packet, and answer with a RST or ICMP port unreachable unless it must not
+        be answered."""
         self.outbox.refuse(ctx.ticks)
         return self.counters.drop(reason)
 
     def drop_ttl_exceeded(self, ctx: Context, high: int, low: int) -> int:
-        """Drop the packet, and report that from this address (two words)."""
+        """Drop the packet, and send an ICMP time exceeded from this address (two words)."""
         self.outbox.report_ttl_exceeded(high, low, ctx.ticks)
         return self.counters.drop(TTL_EXCEEDED)
 
     def clamp_mss(self, ctx: Context) -> None:
-        """Lower the segment size that a SYN asks for to what its service allows."""
+        """Clamp the MSS option of a SYN to the service's limit."""
         limit = self.members.by_id[self.flows.at(ctx.flow).member_id].pool.service.mss
         if limit is not None:
             lower(ctx.packet, limit, not ctx.info & NOT_READY)

@@ -1,30 +1,30 @@
-"""A packet on its way through the stages, with what they have found out about it.
+"""A packet on its way through the stages, with what they have found.
 
-A stage is a function that takes a `Context` and answers GO_ON or the packet's `model.Verdict`.
+A stage is a function that takes a `Context` and returns GO_ON or the packet's `model.Verdict`.
 """
 
 from featherlb.core.pools.pool import Pool
 from featherlb.net.packet import Packet
 
 GO_ON = 0
-"""The next stage decides. No `model.Verdict` is 0, so stages are chained by `or`."""
+"""Continue with the next stage. No `model.Verdict` is 0, so `or` chains stages."""
 
-# What `Context.kind` says.
+# Values of `Context.kind`.
 WHOLE = 0
 """A TCP segment or a UDP datagram."""
 FIRST_FRAGMENT = 1
-"""The first fragment of one, which has its ports."""
+"""The first fragment of one, with the ports."""
 LATER_FRAGMENT = 2
 """Another fragment, without ports."""
 ICMP_MESSAGE = 3
 
 
 class Context:
-    """One is used for all packets: `begin` makes it the next one's.
+    """One object serves all packets: `begin` resets it for the next one.
 
-    `packet` has the headers, once they are parsed. `flow` is the packet's flow, 0 if it has none
-    yet; `reply` is 1 if the packet goes from the backend to the client. For a packet that opens a
-    flow, `pool` is the service's, and `offloaded` says that the kernel is to translate the flow.
+    `packet` has the headers once they are parsed. `flow` is the packet's flow, 0 for none; `reply`
+    is 1 if the packet goes from the backend to the client. For a packet that opens a flow, `pool`
+    is the service's, and `offloaded` says whether the kernel is to translate the flow.
     """
 
     pool: Pool
@@ -34,7 +34,7 @@ class Context:
         self.begin(0, 0, 0, 0, 0.0)
 
     def begin(self, offset: int, length: int, hook: int, info: int, now: float) -> None:
-        """The packet in hand is another one; the arguments are those of `handle_packet`."""
+        """Start with another packet; arguments as for `handle_packet`."""
         self.offset = offset
         self.length = length
         self.hook = hook

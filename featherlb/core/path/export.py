@@ -1,7 +1,7 @@
-"""What operators see: flows, and what was counted, as values that can be sent and shown.
+"""Flows and counters as values that can be sent and shown.
 
-Nothing here changes what happens to a packet. It is compiled for one reason only: where things
-stand in a record and among the counts, compiled modules alone know.
+Nothing here changes what happens to a packet. It is compiled because only compiled modules can read
+a compiled record and compiled counters.
 """
 
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ if not cython.compiled:
 
 @dataclass(frozen=True, slots=True)
 class FlowView:
-    """One flow, for people. Ages are seconds; `source` is what the backend sees."""
+    """One flow. Ages are in seconds; `source` is the client as the backend sees it."""
 
     service: str
     protocol: Protocol
@@ -50,10 +50,10 @@ class FlowView:
 
 @dataclass(frozen=True, slots=True)
 class BackendStats:
-    """Counts of one backend since it joined the pool.
+    """Counters of one backend since it joined the pool.
 
     `resets` are RSTs in open connections, `refused` RSTs in answer to a SYN, `syn_timeouts`
-    connections that it never answered, `syn_retries` those whose client had to send the SYN again.
+    connections that it never answered, `syn_retries` those whose client retransmitted the SYN.
     """
 
     service: str
@@ -72,9 +72,9 @@ class BackendStats:
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """A snapshot. received = translated + passed + dropped, in packets; `reasons` adds up to it.
+    """A snapshot. In packets, received = translated + passed + dropped = the sum of `reasons`.
 
-    `flows_by_class` adds up to `flows`. `leaving` are backends that have left their service and
+    `flows` is the sum of `flows_by_class`. `leaving` are backends that have left their service but
     still have flows.
     """
 
@@ -94,10 +94,10 @@ class Statistics:
 
 @dataclass(frozen=True, slots=True)
 class FlowRecords:
-    """A part of the flow table as it lies in memory: copying it costs next to nothing, reading
-    it (`read_flows`) is for somebody who has the time.
+    """A part of the flow table as raw memory: cheap for the worker to copy; the receiver decodes it
+    (`read_flows`).
 
-    `first` is the number of the first record, `end` that of the last one in use, plus one.
+    `first` is the number of the first record, `end` that of the last one in use plus one.
     `services` are by member number, `now` is the time of the copy in seconds.
     """
 
@@ -109,7 +109,7 @@ class FlowRecords:
 
 
 class Views:
-    """Looks at a balancer's parts."""
+    """Reads a balancer's flows and counters."""
 
     def __init__(
         self,
@@ -135,7 +135,7 @@ class Views:
                 yield self.view(flow, now)
 
     def view(self, flow: int, now: float) -> FlowView:
-        """A flow as people see it."""
+        """A flow, by record number."""
         ((_, _, view),) = read_flows(self.copy_records(flow, 1, now))
         return view
 
@@ -172,8 +172,8 @@ class Views:
         return bool(self._flows.at(flow).protocol)
 
     def outcomes(self) -> dict[str, tuple[int, ...]]:
-        """By service, for each of its backends in order: the flows opened since it joined, and
-        those of them that it refused or left without an answer. Cheap, to be asked often."""
+        """By service, for each of its backends in order: flows opened since it joined, and how many
+        of them it refused or did not answer. Cheap enough to call often."""
         counters = self._counters
         found: dict[str, tuple[int, ...]] = {}
         for name, pool in self._services.pools.items():
@@ -186,7 +186,7 @@ class Views:
         return found
 
     def statistics(self) -> Statistics:
-        """A snapshot of all counts."""
+        """A snapshot of all counters."""
         counters = self._counters
         reasons = {reason: counters.reasons[int(reason)] for reason in Reason}
         errors = dict.fromkeys((service for service, _ in self._services.user_schedulers), 0)
@@ -236,7 +236,7 @@ class Views:
 
 
 def read_flows(page: FlowRecords) -> Iterator[tuple[int, bytes, FlowView]]:
-    """The flows of a copied part of the table: record number, key, and what people see."""
+    """The flows in a copied part of the table: record number, key and view of each."""
     records = Records(memoryview(bytearray(page.records)))
     ticks = int(page.now * 10)
     for number in range(records.count):

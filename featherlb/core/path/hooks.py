@@ -1,7 +1,7 @@
-"""Which hook rewrites which packet: one table, which docs/packet-path.md shows and explains.
+"""Which hook rewrites which packet: one table, explained in docs/packet-path.md.
 
-A packet may pass several netfilter hooks, and is rewritten at one of them. Which one depends on the
-datapath of its flow, on its direction, and on the NAT mode.
+A packet passes several netfilter hooks and is rewritten at one of them. Which one depends on its
+flow's datapath, its direction and the NAT mode.
 """
 
 from enum import IntEnum
@@ -16,34 +16,34 @@ if not cython.compiled:
 
 
 class Action(IntEnum):
-    """What is done with a packet at a hook."""
+    """What to do with a packet at a hook."""
 
     PASS = 0
-    """Let it pass: another hook rewrites it, or it is not ours."""
+    """Accept it unchanged: another hook rewrites it, or it is not ours."""
     REWRITE = 1
     OPEN = 2
     """Open a flow."""
     DROP = 3
     """Drop it: it is the kernel's copy of a frame."""
     ASK = 4
-    """Find out why it is here: the kernel translates its flow, but has not taken this packet."""
+    """An untracked packet of a flow that the kernel translates: find out why."""
 
 
 class Row(IntEnum):
-    """Packets that are treated alike. `QUEUED` flows are met at netfilter hooks, `FRAMED` ones on
-    the wire, and the packets of `KERNEL` ones are translated by the kernel."""
+    """Packets that are treated alike. `QUEUED` flows are translated at netfilter hooks, `FRAMED`
+    ones on the wire, `KERNEL` ones by the kernel."""
 
-    # Of a flow.
+    # Packets of a flow.
     QUEUED = 0
     QUEUED_DNAT_REPLY = 1
     FRAMED = 2
     KERNEL = 3
-    # ICMP errors about a packet of a flow, in the same order; a reply is on its way to the client.
+    # ICMP errors about a packet of a flow, in the same order; a reply goes to the client.
     QUEUED_ERROR = 4
     QUEUED_DNAT_REPLY_ERROR = 5
     FRAMED_ERROR = 6
     KERNEL_ERROR = 7
-    # Of no flow, to a VIP, by the service's datapath.
+    # Packets to a VIP without a flow, by the service's datapath.
     NEW_NFQUEUE = 8
     NEW_RAW = 9
     NEW_OFFLOAD = 10
@@ -65,7 +65,7 @@ TABLE = {
     Row.NEW_RAW:                 (DROP,     PASS,    PASS,    OPEN,    PASS,       OPEN),
     Row.NEW_OFFLOAD:             (OPEN,     OPEN,    OPEN,    OPEN,    OPEN,       PASS),
 }  # fmt: skip
-"""What is done with the packets of each row, an `Action` for each `Hook`."""
+"""For each row of packets, an `Action` for each `Hook`."""
 
 # The same as flat bytes, for the compiled build.
 HOOKS = len(Hook)
@@ -84,18 +84,18 @@ WIRE = int(Hook.WIRE)
 
 
 def for_flow(flags: int, reply: int, hook: int) -> int:
-    """What is done at this hook with a packet of a flow with these `flags` of its record."""
+    """The action at this hook for a packet of a flow whose record has these `flags`."""
     return ACTIONS[row_of(flags, reply) * HOOKS + hook]
 
 
 def for_error(flags: int, reply: int, hook: int) -> int:
-    """The same with an ICMP error about a packet of the flow; `reply` is 1 if the error goes to the
-    client."""
+    """The action for an ICMP error about a packet of the flow; `reply` is 1 if the error goes to
+    the client."""
     return ACTIONS[(ERRORS + row_of(flags, reply)) * HOOKS + hook]
 
 
 def for_new(pool: Pool, hook: int) -> int:
-    """The same with a packet to a VIP of this pool that is of no flow."""
+    """The action for a packet to a VIP of this pool that has no flow."""
     row = NEW_RAW if pool.raw else NEW_OFFLOAD if pool.offloaded else NEW_NFQUEUE
     return ACTIONS[row * HOOKS + hook]
 
@@ -110,6 +110,6 @@ def row_of(flags: int, reply: int) -> int:
 
 
 def is_after_routing(hook: int) -> bool:
-    """Whether the kernel has taken its routing decision before this hook: there come the packets
-    from backends."""
+    """Whether this hook comes after the kernel's routing decision: replies in `dnat` mode are
+    rewritten there."""
     return hook not in (PREROUTING, OUTPUT, WIRE)

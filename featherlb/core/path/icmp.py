@@ -1,14 +1,14 @@
-"""ICMP: errors are translated with the flow whose packet they quote, echo requests answered.
+"""ICMP: translates errors by the flow whose packet they quote, and answers echo requests.
 
-An error: a node on the path (a router, an end, the balancer's own kernel) could not forward or
-deliver a packet, and reports that to its sender, quoting it. The quoted packet was translated
-before, so its sender would not recognise it; here that is undone. The quoted packet travelled in
-the other direction: an error towards the client quotes a packet towards the backend. Rules: RFC
-5508 section 4, RFC 4443 section 2.4.
+A node on the path (a router, an end, the balancer's own kernel) that could not forward or deliver a
+packet sends an error to its source, quoting the packet. The quoted packet had been translated, so
+its sender would not recognise it: the translation is reverted. The quoted packet travelled in the
+opposite direction: an error towards the client quotes a packet towards the backend. Rules: RFC 5508
+section 4, RFC 4443 section 2.4.
 
-Type, code and the four bytes after the checksum (the next hop's MTU, a pointer, the length field of
-RFC 4884) stay as they are. Errors say nothing about the flow's state: they neither end it (RFC
-5382 REQ-10) nor prolong it.
+Type, code and the four bytes after the checksum (next-hop MTU, pointer, the length field of RFC
+4884) stay unchanged. Errors don't affect the flow's state: they neither end it (RFC 5382 REQ-10)
+nor extend its timeout.
 """
 
 import cython
@@ -70,7 +70,7 @@ class IcmpHandler:
         self._outbox = outbox
 
     def attach(self, buffer: bytearray) -> None:
-        """Packets stand in this buffer from now on."""
+        """Use this buffer from now on."""
         self._quoted.attach(buffer)
 
     def handle(self, ctx: Context) -> int:
@@ -101,8 +101,8 @@ class IcmpHandler:
         return REWRITTEN
 
     def handle_echo(self, ctx: Context) -> int:
-        """Answer an echo request to a VIP; other messages are not ours. They get here only if
-        the VIP is no address of this host: otherwise its kernel answers."""
+        """Answer an echo request to a VIP; other messages are not ours. It gets here only if the
+        VIP is not an address of this host, whose kernel would answer otherwise."""
         packet = ctx.packet
         if (
             ctx.hook != PREROUTING
@@ -117,7 +117,7 @@ class IcmpHandler:
         return self._counters.drop(ECHO)
 
     def damage(self, ctx: Context) -> int:
-        """Why the message can't be used, or OK."""
+        """Why the message can't be translated, or OK."""
         if ctx.info & CUT:
             return TRUNCATED
         if not ctx.info & NOT_READY and not is_intact(ctx.packet):
@@ -125,25 +125,25 @@ class IcmpHandler:
         return OK
 
     def route(self, ctx: Context) -> int:
-        """Set `next_hops.goes` for an error about a packet of the flow, and decrement its TTL: OK,
-        or why it can't be sent. No error is sent about an error (RFC 1122 section 3.2.2)."""
+        """Set `next_hops.egress` for an error about a packet of the flow, and decrement its TTL:
+        OK, or why it can't be sent. No error is sent about an error (RFC 1122 section 3.2.2)."""
         next_hops = self._next_hops
         if ctx.packet.ttl() <= 1:
             return TTL_EXCEEDED
         record = self._flows.at(ctx.flow)
         if ctx.reply:
-            hop = next_hops.back(ctx.flow, record.client_high, record.client_low)
+            hop = next_hops.towards_client(ctx.flow, record.client_high, record.client_low)
             if not hop:
                 return NO_NEXT_HOP
         else:
             hop = next_hops.members[record.member_id]
-        next_hops.goes = hop
+        next_hops.egress = hop
         ctx.packet.decrement_ttl()
         return OK
 
 
 def is_icmp(packet: Packet) -> bool:
-    """Whether the parsed packet carries the ICMP of its IP version."""
+    """Whether the parsed packet is ICMP of its IP version."""
     return packet.protocol == (ICMP if packet.version == 4 else ICMPV6)
 
 
@@ -158,7 +158,7 @@ def is_error(packet: Packet) -> bool:
 
 
 def is_echo_request(packet: Packet) -> bool:
-    """Whether the parsed ICMP message wants to be echoed."""
+    """Whether the parsed ICMP message is an echo request."""
     if packet.end - packet.transport < HEADER:
         return False
     kind = packet.data[packet.transport]
@@ -166,8 +166,8 @@ def is_echo_request(packet: Packet) -> bool:
 
 
 def find_quoted(packet: Packet, quoted: Packet, flows: FlowTable) -> int:
-    """The flow whose packet the parsed error quotes, as a reference with the direction in which
-    the error itself travels; 0 if there is none. `quoted` is set to the quoted packet."""
+    """The flow whose packet the parsed error quotes, as a reference with the direction of the error
+    itself; 0 if there is none. `quoted` is set to the quoted packet."""
     if not quoted.parse_quoted(packet.version, packet.transport + HEADER, packet.end):
         return 0
     # An error is addressed to the sender of the quoted packet; anything else is forged.
@@ -184,8 +184,8 @@ def find_quoted(packet: Packet, quoted: Packet, flows: FlowTable) -> int:
 
 
 def checksum(packet: Packet, src_high: int, src_low: int, dst_high: int, dst_low: int) -> int:
-    """The checksum of the ICMP message in the buffer, whose own field must be zero; with the
-    right one in the field, 0. ICMPv6 includes the pseudo-header (RFC 4443 section 2.3)."""
+    """The checksum of the ICMP message in the buffer if its field is zero; 0 if the field is
+    correct. ICMPv6 includes the pseudo-header (RFC 4443 section 2.3)."""
     if packet.version == 6:
         return packet.transport_checksum(src_high, src_low, dst_high, dst_low)
     length = packet.end - packet.transport
@@ -193,18 +193,18 @@ def checksum(packet: Packet, src_high: int, src_low: int, dst_high: int, dst_low
 
 
 def is_intact(packet: Packet) -> bool:
-    """Whether the checksum of the parsed ICMP message is right."""
+    """Whether the checksum of the parsed ICMP message is correct."""
     return not checksum(packet, packet.src_high, packet.src_low, packet.dst_high, packet.dst_low)
 
 
 def translate_error(
     packet: Packet, quoted: Packet, flows: FlowTable, flow: int, reply: int, own: bool
 ) -> None:
-    """Rewrite the parsed error about a packet of `flow` in place, and what it quotes.
+    """Rewrite the parsed error about a packet of `flow`, and the packet that it quotes, in place.
 
-    `reply` is 1 for an error on its way to the client. It then comes from the VIP whichever node
-    made it, since a backend's side of the network may have no address that means anything to the
-    client (RFC 5508 REQ-5); one that the balancer made on its `own` keeps its address.
+    `reply` is 1 for an error to the client. Its source becomes the VIP, whichever node sent it, as
+    addresses on the backend's side may mean nothing to the client (RFC 5508 REQ-5); an error of the
+    balancer's `own` keeps its source.
     """
     record = flows.at(flow)
     address_delta = record.address_delta
@@ -222,7 +222,7 @@ def translate_error(
         if record.flags & FULL:
             src_high, src_low = peer_high, peer_low
 
-    # The quoted packet, as the receiver of the error has sent it.
+    # The quoted packet, as the receiver of the error sent it.
     quoted.write_source(dst_high, dst_low)
     quoted.write_destination(peer_high, peer_low)
     quoted.write16(quoted.transport, dst_port)
@@ -230,7 +230,7 @@ def translate_error(
     if quoted.version == 4:
         quoted.write16(quoted.ip + 10, update(quoted.read16(quoted.ip + 10), address_delta))
     field = quoted.transport + (16 if quoted.protocol == TCP else 6)
-    if field + 2 <= quoted.end:  # of TCP often only eight bytes are there (RFC 792)
+    if field + 2 <= quoted.end:  # often only eight bytes of TCP are quoted (RFC 792)
         check = quoted.read16(field)
         if quoted.protocol == TCP:
             quoted.write16(field, update(check, delta))

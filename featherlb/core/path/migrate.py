@@ -1,4 +1,4 @@
-"""Migrates the flows of a service that changes its datapath to the new one."""
+"""Migrates the flows of a service that changes its datapath."""
 
 from collections.abc import Collection
 
@@ -26,7 +26,7 @@ CLOSED = int(State.CLOSED)
 
 
 class Migration:
-    """Hands flows over from one datapath to another."""
+    """Moves flows from one datapath to another."""
 
     def __init__(
         self, flows: FlowTable, members: Members, lifecycle: Lifecycle, commands: Commands
@@ -37,8 +37,8 @@ class Migration:
         self._commands = commands
 
     def migrate(self, pools: Collection[Pool]) -> None:
-        """Meet the packets of these pools' flows where those of new flows are met. The flows of
-        this host's own clients never are on a wire."""
+        """Move the flows of these pools to their services' datapaths. Flows of clients on this host
+        never use frames."""
         flows = self._flows
         for flow in range(1, flows.last_record() + 1):
             record = flows.at(flow)
@@ -53,8 +53,8 @@ class Migration:
                 self.migrate_flow(flow, pool.offloaded)
 
     def migrate_flow(self, flow: int, offloaded: bool) -> None:
-        """Have the kernel translate a flow from now on, or no more; one that both ends have closed
-        ends."""
+        """Have the kernel translate a flow from now on, or no longer; a flow that both ends have
+        closed is removed."""
         flows = self._flows
         record = flows.at(flow)
         state = record.state

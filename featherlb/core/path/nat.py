@@ -1,20 +1,20 @@
-"""Translation: the packet of a flow gets the addresses and ports of the other side.
+"""Translation: rewrites the addresses and ports of a flow's packet.
 
 Both NAT modes are one operation: a forward packet gets the flow's source and backend (in `dnat`
-mode the source is the client itself), a reply gets VIP and client. What happens to the transport
-checksum depends on what the kernel said of the packet:
+mode the source is the client itself), a reply gets VIP and client. How the transport checksum is
+updated depends on the checksum offload state that came with the packet:
 
-| the kernel says | leaves through a device | goes to a socket of this host |
+| checksum state | leaves through a device | goes to a socket of this host |
 | --- | --- | --- |
 | complete | incremental update | the same |
 | not ready | full sum | full sum |
-| not ready, TCP super-packet | untouched: the kernel sums each segment | full sum |
-| not ready, UDP super-packet | address delta into the pseudo-header sum | the same |
+| not ready, TCP GSO packet | unchanged: the kernel sums each segment | full sum |
+| not ready, UDP GSO packet | address delta into the pseudo-header sum | the same |
 | not ready, completed later | address delta into the pseudo-header sum | |
 
-The last row is of frames (the raw datapath), which leave with what the kernel said of them. After a
-rewriting in a queue the kernel treats the packet as CHECKSUM_NONE (nfqnl_mangle in
-net/netfilter/nfnetlink_queue.c), so nobody downstream completes a half-done field.
+The last row is for frames (the raw datapath), which leave with the offload state they came with. A
+packet that was rewritten in a queue becomes CHECKSUM_NONE (nfqnl_mangle in
+net/netfilter/nfnetlink_queue.c), so nothing downstream would complete a partial checksum.
 """
 
 import cython

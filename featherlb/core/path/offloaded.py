@@ -1,10 +1,9 @@
-"""Flows that the kernel forwards, as the core keeps them.
+"""The core's side of flows that the kernel forwards.
 
-The packet path comes here with the packet that opens a flow, and with untracked packets: those that
-the kernel does not take for a part of a flow. What the kernel is to do leaves as `commands`; an
-engine executes them and reports the events below (`core/flows/kernel.py`). All policy is here:
-which flows are looked up when, which clash is resolved how, which flows are adopted at the start.
-Times are in ticks of 0.1 s.
+The packet path comes here with the packet that opens a flow, and with out-of-state packets, which
+the kernel does not assign to a flow. The core queues `commands`; an engine executes them and
+reports the events below (`core/flows/kernel.py`). All policy is here: when to look up flows, how to
+resolve a clash, which flows to adopt at the start. Times are in ticks of 0.1 s.
 """
 
 from collections.abc import Set
@@ -35,13 +34,13 @@ if not cython.compiled:
     from featherlb.net.packet import MASK32, SYN, TCP, UDP
 
 YOUNG = 20
-"""Ticks within which the end of an entry may be that of the one before it, of the same client."""
+"""Age in ticks up to which a destroy event may be about the previous entry with the same tuple."""
 
 MAX_ATTEMPTS = 9
-"""Inserts of a flow that are tried, each from another source port but for the first two. Somebody
-else may have half of the ports: of 250 flows, one finds none then."""
+"""Attempts to insert a flow, each after the second with another source port. If others hold half of
+the ports, one flow in 250 finds none."""
 SWEPT = 512
-"""Flow records that `sweep` looks at in one go, at most: one or two milliseconds."""
+"""Flow records per call of `sweep`, at most: one or two milliseconds."""
 
 SYN_SENT = int(State.SYN_SENT)
 SYN_RETRIED = int(State.SYN_RETRIED)
@@ -65,8 +64,8 @@ class OffloadedFlows:
     """The flows that the kernel forwards, between the packet path and an engine.
 
     With the verdict LOOK_UP, `looked_up` is the flow whose look-up is queued: the engine executes
-    the commands, then the packet is handled again. After a packet that has opened a flow, `opened`
-    is that flow, and else 0.
+    the commands, then has the packet handled again. `opened` is the flow that the last packet
+    opened, or 0.
     """
 
     def __init__(
@@ -98,10 +97,9 @@ class OffloadedFlows:
     # For the packet path
 
     def handle(self, ctx: Context) -> int:
-        """Decide on a packet of a flow that the kernel forwards; GO_ON if it opens another.
+        """Decide on a packet of a flow that the kernel forwards; GO_ON if it opens a new flow.
 
-        As it gets here, it may open the connection anew, or the kernel does not take it for a part
-        of it.
+        It got here because it may reopen the connection, or is out of state for the kernel.
         """
         packet = ctx.packet
         flows = self._flows
@@ -130,21 +128,22 @@ class OffloadedFlows:
         return self.forward(ctx)
 
     def is_open(self, flow: int) -> bool:
-        """Whether the kernel forwards the flow, and it was not closing when last looked up. Only a
-        packet that opens a closing flow anew continues it, and that comes here."""
+        """Whether the kernel forwards the flow, which was not closing at the last look-up. A
+        closing flow needs none: only a packet that reopens it could change that, and it comes
+        here."""
         flows = self._flows
         return flows.is_offloaded(flow) and flows.at(flow).queue != self._lifecycle.closed_queue
 
     def hand_over(self, ctx: Context) -> int:
-        """Have the kernel forward a new flow; the verdict on the packet that opens it."""
+        """Have the kernel forward a new flow; returns the verdict on the packet that opens it."""
         self.commands.insert(self._flows, ctx.flow)
         self.opened = ctx.flow
         return self.forward(ctx)
 
     def forward(self, ctx: Context) -> int:
-        """Leave the packet to the kernel. A SYN has not met connection tracking yet; others have,
-        as a packet of another connection, so a copy starts anew. A truncated packet can't be
-        copied; but the kernel knows the flow, and forwards its next packet."""
+        """Leave the packet to the kernel. A SYN has not passed conntrack yet and is accepted; other
+        packets have, without the flow's entry, so a copy is sent instead. A truncated packet can't
+        be copied, but the kernel knows the flow and forwards the next packet."""
         packet = ctx.packet
         if ctx.info & CUT:
             return self._counters.drop(TRUNCATED)
@@ -152,24 +151,24 @@ class OffloadedFlows:
         if packet.protocol == TCP and packet.flags == SYN:
             return OFFLOAD
         if ctx.info & GSO:
-            return DROP  # nothing says where to cut it: TCP sends it again
+            return DROP  # its segment size is not known; TCP retransmits
         if ctx.info & NOT_READY:
             packet.complete_checksum()
         self._reinjected.append((ctx.flow, packet.quote(packet.end - packet.ip)))
         return DROP
 
-    # For what sends packets
+    # For the engine
 
     def take_reinjected(self) -> list[bytes]:
-        """Packets to send as they are, since the last call."""
+        """Copies of packets to send through conntrack, since the last call."""
         reinjected = self._reinjected
         if reinjected:
             self._reinjected = []
         return [packet for _, packet in reinjected]
 
     def take_refused(self) -> list[int]:
-        """Flows that the kernel has refused since the last call. They are forgotten, and what
-        opened them is dropped."""
+        """Flows that the kernel has refused since the last call. They are removed, and the packets
+        that opened them are to be dropped."""
         refused = self._refused
         if refused:
             self._refused = []
@@ -193,8 +192,8 @@ class OffloadedFlows:
         self.look_up_range(1, self._flows.last_record())
 
     def sweep(self) -> None:
-        """Queue look-ups of the next tenth of all flows, but of no more than `SWEPT`: counters, and
-        what events have missed."""
+        """Queue look-ups of the next tenth of all flows, `SWEPT` at most: for counters, and for
+        lost events."""
         last = self._flows.last_record()
         if self._next > last:
             self._next = 1
@@ -205,9 +204,9 @@ class OffloadedFlows:
     # Events
 
     def refused(self, flow: int) -> None:
-        """The kernel does not insert this flow: the packet that opened it is dropped instead."""
+        """The kernel refused to insert this flow: the packet that opened it is dropped."""
         reinjected = [(other, packet) for other, packet in self._reinjected if other != flow]
-        # A datagram without a waiting copy was truncated, and is counted as dropped.
+        # A datagram without a copy was truncated, and is already counted as dropped.
         if self._flows.at(flow).protocol != UDP or len(reinjected) < len(self._reinjected):
             self._counters.reasons[FORWARD] -= 1
             self._counters.reasons[NO_ENTRY] += 1
@@ -216,13 +215,13 @@ class OffloadedFlows:
         self.disown(flow)
 
     def exists(self, flow: int, attempts: int, other: KernelFlow | None) -> None:
-        """The kernel could not insert the flow, as a flow with one of its keys exists: `other` has
-        its forward key; None if there is none, so the reply key is another's. `attempts` inserts
+        """The kernel could not insert the flow because an entry with one of its tuples exists:
+        `other` has its forward tuple; None means that its reply tuple is in use. `attempts` inserts
         had failed before.
 
-        An `other` that is the flow itself stays, and so does an open connection that another
-        process has let in: that one continues, and the flow is forgotten. In place of anything else
-        the flow is inserted again, from another source port if need be and possible.
+        If `other` is the flow itself, it stays. If it is an open connection that another process
+        created, that one continues and the flow is removed. Otherwise the entry is deleted and the
+        flow inserted again, from another source port if necessary and possible.
         """
         if not self._flows.is_offloaded(flow):
             return
@@ -248,7 +247,7 @@ class OffloadedFlows:
             self.observe(flow, found, ticks)
 
     def gone(self, flow: int, ticks: int) -> None:
-        """A look-up has not found the flow: it has ended."""
+        """A look-up has not found the flow: the kernel has removed it."""
         last = self._destroyed.pop(flow, None)
         if not self._flows.is_offloaded(flow):
             return
@@ -258,14 +257,14 @@ class OffloadedFlows:
             self.disown(flow)
 
     def changed(self, found: KernelFlow, ticks: int) -> None:
-        """The kernel reports another state of a flow, but neither packets nor bytes."""
+        """The kernel reports a new state of a flow, without counters."""
         flow = self.flow_of(found)
         if flow:
             self.observe_state(flow, found, ticks)
 
     def ended(self, last: KernelFlow, ticks: int) -> None:
-        """The kernel has removed a flow, of which these are the last facts. Of a young one that
-        may be the flow before it, of the same client: it is looked up."""
+        """The kernel has removed an entry with these final counters. If the flow is young, it may
+        have been the previous entry with the same tuple: the flow is looked up."""
         flow = self.flow_of(last)
         if not flow:
             return
@@ -276,8 +275,8 @@ class OffloadedFlows:
             self.finish(flow, last, ticks)
 
     def found(self, entry: KernelFlow, services: Set[str], shard: Shard, ticks: int) -> bool:
-        """The kernel forwards this flow already: adopt it if it leads from a VIP of these services
-        to one of its backends, and is in this worker's shard; whether it was."""
+        """The kernel already forwards this flow: adopt it if it is from a VIP of these services to
+        one of its backends and in this worker's shard; returns whether it was adopted."""
         if entry.protocol not in (TCP, UDP) or not entry.translated:
             return False
         if not shard.has(entry.src_high, entry.src_low, entry.ports >> 16):
@@ -305,7 +304,7 @@ class OffloadedFlows:
         flags = member.flags | OFFLOADED
         if entry.version == 6:
             flags |= IPV6
-        # Its port may be one that somebody else has given.
+        # Another allocator may have assigned its port.
         source = (entry.reply_dst_high, entry.reply_dst_low)
         port = entry.reply_ports & 0xFFFF
         if pool.full and self._source_ports.claim(member.target, source, port):
@@ -329,7 +328,7 @@ class OffloadedFlows:
         record.flags = flags
         record.state = SYN_SENT if entry.protocol == TCP else UDP_ONE_WAY
         record.member_id = member.id
-        # What the kernel has counted before is not ours to count.
+        # Packets and bytes from before the adoption are not counted.
         direction_of(record, 0).kernel_packets = entry.packets & MASK32
         direction_of(record, 1).kernel_packets = entry.reply_packets & MASK32
         record.forward_bytes = entry.bytes
@@ -339,24 +338,23 @@ class OffloadedFlows:
         self.observe(flow, entry, ticks)
         return True
 
-    # How it is done
+    # Helpers
 
     def disown(self, flow: int) -> None:
-        """Forget a flow that the kernel does not have, or not as one of ours."""
+        """Remove a flow that the kernel does not have, or whose entry is not ours."""
         if self.looked_up == flow:
             self.looked_up = 0
         self._flows.at(flow).flags |= ABANDONED
         self._lifecycle.close(flow)
 
     def abandon(self, flow: int, ticks: int) -> None:
-        """Take a connection away from the kernel: it is closed here, and its packets are
-        refused."""
+        """Delete a connection from the kernel: it is closed here, and its packets are refused."""
         self.commands.delete(self._flows, flow)
         self.enter(flow, CLOSED, ticks)
         self._flows.at(flow).flags |= ABANDONED
 
     def is_same(self, flow: int, other: KernelFlow) -> bool:
-        """Whether the kernel has this very flow, translated the same way."""
+        """Whether the entry is this flow with the same translation."""
         record = self._flows.at(flow)
         same: bool = (
             other.reply_src_low == record.backend_low
@@ -369,8 +367,8 @@ class OffloadedFlows:
         return same
 
     def change_port(self, flow: int) -> bool:
-        """Give an opening flow another source port towards its backend; False if it is too late for
-        that, the port is the client's own, or there is no other."""
+        """Give a new flow another SNAT port; False if it is established, not in `full` mode, or no
+        port is free."""
         flows = self._flows
         record = flows.at(flow)
         if not record.flags & FULL:
@@ -391,7 +389,7 @@ class OffloadedFlows:
         return True
 
     def observe(self, flow: int, entry: KernelFlow, ticks: int) -> None:
-        """Apply all facts about an offloaded flow: packets and bytes, port, state."""
+        """Apply an entry to its flow: counters, port, state."""
         record = self._flows.at(flow)
         forward = direction_of(record, 0)
         reply = direction_of(record, 1)
@@ -413,8 +411,8 @@ class OffloadedFlows:
         self.observe_state(flow, entry, ticks)
 
     def observe_port(self, flow: int, entry: KernelFlow) -> None:
-        """Where a client's own port is taken towards the backend, the kernel gives it another one:
-        the replies are known by that."""
+        """Where a client's own port is in use towards the backend, the kernel picks another one:
+        replies come to that port."""
         record = self._flows.at(flow)
         port = entry.reply_ports & 0xFFFF
         if (
@@ -427,32 +425,32 @@ class OffloadedFlows:
             self._flows.set_source_port(flow, port)
 
     def observe_state(self, flow: int, entry: KernelFlow, ticks: int) -> None:
-        """The flow is in the state that the kernel reports, if it reports one."""
+        """Enter the state that the kernel reports, if it reports one."""
         if entry.state != UNKNOWN:
             self.enter(flow, entry.state, ticks)
 
     def enter(self, flow: int, state: int, ticks: int) -> None:
-        """The flow is in this state from now on, unless it has been before."""
+        """Change the flow's state, if it is a new one."""
         before = self._flows.at(flow).state
-        # The kernel has no state of its own for a SYN that was sent again.
+        # The kernel has no separate state for a retransmitted SYN.
         if state != before and not (state == SYN_SENT and before == SYN_RETRIED):
             self._lifecycle.enter(flow, state, ticks)
 
     def finish(self, flow: int, last: KernelFlow, ticks: int) -> None:
-        """A flow has ended, with these last facts: count how, and forget it."""
+        """A flow has ended with this final entry: count its outcome and remove it."""
         record = self._flows.at(flow)
         opening = record.state in (SYN_SENT, SYN_RETRIED)
         self.observe(flow, last, ticks)
         if opening and not last.answered and last.reply_packets:
-            # A RST as the first answer: conntrack removes the entry at once, and doesn't call the
-            # connection answered (nf_conntrack_proto_tcp.c: nf_conntrack_tcp_packet).
+            # A RST as the first reply: conntrack removes the entry at once, without setting
+            # IPS_SEEN_REPLY (nf_conntrack_proto_tcp.c: nf_conntrack_tcp_packet).
             self._counters.add(record.member_id, REFUSED)
         elif record.state in (SYN_SENT, SYN_RETRIED):
             self._counters.add(record.member_id, SYN_TIMEOUTS)
         self.disown(flow)
 
     def find(self, entry: KernelFlow) -> int:
-        """The reference under the forward key in the flow table, as `FlowTable.find` says it."""
+        """The reference of the entry's forward tuple (`FlowTable.find`)."""
         return self._flows.find(
             entry.src_high,
             entry.src_low,
@@ -463,7 +461,7 @@ class OffloadedFlows:
         )
 
     def flow_of(self, entry: KernelFlow) -> int:
-        """The offloaded flow that this is, 0 if there is none."""
+        """The offloaded flow of this entry, 0 if there is none."""
         flows = self._flows
         ref = self.find(entry)
         flow = ref >> 1
@@ -475,7 +473,7 @@ class OffloadedFlows:
             or entry.reply_ports >> 16 != record.backend_port
         ):
             return 0
-        # The port that the kernel has given a client may not be known yet (`observe_port`).
+        # The port that the kernel picked for a client may not be known yet (`observe_port`).
         if record.flags & FULL and entry.reply_ports & 0xFFFF != record.source_port:
             return 0
         return flow

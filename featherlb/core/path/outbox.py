@@ -1,6 +1,6 @@
-"""Packets of featherlb's own that wait to be sent: refusals, ICMP errors, echo replies.
+"""Packets that featherlb originates and that wait to be sent: RSTs, ICMP errors, echo replies.
 
-There is a limit to all that strangers can have made: beyond it they get no answer.
+What a remote host can cause is limited; beyond that it gets no answer.
 """
 
 import cython
@@ -12,13 +12,13 @@ if not cython.compiled:
     from featherlb.net.packet import RST, UDP
 
 MAX_WAITING = 512
-"""Answers that wait to be sent; beyond them refusals are silent, so a flood costs no memory."""
+"""Packets that wait to be sent; beyond that, refusals are silent, so a flood costs no memory."""
 MAX_ICMP_ERRORS = 100
 """ICMP errors of our own per tick of 0.1 s (RFC 4443 section 2.4 f; Linux: 1000 a second)."""
 
 
 class Outbox:
-    """What is answered to the packet that was parsed last."""
+    """Answers to the packet that was parsed last."""
 
     def __init__(self, packet: Packet) -> None:
         self._packet = packet
@@ -34,11 +34,11 @@ class Outbox:
         return waiting
 
     def add(self, packet: bytes) -> None:
-        """Have this sent, however much waits: an operator wants it."""
+        """Send this packet regardless of the limit: an operator wants it."""
         self._waiting.append(packet)
 
     def refuse(self, ticks: int) -> None:
-        """Refuse it with a RST or ICMP port unreachable, if it is one that is answered."""
+        """Refuse it with a RST or ICMP port unreachable, unless it must not be answered."""
         packet = self._packet
         if packet.protocol == UDP:
             if self.may_send_error(ticks):
@@ -47,22 +47,23 @@ class Outbox:
             self._waiting.append(tcp_reset(packet))
 
     def echo(self) -> None:
-        """Answer it, an ICMP echo request."""
+        """Answer an ICMP echo request."""
         if self.may_answer():
             self._waiting.append(echo_reply(self._packet))
 
     def report_ttl_exceeded(self, high: int, low: int, ticks: int) -> None:
-        """Report that its TTL has run out, from this address (two words)."""
+        """Send an ICMP time exceeded from this address (two words)."""
         if self.may_send_error(ticks):
             self._waiting.append(time_exceeded(self._packet, (high, low)))
 
     def report_too_big(self, high: int, low: int, mtu: int, ticks: int) -> None:
-        """Report that it is longer than `mtu` bytes, from this address (two words)."""
+        """Send an ICMP fragmentation needed or packet too big, with `mtu` in bytes, from this
+        address (two words)."""
         if self.may_send_error(ticks):
             self._waiting.append(too_big(self._packet, (high, low), mtu))
 
     def may_answer(self) -> bool:
-        """Whether there is room for an answer, and somebody to get it."""
+        """Whether there is room for an answer, and the sender may get one."""
         return len(self._waiting) < MAX_WAITING and self._packet.has_unicast_source()
 
     def may_send_error(self, ticks: int) -> bool:

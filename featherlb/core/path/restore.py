@@ -1,8 +1,8 @@
-"""Flows of a worker that is gone, taken over by its successor, so that nobody's connection ends.
+"""Restores the flows of a worker that has ended, so that connections survive.
 
-What the predecessor's memory says is checked against what is served now: it may be from another
-configuration, or have been left in the middle of a change. Flows that the kernel's connection
-tracking carries are found there instead.
+The predecessor's memory is checked against the services of now: it may be from another
+configuration, or left in the middle of a change. Offloaded flows are adopted from the kernel
+instead.
 """
 
 from typing import Any
@@ -44,7 +44,7 @@ _NONE = FlowMemory(bytearray(size_of(0)))
 
 
 class Restoration:
-    """Takes flows over."""
+    """Restores flows from a predecessor's memory."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Restoration:
         self.read_from(_NONE)
 
     def has_flows(self) -> bool:
-        """Whether there is any flow that a successor would take over."""
+        """Whether there is any flow that a successor would restore."""
         flows = self._flows
         for flow in range(1, flows.last_record() + 1):
             record = flows.at(flow)
@@ -76,9 +76,9 @@ class Restoration:
         return False
 
     def restore(self, memory: FlowMemory, shard: Shard) -> tuple[int, int]:
-        """Take over the flows in a predecessor's memory, as far as they are in this worker's
-        shard: how many are, and how many of them had to be left, as there is no such VIP or
-        backend any more, or no room. Every flow is as old, and as idle, as it was."""
+        """Restore the flows in a predecessor's memory that are in this worker's shard: how many
+        were restored, and how many were not, because their VIP or backend no longer exists or the
+        table is full. Age and idle time are kept."""
         self.read_from(memory)
         links = [self._next_hops.link_id_of(index) for index in memory.links]
         wanted = []
@@ -86,7 +86,7 @@ class Restoration:
             record = self._records.at(number)
             if record.protocol and not record.flags & OFFLOADED:
                 wanted.append((record.seen, number))
-        # Those that were silent for longest come first in a queue.
+        # Queues begin with the flow that was idle for longest.
         wanted.sort()
         taken = left = 0
         for _, number in wanted:
@@ -103,12 +103,12 @@ class Restoration:
         return taken, left
 
     def read_from(self, memory: FlowMemory) -> None:
-        """Read this memory from now on, and no other."""
+        """Read this memory from now on."""
         self._records = Records(memory.records)
         self._known.clear()
 
     def restore_flow(self, number: int) -> int:
-        """A flow like the record of that number; 0 if there can be none."""
+        """Restore the flow of that record number; 0 if that is not possible."""
         flows = self._flows
         old = self._records.at(number)
         flags = old.flags
@@ -125,7 +125,7 @@ class Restoration:
             return 0
         if self.is_taken(reply, old.protocol):
             return 0
-        # Rules know replies by the mode of the service (`Lifecycle.open`).
+        # Rules match replies by the service's NAT mode (`Lifecycle.open`).
         full = flags & FULL != 0
         if full != (pool.full and not (pool.raw and flags & LOCAL_CLIENT)):
             return 0
@@ -160,7 +160,7 @@ class Restoration:
         record.state = state
         record.member_id = member.id
         record.responses = old.responses
-        # Or what else stands in their place, by the kind of flow.
+        # Or the other fields of their unions, depending on the flow.
         record.client_expects = old.client_expects
         record.backend_expects = old.backend_expects
         record.forward_bytes = old.forward_bytes
@@ -187,7 +187,7 @@ class Restoration:
         return flow
 
     def is_taken(self, direction: Any, protocol: int) -> bool:
-        """Whether packets of this direction are those of a flow already."""
+        """Whether packets of this direction already belong to a flow."""
         return (
             self._flows.find(
                 direction.src_high,
@@ -201,7 +201,7 @@ class Restoration:
         )
 
     def member(self, pool: Pool, high: int, low: int, port: int) -> PoolMember | None:
-        """The pool's member that has this endpoint, None if there is none."""
+        """The pool's member with this endpoint, None if there is none."""
         key = (pool, high, low, port)
         if key not in self._known:
             scheduled = pool.members.get(Endpoint(address_of(high, low), port))
@@ -209,6 +209,6 @@ class Restoration:
         return self._known[key]
 
     def claim(self, member: PoolMember, high: int, low: int, port: int) -> bool:
-        """Take the flow's own source address and port; whether they can be."""
+        """Claim the flow's SNAT address and port; whether they were free."""
         source = (high, low)
         return source in member.sources and self._source_ports.claim(member.target, source, port)

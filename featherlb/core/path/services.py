@@ -1,7 +1,6 @@
-"""The services, as the packet path looks them up: by the address that a packet goes to.
+"""The services, looked up by a packet's destination.
 
-The pool of each service lives as long as its name is served, its members as long as they have
-flows.
+A pool lives as long as there is a service of its name, its members as long as they have flows.
 """
 
 from collections.abc import Sequence
@@ -22,8 +21,8 @@ if not cython.compiled:
 
 
 class Services:
-    """`pools` are by the service's name, `addresses` those of all VIPs as words,
-    `user_schedulers` those that users wrote, each with its service's name."""
+    """`pools` are by service name, `addresses` are those of all VIPs as words, `user_schedulers`
+    are custom schedulers, each with its service's name."""
 
     def __init__(
         self,
@@ -47,8 +46,8 @@ class Services:
         self._hash_key = hash_key
 
     def apply(self, services: Sequence[Service], rules_applied: bool) -> set[Pool]:
-        """Serve these from now on; returns the pools whose datapath has changed. `rules_applied`
-        is that of `Balancer.apply`."""
+        """Serve these from now on; returns the pools whose datapath has changed. `rules_applied` as
+        for `Balancer.apply`."""
         members = self._members
         pools: dict[str, Pool] = {}
         switched: set[Pool] = set()
@@ -85,18 +84,18 @@ class Services:
         return switched
 
     def find(self, high: int, low: int, protocol: int, port: int, wire: bool) -> Pool | None:
-        """The pool of the service that has this VIP; `wire` for a packet that came as a frame."""
+        """The pool of the service with this VIP; `wire` for a packet that came as a frame."""
         pool = self._by_vip.get((high, low, protocol, port))
         if pool is None and self._wildcards:
             family = MAPPED if not high and low >> 32 == 0xFFFF else 0
             pool = self._by_vip.get((0, family, protocol, port))
-            # A packet at a hook is for this host; a frame on the wire need not be.
+            # A packet at a hook is for this host; a frame may be for another.
             if wire and pool is not None and (high, low) not in self._next_hops.addresses:
                 return None
         return pool
 
     def _index(self) -> None:
-        """Enter the VIPs, and keep what they take up from being given as source ports."""
+        """Index the VIPs, and exclude their ports from the SNAT ports."""
         by_vip: dict[tuple[int, int, int, int], Pool] = {}
         excluded: list[tuple[tuple[int, int], int]] = []
         self._wildcards = False

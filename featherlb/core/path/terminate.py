@@ -1,4 +1,4 @@
-"""Ending flows by hand, so that both ends know and the connection isn't joined again."""
+"""Ends flows for an operator, so that both ends notice and the connection isn't adopted again."""
 
 import cython
 
@@ -32,9 +32,9 @@ class Termination:
         self._outbox = outbox
 
     def terminate(self, flow: int, key: bytes, reset: bool, now: float) -> bool:
-        """End the flow of that record number if it still is the one with that key (see
-        `views.read_flows`); whether it was. With `reset`, both ends of a connection get a RST. What
-        they still send is refused, where it would be adopted otherwise."""
+        """End the flow of that record number if it still has that key (see `export.read_flows`);
+        whether it had. With `reset`, both ends of a connection get a RST. Later segments are
+        refused, even where a scheduler could adopt them."""
         flows = self._flows
         if not 0 < flow <= flows.last_record():
             return False
@@ -51,8 +51,8 @@ class Termination:
         return True
 
     def _abandon(self, flow: int, ticks: int) -> None:
-        """Take a connection away from conntrack and make both ends say where they are, so that
-        their answer can be refused: of the sequence numbers nothing is known here."""
+        """Delete a connection from conntrack and have both ends send an ACK, which can be refused
+        with a RST: its sequence numbers are not known here."""
         self._offload.abandon(flow, ticks)
         for side in (0, 1):
             self._outbox.add(flow_probe(*self._turned(flow, side)))
@@ -68,7 +68,7 @@ class Termination:
             self._outbox.add(flow_reset(*self._turned(flow, side), expected))
 
     def _turned(self, flow: int, side: int) -> tuple[int, tuple[int, int], tuple[int, int], int]:
-        """The version, source, destination and ports of packets that answer one side's."""
+        """IP version, source, destination and ports of packets in reply to one side."""
         record = self._flows.at(flow)
         direction = direction_of(record, side)
         ports = direction.dst_port << 16 | direction.src_port

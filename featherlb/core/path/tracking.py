@@ -1,5 +1,5 @@
-"""What a packet tells about its flow: the TCP connection's state, and how many UDP responses are
-still to come."""
+"""Tracks flows by their packets: the state of TCP connections, and the UDP responses that are still
+to come."""
 
 import cython
 
@@ -28,7 +28,7 @@ CLOSED = int(State.CLOSED)
 
 
 class Tracker:
-    """Follows the state of flows by their packets."""
+    """Tracks the state of flows by their packets."""
 
     def __init__(self, flows: FlowTable, lifecycle: Lifecycle, counters: Counters) -> None:
         self._flows = flows
@@ -36,7 +36,7 @@ class Tracker:
         self._counters = counters
 
     def follow(self, ctx: Context) -> None:
-        """Take the packet into account: state, timeout, expected sequence numbers."""
+        """Update the flow's state, timeout and expected sequence numbers."""
         packet = ctx.packet
         flows = self._flows
         flow = ctx.flow
@@ -68,12 +68,12 @@ class Tracker:
             self._counters.add(record.member_id, REFUSED if refused else RESETS)
 
     def resets_another(self, ctx: Context, state: int) -> bool:
-        """Whether the client's RST is of the connection that it had by the same port before.
+        """Whether the client's RST belongs to its previous connection from the same port.
 
-        A late packet of that one, met by the client's new SYN, makes it send such a RST, and then
-        the SYN again: if the flow were closed, that would open it at another backend, and cut the
-        client off from the one whose SYN-ACK is under way. What nobody has answered needs no RST,
-        and the sequence numbers of a new connection begin beyond those of the old one.
+        A late segment of that connection makes the client, which is in SYN-SENT again, send such a
+        RST and retransmit its SYN. If the RST closed the flow, the SYN would open another one at
+        another backend, while the first backend's SYN-ACK is on its way. An unanswered SYN needs no
+        RST, and a new connection's sequence numbers are beyond those of the old one.
         """
         if state in (SYN_SENT, SYN_RETRIED):
             return True
@@ -81,8 +81,7 @@ class Tracker:
         return state == SYN_RECEIVED and (ctx.packet.sequence - expected) & MASK32 >= 1 << 31
 
     def is_last_response(self, ctx: Context) -> bool:
-        """Count a datagram of a flow that expects a number of responses; True if none is to come
-        any more."""
+        """Count a datagram of a flow that expects a number of responses; True after the last."""
         record = self._flows.at(ctx.flow)
         if not record.flags & COUNTED:
             return False

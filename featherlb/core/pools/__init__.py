@@ -1,1 +1,1 @@
-"""The backends of a service, and which one gets a new flow."""
+"""The backends of a service, and the choice of one for a new flow."""

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from featherlb.model import Health, Role
 
 SETTLED = 30
-"""Good results in a row after which earlier falls are forgotten."""
+"""Good results in a row that reset the count of earlier falls."""
 MAX_FACTOR = 16
-"""A flapping backend needs at most so many times `rise` good results."""
+"""A flapping backend needs at most this many times `rise` good results."""
 
 
 class Hysteresis:
@@ -36,7 +36,7 @@ class Hysteresis:
         return not self._first and self._last is (self.state is Health.UP)
 
     def take(self, good: bool) -> bool:
-        """Take in a result; whether the state has changed."""
+        """Record a result; whether the state has changed."""
         self._streak = self._streak + 1 if good is self._last else 1
         self._last = good
         if good and self.state is Health.UP and self._streak >= SETTLED:
@@ -51,7 +51,7 @@ class Hysteresis:
         return True
 
     def fall_at_once(self) -> None:
-        """Down, whatever the results were; they count from here."""
+        """Go down regardless of results, which are counted from here."""
         if self.state is Health.UP:
             self._falls += 1
         self.state = Health.DOWN

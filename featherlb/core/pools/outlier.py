@@ -1,7 +1,7 @@
-"""Which backend fails its clients, judged by their connections. Each sample of a backend has two
-counts since it joined: connections opened to it, and connections that it refused or left
-unanswered. A backend is ejected if, since some sample in the window, it has failed often enough
-and in a large enough share of its connections. Each ejection is twice as long as the last one,
+"""Outlier detection: ejects backends that fail their clients' connections. Each sample of a backend
+has two counters since it joined: connections opened to it, and connections that it refused or did
+not answer. A backend is ejected if, since some sample in the window, both the number and the
+proportion of failed connections are high enough. Each ejection is twice as long as the last one,
 unless the backend did not fail for that long in between.
 """
 
@@ -17,13 +17,13 @@ class Outlier:
         self.rules = rules
         self.ejected = False
         self.until = 0.0
-        """When an ejection ends by itself."""
+        """When the ejection ends."""
         self.ejections = 0
         self._samples: deque[tuple[float, int, int]] = deque()
         self._lasted = 0.0
 
     def take(self, now: float, opened: int, failed: int) -> None:
-        """Take in the counts of this moment."""
+        """Record the current counters."""
         samples = self._samples
         if samples and opened < samples[-1][1]:
             # Another worker counts from 0.
@@ -33,8 +33,8 @@ class Outlier:
             samples.popleft()
 
     def failing(self) -> tuple[int, int] | None:
-        """Connections opened and failed since some sample in the window, if that is reason
-        enough to eject it. The last such sample counts, so that earlier successes do not excuse a
+        """Connections opened and failed since some sample in the window, if they justify an
+        ejection. The latest such sample is used, so that earlier successes do not excuse a
         backend."""
         if not self._samples:
             return None
@@ -46,7 +46,7 @@ class Outlier:
         return None
 
     def eject(self, now: float) -> float:
-        """Take it out of use; for how long."""
+        """Eject the backend; returns for how long."""
         # It may take a window until its failures are enough for another ejection.
         again = self.ejections and now - self.until <= self._lasted + self.rules.window
         lasts = 2 * self._lasted if again else self.rules.ejection

@@ -3,9 +3,9 @@ members. Members keep their identity, and so their counts of open flows, when th
 changes around them.
 
 Members of one role are a tier with a scheduler of its own: a new flow goes to the first tier
-that has a usable member with room. A scheduler knows nothing of limits and ramps. Where its pick
-can't take the flow, `Scheduler.overflow` decides among the members that can; so the usual flow
-pays nothing for limits, and consistent placement moves no other flow.
+that has a usable member with room. A scheduler ignores limits and ramps. If its pick can't take
+the flow, `Scheduler.overflow` chooses among the members that can; so limits cost nothing for most
+flows, and consistent placement moves no other flow.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -28,7 +28,7 @@ class Tier:
         self.scheduler.update(members)
 
     def pick(self, flow: NewFlow, ticks: int) -> Member | None:
-        """The member for a new flow at this time (0.1 s), None if no member can have it."""
+        """The member for a new flow at this time (0.1 s), None if no member can take it."""
         member = self.scheduler.pick(flow)
         if (
             member is None
@@ -40,13 +40,13 @@ class Tier:
         steady = [one for one in others if not self._ramps(one, ticks)]
         if steady:
             return self.scheduler.overflow(flow, steady)
-        # A member that ramps up is better than none.
+        # A member in its ramp is better than none.
         if member.has_room:
             return member
         return self.scheduler.overflow(flow, others) if others else None
 
     def _waits(self, member: Member, ticks: int) -> bool:
-        """Whether a member that ramps up leaves this flow to others."""
+        """Whether a member in its ramp leaves this flow to others."""
         if not self._ramps(member, ticks):
             return False
         assert member.ramp is not None
@@ -67,11 +67,11 @@ class Tier:
 class Pool:
     """A running service. Changed by `update` only.
 
-    Each new flow reads these attributes: `full` is the NAT mode; `raw`: packets from the network
-    come as frames; `offloaded`: conntrack translates its flows; `joins`: a connection that is
-    already established can be joined mid-stream, since the scheduler would choose the same backend
-    again and nothing else has to be known; `awaiting_rules`: the rules of its datapath are not
-    applied on this host yet, so it opens no flow.
+    The packet path reads these attributes for each new flow: `full`: NAT mode; `raw`: packets from
+    the network come as frames; `offloaded`: the kernel translates its flows; `adopts`: established
+    connections can be adopted mid-stream, as the scheduler would choose the same backend again and
+    a flow has no other state; `awaiting_rules`: the rules of its datapath are not applied on this
+    host yet, so it opens no flows.
     """
 
     def __init__(self, service: Service, *, seed: int, key: bytes) -> None:
@@ -88,7 +88,7 @@ class Pool:
 
     @property
     def schedulers(self) -> list[Scheduler]:
-        """One for each role that the pool has had members of."""
+        """One for each role that has had members."""
         return [tier.scheduler for tier in self._tiers.values()]
 
     @property
@@ -105,7 +105,7 @@ class Pool:
         self.responses = service.responses
 
     def update(self, service: Service, new_member: Callable[[Backend], Member]) -> Iterable[Member]:
-        """Become `service`; returns the members that it no longer has."""
+        """Change to `service`; returns the members that it no longer has."""
         factory = factory_of(service.scheduler)
         # A user's edited code is another factory of the same name.
         if factory is not self._factory:
@@ -164,7 +164,7 @@ class Pool:
         return None
 
     def consistent_choice(self, flow: NewFlow) -> Member | None:
-        """The member that has this established connection, in a pool that `joins`."""
+        """The member of this established connection, in a pool that `adopts`."""
         return self._serving.scheduler.pick(flow)
 
 

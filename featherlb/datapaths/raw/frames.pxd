@@ -31,7 +31,7 @@ cdef class FrameSockets:
     cdef void measure(self, LinkSocket one, int slot, Py_ssize_t received) noexcept
     @cython.locals(
         data="unsigned char[::1]", at=cython.Py_ssize_t, size=cython.Py_ssize_t, next_hops=NextHops,
-        info=cython.int, came=cython.ulonglong, i=cython.int)
+        info=cython.int, ingress=cython.ulonglong, i=cython.int)
     cdef void handle(self, LinkSocket one, int slot, Balancer core, double now) except *
     @cython.locals(data="unsigned char[::1]", out=LinkSocket)
     cdef void send(

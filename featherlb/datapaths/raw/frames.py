@@ -158,11 +158,11 @@ class FrameSockets:
         data = self.data
         at = slot * SLOT_SIZE
         size = self.sizes[slot]
-        came = data[at + 16]
+        ingress = data[at + 16]
         for i in range(17, 22):
-            came = came << 8 | data[at + i]
+            ingress = ingress << 8 | data[at + i]
         next_hops = core.next_hops
-        next_hops.came = one.came | came
+        next_hops.ingress = one.ingress | ingress
         info = UNFINISHED if data[at] & NEEDS_CHECKSUM else 0
         next_hops.gso_size = 0
         if data[at + 1]:
@@ -172,7 +172,7 @@ class FrameSockets:
             return
         if info & GSO:
             self.u16[(at + 4) >> 1] = next_hops.gso_size
-        self.send(one.family, at, size, next_hops.goes, now)
+        self.send(one.family, at, size, next_hops.egress, now)
 
     def send(self, family: int, at: int, size: int, hop: int, now: float) -> None:
         """Send the frame at this offset, whose IP packet has `size` bytes, to this next hop."""

@@ -6,7 +6,7 @@ from featherlb.system.mmsg cimport DatagramBatch
 cdef class LinkSocket:
     cdef readonly object link, socket
     cdef readonly int link_id, family, mtu
-    cdef readonly unsigned long long came
+    cdef readonly unsigned long long ingress
     cdef readonly unsigned int source_high, source_low
     cdef readonly DatagramBatch out
     cdef readonly object dropped

@@ -37,7 +37,7 @@ class LinkSocket:
         self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         socket_buffers.enlarge(self.socket, RECEIVE_BUFFER, SEND_BUFFER)
         self.socket.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
-        self.came = link_id << LINK_SHIFT
+        self.ingress = link_id << LINK_SHIFT
         self.mtu = link.mtu
         self.source_high = int.from_bytes(link.mac[:2], "big")
         self.source_low = int.from_bytes(link.mac[2:], "big")

@@ -1,4 +1,4 @@
-"""Schedulers: who gets the next flow. One file per strategy, behind one registry.
+"""Schedulers choose the backend of a new flow. One file per strategy, behind one registry.
 
 Importing this package registers the built-ins.
 """

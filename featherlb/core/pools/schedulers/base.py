@@ -1,6 +1,6 @@
-"""What every scheduler is given and must answer. A scheduler decides once per flow: when a packet
-opens one. Packets of known flows never get here. The pool owns the members and keeps
-`Member.active`; schedulers only read it.
+"""The interface of schedulers. A scheduler decides once per flow, when a packet opens it; packets
+of known flows never get here. The pool owns the members and maintains `Member.active`; schedulers
+only read it.
 """
 
 from abc import ABC, abstractmethod
@@ -11,15 +11,14 @@ from typing import ClassVar
 from featherlb import model
 
 OVERFLOW_PICKS = 4
-"""Further picks before the least loaded member takes a flow that the picked one can't."""
+"""Further picks before a flow that the picked member can't take goes to the least loaded one."""
 
 
 class Member:
     """A backend as a pool holds it, compared by identity.
 
-    `active` counts its open flows (half-open or established). `index` is its number, which stays
-    the same while the pool lives. A weight of 0 means: no new flows. `unlimited` says that nothing
-    but the weight limits them.
+    `active` counts its open flows (half-open or established). `index` is its number, which is
+    constant. Weight 0 means no new flows. `unlimited` means that only the weight limits them.
     """
 
     __slots__ = ("active", "backend", "credit", "index", "ramp", "unlimited", "weight")
@@ -29,24 +28,24 @@ class Member:
         self.index: int = index
         self.ramp: model.Ramp | None = None
         self.credit = 0.0
-        """The fraction of a flow that the ramp allows by now."""
+        """The fraction of a flow that the ramp has accumulated."""
         self.take_backend(backend)
 
     def take_backend(self, backend: model.Backend) -> None:
-        """Follow a change of the backend's configuration."""
+        """Apply a change of the backend's configuration."""
         self.backend = backend
         self.weight: int = backend.weight
         self.ramp = backend.ramp
         self.unlimited = backend.max_connections is None and backend.ramp is None
 
     def end_ramp(self) -> None:
-        """It takes as many flows as any other from now on."""
+        """Stop limiting new flows by the ramp."""
         self.ramp = None
         self.unlimited = self.backend.max_connections is None
 
     @property
     def has_room(self) -> bool:
-        """Whether it may have one more flow."""
+        """Whether it can take one more flow."""
         limit = self.backend.max_connections
         return limit is None or self.active < limit
 
@@ -61,8 +60,8 @@ class Member:
 class NewFlow:
     """A flow that a packet is about to open, as the client sees it (before translation).
 
-    `protocol` is the IANA number, `version` 4 or 6; addresses and ports are integers of the
-    value they have in network byte order (10.0.0.1 is 0x0A000001).
+    `protocol` is the IANA number, `version` 4 or 6; addresses and ports are integers in host order
+    (10.0.0.1 is 0x0A000001).
     """
 
     __slots__ = ("client", "client_port", "protocol", "version", "vip", "vip_port")
@@ -94,9 +93,9 @@ class NewFlow:
 class Scheduler(ABC):
     """Picks the backend of a new flow.
 
-    `name` is the one that configuration and logs use; `aliases` are other systems' names for
-    the same strategy. `consistent` says that a pick is a pure function of flow, pool and key,
-    so that another node, or this one after a restart, takes the same decision.
+    `name` is used in configuration and logs; `aliases` are other systems' names for the same
+    strategy. `consistent` means that a pick is a pure function of flow, pool and key, so that
+    another node, or this one after a restart, makes the same decision.
     """
 
     name: str
@@ -105,8 +104,8 @@ class Scheduler(ABC):
 
     @abstractmethod
     def __init__(self, *, seed: int, key: bytes) -> None:
-        """`seed` is the only source of chance. `key` (0 to 64 bytes) keys the hashes: the same
-        on nodes that must agree, unknown to clients that must not choose their backend."""
+        """`seed` is the only source of randomness. `key` (0 to 64 bytes) keys the hashes: the same
+        on nodes that must agree, secret from clients, which must not choose their backend."""
 
     @abstractmethod
     def update(self, members: Sequence[Member]) -> None:
@@ -120,8 +119,7 @@ class Scheduler(ABC):
         """The member that gets `flow`; None if there is none to pick."""
 
     def overflow(self, flow: NewFlow, members: Sequence[Member]) -> Member:
-        """The member that gets `flow` where the picked one can't take it: one of `members`, all
-        of which can."""
+        """The member for `flow` if the picked one can't take it: one of `members`, which can."""
         for _ in range(OVERFLOW_PICKS):
             member = self.pick(flow)
             if member is not None and member in members:

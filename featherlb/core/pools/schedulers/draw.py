@@ -1,6 +1,4 @@
-"""Drawing a member by weight. Shared by the schedulers that leave placement, or part of it, to
-chance.
-"""
+"""Weighted random choice, shared by the schedulers that use randomness."""
 
 import random
 from bisect import bisect_right
@@ -11,7 +9,7 @@ from featherlb.core.pools.schedulers.base import Member
 
 
 class WeightedDraw:
-    """Draws members in proportion to their weights: O(n) to update, O(log n) to draw."""
+    """Picks members at random, in proportion to weight: O(n) to update, O(log n) to pick."""
 
     __slots__ = ("_bounds", "_members", "_random", "_total")
 

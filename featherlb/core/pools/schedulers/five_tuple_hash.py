@@ -1,5 +1,5 @@
-"""5-tuple hash: addresses, ports and protocol decide, so a client's flows spread over the
-pool while each keeps its member. O(1), see rendezvous."""
+"""5-tuple hash: hashes addresses, ports and protocol, so a client's flows spread over the pool
+while each keeps its member. O(1), see rendezvous.py."""
 
 from collections.abc import Sequence
 

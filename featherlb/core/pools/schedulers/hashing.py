@@ -1,6 +1,6 @@
 """Keyed hashes of flows and endpoints, for placement. BLAKE2 (RFC 7693) with a key: clients can't
-work out which backend a port of theirs leads to, and the result is the same in every process, on
-every machine and in every release, which Python's own `hash()` promises none of.
+predict which backend a source port leads to, and the result is the same in every process, on every
+machine and in every release, none of which Python's `hash()` guarantees.
 """
 
 from hashlib import blake2b, blake2s
@@ -33,7 +33,7 @@ class KeyedHash:
 
 
 def client_bytes(flow: NewFlow) -> bytes:
-    """The client's address; its length tells the versions apart."""
+    """The client's address; its length distinguishes the IP versions."""
     return flow.client.to_bytes(4 if flow.version == 4 else 16, "big")
 
 

@@ -1,8 +1,7 @@
 """Least connections: each flow goes to the member with the fewest open flows. O(n) per pick.
 
-A scan beats a heap here: `active` changes with every packet that opens or closes a flow, and
-keeping an order up to date would make those pay for the picks. A weight of 0
-excludes a member; all other weights count alike.
+A scan beats a heap here: `active` changes with every packet that opens or closes a flow, and each
+of them would pay for keeping an order. Weight 0 excludes a member; other weights are ignored.
 """
 
 from collections.abc import Sequence
@@ -35,9 +34,8 @@ class LeastConnections(Scheduler):
         return self._take(best)
 
     def _take(self, index: int) -> Member:
-        """The member at this place. It goes to the end of the queue, so among equals the one
-        picked last waits longest. Otherwise the first member of an idle pool would get every short
-        connection."""
+        """The member at this position, moved to the end of the list, so that equally loaded members
+        take turns. Otherwise the first member of an idle pool would get every short connection."""
         picked = self._members.pop(index)
         self._members.append(picked)
         return picked

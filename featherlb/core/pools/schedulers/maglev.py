@@ -1,13 +1,12 @@
-"""Maglev hashing: a flow's 5-tuple looks its member up in a table. O(1).
+"""Maglev hashing: a table look-up by the hash of the 5-tuple. O(1).
 
 Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load Balancer", NSDI 2016,
-section 3.4. Every member has a preference list, a permutation of the slots; the members take
-turns, and each takes the first slot of its list that is still free. The table is split almost
-exactly by weight (within a slot or two of the ideal), and a change moves few slots beyond
-those it must.
+section 3.4. Every member has a preference list, a permutation of the slots; the members take turns,
+and each takes the first free slot of its list. The table is divided almost exactly by weight
+(within a slot or two of the ideal), and a change moves few slots more than necessary.
 
-A member of weight w has a turn every 1/w units of time: equal weights take turns as in the
-paper, and every member with a weight gets at least one slot.
+A member of weight w has a turn every 1/w units of time: equal weights take turns as in the paper,
+and every member with a weight gets at least one slot.
 """
 
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from featherlb.core.pools.schedulers.hashing import KeyedHash, endpoint_bytes, f
 from featherlb.core.pools.schedulers.registry import register
 
 TABLE_SIZE = 65537
-"""The paper's size for up to some hundred members: a share is then exact to a per cent."""
+"""The paper's size for up to some hundred members, whose shares are then within 1 %."""
 
 
 @register
@@ -39,7 +38,7 @@ class Maglev(Scheduler):
         self._table: list[Member] = []
 
     def update(self, members: Sequence[Member]) -> None:
-        # In the order of the endpoints, so that the order of the configuration doesn't matter.
+        # Sorted by endpoint, so that the order in the configuration doesn't matter.
         shares = sorted(
             (
                 (endpoint_bytes(member.endpoint), member.weight, member)
@@ -60,8 +59,8 @@ class Maglev(Scheduler):
 
     def overflow(self, flow: NewFlow, members: Sequence[Member]) -> Member:
         """The owner of the next slot that has room: flows of one slot stay together, those of
-        neighbouring ones spread (as in consistent hashing with bounded loads, Mirrokni, Thorup
-        and Zadimoghaddam, 2018)."""
+        neighbouring slots spread (as in consistent hashing with bounded loads, Mirrokni, Thorup and
+        Zadimoghaddam, 2018)."""
         wanted = frozenset(members)
         slot = self._hash_flow(five_tuple_bytes(flow)) % self._size
         table = self._table
@@ -86,7 +85,7 @@ def fill(
     """The table of `size` slots, each holding the number of the member that owns it.
 
     The preference list of member i is `offsets[i] + j * skips[i]` modulo `size`, for j = 0, 1, …
-    Takes some `size * log(size)` steps, however many members there are.
+    Takes about `size * log(size)` steps for any number of members.
     """
     slots = list(offsets)
     counts = [0] * len(slots)
@@ -104,7 +103,7 @@ def fill(
         taken[slot] = 1
         table[slot] = index
         slots[index] = slot
-        # A quotient, not a running sum: turns that fall together must compare as equal.
+        # A quotient, not a running sum: simultaneous turns must compare as equal.
         counts[index] += 1
         heapreplace(turns, (counts[index] / weights[index], index))
     return table

@@ -1,6 +1,5 @@
-"""Names of schedulers, and the way from a name to a scheduler. A built-in registers its class with
-`@register`; a user's class or function joins with `@scheduler("name")`, or is joined by
-`featherlb.system.plugins`.
+"""The registry of schedulers by name. A built-in registers its class with `@register`; a custom
+class or function is registered with `@scheduler("name")`, or by `featherlb.system.plugins`.
 """
 
 import difflib
@@ -20,12 +19,12 @@ _UserCode = TypeVar("_UserCode", bound=type[Scheduler] | PickFunction)
 
 _factories: dict[str, SchedulerFactory] = {}
 _canonical: dict[str, str] = {}
-"""Every accepted spelling, lower case, to the canonical name."""
+"""Every accepted spelling in lower case, with its canonical name."""
 _user_names: set[str] = set()
 
 
 def register(scheduler_class: _BuiltIn) -> _BuiltIn:
-    """Class decorator: make a built-in known by its `name` and `aliases`."""
+    """Class decorator: register a built-in by its `name` and `aliases`."""
     name = scheduler_class.name
     _factories[name] = scheduler_class
     for spelling in (name, *scheduler_class.aliases):
@@ -35,11 +34,11 @@ def register(scheduler_class: _BuiltIn) -> _BuiltIn:
 
 
 def scheduler(name: str) -> Callable[[_UserCode], _UserCode]:
-    """Decorator: make a user's `Scheduler` class, or a function `pick(flow, backends)`, known
-    as `name`.
+    """Decorator: register a custom `Scheduler` class, or a function `pick(flow, backends)`, as
+    `name`.
 
-    A later registration of the same name replaces the earlier one, so that a reload takes the
-    edited code. Built-in names can't be replaced: ValueError.
+    A later registration of the same name replaces the earlier one, so that a reload uses the edited
+    code. ValueError for the name of a built-in.
     """
     if name in _canonical and name not in _user_names:
         raise ValueError(f"'{name}' is the name of a built-in scheduler: choose another one")
@@ -63,9 +62,9 @@ def is_file_reference(name: str) -> bool:
 
 
 def canonical_name(name: str) -> str:
-    """`name` as the registry spells it: `rr` is `round-robin`; a file reference is its own.
+    """The canonical form of `name`: `rr` is `round-robin`; a file reference is unchanged.
 
-    ValueError for an unknown one: lists the known names and hints at the closest.
+    ValueError for an unknown one, with the known names and the closest match.
     """
     found = _canonical.get(name) or _canonical.get(name.lower().replace("_", "-"))
     if found is not None:
@@ -78,8 +77,8 @@ def canonical_name(name: str) -> str:
 
 
 def factory_of(name: str) -> SchedulerFactory:
-    """What makes the scheduler of this name now; another object once the name is registered
-    again. ValueError as `create`."""
+    """The current factory of the scheduler with this name; another object once the name is
+    registered again. ValueError as for `create`."""
     factory = _factories.get(canonical_name(name))
     if factory is None:
         raise ValueError(f"scheduler '{name}' has not been loaded")
@@ -87,13 +86,13 @@ def factory_of(name: str) -> SchedulerFactory:
 
 
 def is_consistent(name: str) -> bool:
-    """Whether the built-in scheduler of this name is; of users' it is not known before they
-    run."""
+    """Whether the built-in scheduler of this name is consistent; False for a custom one, which is
+    not known before it runs."""
     return bool(getattr(_factories.get(_canonical.get(name, name)), "consistent", False))
 
 
 def create(name: str, *, seed: int, key: bytes) -> Scheduler:
-    """A new scheduler by any of its names; ValueError as `canonical_name`, and for a file that
+    """A new scheduler by any of its names; ValueError as for `canonical_name`, and for a file that
     `featherlb.system.plugins` has not loaded."""
     return factory_of(name)(seed=seed, key=key)
 

@@ -1,14 +1,13 @@
 """Weighted rendezvous hashing (highest random weight) over a table of rows.
 
-For every row each member has a random number of its own; the best, taking the weight into
-account, owns the row. As no member's number depends on the others, a member that leaves
-gives up exactly its own rows, and one that joins or gets heavier takes rows for itself only:
-no smaller disruption is possible. (Thaler and Ravishankar, "Using name-based mappings to
-increase hit rates", 1998; the weights as in draft-ietf-bess-weighted-hrw; the table of rows as
-in GitHub's GLB director.)
+For every row each member has a pseudorandom number; the best by weight owns the row. As no member's
+number depends on the others, a member that leaves gives up exactly its own rows, and one that joins
+or gains weight takes rows for itself only: the disruption is minimal. (Thaler and Ravishankar,
+"Using name-based mappings to increase hit rates", 1998; the weights as in
+draft-ietf-bess-weighted-hrw; the table of rows as in GitHub's GLB director.)
 
-A row is computed when the first flow meets it: an update costs little up front, a pick O(n)
-the first time and O(1) from then on.
+A row is computed when the first flow hits it: an update is cheap, a pick costs O(n) the first time
+and O(1) afterwards.
 """
 
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from featherlb.core.pools.schedulers.base import Member
 from featherlb.core.pools.schedulers.hashing import KeyedHash, endpoint_bytes
 
 ROWS = 1 << 16
-"""Shares are multiples of a row, and rows are given out at random: with 10 equal members a
+"""Shares are multiples of a row, and rows are assigned pseudorandomly: with 10 equal members a
 share is within 4 % of a tenth (three standard deviations)."""
 
 _MASK = (1 << 64) - 1
@@ -44,8 +43,8 @@ class RendezvousTable:
         if after == before:
             return
         if all(weight <= before.get(candidate, 0) for candidate, weight in after.items()):
-            # Nobody gained: only who lost weight can lose rows. So the failure of a member
-            # doesn't cost the computation of all rows, in a moment of need.
+            # Nobody gained weight, so only members that lost weight can lose rows. This way the
+            # failure of a member doesn't cause the computation of all rows.
             unchanged = {
                 candidate[0] for candidate, weight in after.items() if weight == before[candidate]
             }
@@ -62,7 +61,7 @@ class RendezvousTable:
         return owner
 
     def owner_among(self, value: int, members: Sequence[Member]) -> Member:
-        """The member that would own a hash if there were these only: the next best one."""
+        """The owner of a hash among these members only: the next best one."""
         wanted = frozenset(members)
         return self._best(value % ROWS, [one for one in self._candidates if one[0] in wanted])
 
@@ -70,8 +69,8 @@ class RendezvousTable:
         best = candidates[0][0]
         best_score = float("-inf")
         for member, member_hash, weight in candidates:
-            # log(u) / weight with u uniform in (0, 1): the largest of such numbers belongs to
-            # a member with the probability of its weight's share.
+            # log(u) / weight with u uniform in (0, 1): a member has the largest of these numbers
+            # with a probability proportional to its weight.
             u = (_mix(member_hash, row) >> 11) + 0.5
             score = (log(u) - _LOG_2_53) / weight
             if score > best_score:

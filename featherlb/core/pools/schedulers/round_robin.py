@@ -1,6 +1,6 @@
 """Round-robin: each flow goes to the next member in turn. O(1).
 
-A weight of 0 excludes a member; all other weights count alike.
+Weight 0 excludes a member; other weights are ignored.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class RoundRobin(Scheduler):
 
     def update(self, members: Sequence[Member]) -> None:
         usable = [member for member in members if member.weight > 0]
-        # The member that was next stays next; if it left, the first one after it that stayed.
+        # The next member stays next; if it left, the first remaining one after it.
         due = self._members[self._next :] + self._members[: self._next]
         position = {member: index for index, member in enumerate(usable)}
         self._next = next((position[member] for member in due if member in position), 0)

@@ -1,8 +1,8 @@
-"""Source hash: a client's address decides, so all its flows go to one member. O(1), see
-rendezvous.
+"""Source hash: hashes the client's address, so all its flows go to one member. O(1), see
+rendezvous.py.
 
-Only the address counts: a client meets the same member on every service that has it, from
-every port and over every protocol.
+Only the address is hashed: a client gets the same member on every service that has it, from every
+port and over every protocol.
 """
 
 from collections.abc import Sequence

@@ -1,9 +1,9 @@
-"""Power of two choices: draw two members by weight, take the less loaded. O(log n).
+"""Power of two choices: pick two members at random by weight, use the less loaded one. O(log n).
 
 Nearly as even as least connections (Mitzenmacher, "The Power of Two Choices in Randomized
-Load Balancing", 2001), without its scan and without its herd: several balancers that all see
-one idle backend don't all rush to it. Load is open flows per weight. As in IPVS's twos the
-draws are independent, so the same member may come twice.
+Load Balancing", 2001), without its scan and without herding: several balancers that see the same
+idle backend don't all choose it. Load is open flows per weight. As in IPVS's twos the two picks are
+independent, so they may be the same member.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
-"""Schedulers that users write, kept from hurting traffic. Whatever a user's code raises or returns,
-each flow gets a backend: the wrapper checks every answer, counts the bad ones and draws a member
-by weight instead.
+"""Runs custom schedulers so that their faults don't affect traffic. Whatever the code raises or
+returns, each flow gets a backend: the wrapper checks every result, counts invalid ones and picks a
+member at random by weight instead.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,10 +28,10 @@ class _FunctionScheduler(Scheduler):
 
 
 class UserScheduler(Scheduler):
-    """Runs a user's scheduler and makes up for its faults.
+    """Runs a custom scheduler and compensates for its faults.
 
-    `errors` counts them: exceptions, and answers that aren't a member with a weight (None
-    included). `first_error` describes the first, for the log; `reported` is the logger's to set.
+    `errors` counts them: exceptions, and results that aren't a member with a weight (None
+    included). `first_error` describes the first, for the log; `reported` is set by the logger.
     """
 
     def __init__(

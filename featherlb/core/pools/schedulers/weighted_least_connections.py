@@ -1,7 +1,7 @@
 """Weighted least connections: open flows in proportion to weights. O(n) per pick.
 
-Picks the smallest (active + 1) / weight, the load that the member would have with this flow;
-so an idle pool fills from its strongest member. Compared crosswise, without division.
+Picks the smallest (active + 1) / weight, the load that the member would have with this flow, so an
+idle pool fills from its strongest member. Compared by cross-multiplication.
 """
 
 from featherlb.core.pools.schedulers.base import Member, NewFlow

@@ -1,4 +1,4 @@
-"""Random: each flow goes to a member drawn by weight. O(log n).
+"""Random: each flow goes to a random member, by weight. O(log n).
 
 Needs no state about flows, so any number of workers and nodes agree on the shares without
 talking to each other.

@@ -84,16 +84,16 @@ class Wire(World):
         gso_size: int = 0,
     ) -> Outcome:
         next_hops = self.balancer.next_hops
-        next_hops.came = next_hops.link_ids[link.index] << 48 | sender
+        next_hops.ingress = next_hops.link_ids[link.index] << 48 | sender
         next_hops.gso_size = gso_size
         return self.handle(packet, WIRE, info | (PacketInfo.GSO if gso_size else PacketInfo.NONE))
 
     @property
-    def goes(self) -> tuple[int, int]:
+    def egress(self) -> tuple[int, int]:
         """The interface index and the MAC address of the next hop of the last frame."""
-        goes = self.balancer.next_hops.goes
+        egress = self.balancer.next_hops.egress
         by_id = {number: index for index, number in self.balancer.next_hops.link_ids.items()}
-        return by_id[goes >> 48], goes & 0xFFFFFFFFFFFF
+        return by_id[egress >> 48], egress & 0xFFFFFFFFFFFF
 
 
 def unreachable(by: str, about: bytes) -> bytes:
@@ -124,11 +124,11 @@ def test_both_directions_are_rewritten_on_the_wire(
     assert forward.destination == server
     assert forward.packet == one_hop_less(readdressed(sent, forward.source, server))
     assert (forward.source == client) is (nat == "dnat")
-    assert world.goes == (BACK.index, SERVER)
+    assert world.egress == (BACK.index, SERVER)
     answer = tcp(server, forward.source, "SA")
     reply = world.frame(answer, BACK, SERVER)
     assert reply.packet == one_hop_less(readdressed(answer, vip, client))
-    assert world.goes == (FRONT.index, HOST)
+    assert world.egress == (FRONT.index, HOST)
 
 
 @both_families
@@ -298,10 +298,10 @@ def test_replies_follow_the_client() -> None:
     world.frame(tcp(CLIENT, VIP, "S"))
     world.frame(tcp(CLIENT, VIP), sender=ROUTER)
     world.frame(tcp(ONE, CLIENT), BACK, SERVER)
-    assert world.goes == (FRONT.index, ROUTER)
+    assert world.egress == (FRONT.index, ROUTER)
     world.frame(tcp(CLIENT, VIP), BACK, HOST)
     world.frame(tcp(ONE, CLIENT), BACK, SERVER)
-    assert world.goes == (BACK.index, HOST)
+    assert world.egress == (BACK.index, HOST)
 
 
 def test_a_route_through_another_link_decides() -> None:
@@ -311,11 +311,11 @@ def test_a_route_through_another_link_decides() -> None:
     for _ in range(2):
         world.frame(tcp(CLIENT, VIP, "S"))
         world.frame(tcp(ONE, CLIENT, "SA"), BACK, SERVER)
-        assert world.goes == (BACK.index, ROUTER)
+        assert world.egress == (BACK.index, ROUTER)
     # The way back from elsewhere is the default route, and that is where it came from.
     world.frame(tcp("203.0.113.9:7", VIP, "S"))
     world.frame(tcp(ONE, "203.0.113.9:7", "SA"), BACK, SERVER)
-    assert world.goes == (FRONT.index, HOST)
+    assert world.egress == (FRONT.index, HOST)
 
 
 def test_flows_follow_the_routes_when_they_change() -> None:
@@ -325,11 +325,11 @@ def test_flows_follow_the_routes_when_they_change() -> None:
     for _ in range(300):  # more often than there are numbers for it
         world.balancer.set_topology(topology(ONE, routes=[("0.0.0.0/0", back)]))
         world.frame(tcp(ONE, CLIENT, "SA"), BACK, SERVER)
-        assert world.goes == (BACK.index, ROUTER)
+        assert world.egress == (BACK.index, ROUTER)
         world.balancer.set_topology(topology(ONE))
         world.frame(tcp(CLIENT, VIP))
         world.frame(tcp(ONE, CLIENT, "SA"), BACK, SERVER)
-        assert world.goes == (FRONT.index, HOST)
+        assert world.egress == (FRONT.index, HOST)
 
 
 def test_a_route_without_an_address_does_not_count() -> None:
@@ -337,7 +337,7 @@ def test_a_route_without_an_address_does_not_count() -> None:
     world = Wire(service(ONE), routed=routed)
     world.frame(tcp(CLIENT, VIP, "S"))
     world.frame(tcp(ONE, CLIENT, "SA"), BACK, SERVER)
-    assert world.goes == (FRONT.index, HOST)
+    assert world.egress == (FRONT.index, HOST)
 
 
 def test_the_longest_prefix_counts() -> None:
@@ -355,27 +355,27 @@ def test_the_longest_prefix_counts() -> None:
     ):
         world.frame(tcp(client, VIP, "S"))
         world.frame(tcp(ONE, client, "SA"), BACK, SERVER)
-        assert world.goes == wanted, client
+        assert world.egress == wanted, client
 
 
 def test_a_backend_that_moves() -> None:
     world = Wire(service(ONE), routed=topology(ONE, known=False))
     world.frame(tcp(CLIENT, VIP, "S"))
-    assert world.goes == (BACK.index, 0)
+    assert world.egress == (BACK.index, 0)
     world.balancer.set_topology(topology(ONE))
     world.frame(tcp(CLIENT, VIP))
-    assert world.goes == (BACK.index, SERVER)
+    assert world.egress == (BACK.index, SERVER)
     # What has left the topology has its last flows.
     world.balancer.set_topology(topology())
     world.frame(tcp(CLIENT, VIP))
-    assert world.goes == (BACK.index, SERVER)
+    assert world.egress == (BACK.index, SERVER)
 
 
 def test_a_new_member_has_no_other_ones_hop() -> None:
     world = Wire(service(ONE), routed=topology(ONE))
     world.apply(replace(service(TWO), datapath=Datapath.RAW))
     world.frame(tcp(CLIENT, VIP, "S"))
-    assert world.balancer.next_hops.goes == 0
+    assert world.balancer.next_hops.egress == 0
 
 
 def test_a_connection_from_before_goes_by_the_routes() -> None:
@@ -408,7 +408,7 @@ def test_icmp_errors_go_where_their_flow_goes(nat: str, about_reply: int) -> Non
     outcome = world.frame(error, FRONT if about_reply else BACK, ROUTER)
     assert outcome.reason is Reason.ICMP_ERROR
     assert parse(outcome.packet).ttl == 63
-    assert world.goes == ((BACK.index, SERVER) if about_reply else (FRONT.index, HOST))
+    assert world.egress == ((BACK.index, SERVER) if about_reply else (FRONT.index, HOST))
     assert world.handle(error, Hook.PREROUTING).reason is Reason.COPY
     assert world.handle(error, Hook.OUTPUT).reason is Reason.NOT_OURS
 
@@ -439,7 +439,7 @@ def test_fragments_follow_the_first(
         for piece in fragments(udp(client, vip, data, header=ip(client, vip)), 1200):
             outcome = world.frame(piece)
             assert outcome.reason is Reason.FORWARD
-            assert world.goes == (BACK.index, SERVER)
+            assert world.egress == (BACK.index, SERVER)
             arrived.append(parse(outcome.packet))
         together = defragment6(arrived) if ":" in source else defragment(arrived)[0]
         seen = bytes(together)
