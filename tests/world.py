@@ -1,8 +1,8 @@
-"""The world around a balancer, in memory: clients, backends, a clock that tests move by hand.
+"""The world around a balancer, in memory: clients, backends, and a clock that tests advance.
 
-Nothing is pretended: packets are real bytes, and every one that leaves the balancer is compared
-with what scapy makes of the packet that came in. After each step `World.check` asks for what
-must hold at any time. Works the same with the interpreted and the compiled core.
+Packets are real bytes, and every translated packet is compared with scapy's translation of the
+original. After each step `World.check` asserts the invariants. Works the same with the interpreted
+and the compiled core.
 """
 
 from collections import Counter
@@ -101,7 +101,7 @@ class Outcome:
     reason: Reason
     packet: bytes
     answers: tuple[bytes, ...]
-    """What it sends by itself because of it."""
+    """Packets that it originated in response."""
 
     @property
     def source(self) -> str:
@@ -113,7 +113,7 @@ class Outcome:
 
 
 class World:
-    """A balancer with its clock. Doors of the balancer are called through here."""
+    """A balancer with its clock; tests call the balancer through it."""
 
     def __init__(
         self,
@@ -138,7 +138,7 @@ class World:
         self.services: tuple[Service, ...] = ()
         self.apply(*services)
 
-    # The balancer's doors
+    # Entry points of the balancer
 
     def handle(
         self,
@@ -147,7 +147,7 @@ class World:
         info: PacketInfo = PacketInfo.NONE,
         length: int | None = None,
     ) -> Outcome:
-        """Give the balancer a packet; `length` is the one before it was cut."""
+        """Give the balancer a packet; `length` is the one before truncation."""
         before = self.statistics().reasons
         buffer = bytearray(GUARD + packet + GUARD)
         self.balancer.attach(buffer)
@@ -165,14 +165,14 @@ class World:
         return Outcome(Verdict(verdict), reason, result, tuple(self.balancer.outbox.take()))
 
     def advance(self, seconds: float) -> None:
-        """Let time pass; the timer rings once at the end."""
+        """Let time pass; the timer fires once at the end."""
         self.now += seconds
         while self.balancer.handle_timer(self.now):
             pass
         self.check()
 
     def apply(self, *services: Service) -> None:
-        """Another configuration."""
+        """Apply another configuration."""
         kept = {(one.name, each.endpoint) for one in services for each in one.backends}
         for view in self.flows():
             if (view.service, view.backend) not in kept:
@@ -181,13 +181,13 @@ class World:
         self.balancer.apply(services)
         self.check()
 
-    # What can be seen
+    # Observation
 
     def flows(self) -> list[FlowView]:
         return list(self.balancer.views.list_flows(self.now, limit=1_000_000))
 
     def states(self) -> list[str]:
-        """Of all flows, by name."""
+        """The states of all flows, by name."""
         return sorted(view.state.name for view in self.flows())
 
     def statistics(self) -> Statistics:
@@ -198,15 +198,15 @@ class World:
         return {str(one.backend): one.active for one in self.statistics().backends}
 
     def check(self) -> None:
-        """What must hold at any time."""
+        """Assert the invariants."""
         statistics = self.statistics()
         flows = self.flows()
         assert statistics.received == self.received
         assert statistics.received == statistics.translated + statistics.passed + statistics.dropped
         assert statistics.received == sum(statistics.reasons.values())
         assert statistics.flows == len(flows) <= statistics.capacity
-        # Each direction of each flow is told from all others; with one-packet scheduling there
-        # is no forward direction to tell.
+        # Each direction of each flow has a unique tuple, except for the forward direction with
+        # one-packet scheduling.
         one_packet = {one.name for one in self.services if one.one_packet}
         forward = Counter(
             (view.protocol, view.client, view.vip)
@@ -233,7 +233,7 @@ class World:
         created = round(self.now - view.age, 1)
         return view.service, view.protocol, view.client, view.vip, view.backend, created
 
-    # Stories
+    # Scenarios
 
     def connect(self, client: str = CLIENT, vip: str = VIP, *, local: bool = False) -> "Connection":
         """A connection whose handshake is complete."""
@@ -243,10 +243,10 @@ class World:
 
 
 class Connection:
-    """A TCP connection as both its ends see it; the test says who sends what.
+    """Both ends of a TCP connection; the test decides which end sends what.
 
-    Sequence numbers go on as in a real one. `server` is where the client's packets arrived
-    last, `source` where they seemed to come from.
+    Sequence numbers advance as in a real one. `server` is where the client's last packet arrived,
+    `source` the source address it had there.
     """
 
     def __init__(
@@ -274,7 +274,7 @@ class Connection:
         self.send("A")
 
     def segment(self, flags: str = "A", payload: bytes = b"") -> bytes:
-        """What the client sends next."""
+        """The client's next segment."""
         acknowledged = self.replied if "A" in flags else 0
         return tcp(self.client, self.vip, flags, seq=self.sent, ack=acknowledged, payload=payload)
 
@@ -286,8 +286,8 @@ class Connection:
         return outcome
 
     def lose(self, flags: str = "A", payload: bytes = b"") -> Outcome:
-        """The client sends, the balancer decides, nobody receives: what it sends next is the
-        same again."""
+        """The client sends, the balancer decides, the segment is lost: the client's next one is a
+        retransmission."""
         segment = self.segment(flags, payload)
         hook = Hook.OUTPUT if self.local else Hook.PREROUTING
         outcome = self.world.handle(segment, hook)
@@ -312,7 +312,7 @@ class Connection:
 
     @property
     def reply_hook(self) -> Hook:
-        """Where replies are taken: late if the client's address was kept."""
+        """The hook that rewrites replies: a late one if the client's address was kept."""
         if self.source != self.client:
             return Hook.PREROUTING
         return Hook.INPUT if self.local else Hook.POSTROUTING
@@ -329,5 +329,5 @@ class Connection:
 
 
 def _consumed(flags: str) -> int:
-    """Sequence numbers that SYN and FIN take up (RFC 9293 section 3.4)."""
+    """Sequence numbers that SYN and FIN consume (RFC 9293 section 3.4)."""
     return ("S" in flags) + ("F" in flags)

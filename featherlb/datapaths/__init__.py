@@ -1,1 +1,1 @@
-"""How packets reach the core and leave it: a folder for each datapath."""
+"""How packets get to the core and leave it: a folder for each datapath."""

@@ -1,8 +1,7 @@
-"""The engine of a datapath: what a worker moves the packets of its services with.
+"""The engine of a datapath: it moves packets between the kernel and a worker's core.
 
-A worker drives engines without knowing them. The engine of a datapath is the class `Engine` of the
-module `engine` in the folder that has the datapath's name; `open_engine` finds it there. A new
-datapath is one more such folder.
+A worker drives engines through this interface only. The engine of a datapath is the class `Engine`
+of the module `engine` in the datapath's folder, where `open_engine` finds it.
 """
 
 from abc import ABC, abstractmethod
@@ -23,8 +22,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class QueueOptions:
-    """Which NFQUEUE a worker binds, and how: up to `length` packets wait in it; what comes on top
-    is dropped, or passed on untouched if `fail_open`."""
+    """The NFQUEUE that a worker binds. It holds up to `length` packets; further ones are dropped,
+    or accepted unchanged if `fail_open`."""
 
     number: int
     driver: Driver
@@ -34,10 +33,10 @@ class QueueOptions:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a worker lends to its engines.
+    """What the engines of a worker share.
 
-    `core` decides on packets; `sender` sends packets of featherlb's own. `queue` is the engine of
-    the worker's queue; only that engine itself is opened without one.
+    `core` decides on packets; `sender` sends packets that featherlb originates. `queue` is the
+    engine of the worker's queue; only that engine itself is opened without one.
     """
 
     core: "Balancer"
@@ -49,11 +48,12 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class ServiceChange:
-    """The services that a worker has served until now, and those that it serves from now on.
+    """The services of a worker `before` a change, and the ones `wanted`.
 
-    If `pass_mark` is not 0, packets that are not ours meet the table again, as another instance may
-    know them (docs/decisions/shared-backends.md). They carry this packet mark, which is even, or at
-    the hooks INPUT and POSTROUTING the next one: a mark stays when the packet gets to a later hook.
+    If `pass_mark` is not 0, packets that are not ours traverse the table again, as they may belong
+    to another instance (docs/decisions/shared-backends.md). They get this packet mark, which is
+    even, or the next one at the hooks after routing (`model.LATE_HOOKS`): marks persist to later
+    hooks.
     """
 
     before: tuple[Service, ...]
@@ -63,12 +63,12 @@ class ServiceChange:
 
 @dataclass(frozen=True, slots=True)
 class EngineCounters:
-    """Counts since the engine was opened, in packets or frames; 0 for what it does not have.
+    """Packets or frames since the engine was opened; 0 if it doesn't have the counter.
 
-    The kernel dropped `queue_dropped` as the queue was full, and `socket_dropped` as a socket's
-    buffer was. `truncated` were received, but not whole. `waiting` are in the queue now. `unsent`
-    had no link to leave by, or were refused by the kernel. `unresolved` waited in vain for the MAC
-    address of their next hop; `held` are waiting for it now.
+    The kernel dropped `queue_dropped` because the queue was full, `socket_dropped` because a
+    socket's buffer was. `truncated` were received incompletely. `waiting` are in the queue now.
+    `unsent` had no egress link, or the kernel refused them. `unresolved` were dropped without the
+    MAC address of their next hop; `held` are waiting for it now.
     """
 
     received: int = 0
@@ -84,34 +84,34 @@ class EngineCounters:
 class Engine:
     """One datapath in one worker. Nothing in it blocks; times are seconds of a monotonic clock.
 
-    The worker opens it with the first service that needs it, and keeps it: flows outlive services.
-    A method that an engine does not have does nothing.
+    The worker opens it with the first service that needs it and keeps it, as flows outlive
+    services. Methods that an engine does not override do nothing.
     """
 
     def descriptors(self) -> Sequence[int]:
-        """What to poll for reading; asked again after `apply` and `set_topology`."""
+        """Descriptors to poll for reading; may change with `apply` and `set_topology`."""
         return ()
 
     def process(self, descriptor: int, now: float) -> None:
-        """Handle what waits at one of the descriptors: a bounded number of batches of it."""
+        """Handle a bounded number of batches from one of the descriptors."""
 
     def prepare(self, change: ServiceChange, now: float) -> None:
-        """The core is about to serve other services."""
+        """Called before the core applies other services."""
 
     def apply(self, change: ServiceChange, now: float) -> None:
-        """The core serves these services now."""
+        """Called after the core has applied these services."""
 
     def set_topology(self, topology: Topology) -> None:
-        """The core routes frames by this topology now."""
+        """Called after the core has applied this topology."""
 
     def tick(self, now: float) -> None:
-        """Do what is due. Called every 0.1 s or so, after the core's timer."""
+        """Do periodic work. Called about every 0.1 s, after the core's timer."""
 
     def flush(self, now: float) -> None:
-        """Send what has gathered. Called after packets, changes and commands."""
+        """Send what is queued. Called after packets, changes and commands."""
 
     def refresh(self, first: int, count: int, now: float) -> None:
-        """Bring `count` flow records, from number `first` on, up to date with the kernel's."""
+        """Update `count` flow records, from number `first` on, from the kernel."""
 
     def counters(self) -> EngineCounters:
         return EngineCounters()
@@ -121,12 +121,12 @@ class Engine:
 
 
 class KernelFlows(Protocol):
-    """Flows that the kernel forwards, as the queue's engine sees them: packets that open them come
-    through the queue, and the kernel has to know a flow before it meets the flow's first packet."""
+    """Flows that the kernel forwards, for the queue's engine: packets that open them come through
+    the queue, and the kernel must know a flow before its first packet is accepted."""
 
     @property
     def watching(self) -> bool:
-        """Whether flows that have ended make room for those that packets in the queue open."""
+        """Whether ends of flows must be read before packets: they make room for new ones."""
         ...
 
     def process(self, now: float) -> None:
@@ -134,8 +134,8 @@ class KernelFlows(Protocol):
         ...
 
     def execute(self, now: float) -> None:
-        """Execute the core's commands (`core/flows/kernel.py`), and those that their events cause;
-        afterwards there are none."""
+        """Execute the core's commands (`core/flows/kernel.py`), and those that their events cause,
+        until none is left."""
         ...
 
 
@@ -144,11 +144,11 @@ class PacketQueue(Engine, ABC):
 
     @abstractmethod
     def attach(self, kernel_flows: KernelFlows) -> None:
-        """Keep these flows in step with the queue from now on."""
+        """Have these flows inserted before the verdicts on the packets that open them."""
 
     @abstractmethod
     def cut_segments(self, wanted: bool) -> None:
-        """Have the kernel cut super-packets before it queues them, or no more."""
+        """Have the kernel segment GSO packets before it queues them, or no longer."""
 
 
 def open_engine(datapath: Datapath, context: Context) -> Engine:

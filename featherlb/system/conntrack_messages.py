@@ -1,8 +1,8 @@
-"""Conntrack's netlink messages: requests written from flow records, answers read into numbers.
+"""Conntrack's netlink messages: writes requests from flow records, parses entries.
 
-No I/O: a driver sends what `Requests` has gathered, and shows `Entry` what it received. Formats and
-numbers are those of include/uapi/linux/netfilter/ nfnetlink.h and nfnetlink_conntrack.h. Netlink
-and attribute headers are in host order, what stands in attributes is in network order.
+No I/O: callers send the buffer of `Requests` and have `Entry` parse what they receive. Formats and
+numbers are those of nfnetlink.h and nfnetlink_conntrack.h in include/uapi/linux/netfilter. Netlink
+and attribute headers are in host order, attribute payloads in network order.
 """
 
 from typing import Any
@@ -57,25 +57,25 @@ STATES = memoryview(
 KERNEL_STATES = len(STATES)
 
 FIRST_TIMEOUT = 30
-"""Seconds that an entry lives before its first packet; from that on the kernel's own apply."""
+"""Seconds that an entry lives before its first packet; then the kernel's timeouts apply."""
 SYN_SENT = int(State.SYN_SENT)
 FIN_WAIT = int(State.FIN_WAIT)
 CLOSE_WAIT = int(State.CLOSE_WAIT)
 UDP_ONE_WAY = int(State.UDP_ONE_WAY)
 UDP_TWO_WAY = int(State.UDP_TWO_WAY)
 LARGEST = 512
-"""More bytes than any request has."""
+"""Upper bound of the bytes of a request."""
 
 
 class Requests:
-    """Requests to conntrack, in the order in which they were made: `length` bytes of `buffer`."""
+    """Requests to conntrack in order: `length` bytes of `buffer`."""
 
     def __init__(self) -> None:
         self.length = 0
         self.use(bytearray(64 * LARGEST))
 
     def use(self, buffer: bytearray) -> None:
-        """Gather them here."""
+        """Write requests to this buffer."""
         self.buffer = buffer
         self.size = len(buffer)
         view = memoryview(buffer)
@@ -84,14 +84,14 @@ class Requests:
         self.u32 = view.cast("I")
 
     def take(self) -> memoryview:
-        """What has gathered, valid until the next request."""
+        """All requests, valid until the next one is written."""
         length, self.length = self.length, 0
         return memoryview(self.buffer)[:length]
 
     def create(self, record: Any, sequence: int) -> None:
-        """Enter a flow, translated both ways; an error has this sequence.
+        """Create a flow's entry with its translation; an error has this sequence.
 
-        With one direction's translation given, the kernel takes the other one as given, too: no
+        With one NAT manipulation given, the kernel sets up a null binding for the other one: no
         rule changes the source of a flow in `dnat` mode.
         """
         family = AF_INET6 if record.flags & IPV6 else AF_INET
@@ -124,11 +124,11 @@ class Requests:
         self.finish(start, at)
 
     def delete(self, record: Any, sequence: int) -> None:
-        """Remove a flow's entry; an error has this sequence."""
+        """Delete a flow's entry; an error has this sequence."""
         self.name(record, DELETE_MESSAGE, sequence)
 
     def get(self, record: Any, sequence: int) -> None:
-        """Ask for a flow's entry; the answer, or an error, has this sequence."""
+        """Get a flow's entry; the response, or an error, has this sequence."""
         self.name(record, GET_MESSAGE, sequence)
 
     def write(self, commands: Commands, first: int, end: int) -> None:
@@ -144,24 +144,24 @@ class Requests:
                 self.delete(commands.records.at(at), at + 1)
 
     def ask(self, commands: Commands, at: int) -> None:
-        """Ask for the entry that has the forward key of a command's flow."""
+        """Get the entry with the forward tuple of a command's flow."""
         self.get(commands.records.at(at), 0)
 
     def dump(self, family: int) -> None:
-        """Ask for all entries of an address family (2 or 10)."""
+        """Dump all entries of an address family (2 or 10)."""
         start = self.begin(GET_MESSAGE, REQUEST | DUMP, family, 0)
         self.finish(start, start + HEADER)
 
-    # How it is written
+    # Encoding
 
     def name(self, record: Any, kind: int, sequence: int) -> None:
-        """A request about the entry with the flow's forward key."""
+        """Write a request for the entry with the flow's forward tuple."""
         family = AF_INET6 if record.flags & IPV6 else AF_INET
         start = self.begin(kind, REQUEST, family, sequence)
         self.finish(start, self.forward_tuple(start + HEADER, record, family))
 
     def begin(self, kind: int, flags: int, family: int, sequence: int) -> int:
-        """The offset of a new message, whose headers stand but for its length."""
+        """Start a message, with headers except for its length; returns its offset."""
         if self.length + LARGEST > self.size:
             larger = bytearray(2 * self.size)
             larger[: self.length] = self.buffer[: self.length]
@@ -176,12 +176,12 @@ class Requests:
         return start
 
     def finish(self, start: int, end: int) -> None:
-        """The message goes to here."""
+        """End the message at this offset."""
         self.u32[start >> 2] = end - start
         self.length = end
 
     def forward_tuple(self, at: int, record: Any, family: int) -> int:
-        """The attribute with a flow's forward key; the offset behind it."""
+        """Write a flow's forward tuple; returns the offset after it."""
         return self.tuple_attribute(
             at,
             TUPLE_ORIG,
@@ -208,7 +208,7 @@ class Requests:
         dst_port: int,
         protocol: int,
     ) -> int:
-        """The attribute of one direction; the offset behind it."""
+        """Write the tuple of one direction; returns the offset after it."""
         size = 44 if family == AF_INET6 else 20
         self.attribute(at, NESTED | kind, 4 + size + 28)
         at += 4
@@ -234,7 +234,7 @@ class Requests:
         return at + 28
 
     def translation(self, at: int, kind: int, family: int, high: int, low: int, port: int) -> int:
-        """A NAT attribute: to one address and one port; the offset behind it."""
+        """Write a NAT attribute with one address and one port; returns the offset after it."""
         if family == AF_INET6:
             self.attribute(at, NESTED | kind, 64)
             self.attribute(at + 4, NAT_V6_MIN, 20)
@@ -257,8 +257,8 @@ class Requests:
         return at + 20
 
     def tcp_state_attribute(self, at: int, state: int) -> int:
-        """The attribute that says that a connection is open, or half-closed, and that its windows
-        are not known; the offset behind it."""
+        """Write the TCP state, established or half-closed, with window tracking off (liberal);
+        returns the offset after it."""
         self.attribute(at, NESTED | PROTOINFO, 32)
         self.attribute(at + 4, NESTED | PROTOINFO_TCP, 28)
         self.attribute(at + 8, TCP_STATE, 5)
@@ -266,24 +266,24 @@ class Requests:
         self.put32(at + 12, (TCP_FIN_WAIT if closes else TCP_ESTABLISHED) << 24)
         for kind in (TCP_FLAGS_ORIGINAL, TCP_FLAGS_REPLY):
             self.attribute(at + 8 * (kind - 2), kind, 6)
-            # The flags, and the mask of those that count.
+            # Flags and mask.
             self.put32(at + 8 * (kind - 2) + 4, LIBERAL << 24 | LIBERAL << 16)
         return at + 32
 
     def attribute(self, at: int, kind: int, length: int) -> None:
-        """An attribute's header; `length` includes it."""
+        """Write an attribute's header; `length` includes it."""
         self.u16[at >> 1] = length
         self.u16[(at + 2) >> 1] = kind
 
     def put32(self, at: int, value: int) -> None:
-        """The lower four bytes of a number, big-endian."""
+        """Write the lower four bytes of a number, big-endian."""
         self.u8[at] = value >> 24 & 0xFF
         self.u8[at + 1] = value >> 16 & 0xFF
         self.u8[at + 2] = value >> 8 & 0xFF
         self.u8[at + 3] = value & 0xFF
 
     def put128(self, at: int, high: int, low: int) -> None:
-        """Sixteen bytes, big-endian."""
+        """Write sixteen bytes, big-endian."""
         self.put32(at, high >> 32)
         self.put32(at + 4, high)
         self.put32(at + 8, low >> 32)
@@ -291,25 +291,25 @@ class Requests:
 
 
 class Entry(KernelFlow):
-    """One message from conntrack: an entry of its table, that it is gone, or an error.
+    """A message from conntrack: an entry, its deletion, or an error.
 
     Addresses are 128 bits in two words, IPv4 in its mapped form, like those of packets.
-    `kind` is the message's, `sequence` that of the request, `sender` the netlink port id of whose
-    request it is about (0 for none). `error` is a positive errno.
+    `kind` is the message type, `sequence` that of the request, `sender` the netlink port id of the
+    process whose request caused it (0 for none). `error` is a positive errno.
     """
 
     def __init__(self) -> None:
         self.clear()
 
     def attach(self, buffer: bytearray) -> None:
-        """Messages stand in this buffer from now on."""
+        """Use this buffer from now on."""
         view = memoryview(buffer)
         self.u8 = view
         self.u16 = view.cast("H")
         self.u32 = view.cast("I")
 
     def clear(self) -> None:
-        """As if nothing had been read."""
+        """Reset all fields."""
         self.forget()
         self.kind = 0
         self.sequence = 0
@@ -317,8 +317,8 @@ class Entry(KernelFlow):
         self.error = 0
 
     def read(self, at: int, end: int) -> int:
-        """Read the message at an offset of the buffer; the offset behind it, or 0 where there is
-        none before `end`."""
+        """Parse the message at an offset of the buffer; returns the offset after it, or 0 if there
+        is no complete message before `end`."""
         self.clear()
         if at + 16 > end:
             return 0
@@ -339,7 +339,7 @@ class Entry(KernelFlow):
         return at + ((length + 3) & ~3)
 
     def read_attributes(self, at: int, end: int) -> None:
-        """Of an entry."""
+        """Parse the attributes of an entry."""
         while at + 4 <= end:
             length = self.u16[at >> 1]
             kind = self.u16[(at + 2) >> 1] & KIND
@@ -370,7 +370,7 @@ class Entry(KernelFlow):
             at += (length + 3) & ~3
 
     def read_tuple(self, at: int, end: int, reply: bool) -> None:
-        """Of one direction; `reply` for that of the replies."""
+        """Parse a tuple, of the reply direction if `reply`."""
         src_high = src_low = dst_high = dst_low = 0
         protocol = source = destination = 0
         while at + 4 <= end:
@@ -407,7 +407,7 @@ class Entry(KernelFlow):
             self.ports = source << 16 | destination
 
     def find(self, at: int, end: int, wanted: int) -> int:
-        """The offset of an attribute, 0 if it isn't there."""
+        """The offset of an attribute, 0 if it is missing."""
         while at + 4 <= end:
             length = self.u16[at >> 1]
             if length < 4 or at + length > end:

@@ -21,9 +21,9 @@ from featherlb.model import Address, Endpoint, Protocol
 from featherlb.model.errors import HostError
 
 MAX_ENTRIES = 1 << 20
-"""Above any sensible number of endpoints; the kernel's default of 65536 is in reach."""
+"""Above any realistic number of endpoints, which the kernel's default of 65536 is not."""
 RELEASE_TIMEOUT = 20.0
-"""Seconds until a removed rule has let go of its set: nf_tables frees rules after a delay."""
+"""Seconds until a removed rule has released its set: nf_tables frees rules after a delay."""
 
 _NAME = re.compile(r"^featherlb-(\d+)-")
 _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
@@ -31,7 +31,7 @@ _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 @dataclass(frozen=True, slots=True, order=True)
 class Entry:
-    """An endpoint of a protocol; with `peer`, only in conversation with that address."""
+    """An endpoint of a protocol; with `peer`, only packets to or from that address."""
 
     endpoint: Endpoint
     protocol: Protocol
@@ -44,7 +44,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Set:
-    """A set to be: all its entries have a `peer`, or none has."""
+    """The wanted content of a set: either all entries have a `peer`, or none has."""
 
     name: str
     family: int
@@ -55,7 +55,7 @@ class Set:
         return "hash:ip,port" if self.entries[0].peer is None else "hash:ip,port,ip"
 
     def commands(self) -> list[str]:
-        """As commands for a shell, to be read."""
+        """As shell commands, for display."""
         family = "inet" if self.family == 4 else "inet6"
         return [
             f"ipset create {self.name} {self.type} family {family} maxelem {MAX_ENTRIES}",

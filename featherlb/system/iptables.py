@@ -1,9 +1,9 @@
 """Packet filter rules on the host, through iptables-restore and iptables-save.
 
-`replace` puts an instance's chains and the jumps to them in place of those that stand, in one
-commit per table; `remove` takes them out. Both read what stands (iptables-save) instead of
-remembering it, so that changes by others in between do no harm. Works with the legacy and the
-nf_tables flavour, whichever the name `iptables-restore` leads to.
+`replace` replaces an instance's chains and the jumps to them, in one commit per table; `remove`
+removes them. Both read the current rules (iptables-save) instead of remembering them, so that
+changes by others do no harm. Works with the legacy and the nf_tables variant, whichever
+`iptables-restore` is.
 """
 
 import os
@@ -28,7 +28,7 @@ _UNSUPPORTED = re.compile(r"Extension (\S+) revision \d+ not supported")
 
 @dataclass(slots=True)
 class _Standing:
-    """A table as iptables-save shows it: featherlb's chains, and the rules of the others."""
+    """A table as iptables-save shows it: featherlb's chains, and the rules of other chains."""
 
     chains: list[Chain] = field(default_factory=list)
     rules: dict[str, list[str]] = field(default_factory=dict)
@@ -40,8 +40,8 @@ def replace(
 ) -> None:
     """Make `rules` the instance's rules; each table changes in one step or not at all.
 
-    Those of the `later` instances stay in front of them. HostError with the program's own words if
-    it refuses.
+    Rules of `later` instances stay in front of them. HostError with the program's message if it
+    refuses.
     """
     standing = _standing(family)
     script: list[str] = []
@@ -56,7 +56,7 @@ def replace(
 
 
 def remove(family: int, instance: int) -> None:
-    """Take the instance's chains and the jumps to them out of every table."""
+    """Remove the instance's chains and the jumps to them from every table."""
     replace(family, instance, {})
 
 
@@ -70,13 +70,13 @@ def instances(family: int) -> set[int]:
 def missing(family: int, rules: Sequence[Rule]) -> list[str]:
     """Which match and target extensions of `rules` this kernel lacks; nothing is committed.
 
-    A rule with an error has to be the last one.
+    A rule with an error must be the last one.
     """
-    # Extensions are looked for when a rule is read. Without COMMIT nothing else happens, and
-    # nobody has to wait for the kernel to take a test back.
+    # Extensions are loaded when a rule is parsed. Without COMMIT nothing else happens, and there is
+    # no wait for the kernel to revert a test.
     script = "\n".join(["*raw", *(f"-A OUTPUT {rule}" for rule in rules), ""])
-    # The exit code says nothing: a missing extension is only warned of, and a set that doesn't
-    # exist is an error.
+    # The exit code means nothing: a missing extension is only a warning, and a missing set is an
+    # error.
     done = _run(family, "restore", script, "--noflush", "--test")
     return list(dict.fromkeys(_UNSUPPORTED.findall(done.stderr)))
 
@@ -115,7 +115,7 @@ def own(family: int, instance: int) -> list[tuple[str, str]]:
 
 
 def listing(family: int, flavour: str = "") -> list[str]:
-    """What iptables-save prints; of `flavour`, `legacy` or `nft`, nothing if that isn't installed.
+    """The output of iptables-save; with `flavour` (`legacy` or `nft`), empty if not installed.
 
     HostError if the program is missing or fails.
     """
@@ -129,7 +129,7 @@ def listing(family: int, flavour: str = "") -> list[str]:
 
 
 def flavour() -> str:
-    """Which one the name `iptables` leads to here: `legacy` or `nft`."""
+    """The variant that `iptables` is on this host: `legacy` or `nft`."""
     program = _find("iptables-save")
     if program is None:
         return "nft"
@@ -138,7 +138,7 @@ def flavour() -> str:
 
 
 def commands(family: int, rules: Ruleset) -> list[str]:
-    """The rules as single commands for a shell, to be read."""
+    """The rules as shell commands, for display."""
     lines = []
     for table, part in rules.items():
         command = f"{COMMANDS[family]} -t {table}"
@@ -156,9 +156,9 @@ def commands(family: int, rules: Ruleset) -> list[str]:
 def _changes(new: Table, standing: _Standing, instance: int, later: Collection[int]) -> list[str]:
     """The commands of iptables-restore that turn the instance's part of a table into `new`.
 
-    A jump that stands stays where it is. Only those that have to be first of all move to the front
-    together, if others' rules have got there or one of them is missing; their like of `later`
-    instances move along, in front of them.
+    An existing jump stays in place. Only those that must come first move to the front together, if
+    others' rules are ahead of them or one is missing; the same jumps of `later` instances move as
+    well, in front of them.
     """
     chains = [chain for chain in standing.chains if chain.instance == instance]
     jumps = {
@@ -186,10 +186,10 @@ def _changes(new: Table, standing: _Standing, instance: int, later: Collection[i
     ]
     moved = [(jump.hook, str(jump)) for jump in front if jump not in added] + ahead
     return [
-        # Naming a chain creates it, or empties one that stands.
+        # Naming a chain creates it, or flushes an existing one.
         *(f":{chain} - [0:0]" for chain in dict.fromkeys([*new.chains, *chains])),
         *(f"-A {chain} {rule}" for chain, rules in new.chains.items() for rule in rules),
-        # Counted positions hold as long as nothing is put in front or taken away.
+        # Positions are valid as long as nothing is inserted in front or deleted.
         *(_insertion(jump, standing, later) for jump in added if not jump.first),
         *(f"-D {hook} {rule}" for hook, rule in moved),
         *(f"-I {jump.hook} 1 {jump}" for jump in front),
@@ -200,14 +200,14 @@ def _changes(new: Table, standing: _Standing, instance: int, later: Collection[i
 
 
 def _overtaken(jump: Jump, standing: _Standing) -> bool:
-    """Whether a rule of somebody else stands in front of it."""
+    """Whether somebody else's rule is ahead of it."""
     rules = standing.rules.get(jump.hook, [])
     return any(_led_to(rule) is None for rule in rules[: rules.index(str(jump))])
 
 
 def _insertion(jump: Jump, standing: _Standing, later: Collection[int]) -> str:
-    """The command that puts a jump in front of its like of earlier instances, or else last. In
-    `standing` it is then, so that the next position is counted right."""
+    """The command that inserts a jump before the same jump of earlier instances, or else appends
+    it. It is added to `standing`, so that later positions are correct."""
     rules = standing.rules.setdefault(jump.hook, [])
     for position, rule in enumerate(rules):
         chain = _led_to(rule)
@@ -219,7 +219,7 @@ def _insertion(jump: Jump, standing: _Standing, later: Collection[int]) -> str:
 
 
 def _led_to(rule: str) -> Chain | None:
-    """The chain of featherlb's that a jump on the host leads to; None for others' rules."""
+    """The featherlb chain that a rule on the host jumps to; None for others' rules."""
     target = _TARGET.search(rule)
     return Chain(target[1], int(target[2])) if target else None
 
@@ -231,7 +231,7 @@ def _standing(family: int) -> dict[str, _Standing]:
             table = tables.setdefault(line[1:], _Standing())
         elif chain := _CHAIN.match(line):
             table.chains.append(Chain(chain[1], int(chain[2])))
-        # Rules in featherlb's own chains go when the chain is emptied.
+        # Rules in featherlb's own chains are removed when the chain is flushed.
         elif (rule := _RULE.match(line)) and not rule[1].startswith("FEATHERLB-"):
             table.rules.setdefault(rule[1], []).append(rule[2])
     return tables

@@ -1,8 +1,8 @@
-"""What each instance has changed on this host, on disk before it is done. One JSON file per
-instance lies in /run/featherlb/<network namespace>/; /run is emptied by a reboot, as are the
-changes. A record carries the owner's pid and its start time, so that a recycled pid isn't taken
-for the owner. Readers and writers hold the journal's lock: changes to the host and their records
-are made by one process at a time.
+"""A journal of what each instance changes on this host, written before the change. One JSON file
+per instance is in /run/featherlb/<network namespace>/; /run is emptied by a reboot, as are the
+changes. A record carries the owner's pid and its start time, so that a recycled pid isn't taken for
+the owner. Readers and writers hold the journal's lock: changes to the host and their records are
+made by one process at a time.
 """
 
 import fcntl
@@ -51,7 +51,7 @@ class Record:
     claims: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """By how their replies are handled (`datapaths.host_side.Replies`), its backends."""
     offloads: bool = False
-    """The kernel forwards flows of it, which need these changes even when the owner has gone."""
+    """The kernel forwards its flows, which need these changes even after the owner has ended."""
 
     @property
     def alive(self) -> bool:

@@ -56,7 +56,7 @@ class Membership:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """Bytes of a packet are a number in a range (iptables-extensions(8), `u32`)."""
+    """A number in the packet is in a range (iptables-extensions(8), `u32`)."""
 
     location: str
     values: range
@@ -67,7 +67,7 @@ class Content:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Match:
-    """Conditions on a packet. All have to hold; without any, every packet matches."""
+    """Conditions on a packet, all of which must hold; without any, every packet matches."""
 
     not_in_interface: str = ""
     out_interface: str = ""
@@ -82,7 +82,7 @@ class Match:
     destination: Address | Network | None = None
     destination_ports: range | None = None
     socket: bool = False
-    """A socket of this host is going to get it."""
+    """A socket of this host will receive it."""
     member: Membership | None = None
     source_local: bool | None = None
     """Whether the source is an address of this host."""
@@ -90,9 +90,9 @@ class Match:
     content: Content | None = None
     mark: int | None = None
     states: tuple[State, ...] = ()
-    """Conntrack has it in one of these."""
+    """Its conntrack state is one of these."""
     not_states: tuple[State, ...] = ()
-    """Conntrack has it in none of these."""
+    """Its conntrack state is none of these."""
     probability: float | None = None
     """At random, 0 to 1."""
 
@@ -101,8 +101,8 @@ class Match:
 
     @property
     def saved(self) -> str:
-        """The text as iptables-save prints it. For TCP, ICMP and states; ports and addresses look
-        otherwise there."""
+        """The text as iptables-save prints it, for TCP, ICMP and states; ports and addresses are
+        printed differently."""
         return " ".join(self._words("-m tcp --tcp-flags FIN,SYN,RST,ACK SYN"))
 
     def _words(self, syn: str) -> Iterator[str]:
@@ -151,7 +151,7 @@ ANY = Match()
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """The name of a chain of featherlb's: what it is for, and the instance that has it."""
+    """The name of a featherlb chain: its role and its instance."""
 
     role: str
     """Capital letters."""
@@ -162,7 +162,7 @@ class Chain:
 
 
 class Action(StrEnum):
-    """A target without options, or always with the same."""
+    """A target without options, or with fixed ones."""
 
     ACCEPT = "-j ACCEPT"
     DROP = "-j DROP"
@@ -174,7 +174,7 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Goto:
-    """Go on in another chain; its end is the end of this one, too."""
+    """Continue in another chain, without returning to this one."""
 
     chain: Chain
 
@@ -184,7 +184,7 @@ class Goto:
 
 @dataclass(frozen=True, slots=True)
 class Enqueue:
-    """Put the packet into an NFQUEUE; with `bypass`, accept it if no worker is bound to that."""
+    """Queue the packet to an NFQUEUE; with `bypass`, accept it if no worker is bound to it."""
 
     number: int
     bypass: bool = False
@@ -226,7 +226,7 @@ Target = Action | Goto | Enqueue | HashMark | TranslateTo
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What becomes of the packets that match; without a target, they are counted."""
+    """A match and the target of matching packets; without a target, they are only counted."""
 
     match: Match
     target: Target | None = None
@@ -237,10 +237,10 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Jump:
-    """A rule that leads from a built-in chain to one of featherlb's.
+    """A rule in a built-in chain that jumps to a featherlb chain.
 
-    It stands `first` of all, or behind the host's own rules. Of the jumps that lead different
-    instances' packets to chains of the same role, those of the latest instance stand first.
+    It comes `first` of all, or after the host's own rules. Among jumps of several instances to
+    chains of the same role, the latest instance's comes first.
     """
 
     hook: str
@@ -250,14 +250,13 @@ class Jump:
     first: bool = False
 
     def __str__(self) -> str:
-        """As iptables-save prints it, for the comparison with what it has printed."""
+        """As iptables-save prints it, for comparison with its output."""
         return f"{self.match.saved} -j {self.chain}".lstrip()
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """What one instance has in one table: its chains, each with its rules, and the jumps to
-    them."""
+    """One instance's part of a table: its chains with their rules, and the jumps to them."""
 
     chains: Mapping[Chain, tuple[Rule, ...]] = field(default_factory=dict)
     jumps: tuple[Jump, ...] = ()

@@ -1,1 +1,1 @@
-"""The data plane: one process a queue, one core, its own flows."""
+"""The data plane: one process per queue, with a core and flows of its own."""

@@ -1,8 +1,8 @@
 """The data plane: one process, started by the supervisor. It owns its flows and shares nothing.
 
-The loop waits for packets, for the supervisor and for the clock, in this order of importance;
-nothing in it blocks. Packets come and go through engines, one for each datapath that a service
-needs. The engine of the queue is always there: others get first packets through it.
+The loop serves packets, the supervisor and timers, in this order of priority; nothing in it blocks.
+Packets come and go through engines, one for each datapath that a service needs. The engine of the
+queue is always open: other engines get first packets through it.
 """
 
 import gc
@@ -49,9 +49,9 @@ from featherlb.worker.protocol import (
 )
 
 TICK = 0.1
-"""Seconds between two passes of what the clock makes due: expiry, and log lines."""
+"""Seconds between two rounds of periodic work, such as expiry and log lines."""
 ADOPTION = 60.0
-"""Seconds after the start in which replies of unknown connections can open their flows."""
+"""Seconds after the start during which replies can have their connections adopted."""
 
 
 class Worker:
@@ -80,13 +80,13 @@ class Worker:
         self._services: tuple[Service, ...] = ()
         self._topology = Topology()
         self._serving = False
-        # Packets wait until it is known what is to be done with them.
+        # Packets wait in the queue until there are services.
         self._poller = select.poll()
         self._poller.register(channel.fileno(), select.POLLIN)
         self._polled: dict[int, Engine] = {}
 
     def run(self) -> None:
-        """Work until the supervisor goes away."""
+        """Run until the supervisor ends."""
         next_tick = time.monotonic()
         overdue = False
         while True:
@@ -107,14 +107,14 @@ class Worker:
                 return
 
     def _flush(self, now: float) -> None:
-        """Send what has gathered."""
+        """Send what is queued."""
         for engine in self._engines.values():
             engine.flush(now)
         for packet in self._core.outbox.take():
             self._sender.send(packet)
 
     def _tick(self, now: float) -> bool:
-        """Do what is due; True if more is than one pass takes."""
+        """Do periodic work; True if there is more than one round handles."""
         overdue = self._core.handle_timer(now)
         for engine in self._engines.values():
             engine.tick(now)
@@ -123,7 +123,7 @@ class Worker:
         return overdue
 
     def _listen(self) -> bool:
-        """Do what the supervisor says; False when it is gone."""
+        """Handle the supervisor's messages; False when it has ended."""
         try:
             while (message := self._channel.receive()) is not None:
                 self._obey(message)
@@ -167,7 +167,7 @@ class Worker:
                 self._channel.send(Ended(ended))
 
     def _open_engines(self, services: Sequence[Service]) -> None:
-        """Open the engines that these services are the first to need; HostError if one can't be."""
+        """Open the engines that these services need; HostError if one can't be opened."""
         for datapath in sorted({one.datapath for one in services} - self._engines.keys()):
             engine = open_engine(datapath, self._context)
             engine.set_topology(self._topology)
@@ -189,10 +189,10 @@ class Worker:
         self._poll_engines()
 
     def _poll_engines(self) -> None:
-        """Poll the descriptors that the engines have now, as soon as there are services."""
+        """Poll the engines' current descriptors, once there are services."""
         if not self._serving:
             return
-        # The queue comes last: a flow that has ended makes room for one that a packet opens.
+        # The queue comes last: the end of a flow makes room for a new one.
         engines = reversed(self._engines.values())
         self._polled = {fd: engine for engine in engines for fd in engine.descriptors()}
         self._poller = select.poll()
@@ -200,7 +200,7 @@ class Worker:
             self._poller.register(descriptor, select.POLLIN)
 
     def _restore(self) -> None:
-        """Continue the flows of the predecessor, or of the instance before."""
+        """Restore the flows of the predecessor, or of the previous instance."""
         start = self._start
         memories = [flow_file.load(Path(path)) for path in start.saved]
         if start.predecessor is not None:
@@ -217,7 +217,7 @@ class Worker:
             self._channel.send(Log(logging.INFO, text))
 
     def save(self) -> None:
-        """Leave the flows to the next instance."""
+        """Save the flows for the next instance."""
         if self._core.restoration.has_flows():
             try:
                 flow_file.save(Path(self._start.save), self._memory, self._start.shard)
@@ -238,17 +238,17 @@ class Worker:
 
 
 def map_memory(descriptor: int) -> FlowMemory:
-    """Shared memory that is there as long as it is used."""
+    """The flow memory behind a descriptor, which is closed."""
     memory = FlowMemory(mmap.mmap(descriptor, 0))
     os.close(descriptor)
     return memory
 
 
 def load_schedulers(message: Apply) -> None:
-    """Have the schedulers that the services use; FeatherlbError if one can't be loaded."""
+    """Load the schedulers that the services use; FeatherlbError if one can't be loaded."""
     for reference, code in message.schedulers.items():
         plugins.load(reference, code)
-    # To search what installed packages offer takes a third of a start.
+    # Searching the installed packages takes a third of the start-up time.
     if not {service.scheduler for service in message.services} <= set(names()):
         plugins.load_entry_points()
 
@@ -290,7 +290,7 @@ def main() -> None:
     except (FeatherlbError, OSError) as error:
         channel.send(Failed(str(error)))
         return
-    # What stands now stays: the garbage collector needs not look at it again, while packets wait.
+    # Existing objects are permanent: the garbage collector need not traverse them again.
     gc.freeze()
     channel.send(Ready())
     try:
@@ -301,7 +301,7 @@ def main() -> None:
 
 
 def wait_for_start(channel: Channel) -> Start | None:
-    """The supervisor's first message, None if it went away instead."""
+    """The supervisor's first message, None if it has ended."""
     while True:
         select.select([channel.fileno()], [], [])
         try:

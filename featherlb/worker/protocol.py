@@ -1,7 +1,7 @@
-"""What supervisor and worker say to each other, and the channel they say it over.
+"""The messages between supervisor and worker, and their channel.
 
 The channel is a SOCK_SEQPACKET socketpair: one pickled message a packet, between two processes of
-the same program. Sending never blocks: what does not fit now waits in memory and goes with `flush`.
+the same program. Sending never blocks: what does not fit is queued in memory and sent by `flush`.
 """
 
 import pickle
@@ -22,9 +22,9 @@ _BUFFER = 4 << 20
 class Start:
     """To the worker, first: bind the queue. It answers `Ready` or `Failed`.
 
-    Its flows stand in the shared memory of the descriptor `memory`, whose bytes are all zeros. With
-    the first `Apply` it restores those in the memory of its `predecessor` (a descriptor) and in the
-    files `saved`; when the supervisor goes away it saves its own to the file `save`.
+    Its flows are in the shared memory of the descriptor `memory`, which is all zeros. With the
+    first `Apply` it restores flows from the memory of its `predecessor` (a descriptor) and the
+    files `saved`; when the supervisor ends, it saves its own to the file `save`.
     """
 
     shard: Shard
@@ -55,7 +55,7 @@ class Apply:
 
 @dataclass(frozen=True, slots=True)
 class SetTopology:
-    """To the worker: where the frames of the raw datapath go now. It answers `Applied`.
+    """To the worker: the topology for frames of the datapath raw. It answers `Applied`.
 
     It follows the first `Apply`, and comes again whenever the topology changes.
     """
@@ -83,7 +83,7 @@ class GetFlows:
 
 @dataclass(frozen=True, slots=True)
 class FlowKey:
-    """Which flow: its record's number, and its key, because records are used again."""
+    """A flow: its record's number, and its key, because records are reused."""
 
     record: int
     key: bytes
@@ -104,12 +104,12 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """From the worker: the services are in force."""
+    """From the worker: the services or the topology have been applied."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """From the worker: it cannot go on, for this reason (one sentence)."""
+    """From the worker: it cannot continue, for this reason (one sentence)."""
 
     reason: str
 
@@ -124,7 +124,7 @@ class Log:
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatistics:
-    """From the worker: all its counts. The kernel refused `unsent` packets of featherlb's own."""
+    """From the worker: all its counters. The kernel refused `unsent` packets that it originated."""
 
     core: Statistics
     engines: dict[Datapath, EngineCounters]
@@ -158,7 +158,7 @@ class FlowPage:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """From the worker: so many of the flows were still there, and have ended."""
+    """From the worker: the number of flows that still existed and were ended."""
 
     count: int
 
@@ -186,7 +186,7 @@ class Channel:
         self.flush()
 
     def flush(self) -> bool:
-        """Send what waits; whether all of it has gone."""
+        """Send what is queued; whether nothing is left."""
         while self._pending:
             try:
                 self._socket.send(self._pending[0])
@@ -199,7 +199,7 @@ class Channel:
         return True
 
     def receive(self) -> ToWorker | FromWorker | None:
-        """The next message, None if there is none now; EOFError when the other end is gone."""
+        """The next message, None if none waits; EOFError when the other end has closed."""
         try:
             packet = self._socket.recv(_BUFFER)
         except BlockingIOError:

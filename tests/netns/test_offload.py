@@ -384,7 +384,7 @@ def test_a_killed_connection_is_reset_at_both_ends(
     [(VIP, ()), (VIP, ("--fail-open",)), ("192.0.2.1", ("--no-assign",))],
     ids=["assigned", "fail-open", "foreign"],
 )
-def test_a_firewall_does_not_drop_untracked_packets(
+def test_a_firewall_does_not_keep_out_of_state_packets_away(
     lab: Lab, featherlb: Up, vip: str, options: tuple[str, ...]
 ) -> None:
     for hook in ("INPUT", "FORWARD"):
@@ -397,14 +397,12 @@ def test_a_firewall_does_not_drop_untracked_packets(
         kill_only(lab, client, server, f"{vip}:80")
 
 
-def test_packets_of_open_connections_meet_the_rule_that_lets_them_pass_first(
-    lab: Lab, featherlb: Up
-) -> None:
+def test_the_rule_that_accepts_established_connections_comes_first(lab: Lab, featherlb: Up) -> None:
     def jumps() -> list[str]:
         rules = lab.balancer.run(["iptables", "-S", "FORWARD"]).stdout.splitlines()
         return [rule.split()[-1] for rule in rules if rule.startswith("-A")]
 
-    expected = ["FEATHERLB-CTFILTER-0", "FEATHERLB-CTSTRAY-0"]
+    expected = ["FEATHERLB-CTFILTER-0", "FEATHERLB-CTUNKNOWN-0"]
     with featherlb(lab, *TCP, *BACKENDS) as running, Session(lab.client) as session:
         assert session.ask().backend
         assert jumps() == expected
@@ -653,11 +651,11 @@ def test_an_instance_that_keeps_replies_from_connection_tracking_is_refused(
             refused(OWN, running)
 
 
-def test_untracked_packets_of_a_later_instance_stay_its_own_when_an_earlier_one_moves_its_rules(
+def test_out_of_state_packets_stay_with_the_later_instance_when_an_earlier_one_moves_its_rules(
     lab: Lab, featherlb: Up
 ) -> None:
-    """The client's firewall lets in what it has asked for: what the backend says of a killed
-    connection must get no further than to the instance that has killed it."""
+    """The client's firewall accepts only replies: what the backend still sends on a killed
+    connection must get no further than the instance that killed it."""
     own, other = (("--vip", f"{vip}:80", "--backend", "10.0.1.2:9000") for vip in (VIP, BESIDE))
     unasked = "-p tcp ! --syn -m conntrack --ctstate NEW,INVALID -j DROP"
     lab.client.run(["iptables", "-A", "INPUT", *unasked.split()])

@@ -1,4 +1,4 @@
-"""Malformed, untracked and out-of-state packets to the VIP, while normal traffic continues."""
+"""Malformed and out-of-state packets to the VIP, beside valid traffic."""
 
 import itertools
 from collections.abc import Iterator
@@ -95,7 +95,7 @@ def wrong(port: int) -> dict[str, bytes]:
         "SYN and RST": bytes(tcp("SR", port)),
         "no flag": bytes(tcp("", port)),
         "every flag": bytes(tcp("FSRPAUEC", port)),
-        "late RST": bytes(tcp("R", port)),
+        "out-of-state RST": bytes(tcp("R", port)),
         "later fragment": bytes(IP(src=STRANGER, dst=VIP, frag=100, proto=6) / Raw(b"x" * 64)),
         "first fragment too short for ports": bytes(
             IP(src=STRANGER, dst=VIP, flags="MF", proto=6) / Raw(b"\x0f\xa0")
@@ -143,17 +143,17 @@ def test_ip_options_pass_through_the_translation(lab: Lab) -> None:
 
 
 def test_a_packet_of_an_unknown_connection_is_answered_with_a_reset(lab: Lab) -> None:
-    late = tcp("PA", ack=77777)
+    segment = tcp("PA", ack=77777)
     with (
         Capture(lab.backends[0], "eth0") as at_backend,
         Capture(lab.client, "eth0") as at_client,
     ):
-        send(lab, [bytes(late / Raw(b"hello"))])
-        wait_for(lambda: bool(answers(at_client, late)), "a RST")
-        (answer,) = answers(at_client, late)
+        send(lab, [bytes(segment / Raw(b"hello"))])
+        wait_for(lambda: bool(answers(at_client, segment)), "a RST")
+        (answer,) = answers(at_client, segment)
         ask(lab.client)
-        assert about(at_backend, late) == []
-    assert (answer.src, answer[TCP].sport, answer[TCP].dport) == (VIP, DNAT, late.sport)
+        assert about(at_backend, segment) == []
+    assert (answer.src, answer[TCP].sport, answer[TCP].dport) == (VIP, DNAT, segment.sport)
     # RFC 9293, section 3.5.2: <SEQ=SEG.ACK><CTL=RST>.
     assert (answer[TCP].flags, answer[TCP].seq) == ("R", 77777)
     assert bytes(answer) == with_right_checksums(answer)

@@ -1,6 +1,6 @@
 """Restores the flows of a worker that has ended, so that connections survive.
 
-The predecessor's memory is checked against the services of now: it may be from another
+The predecessor's memory is checked against the current services: it may be from another
 configuration, or left in the middle of a change. Offloaded flows are adopted from the kernel
 instead.
 """

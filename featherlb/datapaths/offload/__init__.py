@@ -1,1 +1,1 @@
-"""The datapath offload: Python decides, the kernel's connection tracking forwards."""
+"""The datapath offload: Python chooses the backend, conntrack translates."""

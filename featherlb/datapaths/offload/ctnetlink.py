@@ -1,8 +1,9 @@
-"""Conntrack over netlink: executes the core's commands, and reports what the kernel says as events.
+"""Conntrack over netlink: executes the core's commands, and reports responses and events to the
+core.
 
-Two sockets. One is for requests, whose answers are there as soon as a request has been sent (the
-kernel handles it within the system call). The other hears of all entries that end, if need be also
-of those whose state changes; what it misses when its buffer is full, a later look-up finds.
+Two sockets. One is for requests, whose responses are available when the system call returns (the
+kernel handles a request within it). The other receives destroy events, and update events on demand;
+events that are lost when its buffer is full are made up for by later look-ups.
 """
 
 import errno
@@ -29,7 +30,7 @@ if not cython.compiled:
     from featherlb.system.conntrack_messages import DELETE_MESSAGE, ERROR_MESSAGE, NEW_MESSAGE
 
 BUFFER = 8 << 20
-"""Bytes of kernel memory for answers, and for events: some 10,000."""
+"""Bytes of kernel memory for responses, and for some 10,000 events."""
 GROUP_UPDATE, GROUP_DESTROY = 2, 3  # NFNLGRP_CONNTRACK_UPDATE and _DESTROY in nfnetlink.h
 EEXIST = errno.EEXIST
 
@@ -37,11 +38,11 @@ SLOTS = 64
 SLOT_SIZE = 2048
 """Bytes: more than any entry takes."""
 AT_ONCE = 256
-"""Commands that one system call executes, so that their answers fit into the buffer."""
+"""Commands per system call, so that their responses fit into the buffer."""
 
 
 class Conntrack:
-    """A worker's link to the kernel's connection tracking."""
+    """A worker's access to conntrack."""
 
     def __init__(self, flows: OffloadedFlows) -> None:
         """OSError if the kernel has no conntrack netlink."""
@@ -61,10 +62,10 @@ class Conntrack:
         self.requests = Requests()
         self.batch = Commands()
         self.watching = False
-        """Hears of changes of state as well."""
+        """Whether update events are received as well."""
 
     def watch(self, states: bool) -> None:
-        """Hear of changes of state from now on, or no more: half a dozen for a connection."""
+        """Start or stop receiving update events: half a dozen for each connection."""
         if states == self.watching:
             return
         change = NETLINK_ADD_MEMBERSHIP if states else NETLINK_DROP_MEMBERSHIP
@@ -77,7 +78,7 @@ class Conntrack:
         return new
 
     def fileno(self) -> int:
-        """A descriptor that is readable when entries have ended."""
+        """A descriptor that is readable when events wait."""
         return self._events.fileno()
 
     def execute(self, now: float) -> None:
@@ -93,7 +94,7 @@ class Conntrack:
                     self.report_clash(at, ticks)
 
     def read_answers(self, ticks: int) -> list[int]:
-        """Report the answers to what was sent; the numbers of the inserts that have clashed."""
+        """Report the responses; returns the numbers of inserts that failed with EEXIST."""
         clashes = []
         batch = self.batch
         entry = self.answer
@@ -119,7 +120,7 @@ class Conntrack:
                 return clashes
 
     def report_clash(self, at: int, ticks: int) -> None:
-        """Look up which entry has the forward key of an insert, and report it."""
+        """Look up the entry with the forward tuple of an insert, and report it."""
         batch = self.batch
         entry = self.answer
         self.requests.ask(batch, at)
@@ -140,7 +141,7 @@ class Conntrack:
             for slot in range(count):
                 at = slot * SLOT_SIZE
                 at = entry.read(at, at + batch.lengths[slot])
-                # The core knows what was deleted on its own command.
+                # The core knows what its own commands deleted.
                 if not at or entry.sender == self.port:
                     continue
                 if entry.kind == NEW_MESSAGE:

@@ -1,5 +1,5 @@
-"""The datapath offload: the packet that opens a flow comes through the worker's queue, connection
-tracking forwards the rest."""
+"""The datapath offload: the packet that opens a flow comes through the worker's queue, conntrack
+translates the rest."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from featherlb.system import conntrack
 
 
 class Engine(base.Engine):
-    """A worker's link to connection tracking, in step with its queue."""
+    """A worker's access to conntrack, synchronised with its queue."""
 
     def __init__(self, context: Context) -> None:
         """OSError if the kernel has no conntrack netlink."""
@@ -31,22 +31,22 @@ class Engine(base.Engine):
         self._conntrack.process(now)
 
     def prepare(self, change: ServiceChange, now: float) -> None:
-        """Bring the flows up to date if a service leaves: a connection that opened or closed within
-        the last second would be taken for half-open."""
+        """Update the flows if a service is removed: a connection that opened or closed within the
+        last second would otherwise look half-open."""
         if names(change.before) - names(change.wanted):
             self._flows.look_up_all()
             self._conntrack.execute(now)
 
     def apply(self, change: ServiceChange, now: float) -> None:
-        """Adopt what the kernel forwards already for services that are new to this worker. Flows of
-        the others may be another worker's."""
+        """Adopt flows that the kernel already forwards for services that are new to this worker.
+        Flows of other services may be another worker's."""
         new = names(change.wanted) - {service.name for service in change.before}
         if new:
             self._conntrack.execute(now)
             for entry, _ in conntrack.dump():
                 self._flows.found(entry, new, self._shard, int(now * TICKS_PER_SECOND))
         offloaded = offloaded_of(change.wanted)
-        # The first datagrams of a flow are sent again, one by one.
+        # The first datagrams of a flow are copied and sent again, one by one.
         self._queue.cut_segments(any(one.protocol is Protocol.UDP for one in offloaded))
         self._conntrack.watch(any(map(is_limited, offloaded)))
 
@@ -68,15 +68,15 @@ class Engine(base.Engine):
 
 
 def offloaded_of(services: Sequence[Service]) -> list[Service]:
-    """The services that have this datapath."""
+    """The services with this datapath."""
     return [service for service in services if service.datapath is Datapath.OFFLOAD]
 
 
 def names(services: Sequence[Service]) -> set[str]:
-    """The names of those that have this datapath."""
+    """The names of the services with this datapath."""
     return {service.name for service in offloaded_of(services)}
 
 
 def is_limited(service: Service) -> bool:
-    """Whether a connection that ends may make room for another."""
+    """Whether the end of a connection can make room for another."""
     return any(backend.max_connections is not None for backend in service.backends)

@@ -135,8 +135,8 @@ def _untranslated(
 ) -> Table:
     """Queues what conntrack takes for new, or for no part of a connection."""
     options, facts = scope.options, scope.facts
-    stray, forward, full, reply = (
-        _chain(role, options) for role in ("STRAY", "FORWARD", "FULL", "REPLY")
+    queueing, forward, full, reply = (
+        _chain(role, options) for role in ("UNKNOWN", "FORWARD", "FULL", "REPLY")
     )
     full_replies = parts.full_pairs.matches(
         Side.SOURCE, facts.sets, peer_ports=SOURCE_PORTS, syn=False
@@ -145,7 +145,7 @@ def _untranslated(
     unknown = Match(states=(State.INVALID, State.NEW), not_states=(State.DNAT,))
     return Table(
         {
-            stray: (
+            queueing: (
                 *returns(facts),
                 *(returns(facts, late=True) if late else ()),
                 *(
@@ -154,7 +154,7 @@ def _untranslated(
                 ),
                 *(Rule(match, Goto(full)) for match in full_replies),
                 *(Rule(match, Goto(reply)) for match in replies if match.protocol is Protocol.TCP),
-                # One that was queued in raw is known by now, or has to be sent again.
+                # A SYN that was queued in raw has an entry by now, or is retransmitted.
                 *(Rule(match, Action.DROP) for match in opening if not options.fail_open),
             ),
             forward: tuple(queue_by_client(Side.SOURCE, options)),
@@ -162,7 +162,7 @@ def _untranslated(
             reply: tuple(queue_by_client(Side.DESTINATION, options, bypass=True)),
         },
         tuple(
-            Jump(hook, stray, unknown, first=late)
+            Jump(hook, queueing, unknown, first=late)
             for hook in (("INPUT", "FORWARD", "OUTPUT") if late else ("PREROUTING", "OUTPUT"))
         ),
     )

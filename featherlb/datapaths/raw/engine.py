@@ -1,7 +1,7 @@
 """The datapath raw: whole frames over packet sockets, past the kernel's routing and netfilter.
 
-What arrives at the sockets goes on to the kernel as well; rules drop it there (`rules.py`). Clients
-on this host never are on a wire: their packets come through the worker's queue.
+The kernel also receives a copy of each frame; rules drop it (`rules.py`). Packets of clients on
+this host are never frames: they come through the worker's queue.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ class Engine(base.Engine):
     """A worker's packet sockets: one for each link and address family."""
 
     def __init__(self, context: Context) -> None:
-        """None is open yet."""
+        """No socket is open yet."""
         self._core = context.core
         self._interest = Interest(context.shard)
         self._sockets = FrameSockets(self._interest)
@@ -40,7 +40,7 @@ class Engine(base.Engine):
         self._sockets.set_topology(topology, self._core.next_hops.link_ids)
 
     def _let_in(self) -> None:
-        """Receive frames of the services, and no others."""
+        """Receive only frames of the services."""
         interest = self._interest.extended(self._services, self._addresses)
         if interest != self._interest:
             self._interest = interest

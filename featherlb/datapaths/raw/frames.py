@@ -1,9 +1,8 @@
 """Frames, from the packet sockets of all links to the core and out again.
 
-The core handles a frame where it lies. The frame then gets the MAC addresses of its next hop, and
-leaves through the socket of that hop's link. Checksums and super-packets (GSO) stay as they are:
-the header in front of each frame says what is left to be done when it leaves, and the frame goes
-out with the header that it came with.
+The core rewrites a frame in the receive buffer. The frame then gets the MAC addresses for its next
+hop and leaves through the socket of that hop's link. Checksum and segmentation offload stay in
+place: a frame is sent with the virtio_net_hdr that it was received with.
 """
 
 import socket
@@ -51,7 +50,7 @@ class FrameSockets:
     """The packet sockets of one worker."""
 
     def __init__(self, interest: Interest) -> None:
-        """None is open yet; each receives these packets."""
+        """No socket is open yet; each will receive these packets."""
         self.batch = FrameBatch(BATCH, SLOT_SIZE)
         view = memoryview(self.batch.buffer)
         self.data = view
@@ -60,9 +59,9 @@ class FrameSockets:
         self.sizes = memoryview(array("q", bytes(8 * BATCH)))
         self.received = 0
         self.unsent = 0
-        """Frames for which there was no link, or that the kernel refused on links gone by now."""
+        """Frames without an egress link, or that the kernel refused on links that are gone."""
         self.dropped = 0
-        """Frames that the kernel dropped at sockets that are closed by now."""
+        """Frames that the kernel dropped at sockets that are closed now."""
         self.open: dict[int, LinkSocket] = {}
         """By descriptor."""
         self.by_link: list[LinkSocket | None] = [None] * (2 * (LINK_MASK + 1))
@@ -71,7 +70,7 @@ class FrameSockets:
         self._filters: dict[int, bytes] = {}
         self.set_interest(interest)
 
-    # What is open
+    # Sockets
 
     def descriptors(self) -> Sequence[int]:
         """Each is readable when frames wait."""
@@ -84,7 +83,7 @@ class FrameSockets:
             one.let_in(self._filters[one.family])
 
     def set_topology(self, topology: Topology, link_ids: Mapping[int, int]) -> None:
-        """Have sockets on these links, whose ids are given by interface index."""
+        """Open and close sockets for these links; `link_ids` are by interface index."""
         wanted = {
             (link, family, link_ids[link.index])
             for link in topology.links
@@ -102,7 +101,7 @@ class FrameSockets:
                 one.let_in(self._filters[family])
                 one.listen()
             except OSError:
-                # Gone already; the next topology will be without it.
+                # The link is gone; the next topology will not have it.
                 one.close()
                 continue
             self.open[one.fileno()] = one
@@ -146,7 +145,7 @@ class FrameSockets:
         self.sizes[slot] = 0
         if received < HEADERS + 20:
             return
-        # Short frames are padded; the padding does not go on.
+        # Short frames are padded; the padding is not forwarded.
         if one.family == 4:
             size = data[at + 2] << 8 | data[at + 3]
         else:
@@ -154,7 +153,7 @@ class FrameSockets:
         self.sizes[slot] = min(size, received - HEADERS)
 
     def handle(self, one: LinkSocket, slot: int, core: Balancer, now: float) -> None:
-        """Handle the frame in this buffer slot, and its header."""
+        """Handle the frame in this buffer slot."""
         data = self.data
         at = slot * SLOT_SIZE
         size = self.sizes[slot]
@@ -215,7 +214,7 @@ class FrameSockets:
                 self.unsent += 1
 
     def flush(self) -> None:
-        """Send what waits in all sockets."""
+        """Send what is queued at all sockets."""
         for one in self.open.values():
             if one.out.pending:
                 one.out.flush()
@@ -223,7 +222,7 @@ class FrameSockets:
     # Unresolved next hops
 
     def hold(self, family: int, at: int, size: int, now: float) -> None:
-        """Keep the frame at this offset until its next hop is known."""
+        """Hold the frame at this offset until its next hop is resolved."""
         frame = bytes(self.data[at : at + HEADERS + size])
         if family == 4:
             destination: Address = IPv4Address(frame[HEADERS + 16 : HEADERS + 20])
@@ -232,7 +231,7 @@ class FrameSockets:
         self.held.hold(destination, family, frame, now)
 
     def send_held(self, frame: bytes, family: int, link_id: int, mac: bytes) -> None:
-        """Send a frame that was held to this MAC address, out of this link."""
+        """Send a held frame to this MAC address on this link."""
         out = self.by_link[2 * link_id + (family == 6)]
         if out is None:
             self.unsent += 1
@@ -244,7 +243,7 @@ class FrameSockets:
             self.unsent += 1
 
     def expire(self, now: float) -> None:
-        """Give up frames that have waited for too long."""
+        """Drop frames that have waited for too long."""
         self.held.expire(now)
 
     def counters(self) -> EngineCounters:

@@ -1,4 +1,4 @@
-"""Frames that wait until the MAC address of their next hop is known."""
+"""Frames that wait for the MAC address of their next hop."""
 
 from collections import deque
 from collections.abc import Mapping
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from featherlb.model import Address, NextHop
 
 MAX_HELD = 64
-"""Frames that wait at a time (RFC 1122 section 2.3.2.2: at least one)."""
+"""Frames to hold at a time (RFC 1122 section 2.3.2.2: at least one)."""
 HOLD_TIME = 1.0
-"""Seconds that they wait."""
+"""Seconds to hold each of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeldFrame:
-    """A frame to this address, of IP version `family`, that waits until the time `until`."""
+    """A frame to this address, of IP version `family`, which is held until the time `until`."""
 
     destination: Address
     family: int
@@ -28,7 +28,7 @@ class HeldFrames:
     def __init__(self) -> None:
         self._frames: deque[HeldFrame] = deque()
         self.given_up = 0
-        """Frames whose next hop did not become known in time, or that found no room."""
+        """Frames dropped because their next hop was not resolved in time, or for lack of room."""
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -42,7 +42,7 @@ class HeldFrames:
         self._frames.append(HeldFrame(destination, family, frame, now + HOLD_TIME))
 
     def expire(self, now: float) -> None:
-        """Give up the frames that have waited for too long."""
+        """Drop the frames that have waited for too long."""
         while self._frames and self._frames[0].until <= now:
             self._frames.popleft()
             self.given_up += 1
@@ -50,7 +50,8 @@ class HeldFrames:
     def release(
         self, next_hops: Mapping[Address, NextHop]
     ) -> list[tuple[HeldFrame, NextHop, bytes]]:
-        """Take out the frames whose next hop is resolved, each with the hop and its address."""
+        """Remove and return the frames whose next hop is resolved, each with hop and MAC
+        address."""
         released = []
         waiting, self._frames = self._frames, deque()
         for held in waiting:

@@ -1,10 +1,10 @@
 """The packet socket (AF_PACKET) of one link and address family.
 
-It is bound to ETH_P_IP or ETH_P_IPV6, not to ETH_P_ALL, and so receives what the kernel's own IP
-would: VLAN tags have been taken off by the VLAN interface that is the link, and are put on again by
-the one that is sent through; frames that tc or nftables drop at ingress, and frames that this host
-sends, do not arrive. In front of each frame stands struct virtio_net_hdr (PACKET_VNET_HDR,
-include/uapi/linux/virtio_net.h), which says what is left to be done when the frame leaves.
+It is bound to ETH_P_IP or ETH_P_IPV6, not to ETH_P_ALL, and so receives what the kernel's IP layer
+receives: a VLAN interface removes the VLAN tag and adds it again when the frame is sent; frames
+that tc or nftables drop at ingress, and frames that this host sends, do not arrive. Each frame is
+preceded by struct virtio_net_hdr (PACKET_VNET_HDR, include/uapi/linux/virtio_net.h), which holds
+its checksum and segmentation offload state.
 """
 
 import socket
@@ -27,10 +27,10 @@ SO_ATTACH_FILTER = 26  # include/uapi/asm-generic/socket.h
 
 
 class LinkSocket:
-    """Receives frames with the layer-3 protocol of one address family, and sends them."""
+    """Receives and sends frames of one address family."""
 
     def __init__(self, link: Link, family: int, link_id: int, batch: MessageBatch) -> None:
-        """It receives nothing until it listens. What it sends lies in the buffer of `batch`."""
+        """It receives nothing until `listen`. It sends from the buffer of `batch`."""
         self.link = link
         self.link_id = link_id
         self.family = family
@@ -52,14 +52,14 @@ class LinkSocket:
         self.socket.bind((self.link.name, ETHER_TYPES[self.family]))
 
     def let_in(self, program: bytes) -> None:
-        """Receive only what this filter (an array of struct sock_filter) lets in."""
+        """Attach this filter (an array of struct sock_filter)."""
         code = array("B", program)
         address, _ = code.buffer_info()
         fprog = struct.pack("HxxxxxxP", len(program) // 8, address)
         self.socket.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, fprog)
 
     def count_dropped(self) -> int:
-        """Frames that the kernel dropped because our buffer was full, since the start."""
+        """Frames that the kernel has dropped because the buffer was full."""
         answer = self.socket.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8)
         self.dropped += struct.unpack("=II", answer)[1]  # reading clears it
         return self.dropped

@@ -584,12 +584,14 @@ def test_replies_are_tracked_or_not_whichever_instance_they_are_for() -> None:
     assert plan(Datapath.NFQUEUE, NatMode.FULL) == (none, none)
 
 
-STRAYS = replace(WEB, datapath=Datapath.OFFLOAD, backends=WEB.backends[:1])
-UNKNOWN = "-m conntrack --ctstate INVALID,NEW -m conntrack ! --ctstate DNAT -j FEATHERLB-CTSTRAY-0"
+OFFLOADED = replace(WEB, datapath=Datapath.OFFLOAD, backends=WEB.backends[:1])
+UNKNOWN = (
+    "-m conntrack --ctstate INVALID,NEW -m conntrack ! --ctstate DNAT -j FEATHERLB-CTUNKNOWN-0"
+)
 
 
-def test_strays_are_taken_behind_the_rules_that_let_flows_pass() -> None:
-    lines = describe(STRAYS)
+def test_out_of_state_packets_are_queued_after_the_rules_that_accept_flows() -> None:
+    lines = describe(OFFLOADED)
     # Each line stands in front of those before it.
     assert [line for line in lines if line.startswith("iptables -t filter -I FORWARD")] == [
         f"iptables -t filter -I FORWARD 1 {UNKNOWN}",
@@ -603,11 +605,13 @@ def test_strays_are_taken_behind_the_rules_that_let_flows_pass() -> None:
 @pytest.mark.parametrize(
     ("options", "known"),
     [(Options(fail_open=True), True), (Options(assign=False), False)],
-    ids=["backends by lot", "a VIP without a route"],
+    ids=["a random backend", "a VIP without a route"],
 )
-def test_strays_are_taken_in_mangle_where_later_is_too_late(options: Options, known: bool) -> None:
+def test_out_of_state_packets_are_queued_in_mangle_where_later_is_too_late(
+    options: Options, known: bool
+) -> None:
     local = frozenset({ip_address("10.0.0.10")}) if known else frozenset()
-    lines = describe(STRAYS, options=options, local_vips=local)
+    lines = describe(OFFLOADED, options=options, local_vips=local)
     assert [line for line in lines if UNKNOWN in line] == [
         f"iptables -t mangle -A {hook} {UNKNOWN}" for hook in ("PREROUTING", "OUTPUT")
     ]
@@ -615,13 +619,13 @@ def test_strays_are_taken_in_mangle_where_later_is_too_late(options: Options, kn
 
 def test_a_vip_that_somebody_else_assigns_is_one_of_the_hosts() -> None:
     known = frozenset({ip_address("10.0.0.10")})
-    lines = describe(STRAYS, options=Options(assign=False), local_vips=known)
+    lines = describe(OFFLOADED, options=Options(assign=False), local_vips=known)
     assert f"iptables -t filter -I INPUT 1 {UNKNOWN}" in lines
 
 
-def test_of_several_instances_each_sees_a_stray_once_wherever_it_is_met() -> None:
-    lines = describe(STRAYS, order=1, earlier=(0,))
-    chain = "iptables -t filter -A FEATHERLB-CTSTRAY-0 "
+def test_each_of_several_instances_sees_an_out_of_state_packet_once() -> None:
+    lines = describe(OFFLOADED, order=1, earlier=(0,))
+    chain = "iptables -t filter -A FEATHERLB-CTUNKNOWN-0 "
     rules = [line.removeprefix(chain) for line in lines if line.startswith(chain)]
     marks = (0xFEA70000, 0xFEA70002, 0xFEA70001, 0xFEA70003)
     assert rules[:4] == [f"-m mark --mark {mark:#x} -j RETURN" for mark in marks]

@@ -293,7 +293,7 @@ def test_a_client_that_is_seen_keeps_its_port() -> None:
 
 
 @pytest.mark.parametrize("hook", [Hook.INPUT, Hook.FORWARD])
-def test_strays_behind_the_routing_decision_are_treated_as_in_front_of_it(hook: Hook) -> None:
+def test_out_of_state_packets_are_treated_alike_before_and_after_routing(hook: Hook) -> None:
     world = World(service(ONE, datapath=Datapath.OFFLOAD, scheduler="maglev"))
     joining = world.handle(tcp(CLIENT, VIP, "A"), hook)
     assert (joining.verdict, joining.reason) == (Verdict.DROP, Reason.FORWARD)
@@ -306,12 +306,12 @@ def test_strays_behind_the_routing_decision_are_treated_as_in_front_of_it(hook: 
     assert len(refused.answers) == 1
     wrong = world.handle(tcp(CLIENT, VIP, "SF"), hook)
     assert (wrong.verdict, wrong.reason) == (Verdict.DROP, Reason.BAD_FLAGS)
-    # Of a backend, but of no flow.
+    # From a backend, without a flow.
     assert world.handle(tcp(ONE, "198.51.100.9:1234", "A"), hook).verdict is Verdict.PASS
 
 
 @pytest.mark.parametrize("hook", [Hook.INPUT, Hook.POSTROUTING])
-def test_what_the_queue_balances_opens_no_flow_behind_the_routing_decision(hook: Hook) -> None:
+def test_packets_after_the_routing_decision_open_no_flow_with_nfqueue(hook: Hook) -> None:
     world = World(service(ONE))
     for flags in ("S", "A"):
         assert world.handle(tcp(CLIENT, VIP, flags), hook).verdict is Verdict.PASS
