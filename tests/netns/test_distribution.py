@@ -1,4 +1,4 @@
-"""Who gets a connection, for every scheduler, as the servers themselves report it."""
+"""Distribution of connections for every scheduler, as reported by the servers."""
 
 from collections import Counter
 from collections.abc import Iterator

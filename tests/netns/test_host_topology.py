@@ -1,4 +1,4 @@
-"""What the raw datapath knows of links, routes and neighbours, while they change."""
+"""Links, routes and neighbours for the datapath raw, while they change."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""IPv6: what the other files show with IPv4, as far as the kernel goes other ways there."""
+"""IPv6: what the other files test with IPv4, where the kernel behaves differently."""
 
 import hashlib
 import re

@@ -1,4 +1,4 @@
-"""The lab itself: what it builds, and that nothing of it stays."""
+"""The lab itself: what it builds, and that it removes everything."""
 
 import fcntl
 import signal

@@ -1,4 +1,4 @@
-"""Start, stop, kill -9 and start again: what a run leaves on its host is nothing."""
+"""Start, stop, kill -9 and start again: nothing is left on the host."""
 
 import re
 import signal

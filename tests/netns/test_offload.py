@@ -289,7 +289,7 @@ def test_stopping_leaves_no_entries_of_closed_connections(lab: Lab, featherlb: U
     assert "FEATHERLB" not in lab.balancer.run(["iptables-save"]).stdout
 
 
-def test_what_one_instance_gives_up_another_may_have_taken_over(
+def test_flows_that_one_instance_releases_may_be_another_ones(
     lab: Lab, featherlb: Up, tmp_path: Path
 ) -> None:
     """The next one has another queue, and is an instance of its own."""
@@ -543,7 +543,7 @@ def test_what_conntrack_has_no_room_for_is_dropped_until_it_has(
 
 
 @pytest.mark.parametrize("queue_driver", ["netlink", "netfilterqueue"])
-def test_a_flow_is_given_another_port_where_somebody_else_has_its_own(
+def test_a_flow_gets_another_port_if_its_own_is_in_use(
     lab: Lab, featherlb: Up, queue_driver: str, tmp_path: Path
 ) -> None:
     """Every eighth one: of so many flows one has it, and none has it eight times."""
@@ -747,7 +747,7 @@ def test_datagrams_of_before_are_balanced_once_featherlb_is_there(lab: Lab, feat
             assert receivers.receive().data == b"after"
 
 
-def test_a_sender_to_an_empty_pool_is_told(shared: Shared) -> None:
+def test_a_sender_to_an_empty_pool_gets_an_icmp_error(shared: Shared) -> None:
     client = shared.lab.client
     with open_socket(client, (client.address, 0), (VIP, 53)) as sender:
         sender.send(b"anybody?")
@@ -772,7 +772,7 @@ def test_what_would_need_every_datagram_is_refused(
 def test_the_port_that_a_client_has_towards_the_backend_is_shown_and_its_connection_ends_there(
     lab: Lab, featherlb: Up, tmp_path: Path
 ) -> None:
-    """And the connection goes on where every packet comes to featherlb, and back."""
+    """The connection migrates to nfqueue and back."""
     local = lab.client.address, 5000
     path = tmp_path / "lb.yaml"
 

@@ -157,7 +157,7 @@ def test_drained_flows_are_reset_at_the_deadline(lab: Lab, running: Featherlb) -
     assert states(lab)[ONE] == ("drained", 0)
 
 
-def test_flows_go_on_after_their_backend_is_removed(lab: Lab, running: Featherlb) -> None:
+def test_flows_continue_after_their_backend_is_removed(lab: Lab, running: Featherlb) -> None:
     with Session(lab.client) as one, Session(lab.client) as two:
         answers = {session: session.ask() for session in (one, two)}
         last = one if answers[one].backend == "backend1" else two

@@ -50,7 +50,7 @@ def test_an_instance_that_starts_leaves_anothers_connections_alone(
 def test_an_instance_takes_the_place_of_a_gone_one_with_a_vip_of_its(
     lab: Lab, featherlb: Up, end: End
 ) -> None:
-    """Its connections to the VIP that both have go on, the others are given up."""
+    """Its connections to the shared VIP continue, the others are deleted."""
     with ExitStack() as stack:
         with featherlb(lab, *TCP, *OTHER, "--workers", "2") as running:
             kept, lost = (stack.enter_context(Session(lab.client, vip)) for vip in (VIP, BESIDE))

@@ -54,7 +54,7 @@ def answering(lab: Lab, count: int = 6) -> Counter[str]:
 
 @contextmanager
 def firewall(lab: Lab, number: int, rule: list[str]) -> Iterator[None]:
-    """Connections to a backend's server meet this rule; open ones go on."""
+    """New connections to a backend's server hit this rule; established ones continue."""
     lab.backends[number].run(["iptables", "-A", *rule])
     try:
         yield

@@ -133,7 +133,7 @@ def answered(load: Load) -> None:
 
 @pytest.mark.parametrize(("name", "upwards"), [("front", False), ("back", True)])
 def test_an_mtu_changes_under_load(lab: Lab, featherlb: Up, name: str, upwards: bool) -> None:
-    """A transfer goes on, whichever segments were too long for the new MTU."""
+    """A transfer continues although segments were too long for the new MTU."""
     options = ("--vip", f"{VIP}:80", "--datapath", "raw", "--backend", "10.0.1.2:9000")
     piece = bytes(1 << 20)
     with featherlb(lab, *options), pair(lab, VIP, 9000) as ends:
@@ -252,7 +252,7 @@ def test_a_client_whose_route_leads_through_another_link(lab: Lab, featherlb: Up
     assert forwarded.split()[0] != "0"
 
 
-def test_a_router_goes_on_forwarding(lab: Lab, featherlb: Up) -> None:
+def test_a_router_keeps_forwarding(lab: Lab, featherlb: Up) -> None:
     """To clients that talk to the backend itself, as to those that come by the VIP."""
     lab.balancer.sysctl("net.ipv4.ip_forward", 1)
     with featherlb(lab, *RAW), Session(lab.client) as balanced:

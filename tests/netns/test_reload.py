@@ -1,4 +1,4 @@
-"""A running instance changes: the configuration is reloaded (SIGHUP), a worker dies."""
+"""Changes of a running instance: SIGHUP reloads the configuration, a worker dies."""
 
 import os
 import signal

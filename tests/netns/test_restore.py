@@ -120,7 +120,7 @@ def test_the_backend_speaks_first_afterwards(lab: Lab, featherlb: Up, nat: str) 
 
 
 @ONE_DRIVER
-def test_datagrams_go_on(lab: Lab, featherlb: Up) -> None:
+def test_datagrams_continue(lab: Lab, featherlb: Up) -> None:
     options = [f"--vip={VIP}:53/udp", *(f"--backend=10.0.1.{host}:9000" for host in (2, 3))]
     with (
         featherlb(lab, *options) as running,

@@ -1,4 +1,4 @@
-"""UDP through a VIP: whole flows and single datagrams, checksums, super-packets, real programs."""
+"""UDP through a VIP: whole flows and single datagrams, checksums, GSO packets, real programs."""
 
 import json
 import signal

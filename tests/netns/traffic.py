@@ -173,7 +173,7 @@ def forward(node: Node) -> None:
 
 @contextmanager
 def standing_still(node: Node) -> Iterator[None]:
-    """Stop the node's processes, and let them go on after the block."""
+    """Stop the node's processes, and continue them after the block."""
     pids = node.pids()
     try:
         for pid in pids:

@@ -1,4 +1,4 @@
-"""What each datapath puts on the host, whole, as text: rules, sets, settings and addresses.
+"""Everything that each datapath changes on the host, as text: rules, sets, settings, addresses.
 
 `goldens/` has a file for each case. After a change that is meant, `pytest --write-goldens` rewrites
 them; the difference is what to review.

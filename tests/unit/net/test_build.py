@@ -1,4 +1,4 @@
-"""Resets: every field as RFC 9293 section 3.10.7.1 demands of a closed connection."""
+"""RSTs: every field as in RFC 9293 section 3.10.7.1 for a closed connection."""
 
 from collections.abc import Callable
 

@@ -22,7 +22,7 @@ WORDS64 = st.integers(0, 2**64 - 1)
 
 
 def delta_of(old: bytes, new: bytes) -> int:
-    """RFC 1624: the sum of the complements of the words that go and of those that come."""
+    """RFC 1624: the sum of the complements of the old words and of the new words."""
     return rfc1071(bytes(byte ^ 0xFF for byte in old) + new)
 
 

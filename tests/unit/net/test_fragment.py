@@ -1,4 +1,4 @@
-"""Packets are cut into fragments that scapy puts together again."""
+"""Packets are fragmented, and scapy reassembles them."""
 
 import pytest
 from scapy.layers.inet import (
@@ -64,7 +64,7 @@ def test_the_pieces_of_an_ipv6_packet_make_up_the_whole(
     assert bytes(defragment6(pieces)) == bytes(whole / datagram)
 
 
-def test_a_fragment_is_cut_like_any_packet() -> None:
+def test_a_fragment_is_fragmented_like_any_packet() -> None:
     whole = udp(A, B, bytes(5000), header=ip(A, B, id=7))
     pieces = [IP(piece) for large in cut(whole, 3000) for piece in cut(large, 1000)]
     (together,) = defragment(pieces)

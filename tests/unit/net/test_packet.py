@@ -1,4 +1,4 @@
-"""The parser: whole packets against scapy, and whatever else a network may deliver."""
+"""The parser: whole packets against scapy, and arbitrary bytes."""
 
 from ipaddress import IPv6Address, ip_address
 from typing import Any
@@ -107,7 +107,7 @@ def test_a_whole_packet_is_read_as_scapy_reads_it(raw: bytes, offset: int, trail
 
 
 @every_whole
-def test_a_packet_cut_anywhere_is_malformed(raw: bytes) -> None:
+def test_a_packet_truncated_anywhere_is_malformed(raw: bytes) -> None:
     for length in range(len(raw)):
         # The rest still stands in the buffer: the length alone must decide.
         assert read(raw[:length], after=raw[length:]) == (Reason.MALFORMED, {}), length
@@ -230,7 +230,7 @@ def test_protocols_that_are_not_balanced(raw: bytes) -> None:
     assert read(raw) == (Reason.UNSUPPORTED, {})
 
 
-def test_an_extension_header_that_reaches_behind_the_packet_is_malformed() -> None:
+def test_an_extension_header_beyond_the_packet_is_malformed() -> None:
     raw = bytearray(WHOLE["udp, extension header"])
     for length in range(256):
         raw[41] = length
@@ -286,7 +286,7 @@ def test_arbitrary_bytes(raw: bytes) -> None:
 
 
 @given(st.sampled_from(sorted(WHOLE.values())), st.data())
-def test_real_packets_with_bytes_exchanged_and_cut(raw: bytes, data: st.DataObject) -> None:
+def test_real_packets_with_bytes_changed_and_truncated(raw: bytes, data: st.DataObject) -> None:
     changed = bytearray(raw)
     for at, byte in data.draw(
         st.lists(st.tuples(st.integers(0, len(raw) - 1), st.integers(0, 255)), max_size=4)

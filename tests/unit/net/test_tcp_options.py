@@ -1,4 +1,4 @@
-"""Segment sizes: lowered in SYN and SYN-ACK, never raised, and everything else is kept."""
+"""MSS clamping: lowered in SYN and SYN-ACK, never raised, everything else unchanged."""
 
 from dataclasses import replace
 from typing import Any
@@ -62,7 +62,7 @@ def test_nothing_is_limited_unless_configured() -> None:
     assert mss_of(world.handle(tcp(CLIENT, VIP, "S", options=[("MSS", 65495)])).packet) == 65495
 
 
-def test_other_segments_are_not_looked_at() -> None:
+def test_other_segments_are_ignored() -> None:
     world = World(limited())
     world.connect()
     segment = tcp(CLIENT, VIP, "PA", options=[("MSS", 9000)], payload=b"x")

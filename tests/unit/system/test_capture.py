@@ -1,4 +1,4 @@
-"""Whose conversation a received segment belongs to; scapy makes the packets."""
+"""The conversation of a received segment; scapy builds the packets."""
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_NOP
@@ -36,7 +36,7 @@ def test_conversation(packet: Packet, pair: object, needed: int) -> None:
 
 
 @pytest.mark.parametrize(("backend", "client"), [V4, V6])
-def test_a_question_and_its_withdrawal(backend: Endpoint, client: Endpoint) -> None:
+def test_a_syn_probe_and_its_reset(backend: Endpoint, client: Endpoint) -> None:
     """What scapy makes of the same fields, checksums included."""
     for packet, flags, sequence in (
         (syn_probe(client, backend, 0xFFFFFFFF), "S", 0xFFFFFFFF),

@@ -1,4 +1,4 @@
-"""system/conntrack_messages.py: its messages as pyroute2 reads and writes them."""
+"""system/conntrack_messages.py: messages compared with pyroute2's."""
 
 import struct
 from typing import Any
@@ -48,7 +48,7 @@ def translation(message: Any, name: str) -> tuple[str, int] | None:
     return low, first
 
 
-def test_a_syn_is_let_go_on_once_its_connection_is_entered() -> None:
+def test_a_syn_is_accepted_once_its_entry_exists() -> None:
     world = World(service(ONE, datapath=Datapath.OFFLOAD))
     outcome = world.handle(tcp(CLIENT, VIP, "S"))
     assert (outcome.verdict, outcome.reason) == (Verdict.OFFLOAD, Reason.FORWARD)
@@ -62,7 +62,7 @@ def test_a_syn_is_let_go_on_once_its_connection_is_entered() -> None:
     assert message.get_attr("CTA_TIMEOUT") == 30
 
 
-def test_full_nat_gives_the_source_as_well() -> None:
+def test_full_nat_sets_the_source_as_well() -> None:
     world = World(service(ONE, nat="full", datapath=Datapath.OFFLOAD))
     world.handle(tcp(CLIENT, VIP, "S"))
     (message,) = messages(world)
@@ -71,7 +71,7 @@ def test_full_nat_gives_the_source_as_well() -> None:
     assert translation(message, "SRC") == (str(flow.source.address), flow.source.port)
 
 
-def test_a_datagram_begins_again_once_its_flow_is_entered() -> None:
+def test_a_datagram_is_sent_again_once_its_entry_exists() -> None:
     offered = service(ONE6, vips=VIP6, protocol=Protocol.UDP, datapath=Datapath.OFFLOAD)
     world = World(offered)
     datagram = udp(CLIENT6, VIP6, b"question")
@@ -159,7 +159,7 @@ def test_an_error_is_read() -> None:
 
 
 @pytest.mark.parametrize("length", [0, 3, 15])
-def test_what_is_no_message_ends_the_reading(length: int) -> None:
+def test_parsing_ends_at_an_invalid_message(length: int) -> None:
     found = Entry()
     found.attach(bytearray(64))
     assert found.read(0, length) == 0

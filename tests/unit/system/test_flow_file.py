@@ -1,4 +1,4 @@
-"""Files of flows: what is in them, who may read them, when they are of no use."""
+"""Flow files: content, permissions, and files that are not usable."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def test_who_finds_it(file: Path) -> None:
 @pytest.mark.parametrize(
     "change", [{"layout": LAYOUT + 1}, {"boot": "another"}, {"shard": {}}, {"shard": 1}]
 )
-def test_what_is_of_no_use_is_not_read(file: Path, change: dict[str, object]) -> None:
+def test_unusable_files_are_not_read(file: Path, change: dict[str, object]) -> None:
     line, rest = file.read_bytes().split(b"\n", 1)
     file.write_bytes(json.dumps(json.loads(line) | change).encode() + b"\n" + rest)
     assert flow_file.load(file) is None
@@ -87,7 +87,7 @@ def test_nor_a_part_of_it(file: Path, missing: int) -> None:
     assert flow_file.load(file) is None
 
 
-def test_what_nobody_came_for_goes(file: Path, memory: FlowMemory) -> None:
+def test_expired_files_are_deleted(file: Path, memory: FlowMemory) -> None:
     long_ago = file.stat().st_mtime - flow_file.FRESH
     os.utime(file, (long_ago, long_ago))
     assert flow_file.load(file) is None
@@ -98,7 +98,7 @@ def test_what_nobody_came_for_goes(file: Path, memory: FlowMemory) -> None:
     assert len(flow_file.find(other.parent)) == 2
 
 
-def test_what_is_in_use_beside_it_stays(file: Path, memory: FlowMemory) -> None:
+def test_files_in_use_beside_them_stay(file: Path, memory: FlowMemory) -> None:
     files = [
         file,
         flow_file.path(file.parent, 4, 2),
@@ -115,7 +115,7 @@ def test_what_is_in_use_beside_it_stays(file: Path, memory: FlowMemory) -> None:
     assert record.exists()
 
 
-def test_nothing_is_left_of_what_has_no_room(tmp_path: Path, memory: FlowMemory) -> None:
+def test_no_partial_file_remains_without_room(tmp_path: Path, memory: FlowMemory) -> None:
     target = flow_file.path(tmp_path / "file", 0, 0)
     target.parent.write_text("not a directory")
     with pytest.raises(OSError, match="exists"):

@@ -1,4 +1,4 @@
-"""Users' schedulers from real files and real installed metadata."""
+"""Custom schedulers from real files and real installed metadata."""
 
 import sys
 from pathlib import Path
@@ -84,7 +84,7 @@ def test_an_edited_file_reads_differently(tmp_path: Path) -> None:
     assert texts[0].keys() == {reference}
 
 
-def test_a_missing_file_is_told_before_it_is_loaded(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported_before_it_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="can't be read"):
         plugins.read_files([f"{tmp_path}/mine.py:pick"])
 
@@ -103,9 +103,7 @@ def test_a_missing_file_is_told_before_it_is_loaded(tmp_path: Path) -> None:
         (CLASS.replace("First", "pick").replace("def pick(", "def choose("), "lacks one of the"),
     ],
 )
-def test_faults_of_a_file_are_told_in_one_sentence(
-    tmp_path: Path, text: str | None, said: str
-) -> None:
+def test_faults_of_a_file_are_one_sentence(tmp_path: Path, text: str | None, said: str) -> None:
     if text is not None:
         (tmp_path / "mine.py").write_text(text)
     reference = f"{tmp_path}/mine.py:pick"
@@ -134,7 +132,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_entry_points_join_by_their_names(site: Path) -> None:
+def test_entry_points_are_registered_by_their_names(site: Path) -> None:
     install(site, "geo = geo_scheduler_plugin:pick", FUNCTION)
     plugins.load_entry_points()
     assert "geo" in names()

@@ -13,7 +13,7 @@ def test_a_missing_key_has_no_value() -> None:
     assert sysctl.read("net/ipv4/conf/no-such-interface/forwarding") is None
 
 
-def test_the_forwarding_switch_takes_every_interface_along() -> None:
+def test_the_forwarding_switch_sets_every_interface() -> None:
     along = dict(sysctl.changed_along("net/ipv4/ip_forward"))
     interfaces = {path.name for path in Path("/proc/sys/net/ipv4/conf").iterdir()} - {"all"}
     assert along.keys() == {"net/ipv4/conf/all/accept_redirects"} | {

@@ -1,5 +1,5 @@
-"""A worker's loop, with engines whose packets come over socket pairs: what it has them do, in which
-order, and what it answers to its supervisor."""
+"""A worker's loop, with engines whose packets come over socket pairs: calls of the engines and
+their order, and answers to the supervisor."""
 
 import os
 import select
@@ -50,7 +50,7 @@ from tests.builders import tcp
 from tests.world import CLIENT, ONE, VIP, endpoints, service
 
 PATIENCE = 30.0
-"""Seconds after which something that has to happen is taken not to."""
+"""Seconds to wait for something that must happen."""
 WEB = service(ONE)
 FRAMES = service(ONE, name="frames", vips="192.0.2.11:80", datapath=Datapath.RAW)
 OFFLOADED = service(ONE, name="offloaded", vips="192.0.2.12:80", datapath=Datapath.OFFLOAD)
@@ -282,7 +282,7 @@ def test_descriptors_may_change_with_the_topology(supervised: Supervised) -> Non
     supervised.open_flow()
 
 
-def test_what_lies_in_the_queue_comes_last(supervised: Supervised) -> None:
+def test_packets_in_the_queue_come_last(supervised: Supervised) -> None:
     supervised.apply(WEB, FRAMES)
     queue, raw = (supervised.engines[one] for one in (Datapath.NFQUEUE, Datapath.RAW))
     supervised.calls.clear()
@@ -324,7 +324,7 @@ def test_flows_are_brought_up_to_date_and_ended(supervised: Supervised) -> None:
     assert len(supervised.outbox.sent) == 2
 
 
-def test_it_ends_with_its_supervisor_and_leaves_its_flows(
+def test_it_ends_with_its_supervisor_and_saves_its_flows(
     supervised: Supervised, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     supervised.apply(WEB, FRAMES)

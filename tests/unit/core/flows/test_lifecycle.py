@@ -1,4 +1,4 @@
-"""core/flows/lifecycle.py: what flows take and give back, and who makes room for whom."""
+"""core/flows/lifecycle.py: what flows allocate and release, and eviction."""
 
 import pytest
 
@@ -38,7 +38,7 @@ def has_no_port(connection: Connection) -> bool:
     )
 
 
-def test_source_ports_run_out_and_come_back() -> None:
+def test_source_ports_run_out_and_are_reused() -> None:
     world = make_world(ONE, nat="full", source_ports=range(1024, 1028))
     connections = [world.connect(client(number)) for number in range(4)]
     assert {connection.source for connection in connections} == {
@@ -63,7 +63,7 @@ def test_a_closing_flow_keeps_its_source_port_while_others_are_free() -> None:
     assert old.state == "CLOSED"
 
 
-def test_expiry_gives_source_ports_back() -> None:
+def test_expiry_releases_source_ports() -> None:
     world = make_world(ONE, nat="full", source_ports=range(1024, 1026))
     for turn in range(5):
         sources = {world.connect(client(turn * 2 + one)).source for one in (0, 1)}
@@ -91,7 +91,7 @@ def test_two_services_with_one_backend_share_its_source_ports() -> None:
     assert has_no_port(Connection(world, client(3)))
 
 
-def test_only_flows_that_hold_a_port_of_this_backend_are_given_up_for_one() -> None:
+def test_only_flows_with_a_port_of_this_backend_are_closed_for_one() -> None:
     world = World(
         service(ONE, nat="full"),
         service(TWO, name="other", vips=OTHER_VIP, nat="full"),
@@ -155,7 +155,7 @@ def opened_in_every_class(world: World) -> dict[str, Connection]:
 
 
 @both_modes
-def test_a_full_table_gives_up_what_is_least_worth(nat: str) -> None:
+def test_a_full_table_evicts_the_least_valuable_flow(nat: str) -> None:
     """Closed flows are over; a half-open one may be a handshake in progress, and a flood of
     SYNs must not end what is established."""
     world = make_world(nat=nat, capacity=4)

@@ -1,4 +1,4 @@
-"""core/flows/members.py: numbers of pool members, and who has them."""
+"""core/flows/members.py: numbers of pool members, and their reuse."""
 
 from featherlb.model import Timeouts
 from tests.world import ONE, World, client, service
@@ -6,7 +6,7 @@ from tests.world import ONE, World, client, service
 TIMES = Timeouts(closed=10)
 
 
-def test_slots_of_removed_backends_are_used_again() -> None:
+def test_numbers_of_removed_backends_are_reused() -> None:
     """And never while a flow still points to one."""
     world = World(service(ONE), timeouts=TIMES)
     old = world.connect()

@@ -150,7 +150,7 @@ def test_unfinished_checksums_stay_unfinished(
         assert outcome.packet == with_checksum(expected, pseudo_sum(expected))
 
 
-def test_what_is_of_no_raw_service_passes() -> None:
+def test_packets_of_no_raw_service_pass() -> None:
     world = Wire(service(ONE))
     assert world.frame(tcp(CLIENT, "192.0.2.10:81", "S")).reason is Reason.NOT_OURS
     assert world.frame(bytes(ip(CLIENT, VIP, proto=47))).reason is Reason.NOT_OURS
@@ -242,7 +242,7 @@ def test_the_last_hop(known: bool, client: str, vip: str, server: str, source: s
     assert len(world.flows()) == known
 
 
-def test_of_a_reply_too() -> None:
+def test_the_last_hop_of_a_reply() -> None:
     world = Wire(service(ONE))
     world.frame(tcp(CLIENT, VIP, "S"))
     sent = tcp(ONE, CLIENT, "SA", header=ip(ONE, CLIENT, ttl=1))
@@ -285,7 +285,7 @@ def test_too_long_for_the_next_link(
     assert message[8:] == sent[: len(message) - 8]
 
 
-def test_what_may_be_cut_goes_on() -> None:
+def test_packets_that_may_be_fragmented_are_forwarded() -> None:
     world = Wire(service(ONE, protocol=Protocol.UDP))
     assert world.frame(udp(CLIENT, VIP, bytes(1450))).reason is Reason.FORWARD
 
@@ -378,7 +378,7 @@ def test_a_new_member_has_no_other_ones_hop() -> None:
     assert world.balancer.next_hops.egress == 0
 
 
-def test_a_connection_from_before_goes_by_the_routes() -> None:
+def test_a_restored_connection_follows_the_routes() -> None:
     web = replace(service(ONE, scheduler="maglev"), datapath=Datapath.RAW)
     for routes in ((), [("0.0.0.0/0", NextHop(FRONT.index, mac(ROUTER)))]):
         world = World(web, adopt_until=2000.0)
@@ -397,7 +397,7 @@ def test_links_that_come_and_go() -> None:
 
 @pytest.mark.parametrize("about_reply", [0, 1])
 @both_modes
-def test_icmp_errors_go_where_their_flow_goes(nat: str, about_reply: int) -> None:
+def test_icmp_errors_take_the_next_hop_of_their_flow(nat: str, about_reply: int) -> None:
     world = Wire(service(ONE, nat=nat))
     opened = world.frame(tcp(CLIENT, VIP, "S"))
     if about_reply:
@@ -453,7 +453,7 @@ def test_fragments_follow_the_first(
     assert reasons == {Reason.REPLY}
 
 
-def test_fragments_of_nobody_and_those_that_overtake_the_first() -> None:
+def test_fragments_without_a_flow_and_those_before_the_first() -> None:
     world = Wire(service(ONE, protocol=Protocol.UDP))
     first, *later = fragments(udp(CLIENT, VIP, bytes(4000), header=ip(CLIENT, VIP, id=9)), 1200)
     assert {world.frame(piece).reason for piece in later} == {Reason.FRAGMENT}

@@ -1,4 +1,4 @@
-"""core/flows/record.py: the layout that both forms are made from, and what is read by it."""
+"""core/flows/record.py: the layout of both forms, and records that are read with it."""
 
 import sys
 
@@ -80,6 +80,6 @@ def test_a_copy_has_the_same_flows() -> None:
     assert copied.key(0) == records.key(1)
 
 
-def test_a_rest_that_is_no_whole_record_is_left_out() -> None:
+def test_an_incomplete_record_at_the_end_is_ignored() -> None:
     assert Records(memoryview(bytearray(2 * RECORD_SIZE - 1))).count == 1
     assert Records(memoryview(bytearray())).count == 0

@@ -25,7 +25,7 @@ def take(
     return pairs
 
 
-def test_every_port_of_the_range_is_given_once_and_then_none() -> None:
+def test_every_port_of_the_range_is_allocated_once_and_then_none() -> None:
     allocator = PortAllocator(1)
     pairs = take(allocator, len(model.SOURCE_PORTS), sources=(SOURCE,))
     assert sorted(pairs) == [(SOURCE, port) for port in model.SOURCE_PORTS]
@@ -39,7 +39,7 @@ def test_no_sources_no_port() -> None:
     assert PortAllocator(1).allocate(BACKEND, ()) is None
 
 
-def test_ports_come_back_in_the_order_of_their_release() -> None:
+def test_ports_are_reused_in_the_order_of_their_release() -> None:
     allocator = PortAllocator(1, range(2000, 2010))
     first = take(allocator, 10)
     for pair in reversed(first):
@@ -47,7 +47,7 @@ def test_ports_come_back_in_the_order_of_their_release() -> None:
     assert take(allocator, 10) == first[::-1]
 
 
-def test_a_released_port_waits_until_all_others_have_been_given() -> None:
+def test_a_released_port_is_allocated_after_all_others() -> None:
     allocator = PortAllocator(1, range(2000, 2010))
     (released,) = take(allocator, 1)
     allocator.release(BACKEND, *released)
@@ -94,7 +94,7 @@ def test_an_exhausted_source_is_passed_over() -> None:
     assert allocator.allocate(BACKEND, (SOURCE, OTHER)) is None
 
 
-def test_a_vips_own_port_is_never_given() -> None:
+def test_a_vips_own_port_is_never_allocated() -> None:
     allocator = PortAllocator(1, range(2000, 2010))
     allocator.exclude([(SOURCE, 2003), (SOURCE, 2007), (OTHER, 2001), (OTHER, 80)])
     for _ in range(3):
@@ -150,7 +150,7 @@ def test_a_backend_that_comes_back_finds_its_ports_in_use() -> None:
     assert allocator._targets
 
 
-def test_forgetting_a_stranger_does_nothing() -> None:
+def test_forgetting_an_unknown_backend_does_nothing() -> None:
     allocator = PortAllocator(1)
     allocator.forget(BACKEND)
     assert not allocator._targets

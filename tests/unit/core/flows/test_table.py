@@ -218,7 +218,7 @@ def test_every_part_of_the_key_counts() -> None:
 
 
 @pytest.mark.parametrize("part", range(4), ids=["src high", "src low", "dst high", "dst low"])
-def test_flows_whose_32_bit_tags_collide_are_told_apart(part: int) -> None:
+def test_flows_whose_32_bit_tags_collide_are_distinct(part: int) -> None:
     """As someone who knew the secret would forge them: all but one word is the same."""
     table = make_table(8)
     chance = random.Random(part)

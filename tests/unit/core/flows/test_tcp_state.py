@@ -1,4 +1,4 @@
-"""The table of transitions against stories, a second description of it, and its own diagram."""
+"""The table of transitions against scenarios, a second description of it, and its own diagram."""
 
 import re
 
@@ -171,7 +171,7 @@ def test_every_state_is_reached_and_can_end() -> None:
     assert set(TCP_STATES) <= reached
 
 
-def test_active_flows_are_those_that_nobody_began_to_close() -> None:
+def test_active_flows_are_those_that_are_not_closing() -> None:
     assert {state for state in TCP_STATES if state in ACTIVE} == {
         State.SYN_SENT,
         State.SYN_RETRIED,

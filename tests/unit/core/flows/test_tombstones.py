@@ -1,4 +1,4 @@
-"""The memory of connections that were ended on purpose."""
+"""Recently closed connections, which are not adopted."""
 
 from featherlb.core.flows.tombstones import MAX_TOMBSTONES, MEMORY, Key, Tombstones
 
@@ -24,7 +24,7 @@ def test_a_connection_that_ends_twice_is_remembered_from_the_second_time_on() ->
     assert len(tombstones) == 2
 
 
-def test_what_was_opened_anew_is_forgotten() -> None:
+def test_a_reopened_connection_is_forgotten() -> None:
     tombstones = Tombstones()
     tombstones.remember(key(1), 0)
     tombstones.forget(key(1))

@@ -1,4 +1,4 @@
-"""After a restart: connections from before go on, whichever side speaks first."""
+"""After a restart: connections continue, whichever side sends first."""
 
 import pytest
 
@@ -109,7 +109,7 @@ def test_only_of_the_backend_that_would_have_been_chosen() -> None:
     assert world.flows() == []
 
 
-def test_which_of_two_vips_is_told_by_their_choices() -> None:
+def test_the_vip_is_found_by_the_schedulers_choice() -> None:
     """Where both would have chosen the backend, nobody can tell."""
     vips = ["192.0.2.10:80", "192.0.2.11:80"]
     seen = set()

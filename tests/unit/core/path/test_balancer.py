@@ -1,4 +1,4 @@
-"""The packet path as a table: one packet, one verdict. Stories are in test_scenarios.py."""
+"""The packet path as a table: one packet, one verdict. Scenarios are in test_scenarios.py."""
 
 from dataclasses import dataclass, field
 

@@ -1,4 +1,4 @@
-"""core/path/export.py: flows and counts as people see them."""
+"""core/path/export.py: flows and counters as values."""
 
 import pytest
 
@@ -57,7 +57,7 @@ def test_flows_are_listed_in_parts() -> None:
     assert [str(view.client) for view in listed] == [client(1), client(2), client(3)]
 
 
-def test_opened_flows_are_told_once_if_someone_asks() -> None:
+def test_opened_flows_are_reported_once_on_request() -> None:
     world = World(service(ONE, TWO, THREE))
     world.connect(client(1))
     assert world.balancer.views.take_opened(world.now) == []

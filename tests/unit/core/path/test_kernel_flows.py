@@ -1,6 +1,6 @@
 """Flows in the kernel, driven by an engine whose kernel is a dictionary: commands in, events out.
 
-No message of conntrack is involved: what the core asks for and what it is told is all there is.
+No conntrack message is involved, only commands and events.
 """
 
 from dataclasses import dataclass, field
@@ -162,7 +162,7 @@ def test_a_full_kernel_refuses_a_flow() -> None:
     assert world.statistics().reasons[Reason.FORWARD] == 0
 
 
-def test_what_is_left_of_another_connection_is_replaced() -> None:
+def test_a_stale_entry_is_replaced() -> None:
     world = offloaded()
     kernel = Kernel(world)
     world.handle(tcp(CLIENT, VIP, "S"))
@@ -179,7 +179,7 @@ def test_what_is_left_of_another_connection_is_replaced() -> None:
 
 @pytest.mark.parametrize("same", [True, False])
 def test_an_open_connection_with_the_key_stays(same: bool) -> None:
-    """Another process has let it in; or it is the very flow, inserted twice."""
+    """Another process created it; or it is the flow itself, inserted twice."""
     world = offloaded()
     kernel = Kernel(world)
     world.handle(tcp(CLIENT, VIP, "S"))
@@ -220,7 +220,7 @@ def test_full_nat_tries_other_source_ports() -> None:
     assert reply(mine) not in [reply(one) for one in taken.values()]
 
 
-def test_a_client_that_keeps_its_port_is_refused_where_that_is_taken() -> None:
+def test_a_client_is_refused_if_its_port_is_in_use_towards_the_backend() -> None:
     world, kernel = opened()
     taken = kernel.only.copy()
     taken.dst_low ^= 1
@@ -305,7 +305,7 @@ def test_a_service_takes_its_flows_along_to_and_from_the_kernel() -> None:
     assert str(world.flows()[0].backend) == ONE
 
 
-def test_what_the_kernel_forwards_already_is_adopted() -> None:
+def test_flows_that_the_kernel_already_forwards_are_adopted() -> None:
     before, kernel = opened()
     kernel.only.state = int(State.ESTABLISHED)
     left = [one.copy() for one in kernel.flows.values()]

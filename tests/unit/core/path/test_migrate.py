@@ -1,4 +1,4 @@
-"""core/path/migrate.py: flows whose service goes over to conntrack, and back."""
+"""core/path/migrate.py: flows whose service changes to the datapath offload, and back."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from tests.world import CLIENT, ONE, VIP, World, endpoints, service
 QUEUED, CARRIED = service(ONE), service(ONE, datapath=Datapath.OFFLOAD)
 
 
-def test_an_open_connection_goes_over_and_comes_back() -> None:
+def test_an_established_connection_migrates_both_ways() -> None:
     world = World(QUEUED)
     connection = world.connect()
     world.apply(CARRIED)
@@ -29,7 +29,7 @@ def test_an_open_connection_goes_over_and_comes_back() -> None:
     assert connection.state == "ESTABLISHED"
 
 
-def test_a_half_closed_connection_goes_over_as_such_and_comes_back() -> None:
+def test_a_half_closed_connection_migrates_both_ways() -> None:
     world = World(QUEUED)
     connection = world.connect()
     connection.send("FA")
@@ -67,7 +67,7 @@ def test_until_the_rules_are_those_of_the_new_datapath_no_flow_is_opened(
     assert world.handle(tcp(CLIENT, VIP, "S")).reason is Reason.FORWARD
 
 
-def test_until_then_a_datagram_of_a_known_flow_does_not_begin_again_either() -> None:
+def test_until_then_a_datagram_of_a_known_flow_does_not_reopen_it() -> None:
     """The rules of before would lead its copy here once more."""
     queued, carried = (replace(one, protocol=Protocol.UDP) for one in (QUEUED, CARRIED))
     world = World(queued)
@@ -77,7 +77,7 @@ def test_until_then_a_datagram_of_a_known_flow_does_not_begin_again_either() -> 
     assert world.balancer.offload.take_reinjected() == []
 
 
-def test_a_flow_that_counts_responses_goes_over_and_comes_back() -> None:
+def test_a_flow_that_counts_responses_migrates_both_ways() -> None:
     """Conntrack carries it as any other, and nobody counts its responses any more."""
     queued, offloaded = (replace(one, protocol=Protocol.UDP) for one in (QUEUED, CARRIED))
     world = World(replace(queued, responses=2))

@@ -1,4 +1,4 @@
-"""Translation: every row of nat.py's table, and there and back again for any packet."""
+"""Translation: every row of nat.py's table, and the reverse translation of any packet."""
 
 import itertools
 from collections.abc import Callable
@@ -124,7 +124,7 @@ def test_the_table(
     ("client_is_local", "backend_is_local"), list(itertools.product([False, True], repeat=2))
 )
 @pytest.mark.parametrize("nat", ["dnat", "full"])
-def test_super_packets_are_summed_where_they_end_on_this_host(
+def test_gso_packets_to_this_host_are_summed(
     client_is_local: bool, backend_is_local: bool, nat: str
 ) -> None:
     """Forward the backend's place counts, for replies the client's."""
@@ -176,7 +176,7 @@ def test_a_tcp_checksum_of_zero_is_sent_as_zero() -> None:
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_what_stands_behind_a_udp_datagram_is_not_summed(version: int) -> None:
+def test_bytes_after_a_udp_datagram_are_not_summed(version: int) -> None:
     """The packet is longer than the datagram in it (RFC 9868)."""
     path = Path(Protocol.UDP, version, "dnat", False)
     packet = udp(path.client, path.vip, b"0123456789", len=8 + 4)
@@ -242,7 +242,7 @@ PATHS = {
     # 0xFFFF stands for 0, which a correct sender never writes in TCP; 0 is "none" in UDP.
     field=st.none() | st.integers(1, 0xFFFE),
 )
-def test_there_and_back_is_the_identical_packet(
+def test_translation_and_its_reverse_give_the_identical_packet(
     key: tuple[Protocol, int, str], payload: bytes, tos: int, ttl: int, field: int | None
 ) -> None:
     """Whatever else stands in the packet, a wrong checksum included."""

@@ -1,4 +1,4 @@
-"""core/path/offloaded.py: events of conntrack, as its messages are read."""
+"""core/path/offloaded.py: conntrack's events, from parsed messages."""
 
 from array import array
 from dataclasses import replace
@@ -83,7 +83,7 @@ def end(world: World, entry: Entry) -> None:
     ],
     ids=["refused", "ignored", "served", "given up"],
 )
-def test_how_a_connection_has_begun_is_told_by_its_end(
+def test_the_outcome_of_a_connection_is_known_from_its_end(
     last: Entry, expected: tuple[int, int, int]
 ) -> None:
     world = opening()
@@ -92,7 +92,7 @@ def test_how_a_connection_has_begun_is_told_by_its_end(
     assert world.flows() == []
 
 
-def test_a_syn_that_comes_again_without_an_answer_counts_once() -> None:
+def test_a_retransmitted_syn_counts_once() -> None:
     world = opening()
     for _ in range(3):
         buffer = bytearray(tcp(CLIENT, VIP, "S"))
@@ -125,7 +125,7 @@ def expected(world: World, *packets: bytes) -> list[int]:
     return [request["header"]["type"] for request in requests]
 
 
-def test_of_a_batch_only_what_may_open_a_flow_anew_is_asked_about_ahead() -> None:
+def test_only_packets_that_may_reopen_a_flow_are_looked_up_ahead() -> None:
     world = opening()
     other = tcp("198.51.100.7:40002", VIP, "S")
     reply = tcp(ONE, CLIENT, "SA")
@@ -155,7 +155,7 @@ def test_an_entry_with_another_port_is_the_flows_where_the_client_kept_its_own()
     assert world.flows() == []
 
 
-def test_the_port_that_conntrack_has_given_is_taken_over() -> None:
+def test_the_port_that_conntrack_picked_is_used() -> None:
     world = opening()
     (flow,) = world.flows()
     record = 1
@@ -179,7 +179,7 @@ def test_the_port_that_conntrack_has_given_is_taken_over() -> None:
     assert entered.get_attr("CTA_NAT_SRC") is not None
 
 
-def test_an_entry_with_another_port_is_another_flows_where_ports_are_given() -> None:
+def test_with_allocated_ports_an_entry_with_another_port_is_another_flow() -> None:
     world = World(service(ONE, nat="full", datapath=Datapath.OFFLOAD))
     world.handle(tcp(CLIENT, VIP, "S"))
     (flow,) = world.flows()
@@ -214,7 +214,7 @@ def test_the_packet_of_a_flow_that_conntrack_refuses_counts_as_dropped() -> None
     assert [message["header"]["type"] for message in messages(world)] == [CREATE]
 
 
-def test_of_a_datagram_that_was_cut_no_copy_is_sent_but_its_flow_is_open() -> None:
+def test_a_truncated_datagram_opens_its_flow_but_is_not_copied() -> None:
     offered = service(ONE6, vips=VIP6, protocol=Protocol.UDP, datapath=Datapath.OFFLOAD)
     world = World(offered)
     whole = udp(CLIENT6, VIP6, bytes(5000))
@@ -239,7 +239,7 @@ def port_of(create: Any) -> int:
     return port
 
 
-def test_a_flow_that_opens_may_be_given_another_port() -> None:
+def test_an_opening_flow_may_get_another_port() -> None:
     ports = range(2000, 2003)
     world = World(service(ONE, nat="full", datapath=Datapath.OFFLOAD), source_ports=ports)
     world.handle(tcp(CLIENT, VIP, "S"))

@@ -1,4 +1,4 @@
-"""core/path/outbox.py: who is answered, and how often."""
+"""core/path/outbox.py: which packets are answered, and rate limits."""
 
 from dataclasses import replace
 
@@ -28,7 +28,7 @@ def test_refusals_are_answered_until_the_queue_is_full_and_counted_all() -> None
 @pytest.mark.parametrize(
     "source", ["0.0.0.0:5", "224.0.0.1:5", "255.255.255.255:5", "[ff02::1]:5", "[::]:5"]
 )
-def test_no_answer_to_what_is_no_host(source: str) -> None:
+def test_no_answer_to_a_source_that_is_not_unicast(source: str) -> None:
     """RFC 1122 section 3.2.2."""
     vip = VIP6 if "[" in source else VIP
     world = World(

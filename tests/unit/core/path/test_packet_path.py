@@ -25,7 +25,7 @@ SOURCE = (ROOT / "featherlb/core/path/balancer.py").read_text()
 
 
 def methods() -> dict[str, ast.FunctionDef]:
-    """Those of the balancer, in their order."""
+    """The stages of the balancer, in order."""
     (balancer,) = [
         node
         for node in ast.parse(SOURCE).body
@@ -51,7 +51,7 @@ BRANCHES = {"handle", "look_up_fragment", "translate_fragment", "hand_over"}
 """The stages that are not of every packet."""
 
 
-def test_the_stages_stand_in_one_order_in_document_and_code() -> None:
+def test_the_stages_have_one_order_in_document_and_code() -> None:
     headings = re.findall(r"^## (\d+)\. (.*)$", DOCUMENT, re.MULTILINE)
     assert [int(number) for number, _ in headings] == list(range(1, len(headings) + 1))
     stages = [title.lower().replace(" ", "_") for _, title in headings]

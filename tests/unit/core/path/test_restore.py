@@ -1,4 +1,4 @@
-"""core/path/restore.py: what a predecessor's memory says, checked and gone on with."""
+"""core/path/restore.py: flows are restored from a predecessor's memory, after checks."""
 
 import mmap
 from dataclasses import replace
@@ -56,7 +56,7 @@ def taken(world: World) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("web", [DNAT, FULL], ids=["dnat", "full"])
-def test_connections_go_on_as_they_were(web: Service) -> None:
+def test_connections_continue_unchanged(web: Service) -> None:
     world = World(web, SIX, DATAGRAMS)
     open_ones = [world.connect(client(number)) for number in range(5)]
     closing = world.connect(client(6))
@@ -97,7 +97,7 @@ def test_queues_are_in_the_order_of_time() -> None:
     assert len(successor.flows()) == 3
 
 
-def test_of_several_workers_each_takes_its_share() -> None:
+def test_each_worker_restores_its_shard() -> None:
     world = World(DNAT)
     for number in range(40):
         world.connect(client(number))
@@ -108,7 +108,7 @@ def test_of_several_workers_each_takes_its_share() -> None:
     assert all(one.flows() for one in successors)
 
 
-def test_given_ports_stay_taken() -> None:
+def test_allocated_ports_stay_in_use() -> None:
     ports = Shard(0, 1000, 0).ports
     web = service(ONE, nat="full")
     world = World(web, source_ports=ports)
@@ -133,7 +133,7 @@ def test_given_ports_stay_taken() -> None:
     ],
     ids=["backend", "vip", "mode", "protocol"],
 )
-def test_what_has_no_place_any_more_is_left(now: Service) -> None:
+def test_flows_of_removed_services_and_backends_are_not_restored(now: Service) -> None:
     world = World(service(ONE))
     connection = world.connect()
     successor = succeed(world, now)
@@ -156,7 +156,7 @@ def test_the_table_may_be_smaller() -> None:
     assert taken(succeed(world, capacity=3)) == (3, 2)
 
 
-def test_flows_of_a_memory_that_is_taken_twice_are_there_once() -> None:
+def test_restoring_a_memory_twice_restores_each_flow_once() -> None:
     world = World(DNAT)
     world.connect()
     successor = succeed(world)
@@ -197,7 +197,7 @@ def test_a_client_comes_back_to_its_backend() -> None:
     assert again.server == connection.server
 
 
-def test_flows_go_over_to_another_datapath() -> None:
+def test_flows_migrate_to_another_datapath() -> None:
     world = World(service(ONE))
     world.connect()
     carried = succeed(world, service(ONE, datapath=Datapath.OFFLOAD))
@@ -209,7 +209,7 @@ def test_flows_go_over_to_another_datapath() -> None:
     assert world.balancer.restoration.has_flows()
 
 
-def test_next_hops_are_found_again() -> None:
+def test_next_hops_are_restored() -> None:
     """The links have other link_ids in the next process."""
     memories = [anonymous(2), anonymous(2)]
     before, after = (NextHops(memory, 1) for memory in memories)
@@ -262,7 +262,7 @@ def test_the_parts_of_a_memory() -> None:
     assert memory.hops.nbytes == 1001 * HOP_SIZE
 
 
-def test_addresses_are_told_apart_by_family() -> None:
+def test_addresses_of_both_families_are_distinct() -> None:
     """The shard of an IPv6 client depends on all its words."""
     world = World(SIX)
     for number in range(1, 21):

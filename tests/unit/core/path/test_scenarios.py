@@ -1,4 +1,4 @@
-"""Stories of connections, backends and configurations, through the world around a balancer."""
+"""Scenarios of connections, backends and configurations, in the world around a balancer."""
 
 import pytest
 
@@ -144,7 +144,7 @@ def test_what_backends_do_to_connections_is_counted() -> None:
     assert world.balancer.views.outcomes() == {"web": (4, 3)}
 
 
-def test_a_refused_connection_is_scheduled_anew() -> None:
+def test_a_refused_connection_is_scheduled_again() -> None:
     """The backend's kernel answers RST while its server is down: the next attempt moves on."""
     world = make_world()
     connection = Connection(world)
@@ -185,7 +185,7 @@ def test_a_lost_syn_ack_is_sent_again() -> None:
     assert connection.state == "ESTABLISHED"
 
 
-def test_a_handshake_that_nobody_completes_is_forgotten() -> None:
+def test_an_incomplete_handshake_expires() -> None:
     world = make_world()
     connection = Connection(world)
     connection.send("S")
@@ -239,7 +239,9 @@ def test_a_port_used_again_on_a_closing_flow_is_a_new_connection(
 
 @both_modes
 @pytest.mark.parametrize("answered", [False, True], ids=["before SYN-ACK", "after SYN-ACK"])
-def test_a_late_reset_of_the_last_connection_leaves_the_new_one(nat: str, answered: bool) -> None:
+def test_a_late_reset_of_the_previous_connection_does_not_end_the_new_one(
+    nat: str, answered: bool
+) -> None:
     """A late segment of the old one makes the client, whose new SYN is out, reset the old one and
     send the SYN again: the same SYN, so it belongs to the same backend."""
     world = make_world(nat=nat)
@@ -279,7 +281,7 @@ def test_a_syn_on_a_live_connection_stays_on_its_backend() -> None:
 
 
 def test_a_reset_while_data_flows_does_not_end_the_connection() -> None:
-    """A forged one, that is: packets of both ends go on (tcpstate.py)."""
+    """A forged one, as both ends keep sending (tcp_state.py)."""
     world = make_world()
     connection = world.connect()
     world.handle(tcp(CLIENT, VIP, "R", seq=31337))
@@ -300,7 +302,7 @@ def restarted(world: World, scheduler: str, nat: str = "dnat") -> World:
 
 
 @pytest.mark.parametrize("scheduler", ["source-hash", "five-tuple-hash", "maglev"])
-def test_a_consistent_scheduler_joins_connections_after_a_restart(scheduler: str) -> None:
+def test_a_consistent_scheduler_adopts_connections_after_a_restart(scheduler: str) -> None:
     world = make_world(scheduler=scheduler)
     connections = [world.connect(client(number)) for number in range(12)]
     assert len({connection.server for connection in connections}) > 1
@@ -356,7 +358,7 @@ def test_weight_0_keeps_handshakes_that_have_begun() -> None:
 
 
 @both_modes
-def test_connections_of_a_removed_backend_go_on(nat: str) -> None:
+def test_connections_of_a_removed_backend_continue(nat: str) -> None:
     world = make_world(ONE, TWO, nat=nat)
     old = world.connect()
     world.apply(service(TWO, nat=nat))
@@ -394,7 +396,7 @@ def test_but_not_once_the_backend_has_answered() -> None:
 
 
 @both_modes
-def test_a_backend_that_comes_back_starts_anew(nat: str) -> None:
+def test_a_returning_backend_starts_over(nat: str) -> None:
     world = make_world(ONE, TWO, nat=nat)
     old = world.connect()
     world.apply(service(TWO, nat=nat))

@@ -1,4 +1,4 @@
-"""core/path/terminate.py: flows that are ended by hand."""
+"""core/path/terminate.py: flows that an operator ends."""
 
 import pytest
 
@@ -25,7 +25,7 @@ def end_all(world: World, reset: bool) -> int:
 
 
 @pytest.mark.parametrize("reset", [True, False])
-def test_a_connection_that_was_ended_by_hand_is_not_joined_again(reset: bool) -> None:
+def test_a_terminated_connection_is_not_adopted(reset: bool) -> None:
     world = consistent()
     connection = world.connect()
     assert end_all(world, reset) == 2 * reset

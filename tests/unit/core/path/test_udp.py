@@ -1,4 +1,4 @@
-"""UDP: flows without connections, their ends, and what is answered where nobody serves."""
+"""UDP: flows, their ends, and ICMP errors without a backend."""
 
 from dataclasses import replace
 
@@ -115,7 +115,7 @@ def test_flows_of_a_drained_backend_stay() -> None:
     assert ask(world, client(2)).destination == TWO
 
 
-def test_flows_of_a_pool_that_is_empty_now_are_refused() -> None:
+def test_flows_of_an_emptied_pool_are_refused() -> None:
     world = World(datagrams(ONE))
     ask(world)
     world.apply(datagrams())

@@ -35,7 +35,7 @@ def test_streams(results: str, expected: str) -> None:
     assert states(results) == expected
 
 
-def test_the_first_good_result_raises_what_is_down_at_first() -> None:
+def test_the_first_good_result_raises_a_backend_that_starts_down() -> None:
     assert states("+", initial=Health.DOWN) == "+"
     assert states("-++", initial=Health.DOWN) == "--+"
 
@@ -91,7 +91,7 @@ def test_settled_is_what_agrees_with_the_last_result() -> None:
     assert seen == [True, False, True, False, False, True, False, True]
 
 
-def test_who_is_taken_down_at_once_needs_good_results_to_come_back() -> None:
+def test_a_backend_taken_down_at_once_needs_good_results_to_rise() -> None:
     health = Hysteresis(2, 3, Health.UP)
     health.fall_at_once()
     assert health.state is Health.DOWN
@@ -101,7 +101,7 @@ def test_who_is_taken_down_at_once_needs_good_results_to_come_back() -> None:
     assert [health.take(True) for _ in range(4)] == [False, False, False, True]
 
 
-def test_taking_down_what_is_down_changes_nothing() -> None:
+def test_taking_down_a_backend_that_is_down_changes_nothing() -> None:
     health = Hysteresis(1, 1, Health.DOWN)
     health.fall_at_once()
     assert health.take(True)

@@ -72,7 +72,7 @@ def test_ejections_get_longer_and_end_at_a_limit() -> None:
     assert one.ejections == 4
 
 
-def test_who_did_well_for_longer_begins_anew() -> None:
+def test_earlier_falls_are_forgotten_after_enough_good_results() -> None:
     one = outlier(ejection=10.0, window=3.0)
     assert one.eject(0.0) == 10
     one.readmit(10.0)
@@ -86,7 +86,7 @@ def test_a_longest_ejection_below_the_first_one_doesnt_shorten_it() -> None:
     assert [one.eject(0.0), one.eject(1.0)] == [10, 10]
 
 
-def test_a_readmitted_one_is_not_ejected_for_what_it_did_before() -> None:
+def test_earlier_failures_do_not_eject_a_readmitted_backend() -> None:
     one = outlier()
     assert watched(one, (0, 0, 0), (1, 9, 9))
     one.eject(1.0)

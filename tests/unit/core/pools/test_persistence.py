@@ -1,4 +1,4 @@
-"""Persistence: a client's flows go where its last one went, for a while, while that is usable."""
+"""Persistence: a client's flows go to the backend of its last one, until the timeout."""
 
 from dataclasses import replace
 
@@ -26,7 +26,7 @@ def go(world: World, client: str, vip: str = VIP) -> str:
     return world.handle(tcp(client, vip, "S")).destination
 
 
-def test_all_flows_of_a_client_go_together() -> None:
+def test_all_flows_of_a_client_go_to_the_same_backend() -> None:
     world = World(sticky(*BACKENDS))
     ones = {go(world, f"198.51.100.1:{port}") for port in range(40000, 40009)}
     others = {go(world, f"198.51.100.2:{port}") for port in range(40000, 40009)}
@@ -79,7 +79,7 @@ def test_a_drained_backend_gets_no_new_flows() -> None:
     assert go(world, "198.51.100.1:40002") == TWO
 
 
-def test_a_backend_that_left_gets_none_even_when_it_comes_back() -> None:
+def test_a_removed_backend_gets_no_flows_even_after_its_return() -> None:
     world = World(sticky(ONE, TWO))
     assert go(world, "198.51.100.1:40000") == ONE
     world.apply(sticky(TWO))
@@ -112,7 +112,7 @@ def test_datagrams_have_it_too() -> None:
     assert len(went) == 1
 
 
-def test_connections_from_before_cannot_be_joined() -> None:
+def test_connections_from_before_cannot_be_adopted() -> None:
     """Their backend was not only chosen by the scheduler."""
     assert not Pool(sticky(ONE, scheduler="maglev"), seed=1, key=b"").adopts
 

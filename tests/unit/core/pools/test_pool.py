@@ -94,7 +94,7 @@ def test_the_scheduler_is_replaced_only_when_its_name_changes() -> None:
         ("maglev", "full", False),  # the source port is lost with the table
     ],
 )
-def test_connections_are_joined_where_nothing_but_the_backend_was_chosen(
+def test_connections_are_adopted_if_only_the_backend_was_chosen(
     scheduler: str, nat: str, adopts: bool
 ) -> None:
     pool = make_pool(service(scheduler=scheduler, nat=nat))
@@ -161,7 +161,7 @@ def open_flows(pool: Pool, count: int) -> list[str]:
 
 
 @pytest.mark.parametrize("scheduler", BUILT_INS)
-def test_a_full_member_leaves_flows_to_others_and_all_full_ones_to_nobody(scheduler: str) -> None:
+def test_a_full_member_gets_no_flows_and_a_full_pool_refuses(scheduler: str) -> None:
     pool = make_pool(service(scheduler=scheduler))
     update(pool, service(*limited(3, ONE, TWO), *limited(2, THREE), scheduler=scheduler))
     opened = Counter(open_flows(pool, 20))
@@ -225,7 +225,7 @@ def test_a_ramp_keeps_the_idle_member_from_getting_all(scheduler: str) -> None:
 
 
 @pytest.mark.parametrize("scheduler", BUILT_INS)
-def test_who_ramps_up_alone_gets_everything(scheduler: str) -> None:
+def test_a_single_member_in_its_ramp_gets_all_flows(scheduler: str) -> None:
     pool = make_pool(service(scheduler=scheduler))
     ramping(pool, scheduler)
     assert shares_of_the_risen(pool, [100]) == [100]

@@ -24,7 +24,7 @@ def test_they_leave_when_their_next_hop_is_known() -> None:
     assert (len(held), held.given_up) == (1, 0)
 
 
-def test_they_are_given_up_in_time() -> None:
+def test_they_are_dropped_in_time() -> None:
     held = HeldFrames()
     held.hold(ONE, 4, b"first", 1.0)
     held.hold(ONE, 4, b"second", 1.5)
@@ -34,7 +34,7 @@ def test_they_are_given_up_in_time() -> None:
     assert (len(held), held.given_up) == (1, 1)
 
 
-def test_what_finds_no_room_is_given_up() -> None:
+def test_frames_without_room_are_dropped() -> None:
     held = HeldFrames()
     for number in range(MAX_HELD + 2):
         held.hold(ONE, 4, bytes([number]), 1.0)

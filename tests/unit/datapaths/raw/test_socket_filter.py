@@ -80,7 +80,7 @@ FULL = (
         (tcp(CLIENT6, SIMILAR6), False),
     ],
 )
-def test_only_what_is_ours_gets_in(packet: bytes, wanted: bool) -> None:
+def test_only_packets_of_services_pass_the_filter(packet: bytes, wanted: bool) -> None:
     assert lets_in(interest(*BOTH), packet) is wanted
 
 
@@ -111,8 +111,8 @@ def test_a_wildcard_stands_for_the_hosts_addresses() -> None:
     assert not lets_in(wanted, tcp(CLIENT, STRANGER, "S"))
 
 
-def test_what_was_of_interest_stays_so() -> None:
-    """Flows of backends that leave go on."""
+def test_earlier_interests_stay() -> None:
+    """Flows of removed backends continue."""
     later = interest(service(ONE)).extended([], frozenset())
     assert lets_in(later, tcp(ONE, CLIENT))
 

@@ -18,7 +18,7 @@ every_built_in = pytest.mark.parametrize("name", BUILT_INS)
 
 
 @every_built_in
-def test_nobody_is_picked_from_an_empty_pool(name: str) -> None:
+def test_an_empty_pool_picks_no_member(name: str) -> None:
     scheduler = create(name, seed=1, key=KEY)
     assert scheduler.pick(make_flow(1)) is None
     scheduler.update([])
@@ -26,7 +26,7 @@ def test_nobody_is_picked_from_an_empty_pool(name: str) -> None:
 
 
 @every_built_in
-def test_nobody_is_picked_where_all_weights_are_0(name: str) -> None:
+def test_no_member_is_picked_if_all_weights_are_0(name: str) -> None:
     scheduler = create(name, seed=1, key=KEY)
     scheduler.update(make_pool(0, 0))
     assert scheduler.pick(make_flow(1)) is None

@@ -77,7 +77,7 @@ def test_slots_are_in_proportion_to_weights(weights: tuple[int, ...]) -> None:
         assert counted[member] == pytest.approx(65537 * member.weight / sum(weights), abs=2)
 
 
-def test_the_lightest_of_a_pool_still_has_a_slot() -> None:
+def test_the_member_of_least_weight_still_has_a_slot() -> None:
     pool = make_pool(*[65535] * 10, 1)
     assert pool[-1] in make(pool)._table
 

@@ -95,7 +95,7 @@ def test_two_built_ins_cannot_share_a_name() -> None:
         register(Impostor)
 
 
-def test_a_user_function_joins_under_its_name() -> None:
+def test_a_custom_function_is_registered_under_its_name() -> None:
     scheduler("last")(pick_last)
     assert names()[-1] == "last"
     made = create("last", seed=1, key=KEY)
@@ -106,7 +106,7 @@ def test_a_user_function_joins_under_its_name() -> None:
     assert not made.consistent
 
 
-def test_a_user_class_joins_and_keeps_its_promise_of_consistency() -> None:
+def test_a_custom_class_is_registered_and_keeps_its_consistency() -> None:
     @scheduler("mine")
     class Mine(package.round_robin.RoundRobin):
         consistent = True

@@ -73,7 +73,7 @@ def test_shares_are_as_the_weights(weights: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("gone", [0, 5, 9])
-def test_who_leaves_moves_its_rows_to_all_others_and_nobody_else_moves(gone: int) -> None:
+def test_a_member_that_leaves_moves_only_its_own_rows(gone: int) -> None:
     pool = make_pool(*[1] * 10)
     table = table_of(pool)
     before = owners(table)
@@ -90,7 +90,7 @@ def test_who_leaves_moves_its_rows_to_all_others_and_nobody_else_moves(gone: int
     assert owners(table) == before
 
 
-def test_who_gets_heavier_only_gains_and_who_gets_lighter_only_loses() -> None:
+def test_a_higher_weight_only_gains_rows_and_a_lower_one_only_loses() -> None:
     pool = make_pool(2, 2, 2)
     table = table_of(pool)
     before = owners(table)
@@ -104,7 +104,7 @@ def test_who_gets_heavier_only_gains_and_who_gets_lighter_only_loses() -> None:
         assert all((new if weight == 3 else old) is pool[1] for old, new in moved)
 
 
-def test_a_member_whose_backend_changed_is_hashed_anew() -> None:
+def test_a_member_whose_backend_changed_is_rehashed() -> None:
     pool = make_pool(1, 1)
     table = table_of(pool)
     before = owners(table, 200)

@@ -18,7 +18,7 @@ def test_the_turn_survives_an_update() -> None:
     assert letters(scheduler, pool, 1) == "c"
 
 
-def test_who_leaves_before_its_turn_is_followed_by_the_next() -> None:
+def test_the_next_member_follows_one_that_leaves_before_its_turn() -> None:
     pool = make_pool(1, 1, 1, 1)
     scheduler = create("rr", seed=1, key=KEY)
     scheduler.update(pool)

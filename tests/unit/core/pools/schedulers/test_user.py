@@ -1,4 +1,4 @@
-"""A user's scheduler must not hurt traffic, whatever it does."""
+"""Faults of custom schedulers must not affect traffic."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -29,7 +29,7 @@ def test_a_function_gets_the_flow_and_the_members_with_a_weight() -> None:
     assert scheduler.first_error is None
 
 
-def test_a_function_is_not_asked_where_nobody_is_usable() -> None:
+def test_a_function_is_not_called_without_usable_backends() -> None:
     scheduler = make(lambda flow, backends: backends[0])
     scheduler.update(make_pool(0))
     assert scheduler.pick(FLOW) is None
@@ -64,7 +64,7 @@ def test_faults_are_counted_and_made_up_for(code: Any, said: str) -> None:
     assert scheduler.first_error.startswith(said)
 
 
-def test_members_that_left_or_weigh_nothing_are_not_accepted() -> None:
+def test_members_that_left_or_have_weight_0_are_not_accepted() -> None:
     pool = make_pool(1, 1, 1)
     scheduler = make(lambda flow, backends: pool[flow.client % 3])
     pool[1].weight = 0

@@ -44,7 +44,7 @@ def test_the_place_in_the_round_survives_an_update() -> None:
     assert letters(scheduler, pool, 4) == "acaa"
 
 
-def test_from_great_weights_to_small_ones_nobody_is_shut_out() -> None:
+def test_a_change_from_large_to_small_weights_starves_no_member() -> None:
     pool = make_pool(1000, 1)
     scheduler = create("wrr", seed=1, key=KEY)
     scheduler.update(pool)
