@@ -20,33 +20,32 @@ from featherlb.system.ruleset import Ruleset
 
 
 class Replies(StrEnum):
-    """How a backend's replies are handled, whichever instance they are for. So a backend cannot
-    have two that exclude each other: TRACKED and UNTRACKED, QUEUED and DROPPED."""
+    """How the kernel handles a backend's replies, for all instances. TRACKED and UNTRACKED exclude
+    each other, as do QUEUED and DROPPED."""
 
     TRACKED = "tracked"
-    """Conntrack has to see them."""
+    """Conntrack must see them."""
     UNTRACKED = "untracked"
     """Rules keep them out of conntrack."""
     QUEUED = "queued"
-    """Those to other hosts have to reach the kernel, and from it a queue."""
+    """Those to other hosts must reach the kernel, which queues them."""
     DROPPED = "dropped"
-    """Those to other hosts are dropped by the kernel: workers have them as frames."""
+    """The kernel drops those to other hosts: workers receive them as frames."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scope:
-    """What a datapath's part of a plan is for: its services that have VIPs of one address
-    family."""
+    """The scope of a datapath's part of a plan: its services with VIPs of one address family."""
 
     services: Sequence[Service]
     family: int
     options: Options
     facts: Facts
     handoff: bool = False
-    """It is for the time from this process to the next (see `host.plan.build`)."""
+    """The plan is for the time between two processes (see `host.plan.build`)."""
 
     def parts(self, label: str = "") -> Parts:
-        """The VIPs and backends; `label` tells the sets of datapaths apart."""
+        """The VIPs and backends; `label` distinguishes the sets of datapaths."""
         return Parts.of(self.services, self.family, self._prefix + label)
 
     def group(self, name: str, entries: Iterable[ipset.Entry]) -> Group:
@@ -60,10 +59,10 @@ class Scope:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
-    """What a datapath has on the host beside what it queues, for one scope."""
+    """A datapath's configuration on the host for one scope, except for the queues."""
 
     sets: tuple[ipset.Set, ...] = ()
-    """All that its rules look into, those of the queues included."""
+    """All sets that its rules match, including those of the queues."""
     settings: tuple[sysctl.Setting, ...] = ()
     rules: Ruleset = field(default_factory=dict)
 
@@ -80,7 +79,7 @@ class Rules(Protocol):
         ...
 
     def needs(self, scope: Scope, queued: Sequence[Queued]) -> Needs:
-        """What else it needs. `queued` has what all datapaths queue in this address family."""
+        """What else it needs. `queued` is what all datapaths queue in this address family."""
         ...
 
 
@@ -88,8 +87,8 @@ class Requirements(Protocol):
     """The module `requirements` of a datapath: why a host cannot run it."""
 
     def obstacles(self, services: Sequence[Service]) -> Iterator[str]:
-        """Why this host cannot run the services with it, or none at all, as sentences that name
-        what to do. Backends are prepared (`host.prepare`)."""
+        """Why this host cannot run these services, or any, with it: sentences that name the fix.
+        Backends are prepared (`host.prepare`)."""
         ...
 
     def limits(self, services: Sequence[Service], options: Options, facts: Facts) -> Iterator[str]:

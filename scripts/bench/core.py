@@ -16,7 +16,7 @@ import featherlb
 from scripts.bench.report import table
 
 FORMS = {"compiled": "0", "interpreted": "1"}
-"""What FEATHERLB_PURE says in each."""
+"""The value of FEATHERLB_PURE for each."""
 
 
 @click.command()
@@ -46,8 +46,8 @@ def main(flows: str, form: str | None, seconds: float) -> None:
 
 
 def measure(form: str, flows: int, seconds: float) -> dict[str, Any]:
-    """Run `feed` in a process of its own: what it prints. ClickException if it isn't the form
-    that was asked for."""
+    """Run `feed` in a process of its own; returns its output. ClickException if it runs in the
+    wrong form."""
     ended = subprocess.run(
         [sys.executable, "-m", "scripts.bench.feed", str(flows), str(seconds)],
         env=os.environ | {"FEATHERLB_PURE": FORMS[form]},

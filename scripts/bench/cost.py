@@ -1,4 +1,4 @@
-"""What a balancer costs: CPU time and memory, read from /proc. Processes are charged for the system
+"""A balancer's CPU time and memory, read from /proc. Processes are charged for the system
 calls they make and for the interrupts that hit them while they run; work that the kernel does
 for packets outside of them is in `system_cpu` alone.
 """

@@ -41,7 +41,7 @@ def gather(command: list[str]) -> dict[str, object]:
 
 
 def parse_version(output: str) -> str:
-    """The version number in the first line of what a program says of itself."""
+    """The version number in the first line of a program's version output."""
     found = re.search(r"\d+(\.\d+)+\S*", output.partition("\n")[0])
     return found[0].rstrip(",") if found else ""
 

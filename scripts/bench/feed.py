@@ -41,7 +41,7 @@ OPENED = 4
 """Batches of new flows for each scheduler."""
 
 AT_ONCE = 32
-"""Packets that the driver has from the kernel at once."""
+"""Packets that the driver receives per system call."""
 PLACES = range(0, BATCH * SPACING, SPACING)
 OFFSETS = [
     memoryview(array("q", range(first * SPACING, (first + AT_ONCE) * SPACING, SPACING)))
@@ -74,7 +74,7 @@ class Bench:
         )
         self.balancer.attach(self.buffer)
         self.members = bytearray(capacity)
-        """Which backend each flow was given."""
+        """The backend of each flow."""
         self._lead = 0.0
 
     @property
@@ -103,13 +103,13 @@ class Bench:
     def _write(
         self, offset: int, source: int, source_port: int, target: int, port: int, flags: int
     ) -> None:
-        # The core updates checksums by difference, whatever they are.
+        # The core updates checksums incrementally, so they need not be valid.
         ip = (0x45, 0, HEADERS.size, 0, 0x4000, 64, Protocol.TCP, 0, source, target)
         tcp = (source_port, port, 1000, 2000, 0x50, flags, 65535, 0, 0)
         HEADERS.pack_into(self.buffer, offset, *ip, *tcp)
 
     def feed(self, hook: Hook, length: int = HEADERS.size) -> float:
-        """Have the buffer's packets handled; nanoseconds a packet."""
+        """Handle the buffer's packets; returns nanoseconds per packet."""
         lengths = memoryview(array("q", [length] * AT_ONCE))
         rest = (repeat(length), repeat(int(hook)), repeat(0), repeat(self.now))
         begin = time.thread_time_ns()
@@ -146,7 +146,7 @@ class Bench:
         return (time.thread_time_ns() - begin) / (before - self.balancer.flows.count)
 
     def check(self, packets: int) -> None:
-        """RuntimeError unless all packets so far were translated, but those without content."""
+        """RuntimeError unless all packets so far, except empty ones, were translated."""
         counted = self.balancer.views.statistics().translated
         if counted != packets:
             raise RuntimeError(f"{counted} of {packets} packets were translated")
@@ -158,7 +158,7 @@ def client(flow: int) -> tuple[int, int]:
 
 
 def resident() -> int:
-    """Bytes of this process that are in memory."""
+    """The resident set of this process in bytes."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmRSS:")[2].split()[0]) * 1024
 

@@ -1,4 +1,4 @@
-"""What is run and what is quoted of it. Pure values; imports the standard library only.
+"""Workloads and the figures that are reported of them. Pure values.
 
 A workload is what the client does; a sample is one run of a workload through one peer; a figure
 is a number that a table quotes of the samples of a workload.
@@ -17,9 +17,9 @@ class Kind(StrEnum):
     CONNECT = "connect"
     """A new connection for every HTTP request."""
     BULK_REPLY = "bulk-reply"
-    """The backend sends as fast as TCP lets it."""
+    """The backend sends at full speed."""
     BULK_FORWARD = "bulk-forward"
-    """The client sends."""
+    """The client sends at full speed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A number quoted of the samples of `workload`, of all workloads where that is None.
+    """A figure of the samples of `workload`, or of all workloads if that is None.
 
     `read` takes it from a sample; where a round has several samples the largest counts.
     """
@@ -101,7 +101,7 @@ def _p99(sample: Sample) -> float | None:
 
 
 def _cpu_peer(sample: Sample) -> float | None:
-    # A balancer without a process lives in the kernel: its cost shows in the machine's.
+    # A balancer without a process is in the kernel: its cost is part of the machine's.
     return sample.cpu_peer * 1e6 / sample.requests if sample.requests and sample.pss else None
 
 
@@ -121,7 +121,7 @@ Read = Callable[[Sample], float | None]
 
 
 def _of(title: str, kind: Kind, read: Read, decimals: int = 0) -> tuple[Figure, ...]:
-    """A rate for each workload of a kind; the title says where its parallelism goes."""
+    """A rate for each workload of a kind; the title has a placeholder for its parallelism."""
     return tuple(
         Figure(title.format(workload.parallel), workload.name, read, decimals)
         for workload in WORKLOADS

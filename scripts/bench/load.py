@@ -1,4 +1,4 @@
-"""Runs a workload from the client's namespace and hands on what it counted."""
+"""Runs a workload from the client's namespace and returns its results."""
 
 import os
 import subprocess
@@ -27,7 +27,7 @@ class Targets:
 
 
 class LoadError(Exception):
-    """A workload could not be run; says why."""
+    """A workload could not be run, with the reason."""
 
 
 def run(client: Node, workload: Workload, targets: Targets, seconds: int) -> Requests | Transfer:

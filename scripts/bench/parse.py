@@ -1,4 +1,4 @@
-"""Reads what the load generators print. Pure; imports the standard library only."""
+"""Parses the output of the load generators."""
 
 import json
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Requests:
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """What iperf3's receiving end counted, in bit/s."""
+    """The rate at iperf3's receiver, in bit/s."""
 
     rate: float
 

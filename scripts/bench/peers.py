@@ -43,7 +43,7 @@ listen bulk
 """
 
 STREAM_MODULE = "/usr/lib/nginx/modules/ngx_stream_module.so"
-"""Where Debian's package libnginx-mod-stream puts it."""
+"""Path in Debian's package libnginx-mod-stream."""
 
 NGINX_STREAM = """
 load_module {module};
@@ -85,7 +85,7 @@ services:
 
 
 class PeerError(Exception):
-    """A balancer does not run here; says why, in one line."""
+    """A balancer does not run here, with the reason in one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ class Peer:
 
     @property
     def missing(self) -> list[str]:
-        """What it needs and is not installed."""
+        """Required programs that are not installed."""
         return [need for need in self.needs if not (shutil.which(need) or Path(need).is_file())]
 
 
@@ -247,7 +247,7 @@ def _direct(site: Site) -> Iterator[None]:
 
 @contextmanager
 def _vip(site: Site) -> Iterator[None]:
-    """Give the balancer the VIP, as featherlb does by itself."""
+    """Assign the VIP to the balancer, as featherlb does."""
     address = [f"{site.vip}/32", "dev", "lo"]
     site.lab.balancer.run(["ip", "address", "add", *address])
     try:

@@ -1,4 +1,4 @@
-"""Samples as Markdown tables. Pure; imports `figures` and `summary`."""
+"""Samples as Markdown tables."""
 
 from collections.abc import Iterable, Mapping, Sequence
 

@@ -1,4 +1,4 @@
-"""Goes round the peers: A B C ... A B C ..., every workload through each.
+"""Runs rounds over the peers: A B C ... A B C ..., every workload with each.
 
 One peer is up at a time. Samples of one round are taken within seconds of each other, so what else
 happens on the machine hits them alike.
@@ -29,7 +29,7 @@ class Failure:
 
 @dataclass(slots=True)
 class Result:
-    """What the rounds have given so far."""
+    """The results of the rounds so far."""
 
     samples: list[Sample] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
@@ -48,7 +48,7 @@ class Plan:
 
 
 def run(site: Site, plan: Plan, progress: Callable[[int, Peer, str], None]) -> Result:
-    """Take the samples; `progress` hears of the round, the peer and the step that begins."""
+    """Take the samples; `progress` is called with the round, the peer and the step that begins."""
     result = Result()
     longest = 0.0
     for number in range(1, plan.rounds + 1):

@@ -92,14 +92,14 @@ def prepare(lab: Lab) -> None:
         node.sysctl("net.ipv4.tcp_congestion_control", "reno")
         node.sysctl("net.core.somaxconn", 65535)
         node.sysctl("net.ipv4.tcp_max_syn_backlog", 65535)
-        # Ports of connections that ended a second ago are used again, for there are no others.
+        # Ports of connections that ended a second ago are reused, as there are no others.
         node.sysctl("net.ipv4.tcp_tw_reuse", 1)
     lab.client.sysctl("net.ipv4.ip_local_port_range", "1024 65535")
     lab.balancer.sysctl("net.ipv4.ip_forward", 1)
 
 
 def forget_connections(lab: Lab) -> None:
-    """Let no connection of one peer's stay in TIME_WAIT when the next peer's turn comes.
+    """Clear connections in TIME_WAIT before the next peer's turn.
 
     Each peer shows the backends other timestamps for the same addresses and ports (Linux draws
     their offset for each pair of addresses). A connection in TIME_WAIT lets only a later timestamp
@@ -135,7 +135,7 @@ def server(
 
 
 def stop(process: "subprocess.Popen[str]") -> None:
-    """SIGTERM, and SIGKILL where that doesn't end it in time."""
+    """Send SIGTERM, and SIGKILL if the process doesn't end in time."""
     with suppress(ProcessLookupError):
         process.terminate()
     try:

@@ -1,4 +1,4 @@
-"""Medians, spreads and ratios of samples. Pure; imports `figures`."""
+"""Medians, spreads and ratios of samples."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

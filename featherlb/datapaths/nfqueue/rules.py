@@ -11,8 +11,7 @@ from featherlb.system.ruleset import Chain, hooked
 
 
 def replies(nat: NatMode) -> frozenset[Replies]:
-    """In `full` mode they are known by the port that was given to a flow, so only they are
-    taken."""
+    """In `full` mode replies are matched by SNAT port, so no other packets are queued."""
     if nat is NatMode.FULL:
         return frozenset()
     return frozenset({Replies.UNTRACKED, Replies.QUEUED})

@@ -13,7 +13,7 @@ from featherlb.system.ruleset import Action, Chain, Rule, Side, State, hooked
 
 
 def replies(nat: NatMode) -> frozenset[Replies]:
-    """Those to this host are untracked in either mode: its own clients keep their address."""
+    """Those to this host are untracked in either mode: clients on it keep their address."""
     if nat is NatMode.FULL:
         return frozenset({Replies.UNTRACKED})
     return frozenset({Replies.UNTRACKED, Replies.DROPPED})
@@ -30,8 +30,8 @@ def needs(scope: Scope, queued: Sequence[Queued]) -> Needs:
     others = [one for one in queued if not one.local_only]
     copies = list(_copies(parts, others, scope))
     # A reply in `dnat` mode looks like one to a client that talks to the backend itself, through
-    # this host as its router. If this host is a router, connection tracking tells them apart, as it
-    # has seen nothing of balanced connections. Elsewhere it needn't be asked, which is faster.
+    # this host as its router. If this host is a router, conntrack distinguishes them, as it has not
+    # seen balanced connections. Elsewhere rules without conntrack are enough, and faster.
     router = scope.family in facts.routers or any(one.parts.forwards for one in others)
     if facts.conntrack and router:
         tracked = (State.ESTABLISHED, State.RELATED)
@@ -60,12 +60,12 @@ def _full_backends(scope: Scope) -> Group:
 
 
 def _copies(parts: Parts, others: Sequence[Queued], scope: Scope) -> Iterator[Rule]:
-    """Drops copies of packets to VIPs, and of replies to a port that was given to a flow."""
+    """Drops copies of packets to VIPs, and of replies to an SNAT port."""
     sets = scope.facts.sets
     for match in parts.full_pairs.matches(Side.SOURCE, sets, peer_ports=SOURCE_PORTS):
         yield Rule(match, Action.DROP)
     if any(vip.wildcard for _, vip in parts.other_vips):
-        # A port that another datapath gave in `full` mode can equal a wildcard VIP's.
+        # Another datapath's SNAT port can be the port of a wildcard VIP.
         for one in others:
             for match in one.given_replies(scope.facts):
                 yield Rule(match, Action.RETURN)
@@ -79,7 +79,7 @@ def _reply_copies(
     """Drops copies of replies in `dnat` mode."""
     for one in others:
         if any({*parts.dnat_backends.entries} & {*group.entries} for group in one.replying):
-            # Only the worker can tell whose they are. It drops what it has had as a frame.
+            # Only the worker can tell which datapath they belong to; it drops copies of frames.
             for match in one.replies(scope.facts):
                 yield Rule(match, Action.RETURN)
     for match in parts.dnat_backends.matches(Side.SOURCE, scope.facts.sets, syn=False):

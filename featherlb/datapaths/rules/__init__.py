@@ -1,1 +1,1 @@
-"""What the rule sets of all datapaths are made of."""
+"""The parts that the rule sets of all datapaths share."""

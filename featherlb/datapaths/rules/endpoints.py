@@ -1,4 +1,4 @@
-"""The VIPs and backends of services as rules ask for them: one by one, or by a set."""
+"""The VIPs and backends of services for rules: one rule each, or a set."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,8 +15,8 @@ from featherlb.system import ipset
 from featherlb.system.ruleset import Match, Membership, Side
 
 FEW = 4
-"""Up to so many endpoints have a rule each, which asks for address and port: no slower than a look
-into a set for a packet to none of them, several times as fast for one to the first."""
+"""Up to this many endpoints get a rule each, which matches address and port: as fast as a set for a
+packet that matches none, several times as fast for one that matches the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +37,14 @@ class Group:
         return sorted({entry.protocol for entry in self.entries})
 
     def sets(self) -> Iterator[ipset.Set]:
-        """Their set, if they are so many that rules look into one."""
+        """Their set, if there are enough of them for one."""
         if len(self.entries) > FEW:
             yield ipset.Set(self.set_name, self.family, self.entries)
 
     def _ports(self, protocol: Protocol) -> range:
-        """From the lowest to the highest of the set. A look into a set costs several times as much
-        as a look at the port, and packets of the other direction have a client's port there."""
+        """From the lowest to the highest port of the set. A set look-up costs several times as much
+        as a port match, which excludes most packets of the other direction by their client's
+        port."""
         ports = [entry.endpoint.port for entry in self.entries if entry.protocol is protocol]
         return range(min(ports), max(ports) + 1)
 
@@ -85,14 +86,14 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What the services of one datapath consist of in one address family."""
+    """The endpoints of one datapath's services in one address family."""
 
     family: int
     vips: Group
     """VIPs of one port. Others can't be in a set (wildcards) or would fill it (ranges)."""
     other_vips: tuple[tuple[Protocol, Vip], ...]
     dnat_backends: Group
-    """They see the client's address."""
+    """Backends that see the client's address."""
     full_pairs: Group
     """In `full` mode, each backend with each address of this host that it sees (the entry's
     peer)."""
@@ -172,7 +173,7 @@ class Parts:
         }
 
     def vip_matches(self, side: Side, use_set: bool, *, syn: bool | None = None) -> list[Match]:
-        """Matches for packets that have a VIP on this side; `syn` is asked of TCP alone."""
+        """Matches for packets that have a VIP on this side; `syn` is for TCP only."""
         return [
             *self.vips.matches(side, use_set, syn=syn),
             *(
@@ -209,7 +210,7 @@ def _match(
     syn: bool | None = None,
 ) -> Match:
     """A match for packets with these ports and this address on one side, the peer's on the other;
-    `syn` is asked of TCP alone."""
+    `syn` is for TCP only."""
     if protocol is not Protocol.TCP:
         syn = None
     if side is Side.SOURCE:

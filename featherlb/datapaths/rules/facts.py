@@ -1,4 +1,4 @@
-"""What a plan depends on: how the instance runs, and what only the host can tell."""
+"""The inputs of a plan: the instance's options, and facts about the host."""
 
 import secrets
 from dataclasses import dataclass, field
@@ -14,21 +14,21 @@ class Options:
     queue: int = 0
     workers: int = 1
     fail_open: bool = False
-    """Let packets pass, unbalanced, while no worker is bound to its queue."""
+    """Accept packets, unbalanced, while no worker is bound to its queue."""
     assign: bool = True
     """Give the host the VIPs that it doesn't have."""
     hash_seed: int = field(default_factory=lambda: secrets.randbits(32))
-    """Seed of the hash that spreads flows over several workers. Nobody outside knows it, or he
-    could send all his flows to one of them."""
+    """Seed of the hash that distributes flows to workers. It is secret: a client that knew it could
+    send all its flows to one worker."""
 
     def shard(self, worker: int) -> Shard:
-        """What belongs to this one of the workers."""
+        """The shard of this worker."""
         return Shard(worker, self.workers, self.hash_seed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What a plan depends on and only the host can tell (see `survey`)."""
+    """Facts about the host that a plan depends on (see `host.survey`)."""
 
     addresses: tuple[HostAddress, ...] = ()
     """Without those that featherlb instances have assigned."""
@@ -41,11 +41,11 @@ class Facts:
     routers: frozenset[int] = frozenset()
     """The address families, 4 or 6, in which this host forwards packets already."""
     sets: bool = True
-    """Whether rules can ask for membership in an ipset."""
+    """Whether rules can match ipsets."""
     conntrack: bool = True
-    """Whether rules can ask for the connection tracking state."""
+    """Whether rules can match the conntrack state."""
     socket: bool = True
-    """Whether rules can ask for the socket that a packet is for."""
+    """Whether rules can match a packet's socket."""
     order: int = 0
     """Greater than that of each instance that ran when this one started."""
     earlier: tuple[int, ...] = ()

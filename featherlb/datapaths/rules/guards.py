@@ -1,4 +1,4 @@
-"""Settings that the kernel needs, and rules against what it would do with them."""
+"""Kernel settings for forwarding, and rules against their side effects."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,7 +13,7 @@ from featherlb.system.ruleset import Action, Match, Rule
 
 LOOPBACK_NETWORK = IPv4Network("127.0.0.0/8")
 NO_SOURCE = {4: ip_address("255.255.255.255"), 6: ip_address("ff02::1")}
-"""By address family, an address that no packet comes from."""
+"""By address family, an address that is never a source."""
 
 
 def guards(parts: Parts) -> Iterator[Rule]:
@@ -29,7 +29,7 @@ def guards(parts: Parts) -> Iterator[Rule]:
 
 
 def redirects(parts: Parts, facts: Facts) -> tuple[Rule, ...]:
-    """Drops what would tell a backend the way around the balancer in a one-armed network."""
+    """Drops ICMP redirects, which make a backend bypass the balancer in a one-armed network."""
     return tuple(
         Rule(replace(icmp.redirects(parts.family), out_interface=interface), Action.DROP)
         for interface in facts.backend_interfaces
@@ -49,7 +49,7 @@ def reassembly(family: int, facts: Facts) -> Iterator[Rule]:
 
 
 def settings(parts: Parts, facts: Facts) -> Iterator[sysctl.Setting]:
-    """What lets the kernel forward packets of balanced flows, and take their addresses."""
+    """Settings that let the kernel forward balanced flows and accept their addresses."""
     if parts.forwards and parts.family == 6:
         # A router ignores advertisements, and forgets the routes it has from them, unless told
         # otherwise before (net/ipv6/route.c: rt6_purge_dflt_routers).

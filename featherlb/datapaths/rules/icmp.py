@@ -1,4 +1,4 @@
-"""Kinds of ICMP messages as rules ask for them, by address family (4 or 6)."""
+"""Matches for kinds of ICMP messages, by address family (4 or 6)."""
 
 from featherlb.net.protocols import ECHO_REQUEST, ICMP_ERRORS, REDIRECT
 from featherlb.system.ruleset import Icmp, Match

@@ -52,14 +52,13 @@ class Queued:
     """The packets of one datapath, in one address family, that go to the queues untracked."""
 
     parts: Parts
-    """Has the VIPs: packets to them are queued."""
+    """The VIPs: packets to them are queued."""
     replying: tuple[Group, ...] = ()
-    """Backends whose replies are known by the backend: clients keep their address."""
+    """Backends whose replies are matched by the backend alone: clients keep their address."""
     given: tuple[Group, ...] = ()
-    """Backends whose replies are known by the address and the port that were given to a flow."""
+    """Backends whose replies are matched by SNAT address and port."""
     local_only: bool = False
-    """Only packets of clients on this host. Those of others come another way, and the kernel has no
-    part in them."""
+    """Only packets of clients on this host are queued; others don't pass through the kernel."""
     guards: tuple[Rule, ...] = ()
     """Rules for raw PREROUTING, in front of the host's own."""
 
@@ -68,8 +67,8 @@ class Queued:
         return self.parts.vip_matches(Side.DESTINATION, facts.sets)
 
     def replies(self, facts: Facts) -> list[Match]:
-        """Packets from backends, but no SYNs: with these they open connections of their own, which
-        must not pass the filter as replies."""
+        """Packets from backends, except SYNs, which open their own connections and must not pass
+        the filter as replies."""
         return [
             match
             for group in self.replying
@@ -77,7 +76,7 @@ class Queued:
         ]
 
     def given_replies(self, facts: Facts) -> list[Match]:
-        """Packets from backends to an address and a port that were given to a flow."""
+        """Packets from backends to an SNAT address and port."""
         return [
             match
             for group in self.given
@@ -98,7 +97,7 @@ def queue_rules(queued: Sequence[Queued], options: Options, facts: Facts) -> Rul
     """The rules for what all datapaths queue in one address family; none if they queue nothing."""
     if not queued:
         return {}
-    # Packets are steered last, when everything else stands.
+    # Packets are steered last, when everything else is in place.
     return {
         "filter": _filter(queued, options, facts),
         "mangle": _mangle(queued, options, facts),
@@ -122,10 +121,10 @@ def _raw(queued: Sequence[Queued], options: Options, facts: Facts) -> Table:
     errors = icmp.errors(family)
     whole = [one for one in queued if not one.local_only]
     given = [match for one in queued for match in one.given_replies(facts)]
-    # Before the queue: the verdict ends the way through the table.
+    # Before the queue: its verdict ends the traversal of the table.
     untrack = Rule(ANY, Action.UNTRACK)
     chains = {
-        # The narrowest match first: a port given in `full` mode can equal a wildcard VIP's.
+        # The narrowest match first: an SNAT port can be the port of a wildcard VIP.
         steering: (
             *returns(facts),
             *(Rule(match, Goto(reply)) for match in given),
@@ -137,7 +136,7 @@ def _raw(queued: Sequence[Queued], options: Options, facts: Facts) -> Table:
             ),
             *(Rule(match, Goto(error)) for match in errors if whole),
             *queue_echo_requests(family, _foreign(queued, options, facts), options),
-            # No socket of this host is to get them, so it would forward them.
+            # They are for no socket of this host, which would forward them.
             *(
                 Rule(replace(match, destination=address), Action.DROP)
                 for address in _foreign([one for one in queued if one.local_only], options, facts)
@@ -179,7 +178,7 @@ def _mangle(queued: Sequence[Queued], options: Options, facts: Facts) -> Table:
             *(Rule(match, Goto(error)) for match in icmp.errors(_family(queued))),
         ),
         reply: tuple(queue_by_client(Side.DESTINATION, options)),
-        # Here they quote what a client sent, as its backend has got it.
+        # Here they quote a client's packet as its backend received it.
         error: tuple(queue_by_client(Side.SOURCE, options, bypass=True)),
     }
     leaving = any(not one.local_only and one.replies(facts) for one in queued)
@@ -207,7 +206,7 @@ def _filter(queued: Sequence[Queued], options: Options, facts: Facts) -> Table:
     hooks = ("INPUT", "OUTPUT") if local_only else ("INPUT", "FORWARD", "OUTPUT")
     return Table(
         chains,
-        # The last one is put in front: every packet of a flow meets it, and needs no other.
+        # The last one is inserted first: it accepts every packet of a flow.
         tuple(
             Jump(hook, chain, match, first=True)
             for chain, match in conditions.items()
@@ -217,5 +216,5 @@ def _filter(queued: Sequence[Queued], options: Options, facts: Facts) -> Table:
 
 
 def _foreign(queued: Sequence[Queued], options: Options, facts: Facts) -> list[Address]:
-    """VIPs that are no address of this host."""
+    """VIPs that are not addresses of this host."""
     return foreign_vips([one.parts for one in queued], options, facts)

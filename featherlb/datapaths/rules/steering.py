@@ -1,4 +1,4 @@
-"""Rules that lead a packet to its worker's queue. With one worker each is a single NFQUEUE. With
+"""Rules that put a packet into its worker's queue. With one worker each is a single NFQUEUE. With
 several, the client's address and port select the worker (HMARK), the same in both directions, or
 the port that a worker has given to the flow.
 """
@@ -12,24 +12,24 @@ from featherlb.model import Address, Protocol
 from featherlb.system.ruleset import ANY, Action, Content, Enqueue, HashMark, Match, Rule, Side
 
 WORKER_MARKS = 0xFEA60000
-"""Packet marks from here on name the worker; small ones stay free for the host's own use."""
+"""First packet mark of workers; small marks stay free for the host's own use."""
 QUOTED_SOURCE_PORT = {4: "0>>22&0x3C@8>>22&0x3C@8>>16", 6: "88>>16"}
 """By address family, where the match `u32` finds the source port of the packet that an ICMP error
-quotes: behind two IP headers and 8 bytes. IPv6 extension headers are not looked behind."""
+quotes: after two IP headers and 8 bytes. IPv6 extension headers are not skipped."""
 PASS_MARKS = 0xFEA70000
-"""Packet marks from here on name the instance that has just passed a packet on, by its order: two
-for each, the second one of them for those that were met behind the routing decision."""
+"""First packet mark of packets that an instance has accepted unchanged, by its order: two for each
+instance, the second one for packets after the routing decision."""
 
 
 def pass_mark(order: int, late: bool = False) -> int:
-    """The mark of packets that the instance with this order has passed on; of those that it met
-    `late`, behind the routing decision (`model.LATE_HOOKS`)."""
+    """The mark of packets that the instance with this order has accepted unchanged, `late` for
+    those after the routing decision (`model.LATE_HOOKS`)."""
     return PASS_MARKS + 2 * order + late
 
 
 def returns(facts: Facts, late: bool = False) -> Iterator[Rule]:
-    """What this instance has passed on is not for itself again, and what an earlier one has passed
-    on has been here before."""
+    """Rules that skip packets which this instance, or an earlier one, has accepted unchanged: they
+    have been here before."""
     for order in (*facts.earlier, facts.order) if facts.earlier else ():
         yield Rule(Match(mark=pass_mark(order, late)), Action.RETURN)
 
@@ -40,14 +40,14 @@ def queue_by_client(client: Side, options: Options, bypass: bool = False) -> Ite
         yield Rule(ANY, _hash(client, options))
     for worker in range(1, options.workers):
         yield Rule(_marked(worker), _queue(worker, options, bypass))
-    # Without a condition: no packet of a VIP gets past the workers.
+    # Without a condition, so that no packet to a VIP bypasses the workers.
     yield Rule(ANY, _queue(0, options, bypass))
 
 
 def queue_by_port(
     protocols: Iterable[Protocol], options: Options, bypass: bool = False
 ) -> Iterator[Rule]:
-    """To the worker that has given the destination port to a flow."""
+    """To the worker whose SNAT ports include the destination port."""
     for worker in range(1, options.workers):
         ports = options.shard(worker).ports
         for protocol in protocols:
@@ -64,7 +64,7 @@ def queue_errors(family: int, options: Options, *, given: bool, kept: bool) -> I
     """
     if options.workers > 1:
         if given:
-            # Quotes a packet to a backend. Its source port was given by the worker.
+            # Quotes a packet to a backend, whose source port is an SNAT port of the worker.
             port = QUOTED_SOURCE_PORT[family]
             for worker in range(options.workers):
                 quoted = Content(port, options.shard(worker).ports)
@@ -73,7 +73,7 @@ def queue_errors(family: int, options: Options, *, given: bool, kept: bool) -> I
                     _queue(worker, options, bypass=True),
                 )
         if kept:
-            # This host's own, to a client: quotes a packet of the client's.
+            # From this host to a client: quotes a packet of the client.
             own = Match(source_local=True, destination_local=False)
             yield Rule(own, _hash(Side.SOURCE, options))
             for worker in range(options.workers):
@@ -86,7 +86,8 @@ def queue_errors(family: int, options: Options, *, given: bool, kept: bool) -> I
 def queue_echo_requests(
     family: int, foreign: Sequence[Address], options: Options
 ) -> Iterator[Rule]:
-    """To any worker, where some VIP is no address of this host, so that its kernel won't answer."""
+    """To any worker, if some VIP is not an address of this host, whose kernel then doesn't
+    answer."""
     if foreign:
         match = replace(icmp.echo_requests(family), destination_local=False)
         yield Rule(match, _queue(0, options, bypass=True))

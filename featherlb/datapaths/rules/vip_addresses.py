@@ -1,4 +1,4 @@
-"""VIPs as addresses of this host: which it gets, on which interface, and which it doesn't have."""
+"""VIPs as addresses of this host: which to assign to which interface, and which it doesn't have."""
 
 from collections.abc import Iterable, Iterator
 
@@ -30,7 +30,7 @@ def subnet_interface(address: Address, addresses: Iterable[HostAddress]) -> str 
 
 
 def foreign_vips(parts: Iterable[Parts], options: Options, facts: Facts) -> list[Address]:
-    """VIPs that are no address of this host, in order."""
+    """VIPs that are not addresses of this host, in order."""
     if options.assign:
         return []
     addresses = {address for part in parts for address in part.addresses()}
