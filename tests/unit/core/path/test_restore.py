@@ -216,12 +216,12 @@ def test_next_hops_are_restored() -> None:
     front, back = Link(7, "front", b"\2" * 6, 1500), Link(9, "back", b"\4" * 6, 1500)
     before.set_topology(Topology(links=(front, back)))
     hop = before.link_ids[9] << 48 | 0x020000000001
-    before.came = hop
-    before.came_from(1, 0, 0xFFFF << 32 | 1)
+    before.ingress = hop
+    before.learn(1, 0, 0xFFFF << 32 | 1)
     after.set_topology(Topology(links=(back,)))
     link_ids = [after.link_id_of(index) for index in memories[0].links]
     after.recall(2, memories[0].hops[1], link_ids)
-    assert after.back(2, 0, 0xFFFF << 32 | 1) == after.link_ids[9] << 48 | 0x020000000001
+    assert after.towards_client(2, 0, 0xFFFF << 32 | 1) == after.link_ids[9] << 48 | 0x020000000001
 
 
 @given(
