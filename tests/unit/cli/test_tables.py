@@ -1,7 +1,6 @@
 """Tables print addresses and names as they are, whatever rich makes of brackets and colons."""
 
 import ast
-from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -94,18 +93,21 @@ STATS = schema.Stats.model_construct(
 CLIENTS = schema.Clients.model_construct(
     clients=[schema.ClientShare.model_construct(client="fd74:1::2", flows=1)], sampled=1
 )
-FLOWS = [
-    schema.Flow.model_construct(
-        client=ULA,
-        vip=LINK_LOCAL,
-        backend=EMOJI,
-        state="established",
-        age=1.0,
-        idle=1.0,
-        bytes_forward=1,
-        bytes_reply=1,
-    )
-]
+FLOWS = schema.Flows.model_construct(
+    next=None,
+    flows=[
+        schema.Flow.model_construct(
+            client=ULA,
+            vip=LINK_LOCAL,
+            backend=EMOJI,
+            state="established",
+            age=1.0,
+            idle=1.0,
+            bytes_forward=1,
+            bytes_reply=1,
+        )
+    ],
+)
 CHANGES = schema.Changes.model_construct(
     changes=[
         schema.Change.model_construct(
@@ -129,11 +131,14 @@ CHANGES = schema.Changes.model_construct(
 def test_a_table_shows_what_it_is_given(
     monkeypatch: pytest.MonkeyPatch, command: list[str], answer: Any, shown: list[str]
 ) -> None:
-    def ask(instance: int | None, question: Callable[..., Any]) -> Any:
-        return answer
+    class Answering:
+        """An instance that has one answer."""
+
+        def get(self, *_: object) -> Any:
+            return answer
 
     for module in (featherlb.cli.asking, featherlb.cli.flows):
-        monkeypatch.setattr(module, "ask", ask)
+        monkeypatch.setattr(module, "connect", lambda instance: Answering())
     monkeypatch.setattr("featherlb.cli.asking.NARROW", 200)
     result = CliRunner().invoke(cli, command)
     assert result.exit_code == 0, result.output
