@@ -19,7 +19,8 @@ def status(answer: schema.Status) -> None:
         "reloads": f"{answer.reloads} done, {answer.reloads_refused} refused",
     }
     if answer.last_reload:
-        rows["last reload"] = f"{answer.last_reload} {answer.reload_error or 'done'}"
+        outcome = f"refused: {answer.reload_error}" if answer.reload_error else "done"
+        rows["last reload"] = f"{answer.last_reload} {outcome}"
     if answer.panic:
         rows["panic"] = f"{', '.join(answer.panic)}: too few backends are healthy, all are used"
     for worker in answer.workers:

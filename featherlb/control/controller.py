@@ -68,7 +68,7 @@ class Controller:
         config = self.settings.load()
         # What flows need that the kernel forwards stays until this instance provides it.
         for line in await asyncio.to_thread(host.remove_stale, keep=host.may_resume):
-            log.warning("%s", line)
+            log.warning("removed %s", line)
         schedulers = load_schedulers(config, {})
         services, host_plan = await asyncio.to_thread(
             prepare, config, self.settings.assign, self._resolver.look_up
@@ -77,7 +77,7 @@ class Controller:
         self.state = State(config, services=judgement.services, schedulers=schedulers)
         await self.data.start(config, judgement.services, schedulers, host_plan)
         for line in await asyncio.to_thread(host.remove_stale, keep=host.is_peer):
-            log.warning("%s", line)
+            log.warning("removed %s", line)
         self._announce()
         self.health.follow(config, judgement)
         Background(self).start()

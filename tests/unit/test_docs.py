@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from scripts.check_layers import LAYERS
+
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FILE = re.compile(r".+/[^/]+\.(pxd|md|sh|ya?ml|toml|json|service|8)")
@@ -50,3 +52,22 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_named_file_exists(page: Path) -> None:
     assert [name for name in named_files(prose(page)) if not exists(name)] == []
+
+
+def test_the_map_has_the_rooms_and_floors_that_are_enforced() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| (.+?) \|", page, re.MULTILINE)
+    floors = [tuple(re.findall(r"`([\w.]+)`", rooms)) for _, rooms in reversed(rows)]
+    assert floors == list(LAYERS)
+    assert [int(number) for number, _ in reversed(rows)] == list(range(1, len(LAYERS) + 1))
+
+
+def test_the_map_has_every_folder_and_each_module_of_the_core() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    package = ROOT / "featherlb"
+    folders = {path.name for path in package.iterdir() if (path / "__init__.py").exists()}
+    assert [name for name in sorted(folders - {"core"}) if f"`{name}`" not in page] == []
+    rooms = ("net", "core/pools", "core/flows", "core/path", "system")
+    modules = {path.name for room in rooms for path in (package / room).glob("*.py")}
+    hidden = {"__init__.py", "addresses.py", "ethtool.py", "firewall.py", "socket_buffers.py"}
+    assert [name for name in sorted(modules - hidden) if f"`{name}`" not in page] == []

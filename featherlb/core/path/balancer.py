@@ -200,7 +200,7 @@ class Balancer:
         if ctx.kind == LATER_FRAGMENT:  # of a frame: the kernel reassembles before its hooks
             return self.look_up_fragment(ctx) or self.route(ctx) or self.translate_fragment(ctx)
         return (
-            self.look_up(ctx)
+            self.look_up(ctx)  # passes the packet at hooks that do not rewrite it: hooks.py
             or (GO_ON if ctx.flow else self.admit(ctx) or self.schedule(ctx))
             or (self.offload.hand_over(ctx) if ctx.offloaded else GO_ON)  # the kernel translates it
             or (self.route(ctx) if hook == WIRE else GO_ON)  # the kernel routes all others
