@@ -170,7 +170,7 @@ def test_flows_continue_after_their_backend_is_removed(lab: Lab, running: Feathe
         rules += lab.balancer.run(["iptables-save"]).stdout
         assert "10.0.1.2" in rules
         last.reset()
-        wait_for(lambda: "its last flow has ended" in running.log, "the end of the last flow", 20)
+        wait_for(lambda: "its last flow ended" in running.log, "the end of the last flow", 20)
     rules = lab.balancer.run(["ipset", "save"], check=False).stdout
     assert "10.0.1.2" not in rules + lab.balancer.run(["iptables-save"]).stdout
 

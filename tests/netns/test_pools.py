@@ -1,5 +1,6 @@
 """Pools under load: who gets connections when backends fail, come back, fill up."""
 
+import resource
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -258,3 +259,27 @@ def test_roles_and_limits_are_kept_when_saved(lab: Lab, balancing: Callable[...,
             assert line in text
         wrong = run(lab.balancer, "backend", "add", "web", THREE, "--max-connections", "0")
         assert wrong.returncode == 2
+
+
+@ONE_DRIVER
+def test_health_is_put_in_force_once_there_are_descriptors_again(
+    lab: Lab, balancing: Callable[..., Any]
+) -> None:
+    """What keeps new connections from a backend fails for a while, and is restarted."""
+    passive = "passive_health: {failures: 3, ejection: 1m}"
+    with balancing(passive, ONE, TWO) as running, Load(lab, kept=0, short=4) as load:
+        soft, hard = resource.prlimit(running.pid, resource.RLIMIT_NOFILE)
+        # What is open stays open.
+        resource.prlimit(running.pid, resource.RLIMIT_NOFILE, (3, hard))
+        with firewall(lab, 0, REFUSE):
+            wait_for(lambda: "task health failed: " in running.log, "the failure")
+            assert "Too many open files" in running.log
+            resource.prlimit(running.pid, resource.RLIMIT_NOFILE, (soft, hard))
+            wait_for(partial(quiet, load), "an end of the errors")
+            assert answering(lab, 4) == {"backend2": 4}
+        load.stop()
+        status = api(lab.balancer, "status")
+        restarts = {task["name"]: task["restarts"] for task in status["tasks"]}
+        assert restarts["health"] > 0
+        assert status["watchdog_fed"]
+        assert "health" in run(lab.balancer, "status").stdout
