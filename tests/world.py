@@ -159,7 +159,7 @@ class World:
         result = bytes(buffer[len(GUARD) : -len(GUARD)])
         assert buffer.startswith(GUARD)
         assert buffer.endswith(GUARD)
-        if verdict != Verdict.REWRITTEN:
+        if verdict not in (Verdict.REWRITTEN, Verdict.DROP):
             assert result == packet
         self.check()
         return Outcome(Verdict(verdict), reason, result, tuple(self.balancer.outbox.take()))

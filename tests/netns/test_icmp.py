@@ -5,20 +5,23 @@ import hashlib
 import itertools
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from scapy.layers.inet import ICMP, IP, UDP
+from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 
 from featherlb.lab import Lab, Node
 from featherlb.lab.namespaces import VIP, VIP6
 from tests.netns.conftest import ONE_DRIVER, Up, all_pairs, in_turn
-from tests.netns.traffic import forward, let_forward
+from tests.netns.traffic import forward, let_forward, wait_for
+from tests.netns.wire import Capture, send
 
+IP_RECVTTL, IPV6_RECVHOPLIMIT = 12, 51  # linux/in.h, linux/in6.h
 V4, V6 = socket.AF_INET, socket.AF_INET6
 FAMILIES, NAT_MODES = (V4, V6), ("dnat", "full")
 EACH_SERVICE = tuple(itertools.product(NAT_MODES, FAMILIES))
@@ -258,11 +261,8 @@ def test_a_datagram_whose_time_is_exceeded(own_lab: Lab, featherlb: Up, tmp_path
 
 
 def trace(lab: Lab, family: int, service: tuple[str, int]) -> None:
-    level, option, exceeded, unreachable = (
-        (socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, 3, 1)
-        if family == V6
-        else (socket.IPPROTO_IP, socket.IP_TTL, 11, 3)
-    )
+    level, option, _, exceeded = hop_options(family)
+    unreachable = 1 if family == V6 else 3
     # The VIP is one of its addresses as well.
     balancer = {service[0], *(own[family == V6] for own in lab.balancer.addresses.values())}
     with IcmpSocket(lab.client, family) as errors, udp(lab.client, family) as client:
@@ -280,6 +280,90 @@ def trace(lab: Lab, family: int, service: tuple[str, int]) -> None:
             assert origin in sources
             assert (quoted.src, quoted.dst) == (address(lab.client, family), service[0])
             assert (quoted[UDP].sport, quoted[UDP].dport) == (33434, service[1])
+
+
+def hop_options(family: int) -> tuple[int, int, int, int]:
+    """To set and to receive the hops that a datagram has left: level, both options; and the type of
+    the ICMP error that says that there are none."""
+    if family == V6:
+        return socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, IPV6_RECVHOPLIMIT, 3
+    return socket.IPPROTO_IP, socket.IP_TTL, IP_RECVTTL, 11
+
+
+@pytest.mark.usefixtures("balanced")
+@pytest.mark.parametrize(("nat", "family"), EACH_SERVICE)
+def test_each_datagram_takes_one_hop(lab: Lab, nat: str, family: int) -> None:
+    """The first of a flow and the second; a client on this host is no hop away."""
+    level, option, receive, exceeded = hop_options(family)
+    service = (vip(family), PORTS[nat])
+    with udp(lab.backends[0], family) as server, IcmpSocket(lab.client, family) as errors:
+        server.setsockopt(level, receive, 1)
+        server.bind(("", BESIDE + PORTS[nat]))
+
+        def arrives(hops: int) -> None:
+            _, ((_, _, seen), *_), _, _ = server.recvmsg(100, 100)
+            assert int.from_bytes(seen[:4], sys.byteorder) == hops
+
+        for hops in (64, 9, 2, 1):
+            with udp(lab.client, family) as client, udp(lab.client, family) as following:
+                client.setsockopt(level, option, hops)
+                for _ in range(2):
+                    client.sendto(b"probe", service)
+                    if hops > 1:
+                        arrives(hops - 1)
+                        continue
+                    _, message = errors.receive(exceeded)
+                    quoted = (IPv6 if family == V6 else IP)(message[8:])
+                    assert quoted[UDP].sport == client.getsockname()[1]
+                    # Nothing has arrived before the next one.
+                    following.sendto(b"probe", service)
+                    arrives(63)
+        with udp(lab.balancer, family) as own:
+            own.setsockopt(level, option, 1)
+            for _ in range(2):
+                own.sendto(b"probe", service)
+                arrives(1)
+
+
+def test_each_segment_takes_one_hop(own_lab: Lab, featherlb: Up) -> None:
+    """A SYN, and a segment that joins a connection."""
+    lab, service = own_lab, (VIP, 80)
+    arguments = ("--vip", f"{VIP}:80", "--scheduler", "maglev")
+    with (
+        featherlb(lab, *arguments, "--backend", f"{lab.backends[0].address}:8080"),
+        Capture(lab.backends[0], "eth0") as wire,
+        IcmpSocket(lab.client, V4) as errors,
+        lab.client.new_socket() as client,
+    ):
+        client.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 1)
+        with pytest.raises(OSError, match="No route to host"):
+            client.connect(service)
+        errors.receive(11)
+        ports = itertools.count(40001)
+        for hops in (1, 64, 9, 2):
+            for flags in ("S", "A"):
+                segment = TCP(sport=next(ports), dport=80, flags=flags, seq=1000, ack=2000)
+                send(lab, [bytes(IP(src=lab.client.address, dst=VIP, ttl=hops) / segment)])
+                if hops == 1:
+                    _, message = errors.receive(11)
+                    assert IP(message[8:]).dport == 80
+                    continue
+                arrives(wire, lab, segment.sport, flags, hops - 1)
+        assert not [one for one in arrivals(wire, lab) if one[0] in (40001, 40002)]
+
+
+def arrives(wire: Capture, lab: Lab, *segment: object) -> None:
+    """Wait for a segment at the backend, as `arrivals` has it."""
+    wait_for(lambda: segment in arrivals(wire, lab), f"{segment}")
+
+
+def arrivals(wire: Capture, lab: Lab) -> set[tuple[object, ...]]:
+    """The segments to the backend: the client's port, the flags, the hops that are left."""
+    return {
+        (packet.sport, str(packet[TCP].flags), packet.ttl)
+        for packet in wire.packets(lab.client.address)
+        if TCP in packet and packet.dport == 8080
+    }
 
 
 @pytest.mark.usefixtures("balanced")

@@ -16,7 +16,7 @@ from featherlb.core.path.migrate cimport Migration
 from featherlb.core.flows.next_hops cimport LINK_MASK, LINK_SHIFT, NextHops
 from featherlb.core.path.icmp cimport IcmpHandler, is_icmp
 from featherlb.core.flows.lifecycle cimport Lifecycle
-from featherlb.core.flows.members cimport Members
+from featherlb.core.flows.members cimport Members, PoolMember
 from featherlb.net.tcp_options cimport lower
 from featherlb.core.path.nat cimport rewrite, rewrite_addresses
 from featherlb.core.path.offloaded cimport OffloadedFlows
@@ -74,7 +74,7 @@ cdef class Balancer:
     cdef int look_up(self, Context ctx) except -1
     @cython.locals(packet=Packet, wire=cython.bint, port=cython.uint, action=cython.int)
     cdef int admit(self, Context ctx) except -1
-    @cython.locals(packet=Packet, flow=cython.Py_ssize_t)
+    @cython.locals(packet=Packet, chosen=PoolMember, flow=cython.Py_ssize_t)
     cdef int schedule(self, Context ctx) except -1
     @cython.locals(
         packet=Packet, flow=cython.Py_ssize_t, next_hops=NextHops, record="Record *",

@@ -332,9 +332,12 @@ class Balancer:
             member = pool.pick(new_flow, ctx.ticks)
         if member is None:
             return self.refuse(ctx, POOL_FULL if pool.usable else NO_BACKEND)
+        chosen = self.members.by_id[member.index]
+        if pool.offloaded and self.offload.is_last_hop(ctx, chosen.flags):
+            return self.drop_ttl_exceeded(ctx, packet.dst_high, packet.dst_low)
         flow = self.lifecycle.open(
             pool,
-            self.members.by_id[member.index],
+            chosen,
             packet.src_high,
             packet.src_low,
             packet.dst_high,

@@ -5,15 +5,16 @@ from featherlb.core.flows.kernel cimport UNKNOWN, Commands, KernelFlow
 from featherlb.core.flows.lifecycle cimport IS_REUSABLE, Lifecycle
 from featherlb.core.flows.members cimport Members, PoolMember
 from featherlb.core.flows.record cimport (
-    ABANDONED, FULL, IPV6, OFFLOADED, Direction, Record, direction_of)
+    ABANDONED, FULL, IPV6, LOCAL_BACKEND, OFFLOADED, Direction, Record, direction_of)
 from featherlb.core.flows.table cimport FlowTable
 from featherlb.core.path.context cimport GO_ON, Context
 from featherlb.core.path.outbox cimport Outbox
 from featherlb.core.path.services cimport Services
 from featherlb.net.packet cimport MASK32, SYN, TCP, UDP, Packet
 
-cdef int YOUNG, MAX_ATTEMPTS, SYN_SENT, SYN_RETRIED, CLOSED, UDP_ONE_WAY, UDP_TWO_WAY, NOT_READY, GSO
-cdef int CUT, FORWARD, INVALID, NO_ENTRY, NO_FLOW, TRUNCATED, DROP, OFFLOAD, LOOK_UP
+cdef int YOUNG, MAX_ATTEMPTS, SYN_SENT, SYN_RETRIED, CLOSED, UDP_ONE_WAY, UDP_TWO_WAY, OUTPUT
+cdef int NOT_READY, GSO, CUT, FORWARD, INVALID, NO_ENTRY, NO_FLOW, TRUNCATED, TTL_EXCEEDED
+cdef int DROP, OFFLOAD, LOOK_UP
 cdef Py_ssize_t SWEPT
 
 
@@ -38,6 +39,9 @@ cdef class OffloadedFlows:
     cdef int handle(self, Context ctx) except -1
     @cython.locals(flows=FlowTable)
     cpdef bint is_open(self, Py_ssize_t flow) noexcept
+    @cython.locals(packet=Packet)
+    cdef bint takes_hop(self, Context ctx, int flags) noexcept
+    cdef bint is_last_hop(self, Context ctx, int flags) noexcept
     cdef int hand_over(self, Context ctx) except -1
     @cython.locals(packet=Packet)
     cdef int forward(self, Context ctx) except -1

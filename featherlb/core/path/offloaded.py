@@ -20,7 +20,7 @@ from featherlb.core.flows.tcp_state import State
 from featherlb.core.path.context import Context
 from featherlb.core.path.outbox import Outbox
 from featherlb.core.path.services import Services
-from featherlb.model import Endpoint, PacketInfo, Verdict
+from featherlb.model import Endpoint, Hook, PacketInfo, Verdict
 from featherlb.model.reason import Reason
 from featherlb.model.shard import Shard
 from featherlb.net.addresses import address_of
@@ -29,7 +29,14 @@ if not cython.compiled:
     from featherlb.core.flows.counters import COUNTERS, REFUSED, SYN_RETRIES, SYN_TIMEOUTS
     from featherlb.core.flows.kernel import UNKNOWN
     from featherlb.core.flows.lifecycle import IS_REUSABLE
-    from featherlb.core.flows.record import ABANDONED, FULL, IPV6, OFFLOADED, direction_of
+    from featherlb.core.flows.record import (
+        ABANDONED,
+        FULL,
+        IPV6,
+        LOCAL_BACKEND,
+        OFFLOADED,
+        direction_of,
+    )
     from featherlb.core.path.context import GO_ON
     from featherlb.net.packet import MASK32, SYN, TCP, UDP
 
@@ -47,6 +54,7 @@ SYN_RETRIED = int(State.SYN_RETRIED)
 CLOSED = int(State.CLOSED)
 UDP_ONE_WAY = int(State.UDP_ONE_WAY)
 UDP_TWO_WAY = int(State.UDP_TWO_WAY)
+OUTPUT = int(Hook.OUTPUT)
 NOT_READY = int(PacketInfo.CHECKSUM_NOT_READY)
 GSO = int(PacketInfo.GSO)
 CUT = int(PacketInfo.TRUNCATED)
@@ -55,6 +63,7 @@ INVALID = int(Reason.INVALID)
 NO_ENTRY = int(Reason.NO_ENTRY)
 NO_FLOW = int(Reason.NO_FLOW)
 TRUNCATED = int(Reason.TRUNCATED)
+TTL_EXCEEDED = int(Reason.TTL_EXCEEDED)
 DROP = int(Verdict.DROP)
 OFFLOAD = int(Verdict.OFFLOAD)
 LOOK_UP = int(Verdict.LOOK_UP)
@@ -122,6 +131,9 @@ class OffloadedFlows:
             self._lifecycle.close(flow)
             ctx.flow = 0
             return GO_ON
+        if self.is_last_hop(ctx, record.flags):
+            self._outbox.report_ttl_exceeded(record.vip_high, record.vip_low, ctx.ticks)
+            return self._counters.drop(TTL_EXCEEDED)
         if record.state == SYN_SENT:
             self.enter(flow, SYN_RETRIED, ctx.ticks)
             self._counters.add(record.member_id, SYN_RETRIES)
@@ -133,6 +145,20 @@ class OffloadedFlows:
         here."""
         flows = self._flows
         return flows.is_offloaded(flow) and flows.at(flow).queue != self._lifecycle.closed_queue
+
+    def takes_hop(self, ctx: Context, flags: int) -> bool:
+        """Whether a packet that this host forwards is sent as a copy, whose TTL the kernel does not
+        decrement; `flags` are the flow's or the member's."""
+        packet = ctx.packet
+        return not (
+            (packet.protocol == TCP and packet.flags == SYN)  # accepted, not copied
+            or ctx.hook == OUTPUT
+            or flags & LOCAL_BACKEND
+        )
+
+    def is_last_hop(self, ctx: Context, flags: int) -> bool:
+        """Whether the packet must end here because its TTL has run out; `flags` as above."""
+        return ctx.packet.ttl() <= 1 and self.takes_hop(ctx, flags)
 
     def hand_over(self, ctx: Context) -> int:
         """Have the kernel forward a new flow; returns the verdict on the packet that opens it."""
@@ -152,6 +178,8 @@ class OffloadedFlows:
             return OFFLOAD
         if ctx.info & GSO:
             return DROP  # its segment size is not known; TCP retransmits
+        if self.takes_hop(ctx, self._flows.at(ctx.flow).flags):
+            packet.decrement_ttl()
         if ctx.info & NOT_READY:
             packet.complete_checksum()
         self._reinjected.append((ctx.flow, packet.quote(packet.end - packet.ip)))

@@ -12,7 +12,7 @@ from featherlb.core.path.export import read_flows
 from featherlb.model import Datapath, Protocol, Verdict
 from featherlb.model.reason import Reason
 from featherlb.system.conntrack_messages import Entry
-from tests.builders import tcp, udp
+from tests.builders import ip, tcp, udp
 from tests.ctnetlink import CREATE, DELETE, entry, messages, read
 from tests.world import World, service
 
@@ -74,10 +74,10 @@ def test_full_nat_sets_the_source_as_well() -> None:
 def test_a_datagram_is_sent_again_once_its_entry_exists() -> None:
     offered = service(ONE6, vips=VIP6, protocol=Protocol.UDP, datapath=Datapath.OFFLOAD)
     world = World(offered)
-    datagram = udp(CLIENT6, VIP6, b"question")
-    outcome = world.handle(datagram)
+    outcome = world.handle(udp(CLIENT6, VIP6, b"question"))
     assert (outcome.verdict, outcome.reason) == (Verdict.DROP, Reason.FORWARD)
-    assert world.balancer.offload.take_reinjected() == [datagram]
+    hop_less = udp(CLIENT6, VIP6, b"question", header=ip(CLIENT6, VIP6, hlim=63))
+    assert world.balancer.offload.take_reinjected() == [hop_less]
     (message,) = messages(world)
     assert ends(message, "ORIG") == ("2001:db8::7", 40001, "2001:db8::10", 53, 17)
     assert ends(message, "REPLY") == ("2001:db8::10", 53, "2001:db8::7", 40001, 17)

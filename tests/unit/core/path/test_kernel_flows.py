@@ -14,7 +14,7 @@ from featherlb.core.path.export import read_flows
 from featherlb.model import Backend, Datapath, Endpoint, Protocol, Verdict
 from featherlb.model.reason import Reason
 from featherlb.model.shard import Shard
-from tests.builders import tcp, udp
+from tests.builders import ip, tcp, udp
 from tests.world import World, backend, service
 
 CLIENT, VIP, ONE, TWO = "198.51.100.7:40001", "192.0.2.10:80", "10.1.0.1:8080", "10.1.0.2:8080"
@@ -325,10 +325,10 @@ def test_flows_that_the_kernel_already_forwards_are_adopted() -> None:
 def test_a_datagram_waits_for_its_flow() -> None:
     world = offloaded(protocol=Protocol.UDP)
     kernel = Kernel(world)
-    datagram = udp(CLIENT, VIP)
-    assert world.handle(datagram).verdict is Verdict.DROP
+    assert world.handle(udp(CLIENT, VIP)).verdict is Verdict.DROP
     assert kernel.execute() == [Command.INSERT]
-    assert world.balancer.offload.take_reinjected() == [datagram]
+    hop_less = udp(CLIENT, VIP, header=ip(CLIENT, VIP, ttl=63))
+    assert world.balancer.offload.take_reinjected() == [hop_less]
     one = kernel.only
     one.state = int(State.UDP_TWO_WAY)
     world.balancer.offload.changed(one, kernel.ticks)

@@ -10,7 +10,7 @@ from featherlb.core.flows.tcp_state import State
 from featherlb.model import Datapath, Hook, PacketInfo, Protocol, Verdict
 from featherlb.model.reason import Reason
 from featherlb.system.conntrack_messages import Entry
-from tests.builders import tcp, udp
+from tests.builders import ip, parse, rebuilt, split, tcp, udp
 from tests.ctnetlink import CREATE, DELETE, GET, entry, messages, read
 from tests.world import World, service
 
@@ -110,6 +110,88 @@ def test_a_retransmitted_syn_counts_once() -> None:
         assert failures(world) == (0, 0, 1)
     end(world, told(SYN_SENT))
     assert failures(world) == (0, 1, 1)
+
+
+def datagram(version: int, hops: int) -> bytes:
+    """The client's, with so many hops left."""
+    if version == 4:
+        return udp(CLIENT, VIP, b"query", header=ip(CLIENT, VIP, ttl=hops))
+    return udp(CLIENT6, VIP6, b"query", header=ip(CLIENT6, VIP6, hlim=hops))
+
+
+def datagrams(version: int, **fields: Any) -> World:
+    """A service for them."""
+    vip, one = (VIP, ONE) if version == 4 else (VIP6, ONE6)
+    return World(service(one, vips=vip, protocol=Protocol.UDP, datapath=Datapath.OFFLOAD, **fields))
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("hook", [Hook.PREROUTING, Hook.INPUT, Hook.FORWARD])
+def test_a_copy_takes_the_hop_that_the_kernel_does_not_see(version: int, hook: Hook) -> None:
+    for hops in (64, 9, 2):
+        world = datagrams(version)
+        assert world.handle(datagram(version, hops), hook).verdict is Verdict.DROP
+        (copy,) = world.balancer.offload.take_reinjected()
+        assert rebuilt(copy) == copy == datagram(version, hops - 1)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_copy_without_hops_left_is_not_sent(version: int) -> None:
+    world = datagrams(version)
+    for hops in (1, 0):
+        outcome = world.handle(datagram(version, hops), Hook.INPUT)
+        assert outcome.reason is Reason.TTL_EXCEEDED
+        (error,) = outcome.answers
+        vip, _ = split(VIP if version == 4 else VIP6)
+        assert (parse(error).src, parse(error).dst) == (vip, parse(datagram(version, 1)).src)
+        kind = error[20] if version == 4 else error[40]
+        assert kind == (11 if version == 4 else 3)
+    assert not world.balancer.offload.take_reinjected()
+    assert not messages(world)
+    assert not world.flows()
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_packets_within_this_host_take_no_hop(version: int) -> None:
+    for world, hook in (
+        (datagrams(version), Hook.OUTPUT),
+        (datagrams(version, local=True), Hook.INPUT),
+    ):
+        world.handle(datagram(version, 1), hook)
+        assert world.balancer.offload.take_reinjected() == [datagram(version, 1)]
+
+
+def test_a_segment_that_joins_a_connection_takes_the_hop() -> None:
+    for hops, copies in ((64, 1), (1, 0)):
+        world = World(service(ONE, scheduler="maglev", datapath=Datapath.OFFLOAD))
+        segment = tcp(CLIENT, VIP, "A", header=ip(CLIENT, VIP, ttl=hops))
+        outcome = world.handle(segment, Hook.INPUT)
+        assert outcome.reason is (Reason.FORWARD if copies else Reason.TTL_EXCEEDED)
+        found = world.balancer.offload.take_reinjected()
+        assert [parse(copy).ttl for copy in found] == [hops - 1] * copies
+    # The kernel forwards the SYN, and takes the hop.
+    world = World(service(ONE, datapath=Datapath.OFFLOAD))
+    syn = tcp(CLIENT, VIP, "S", header=ip(CLIENT, VIP, ttl=1))
+    outcome = world.handle(syn)
+    assert (outcome.verdict, outcome.packet) == (Verdict.OFFLOAD, syn)
+
+
+def test_another_datagram_of_a_known_flow_takes_the_hop() -> None:
+    """One that came before the kernel knew the flow."""
+    world = datagrams(4)
+    world.handle(datagram(4, 64), Hook.INPUT)
+    (flow,) = (message for message in messages(world) if message["header"]["type"] == CREATE)
+    assert flow
+    for hops, reason in ((9, Reason.FORWARD), (1, Reason.TTL_EXCEEDED)):
+        buffer = bytearray(datagram(4, hops))
+        world.balancer.attach(buffer)
+        verdicts = [
+            world.balancer.handle_packet(0, len(buffer), Hook.INPUT, PacketInfo.NONE, world.now)
+            for _ in range(2)
+        ]
+        assert verdicts == [Verdict.LOOK_UP, Verdict.DROP]
+        assert world.statistics().reasons[reason]
+    assert [parse(copy).ttl for copy in world.balancer.offload.take_reinjected()] == [63, 8]
 
 
 def expected(world: World, *packets: bytes) -> list[int]:
