@@ -11,11 +11,13 @@ import os
 import socket
 import time
 from collections import Counter, defaultdict
+from collections.abc import Coroutine
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import resources
 from ipaddress import ip_network
 from pathlib import Path
+from typing import Any, TypeVar
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
@@ -37,6 +39,8 @@ from featherlb.model.reason import Reason
 from featherlb.system import journal
 
 log = logging.getLogger("featherlb")
+
+_Result = TypeVar("_Result")
 
 SOCKET_INTERVAL = 2.0
 """Seconds between two checks that the Unix socket is still there."""
@@ -217,6 +221,16 @@ class _Handlers:
 
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
+        self._changes: set[asyncio.Task[Any]] = set()
+
+    async def _complete(self, change: Coroutine[Any, Any, _Result]) -> _Result:
+        """The result of a change. Neither a client that disconnects nor the end of the API cancels
+        it half way."""
+        task = asyncio.create_task(change)
+        # The loop keeps only weak references to tasks.
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+        return await asyncio.shield(task)
 
     async def status(self, request: web.Request) -> web.Response:
         return _answer(show_status(await self._controller.view()))
@@ -303,21 +317,20 @@ class _Handlers:
             until=None if wanted.duration is None else now + wanted.duration,
             deadline=None if wanted.deadline is None else now + wanted.deadline,
         )
-        return _answer(_change(await self._controller.override(override)))
+        return _answer(_change(await self._complete(self._controller.override(override))))
 
     async def revert(self, request: web.Request) -> web.Response:
         number = request.match_info["number"]
         if not number.isdecimal():
             raise ConfigError([f"'{number}' is not the number of a change"])
-        return _answer(_change(await self._controller.revert(int(number))))
+        return _answer(_change(await self._complete(self._controller.revert(int(number)))))
 
     async def reload(self, request: web.Request) -> web.Response:
         wanted = schema.read(schema.ReloadRequest, await _body(request))
         if wanted.dry_run:
             return _answer(schema.Reloaded(differences=await self._controller.preview()))
-        # A client that disconnects doesn't cancel its reload.
-        task = asyncio.ensure_future(self._controller.reload(discard=wanted.discard))
-        return _answer(schema.Reloaded(differences=await asyncio.shield(task)))
+        differences = await self._complete(self._controller.reload(discard=wanted.discard))
+        return _answer(schema.Reloaded(differences=differences))
 
     async def config(self, request: web.Request) -> web.Response:
         # Imported on demand, like metrics: most instances never need them.
@@ -509,7 +522,7 @@ def _service(
     departing = {
         backend.endpoint: backend
         for core in found
-        for service, backend in core.leaving
+        for service, backend in core.departing
         if service == name and backend.endpoint not in listed
     }
     rows += [

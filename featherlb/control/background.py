@@ -1,6 +1,6 @@
-"""What an instance does in the background: when to look, and what to do if that fails.
+"""The background tasks of an instance: when each of them acts, and what happens if that fails.
 
-Each loop is a supervised task. What it asks for is a method of the controller.
+Each loop is a supervised task. What it does is a method of the controller.
 """
 
 import asyncio

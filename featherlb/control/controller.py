@@ -1,7 +1,7 @@
 """The controller: the one place that changes what an instance serves, one change at a time.
 
-Each change is a transition from the state in force to another one, whole or not at all. What asks
-for one is an operator, or a background task that has noticed something (`background`).
+Each change is a transition from the state in force to another one, entirely or not at all. An
+operator asks for it, or a background task that has noticed something (`background`).
 """
 
 import asyncio
@@ -86,7 +86,7 @@ class Controller:
         """Stop balancing, and revert the host, except for what open flows need that the kernel
         forwards."""
         self._stopping = True
-        # A change that is being made comes to its end first.
+        # A change in progress is completed first.
         async with self._lock:
             await self.tasks.stop()
             await self.data.stop()
@@ -206,14 +206,14 @@ class Controller:
         )
 
     async def deviations(self) -> list[str]:
-        """What somebody else has changed of what this instance needs on the host."""
+        """What others have changed on the host that this instance needs, as sentences."""
         async with self._one_at_a_time():
             return [one.text for one in await self.data.deviations()]
 
     # What background tasks ask for
 
     async def apply_health(self) -> None:
-        """Keep new flows from backends that are down, and deal with their old ones as configured.
+        """Send no new flows to backends that are down, and treat their old ones as configured.
         FeatherlbError if that fails."""
         async with self._one_at_a_time():
             await self._serve(self.state.config, self.state.overrides)
@@ -231,7 +231,7 @@ class Controller:
             self.health.observe(services, outcomes)
 
     async def release_departed(self) -> None:
-        """Take from the host what was left of backends whose last flow has ended."""
+        """Remove from the host what departed backends needed whose last flow has ended."""
         if not self.state.departing:
             return
         async with self._one_at_a_time():
@@ -252,7 +252,7 @@ class Controller:
                     )
 
     async def refresh_names(self) -> None:
-        """Look up the names of backends, and serve their addresses if they have changed.
+        """Resolve the names of backends, and serve their addresses if they have changed.
         FeatherlbError if those can't be served."""
         running = self.state.running
         if not any(isinstance(one.host, str) for each in running.services for one in each.backends):
@@ -274,7 +274,7 @@ class Controller:
         return min((at for at in moments if at is not None), default=None)
 
     async def expire(self, now: float) -> None:
-        """End overrides that have expired, and the flows of drained backends at their deadline.
+        """End expired overrides, and reset the flows of drained backends at their deadline.
         FeatherlbError if that fails."""
         async with self._one_at_a_time():
             for override in self.state.overrides:
@@ -303,8 +303,8 @@ class Controller:
     ) -> None:
         """Serve another configuration, or after an exception the one before.
 
-        `fresh` looks up names, reads schedulers' files, and repairs the host; without it the host
-        is only touched where it has to be.
+        `fresh` resolves names, reads schedulers' files, and repairs the host; otherwise the host
+        is left alone where its part stays the same.
         """
         before = self.state
         running = with_overrides(config, overrides)
@@ -359,7 +359,7 @@ class Controller:
         if service is None:
             return
         policy = service.on_backend_down
-        # A datagram's sender would wait in vain, and nothing is lost with another backend.
+        # A UDP client would wait in vain, and loses nothing with another backend.
         if policy is not OnBackendDown.KEEP or service.protocol is Protocol.UDP:
             await self.data.execute(EndFlows(name, endpoint, policy is OnBackendDown.RESET))
 

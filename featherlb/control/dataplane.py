@@ -37,7 +37,7 @@ QUEUE_LENGTH = 8192
 
 
 class DataPlane:
-    """Calls come one at a time; those that only ask the `workers` may come at any time."""
+    """Actions come one at a time; questions to the `workers` may be asked at any time."""
 
     def __init__(self, events: Events, tasks: Tasks) -> None:
         self.workers = Workers(events, tasks)
@@ -131,7 +131,7 @@ class DataPlane:
         holding = {
             (name, backend.endpoint)
             for one in (await self.workers.statistics()).values()
-            for name, backend in one.core.leaving
+            for name, backend in one.core.departing
         }
         serving = {service.name: service for service in services}
         kept = []
@@ -153,7 +153,7 @@ class DataPlane:
         await asyncio.to_thread(self._restore_vips, addresses)
 
     async def deviations(self) -> list[host.Deviation]:
-        """What somebody else has changed of this instance's part of the host."""
+        """What others have changed of this instance's part of the host."""
         return await asyncio.to_thread(self._host.deviations)
 
     # Blocking

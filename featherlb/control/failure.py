@@ -1,4 +1,4 @@
-"""Exceptions that nobody expected, as text."""
+"""Unexpected exceptions as text."""
 
 import logging
 import traceback

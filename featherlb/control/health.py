@@ -23,7 +23,7 @@ from featherlb.model import Backend, Endpoint, Health, HealthCheck, Ramp, Servic
 FASTER = 4
 """By how much the interval is shorter while results and state disagree."""
 NO_VERDICT_INTERVAL = 60.0
-"""Seconds between two log lines about checks that couldn't be made."""
+"""Seconds between two reports of checks that couldn't be made."""
 
 _Key = tuple[str, Endpoint]
 
@@ -65,17 +65,17 @@ class HealthChecks:
         self._risen: dict[_Key, float] = {}
         """When backends came up, or joined."""
         self.fallen: list[_Key] = []
-        """The backends that went down, by service, until their flows have been dealt with: then the
-        controller removes them."""
+        """The backends that went down, by service. The controller removes each once it has treated
+        its flows."""
         self._ending: set[asyncio.Task[None]] = set()
         self._without_verdict = 0
-        """Checks that couldn't be made since the log said so."""
-        self._said_so = float("-inf")
+        """Checks that couldn't be made since that was reported last."""
+        self._reported = float("-inf")
         """When that was."""
         self.panic: frozenset[str] = frozenset()
         """The services whose health is ignored."""
         self.changed = asyncio.Event()
-        """Set when a state has changed; whoever acts on it clears it."""
+        """Set when a state has changed; cleared by the task that applies it."""
 
     def state(self, service: str, backend: Endpoint) -> Health | None:
         """None if it isn't checked."""
@@ -93,8 +93,8 @@ class HealthChecks:
         return checked.outlier.ejections if checked and checked.outlier else None
 
     def judge(self, config: Config, services: Sequence[Service]) -> Judgement:
-        """The services with weight 0 for the backends that are not healthy, and with ramps for
-        those that came up a short while ago."""
+        """The services with weight 0 for unhealthy backends, and with ramps for those that rose a
+        short while ago."""
         now = time.monotonic()
         panic: set[str] = set()
 
@@ -170,7 +170,7 @@ class HealthChecks:
             for service in judgement.services
         }
         self._risen = {key: since for key, since in self._risen.items() if key in keys}
-        self._tell_of_panic(judgement.panic)
+        self._report_panic(judgement.panic)
 
     def observe(
         self, services: Sequence[Service], outcomes: Sequence[Mapping[str, Sequence[int]]]
@@ -199,7 +199,7 @@ class HealthChecks:
                 self._eject(key, checked, outlier, failing, now)
 
     async def stop(self) -> None:
-        """End all checks; no process of theirs is left."""
+        """End all checks and the processes that they have started."""
         for checked in self._checked.values():
             self._end(checked)
         self._checked = {}
@@ -223,7 +223,7 @@ class HealthChecks:
             try:
                 failure = await probe(check, check.endpoint(key[1])) or ""
             except NoVerdictError as error:
-                self._tell_of_no_verdict(error)
+                self._report_no_verdict(error)
                 await asyncio.sleep(check.interval)
                 continue
             if failure or checked.state is not Health.EJECTED:
@@ -286,10 +286,10 @@ class HealthChecks:
         )
         self.changed.set()
 
-    def _tell_of_no_verdict(self, error: NoVerdictError) -> None:
+    def _report_no_verdict(self, error: NoVerdictError) -> None:
         self._without_verdict += 1
         now = time.monotonic()
-        if now - self._said_so < NO_VERDICT_INTERVAL:
+        if now - self._reported < NO_VERDICT_INTERVAL:
             return
         count = self._without_verdict
         self._events.emit(
@@ -300,9 +300,9 @@ class HealthChecks:
             count=count,
             reason=str(error),
         )
-        self._without_verdict, self._said_so = 0, now
+        self._without_verdict, self._reported = 0, now
 
-    def _tell_of_panic(self, panic: frozenset[str]) -> None:
+    def _report_panic(self, panic: frozenset[str]) -> None:
         for service in sorted(panic - self.panic):
             self._events.emit(
                 "panic",
@@ -317,7 +317,7 @@ class HealthChecks:
 
 
 def _follow(configured: ServiceConfig, known: _Checked | None) -> _Checked | None:
-    """What is known of a backend under another configuration; None if nobody is to check it."""
+    """What is known of a backend under another configuration; None if it isn't to be checked."""
     check, rules = configured.health, configured.passive_health
     outlier = known.outlier if known else None
     if outlier is None or outlier.rules != rules:

@@ -49,7 +49,7 @@ async def probe(check: HealthCheck, backend: Endpoint) -> str | None:
     except OSError as error:
         if error.errno in LOCAL_ERRORS:
             raise NoVerdictError(os.strerror(error.errno).lower()) from None
-        # aiohttp and asyncio make sentences of their own of the system's words.
+        # aiohttp and asyncio wrap the system's words in sentences of their own.
         return os.strerror(error.errno).lower() if error.errno else "the connection broke"
     return None
 

@@ -1,5 +1,5 @@
-"""Tells systemd how the service is (sd_notify(3)). Without NOTIFY_SOCKET, that is without systemd,
-every call does nothing.
+"""Notifies systemd of the service's state (sd_notify(3)). Without NOTIFY_SOCKET, that is without
+systemd, every call does nothing.
 """
 
 import os
@@ -18,16 +18,16 @@ class Notifier:
 
     def ready(self) -> None:
         """Packets are being balanced."""
-        self._tell("READY=1")
+        self._notify("READY=1")
 
     def stopping(self) -> None:
-        self._tell("STOPPING=1")
+        self._notify("STOPPING=1")
 
     def alive(self) -> None:
         """The watchdog need not act."""
-        self._tell("WATCHDOG=1")
+        self._notify("WATCHDOG=1")
 
-    def _tell(self, state: str) -> None:
+    def _notify(self, state: str) -> None:
         if not self._path:
             return
         # An @ stands for the zero byte of an abstract address (unix(7)).

@@ -1,21 +1,20 @@
 """The transition between two states of an instance: an ordered list of steps, and their rollback.
 
-`plan` is pure: it says what is to be done, in which order, and how each step is taken back. `run`
-executes steps and, if one fails, rolls back. The order keeps every packet served:
+`plan` is pure: it gives the steps in order, each with its rollback. `run` executes them and, if one
+fails, rolls back. The order keeps every packet served:
 
-1. The host gets what new backends need before a worker sends to them. Where connection tracking
-   takes flows over from the workers, or hands them back, the rules and settings of both datapaths
-   stand together from here to step 5 (docs/decisions/offload.md).
+1. The host gets what new backends need before a worker sends to them. If flows move from the
+   workers to connection tracking or back, the rules and settings of both datapaths are in place
+   together from here to step 5 (docs/decisions/offload.md).
 2. The workers get the next hops of new backends.
-3. The workers serve the new services. While both datapaths' rules stand they open no flows of
-   services that move between the two.
-4. Flows end whose service is gone, or whose backend is gone and whose service says so.
+3. The workers serve the new services. While the rules of both datapaths are in place, they open no
+   flows of services that move between the two.
+4. Flows of removed services end, and those of removed backends if their service says so.
 5. The host gets the final rules: packets to a VIP are queued only once the workers know it, and
-   a backend that has left keeps what its remaining flows need.
+   removed backends keep what their remaining flows need.
 6. Services that have moved open flows again.
 
-Each rollback restores the state before its step. It may be run where the step has failed half way,
-or has not begun.
+A rollback restores the state before its step, even if the step has failed half way.
 """
 
 import logging
@@ -102,15 +101,15 @@ class Step:
 def plan(before: State, wanted: State, *, repair: bool = False) -> list[Step]:
     """The steps from `before` to `wanted`, whose departing backends are found on the way.
 
-    The host is left alone where its part is the same, unless it is to be `repair`ed, because
-    somebody else may have changed it.
+    The host is left alone if its part stays the same, unless it is to be `repair`ed because others
+    may have changed it.
     """
-    leaving = (*before.departing, *departing(before.services, wanted.services))
-    arriving_too = (*before.services, *arriving(before.services, wanted.services))
+    gone = (*before.departing, *departing(before.services, wanted.services))
+    with_new = (*before.services, *arriving(before.services, wanted.services))
     touch = repair or host_part(before.services) != host_part(wanted.services)
-    moving = moved((*arriving_too, *before.departing), wanted.services) if touch else ()
+    moving = moved((*with_new, *before.departing), wanted.services) if touch else ()
 
-    first = UpdateHost((*arriving_too, *moving), before.departing)
+    first = UpdateHost((*with_new, *moving), before.departing)
     old_host = UpdateHost(before.services, before.departing)
     old_topology = UpdateTopology((*before.services, *before.departing))
     old_services = ApplyServices(before.services, before.schedulers)
@@ -119,11 +118,11 @@ def plan(before: State, wanted: State, *, repair: bool = False) -> list[Step]:
     steps = []
     if touch:
         steps.append(Step(first, (old_host, old_services) if moving else (old_host,)))
-    steps.append(Step(UpdateTopology((*wanted.services, *leaving)), (old_topology,)))
+    steps.append(Step(UpdateTopology((*wanted.services, *gone)), (old_topology,)))
     steps.append(Step(applied, (replace(old_services, rules_applied=not moving),)))
     steps += [Step(action) for action in _endings(before, wanted)]
     if touch:
-        steps.append(Step(UpdateHost(wanted.services, leaving, release=True), (first,)))
+        steps.append(Step(UpdateHost(wanted.services, gone, release=True), (first,)))
     if moving:
         steps.append(Step(replace(applied, rules_applied=True)))
     return steps
@@ -142,7 +141,7 @@ async def run(steps: Sequence[Step], execute: Callable[[Action], Awaitable[None]
             try:
                 await execute(action)
             except Exception as error:
-                # The other rollbacks are worth having without this one.
+                # The other rollbacks help even without this one.
                 log.error("rollback is incomplete: %s", sentence(error))
                 log_traceback(error)
         raise
@@ -188,9 +187,9 @@ def moved(before: Sequence[Service], after: Sequence[Service]) -> tuple[Service,
     """The services whose flows move to connection tracking or back, as they are but with their new
     datapath.
 
-    What that needs has to stand when the workers go over. Without its settings, conntrack would
-    count nothing of a flow. Without its rules, a packet that nobody translates any more would get
-    to this host, which refuses it.
+    Their rules and settings have to be in place before the workers change over. Without the
+    settings, conntrack would not count a flow. Without the rules, a packet that is no longer
+    translated would reach this host, which refuses it.
     """
     new = {service.name: service.datapath for service in after}
     return tuple(

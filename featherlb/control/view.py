@@ -88,7 +88,7 @@ class View:
 
     @property
     def statistics(self) -> dict[int, WorkerStatistics]:
-        """What the workers have counted, by their numbers; dead ones are left out."""
+        """The workers' counters by their numbers, without dead workers."""
         return {one.number: one.statistics for one in self.workers if one.statistics is not None}
 
 
@@ -111,14 +111,14 @@ def view_services(
 def _backends(
     service: ServiceConfig, served: Service, state: State, health: HealthChecks, resolver: Resolver
 ) -> Iterator[BackendView]:
-    resting = drained(service, state.overrides)
+    drained_ones = drained(service, state.overrides)
     weights = {one.endpoint: round(one.weight * progress(one), 2) for one in served.backends}
     for backend in service.backends:
         for endpoint in resolver.endpoints(backend):
             yield BackendView(
                 config=backend,
                 endpoint=endpoint,
-                drained=(backend.host, backend.port) in resting,
+                drained=(backend.host, backend.port) in drained_ones,
                 health=health.state(service.name, endpoint),
                 failure=health.failure(service.name, endpoint),
                 effective_weight=weights.get(endpoint, 0),

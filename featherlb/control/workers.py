@@ -1,7 +1,7 @@
 """The worker processes, as the supervisor sees them: started, asked, and replaced when they die.
 
 A worker that does not answer is killed: its successor balances new connections, which is better
-than a queue that nobody empties.
+than a queue that fills up.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -109,7 +109,7 @@ class WorkerProcess:
                 raise HostError(f"worker {self.number} died")
             self._channel.send(message)
             try:
-                # Shielded: an answer that nobody waits for any more still has to be taken out.
+                # Shielded: an answer has to be taken out even if its question was cancelled.
                 answer = await asyncio.shield(self._take_answer())
             except TimeoutError:
                 self.process.kill()
@@ -180,7 +180,7 @@ class FlowFilter:
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """A place in the flow tables: the next record to look at, and whose."""
+    """A place in the flow tables: the next record to read, and its worker."""
 
     worker: int = 0
     record: int = 1
@@ -214,7 +214,7 @@ class Workers:
             )
 
     def stop(self) -> None:
-        """Have all of them end. Their tasks have to be stopped before."""
+        """End all processes. Stop the tasks before, which would replace them."""
         for worker in self._processes:
             worker.stop()
 
@@ -325,6 +325,17 @@ class Workers:
             )
 
 
+async def greet(ask: Callable[[ToWorker], Awaitable[object]], greeting: Greeting) -> None:
+    """Send a new worker its greeting, and what changes of it meanwhile: that was sent to the other
+    workers only."""
+    sent: list[Apply | SetTopology] = []
+    while sent != (wanted := list(greeting())):
+        for message in wanted:
+            if message not in sent:
+                await ask(message)
+        sent = wanted
+
+
 async def _begin(
     start: Start, greeting: Greeting, predecessor: WorkerProcess | None = None
 ) -> WorkerProcess:
@@ -335,13 +346,7 @@ async def _begin(
         raise HostError(f"cannot start a worker: {error.strerror}") from None
     try:
         await worker.ask(worker.start)
-        done: list[Apply | SetTopology] = []
-        # What has changed meanwhile was sent to the others only.
-        while done != (wanted := list(greeting())):
-            for message in wanted:
-                if message not in done:
-                    await worker.ask(message)
-            done = wanted
+        await greet(worker.ask, greeting)
     except BaseException:
         worker.stop()
         worker.forget()

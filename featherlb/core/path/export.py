@@ -74,8 +74,8 @@ class BackendStats:
 class Statistics:
     """A snapshot. In packets, received = translated + passed + dropped = the sum of `reasons`.
 
-    `flows` is the sum of `flows_by_class`. `leaving` are backends that have left their service but
-    still have flows.
+    `flows` is the sum of `flows_by_class`. `departing` are backends that have left their service
+    but still have flows.
     """
 
     received: int
@@ -89,7 +89,7 @@ class Statistics:
     evicted: int
     scheduler_errors: dict[str, int]
     backends: tuple[BackendStats, ...]
-    leaving: tuple[tuple[str, Backend], ...]
+    departing: tuple[tuple[str, Backend], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +226,7 @@ class Views:
             evicted=self._lifecycle.evicted,
             scheduler_errors=errors,
             backends=tuple(backends),
-            leaving=tuple(
+            departing=tuple(
                 (member.pool.service.name, member.scheduled.backend)
                 for member in self._members.by_id
                 if member.flows

@@ -1,8 +1,6 @@
 """The checks of an instance, against real listeners on the loopback interface."""
 
 import asyncio
-import os
-import resource
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +14,7 @@ from featherlb.control.events import Events, Listener
 from featherlb.control.health import HealthChecks
 from featherlb.control.tasks import Tasks
 from featherlb.model import Endpoint, Health, Service
+from tests.descriptors import descriptors_left
 from tests.world import ONE, THREE, TWO, VIP, Connection, World, client
 
 DEADLINE = 20
@@ -124,19 +123,6 @@ def test_what_is_known_stays_with_another_check_and_goes_without_one() -> None:
     asyncio.run(run())
 
 
-@contextmanager
-def no_descriptors() -> Iterator[None]:
-    """This process can open nothing more."""
-    lowest_free = os.dup(0)
-    os.close(lowest_free)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
 def test_a_check_that_this_host_can_not_make_decides_nothing() -> None:
     async def run() -> None:
         events = Events()
@@ -147,7 +133,7 @@ def test_a_check_that_this_host_can_not_make_decides_nothing() -> None:
                 config = configuration(str(place), health="type: tcp, fall: 1, initial: down")
                 follow(checks, config)
                 await hear(heard, "backend-up")
-                with no_descriptors():
+                with descriptors_left(0):
                     message = await hear(heard, "health-no-verdict")
                     assert message == (
                         "1 health check could not run, backends keep their states: too many"
