@@ -1,4 +1,4 @@
-"""Which datapaths this host can run, for which services, and which one is picked.
+"""Which datapaths are available on this host, for which services, and which one is picked.
 
 Nothing on the host is changed.
 """
@@ -18,20 +18,20 @@ BY_SPEED = (Datapath.OFFLOAD, Datapath.RAW, Datapath.NFQUEUE)
 
 
 def obstacle(service: Service, datapath: Datapath) -> str | None:
-    """Why this host can't run the service, whose backends are prepared, with the datapath: a
-    sentence that names what to do, None if it can."""
+    """Why the datapath is unavailable on this host for the service, whose backends are prepared: a
+    sentence that names what to do; None if it is available."""
     reason = next(requirements_of(datapath).obstacles([service]), None)
     if reason is None:
         return None
     return (
-        f"service '{service.name}' can't have the datapath {datapath}: {reason};"
+        f"service '{service.name}' cannot use the datapath {datapath}: {reason};"
         f" set its datapath to {DEFAULT_DATAPATH}"
     )
 
 
 def usable(services: Sequence[Service] = ()) -> dict[Datapath, str | None]:
-    """All datapaths, the fastest first, each with the reason why this host can't run all of the
-    services with it (prepared; none, to ask about the host alone), None if it can."""
+    """All datapaths, the fastest first, each with the reason why it is unavailable on this host for
+    all of the services (prepared; none, to ask about the host alone), None if it is available."""
     return {
         datapath: next(requirements_of(datapath).obstacles(services), None) for datapath in BY_SPEED
     }
@@ -53,7 +53,7 @@ def pick(
     for service in services:
         if service.name not in automatic:
             tracked |= _tracked(service)
-    # Those that have the least choice come first: others that share a backend make way for them.
+    # Those with the fewest choices come first; others that share a backend adapt to them.
     for name in sorted(automatic, key=lambda name: sum(name in names for names in able.values())):
         choices = dict.fromkeys((standing.get(name, BY_SPEED[0]), *BY_SPEED))
         works = (replace(chosen[name], datapath=one) for one in choices if name in able[one])
@@ -63,7 +63,7 @@ def pick(
             if all(tracked.get(key, value) is value for key, value in _tracked(one).items())
             and not any(conflict([one], record) for record in rivals)
         )
-        # If none fits, the refusal of this one says what is wrong.
+        # If none fits, preflight says why not this one.
         chosen[name] = next(fitting, replace(chosen[name], datapath=DEFAULT_DATAPATH))
         tracked |= _tracked(chosen[name])
     return list(chosen.values())
@@ -72,9 +72,9 @@ def pick(
 def _able(
     services: Sequence[Service], names: Collection[str], datapath: Datapath
 ) -> frozenset[str]:
-    """Which ones of the named services this host can run with the datapath."""
+    """Those of the named services for which the datapath is available on this host."""
     asked = [service for service in services if service.name in names]
-    # Mostly all, and each question costs a tenth of a second.
+    # Usually all, and each question costs a tenth of a second.
     if asked and next(requirements_of(datapath).obstacles(asked), None) is not None:
         asked = [service for service in asked if obstacle(service, datapath) is None]
     return frozenset(service.name for service in asked)

@@ -54,22 +54,22 @@ def conflict(services: Sequence[Service], record: Record) -> str | None:
             if not rules_of(datapath).replies(nat)
         )
         return (
-            f"the featherlb with pid {record.pid} has the backend {min(both)} as well, and only one"
-            f" of the two has it with the datapath {_with(Replies.TRACKED)}, whose replies the"
-            " other takes out of connection tracking; give both the same datapath, or the other one"
-            f" {indifferent}{way_out(record)}"
+            f"the featherlb with pid {record.pid} has the backend {min(both)} too, and only one of"
+            f" the two uses the datapath {datapaths_with(Replies.TRACKED)} for it, while the other"
+            " takes its replies out of connection tracking; give both the same datapath, or the"
+            f" other one {indifferent}{way_out(record)}"
         )
     if both := common(Replies.DROPPED, Replies.QUEUED):
         return (
-            f"the featherlb with pid {record.pid} has the backend {min(both)} as well, and"
-            f" only one of the two has it with the datapath {_with(Replies.DROPPED)}, which keeps"
-            " the backend's replies from the other; give both the same datapath, or one the NAT"
-            f" mode full{way_out(record)}"
+            f"the featherlb with pid {record.pid} has the backend {min(both)} too, and only one of"
+            f" the two uses the datapath {datapaths_with(Replies.DROPPED)} for it, which keeps its"
+            " replies from the other; give both the same datapath, or one the NAT mode full"
+            f"{way_out(record)}"
         )
     return None
 
 
-def _with(handling: Replies) -> str:
+def datapaths_with(handling: Replies) -> str:
     """The datapaths that handle replies in this way, for a sentence."""
     return " or ".join(
         datapath

@@ -14,7 +14,7 @@ from featherlb.datapaths.rules.extensions import check_kernel
 from featherlb.datapaths.rules.facts import Facts, Options
 from featherlb.datapaths.rules.vip_addresses import subnet_interface
 from featherlb.host.choose import obstacle
-from featherlb.host.claims import claims, conflict, source_entries
+from featherlb.host.claims import claims, conflict, datapaths_with, source_entries
 from featherlb.host.orphans import read_vips
 from featherlb.host.peers import peers, served, shared, way_out
 from featherlb.host.survey import require_privileges
@@ -44,8 +44,8 @@ def check(
 ) -> None:
     """HostError with the first obstacle found; the backends of `services` are prepared.
 
-    For a new instance, and for one that goes over to other services. Takes a few tenths of a
-    second where a VIP is to be assigned: its subnet is asked whether somebody has it.
+    For a new instance, and for one whose services change. Takes a few tenths of a second if a VIP
+    is to be assigned: ARP asks its subnet whether another host has it.
     """
     for problem in problems(services, options, facts, log):
         raise problem
@@ -65,7 +65,7 @@ def problems(
     try:
         require_privileges()
     except HostError as error:
-        # Without them hardly anything can be looked at.
+        # Without them there is hardly anything to see.
         yield error
         return
     owner = owner or os.getpid()
@@ -108,7 +108,7 @@ def _check_services(services: Sequence[Service]) -> None:
                 if protocol is service.protocol and _serves(vip, backend):
                     raise HostError(
                         f"backend {backend} of service '{service.name}' is the VIP {vip} itself:"
-                        " its packets would go round in circles; name the server's own address"
+                        " its packets would loop; name the server's own address"
                         " or another port"
                     )
     for service, _, vip in vips:
@@ -163,8 +163,8 @@ def _check_peers(services: Sequence[Service], rivals: Sequence[journal.Record]) 
             raise HostError(
                 f"the featherlb with pid {record.pid} sends to the same backend from the same"
                 f" source address ({min(common)}), so their ports would collide; give the"
-                " service another source address, or both the datapath offload"
-                f"{way_out(record)}"
+                " service another source address, or both the datapath"
+                f" {datapaths_with(Replies.TRACKED)}{way_out(record)}"
             )
 
 
@@ -197,9 +197,9 @@ def _check_listeners(services: Sequence[Service]) -> None:
                 )
             ):
                 raise HostError(
-                    f"{listener.owner()} listens on {listener.endpoint}/{protocol} and would get"
-                    f" no more connections to VIP {vip}; stop it, or bind it to another address"
-                    " or port"
+                    f"{listener.owner()} listens on {listener.endpoint}/{protocol} and would lose"
+                    f" its connections to VIP {vip}; stop it, or bind it to another address or"
+                    " port"
                 )
 
 
@@ -258,7 +258,7 @@ def _crossings(service: Service, options: Options, facts: Facts) -> Iterator[tup
 
 
 def _check_vip_addresses(services: Sequence[Service], options: Options, facts: Facts) -> None:
-    """Whether clients find the VIPs here, and only here."""
+    """Whether clients reach the VIPs on this host, and on no other."""
     here = {own.address.ip for own in rtnetlink.addresses()} | facts.local_vips
     on_link: dict[str, list[Address]] = {}
     for address in {vip.address for _, _, vip in _vips(services)} - here:
@@ -270,20 +270,20 @@ def _check_vip_addresses(services: Sequence[Service], options: Options, facts: F
             for address, mac in arp.owners(interface, addresses).items():
                 raise HostError(
                     f"VIP {address} already belongs to the host with the MAC address {mac} on"
-                    f" {interface}; take it away there, or choose another VIP"
+                    f" {interface}; remove it there, or choose another VIP"
                 )
             continue
         for address in addresses:
             if not _answered(address, interface):
                 raise HostError(
-                    f"nobody can reach VIP {address}: it is in the subnet of {interface}, but no"
-                    " address of this host; leave out --no-assign, or run"
+                    f"VIP {address} is unreachable: it is in the subnet of {interface}, but is not"
+                    " an address of this host; leave out --no-assign, or run"
                     f" `ip addr add {address}/{address.max_prefixlen} dev {interface}`"
                 )
 
 
 def _answered(address: Address, interface: str) -> bool:
-    """Whether this host answers for an address that it hasn't got."""
+    """Whether this host answers for an address that is not its own (proxy ARP or NDP)."""
     settings = [f"net/ipv4/conf/{name}/proxy_arp" for name in ("all", interface)]
     return (
         address.version == 4 and any(sysctl.read(key) == "1" for key in settings)

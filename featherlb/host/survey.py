@@ -1,4 +1,4 @@
-"""What the plan has to know about this host, looked up."""
+"""What the plan depends on, read from this host."""
 
 import os
 from collections.abc import Sequence
@@ -35,14 +35,14 @@ def prepare(services: Sequence[Service]) -> list[Service]:
 def survey(services: Sequence[Service], log: journal.Journal | None = None) -> Facts:
     """The facts for a plan of `services`, whose backends are prepared.
 
-    Without CAP_NET_ADMIN the kernel's features can't be probed, and are taken for granted.
+    Without CAP_NET_ADMIN the kernel's features can't be probed and are assumed.
     """
     log = log or journal.Journal()
     assigned = {
-        ip_address(change.address)
+        ip_address(resource.address)
         for record in log.records()
-        for change in map(decode, record.changes)
-        if isinstance(change, Assignment)
+        for resource in map(decode, record.changes)
+        if isinstance(resource, Assignment)
     }
     vips = {vip.address for service in services for vip in service.vips}
     routes = [
@@ -66,7 +66,7 @@ def survey(services: Sequence[Service], log: journal.Journal | None = None) -> F
             interface
             for interface in sorted(link.name for link in links.values())
             if interface != LOOPBACK
-            # 2 may be the work of an instance; an operator's 2 is nothing to change.
+            # An instance may have set 2; where an operator did, nothing changes.
             and sysctl.read(f"net/ipv6/conf/{interface}/accept_ra") in ("1", "2")
         ),
         routers=frozenset(family for family, key in _FORWARDING.items() if sysctl.read(key) == "1"),

@@ -46,7 +46,7 @@ def reason(node: Node, wanted: Service) -> str | None:
     except HostError as error:
         fault = str(error)
     why = answer[RAW]
-    expected = f"service 'web' can't have the datapath raw: {why}; set its datapath to nfqueue"
+    expected = f"service 'web' cannot use the datapath raw: {why}; set its datapath to nfqueue"
     assert fault == (expected if why else None)
     (picked,) = node.call(host.pick, [wanted], {"web"}, {})
     assert picked.datapath is next(datapath for datapath in answer if answer[datapath] is None)
@@ -66,7 +66,7 @@ def test_a_plain_service_can_have_any(lab: Lab, nat: NatMode, vip: str, backend:
 def test_what_is_on_this_host(lab: Lab) -> None:
     for backend in ("10.0.1.1:8080", "127.0.0.1:8080"):
         why = reason(lab.balancer, prepared(lab.balancer, "dnat", "10.0.0.10:80", backend))
-        assert why == f"backend {backend} is on this host, where no frame gets"
+        assert why == f"backend {backend} is on this host, which frames do not reach"
     loopback = prepared(lab.balancer, "full", "127.0.0.1:80")
     assert "only this host can reach" in (reason(lab.balancer, loopback) or "")
 

@@ -633,9 +633,9 @@ def test_an_instance_that_keeps_replies_from_connection_tracking_is_refused(
         assert ended.returncode == 1
         assert ended.stderr == (
             f"featherlb: the featherlb with pid {running.pid} has the backend"
-            " 10.0.1.2,tcp:8080 as well, and only one of the two has it with the datapath"
-            " offload, whose replies the other takes out of connection tracking; give both the"
-            " same datapath, or the other one nfqueue with the NAT mode full\n"
+            " 10.0.1.2,tcp:8080 too, and only one of the two uses the datapath offload for it,"
+            " while the other takes its replies out of connection tracking; give both the same"
+            " datapath, or the other one nfqueue with the NAT mode full\n"
         )
 
     vip = ("--vip", f"{BESIDE}:80", *BACKENDS)

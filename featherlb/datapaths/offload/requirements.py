@@ -1,5 +1,5 @@
-"""Why a host cannot run the datapath offload: what connection tracking lacks, and what takes more
-than the first packet of a flow."""
+"""Why a host cannot run the datapath offload: connection tracking is missing, or a service needs
+more than the first packet of a flow."""
 
 from collections.abc import Iterator, Sequence
 
@@ -27,7 +27,7 @@ def obstacles(services: Sequence[Service]) -> Iterator[str]:
             ("mss", service.mss is not None),
         ):
             if wanted:
-                yield f"only the first packet of a flow is seen, which is not enough for `{key}`"
+                yield f"workers see only a flow's first packet, which is not enough for `{key}`"
 
 
 def limits(services: Sequence[Service], options: Options, facts: Facts) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Why a host cannot run the datapath raw: what has no Ethernet frames."""
+"""Why a host cannot run the datapath raw: no frames reach a client or a backend."""
 
 from collections.abc import Iterator, Sequence
 
@@ -25,7 +25,7 @@ def obstacles(services: Sequence[Service]) -> Iterator[str]:
             route = rtnetlink.route(backend.endpoint.address)
             link = links.get(route.link) if route is not None else None
             if backend.local:
-                yield f"backend {backend} is on this host, where no frame gets"
+                yield f"backend {backend} is on this host, which frames do not reach"
             elif link is not None and not link.carries_frames:
                 yield (
                     f"the route to backend {backend} leads through {link.name}, which has no"
@@ -39,8 +39,8 @@ def obstacles(services: Sequence[Service]) -> Iterator[str]:
                 yield f"VIP {vip} is in the subnet of {interface}, which has no Ethernet frames"
         if service.nat is NatMode.FULL and low in SOURCE_PORTS:
             yield (
-                f"connections of this host itself have ports from {low} on, which `nat: full`"
-                ' gives to flows: run `sysctl -w net.ipv4.ip_local_port_range="32768 60999"`'
+                f"this host's own connections use ports from {low} up, which `nat: full` gives"
+                ' to flows: run `sysctl -w net.ipv4.ip_local_port_range="32768 60999"`'
             )
 
 
@@ -48,6 +48,6 @@ def limits(services: Sequence[Service], options: Options, facts: Facts) -> Itera
     addresses = frozenset(one.address.ip for one in facts.addresses)
     if not Interest(options.shard(0)).of(services, addresses).fits:
         yield (
-            "the VIPs of the services with the datapath raw are more than a socket filter can look"
-            f" for ({ROOM} addresses and ports); set the datapath of some to {DEFAULT_DATAPATH}"
+            "the services with the datapath raw have more VIPs than fit into a socket filter"
+            f" ({ROOM} addresses and ports); set the datapath of some to {DEFAULT_DATAPATH}"
         )

@@ -128,8 +128,8 @@ def beside(other):
 
 assert isinstance(open_engine(service.datapath, context=None), Engine)
 assert beside("tunnel") is None and beside("nfqueue") is None
-assert "with the datapath offload" in beside("offload")
-assert "with the datapath raw" in beside("raw")
+assert "uses the datapath offload" in beside("offload")
+assert "uses the datapath raw" in beside("raw")
 """
 
 
