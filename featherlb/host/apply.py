@@ -9,7 +9,6 @@ thread there.
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from ipaddress import ip_address
-from types import TracebackType
 
 from featherlb.datapaths.host_side import Replies
 from featherlb.host import deviations
@@ -104,12 +103,7 @@ class Host:
     def __enter__(self) -> "Host":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.revert()
 
     def _change_to(self, plan: HostPlan) -> None:

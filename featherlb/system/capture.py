@@ -10,7 +10,6 @@ import struct
 import time
 from collections.abc import Collection
 from ipaddress import ip_address
-from types import TracebackType
 from typing import Self
 
 from featherlb.model import Endpoint
@@ -50,12 +49,7 @@ class Capture:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for link in self._sockets:
             link.close()
 
