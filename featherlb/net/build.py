@@ -137,7 +137,7 @@ def echo_reply(packet: Packet) -> bytes:
     whole = packet.quote(packet.end - packet.ip)
     message = bytearray(whole[packet.transport - packet.ip :])
     struct.pack_into("!BBH", message, 0, 0 if packet.version == 4 else 129, 0, 0)
-    return _icmp(packet.version, source, destination, message)
+    return icmp(packet.version, source, destination, message)
 
 
 def _error(packet: Packet, source: tuple[int, int], kind: tuple[int, int], rest: int) -> bytes:
@@ -146,17 +146,20 @@ def _error(packet: Packet, source: tuple[int, int], kind: tuple[int, int], rest:
     room = 576 - 20 - 8 if packet.version == 4 else 1280 - 40 - 8
     message = bytearray(struct.pack("!BBHI", *kind, 0, rest) + packet.quote(room))
     destination = _wire_address(packet.version, packet.src_high, packet.src_low)
-    return _icmp(packet.version, _wire_address(packet.version, *source), destination, message)
+    return icmp(packet.version, _wire_address(packet.version, *source), destination, message)
 
 
-def _icmp(version: int, source: bytes, destination: bytes, message: bytearray) -> bytes:
-    """The ICMP message, whose checksum field is zero, with its checksum and IP header."""
+def icmp(
+    version: int, source: bytes, destination: bytes, message: bytearray, ttl: int = _TTL
+) -> bytes:
+    """The ICMP message, whose checksum field is zero, with its checksum and IP header. Addresses
+    are in network byte order."""
     protocol, pseudo = ICMP, b""
     if version == 6:
         protocol = ICMPV6
         pseudo = source + destination + struct.pack("!II", len(message), protocol)
     struct.pack_into("!H", message, 2, _checksum(pseudo + bytes(message)))
-    return _ip_header(version, source, destination, len(message), protocol) + bytes(message)
+    return _ip_header(version, source, destination, len(message), protocol, ttl) + bytes(message)
 
 
 def _wire_address(version: int, high: int, low: int) -> bytes:
@@ -166,12 +169,12 @@ def _wire_address(version: int, high: int, low: int) -> bytes:
 
 
 def _ip_header(
-    version: int, source: bytes, destination: bytes, length: int, protocol: int
+    version: int, source: bytes, destination: bytes, length: int, protocol: int, ttl: int = _TTL
 ) -> bytes:
     if version == 6:
-        return struct.pack("!IHBB", 6 << 28, length, protocol, _TTL) + source + destination
+        return struct.pack("!IHBB", 6 << 28, length, protocol, ttl) + source + destination
     dont_fragment = 0x4000
-    header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + length, 0, dont_fragment, _TTL, protocol, 0)
+    header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + length, 0, dont_fragment, ttl, protocol, 0)
     header += source + destination
     return header[:10] + struct.pack("!H", _checksum(header)) + header[12:]
 

@@ -5,18 +5,23 @@ order; nfnetlink's attributes have their values in network order.
 """
 
 import struct
+from collections.abc import Iterator
+from typing import NamedTuple
 
-NLMSG_HEADER = 16
-"""Bytes of struct nlmsghdr: length, type, flags, sequence number, port id."""
-NFNL_HEADER = 20
+HEADER = struct.Struct("=IHHII")
+"""struct nlmsghdr: length, type, flags, sequence number, port id."""
+NLMSG_HEADER = HEADER.size
+NFNL_HEADER = NLMSG_HEADER + 4
 """Bytes of struct nlmsghdr and, of netfilter's messages, struct nfgenmsg: address family, version,
 resource id."""
+_ATTRIBUTE = struct.Struct("=HH")
+"""struct nlattr: length with this header, type."""
 
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 
-NLM_F_REQUEST, NLM_F_ACK = 1, 4
+NLM_F_REQUEST, NLM_F_MULTI, NLM_F_ACK, NLM_F_DUMP_INTR = 0x01, 0x02, 0x04, 0x10
 NLM_F_DUMP = 0x300
-NLM_F_EXCL, NLM_F_CREATE = 0x200, 0x400
+NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
 
 NLA_F_NESTED, NLA_TYPE_MASK = 0x8000, 0x3FFF
 
@@ -24,19 +29,52 @@ NFNL_SUBSYS_CTNETLINK, NFNL_SUBSYS_QUEUE = 1, 3
 """They stand in the upper byte of a message's type."""
 
 
-def attribute(kind: int, payload: bytes) -> bytes:
-    """A netlink attribute, padded to four bytes (RFC 3549 section 2.2)."""
-    length = 4 + len(payload)
-    return struct.pack("=HH", length, kind) + payload + bytes(-length % 4)
+class Message(NamedTuple):
+    """A netlink message; `body` is what follows its header."""
+
+    kind: int
+    flags: int
+    sequence: int
+    body: bytes
+
+
+def build_message(kind: int, flags: int, sequence: int, body: bytes) -> bytes:
+    """A netlink message, with its header."""
+    return HEADER.pack(NLMSG_HEADER + len(body), kind, flags, sequence, 0) + body
 
 
 def nfnl_message(kind: int, flags: int, family: int, resource: int, attributes: bytes) -> bytes:
     """A message to netfilter; `kind` includes the subsystem."""
-    body = struct.pack("!BBH", family, 0, resource) + attributes
-    return struct.pack("=IHHII", NLMSG_HEADER + len(body), kind, flags, 0, 0) + body
+    return build_message(kind, flags, 0, struct.pack("!BBH", family, 0, resource) + attributes)
 
 
-def error_code(message: bytes) -> int:
-    """The errno in an NLMSG_ERROR, which answers a request with NLM_F_ACK; 0 if it succeeded."""
-    code: int = struct.unpack_from("=i", message, NLMSG_HEADER)[0]
+def attribute(kind: int, payload: bytes) -> bytes:
+    """A netlink attribute, padded to four bytes (RFC 3549 section 2.2)."""
+    length = _ATTRIBUTE.size + len(payload)
+    return _ATTRIBUTE.pack(length, kind) + payload + bytes(-length % 4)
+
+
+def parse_messages(datagram: bytes) -> Iterator[Message]:
+    """The messages of a datagram."""
+    at = 0
+    while at + NLMSG_HEADER <= len(datagram):
+        length, kind, flags, sequence, _ = HEADER.unpack_from(datagram, at)
+        yield Message(kind, flags, sequence, datagram[at + NLMSG_HEADER : at + length])
+        at += max(NLMSG_HEADER, (length + 3) & ~3)
+
+
+def parse_attributes(body: bytes, at: int) -> dict[int, bytes]:
+    """The payloads of the attributes from this offset on, by type."""
+    found = {}
+    while at + _ATTRIBUTE.size <= len(body):
+        length, kind = _ATTRIBUTE.unpack_from(body, at)
+        found[kind & NLA_TYPE_MASK] = body[at + _ATTRIBUTE.size : at + length]
+        at += max(_ATTRIBUTE.size, (length + 3) & ~3)
+    return found
+
+
+def error_code(body: bytes) -> int:
+    """The errno in the body of an NLMSG_ERROR, which answers a request with NLM_F_ACK, or of an
+    NLMSG_DONE; 0 if the request succeeded."""
+    code: int = struct.unpack_from("=i", body)[0]
     return -code

@@ -1,9 +1,9 @@
 # C types of packet.py, for the compiled build.
 cimport cython
-from featherlb.net.checksum cimport fold, sum_bytes, update, words
+from featherlb.net.checksum cimport MASK16, fold, sum_bytes, update, words
 
-cdef unsigned long long MAPPED, MASK16, MASK32
-cdef int ICMP, TCP, UDP, ICMPV6, FIN, SYN, RST, ACK, STATE_FLAGS
+cdef unsigned long long MAPPED, MASK32
+cdef int TCP, UDP, FIN, SYN, RST, ACK, STATE_FLAGS
 cdef int OK, MALFORMED, BAD_FLAGS, FRAGMENT, UNSUPPORTED
 cdef int HOP_BY_HOP, ROUTING, FRAGMENT_HEADER, DESTINATION_OPTIONS, MAX_EXTENSION_HEADERS
 

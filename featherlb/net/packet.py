@@ -8,23 +8,23 @@ so callers need not know the family. All values are in host order; the buffer is
 import cython
 
 from featherlb.model.reason import Reason
-
-# "as" exports them: other hot modules take them from here, as C integers.
-from featherlb.net.protocols import ACK as ACK
-from featherlb.net.protocols import DESTINATION_OPTIONS, FRAGMENT_HEADER, HOP_BY_HOP, ROUTING
-from featherlb.net.protocols import FIN as FIN
-from featherlb.net.protocols import ICMP as ICMP
-from featherlb.net.protocols import ICMPV6 as ICMPV6
-from featherlb.net.protocols import MAPPED as MAPPED
-from featherlb.net.protocols import RST as RST
-from featherlb.net.protocols import SYN as SYN
-from featherlb.net.protocols import TCP as TCP
-from featherlb.net.protocols import UDP as UDP
+from featherlb.net.protocols import (
+    ACK,
+    DESTINATION_OPTIONS,
+    FIN,
+    FRAGMENT_HEADER,
+    HOP_BY_HOP,
+    MAPPED,
+    ROUTING,
+    RST,
+    SYN,
+    TCP,
+    UDP,
+)
 
 if not cython.compiled:
-    from featherlb.net.checksum import fold, sum_bytes, update, words
+    from featherlb.net.checksum import MASK16, fold, sum_bytes, update, words
 
-MASK16 = 0xFFFF
 MASK32 = 0xFFFFFFFF
 
 STATE_FLAGS = FIN | SYN | RST | ACK

@@ -2,9 +2,12 @@
 
 ETHER_TYPES = {4: 0x0800, 6: 0x86DD}
 """By IP version (include/uapi/linux/if_ether.h: ETH_P_IP, ETH_P_IPV6)."""
+ETHER_TYPE_ARP = 0x0806
 ETHERNET_HEADER = 14
 """Bytes: two MAC addresses and the type."""
 
+ADDRESS_FAMILIES = {4: 2, 6: 10}
+"""By IP version (include/linux/socket.h: AF_INET, AF_INET6)."""
 MAPPED = 0xFFFF << 32
 """The low word of ::ffff:0:0/96, in which IPv4 addresses are mapped (RFC 4291 section 2.5.5.2)."""
 

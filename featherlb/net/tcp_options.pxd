@@ -1,7 +1,7 @@
 # C types of tcp_options.py, for the compiled build.
 cimport cython
-from featherlb.net.checksum cimport fold, update
-from featherlb.net.packet cimport MASK16, Packet
+from featherlb.net.checksum cimport MASK16, fold, update
+from featherlb.net.packet cimport Packet
 
 cdef int END_OF_OPTIONS, NO_OPERATION, MAXIMUM_SEGMENT_SIZE
 

@@ -8,8 +8,7 @@ import cython
 from featherlb.net.packet import Packet
 
 if not cython.compiled:
-    from featherlb.net.checksum import fold, update
-    from featherlb.net.packet import MASK16
+    from featherlb.net.checksum import MASK16, fold, update
 
 # RFC 9293 section 3.1.
 END_OF_OPTIONS, NO_OPERATION, MAXIMUM_SEGMENT_SIZE = 0, 1, 2

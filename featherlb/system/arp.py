@@ -13,7 +13,9 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from featherlb.model import Address
+from featherlb.model import LOOPBACK, Address
+from featherlb.net.build import icmp
+from featherlb.net.protocols import ETHER_TYPE_ARP, ETHER_TYPES, ICMPV6
 
 REPEATS = 3
 """How often each announcement or question is sent: RFC 5227's PROBE_NUM."""
@@ -21,11 +23,10 @@ ANSWER_TIME = 0.1
 """Seconds to wait for answers after each question; a link answers within milliseconds."""
 
 _ETH_P_ALL = 0x0003
-_ETH_P_ARP = 0x0806
-_ETH_P_IPV6 = 0x86DD
 _ARP_REQUEST = 1
 _ARP_HEADER = struct.Struct("!HHBBH")
-_ETHERNET_IPV4 = (1, 0x0800, 6, 4)
+_ETHERNET_IPV4 = (1, ETHER_TYPES[4], 6, 4)
+"""What stands in front of an ARP packet's operation: both kinds of addresses, and their lengths."""
 _SOLICITATION, _ADVERTISEMENT = 135, 136
 _OVERRIDE = 0x20000000
 _BROADCAST = b"\xff" * 6
@@ -83,7 +84,7 @@ def arp_request(mac: bytes, sender: IPv4Address, target: IPv4Address) -> bytes:
     return (
         _BROADCAST
         + mac
-        + struct.pack("!H", _ETH_P_ARP)
+        + struct.pack("!H", ETHER_TYPE_ARP)
         + _ARP_HEADER.pack(*_ETHERNET_IPV4, _ARP_REQUEST)
         + mac
         + sender.packed
@@ -110,13 +111,13 @@ def advertisement(mac: bytes, target: IPv6Address) -> bytes:
 def claimed_address(frame: bytes) -> tuple[Address, bytes] | None:
     """The address that the sender of an ARP packet or an advertisement has, and its MAC."""
     kind = frame[12:14]
-    if kind == struct.pack("!H", _ETH_P_ARP) and len(frame) >= 42:
+    if kind == struct.pack("!H", ETHER_TYPE_ARP) and len(frame) >= 42:
         if _ARP_HEADER.unpack_from(frame, 14)[:4] == _ETHERNET_IPV4:
             return IPv4Address(frame[28:32]), frame[22:28]
     elif (
-        kind == struct.pack("!H", _ETH_P_IPV6)
+        kind == struct.pack("!H", ETHER_TYPES[6])
         and len(frame) >= 78
-        and frame[20] == socket.IPPROTO_ICMPV6
+        and frame[20] == ICMPV6
         and frame[54] == _ADVERTISEMENT
     ):
         return ip_address(frame[62:78]), frame[6:12]
@@ -124,22 +125,14 @@ def claimed_address(frame: bytes) -> tuple[Address, bytes] | None:
 
 
 def _icmpv6_frame(mac: bytes, source: IPv6Address, group: IPv6Address, message: bytes) -> bytes:
-    pseudo = source.packed + group.packed + struct.pack("!II", len(message), socket.IPPROTO_ICMPV6)
-    total = sum(struct.unpack(f"!{(len(pseudo) + len(message)) // 2}H", pseudo + message))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    message = message[:2] + struct.pack("!H", ~total & 0xFFFF) + message[4:]
     # Hop limit 255 proves that no router was passed (RFC 4861 section 7.1).
-    header = struct.pack("!IHBB", 6 << 28, len(message), socket.IPPROTO_ICMPV6, 255)
+    packet = icmp(6, source.packed, group.packed, bytearray(message), 255)
     return (
         b"\x33\x33"  # an IPv6 multicast on Ethernet, RFC 2464 section 7
         + group.packed[12:]
         + mac
-        + struct.pack("!H", _ETH_P_IPV6)
-        + header
-        + source.packed
-        + group.packed
-        + message
+        + struct.pack("!H", ETHER_TYPES[6])
+        + packet
     )
 
 
@@ -153,4 +146,4 @@ def _open(interface: str) -> Iterator[socket.socket | None]:
             yield None
             return
         # An interface without Ethernet addresses, the loopback interface among them.
-        yield link if len(link.getsockname()[4]) == 6 and interface != "lo" else None
+        yield link if len(link.getsockname()[4]) == 6 and interface != LOOPBACK else None

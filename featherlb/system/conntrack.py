@@ -3,32 +3,17 @@
 For processes without a flow table.
 """
 
-import struct
-import sys
 from collections.abc import Callable, Iterator
 from socket import AF_INET, AF_INET6
 
-from featherlb.net.netlink import (
-    NFNL_HEADER,
-    NFNL_SUBSYS_CTNETLINK,
-    NLA_TYPE_MASK,
-    NLM_F_ACK,
-    NLM_F_REQUEST,
-    NLMSG_DONE,
-    NLMSG_ERROR,
-    NLMSG_HEADER,
-    error_code,
-    nfnl_message,
-)
-from featherlb.system.conntrack_messages import Entry, Requests
+from featherlb.net.netlink import NLMSG_DONE, NLMSG_ERROR, NLMSG_HEADER, error_code
+from featherlb.system.conntrack_messages import Entry, Requests, deletion
 from featherlb.system.nfnetlink import open_socket
 
 BUFFER = 1 << 20
 """Receive buffer in bytes of kernel memory."""
 DUMP_SIZE = 1 << 16
 """Bytes: exceeds any part of a dump (net/netlink/af_netlink.c: netlink_dump)."""
-DELETE = NFNL_SUBSYS_CTNETLINK << 8 | 2
-ORIGINAL, ID, ZONE = 1, 12, 18  # CTA_TUPLE_ORIG, CTA_ID, CTA_ZONE
 
 
 def dump() -> Iterator[tuple[Entry, memoryview]]:
@@ -56,26 +41,11 @@ def dump() -> Iterator[tuple[Entry, memoryview]]:
 
 def remove(chosen: Callable[[Entry], bool]) -> int:
     """Delete the `chosen` entries; returns their number. OSError as `dump`."""
-    requests = [_deletion(message) for entry, message in dump() if chosen(entry)]
+    requests = [deletion(message) for entry, message in dump() if chosen(entry)]
     removed = 0
     with open_socket(BUFFER, BUFFER) as connection:
         for request in requests:
             connection.send(request)
             # An entry that is already gone gives an error.
-            removed += not error_code(connection.recv(1024))
+            removed += not error_code(connection.recv(1024)[NLMSG_HEADER:])
     return removed
-
-
-def _deletion(message: memoryview) -> bytes:
-    """A request to delete exactly the entry of this message."""
-    attributes = b""
-    length = int.from_bytes(message[:4], sys.byteorder)
-    at = NFNL_HEADER
-    while at + 4 <= length:
-        size, kind = struct.unpack_from("=HH", message, at)
-        end = at + ((size + 3) & ~3)
-        if kind & NLA_TYPE_MASK in (ORIGINAL, ID, ZONE):
-            attributes += message[at:end]
-        at = end
-    family = message[NLMSG_HEADER]
-    return nfnl_message(DELETE, NLM_F_REQUEST | NLM_F_ACK, family, 0, attributes)

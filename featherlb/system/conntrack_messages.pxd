@@ -1,12 +1,13 @@
-# C types of conntrack.py, for the compiled build.
+# C types of conntrack_messages.py, for the compiled build.
 cimport cython
 from featherlb.core.flows.kernel cimport INSERT, LOOK_UP, Commands, KernelFlow
 from featherlb.core.flows.record cimport FULL, IPV6, Record
-from featherlb.net.packet cimport MAPPED, TCP, UDP
 
-cdef Py_ssize_t HEADER, LARGEST
-cdef int NEW_MESSAGE, GET_MESSAGE, DELETE_MESSAGE, ERROR_MESSAGE
-cdef int REQUEST, CREATE, EXCLUSIVE, DUMP, AF_INET, AF_INET6, NESTED, KIND
+cdef unsigned long long MAPPED
+cdef int TCP, UDP
+cdef Py_ssize_t NLMSG_HEADER, NFNL_HEADER, LARGEST
+cdef int NEW_MESSAGE, GET_MESSAGE, DELETE_MESSAGE, NLMSG_ERROR, NLM_F_REQUEST
+cdef int NLM_F_CREATE, NLM_F_EXCL, NLM_F_DUMP, AF_INET, AF_INET6, NLA_F_NESTED, NLA_TYPE_MASK
 cdef int TUPLE_ORIG, TUPLE_REPLY, STATUS, PROTOINFO, NAT_SRC, TIMEOUT
 cdef int COUNTERS_ORIG, COUNTERS_REPLY, NAT_DST, TUPLE_IP, TUPLE_PROTO
 cdef int V4_SRC, V4_DST, V6_SRC, V6_DST, PROTO_NUM, PROTO_SRC_PORT, PROTO_DST_PORT

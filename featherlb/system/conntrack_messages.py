@@ -5,28 +5,39 @@ numbers are those of nfnetlink.h and nfnetlink_conntrack.h in include/uapi/linux
 and attribute headers are in host order, attribute payloads in network order.
 """
 
+import struct
+import sys
 from typing import Any
 
 import cython
 
 from featherlb.core.flows.kernel import Commands, KernelFlow
 from featherlb.core.flows.tcp_state import State
+from featherlb.net.netlink import (
+    NFNL_HEADER,
+    NFNL_SUBSYS_CTNETLINK,
+    NLA_F_NESTED,
+    NLA_TYPE_MASK,
+    NLM_F_ACK,
+    NLM_F_CREATE,
+    NLM_F_DUMP,
+    NLM_F_EXCL,
+    NLM_F_REQUEST,
+    NLMSG_ERROR,
+    NLMSG_HEADER,
+    nfnl_message,
+)
+from featherlb.net.protocols import ADDRESS_FAMILIES, MAPPED, TCP, UDP
 
 if not cython.compiled:
     from featherlb.core.flows.kernel import INSERT, LOOK_UP
     from featherlb.core.flows.record import FULL, IPV6
-    from featherlb.net.packet import MAPPED, TCP, UDP
 
-HEADER = 20
-"""Bytes of nlmsghdr and nfgenmsg."""
-NEW_MESSAGE, GET_MESSAGE, DELETE_MESSAGE = 1 << 8, 1 << 8 | 1, 1 << 8 | 2
-ERROR_MESSAGE = 2
-REQUEST, CREATE, EXCLUSIVE, DUMP = 1, 0x400, 0x200, 0x300
-AF_INET, AF_INET6 = 2, 10
-NESTED, KIND = 0x8000, 0x3FFF
+NEW_MESSAGE, GET_MESSAGE, DELETE_MESSAGE = (NFNL_SUBSYS_CTNETLINK << 8 | n for n in range(3))
+AF_INET, AF_INET6 = ADDRESS_FAMILIES[4], ADDRESS_FAMILIES[6]
 
 TUPLE_ORIG, TUPLE_REPLY, STATUS, PROTOINFO, NAT_SRC, TIMEOUT = 1, 2, 3, 4, 6, 7
-COUNTERS_ORIG, COUNTERS_REPLY, NAT_DST = 9, 10, 13
+COUNTERS_ORIG, COUNTERS_REPLY, ID, NAT_DST, ZONE = 9, 10, 12, 13, 18
 TUPLE_IP, TUPLE_PROTO = 1, 2
 V4_SRC, V4_DST, V6_SRC, V6_DST = 1, 2, 3, 4
 PROTO_NUM, PROTO_SRC_PORT, PROTO_DST_PORT = 1, 2, 3
@@ -95,8 +106,8 @@ class Requests:
         rule changes the source of a flow in `dnat` mode.
         """
         family = AF_INET6 if record.flags & IPV6 else AF_INET
-        start = self.begin(NEW_MESSAGE, REQUEST | CREATE | EXCLUSIVE, family, sequence)
-        at = self.forward_tuple(start + HEADER, record, family)
+        start = self.begin(NEW_MESSAGE, NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL, family, sequence)
+        at = self.forward_tuple(start + NFNL_HEADER, record, family)
         # The plain inverse: the kernel translates it.
         at = self.tuple_attribute(
             at,
@@ -149,16 +160,16 @@ class Requests:
 
     def dump(self, family: int) -> None:
         """Dump all entries of an address family (2 or 10)."""
-        start = self.begin(GET_MESSAGE, REQUEST | DUMP, family, 0)
-        self.finish(start, start + HEADER)
+        start = self.begin(GET_MESSAGE, NLM_F_REQUEST | NLM_F_DUMP, family, 0)
+        self.finish(start, start + NFNL_HEADER)
 
     # Encoding
 
     def name(self, record: Any, kind: int, sequence: int) -> None:
         """Write a request for the entry with the flow's forward tuple."""
         family = AF_INET6 if record.flags & IPV6 else AF_INET
-        start = self.begin(kind, REQUEST, family, sequence)
-        self.finish(start, self.forward_tuple(start + HEADER, record, family))
+        start = self.begin(kind, NLM_F_REQUEST, family, sequence)
+        self.finish(start, self.forward_tuple(start + NFNL_HEADER, record, family))
 
     def begin(self, kind: int, flags: int, family: int, sequence: int) -> int:
         """Start a message, with headers except for its length; returns its offset."""
@@ -210,9 +221,9 @@ class Requests:
     ) -> int:
         """Write the tuple of one direction; returns the offset after it."""
         size = 44 if family == AF_INET6 else 20
-        self.attribute(at, NESTED | kind, 4 + size + 28)
+        self.attribute(at, NLA_F_NESTED | kind, 4 + size + 28)
         at += 4
-        self.attribute(at, NESTED | TUPLE_IP, size)
+        self.attribute(at, NLA_F_NESTED | TUPLE_IP, size)
         if family == AF_INET6:
             self.attribute(at + 4, V6_SRC, 20)
             self.put128(at + 8, src_high, src_low)
@@ -224,7 +235,7 @@ class Requests:
             self.attribute(at + 12, V4_DST, 8)
             self.put32(at + 16, dst_low)
         at += size
-        self.attribute(at, NESTED | TUPLE_PROTO, 28)
+        self.attribute(at, NLA_F_NESTED | TUPLE_PROTO, 28)
         self.attribute(at + 4, PROTO_NUM, 5)
         self.put32(at + 8, protocol << 24)
         self.attribute(at + 12, PROTO_SRC_PORT, 6)
@@ -236,20 +247,20 @@ class Requests:
     def translation(self, at: int, kind: int, family: int, high: int, low: int, port: int) -> int:
         """Write a NAT attribute with one address and one port; returns the offset after it."""
         if family == AF_INET6:
-            self.attribute(at, NESTED | kind, 64)
+            self.attribute(at, NLA_F_NESTED | kind, 64)
             self.attribute(at + 4, NAT_V6_MIN, 20)
             self.put128(at + 8, high, low)
             self.attribute(at + 24, NAT_V6_MAX, 20)
             self.put128(at + 28, high, low)
             at += 44
         else:
-            self.attribute(at, NESTED | kind, 40)
+            self.attribute(at, NLA_F_NESTED | kind, 40)
             self.attribute(at + 4, NAT_V4_MIN, 8)
             self.put32(at + 8, low)
             self.attribute(at + 12, NAT_V4_MAX, 8)
             self.put32(at + 16, low)
             at += 20
-        self.attribute(at, NESTED | NAT_PROTO, 20)
+        self.attribute(at, NLA_F_NESTED | NAT_PROTO, 20)
         self.attribute(at + 4, NAT_PORT_MIN, 6)
         self.put32(at + 8, port << 16)
         self.attribute(at + 12, NAT_PORT_MAX, 6)
@@ -259,8 +270,8 @@ class Requests:
     def tcp_state_attribute(self, at: int, state: int) -> int:
         """Write the TCP state, established or half-closed, with window tracking off (liberal);
         returns the offset after it."""
-        self.attribute(at, NESTED | PROTOINFO, 32)
-        self.attribute(at + 4, NESTED | PROTOINFO_TCP, 28)
+        self.attribute(at, NLA_F_NESTED | PROTOINFO, 32)
+        self.attribute(at + 4, NLA_F_NESTED | PROTOINFO_TCP, 28)
         self.attribute(at + 8, TCP_STATE, 5)
         closes = state in (FIN_WAIT, CLOSE_WAIT)
         self.put32(at + 12, (TCP_FIN_WAIT if closes else TCP_ESTABLISHED) << 24)
@@ -320,20 +331,20 @@ class Entry(KernelFlow):
         """Parse the message at an offset of the buffer; returns the offset after it, or 0 if there
         is no complete message before `end`."""
         self.clear()
-        if at + 16 > end:
+        if at + NLMSG_HEADER > end:
             return 0
         length = self.u32[at >> 2]
-        if length < 16 or at + length > end:
+        if length < NLMSG_HEADER or at + length > end:
             return 0
         self.kind = self.u16[(at + 4) >> 1]
         self.sequence = self.u32[(at + 8) >> 2]
         self.sender = self.u32[(at + 12) >> 2]
-        if self.kind == ERROR_MESSAGE:
+        if self.kind == NLMSG_ERROR:
             if length >= 20:
                 self.error = -self.u32[(at + 16) >> 2] & 0xFFFFFFFF
-        elif self.kind in (NEW_MESSAGE, DELETE_MESSAGE) and length >= HEADER:
+        elif self.kind in (NEW_MESSAGE, DELETE_MESSAGE) and length >= NFNL_HEADER:
             self.version = 6 if self.u8[at + 16] == AF_INET6 else 4
-            self.read_attributes(at + HEADER, at + length)
+            self.read_attributes(at + NFNL_HEADER, at + length)
             if self.protocol == UDP:
                 self.state = UDP_TWO_WAY if self.answered else UDP_ONE_WAY
         return at + ((length + 3) & ~3)
@@ -342,7 +353,7 @@ class Entry(KernelFlow):
         """Parse the attributes of an entry."""
         while at + 4 <= end:
             length = self.u16[at >> 1]
-            kind = self.u16[(at + 2) >> 1] & KIND
+            kind = self.u16[(at + 2) >> 1] & NLA_TYPE_MASK
             if length < 4 or at + length > end:
                 return
             if kind in (TUPLE_ORIG, TUPLE_REPLY):
@@ -375,7 +386,7 @@ class Entry(KernelFlow):
         protocol = source = destination = 0
         while at + 4 <= end:
             length = self.u16[at >> 1]
-            kind = self.u16[(at + 2) >> 1] & KIND
+            kind = self.u16[(at + 2) >> 1] & NLA_TYPE_MASK
             if length < 4 or at + length > end:
                 return
             if kind == TUPLE_IP:
@@ -412,7 +423,7 @@ class Entry(KernelFlow):
             length = self.u16[at >> 1]
             if length < 4 or at + length > end:
                 return 0
-            if self.u16[(at + 2) >> 1] & KIND == wanted:
+            if self.u16[(at + 2) >> 1] & NLA_TYPE_MASK == wanted:
                 return at
             at += (length + 3) & ~3
         return 0
@@ -428,3 +439,18 @@ class Entry(KernelFlow):
         """Eight bytes, big-endian."""
         value = self.get32(at)
         return value << 32 | self.get32(at + 4)
+
+
+def deletion(message: memoryview) -> bytes:
+    """A request to delete exactly the entry of this message, to be acknowledged."""
+    chosen = b""
+    length = int.from_bytes(message[:4], sys.byteorder)
+    at = NFNL_HEADER
+    while at + 4 <= length:
+        size, kind = struct.unpack_from("=HH", message, at)
+        end = at + ((size + 3) & ~3)
+        if kind & NLA_TYPE_MASK in (TUPLE_ORIG, ID, ZONE):
+            chosen += message[at:end]
+        at = end
+    flags = NLM_F_REQUEST | NLM_F_ACK
+    return nfnl_message(DELETE_MESSAGE, flags, message[NLMSG_HEADER], 0, chosen)

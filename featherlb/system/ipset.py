@@ -5,7 +5,6 @@ for one endpoint and for thousands.
 """
 
 import re
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -19,6 +18,7 @@ from pyroute2.netlink.exceptions import IPSetError, NetlinkError
 
 from featherlb.model import Address, Endpoint, Protocol
 from featherlb.model.errors import HostError
+from featherlb.net.protocols import ADDRESS_FAMILIES
 
 MAX_ENTRIES = 1 << 20
 """Above any realistic number of endpoints, which the kernel's default of 65536 is not."""
@@ -26,7 +26,6 @@ RELEASE_TIMEOUT = 20.0
 """Seconds until a removed rule has released its set: nf_tables frees rules after a delay."""
 
 _NAME = re.compile(r"^featherlb-(\d+)-")
-_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -133,7 +132,7 @@ def _names(ipset: Any) -> list[str]:
 
 
 def _fill(ipset: Any, name: str, wanted: Set) -> None:
-    family = _FAMILIES[wanted.family]
+    family = ADDRESS_FAMILIES[wanted.family]
     ipset.create(name, stype=wanted.type, family=family, maxelem=MAX_ENTRIES)
     for entry in wanted.entries:
         port = PortEntry(entry.endpoint.port, protocol=int(entry.protocol))

@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address, ip_interface, ip_network
-from typing import NamedTuple
 
 from featherlb.model import (
     Address,
@@ -29,11 +28,24 @@ from featherlb.model import (
     Route,
 )
 from featherlb.model.errors import HostError
-
-NLMSG_ERROR, NLMSG_DONE = 2, 3
-NLM_F_REQUEST, NLM_F_MULTI, NLM_F_ACK, NLM_F_DUMP_INTR = 0x01, 0x02, 0x04, 0x10
-NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE, NLM_F_DUMP = 0x100, 0x200, 0x400, 0x300
-NLA_TYPE_MASK = 0x3FFF
+from featherlb.net.netlink import (
+    NLM_F_ACK,
+    NLM_F_CREATE,
+    NLM_F_DUMP,
+    NLM_F_DUMP_INTR,
+    NLM_F_EXCL,
+    NLM_F_MULTI,
+    NLM_F_REPLACE,
+    NLM_F_REQUEST,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    attribute,
+    build_message,
+    error_code,
+    parse_attributes,
+    parse_messages,
+)
+from featherlb.net.protocols import ADDRESS_FAMILIES
 
 RTM_GETLINK = 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
@@ -67,16 +79,13 @@ RTMGRP_LINK, RTMGRP_NEIGH = 0x1, 0x4
 RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV4_RULE = 0x10, 0x40, 0x80
 RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE, RTMGRP_IPV6_RULE = 0x100, 0x400, 0x40000
 
-_HEADER = struct.Struct("=IHHII")  # nlmsghdr
-_ATTRIBUTE = struct.Struct("=HH")  # nlattr
 _LINK = struct.Struct("=BxHiII")  # ifinfomsg
 _ADDRESS = struct.Struct("=BBBBi")  # ifaddrmsg
 _ROUTE = struct.Struct("=BBBBBBBBI")  # rtmsg
 _NEXT_HOP = struct.Struct("=HBBi")  # rtnexthop
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")  # ndmsg
 
-_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
-_ALL_ZEROS = {socket.AF_INET: bytes(4), socket.AF_INET6: bytes(16)}
+_ALL_ZEROS = {ADDRESS_FAMILIES[4]: bytes(4), ADDRESS_FAMILIES[6]: bytes(16)}
 _DATAGRAM = 1 << 16
 """Bytes: more than the kernel puts into one datagram (net/netlink/af_netlink.c: netlink_dump)."""
 _TRANSIENT = (errno.ENOBUFS, errno.ENOMEM, errno.EINTR, errno.EAGAIN)
@@ -106,7 +115,7 @@ def addresses() -> list[HostAddress]:
     found = []
     for body in bodies:
         family, prefixlen, _, _, index = _ADDRESS.unpack_from(body)
-        attributes = _attributes(body, _ADDRESS.size)
+        attributes = parse_attributes(body, _ADDRESS.size)
         packed = attributes.get(IFA_LOCAL) or attributes.get(IFA_ADDRESS)
         # An interface that was removed meanwhile took its addresses along.
         if packed and family in _ALL_ZEROS and index in interfaces:
@@ -118,10 +127,10 @@ def addresses() -> list[HostAddress]:
 def route(destination: Address) -> Route | None:
     """The kernel's own choice of a route, by its rules and tables; None if it has none, or only
     one that leads nowhere."""
-    body = _ROUTE.pack(_FAMILIES[destination.version], destination.max_prefixlen, *[0] * 7)
+    body = _ROUTE.pack(ADDRESS_FAMILIES[destination.version], destination.max_prefixlen, *[0] * 7)
     with _failing(f"look up the route to {destination}"), Connection() as kernel:
         try:
-            answer = kernel.get(RTM_GETROUTE, body + _attribute(RTA_DST, destination.packed))
+            answer = kernel.get(RTM_GETROUTE, body + attribute(RTA_DST, destination.packed))
         except OSError as error:
             if error.errno in _TRANSIENT:
                 raise
@@ -134,12 +143,12 @@ def routes() -> dict[Network, Route]:
     """The routes in the tables main and default, by prefix: the preferred one where there are
     several, with its first next hop that is alive."""
     best: dict[Network, tuple[int, Route]] = {}
-    for family in _FAMILIES.values():
+    for family in ADDRESS_FAMILIES.values():
         with _failing("list the routes"), Connection() as kernel:
             bodies = kernel.dump(RTM_GETROUTE, _ROUTE.pack(family, *[0] * 8))
         for body in bodies:
             _, length, _, _, table, _, _, kind, flags = _ROUTE.unpack_from(body)
-            attributes = _attributes(body, _ROUTE.size)
+            attributes = parse_attributes(body, _ROUTE.size)
             if RTA_TABLE in attributes:
                 table = _number(attributes[RTA_TABLE])
             if kind != RTN_UNICAST or table not in (RT_TABLE_DEFAULT, RT_TABLE_MAIN):
@@ -176,9 +185,9 @@ def solicit(
     requests += [(key, NLM_F_REPLACE, NUD_PROBE, 0) for key in known]
     with _failing("solicit neighbours"), Connection() as kernel:
         for (link, address), mode, state, flags in requests:
-            body = _NEIGHBOUR.pack(_FAMILIES[address.version], link, state, flags, 0)
+            body = _NEIGHBOUR.pack(ADDRESS_FAMILIES[address.version], link, state, flags, 0)
             try:
-                kernel.change(RTM_NEWNEIGH, mode, body + _attribute(NDA_DST, address.packed))
+                kernel.change(RTM_NEWNEIGH, mode, body + attribute(NDA_DST, address.packed))
             except OSError as error:
                 if error.errno in (errno.ENOBUFS, errno.ENOMEM):
                     refused.add((link, address))
@@ -191,8 +200,8 @@ def has_proxy(address: Address, interface: str) -> bool:
     with _failing("look for a proxied neighbour"), Connection() as kernel:
         try:
             index = kernel.index_of(interface)
-            body = _NEIGHBOUR.pack(_FAMILIES[address.version], index, 0, NTF_PROXY, 0)
-            kernel.get(RTM_GETNEIGH, body + _attribute(NDA_DST, address.packed))
+            body = _NEIGHBOUR.pack(ADDRESS_FAMILIES[address.version], index, 0, NTF_PROXY, 0)
+            kernel.get(RTM_GETNEIGH, body + attribute(NDA_DST, address.packed))
         except OSError as error:
             if error.errno in _TRANSIENT:
                 raise
@@ -224,8 +233,9 @@ def _change_address(kind: int, mode: int, address: Address, interface: str) -> N
     flags = IFA_F_NODAD if address.version == 6 else 0
     with Connection() as kernel:
         index = kernel.index_of(interface)
-        body = _ADDRESS.pack(_FAMILIES[address.version], address.max_prefixlen, flags, 0, index)
-        body += _attribute(IFA_LOCAL, address.packed) + _attribute(IFA_ADDRESS, address.packed)
+        family = ADDRESS_FAMILIES[address.version]
+        body = _ADDRESS.pack(family, address.max_prefixlen, flags, 0, index)
+        body += attribute(IFA_LOCAL, address.packed) + attribute(IFA_ADDRESS, address.packed)
         kernel.change(kind, mode, body)
 
 
@@ -266,7 +276,7 @@ class Monitor:
                 break
             except OSError:
                 raise OverflowError from None
-            for message in _messages(datagram):
+            for message in parse_messages(datagram):
                 if message.kind not in (RTM_NEWNEIGH, RTM_DELNEIGH):
                     other = True
                 elif (one := parse_neighbour(message.kind, message.body)) is not None:
@@ -275,18 +285,6 @@ class Monitor:
 
     def close(self) -> None:
         self._socket.close()
-
-
-# Messages
-
-
-class _Message(NamedTuple):
-    """A netlink message; `body` is what follows its header."""
-
-    kind: int
-    flags: int
-    sequence: int
-    body: bytes
 
 
 class Connection:
@@ -313,7 +311,7 @@ class Connection:
 
     def index_of(self, interface: str) -> int:
         """The index of the interface with this name; OSError ENODEV if there is none."""
-        name = _attribute(IFLA_IFNAME, interface.encode() + b"\0")
+        name = attribute(IFLA_IFNAME, interface.encode() + b"\0")
         return parse_link(self.get(RTM_GETLINK, bytes(_LINK.size) + name)).index
 
     def change(self, kind: int, mode: int, body: bytes) -> None:
@@ -337,20 +335,17 @@ class Connection:
         """The bodies of the answers, and whether the table changed meanwhile; OSError with the
         kernel's error."""
         self._sequence += 1
-        length = _HEADER.size + len(body)
-        header = _HEADER.pack(length, kind, flags | NLM_F_REQUEST, self._sequence, 0)
-        self._socket.send(header + body)
+        self._socket.send(build_message(kind, flags | NLM_F_REQUEST, self._sequence, body))
         bodies: list[bytes] = []
         interrupted = False
         while True:
-            for message in _messages(self._socket.recv(_DATAGRAM)):
+            for message in parse_messages(self._socket.recv(_DATAGRAM)):
                 if message.sequence != self._sequence:
                     # The rest of a dump that ended in an error.
                     continue
                 interrupted = interrupted or bool(message.flags & NLM_F_DUMP_INTR)
                 if message.kind in (NLMSG_ERROR, NLMSG_DONE):
-                    code = -int.from_bytes(message.body[:4], sys.byteorder, signed=True)
-                    if code:
+                    if code := error_code(message.body):
                         raise OSError(code, os.strerror(code))
                     return bodies, interrupted
                 bodies.append(message.body)
@@ -367,27 +362,7 @@ def _failing(task: str) -> Iterator[None]:
         raise HostError(f"cannot {task}: {os.strerror(error.errno or 0)}") from None
 
 
-def _messages(datagram: bytes) -> Iterator[_Message]:
-    at = 0
-    while at + _HEADER.size <= len(datagram):
-        length, kind, flags, sequence, _ = _HEADER.unpack_from(datagram, at)
-        yield _Message(kind, flags, sequence, datagram[at + _HEADER.size : at + length])
-        at += max(_HEADER.size, (length + 3) & ~3)
-
-
-def _attributes(body: bytes, at: int) -> dict[int, bytes]:
-    """The attributes from this offset on, by type."""
-    found = {}
-    while at + _ATTRIBUTE.size <= len(body):
-        length, kind = _ATTRIBUTE.unpack_from(body, at)
-        found[kind & NLA_TYPE_MASK] = body[at + _ATTRIBUTE.size : at + length]
-        at += max(_ATTRIBUTE.size, (length + 3) & ~3)
-    return found
-
-
-def _attribute(kind: int, payload: bytes) -> bytes:
-    length = _ATTRIBUTE.size + len(payload)
-    return _ATTRIBUTE.pack(length, kind) + payload + bytes(-length % 4)
+# Messages
 
 
 def _number(payload: bytes) -> int:
@@ -400,8 +375,8 @@ def _text(payload: bytes) -> str:
 
 def parse_link(body: bytes) -> Link:
     _, kind, index, flags, _ = _LINK.unpack_from(body)
-    attributes = _attributes(body, _LINK.size)
-    info = _attributes(attributes.get(IFLA_LINKINFO, b""), 0)
+    attributes = parse_attributes(body, _LINK.size)
+    info = parse_attributes(attributes.get(IFLA_LINKINFO, b""), 0)
     mac = attributes.get(IFLA_ADDRESS, b"")
     return Link(
         index=index,
@@ -419,7 +394,7 @@ def parse_link(body: bytes) -> Link:
 
 def _parse_route(body: bytes) -> Route | None:
     """None where no link is left to send to."""
-    attributes = _attributes(body, _ROUTE.size)
+    attributes = parse_attributes(body, _ROUTE.size)
     local = _ROUTE.unpack_from(body)[7] == RTN_LOCAL
     link = _number(attributes.get(RTA_OIF, b""))
     hop = attributes
@@ -444,7 +419,7 @@ def _next_hops(payload: bytes) -> Iterator[tuple[bool, int, dict[int, bytes]]]:
     while at + _NEXT_HOP.size <= len(payload):
         length, flags, _, index = _NEXT_HOP.unpack_from(payload, at)
         end = at + max(_NEXT_HOP.size, length)
-        yield bool(flags & RTNH_F_DEAD), index, _attributes(payload[:end], at + _NEXT_HOP.size)
+        yield bool(flags & RTNH_F_DEAD), index, parse_attributes(payload[:end], at + _NEXT_HOP.size)
         at = (end + 3) & ~3
 
 
@@ -452,7 +427,7 @@ def parse_neighbour(kind: int, body: bytes) -> Neighbour | None:
     """The neighbour of an RTM_NEWNEIGH or RTM_DELNEIGH message, without its header; None if it is
     about a bridge's table or a proxied address."""
     family, link, state, flags, _ = _NEIGHBOUR.unpack_from(body)
-    attributes = _attributes(body, _NEIGHBOUR.size)
+    attributes = parse_attributes(body, _NEIGHBOUR.size)
     if family not in _ALL_ZEROS or flags & NTF_PROXY or NDA_DST not in attributes:
         return None
     if kind == RTM_DELNEIGH:

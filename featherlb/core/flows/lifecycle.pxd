@@ -8,8 +8,9 @@ from featherlb.core.flows.next_hops cimport NextHops
 from featherlb.core.flows.record cimport (
     COUNTED, FULL, IPV6, LOCAL_CLIENT, OFFLOADED, WIRED, Record)
 from featherlb.core.flows.table cimport FlowTable
-from featherlb.net.packet cimport SYN, TCP, Packet
+from featherlb.net.packet cimport Packet
 
+cdef int SYN, TCP
 cdef int MAX_EXPIRED_AT_ONCE, MAX_PORT_RECLAIMS
 cdef unsigned char[::1] IS_ACTIVE, IS_REUSABLE
 cdef int NEW, SYN_SENT, SYN_RETRIED, ADOPTED, UDP_ONE_WAY, UDP_TWO_WAY

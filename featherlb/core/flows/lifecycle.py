@@ -17,12 +17,12 @@ from featherlb.core.pools.pool import Pool
 from featherlb.model import Hook, Timeouts
 from featherlb.model.reason import Reason
 from featherlb.net.packet import Packet
+from featherlb.net.protocols import SYN, TCP
 
 if not cython.compiled:
     from featherlb.core.flows.counters import OPENED, SYN_TIMEOUTS
     from featherlb.core.flows.record import COUNTED, FULL, IPV6, LOCAL_CLIENT, OFFLOADED, WIRED
     from featherlb.net.checksum import fold, words
-    from featherlb.net.packet import SYN, TCP
 
 MAX_EXPIRED_AT_ONCE = 1024
 """Flows that one call of `expire` ends at most, so that it never delays packets for long."""

@@ -2,11 +2,12 @@
 cimport cython
 from featherlb.core.flows.record cimport (
     ABANDONED, OFFLOADED, REPLY_ONLY, Direction, Record, Records, clear, direction_of, ports_of)
+from featherlb.net.packet cimport MASK32
 
 cdef extern from *:
     void prefetch "__builtin_prefetch" (const void *address) nogil
 
-cdef unsigned long long MASK32, MASK64
+cdef unsigned long long MASK64
 
 
 @cython.final

@@ -32,7 +32,6 @@ from featherlb.core.flows.memory import FlowMemory
 from featherlb.core.flows.record import Records
 from featherlb.model.ticks import TICKS_PER_SECOND
 
-MASK32 = 0xFFFFFFFF
 MASK64 = 0xFFFFFFFFFFFFFFFF
 
 if not cython.compiled:
@@ -44,6 +43,7 @@ if not cython.compiled:
         direction_of,
         ports_of,
     )
+    from featherlb.net.packet import MASK32
 
     def prefetch(address: object) -> None:
         """Has no equivalent in Python."""

@@ -4,8 +4,9 @@ from featherlb.core.flows.table cimport FlowTable
 from featherlb.core.flows.lifecycle cimport Lifecycle
 from featherlb.core.flows.members cimport Members
 from featherlb.core.path.context cimport Context
-from featherlb.net.packet cimport SYN, TCP, Packet
+from featherlb.net.packet cimport Packet
 
+cdef int SYN, TCP
 cdef int ESTABLISHED, INPUT, OUTPUT, WIRE, TRUNCATED
 
 

@@ -6,8 +6,6 @@ have sent this client to this backend, it must be that one.
 
 from collections.abc import Iterable
 
-import cython
-
 from featherlb.core.flows.lifecycle import Lifecycle
 from featherlb.core.flows.members import Members
 from featherlb.core.flows.table import FlowTable
@@ -18,9 +16,7 @@ from featherlb.core.pools.pool import Pool
 from featherlb.core.pools.schedulers import NewFlow
 from featherlb.model import Hook, PacketInfo, Protocol
 from featherlb.net.addresses import words_of
-
-if not cython.compiled:
-    from featherlb.net.packet import SYN, TCP
+from featherlb.net.protocols import SYN, TCP
 
 MAX_RANGE = 16
 """Ports of a VIP to try for a reply; VIPs with more are not tried."""

@@ -20,11 +20,12 @@ from featherlb.core.flows.members cimport Members, PoolMember
 from featherlb.net.tcp_options cimport lower
 from featherlb.core.path.nat cimport rewrite, rewrite_addresses
 from featherlb.core.path.offloaded cimport OffloadedFlows
-from featherlb.net.packet cimport FRAGMENT, OK, SYN, TCP, UDP, UNSUPPORTED, Packet
+from featherlb.net.packet cimport FRAGMENT, OK, UNSUPPORTED, Packet
 from featherlb.core.path.services cimport Services
 from featherlb.core.path.restore cimport Restoration
 from featherlb.core.path.export cimport Views
 
+cdef int SYN, TCP, UDP
 cdef int NEW, UDP_ONE_WAY
 cdef int PREROUTING, OUTPUT, WIRE, NOT_READY, TRUNCATED, REWRITTEN
 cdef int TRUNCATED_REASON, NO_BACKEND, POOL_FULL, NO_FLOW, COPY, INVALID, MARTIAN, TTL_EXCEEDED

@@ -45,6 +45,7 @@ from featherlb.model import (
 )
 from featherlb.model.reason import Reason
 from featherlb.net.packet import Packet
+from featherlb.net.protocols import SYN, TCP, UDP
 
 if not cython.compiled:
     from featherlb.core.flows.counters import COUNTERS
@@ -62,7 +63,7 @@ if not cython.compiled:
     )
     from featherlb.core.path.icmp import is_icmp
     from featherlb.core.path.nat import rewrite, rewrite_addresses
-    from featherlb.net.packet import FRAGMENT, OK, SYN, TCP, UDP, UNSUPPORTED
+    from featherlb.net.packet import FRAGMENT, OK, UNSUPPORTED
     from featherlb.net.tcp_options import lower
 
 MAX_EXPECTED = 64

@@ -1,16 +1,17 @@
 # C types of icmp.py, for the compiled build.
 cimport cython
 from featherlb.core.path.outbox cimport Outbox
-from featherlb.net.checksum cimport negate, sum_bytes, update
+from featherlb.net.checksum cimport MASK16, negate, sum_bytes, update
 from featherlb.core.flows.counters cimport Counters
 from featherlb.core.flows.next_hops cimport NextHops
 from featherlb.core.flows.record cimport FULL, Record
 from featherlb.core.path.context cimport Context
 from featherlb.core.path.hooks cimport DROP, REWRITE, for_error
 from featherlb.core.flows.table cimport FlowTable
-from featherlb.net.packet cimport ICMP, ICMPV6, MASK16, OK, TCP, Packet
+from featherlb.net.packet cimport OK, Packet
 from featherlb.core.path.services cimport Services
 
+cdef int ICMP, ICMPV6, TCP
 cdef int HEADER, UNREACHABLE, TIME_EXCEEDED, PARAMETER_PROBLEM, FIRST_V6, LAST_V6
 cdef int ECHO_V4, ECHO_V6, PREROUTING, OUTPUT, WIRE, NOT_READY, CUT, REWRITTEN
 cdef int ICMP_ERROR, TRUNCATED, BAD_CHECKSUM, ECHO, COPY, TTL_EXCEEDED, NO_NEXT_HOP

@@ -22,13 +22,13 @@ from featherlb.core.path.services import Services
 from featherlb.model import Hook, PacketInfo, Verdict
 from featherlb.model.reason import Reason
 from featherlb.net.packet import Packet
-from featherlb.net.protocols import ECHO_REQUEST, ICMP_ERRORS
+from featherlb.net.protocols import ECHO_REQUEST, ICMP, ICMP_ERRORS, ICMPV6, TCP
 
 if not cython.compiled:
     from featherlb.core.flows.record import FULL
     from featherlb.core.path.hooks import DROP, REWRITE, for_error
-    from featherlb.net.checksum import negate, sum_bytes, update
-    from featherlb.net.packet import ICMP, ICMPV6, MASK16, OK, TCP
+    from featherlb.net.checksum import MASK16, negate, sum_bytes, update
+    from featherlb.net.packet import OK
 
 HEADER = 8
 

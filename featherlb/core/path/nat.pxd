@@ -3,8 +3,9 @@ cimport cython
 from featherlb.net.checksum cimport negate, update, update_partial
 from featherlb.core.flows.record cimport LOCAL_BACKEND, LOCAL_CLIENT, Record
 from featherlb.core.flows.table cimport FlowTable
-from featherlb.net.packet cimport TCP, Packet
+from featherlb.net.packet cimport Packet
 
+cdef int TCP
 cdef int NOT_READY, GSO, COMPLETED_LATER
 
 @cython.locals(record="Record *", delta=cython.ulonglong)

@@ -22,11 +22,11 @@ import cython
 from featherlb.core.flows.table import FlowTable
 from featherlb.model import PacketInfo
 from featherlb.net.packet import Packet
+from featherlb.net.protocols import TCP
 
 if not cython.compiled:
     from featherlb.core.flows.record import LOCAL_BACKEND, LOCAL_CLIENT
     from featherlb.net.checksum import negate, update, update_partial
-    from featherlb.net.packet import TCP
 
 NOT_READY = int(PacketInfo.CHECKSUM_NOT_READY)
 GSO = int(PacketInfo.GSO)

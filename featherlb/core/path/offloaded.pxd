@@ -10,8 +10,9 @@ from featherlb.core.flows.table cimport FlowTable
 from featherlb.core.path.context cimport GO_ON, Context
 from featherlb.core.path.outbox cimport Outbox
 from featherlb.core.path.services cimport Services
-from featherlb.net.packet cimport MASK32, SYN, TCP, UDP, Packet
+from featherlb.net.packet cimport MASK32, Packet
 
+cdef int SYN, TCP, UDP
 cdef int YOUNG, MAX_ATTEMPTS, SYN_SENT, SYN_RETRIED, CLOSED, UDP_ONE_WAY, UDP_TWO_WAY, OUTPUT
 cdef int NOT_READY, GSO, CUT, FORWARD, INVALID, NO_ENTRY, NO_FLOW, TRUNCATED, TTL_EXCEEDED
 cdef int DROP, OFFLOAD, LOOK_UP

@@ -24,6 +24,7 @@ from featherlb.model import Endpoint, Hook, PacketInfo, Verdict
 from featherlb.model.reason import Reason
 from featherlb.model.shard import Shard
 from featherlb.net.addresses import address_of
+from featherlb.net.protocols import SYN, TCP, UDP
 
 if not cython.compiled:
     from featherlb.core.flows.counters import COUNTERS, REFUSED, SYN_RETRIES, SYN_TIMEOUTS
@@ -38,7 +39,7 @@ if not cython.compiled:
         direction_of,
     )
     from featherlb.core.path.context import GO_ON
-    from featherlb.net.packet import MASK32, SYN, TCP, UDP
+    from featherlb.net.packet import MASK32
 
 YOUNG = 20
 """Age in ticks up to which a destroy event may be about the previous entry with the same tuple."""

@@ -1,6 +1,7 @@
 # C types of outbox.py, for the compiled build.
-from featherlb.net.packet cimport RST, UDP, Packet
+from featherlb.net.packet cimport Packet
 
+cdef int RST, UDP
 cdef int MAX_WAITING, MAX_ICMP_ERRORS
 
 

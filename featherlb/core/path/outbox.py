@@ -3,13 +3,9 @@
 What a remote host can cause is limited; beyond that it gets no answer.
 """
 
-import cython
-
 from featherlb.net.build import echo_reply, port_unreachable, tcp_reset, time_exceeded, too_big
 from featherlb.net.packet import Packet
-
-if not cython.compiled:
-    from featherlb.net.packet import RST, UDP
+from featherlb.net.protocols import RST, UDP
 
 MAX_WAITING = 512
 """Packets that wait to be sent; beyond that, refusals are silent, so a flood costs no memory."""

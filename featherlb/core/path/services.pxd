@@ -2,7 +2,8 @@
 cimport cython
 from featherlb.core.flows.next_hops cimport NextHops
 from featherlb.core.flows.members cimport Members
-from featherlb.net.packet cimport MAPPED
+
+cdef unsigned long long MAPPED
 
 
 cdef class Services:

@@ -6,8 +6,6 @@ A pool lives as long as there is a service of its name, its members as long as t
 from collections.abc import Sequence
 from functools import partial
 
-import cython
-
 from featherlb.core.flows.members import Members
 from featherlb.core.flows.next_hops import NextHops
 from featherlb.core.flows.snat_ports import PortAllocator
@@ -15,9 +13,7 @@ from featherlb.core.pools.pool import Pool
 from featherlb.core.pools.schedulers import UserScheduler
 from featherlb.model import Service
 from featherlb.net.addresses import words_of
-
-if not cython.compiled:
-    from featherlb.net.packet import MAPPED
+from featherlb.net.protocols import MAPPED
 
 
 class Services:

@@ -5,7 +5,8 @@ from featherlb.core.flows.record cimport IPV6, Direction, Record, direction_of, 
 from featherlb.core.flows.table cimport FlowTable
 from featherlb.core.path.offloaded cimport OffloadedFlows
 from featherlb.core.path.outbox cimport Outbox
-from featherlb.net.packet cimport TCP
+
+cdef int TCP
 
 
 cdef class Termination:

@@ -8,10 +8,10 @@ from featherlb.core.flows.tombstones import Tombstones
 from featherlb.core.path.offloaded import OffloadedFlows
 from featherlb.core.path.outbox import Outbox
 from featherlb.net.build import flow_probe, flow_reset
+from featherlb.net.protocols import TCP
 
 if not cython.compiled:
     from featherlb.core.flows.record import IPV6, direction_of, ports_of
-    from featherlb.net.packet import TCP
 
 
 class Termination:

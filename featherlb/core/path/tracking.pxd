@@ -5,8 +5,9 @@ from featherlb.core.flows.lifecycle cimport Lifecycle
 from featherlb.core.flows.record cimport COUNTED, Direction, Record, direction_of
 from featherlb.core.flows.table cimport FlowTable
 from featherlb.core.path.context cimport Context
-from featherlb.net.packet cimport ACK, FIN, MASK32, RST, SYN, Packet
+from featherlb.net.packet cimport MASK32, Packet
 
+cdef int ACK, FIN, RST, SYN
 cdef Py_ssize_t EVENTS
 cdef unsigned char[::1] NEXT_STATE
 cdef int EVENT_SYN, EVENT_SYN_ACK, EVENT_FIN, EVENT_RST, EVENT_ACK

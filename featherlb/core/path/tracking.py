@@ -8,11 +8,12 @@ from featherlb.core.flows.lifecycle import Lifecycle
 from featherlb.core.flows.table import FlowTable
 from featherlb.core.flows.tcp_state import TRANSITIONS, Event, State
 from featherlb.core.path.context import Context
+from featherlb.net.protocols import ACK, FIN, RST, SYN
 
 if not cython.compiled:
     from featherlb.core.flows.counters import REFUSED, RESETS, SYN_RETRIES
     from featherlb.core.flows.record import COUNTED, direction_of
-    from featherlb.net.packet import ACK, FIN, MASK32, RST, SYN
+    from featherlb.net.packet import MASK32
 
 # The table of transitions as flat bytes, for the compiled build.
 EVENTS = len(Event)

@@ -22,7 +22,7 @@ from featherlb.datapaths.batches import (
     SLOT_SIZE,
 )
 from featherlb.model import Hook, PacketInfo, Verdict
-from featherlb.net.netlink import NFNL_HEADER, NLM_F_REQUEST, error_code
+from featherlb.net.netlink import NFNL_HEADER, NLM_F_REQUEST, NLMSG_HEADER, error_code
 from featherlb.system.mmsg import MessageBatch
 from featherlb.system.nfnetlink import open_socket
 from featherlb.system.nfqueue import (
@@ -98,7 +98,7 @@ class NetlinkDriver:
     def _configure(self, attributes: bytes) -> None:
         """Send a configuration message and wait for the kernel's answer."""
         self._socket.send(config_message(self.number, attributes, acknowledge=True))
-        if code := error_code(self._socket.recv(4096)):
+        if code := error_code(self._socket.recv(4096)[NLMSG_HEADER:]):
             raise OSError(code, os.strerror(code))
 
     def fileno(self) -> int:

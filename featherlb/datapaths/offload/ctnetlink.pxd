@@ -3,10 +3,11 @@ cimport cython
 from featherlb.core.flows.kernel cimport INSERT, LOOK_UP, Commands
 from featherlb.core.path.offloaded cimport OffloadedFlows
 from featherlb.system.conntrack_messages cimport (
-    DELETE_MESSAGE, ERROR_MESSAGE, NEW_MESSAGE, Entry, Requests)
+    DELETE_MESSAGE, NEW_MESSAGE, Entry, Requests)
 from featherlb.system.mmsg cimport MessageBatch
 
 cdef unsigned int EEXIST
+cdef int NLMSG_ERROR
 cdef Py_ssize_t SLOTS, SLOT_SIZE, MAX_BATCHES, AT_ONCE
 
 

@@ -15,6 +15,7 @@ from featherlb.core.flows.kernel import Commands
 from featherlb.core.path.offloaded import OffloadedFlows
 from featherlb.datapaths.batches import MAX_BATCHES
 from featherlb.model.ticks import TICKS_PER_SECOND
+from featherlb.net.netlink import NLMSG_ERROR
 from featherlb.system.conntrack_messages import Entry, Requests
 from featherlb.system.mmsg import MessageBatch
 from featherlb.system.nfnetlink import (
@@ -27,7 +28,7 @@ from featherlb.system.nfnetlink import (
 
 if not cython.compiled:
     from featherlb.core.flows.kernel import INSERT, LOOK_UP
-    from featherlb.system.conntrack_messages import DELETE_MESSAGE, ERROR_MESSAGE, NEW_MESSAGE
+    from featherlb.system.conntrack_messages import DELETE_MESSAGE, NEW_MESSAGE
 
 BUFFER = 8 << 20
 """Bytes of kernel memory for responses, and for some 10,000 events."""
@@ -109,9 +110,9 @@ class Conntrack:
                 kind = batch.kind(at)
                 if kind == LOOK_UP and entry.kind == NEW_MESSAGE:
                     self._flows.counters(batch.flow(at), entry, ticks)
-                elif kind == LOOK_UP and entry.kind == ERROR_MESSAGE:
+                elif kind == LOOK_UP and entry.kind == NLMSG_ERROR:
                     self._flows.gone(batch.flow(at), ticks)
-                elif kind == INSERT and entry.kind == ERROR_MESSAGE:
+                elif kind == INSERT and entry.kind == NLMSG_ERROR:
                     if entry.error == EEXIST:
                         clashes.append(at)
                     else:
