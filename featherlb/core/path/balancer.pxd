@@ -5,7 +5,7 @@ from featherlb.core.path.outbox cimport Outbox
 from featherlb.core.path.context cimport (
     FIRST_FRAGMENT, GO_ON, ICMP_MESSAGE, LATER_FRAGMENT, Context)
 from featherlb.core.path.hooks cimport (
-    ASK, DROP, PASS, REWRITE, for_flow, for_new, is_after_routing)
+    VERIFY, DROP, PASS, REWRITE, for_flow, for_new, is_after_routing)
 from featherlb.core.path.tracking cimport Tracker
 from featherlb.core.flows.counters cimport COUNTERS, Counters
 from featherlb.core.path.terminate cimport Termination

@@ -53,10 +53,10 @@ if not cython.compiled:
     from featherlb.core.flows.record import OFFLOADED, direction_of
     from featherlb.core.path.context import FIRST_FRAGMENT, GO_ON, ICMP_MESSAGE, LATER_FRAGMENT
     from featherlb.core.path.hooks import (
-        ASK,
         DROP,
         PASS,
         REWRITE,
+        VERIFY,
         for_flow,
         for_new,
         is_after_routing,
@@ -272,7 +272,7 @@ class Balancer:
         ctx.reply = reply
         action = for_flow(self.flows.at(flow).flags, reply, ctx.hook)
         if action != REWRITE:
-            if action == ASK:
+            if action == VERIFY:
                 return self.offload.handle(ctx)
             return self.counters.drop(COPY) if action == DROP else self.counters.pass_on()
         # A SYN, or a datagram (which has no flags), may reopen it.

@@ -3,7 +3,7 @@ cimport cython
 from featherlb.core.flows.record cimport FULL, OFFLOADED, WIRED
 
 cdef unsigned char[::1] ACTIONS
-cdef int HOOKS, PASS, REWRITE, OPEN, DROP, ASK
+cdef int HOOKS, PASS, REWRITE, OPEN, DROP, VERIFY
 cdef int QUEUED, QUEUED_DNAT_REPLY, FRAMED, KERNEL, ERRORS, NEW_NFQUEUE, NEW_RAW, NEW_OFFLOAD
 cdef int PREROUTING, OUTPUT, WIRE
 

@@ -25,8 +25,8 @@ class Action(IntEnum):
     """Open a flow."""
     DROP = 3
     """Drop it: it is the kernel's copy of a frame."""
-    ASK = 4
-    """An untracked packet of a flow that the kernel translates: find out why."""
+    VERIFY = 4
+    """The kernel translates the flow, but not this packet: ask whether its entry is there."""
 
 
 class Row(IntEnum):
@@ -49,14 +49,14 @@ class Row(IntEnum):
     NEW_OFFLOAD = 10
 
 
-PASS, REWRITE, OPEN, DROP, ASK = map(int, Action)
+PASS, REWRITE, OPEN, DROP, VERIFY = map(int, Action)
 
 TABLE = {
     # by hook:                   PREROUTING INPUT    FORWARD  OUTPUT   POSTROUTING WIRE
     Row.QUEUED:                  (REWRITE,  PASS,    PASS,    REWRITE, PASS,       PASS),
     Row.QUEUED_DNAT_REPLY:       (PASS,     REWRITE, REWRITE, PASS,    REWRITE,    PASS),
     Row.FRAMED:                  (DROP,     DROP,    DROP,    DROP,    DROP,       REWRITE),
-    Row.KERNEL:                  (ASK,      ASK,     ASK,     ASK,     ASK,        PASS),
+    Row.KERNEL:                  (VERIFY,   VERIFY,  VERIFY,  VERIFY,  VERIFY,     PASS),
     Row.QUEUED_ERROR:            (REWRITE,  PASS,    PASS,    REWRITE, PASS,       PASS),
     Row.QUEUED_DNAT_REPLY_ERROR: (PASS,     REWRITE, REWRITE, REWRITE, REWRITE,    PASS),
     Row.FRAMED_ERROR:            (DROP,     DROP,    DROP,    PASS,    DROP,       REWRITE),
