@@ -1,5 +1,5 @@
-"""What two instances on one host cannot share: a backend whose replies they handle in ways that
-exclude each other, and a source address towards it."""
+"""What two instances on one host cannot share: a backend whose replies they handle in conflicting
+ways, and a source address towards it."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import product
@@ -12,7 +12,7 @@ from featherlb.system.journal import Record
 
 
 def claims(services: Iterable[Service]) -> Mapping[Replies, frozenset[str]]:
-    """How replies are handled, and of which backends, as text."""
+    """The backends, as text, by the handling of their replies."""
     found: dict[Replies, set[str]] = {handling: set() for handling in Replies}
     for service in services:
         for handling in rules_of(service.datapath).replies(service.nat):
@@ -23,11 +23,11 @@ def claims(services: Iterable[Service]) -> Mapping[Replies, frozenset[str]]:
 
 
 def source_entries(services: Iterable[Service], spared: Collection[str] = ()) -> frozenset[str]:
-    """Each backend with a source address that `full` mode gives to packets towards it, as text; not
-    of the backends that are `spared`.
+    """Each backend, except those that are `spared`, with each source address of packets sent to it
+    in `full` mode, as text.
 
-    Only one instance of a host may use such a pair, as two would assign the same ports. Both may if
-    conntrack has the flows of both: it refuses a port that is taken.
+    Only one instance of a host may use such a pair, as two would assign the same ports. If
+    conntrack has the flows of both, both may: it refuses a port that is taken.
     """
     return frozenset(
         str(ipset.Entry(backend.endpoint, service.protocol, source))
@@ -40,8 +40,8 @@ def source_entries(services: Iterable[Service], spared: Collection[str] = ()) ->
 
 
 def conflict(services: Sequence[Service], record: Record) -> str | None:
-    """Why these services can't run beside another instance that has a backend of theirs: a sentence
-    that names what to do, None if they can."""
+    """Why these services can't run beside another instance that has one of their backends: a
+    sentence that names what to do; None if they can."""
     ours, theirs = claims(services), record.claims
 
     def common(one: Replies, other: Replies) -> frozenset[str]:
@@ -54,17 +54,17 @@ def conflict(services: Sequence[Service], record: Record) -> str | None:
             if not rules_of(datapath).replies(nat)
         )
         return (
-            f"the featherlb with pid {record.pid} has the backend {min(both)} too, and only one of"
-            f" the two uses the datapath {datapaths_with(Replies.TRACKED)} for it, while the other"
-            " takes its replies out of connection tracking; give both the same datapath, or the"
-            f" other one {indifferent}{way_out(record)}"
+            f"the featherlb with pid {record.pid} also has backend {min(both)}, and only one of the"
+            f" two instances uses the datapath {datapaths_with(Replies.TRACKED)} for it; the other"
+            " exempts the backend's replies from connection tracking; use the same datapath in"
+            f" both, or {indifferent} in the other{way_out(record)}"
         )
     if both := common(Replies.DROPPED, Replies.QUEUED):
         return (
-            f"the featherlb with pid {record.pid} has the backend {min(both)} too, and only one of"
-            f" the two uses the datapath {datapaths_with(Replies.DROPPED)} for it, which keeps its"
-            " replies from the other; give both the same datapath, or one the NAT mode full"
-            f"{way_out(record)}"
+            f"the featherlb with pid {record.pid} also has backend {min(both)}, and only one of the"
+            f" two instances uses the datapath {datapaths_with(Replies.DROPPED)} for it, which"
+            " hides the backend's replies from the other; use the same datapath in both, or the NAT"
+            f" mode full in one{way_out(record)}"
         )
     return None
 

@@ -632,10 +632,10 @@ def test_an_instance_that_keeps_replies_from_connection_tracking_is_refused(
         ended = run(lab.balancer, "up", *options)
         assert ended.returncode == 1
         assert ended.stderr == (
-            f"featherlb: the featherlb with pid {running.pid} has the backend"
-            " 10.0.1.2,tcp:8080 too, and only one of the two uses the datapath offload for it,"
-            " while the other takes its replies out of connection tracking; give both the same"
-            " datapath, or the other one nfqueue with the NAT mode full\n"
+            f"featherlb: the featherlb with pid {running.pid} also has backend 10.0.1.2,tcp:8080,"
+            " and only one of the two instances uses the datapath offload for it; the other exempts"
+            " the backend's replies from connection tracking; use the same datapath in both, or"
+            " nfqueue with the NAT mode full in the other\n"
         )
 
     vip = ("--vip", f"{BESIDE}:80", *BACKENDS)

@@ -302,7 +302,7 @@ def test_a_backend_of_two_instances(lab: Lab, featherlb: Up) -> None:
         with featherlb(lab, *RAW[:2], *first, *RAW[4:]):
             refused = run(lab.balancer, "up", *options, *second)
             assert (refused.returncode, refused.stdout) == (1, "")
-            assert "has the backend 10.0.1.2,tcp:8080 too" in refused.stderr
+            assert "also has backend 10.0.1.2,tcp:8080" in refused.stderr
             with featherlb(lab, *options, *first):
                 for address in (VIP, "10.0.0.11", VIP):
                     for node in (lab.client, lab.balancer):

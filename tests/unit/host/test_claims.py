@@ -46,5 +46,5 @@ def test_what_may_run_beside_what(ours: str, theirs: str) -> None:
     if sentence is not None:
         # One that is always named: whose replies they are.
         name = "offload" if "offload" in ours + theirs else "raw"
-        assert "pid 4242 has the backend 10.0.1.2,tcp:80 too" in sentence
+        assert "pid 4242 also has backend 10.0.1.2,tcp:80" in sentence
         assert f"uses the datapath {name} for it" in sentence
