@@ -64,14 +64,15 @@ class Supervisor:
 
 
 async def feed_watchdog(notifier: Notifier, tasks: Tasks, stop: asyncio.Event) -> None:
-    """Show signs of life to systemd until `stop`, except while a vital task keeps failing."""
+    """Show signs of life to systemd until `stop`, except while a vital task keeps failing or
+    hangs."""
     fed = True
     while not stop.is_set():
         healthy = tasks.healthy
         if healthy:
             notifier.alive()
         elif fed:
-            log.error("a task keeps failing: the systemd watchdog is no longer fed")
+            log.error("a task keeps failing or hangs: the systemd watchdog is no longer fed")
         fed = healthy
         with suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), notifier.watchdog_interval)

@@ -72,7 +72,7 @@ class Snapshot(Collector):
         )
         failing = GaugeMetricFamily(
             "featherlb_task_failing",
-            "1 while the task keeps failing.",
+            "1 while the task keeps failing, or hangs.",
             labels=["task"],
         )
         for task in view.tasks:

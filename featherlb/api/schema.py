@@ -76,9 +76,11 @@ class Task(Answer):
     name: str
     restarts: int
     failing: bool = Field(
-        description="Failed five times in a row, without running for a minute since."
+        description="Failed five times in a row, without running for a minute since; or hangs."
     )
-    last_error: str = Field(description="Its last failure: type, message and place; empty if none.")
+    last_error: str = Field(
+        description="Its last failure: type, message and place, or where it hangs; empty if none."
+    )
     last_failure: str = Field(description="Time of the last failure; empty if none.")
 
 

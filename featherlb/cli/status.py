@@ -31,11 +31,11 @@ def status(answer: schema.Status) -> None:
     if answer.worker_restarts:
         rows["worker restarts"] = str(answer.worker_restarts)
     for task in answer.tasks:
-        if task.restarts:
+        if task.restarts or task.failing:
             state = "keeps failing" if task.failing else f"restarted {task.restarts} times"
             rows[f"task {task.name}"] = f"{state}, last error: {task.last_error}"
     if not answer.watchdog_fed:
-        rows["systemd watchdog"] = "no longer fed, because a task keeps failing"
+        rows["systemd watchdog"] = "no longer fed, because a task keeps failing or hangs"
     for label, value in rows.items():
         table.add_row(label, value)
     print_table(table)

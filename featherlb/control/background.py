@@ -1,6 +1,6 @@
 """The background tasks of an instance: when each of them acts, and what happens if that fails.
 
-Each loop is a supervised task. What it does is a method of the controller.
+Each loop is a supervised task. What it does in a round is a method of the controller.
 """
 
 import asyncio
@@ -28,6 +28,7 @@ class Background:
 
     def __init__(self, controller: "Controller") -> None:
         self._controller = controller
+        self._round = controller.tasks.round
         self._links: object = None
         """The links and addresses that the host's VIPs were last compared with."""
 
@@ -43,11 +44,12 @@ class Background:
     async def _watch_workers(self) -> None:
         while True:
             await asyncio.sleep(WATCH_INTERVAL)
-            await self._controller.observe_outcomes()
-            try:
-                await self._controller.release_departed()
-            except HostError as error:
-                log.error("the host keeps rules of departed backends: %s", error)
+            with self._round():
+                await self._controller.observe_outcomes()
+                try:
+                    await self._controller.release_departed()
+                except HostError as error:
+                    log.error("the host keeps rules of departed backends: %s", error)
 
     async def _expire_overrides(self) -> None:
         changed = self._controller.overrides_changed
@@ -57,7 +59,8 @@ class Background:
             due = self._controller.next_expiry()
             if due is not None and due <= now:
                 try:
-                    await self._controller.expire(now)
+                    with self._round():
+                        await self._controller.expire(now)
                 except FeatherlbError as error:
                     log.error("cannot revert a run-time change now: %s", error)
                     await asyncio.sleep(WATCH_INTERVAL)
@@ -69,7 +72,8 @@ class Background:
         while True:
             await asyncio.sleep(self._controller.state.config.resolve_interval)
             try:
-                await self._controller.refresh_names()
+                with self._round():
+                    await self._controller.refresh_names()
             except FeatherlbError as error:
                 log.error("cannot use the new addresses of names: %s", error)
 
@@ -81,7 +85,8 @@ class Background:
             # Many that change together are one change, and a failure is not repeated in haste.
             pause = HEALTH_INTERVAL
             try:
-                await self._controller.apply_health()
+                with self._round():
+                    await self._controller.apply_health()
             except Exception as error:
                 changed.set()
                 if not isinstance(error, FeatherlbError):
@@ -96,12 +101,13 @@ class Background:
             await topology.changed.wait()
             topology.changed.clear()
             now = topology.current.links, topology.current.addresses
-            # A worker that has died gets the topology when its successor starts.
-            with suppress(HostError):
-                await self._controller.data.send_topology()
-            if self._links not in (None, now):
-                try:
-                    await self._controller.restore_vips()
-                except HostError as error:
-                    log.error("cannot update the host: %s", error)
+            with self._round():
+                # A worker that has died gets the topology when its successor starts.
+                with suppress(HostError):
+                    await self._controller.data.send_topology()
+                if self._links not in (None, now):
+                    try:
+                        await self._controller.restore_vips()
+                    except HostError as error:
+                        log.error("cannot update the host: %s", error)
             self._links = now

@@ -1,8 +1,11 @@
 """Unexpected exceptions as text."""
 
+import asyncio
 import logging
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import featherlb
 from featherlb.model.errors import FeatherlbError
@@ -14,11 +17,20 @@ _PACKAGE = Path(featherlb.__file__).parent
 
 def explain(error: BaseException) -> str:
     """An exception in one line: its type, its message, and the place in featherlb's code."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if _PACKAGE in Path(frame.filename).parents] or frames
-    place = f" ({_shown(own[-1])})" if own else ""
+    place = _place(traceback.extract_tb(error.__traceback__))
+    place = f" ({place})" if place else ""
     message = " ".join(str(error).split())
     return f"{type(error).__name__}{': ' if message else ''}{message}{place}"
+
+
+def whereabouts(task: asyncio.Task[Any]) -> str:
+    """The place in featherlb's code where a task waits; empty if it can't be told."""
+    frames = []
+    waiting: Any = task.get_coro()
+    while frame := getattr(waiting, "cr_frame", None):
+        frames.append(traceback.FrameSummary(frame.f_code.co_filename, frame.f_lineno, ""))
+        waiting = waiting.cr_await
+    return _place(frames)
 
 
 def sentence(error: BaseException) -> str:
@@ -33,7 +45,11 @@ def log_traceback(error: BaseException) -> None:
         log.debug("%s", "".join(traceback.format_exception(error)).rstrip())
 
 
-def _shown(frame: traceback.FrameSummary) -> str:
-    path = Path(frame.filename)
+def _place(frames: Sequence[traceback.FrameSummary]) -> str:
+    """File and line of the innermost frame, of featherlb's code if there is one."""
+    own = [frame for frame in frames if _PACKAGE in Path(frame.filename).parents] or frames
+    if not own:
+        return ""
+    path = Path(own[-1].filename)
     name = path.relative_to(_PACKAGE) if _PACKAGE in path.parents else path.name
-    return f"{name}:{frame.lineno}"
+    return f"{name}:{own[-1].lineno}"

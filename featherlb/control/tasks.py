@@ -1,19 +1,21 @@
 """Background tasks under supervision: one that fails is logged, counted and restarted.
 
 A task that fails starts again after a pause that doubles with each failure in a row. One that a
-restart doesn't cure is *failing*: if packets depend on it, the process is no longer worth keeping,
-and the daemon stops feeding the systemd watchdog (docs/decisions/supervised-tasks.md).
+restart doesn't cure is *failing*, and so is one that hangs: that takes too long for one round of
+its work. If packets depend on it, the process is no longer worth keeping, and the daemon stops
+feeding the systemd watchdog (docs/decisions/supervised-tasks.md).
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from featherlb.control.events import Events
-from featherlb.control.failure import explain, log_traceback
+from featherlb.control.failure import explain, log_traceback, whereabouts
 
 FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 60.0
@@ -22,6 +24,9 @@ GOOD_SPELL = 60.0
 """Seconds after which earlier failures of a task are forgotten."""
 MAX_FAILURES = 5
 """Failures in a row after which a task is failing: 15 s of pauses, and what it ran in between."""
+LONGEST_ROUND = 180.0
+"""Seconds after which a round hangs. Whatever it waits for has a limit of its own, of 20 s at most
+(`workers.ANSWER_TIMEOUT`), but other changes may come first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +36,9 @@ class TaskState:
     name: str
     restarts: int
     failing: bool
-    """`MAX_FAILURES` in a row, and no good spell since."""
+    """`MAX_FAILURES` in a row and no good spell since, or it hangs."""
     last_error: str
-    """Type, message and place of the last failure; empty if there was none."""
+    """Type, message and place of the last failure, or where it hangs; empty if there was none."""
     last_failure: str
     """When that was, ISO 8601 in UTC; empty if there was none."""
 
@@ -48,10 +53,18 @@ class _Record:
     last_failure: str = ""
     runs: "list[_Run]" = field(default_factory=list)
 
+    def note(self, failure: str) -> None:
+        """Remember it as the last one."""
+        self.last_error = failure
+        self.last_failure = datetime.now(UTC).isoformat(timespec="seconds")
+
 
 @dataclass(slots=True)
 class _Run:
     """One task."""
+
+    record: _Record
+    title: str
 
     began: float | None = None
     """When it started to run; None while it pauses."""
@@ -59,10 +72,11 @@ class _Run:
     """In a row."""
     pause: float = 0.0
     """Seconds, after the last of them."""
+    hangs: bool = False
 
     def failing(self, now: float) -> bool:
         well = self.began is not None and now - self.began >= GOOD_SPELL
-        return self.failures >= MAX_FAILURES and not well
+        return self.hangs or (self.failures >= MAX_FAILURES and not well)
 
 
 class Tasks:
@@ -73,12 +87,14 @@ class Tasks:
         events: Events,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        longest_round: float = LONGEST_ROUND,
     ) -> None:
         self._events = events
         self._clock = clock
         self._sleep = sleep
+        self._longest_round = longest_round
         self._records: dict[str, _Record] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], _Run] = {}
 
     def start(
         self,
@@ -94,15 +110,34 @@ class Tasks:
         A task is `vital` if packets depend on it.
         """
         record = self._records.setdefault(name, _Record(vital))
-        one = _Run()
+        one = _Run(record, f"{name} ({subject})" if subject else name)
         record.runs.append(one)
-        title = f"{name} ({subject})" if subject else name
-        task = asyncio.create_task(self._supervise(record, one, title, run), name=title)
+        task = asyncio.create_task(self._supervise(one, run), name=one.title)
         # The loop keeps only weak references to tasks.
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = one
+        task.add_done_callback(self._tasks.pop)
         task.add_done_callback(lambda _: record.runs.remove(one))
         return task
+
+    @contextmanager
+    def round(self) -> Iterator[None]:
+        """A round of the running task's work: all but the wait for the next one, which may be
+        long. While it lasts longer than `longest_round`, the task hangs."""
+        task = asyncio.current_task()
+        assert task is not None
+        one = self._tasks[task]
+        began = self._clock()
+        timer = asyncio.get_running_loop().call_later(
+            self._longest_round, self._note_hanging, one, task
+        )
+        try:
+            yield
+        finally:
+            timer.cancel()
+            if one.hangs:
+                one.hangs = False
+                message = f"task {one.title} hung for {self._clock() - began:.0f} s, and continues"
+                self._events.emit("task-continues", message, logging.WARNING, task=one.title)
 
     async def stop(self) -> None:
         """Cancel all tasks, and wait until they have ended."""
@@ -136,9 +171,7 @@ class Tasks:
             for one in record.runs
         )
 
-    async def _supervise(
-        self, record: _Record, one: _Run, title: str, run: Callable[[], Awaitable[None]]
-    ) -> None:
+    async def _supervise(self, one: _Run, run: Callable[[], Awaitable[None]]) -> None:
         while True:
             one.began = began = self._clock()
             try:
@@ -147,17 +180,28 @@ class Tasks:
             except Exception as error:
                 if self._clock() - began >= GOOD_SPELL:
                     one.failures, one.pause = 0, 0.0
-                self._note(record, one, title, error)
+                self._note(one, error)
             one.began = None
             await self._sleep(one.pause)
 
-    def _note(self, record: _Record, one: _Run, title: str, error: Exception) -> None:
+    def _note(self, one: _Run, error: Exception) -> None:
         """Record a failure, and say so."""
         one.failures += 1
         one.pause = min(max(2 * one.pause, FIRST_PAUSE), LONGEST_PAUSE)
-        record.restarts += 1
-        record.last_error = explain(error)
-        record.last_failure = datetime.now(UTC).isoformat(timespec="seconds")
-        message = f"task {title} failed: {record.last_error}; restarting it in {one.pause:g} s"
-        self._events.emit("task-failed", message, logging.ERROR, task=title)
+        one.record.restarts += 1
+        one.record.note(explain(error))
+        message = (
+            f"task {one.title} failed: {one.record.last_error}; restarting it in {one.pause:g} s"
+        )
+        self._events.emit("task-failed", message, logging.ERROR, task=one.title)
         log_traceback(error)
+
+    def _note_hanging(self, one: _Run, task: asyncio.Task[None]) -> None:
+        """Record that a round takes too long, and say so."""
+        one.hangs = True
+        place = whereabouts(task)
+        one.record.note(
+            f"no progress for {self._longest_round:g} s{f' ({place})' if place else ''}"
+        )
+        message = f"task {one.title} hangs: {one.record.last_error}"
+        self._events.emit("task-hangs", message, logging.ERROR, task=one.title)

@@ -166,8 +166,9 @@ class TopologyWatcher:
             began = time.monotonic()
             full = self._stale
             try:
-                async with self._lock:
-                    await self._refresh()
+                with self._tasks.round():
+                    async with self._lock:
+                        await self._refresh()
             except HostError as error:
                 if not failing:
                     log.error("%s; trying again every %g s", error, RETRY_INTERVAL)

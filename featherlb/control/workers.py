@@ -311,7 +311,8 @@ class Workers:
                 if not restore:
                     await asyncio.sleep(RESTART_DELAY)
                 try:
-                    successor = await _begin(start, greeting, worker if restore else None)
+                    with self._tasks.round():
+                        successor = await _begin(start, greeting, worker if restore else None)
                 except HostError as error:
                     log.error("worker %d does not start: %s", number, error)
                     if restore:

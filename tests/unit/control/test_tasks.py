@@ -196,3 +196,60 @@ def test_tasks_of_one_name_are_counted_together() -> None:
         assert all(one.cancelled() for one in started)
 
     supervise(check)
+
+
+def test_a_task_that_hangs_is_failing_until_it_continues() -> None:
+    async def check() -> None:
+        events = Events()
+        tasks = Tasks(events, longest_round=0.01)
+        silent, resting = Events(), asyncio.Event()
+
+        async def rounds() -> None:
+            with tasks.round(), silent.listen() as nothing:
+                await nothing.get()
+            resting.set()
+            await asyncio.Event().wait()
+
+        with events.listen() as heard:
+            tasks.start("names", rounds, subject="here")
+            event = await heard.get()
+            (state,) = tasks.states()
+            assert (event.kind, event.details) == ("task-hangs", {"task": "names (here)"})
+            assert re.fullmatch(
+                r"no progress for 0\.01 s \(control/events\.py:\d+\)", state.last_error
+            )
+            assert event.message == f"task names (here) hangs: {state.last_error}"
+            assert state.failing
+            assert state.last_failure
+            assert not tasks.healthy
+            silent.emit("at last", "at last")
+            assert (await heard.get()).kind == "task-continues"
+        await resting.wait()
+        (state,) = tasks.states()
+        assert not state.failing
+        assert state.restarts == 0
+        assert tasks.healthy
+        await tasks.stop()
+
+    supervise(check)
+
+
+def test_rest_between_rounds_is_no_hanging() -> None:
+    async def check() -> None:
+        tasks = Tasks(Events(), longest_round=1e-6)
+        rested = asyncio.Event()
+
+        async def rounds() -> None:
+            with tasks.round():
+                pass
+            # Longer than a round may last: the timer would have fired.
+            await asyncio.sleep(0.01)
+            rested.set()
+            await asyncio.Event().wait()
+
+        tasks.start("names", rounds)
+        await rested.wait()
+        assert tasks.healthy
+        await tasks.stop()
+
+    supervise(check)
