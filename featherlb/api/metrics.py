@@ -147,7 +147,7 @@ class Snapshot(Collector):
         )
         drops = CounterMetricFamily(
             "featherlb_kernel_dropped_packets",
-            "Packets dropped before they reached featherlb.",
+            "Packets dropped by the kernel between the network and featherlb.",
             labels=["worker", "reason"],
         )
         unsent = CounterMetricFamily(
@@ -165,6 +165,7 @@ class Snapshot(Collector):
             waiting.add_metric([worker], one.queue.waiting)
             drops.add_metric([worker, "queue-full"], one.queue.queue_dropped)
             drops.add_metric([worker, "socket-full"], one.queue.socket_dropped)
+            drops.add_metric([worker, "verdict-refused"], one.queue.unsent)
             drops.add_metric([worker, "frame-socket-full"], one.frames.socket_dropped)
             frames.add_metric([worker, "unsent"], one.frames.unsent)
             frames.add_metric([worker, "unresolved"], one.frames.unresolved)

@@ -144,7 +144,7 @@ function drawService(service, found) {
 }
 
 function drawHead({ status, stats }) {
-  const lost = stats.queues.reduce((sum, queue) => sum + queue.queue_dropped + queue.socket_dropped + queue.frames.dropped, 0);
+  const lost = stats.queues.reduce((sum, queue) => sum + queue.queue_dropped + queue.socket_dropped + queue.verdict_refused + queue.frames.dropped, 0);
   const facts = [
     ["instance", status.instance],
     ["up", duration(status.uptime)],

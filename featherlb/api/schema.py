@@ -286,6 +286,9 @@ class Queue(Answer):
     truncated: int
     queue_dropped: int = Field(description="Dropped by the kernel: queue full.")
     socket_dropped: int = Field(description="Dropped by the kernel: socket full.")
+    verdict_refused: int = Field(
+        description="Dropped: the kernel had no memory for their verdicts."
+    )
     waiting: int
     unsent: int = Field(
         description="Generated packets (RST, ICMP) that the kernel refused to send."

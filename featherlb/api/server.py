@@ -603,6 +603,7 @@ def show_stats(view: View) -> schema.Stats:
                 truncated=one.queue.truncated,
                 queue_dropped=one.queue.queue_dropped,
                 socket_dropped=one.queue.socket_dropped,
+                verdict_refused=one.queue.unsent,
                 waiting=one.queue.waiting,
                 unsent=one.unsent,
                 frames=schema.Frames(

@@ -24,6 +24,7 @@ def stats(answer: schema.Stats) -> None:
             (f"worker {queue.worker}: waiting in the queue", queue.waiting),
             ("  dropped by the kernel: queue full", queue.queue_dropped),
             ("  dropped by the kernel: socket full", queue.socket_dropped),
+            ("  dropped by the kernel: no memory for the verdict", queue.verdict_refused),
             ("  could not be sent", queue.unsent),
         ]
         if queue.frames.received:

@@ -109,7 +109,8 @@ def _head(now: Snapshot, before: Snapshot) -> RenderableType:
     elapsed = now.moment - before.moment
     received = max(0, stats.received - before.stats.received)
     lost = sum(
-        queue.queue_dropped + queue.socket_dropped + queue.frames.dropped for queue in stats.queues
+        queue.queue_dropped + queue.socket_dropped + queue.verdict_refused + queue.frames.dropped
+        for queue in stats.queues
     )
     waiting = sum(queue.waiting for queue in stats.queues)
     first = Text.assemble(

@@ -67,8 +67,8 @@ class EngineCounters:
 
     The kernel dropped `queue_dropped` because the queue was full, `socket_dropped` because a
     socket's buffer was. `truncated` were received incompletely. `waiting` are in the queue now.
-    `unsent` had no egress link, or the kernel refused them. `unresolved` were dropped without the
-    MAC address of their next hop; `held` are waiting for it now.
+    `unsent` had no egress link, or the kernel refused them or their verdicts. `unresolved` were
+    dropped without the MAC address of their next hop; `held` are waiting for it now.
     """
 
     received: int = 0

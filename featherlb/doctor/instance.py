@@ -95,6 +95,7 @@ def count(stats: schema.Stats, kernel: Mapping[str, int]) -> Counters:
     return {
         "queue-full": sum(one.queue_dropped for one in stats.queues),
         "socket-full": sum(one.socket_dropped for one in stats.queues),
+        "verdict-refused": sum(one.verdict_refused for one in stats.queues),
         "unsent": sum(one.unsent for one in stats.queues),
         **{reason: stats.reasons.get(reason, 0) for reason in reasons},
         "evicted": stats.evicted,
@@ -107,6 +108,8 @@ _LOSSES = {
     " configuration, or give featherlb its own core",
     "socket-full": "the kernel dropped packets because a worker's socket was full; raise `workers`"
     " in the configuration, or give featherlb its own core",
+    "verdict-refused": "packets were dropped because the kernel had no memory for their verdicts;"
+    " give this host more memory",
     "unsent": "the kernel refused to send packets that featherlb generated; check that this host"
     " has routes to the clients",
     "truncated": "packets longer than a queue delivers (65,531 bytes) were dropped; set"

@@ -30,6 +30,7 @@ cdef class MessageBatch:
     cdef readonly object buffer
     cdef readonly int fd, slots
     cdef readonly Py_ssize_t size, pieces
+    cdef readonly list refused
     cdef object _socket, _out
     cdef unsigned char[::1] data
     cdef unsigned int[::1] lengths
@@ -43,6 +44,7 @@ cdef class MessageBatch:
     cpdef void check(self, int number) except *
     cpdef void add(self, Py_ssize_t offset, Py_ssize_t length) noexcept
     cpdef object flush(self)
+    cdef bint send(self, Py_ssize_t first, Py_ssize_t count) noexcept
 
 
 cdef class DatagramBatch:

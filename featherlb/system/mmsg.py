@@ -6,7 +6,6 @@ Compiled, up to `slots` datagrams are received, or sent, by one call; interprete
 import errno
 import socket
 from array import array
-from contextlib import suppress
 
 import cython
 
@@ -25,13 +24,14 @@ class MessageBatch:
         self.data = memoryview(self.buffer)
         self.lengths = memoryview(array("I", bytes(4 * slots)))
         self.pieces = 0
+        self.refused: list[int] = []
+        """Of the pieces flushed last, the numbers of those that the kernel refused."""
         if cython.compiled:
             for i in range(slots):
                 self.into[i].iov_base = cython.address(self.data[i * size])
                 self.into[i].iov_len = size
                 self.received[i].msg_hdr.msg_iov = cython.address(self.into[i])
                 self.received[i].msg_hdr.msg_iovlen = 1
-            self.outgoing.msg_iov = cython.address(self.out[0])
         else:
             self._out: list[memoryview] = []
 
@@ -75,17 +75,29 @@ class MessageBatch:
         self.pieces += 1
 
     def flush(self) -> None:
-        """Send all pieces as one datagram. One that the kernel refuses is lost."""
+        """Send all pieces as one datagram. If the kernel refuses that, for lack of memory, send
+        each as one of its own, which needs less; those that it refuses, too, are `refused`."""
+        if self.refused:
+            self.refused = []
         if not self.pieces:
             return
-        if cython.compiled:
-            self.outgoing.msg_iovlen = self.pieces
-            sendmsg(self.fd, cython.address(self.outgoing), MSG_DONTWAIT)
-        else:
-            with suppress(OSError):
-                self._socket.sendmsg(self._out, [], socket.MSG_DONTWAIT)
-            self._out = []
+        if not self.send(0, self.pieces):
+            self.refused = [i for i in range(self.pieces) if not self.send(i, 1)]
         self.pieces = 0
+        if not cython.compiled:
+            self._out = []
+
+    def send(self, first: int, count: int) -> bool:
+        """Send some of the pieces as one datagram; False if the kernel refuses it."""
+        if cython.compiled:
+            self.outgoing.msg_iov = cython.address(self.out[first])
+            self.outgoing.msg_iovlen = count
+            return sendmsg(self.fd, cython.address(self.outgoing), MSG_DONTWAIT) >= 0
+        try:
+            self._socket.sendmsg(self._out[first : first + count], [], socket.MSG_DONTWAIT)
+        except OSError:
+            return False
+        return True
 
 
 class DatagramBatch:

@@ -34,6 +34,11 @@ class QueueDriver(Protocol):
     @property
     def truncated(self) -> int: ...
 
+    @property
+    def refused(self) -> int:
+        """Packets dropped because the kernel refused their verdicts."""
+        ...
+
     def fileno(self) -> int:
         """A descriptor that is readable when packets wait."""
         ...
@@ -109,6 +114,7 @@ class Engine(base.PacketQueue):
             queue_dropped=queue.queue_dropped,
             socket_dropped=queue.socket_dropped,
             waiting=queue.waiting,
+            unsent=self._driver.refused,
         )
 
     def close(self) -> None:

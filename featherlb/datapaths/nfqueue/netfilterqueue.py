@@ -56,6 +56,7 @@ class NetfilterQueueDriver:
         self.pass_mark = 0
         self.received = 0
         self.truncated = 0
+        self.refused = 0  # the package keeps that to itself
         self._buffer = bytearray(_READ_SIZE)
         self._core: Balancer | None = None
         self._kernel_flows: KernelFlows | None = None

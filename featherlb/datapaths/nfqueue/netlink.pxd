@@ -13,7 +13,7 @@ cdef int PASS, REWRITTEN, DROP, LOOK_UP, TRUNCATED
 cdef class NetlinkDriver:
     cdef readonly int number
     cdef public unsigned int pass_mark
-    cdef readonly Py_ssize_t received, truncated
+    cdef readonly Py_ssize_t received, truncated, refused
     cdef object _socket, kernel_flows
     cdef bint cuts_segments
     cdef dict opened
@@ -29,6 +29,8 @@ cdef class NetlinkDriver:
         batch=MessageBatch, _=cython.int, count=cython.int, slot=cython.int, i=cython.Py_ssize_t)
     cpdef object process(self, Balancer core, double now)
     cdef object insert(self, Balancer core, double now)
+    @cython.locals(i=cython.Py_ssize_t, at=cython.Py_ssize_t)
+    cdef object drop_refused(self)
     @cython.locals(
         packet_id=cython.uint, hook=cython.int, info=cython.int, payload=cython.Py_ssize_t,
         size=cython.Py_ssize_t, length=cython.Py_ssize_t, at=cython.Py_ssize_t,

@@ -69,6 +69,7 @@ class NetlinkDriver:
         self.pass_mark = 0
         self.received = 0
         self.truncated = 0
+        self.refused = 0
         self.kernel_flows: KernelFlows | None = None
         self.cuts_segments = False
         self.opened: dict[int, int] = {}
@@ -123,6 +124,8 @@ class NetlinkDriver:
             if core.offload.commands.count:
                 self.insert(core, now)
             batch.flush()
+            if batch.refused:
+                self.drop_refused()
             if count < BATCH:
                 break
 
@@ -140,6 +143,17 @@ class NetlinkDriver:
             at = self.opened.pop(flow, None)
             if at is not None:
                 self.u8[at + 27] = NF_DROP
+
+    def drop_refused(self) -> None:
+        """Drop the packets whose verdicts the kernel had no memory for. They would stay in the
+        queue for good; a verdict without a packet needs next to nothing."""
+        self.refused += len(self.batch.refused)
+        for i in self.batch.refused:
+            at = self.payloads[i] - VERDICT_SIZE - 4
+            self.u32[at >> 2] = VERDICT_SIZE
+            self.u8[at + 27] = NF_DROP
+            self.batch.add(at, VERDICT_SIZE)
+        self.batch.flush()
 
     def read(self, start: int, received: int) -> None:
         """Note the packet of the message at an offset of the buffer. The kernel sends each in a

@@ -41,7 +41,7 @@ def families(world: World) -> list[Metric]:
     config = parse(CONFIG, "f")
     judgement = health.judge(config, resolve(config, lambda name: []))
     health.follow(config, judgement)
-    queue = EngineCounters(received=9, queue_dropped=1, socket_dropped=2, waiting=3)
+    queue = EngineCounters(received=9, queue_dropped=1, socket_dropped=2, waiting=3, unsent=4)
     frames = EngineCounters(received=8, socket_dropped=1, unsent=2, unresolved=3, held=4)
     engines = {Datapath.NFQUEUE: queue, Datapath.RAW: frames}
     worker = WorkerStatistics(world.balancer.views.statistics(), engines, 4)
@@ -116,4 +116,4 @@ def test_invariants(world: World) -> None:
     assert sum(found["featherlb_flows"]) == 6 <= found["featherlb_flow_capacity"][0]
     assert sum(found["featherlb_backend_flows_total"]) == 6
     assert sum(found["featherlb_backend_resets_total"]) == 1
-    assert found["featherlb_kernel_dropped_packets_total"] == [1, 2, 1]
+    assert found["featherlb_kernel_dropped_packets_total"] == [1, 2, 4, 1]
