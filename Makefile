@@ -6,7 +6,7 @@ PYTHON = $(VENV)/bin/python
 PARALLEL = -n $(shell expr $$(nproc) \* 3 / 2) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-run setup-bench demo test unit netns-test wheels check fmt e2e e2e-day bench \
+.PHONY: help setup setup-run setup-bench demo test unit netns-test wheel wheels check fmt e2e e2e-day bench \
 	bench-core lab-up lab-down clean
 
 help: ## list the targets
@@ -33,6 +33,10 @@ unit: setup ## only the tests that need neither root nor a kernel
 
 netns-test: setup ## only the tests on the real kernel, in network namespaces
 	$(PYTHON) -m pytest tests/netns
+
+wheel: setup ## build and install the wheel with this Python, and run its commands
+	$(PYTHON) -m pytest tests/wheels -k "runs and $$($(PYTHON) -c \
+	    'import sys; print("%d.%d" % sys.version_info[:2])')"
 
 wheels: setup ## build, install and test the wheel with each Python that is here
 	$(PYTHON) -m pytest tests/wheels

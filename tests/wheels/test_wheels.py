@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,12 @@ import pytest
 ROOT = Path(__file__).parents[2]
 MINORS = (11, 12, 13, 14)
 NEEDED = ("hypothesis", "pytest", "pytest-xdist", "scapy")
+IMPORT_ALL = """
+import importlib, pkgutil, featherlb
+for module in pkgutil.walk_packages(featherlb.__path__, "featherlb."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+"""
 
 
 def pythons() -> Iterator[tuple[str, str]]:
@@ -30,7 +37,7 @@ def pythons() -> Iterator[tuple[str, str]]:
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> str:
-    """What a program prints; its complaints are part of the failure."""
+    """The output of a program; its complaints are part of the failure."""
     # Nothing of the checkout, or of the virtual environment that this test runs in.
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     clean.pop("FEATHERLB_PURE", None)
@@ -51,33 +58,54 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory / archive.name.removesuffix(".tar.gz")
 
 
-@pytest.mark.parametrize(
-    ("version", "python"), [pytest.param(*one, id=one[0]) for one in pythons()]
-)
-def test_the_wheel_runs(version: str, python: str, sources: Path, tmp_path: Path) -> None:
-    run(python, "-m", "venv", "venv", cwd=tmp_path)
-    programs = tmp_path / "venv" / "bin"
-    run(programs / "pip", "wheel", "--no-deps", sources, cwd=tmp_path)
-    (wheel,) = tmp_path.glob("*.whl")
+@dataclass(frozen=True)
+class Installed:
+    """A virtual environment with the wheel."""
+
+    directory: Path
+
+    def run(
+        self, program: str, *arguments: str, cwd: Path | None = None, pure: bool = False
+    ) -> str:
+        path = self.directory / "venv" / "bin" / program
+        here = cwd or self.directory
+        return run(path, *arguments, cwd=here, FEATHERLB_PURE="1" if pure else "0")
+
+
+@pytest.fixture(scope="module", params=[pytest.param(one, id=one[0]) for one in pythons()])
+def installed(
+    request: pytest.FixtureRequest, sources: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Installed:
+    version, python = request.param
+    found = Installed(tmp_path_factory.mktemp("installed"))
+    run(python, "-m", "venv", "venv", cwd=found.directory)
+    found.run("pip", "wheel", "--no-deps", str(sources))
+    (wheel,) = found.directory.glob("*.whl")
     assert f"-cp{version.replace('.', '')}-" in wheel.name
-    run(programs / "pip", "install", wheel, *NEEDED, cwd=tmp_path)
+    found.run("pip", "install", str(wheel))
+    return found
 
-    assert "compiled" in run(programs / "featherlb", "--version", cwd=tmp_path)
-    run(
-        programs / "featherlb",
-        "check",
-        "venv/share/featherlb/examples/featherlb.yaml",
-        cwd=tmp_path,
-    )
 
+@pytest.mark.parametrize("pure", [False, True], ids=["compiled", "interpreted"])
+def test_the_wheel_runs(installed: Installed, pure: bool) -> None:
+    """All of it can be imported, and its commands work."""
+    form = "interpreted" if pure else "compiled"
+    assert form in installed.run("featherlb", "--version", pure=pure)
+    installed.run("python", "-c", IMPORT_ALL, pure=pure)
+    example = "venv/share/featherlb/examples/featherlb.yaml"
+    installed.run("featherlb", "check", example, pure=pure)
+
+
+def test_the_installed_packet_path_passes_its_tests(
+    installed: Installed, sources: Path, tmp_path: Path
+) -> None:
+    installed.run("pip", "install", *NEEDED)
     # The tests find the installed package: there is no other beside them.
     beside = tmp_path / "beside"
     shutil.copytree(sources, beside, ignore=shutil.ignore_patterns("featherlb", "*.egg-info"))
     tests = ["-q", "-n", str(os.cpu_count()), "tests/unit/core", "tests/unit/net"]
     # Compares a document with a source.
     tests.append("--ignore=tests/unit/core/path/test_packet_path.py")
-    for pure in "0", "1":
-        form = "interpreted" if pure == "1" else "compiled"
-        said = run(programs / "python", "-m", "pytest", *tests, cwd=beside, FEATHERLB_PURE=pure)
+    for pure in False, True:
+        said = installed.run("python", "-m", "pytest", *tests, cwd=beside, pure=pure)
         assert "passed" in said
-        assert form in run(programs / "featherlb", "--version", cwd=tmp_path, FEATHERLB_PURE=pure)
