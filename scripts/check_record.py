@@ -1,8 +1,10 @@
-"""Checks that record.pxd says what the tables of record.py say, and that nothing else knows them.
+"""Checks that what follows from the tables of record.py is up to date, and that nothing else knows
+them.
 
-The C structure of a flow's record, its names for Cython, and the bits of its flags are generated
-from `featherlb/core/flows/record.py`. Exits with 1 if record.pxd differs, or if a module or a test
-computes where a record or a field of it stands.
+In record.pxd, the C structure of a flow's record, its names for Cython, and the bits of its flags
+are generated from the tables in `featherlb/core/flows/record.py`; in record_types.py, the types
+that mypy checks. Exits with 1 if one differs, or if a module or a test computes where a record or a
+field of it stands.
 
     python scripts/check_record.py [--write]      --write puts it right
 """
@@ -19,17 +21,17 @@ sys.path.insert(0, str(ROOT))
 
 from featherlb.core.flows.record import DIRECTION, RECORD, Field, Flag, Struct  # noqa: E402
 
-PXD = ROOT / "featherlb/core/flows/record.pxd"
+FILES = ("featherlb/core/flows/record.pxd", "featherlb/core/flows/record_types.py")
 BEGIN = "# From the tables of record.py, by `scripts/check_record.py --write`:\n"
-END = "# End of what record.py's tables say.\n"
+END = "# End of what the tables of record.py say.\n"
 
 PRODUCT = re.compile(r"\w\)? ?\* ?(16|32|64|128)\b")
 """A flow's number times the size of a record, in units of 64, 32, 16 or 8 bits."""
 SEARCHED = ("featherlb/core", "tests/unit/core", "tests/world.py")
 
 
-def generate() -> str:
-    """The part of record.pxd that follows from the tables."""
+def generate_c() -> str:
+    """What follows from the tables in record.pxd."""
     lines = ["cdef extern from *:", '    """']
     for struct in (DIRECTION, RECORD):
         lines += [f"    {line}" for line in write_c(struct)]
@@ -43,6 +45,22 @@ def generate() -> str:
     lines += ["", "cdef enum:"]
     lines += [f"    {flag.name} = {flag.value}" for flag in Flag]
     return "\n".join((*lines, ""))
+
+
+def generate_types() -> str:
+    """What follows from the tables in record_types.py."""
+    lines = ["", ""]
+    for struct in (DIRECTION, RECORD):
+        lines += [f"class {struct.name}:"]
+        lines += [f"    {annotation(field)}" for field in flatten(struct)]
+        lines += ["", ""]
+    return "\n".join((*lines, ""))
+
+
+def annotation(field: Field) -> str:
+    """Of an attribute."""
+    kind = field.kind.name if isinstance(field.kind, Struct) else "int"
+    return f"{field.name}: {kind if field.count == 1 else f'Sequence[{kind}]'}"
 
 
 def write_c(struct: Struct, indent: str = "") -> Iterator[str]:
@@ -84,15 +102,18 @@ def find_products() -> Iterator[str]:
 
 
 def main(arguments: list[str]) -> int:
-    text = PXD.read_text()
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    wanted = before + BEGIN + generate() + END + after
-    if "--write" in arguments:
-        PXD.write_text(wanted)
-    elif text != wanted:
-        print("record.pxd differs from record.py's tables: run scripts/check_record.py --write")
-        return 1
+    for name, generated in zip(FILES, (generate_c(), generate_types()), strict=True):
+        file = ROOT / name
+        text = file.read_text()
+        before, _, rest = text.partition(BEGIN)
+        _, _, after = rest.partition(END)
+        wanted = before + BEGIN + generated + END + after
+        if text == wanted:
+            continue
+        if "--write" not in arguments:
+            print(f"{name} differs from record.py's tables: run scripts/check_record.py --write")
+            return 1
+        file.write_text(wanted)
     products = list(find_products())
     for product in products:
         print(f"{product}\n  only featherlb/core/flows/record.py knows where a record stands")

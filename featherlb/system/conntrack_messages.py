@@ -7,7 +7,6 @@ and attribute headers are in host order, attribute payloads in network order.
 
 import struct
 import sys
-from typing import Any
 
 import cython
 
@@ -31,7 +30,7 @@ from featherlb.net.protocols import ADDRESS_FAMILIES, MAPPED, TCP, UDP
 
 if not cython.compiled:
     from featherlb.core.flows.kernel import INSERT, LOOK_UP
-    from featherlb.core.flows.record import FULL, IPV6
+    from featherlb.core.flows.record import FULL, IPV6, Record
 
 NEW_MESSAGE, GET_MESSAGE, DELETE_MESSAGE = (NFNL_SUBSYS_CTNETLINK << 8 | n for n in range(3))
 AF_INET, AF_INET6 = ADDRESS_FAMILIES[4], ADDRESS_FAMILIES[6]
@@ -99,7 +98,7 @@ class Requests:
         length, self.length = self.length, 0
         return memoryview(self.buffer)[:length]
 
-    def create(self, record: Any, sequence: int) -> None:
+    def create(self, record: Record, sequence: int) -> None:
         """Create a flow's entry with its translation; an error has this sequence.
 
         With one NAT manipulation given, the kernel sets up a null binding for the other one: no
@@ -134,11 +133,11 @@ class Requests:
             at = self.tcp_state_attribute(at, record.state)
         self.finish(start, at)
 
-    def delete(self, record: Any, sequence: int) -> None:
+    def delete(self, record: Record, sequence: int) -> None:
         """Delete a flow's entry; an error has this sequence."""
         self.name(record, DELETE_MESSAGE, sequence)
 
-    def get(self, record: Any, sequence: int) -> None:
+    def get(self, record: Record, sequence: int) -> None:
         """Get a flow's entry; the response, or an error, has this sequence."""
         self.name(record, GET_MESSAGE, sequence)
 
@@ -165,7 +164,7 @@ class Requests:
 
     # Encoding
 
-    def name(self, record: Any, kind: int, sequence: int) -> None:
+    def name(self, record: Record, kind: int, sequence: int) -> None:
         """Write a request for the entry with the flow's forward tuple."""
         family = AF_INET6 if record.flags & IPV6 else AF_INET
         start = self.begin(kind, NLM_F_REQUEST, family, sequence)
@@ -191,7 +190,7 @@ class Requests:
         self.u32[start >> 2] = end - start
         self.length = end
 
-    def forward_tuple(self, at: int, record: Any, family: int) -> int:
+    def forward_tuple(self, at: int, record: Record, family: int) -> int:
         """Write a flow's forward tuple; returns the offset after it."""
         return self.tuple_attribute(
             at,

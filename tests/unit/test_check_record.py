@@ -55,6 +55,17 @@ def test_the_c_structure_follows_the_table(tree: Path) -> None:
     assert run(tree) == (0, "")
 
 
+def test_so_do_the_types(tree: Path) -> None:
+    source = tree / "featherlb/core/flows/record_types.py"
+    before = source.read_text()
+    edit(source, "    queue: int", "    line: int")
+    code, output = run(tree)
+    assert code == 1
+    assert output.startswith("featherlb/core/flows/record_types.py differs")
+    assert run(tree, "--write") == (0, "")
+    assert source.read_text() == before
+
+
 @pytest.mark.parametrize(
     ("file", "line"),
     [

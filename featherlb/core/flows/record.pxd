@@ -112,7 +112,7 @@ cdef enum:
     WIRED = 64
     OFFLOADED = 128
     ABANDONED = 256
-# End of what record.py's tables say.
+# End of what the tables of record.py say.
 
 
 @cython.final

@@ -2,9 +2,10 @@
 
 The tables below are the source of both forms, in the machine's byte order. Interpreted, a record is
 a `ctypes.Structure` over the flow memory; compiled, it is a C structure, which
-`scripts/check_record.py --write` writes to record.pxd. Code is the same for both:
-`record.backend_port`, or `direction_of(record, reply).src_port` for either direction. Neither form
-checks ranges: a value too large for a field loses its upper bits.
+`scripts/check_record.py --write` writes to record.pxd. It also writes record_types.py, which is
+what mypy knows of both. Code is the same for both: `record.backend_port`, or
+`direction_of(record, reply).src_port` for either direction. Neither form checks ranges: a value too
+large for a field loses its upper bits.
 
 Addresses are 128 bits in two words; an IPv4 address is held in IPv6's mapped form (RFC 4291
 section 2.5.5.2), so both families share one layout. Times are in ticks of 0.1 s.
@@ -12,7 +13,8 @@ section 2.5.5.2), so both families share one layout. Times are in ticks of 0.1 s
 
 from dataclasses import dataclass
 from enum import IntFlag
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import cython
 
@@ -153,13 +155,14 @@ class Records:
         if cython.compiled:
             self.first = cython.cast("Record *", cython.address(self.memory[0]))
         else:
-            self.first = (Record * self.count).from_buffer(memory)
+            self.first = (_form(RECORD) * self.count).from_buffer(memory)
 
     if not cython.compiled:
 
-        def at(self, number: int) -> Any:
+        def at(self, number: int) -> "Record":
             """The record with this number, which is not checked."""
-            return self.first[number]
+            record: Record = self.first[number]
+            return record
 
     def copy(self, first: int, end: int) -> bytes:
         """The bytes of the records from `first` up to `end`."""
@@ -181,6 +184,7 @@ class Records:
 if not cython.compiled:
     import ctypes
 
+    @cache
     def _form(struct: Struct) -> Any:
         """The ctypes class of a structure."""
         fields: dict[str, Any] = {}
@@ -198,7 +202,11 @@ if not cython.compiled:
         body = {"_anonymous_": anonymous, "_fields_": list(fields.items())}
         return type(base)(struct.name, (base,), body)
 
-    Record = _form(RECORD)
+    if TYPE_CHECKING:
+        from featherlb.core.flows.record_types import Direction as Direction
+        from featherlb.core.flows.record_types import Record as Record
+    else:
+        Direction, Record = _form(DIRECTION), _form(RECORD)
     (
         IPV6,
         FULL,
@@ -211,14 +219,13 @@ if not cython.compiled:
         ABANDONED,
     ) = map(int, Flag)
 
-    def direction_of(record: Any, reply: int) -> Any:
+    def direction_of(record: "Record", reply: int) -> "Direction":
         """One direction of a record: 0 is forward, 1 is reply."""
         return record.directions[reply]
 
-    def ports_of(direction: Any) -> int:
+    def ports_of(direction: "Direction") -> int:
         """source port << 16 | destination port, as `Packet.ports`."""
-        ports: int = direction.src_port << 16 | direction.dst_port
-        return ports
+        return direction.src_port << 16 | direction.dst_port
 
     def copy_record(to: Any, record: Any) -> None:
         """Copy a record to another one."""

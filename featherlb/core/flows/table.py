@@ -24,7 +24,6 @@ queues of the lowest rank, the one that was idle for longest.
 import mmap
 from array import array
 from hashlib import blake2b
-from typing import Any
 
 import cython
 
@@ -39,6 +38,7 @@ if not cython.compiled:
         ABANDONED,
         OFFLOADED,
         REPLY_ONLY,
+        Record,
         clear,
         direction_of,
         ports_of,
@@ -95,7 +95,7 @@ class FlowTable:
 
     if not cython.compiled:
 
-        def at(self, flow: int) -> Any:
+        def at(self, flow: int) -> Record:
             """The record of a flow, by its number."""
             return self.records.at(flow)
 

@@ -5,8 +5,6 @@ configuration, or left in the middle of a change. Offloaded flows are adopted fr
 instead.
 """
 
-from typing import Any
-
 import cython
 
 from featherlb.core.flows.lifecycle import Lifecycle
@@ -35,6 +33,7 @@ if not cython.compiled:
         OFFLOADED,
         REPLY_ONLY,
         WIRED,
+        Direction,
         direction_of,
         ports_of,
     )
@@ -186,7 +185,7 @@ class Restoration:
             self._migration.migrate_flow(flow, True)
         return flow
 
-    def is_taken(self, direction: Any, protocol: int) -> bool:
+    def is_taken(self, direction: Direction, protocol: int) -> bool:
         """Whether packets of this direction already belong to a flow."""
         return (
             self._flows.find(
