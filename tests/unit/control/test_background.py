@@ -1,0 +1,28 @@
+"""The background tasks of a controller, without a host."""
+
+import asyncio
+
+from featherlb.config import Config
+from featherlb.control.background import Background
+from featherlb.control.controller import Controller, Settings
+from featherlb.control.events import Events
+from featherlb.control.tasks import Tasks
+
+
+def test_a_task_behind_a_change_that_does_not_end_hangs() -> None:
+    async def run() -> None:
+        events = Events()
+        tasks = Tasks(events, longest_round=0.01)
+        controller = Controller(Settings(load=Config, assign=False), events, tasks)
+        controller.health.changed.set()
+        async with controller._lock:
+            with events.listen() as heard:
+                Background(controller).start()
+                message = (await heard.get()).message
+            assert message.startswith("task health hangs: no progress for 0.01 s (control/")
+            assert [one.name for one in tasks.states() if one.failing] == ["health"]
+            assert not tasks.healthy
+            await tasks.stop()
+        assert tasks.healthy
+
+    asyncio.run(asyncio.wait_for(run(), 60))
