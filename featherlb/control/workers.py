@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from ipaddress import IPv4Network, IPv6Network
 
+from featherlb.control.dialogue import Dialogue
 from featherlb.control.events import Events
 from featherlb.control.tasks import Tasks
 from featherlb.core.flows.memory import size_of
@@ -25,21 +26,17 @@ from featherlb.core.path.export import FlowRecords, FlowView, read_flows
 from featherlb.model import Endpoint
 from featherlb.model.errors import HostError
 from featherlb.worker.protocol import (
-    Applied,
     Apply,
     Channel,
     Ended,
     EndFlows,
-    Failed,
     FlowKey,
     FlowPage,
     FromWorker,
     GetFlows,
     GetOutcomes,
     GetStatistics,
-    Log,
     Outcomes,
-    Ready,
     SetTopology,
     Start,
     ToWorker,
@@ -48,8 +45,6 @@ from featherlb.worker.protocol import (
 
 log = logging.getLogger("featherlb")
 
-ANSWER_TIMEOUT = 20.0
-"""Seconds a worker may take to answer, on a machine that is busy with everything else."""
 RESTART_DELAY = 1.0
 """Seconds before the next try, where the one before was in vain, so that a crash loop costs little.
 """
@@ -76,9 +71,6 @@ class WorkerProcess:
         It restores the flows of its `predecessor`, which has ended.
         """
         self.number = start.shard.worker
-        self.gone = asyncio.Event()
-        self._answers: asyncio.Queue[FromWorker] = asyncio.Queue()
-        self._lock = asyncio.Lock()
         self._born = time.monotonic()
         self._generation = 0 if predecessor is None else predecessor.generation + 1
         with ExitStack() as on_failure:
@@ -99,27 +91,12 @@ class WorkerProcess:
                     stdin=subprocess.DEVNULL,
                 )
             on_failure.pop_all()
-        self._channel = Channel(ours)
-        asyncio.get_running_loop().add_reader(self._channel.fileno(), self._read)
+        self._dialogue = Dialogue(Channel(ours), f"worker {self.number}", self.process.kill)
+        self.gone = self._dialogue.ended
 
     async def ask(self, message: ToWorker) -> FromWorker:
         """Send a message and wait for its answer; HostError if the worker can't give one."""
-        async with self._lock:
-            if self.gone.is_set():
-                raise HostError(f"worker {self.number} died")
-            self._channel.send(message)
-            try:
-                # Shielded: an answer has to be taken out even if its question was cancelled.
-                answer = await asyncio.shield(self._take_answer())
-            except TimeoutError:
-                self.process.kill()
-                answer = Failed(f"worker {self.number} does not answer")
-        if isinstance(answer, Failed):
-            raise HostError(answer.reason)
-        return answer
-
-    async def _take_answer(self) -> FromWorker:
-        return await asyncio.wait_for(self._answers.get(), ANSWER_TIMEOUT)
+        return await self._dialogue.ask(message)
 
     @property
     def generation(self) -> int:
@@ -132,30 +109,12 @@ class WorkerProcess:
 
     def stop(self) -> None:
         """Let the process end: it does when its channel closes."""
-        if self._channel.fileno() >= 0:
-            asyncio.get_running_loop().remove_reader(self._channel.fileno())
-            self._channel.close()
+        self._dialogue.close()
         try:
             self.process.wait(2)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-
-    def _read(self) -> None:
-        try:
-            while (message := self._channel.receive()) is not None:
-                if isinstance(message, Log):
-                    log.log(message.level, message.text)
-                else:
-                    assert isinstance(
-                        message,
-                        Applied | Ended | Failed | FlowPage | Outcomes | Ready | WorkerStatistics,
-                    )
-                    self._answers.put_nowait(message)
-        except EOFError:
-            asyncio.get_running_loop().remove_reader(self._channel.fileno())
-            self.gone.set()
-            self._answers.put_nowait(Failed(f"worker {self.number} died"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,67 @@
+"""Questions to a worker process and its answers, over their socketpair."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from featherlb.model.errors import HostError
+from featherlb.worker.protocol import Channel, Failed, FromWorker, Log, ToWorker
+
+log = logging.getLogger("featherlb")
+
+ANSWER_TIMEOUT = 20.0
+"""Seconds a worker may take to answer, on a machine that is busy with everything else."""
+
+
+class Dialogue:
+    """One question at a time. A worker answers each with one message, in order, and may log."""
+
+    def __init__(self, channel: Channel, name: str, on_silence: Callable[[], None]) -> None:
+        """`name` is what messages call the worker; `on_silence` ends one that does not answer."""
+        self.ended = asyncio.Event()
+        """The worker has died, and with it its end of the pair."""
+        self._name = name
+        self._on_silence = on_silence
+        self._channel = channel
+        self._lock = asyncio.Lock()
+        self._answers: asyncio.Queue[FromWorker] = asyncio.Queue()
+        asyncio.get_running_loop().add_reader(channel.fileno(), self._read)
+
+    async def ask(self, message: ToWorker) -> FromWorker:
+        """Send a message and wait for its answer; HostError if the worker can't give one."""
+        # If the caller is cancelled, the answer is still taken out before the next question is
+        # sent, which would otherwise get it.
+        answer = await asyncio.shield(self._exchange(message))
+        if isinstance(answer, Failed):
+            raise HostError(answer.reason)
+        return answer
+
+    def close(self) -> None:
+        """Close this end, upon which the worker ends."""
+        if self._channel.fileno() >= 0:
+            asyncio.get_running_loop().remove_reader(self._channel.fileno())
+            self._channel.close()
+
+    async def _exchange(self, message: ToWorker) -> FromWorker:
+        async with self._lock:
+            if self.ended.is_set():
+                return Failed(f"{self._name} died")
+            self._channel.send(message)
+            try:
+                return await asyncio.wait_for(self._answers.get(), ANSWER_TIMEOUT)
+            except TimeoutError:
+                self._on_silence()
+                return Failed(f"{self._name} does not answer")
+
+    def _read(self) -> None:
+        try:
+            while (message := self._channel.receive()) is not None:
+                if isinstance(message, Log):
+                    log.log(message.level, message.text)
+                else:
+                    assert not isinstance(message, ToWorker)
+                    self._answers.put_nowait(message)
+        except EOFError:
+            asyncio.get_running_loop().remove_reader(self._channel.fileno())
+            self.ended.set()
+            self._answers.put_nowait(Failed(f"{self._name} died"))
