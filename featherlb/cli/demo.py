@@ -101,7 +101,7 @@ def up_command(servers: list[HttpServer]) -> list[str]:
 def running(lab: Lab, command: list[str]) -> Iterator[None]:
     """`featherlb up` on the balancer's host; HostError with its reason if it fails."""
     process = lab.balancer.popen(
-        [sys.executable, "-m", "featherlb", *command],
+        [sys.executable, "-P", "-m", "featherlb", *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         # Not the current directory: it may have a featherlb.yaml.

@@ -19,6 +19,8 @@ from featherlb.daemon import Supervisor
 from featherlb.model import Datapath, Driver, NatMode
 from featherlb.system import plugins
 
+log = logging.getLogger("featherlb")
+
 
 class _JsonFormatter(logging.Formatter):
     """One JSON object per line, with an ISO 8601 time in UTC."""
@@ -115,10 +117,10 @@ def up(
     """
 
     picked = scheduler and absolute_scheduler(scheduler, Path.cwd())
+    path = config_path or find_config()
 
     def read_config() -> Config:
         plugins.load_entry_points()
-        path = config_path or find_config()
         base = None
         if path:
             # A start without a file needs no YAML.
@@ -144,6 +146,8 @@ def up(
         for line in plan.describe():
             click.echo(line)
         return
+    if path:
+        log.info("configuration file: %s", path.absolute())
     settings = Settings(load=read_config, assign=not no_assign)
     asyncio.run(Supervisor(settings).run(lambda: click.echo("ready")))
 
@@ -155,6 +159,5 @@ def _set_up_log(log_format: str, log_level: str) -> None:
         if log_format == "json"
         else logging.Formatter("%(asctime)s %(levelname)s %(message)s")
     )
-    logger = logging.getLogger("featherlb")
-    logger.handlers = [handler]
-    logger.setLevel(log_level.upper())
+    log.handlers = [handler]
+    log.setLevel(log_level.upper())

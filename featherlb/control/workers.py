@@ -84,9 +84,11 @@ class WorkerProcess:
                 self.start = replace(self.start, predecessor=predecessor.memory)
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             on_failure.enter_context(ours)
+            # Without either, a module in the working directory would run in place of Python's own.
+            isolation = "-I" if sys.flags.isolated else "-P"
             with theirs:
                 self.process = subprocess.Popen(
-                    [sys.executable, "-m", "featherlb.worker", str(theirs.fileno())],
+                    [sys.executable, isolation, "-m", "featherlb.worker", str(theirs.fileno())],
                     pass_fds=[theirs.fileno(), *shared],
                     stdin=subprocess.DEVNULL,
                 )

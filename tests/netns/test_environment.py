@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from featherlb.lab import Lab
 from featherlb.lab.namespaces import VIP
 from featherlb.lab.servers import HttpServer
-from tests.netns.command import run
+from tests.netns.command import Featherlb, run
 from tests.netns.conftest import ONE_DRIVER, Up
 from tests.netns.traffic import Session, ask
 
@@ -100,6 +101,19 @@ def test_either_kind_of_iptables(
     assert "FEATHERLB" in rules.pop(kind)
     assert "FEATHERLB" not in "".join(rules.values())
     assert "FEATHERLB" not in lab.balancer.run([saves[kind]]).stdout
+
+
+def test_code_in_the_working_directory_is_not_run(lab: Lab, driver: str, tmp_path: Path) -> None:
+    """Modules with the names of Python's and of featherlb's own."""
+    ran = tmp_path / "ran"
+    (tmp_path / "featherlb").mkdir()
+    names = [f"{name}.py" for name in sorted(sys.stdlib_module_names)]
+    for name in (*names, "cython.py", "featherlb/__init__.py", "sitecustomize.py"):
+        (tmp_path / name).write_text(f"open({str(ran)!r}, 'a').write({name!r})\n")
+    with Featherlb(lab.balancer, ("up", "--driver", driver, *OPTIONS), tmp_path):
+        assert ask(lab.client).backend == "backend1"
+    assert run(lab.balancer, "doctor", cwd=tmp_path).returncode != 2
+    assert not ran.exists(), ran.read_text()
 
 
 def test_full_nat_says_what_a_strict_rp_filter_needs(lab: Lab, driver: str) -> None:
