@@ -113,6 +113,7 @@ class HealthChecks:
                         one,
                         weight=one.weight if healthy[one] or one.role is ignored else 0,
                         ramp=self._ramp(configured, one, now),
+                        down=not healthy[one],
                     )
                     for one in service.backends
                 ),

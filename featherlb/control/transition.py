@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 from featherlb.config import Config
 from featherlb.control.failure import log_traceback, sentence
 from featherlb.control.overrides import Override, with_overrides
-from featherlb.model import Backend, Endpoint, OnBackendDown, Service
+from featherlb.model import Backend, Endpoint, OnBackendDown, Protocol, Service
 
 log = logging.getLogger("featherlb")
 
@@ -219,7 +219,9 @@ def _endings(before: State, wanted: State) -> Iterator[EndFlows]:
     policies = {service.name: service.on_backend_down for service in wanted.config.services}
     for service in departing(before.services, wanted.services):
         policy = policies[service.name]
-        for backend in service.backends if policy is not OnBackendDown.KEEP else ():
+        # The next datagram of a flow goes elsewhere, but the kernel asks nobody where.
+        asked = service.protocol is Protocol.TCP or not service.datapath.kernel_forwards
+        for backend in service.backends if policy is not OnBackendDown.KEEP or not asked else ():
             yield EndFlows(service.name, backend.endpoint, policy is OnBackendDown.RESET)
     staying = {service.name for service in wanted.services}
     for service in before.services:

@@ -100,6 +100,8 @@ class Backend:
     max_connections: int | None = None
     """Limit of open flows."""
     ramp: Ramp | None = None
+    down: bool = False
+    """It fails its health checks, or is ejected."""
 
     def __str__(self) -> str:
         return str(self.endpoint)

@@ -1,6 +1,7 @@
 """Pools under load: who gets connections when backends fail, come back, fill up."""
 
 import resource
+import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,11 +14,11 @@ import pytest
 from featherlb.lab import Lab
 from featherlb.lab.namespaces import VIP
 from tests.netns.command import Featherlb, api, change, reload, run
-from tests.netns.conftest import ONE_DRIVER, SERVED, WATCHED_OR_ASKED, Up
+from tests.netns.conftest import ONE_DRIVER, SERVED, WATCHED_OR_ASKED, Up, all_pairs
 from tests.netns.load import Load
 from tests.netns.test_health import logged, quiet, reachable, refused
 from tests.netns.test_operate_pools import operate
-from tests.netns.traffic import Session, ask, wait_for
+from tests.netns.traffic import Session, ask, ask_over, reset, wait_for
 
 pytestmark = SERVED
 
@@ -129,6 +130,37 @@ def test_no_more_than_the_allowed_share_is_ejected(lab: Lab, balancing: Callable
         wait_for(lambda: backends(lab)[kept]["refused"] > refused[kept] + 50, "refusals")
         assert running.log.count("is ejected") == 1
         load.stop()
+
+
+@all_pairs(("netlink", "raw", "offload"), nat=("dnat", "full"))
+def test_a_client_that_starts_over_from_its_port_leaves_a_backend_that_is_down_or_gone(
+    lab: Lab, balancing: Callable[..., Any], nat: str
+) -> None:
+    """Its flows are kept, and the balancer has not heard the end of its connections. A backend that
+    is well knows by itself that its connection is over."""
+    health = "health: {type: tcp, interval: 200ms, timeout: 500ms}"
+    ports = (40001, 40002, 40003)
+    with balancing(f"nat: {nat}, {health}", ONE, TWO, THREE) as running:
+        connections = [connect_from(lab, port) for port in ports]
+        served = {ask_over(one).backend: port for one, port in zip(connections, ports, strict=True)}
+        silence = ["OUTPUT", "-p", "tcp", "--sport", "40001:40003", "-j", "DROP"]
+        lab.client.run(["iptables", "-A", *silence])
+        for one in connections:
+            reset(one)
+        lab.client.run(["iptables", "-D", *silence])
+        with firewall(lab, 0, ["INPUT", "-p", "tcp", "--dport", "8080", "-j", "DROP"]):
+            wait_for(lambda: f"{ONE} is down: " in running.log, "its fall")
+            wait_for(lambda: backends(lab)[ONE]["state"] == "down", "its state")
+            change(lab.balancer, "remove", "web", TWO)
+            assert sorted(served) == ["backend1", "backend2", "backend3"]
+            for port in served.values():
+                with connect_from(lab, port) as again:
+                    assert ask_over(again).backend == "backend3"
+
+
+def connect_from(lab: Lab, port: int) -> socket.socket:
+    """A connection of the client's to the VIP from this port."""
+    return lab.client.call(socket.create_connection, (VIP, 80), 30, ("", port))
 
 
 @WATCHED_OR_ASKED

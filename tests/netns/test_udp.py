@@ -20,7 +20,7 @@ from featherlb.lab.namespaces import VIP
 from featherlb.lab.servers import DnsServer, Iperf3
 from featherlb.system.nfqueue import bound_queues
 from tests.netns.command import Featherlb, api
-from tests.netns.conftest import ONE_DRIVER, QUEUEING, Up, in_turn
+from tests.netns.conftest import ONE_DRIVER, QUEUEING, WATCHED_OR_ASKED, Up, in_turn
 from tests.netns.datagrams import Receivers, open_socket
 from tests.netns.traffic import forward, wait_for
 from tests.netns.wire import Capture, send, with_right_checksums
@@ -187,7 +187,7 @@ def reload(running: Featherlb) -> None:
     assert "reloaded" in running.log[start:]
 
 
-@ONE_DRIVER
+@WATCHED_OR_ASKED
 @pytest.mark.parametrize("nat", ["dnat", "full"])
 def test_the_flows_of_a_removed_backend_move_at_once(
     featherlb: Up, tmp_path: Path, nat: str

@@ -13,7 +13,7 @@ from featherlb.net.packet cimport Packet
 cdef int SYN, TCP
 cdef int MAX_EXPIRED_AT_ONCE, MAX_PORT_RECLAIMS
 cdef unsigned char[::1] IS_ACTIVE, IS_REUSABLE
-cdef int NEW, SYN_SENT, SYN_RETRIED, ADOPTED, UDP_ONE_WAY, UDP_TWO_WAY
+cdef int NEW, SYN_SENT, SYN_RETRIED, ADOPTED
 cdef int OUTPUT, WIRE, NO_SOURCE_PORT, TUPLE_IN_USE
 
 
@@ -53,7 +53,7 @@ cdef class Lifecycle:
     @cython.locals(
         record="Record *", before=cython.int, queue=cython.Py_ssize_t, member=PoolMember)
     cdef void enter(self, Py_ssize_t flow, int state, unsigned int ticks) except *
-    @cython.locals(record="Record *", state=cython.int)
+    @cython.locals(record="Record *", member_id=cython.Py_ssize_t)
     cdef bint reopens(self, Py_ssize_t flow) noexcept
     @cython.locals(flows=FlowTable, record="Record *", member=PoolMember)
     cdef void close(self, Py_ssize_t flow) except *

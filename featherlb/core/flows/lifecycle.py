@@ -40,8 +40,6 @@ NEW = int(State.NEW)
 SYN_SENT = int(State.SYN_SENT)
 SYN_RETRIED = int(State.SYN_RETRIED)
 ADOPTED = int(State.ADOPTED)
-UDP_ONE_WAY = int(State.UDP_ONE_WAY)
-UDP_TWO_WAY = int(State.UDP_TWO_WAY)
 OUTPUT = int(Hook.OUTPUT)
 WIRE = int(Hook.WIRE)
 NO_SOURCE_PORT = int(Reason.NO_SOURCE_PORT)
@@ -249,15 +247,17 @@ class Lifecycle:
 
     def reopens(self, flow: int) -> bool:
         """Whether a SYN or datagram of this flow is scheduled again: the old connection is closing
-        (the client reuses its port), or the backend has left the pool and no established
-        connection would break."""
+        (the client reuses its port), or the backend has left the pool or is down. In any other
+        state, too: a client that sends a SYN has no connection that could break. Datagrams stay
+        with a backend that is down, as in a panic there may be no better one: the control plane
+        ends their flows."""
         record = self._flows.at(flow)
-        state = record.state
-        if IS_REUSABLE[state]:
-            return True
-        if not self._members.retired[record.member_id]:
-            return False
-        return state in (SYN_SENT, SYN_RETRIED, UDP_ONE_WAY, UDP_TWO_WAY)
+        member_id = record.member_id
+        return bool(
+            IS_REUSABLE[record.state]
+            or self._members.retired[member_id]
+            or (record.protocol == TCP and self._members.down[member_id])
+        )
 
     def close(self, flow: int) -> None:
         """Remove a flow and release what it held."""

@@ -15,7 +15,7 @@ cdef class PoolMember:
 
 cdef class Members:
     cdef readonly list by_id
-    cdef unsigned char[::1] retired
+    cdef unsigned char[::1] retired, down
     cdef list _free
     cdef NextHops _next_hops
     cdef Counters _counters

@@ -35,13 +35,14 @@ class PoolMember:
         self.take_backend(scheduled.backend)
 
     def take_backend(self, backend: Backend) -> None:
-        """Apply a change of the backend's configuration."""
+        """Apply a change of the backend's configuration (`Members.take_backend`)."""
         self.flags = LOCAL_BACKEND if backend.local else 0
         self.sources = tuple(words_of(source) for source in backend.sources)
 
 
 class Members:
-    """`by_id` are the members by number; `retired` is 1 for those that have left their pool."""
+    """`by_id` are the members by number; `retired` is 1 for those that have left their pool, `down`
+    for those whose backend is."""
 
     def __init__(
         self, next_hops: NextHops, counters: Counters, source_ports: PortAllocator
@@ -49,6 +50,7 @@ class Members:
         """`next_hops`, `counters` and `source_ports` keep something for each member."""
         self.by_id: list[PoolMember] = []
         self.retired = memoryview(bytearray(MAX_MEMBERS))
+        self.down = memoryview(bytearray(MAX_MEMBERS))
         self._free: list[int] = []
         self._next_hops = next_hops
         self._counters = counters
@@ -64,9 +66,16 @@ class Members:
         member = PoolMember(pool, scheduled)
         self.by_id[number : number + 1] = [member]
         self.retired[number] = 0
+        self.down[number] = backend.down
         self._next_hops.forget(number)
         self._next_hops.update_member(number, member.high, member.low)
         return scheduled
+
+    def take_backend(self, scheduled: Member) -> None:
+        """Apply a change of the backend's configuration or health."""
+        backend = scheduled.backend
+        self.by_id[scheduled.index].take_backend(backend)
+        self.down[scheduled.index] = backend.down
 
     def retire(self, scheduled: Member) -> None:
         """Remove a member from its pool; it keeps its flows."""

@@ -65,7 +65,7 @@ class Services:
             for member in gone:
                 members.retire(member)
             for member in pool.members.values():
-                members.by_id[member.index].take_backend(member.backend)
+                members.take_backend(member)
         for pool in self.pools.values():
             for member in pool.members.values():
                 members.retire(member)

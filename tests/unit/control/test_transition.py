@@ -87,6 +87,17 @@ def test_a_removed_backend_keeps_its_part_of_the_host_while_it_has_flows(
     ]
 
 
+def test_the_kernel_forgets_the_datagrams_of_a_removed_backend() -> None:
+    """Where workers see them, they move one by one."""
+    queued = WEB.replace("vip:", "protocol: udp, vip:")
+    offloaded = queued.replace("vip:", "datapath: offload, vip:")
+    ends = [
+        [step for step in steps(state(one), state(one.replace(f", '{B}'", ""))) if step.startswith("end")]
+        for one in (queued, offloaded)
+    ]
+    assert ends == [[], [f"end web {B}"]]
+
+
 def test_backends_that_departed_earlier_stay_along() -> None:
     (old,) = state(WEB.replace(f"'{A}', '{B}'", f"'{C}'")).services
     before = state(WEB, departing=[old])

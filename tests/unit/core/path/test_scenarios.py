@@ -1,5 +1,7 @@
 """Scenarios of connections, backends and configurations, in the world around a balancer."""
 
+from dataclasses import replace
+
 import pytest
 
 from featherlb.model import Hook, Timeouts, Verdict
@@ -371,28 +373,38 @@ def test_connections_of_a_removed_backend_continue(nat: str) -> None:
     assert len(world.flows()) == 2
 
 
-def test_a_syn_retransmitted_to_a_removed_backend_moves() -> None:
-    world = make_world(ONE, TWO)
-    connection = Connection(world)
-    connection.lose("S")
-    assert connection.server == ONE
-    world.apply(service(TWO))
-    world.advance(1)
-    connection.handshake()
-    assert connection.server == TWO
-    assert world.statistics().flows == 1
-
-
-def test_but_not_once_the_backend_has_answered() -> None:
-    world = make_world(ONE, TWO)
-    connection = Connection(world)
-    connection.send("S")
-    connection.reply("SA")
-    world.apply(service(TWO))
-    connection.lose("S")
-    assert connection.server == ONE
-    connection.send("A")
-    assert connection.state == "ESTABLISHED"
+@both_modes
+@pytest.mark.parametrize("story", [">S", ">S <SA", ">S <SA >A", ">S <SA >A <PA >A"])
+@pytest.mark.parametrize(
+    ("fate", "moves"), [("down", True), ("gone", True), ("drained", False), ("well", False)]
+)
+def test_a_syn_leaves_a_backend_that_is_down_or_gone(
+    nat: str, story: str, fate: str, moves: bool
+) -> None:
+    """Whatever the connection's state: who sends one has none that could break."""
+    world = make_world(ONE, TWO, nat=nat)
+    old = Connection(world)
+    for step in story.split():
+        (old.send if step[0] == ">" else old.reply)(step[1:])
+    first, second = service(ONE, TWO, nat=nat).backends
+    weight = 1 if fate == "well" else 0
+    changed = replace(first, weight=weight, down=fate == "down")
+    wanted = (second,) if fate == "gone" else (changed, second)
+    world.apply(replace(service(nat=nat), backends=wanted))
+    if len(story) > 8:  # without a SYN the connection continues
+        old.send("PA", b"still there?")
+        old.reply("A")
+    for _ in range(3):
+        world.advance(1)
+        new = Connection(world, sequence=77)
+        new.lose("S")
+        assert new.server == (TWO if moves else ONE)
+    assert len(world.flows()) == 1
+    if moves:
+        new.reply("SA")
+        new.send("A")
+        assert new.state == "ESTABLISHED"
+        assert world.active()[TWO] == 1
 
 
 @both_modes

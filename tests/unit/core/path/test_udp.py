@@ -89,6 +89,15 @@ def test_unanswered_flows_give_way_to_others() -> None:
     assert world.states() == ["UDP_ONE_WAY", "UDP_TWO_WAY"]
 
 
+def test_flows_stay_with_a_backend_that_is_down_as_all_may_be() -> None:
+    """The control plane ends them where there is a better one."""
+    world = World(datagrams(ONE, TWO))
+    ask(world)
+    down = [backend(one, down=True) for one in (ONE, TWO)]
+    world.apply(service(*down, protocol=Protocol.UDP))
+    assert [ask(world).destination for _ in range(3)] == [ONE] * 3
+
+
 @both_modes
 @pytest.mark.parametrize("answered", [False, True])
 def test_flows_move_when_their_backend_leaves(nat: str, answered: bool) -> None:
