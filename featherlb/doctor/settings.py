@@ -10,7 +10,14 @@ from pathlib import Path
 from featherlb.datapaths.rules.vip_addresses import subnet_interface
 from featherlb.doctor.finding import Finding, error, note, warning
 from featherlb.doctor.subject import Subject
-from featherlb.model import LOOPBACK, SOURCE_PORTS, Link, NatMode, Service
+from featherlb.model import (
+    LOOPBACK,
+    PRIVILEGED_SOURCE_PORTS,
+    SOURCE_PORTS,
+    Link,
+    NatMode,
+    Service,
+)
 from featherlb.system import ethtool, rtnetlink, sysctl
 
 Read = Callable[[str], str | None]
@@ -49,16 +56,23 @@ def check_source_ports(subject: Subject) -> Iterator[Finding]:
 
 
 def judge_source_ports(services: Iterable[Service], read: Read) -> Iterator[Finding]:
-    text = read("net/ipv4/ip_local_port_range")
-    if text is None or all(service.nat is not NatMode.FULL for service in services):
+    if all(service.nat is not NatMode.FULL for service in services):
         return
-    first, last = map(int, text.split())
+    first, last = map(int, (read("net/ipv4/ip_local_port_range") or "32768 60999").split())
     if first < SOURCE_PORTS.stop:
         yield warning(
             f"local connections use the ports {first} to {last}, and `full` mode allocates"
             f" {SOURCE_PORTS.start} to {SOURCE_PORTS.stop - 1}, so some of either fail; separate"
             " the ranges",
             f'sysctl -w net.ipv4.ip_local_port_range="{SOURCE_PORTS.stop} {max(last, 60999)}"',
+        )
+    mounts = int(read("sunrpc/min_resvport") or PRIVILEGED_SOURCE_PORTS.stop)
+    if mounts < PRIVILEGED_SOURCE_PORTS.stop:
+        yield warning(
+            f"NFS mounts of this host use ports from {mounts} on, and `full` mode allocates"
+            f" {PRIVILEGED_SOURCE_PORTS.start} to {PRIVILEGED_SOURCE_PORTS.stop - 1} to clients"
+            " with a port below 1024, so some of either fail; separate the ranges",
+            f"sysctl -w sunrpc.min_resvport={PRIVILEGED_SOURCE_PORTS.stop}",
         )
 
 

@@ -25,7 +25,10 @@ from featherlb.model.route import (
     Topology,
 )
 from featherlb.model.service import (
+    ALL_SOURCE_PORTS,
     DEFAULT_DATAPATH,
+    FIRST_UNPRIVILEGED_PORT,
+    PRIVILEGED_SOURCE_PORTS,
     SOURCE_PORTS,
     Backend,
     Datapath,
@@ -40,9 +43,12 @@ from featherlb.model.service import (
 )
 
 __all__ = [
+    "ALL_SOURCE_PORTS",
     "DEFAULT_DATAPATH",
+    "FIRST_UNPRIVILEGED_PORT",
     "LATE_HOOKS",
     "LOOPBACK",
+    "PRIVILEGED_SOURCE_PORTS",
     "SOURCE_PORTS",
     "Address",
     "Backend",

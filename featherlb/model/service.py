@@ -61,6 +61,12 @@ class Driver(StrEnum):
 SOURCE_PORTS = range(1024, 32768)
 """Source ports of `full` NAT: below Linux's default ephemeral range (32768 to 60999),
 so that connections of the balancer's own host never share a port with a flow."""
+PRIVILEGED_SOURCE_PORTS = range(512, 665)
+"""Those for clients with a port below 1024, as some servers take requests from such ports alone
+(RFC 4787 REQ-3a): NFS from any, rsh from 512 on (rcmd(3)). Below those of Linux's own NFS client
+(`sunrpc.min_resvport`, 665)."""
+ALL_SOURCE_PORTS = (SOURCE_PORTS, PRIVILEGED_SOURCE_PORTS)
+FIRST_UNPRIVILEGED_PORT = 1024
 
 
 class Role(StrEnum):

@@ -10,7 +10,7 @@ three words (include/linux/jhash.h, `jhash_3words`), scaled to the number of wor
 
 from dataclasses import dataclass
 
-from featherlb.model import SOURCE_PORTS
+from featherlb.model import PRIVILEGED_SOURCE_PORTS, SOURCE_PORTS
 
 WORD = 0xFFFFFFFF
 ROUNDS = (
@@ -48,8 +48,22 @@ class Shard:
     def ports(self) -> range:
         """The part of `SOURCE_PORTS` that it may give to flows: a reply's destination port then
         says whose flow it is."""
-        size = len(SOURCE_PORTS) // self.workers
-        return SOURCE_PORTS[self.worker * size : (self.worker + 1) * size]
+        return self._part(SOURCE_PORTS)
+
+    @property
+    def privileged_ports(self) -> range:
+        """The same of `PRIVILEGED_SOURCE_PORTS`."""
+        return self._part(PRIVILEGED_SOURCE_PORTS)
+
+    @property
+    def all_ports(self) -> tuple[range, range]:
+        """Its parts of `ALL_SOURCE_PORTS`; of the few privileged ones, one of many workers may have
+        none."""
+        return self.ports, self.privileged_ports
+
+    def _part(self, ports: range) -> range:
+        size = len(ports) // self.workers
+        return ports[self.worker * size : (self.worker + 1) * size]
 
     def connections(self, limit: int) -> int:
         """Its part of a limit; together the workers have all."""

@@ -69,6 +69,7 @@ class Worker:
             hash_key=start.hash_key,
             timeouts=start.timeouts,
             source_ports=start.shard.ports,
+            privileged_ports=start.shard.privileged_ports,
             adopt_until=time.monotonic() + ADOPTION,
         )
         self._core.lifecycle.opened = [] if start.log_flows else None

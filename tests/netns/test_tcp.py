@@ -20,6 +20,7 @@ from featherlb.lab.namespaces import VIP
 from featherlb.lab.servers import HttpServer, Nginx
 from tests.netns.command import flows
 from tests.netns.conftest import SEEING, SERVED, Up, all_pairs
+from tests.netns.datagrams import open_socket
 from tests.netns.test_operate_pools import reloaded
 from tests.netns.traffic import (
     Session,
@@ -270,6 +271,48 @@ def test_endpoints_may_become_many_and_few_again(featherlb: Up, nat: str, tmp_pa
                 for i in range(endpoints):
                     assert ask(client, f"10.0.0.{20 + i}").backend == "backend2"
             assert session.ask() == first
+
+
+@pytest.mark.parametrize("driver", ["netlink", "raw", "offload"], indirect=True)
+def test_a_privileged_client_port_stays_privileged(featherlb: Up) -> None:
+    """NFS and rsh servers refuse others. Replies find the worker of the flow by that port, and
+    mounts of the balancer itself (from port 665 on) are none of its flows."""
+    backend = "10.0.1.2:9000"
+    both = ("--vip", f"{VIP}:80", "--vip", f"{VIP}:80/udp", "--backend", backend)
+    with (
+        Lab(backends=1) as lab,
+        lab.backends[0].listen("0.0.0.0", 9000) as listener,
+        open_socket(lab.backends[0], ("0.0.0.0", 9000)) as receiver,
+    ):
+        lab.balancer.run(["iptables", "-P", "INPUT", "DROP"])
+        known = ["-m", "conntrack", "--ctstate", "ESTABLISHED", "-j", "ACCEPT"]
+        lab.balancer.run(["iptables", "-A", "INPUT", *known])
+
+        def exchange(node: Node, address: str, port: int, source: int) -> int:
+            """A question over TCP and its answer; the port that the server saw."""
+            client = node.call(socket.create_connection, (address, port), 30, ("", source))
+            server, seen = listener.accept()
+            with client, server:
+                server.settimeout(30)
+                assert exchange_byte(client, server) == b"1"
+                assert exchange_byte(server, client) == b"1"
+            return int(seen[1])
+
+        with featherlb(lab, *both, "--nat", "full", "--workers", "2"):
+            for port in (1, 700, 1023, 1024, 40000):
+                with open_socket(lab.client, ("0.0.0.0", port), (VIP, 80)) as client:
+                    client.send(b"?")
+                    _, seen = receiver.recvfrom(1)
+                    receiver.sendto(b"!", seen)
+                    assert client.recv(1) == b"!"
+                for given in (seen[1], exchange(lab.client, VIP, 80, port)):
+                    assert (given in range(512, 665)) == (port < 1024)
+            assert exchange(lab.balancer, lab.backends[0].address, 9000, 700) == 700
+
+
+def exchange_byte(sender: socket.socket, receiver: socket.socket) -> bytes:
+    sender.sendall(b"1")
+    return receiver.recv(1)
 
 
 @SERVED

@@ -14,7 +14,7 @@ cdef int SYN, TCP
 cdef int MAX_EXPIRED_AT_ONCE, MAX_PORT_RECLAIMS
 cdef unsigned char[::1] IS_ACTIVE, IS_REUSABLE
 cdef int NEW, SYN_SENT, SYN_RETRIED, ADOPTED
-cdef int OUTPUT, WIRE, NO_SOURCE_PORT, TUPLE_IN_USE
+cdef int OUTPUT, WIRE, NO_SOURCE_PORT, TUPLE_IN_USE, UNPRIVILEGED
 
 
 cdef class Lifecycle:
@@ -41,10 +41,11 @@ cdef class Lifecycle:
         int state, unsigned int ticks) except -1
     @cython.locals(packet=Packet, record="Record *")
     cdef bint serves(self, Py_ssize_t flow, Py_ssize_t member_id) noexcept
+    cdef object allocate_source(self, PoolMember member, bint privileged)
     @cython.locals(
         flows=FlowTable, closing=cython.Py_ssize_t, following=cython.Py_ssize_t, holder=PoolMember,
-        record="Record *", _=cython.int)
-    cdef object allocate_source(self, PoolMember member)
+        record="Record *", same_kind=cython.bint, _=cython.int)
+    cdef object find_source(self, PoolMember member, bint privileged)
     @cython.locals(
         record="Record *", before=cython.ulonglong, after=cython.ulonglong,
         address_delta=cython.ulonglong, ports_before=cython.ulonglong,

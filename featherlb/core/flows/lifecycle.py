@@ -14,7 +14,7 @@ from featherlb.core.flows.snat_ports import PortAllocator
 from featherlb.core.flows.table import FlowTable
 from featherlb.core.flows.tcp_state import ACTIVE, REUSABLE, TIMEOUT_CLASS, State, TimeoutClass
 from featherlb.core.pools.pool import Pool
-from featherlb.model import Hook, Timeouts
+from featherlb.model import FIRST_UNPRIVILEGED_PORT, Hook, Timeouts
 from featherlb.model.reason import Reason
 from featherlb.net.packet import Packet
 from featherlb.net.protocols import SYN, TCP
@@ -44,6 +44,7 @@ OUTPUT = int(Hook.OUTPUT)
 WIRE = int(Hook.WIRE)
 NO_SOURCE_PORT = int(Reason.NO_SOURCE_PORT)
 TUPLE_IN_USE = int(Reason.TUPLE_IN_USE)
+UNPRIVILEGED = FIRST_UNPRIVILEGED_PORT
 
 
 class Lifecycle:
@@ -117,7 +118,7 @@ class Lifecycle:
         # frames, clients on this host keep their address.
         if pool.full and (hook == WIRE or not pool.raw):
             flags |= FULL
-            source = self.allocate_source(member)
+            source = self.allocate_source(member, ports >> 16 < UNPRIVILEGED)
             if source is None:
                 return -NO_SOURCE_PORT
             source_high, source_low, source_port = source
@@ -195,10 +196,18 @@ class Lifecycle:
             and record.vip_low == packet.dst_low
         )
 
-    def allocate_source(self, member: PoolMember) -> tuple[int, int, int] | None:
-        """A source address and port towards a backend, if need be that of a closing flow."""
+    def allocate_source(self, member: PoolMember, privileged: bool) -> tuple[int, int, int] | None:
+        """A source address and port towards a backend, privileged if the client's is: the server
+        may insist on it. When those run out, any port is better than none."""
+        found = self.find_source(member, privileged)
+        if found is None and privileged:
+            found = self.find_source(member, False)
+        return found
+
+    def find_source(self, member: PoolMember, privileged: bool) -> tuple[int, int, int] | None:
+        """A source address and port of one kind, if need be that of a closing flow."""
         flows = self._flows
-        found = self._source_ports.allocate(member.target, member.sources)
+        found = self._source_ports.allocate(member.target, member.sources, privileged)
         closing = flows.head[self.closed_queue]
         for _ in range(MAX_PORT_RECLAIMS):
             if found is not None or not closing:
@@ -206,9 +215,10 @@ class Lifecycle:
             record = flows.at(closing)
             following = record.next
             holder = self._members.by_id[record.member_id]
-            if record.flags & FULL and holder.target == member.target:
+            same_kind = (record.source_port < UNPRIVILEGED) == privileged
+            if record.flags & FULL and same_kind and holder.target == member.target:
                 self.close(closing)
-                found = self._source_ports.allocate(member.target, member.sources)
+                found = self._source_ports.allocate(member.target, member.sources, privileged)
             closing = following
         if found is None:
             return None

@@ -5,6 +5,9 @@ are allocated per protocol, source address and backend endpoint, which allows 31
 address and *backend*. Linux's SNAT has the same rule (net/netfilter/nf_nat_core.c,
 `nf_nat_used_tuple`: a reply tuple must be unique).
 
+A client with a port below 1024 gets a port below 1024, from a range of its own (RFC 4787 REQ-3a;
+nf_nat_l4proto_unique_tuple in nf_nat_core.c).
+
 RFC 4787 REQ-3 and RFC 5382 REQ-7 forbid a NAT to overload ports, that is to let two flows share one
 where they can collide. Towards different endpoints they can't, and RFC 7857 section 3 ("port
 overlapping") allows it. When no port is free, a flow is refused.
@@ -88,12 +91,13 @@ class _PortRing:
 
 
 class _Target:
-    """The rings towards one backend endpoint, by source address."""
+    """The rings towards one backend endpoint, by source address: those of unprivileged ports, and
+    those of privileged ones."""
 
     __slots__ = ("leaving", "rings", "turn")
 
     def __init__(self) -> None:
-        self.rings: dict[Hashable, _PortRing] = {}
+        self.rings: tuple[dict[Hashable, _PortRing], dict[Hashable, _PortRing]] = {}, {}
         self.turn = 0
         self.leaving = False
 
@@ -111,9 +115,14 @@ class PortAllocator:
     port for each pair that has been used.
     """
 
-    def __init__(self, seed: int, ports: Sequence[int] = model.SOURCE_PORTS) -> None:
+    def __init__(
+        self,
+        seed: int,
+        ports: Sequence[int] = model.SOURCE_PORTS,
+        privileged: Sequence[int] = model.PRIVILEGED_SOURCE_PORTS,
+    ) -> None:
         self._random = random.Random(seed).random
-        self._ports = ports
+        self._ports = ports, privileged
         self._targets: dict[Hashable, _Target] = {}
         self._excluded: dict[Hashable, frozenset[int]] = {}
 
@@ -128,21 +137,24 @@ class PortAllocator:
             ports.setdefault(source, set()).add(port)
         self._excluded = {source: frozenset(some) for source, some in ports.items()}
 
-    def allocate(self, target: Hashable, sources: Sequence[_Source]) -> tuple[_Source, int] | None:
+    def allocate(
+        self, target: Hashable, sources: Sequence[_Source], privileged: bool = False
+    ) -> tuple[_Source, int] | None:
         """A (source, port) that is free towards `target`, or None if every source is
-        exhausted. The sources take turns."""
+        exhausted. The sources take turns. A `privileged` port is below 1024."""
         entry = self._entry(target)
         for _ in sources:
             source = sources[entry.turn % len(sources)]
             entry.turn += 1
-            port = self._ring(entry, source).take(self._excluded.get(source, _NOTHING))
+            ring = self._ring(entry, source, privileged)
+            port = ring.take(self._excluded.get(source, _NOTHING))
             if port is not None:
                 return source, port
         return None
 
     def claim(self, target: Hashable, source: Hashable, port: int) -> bool:
         """Take this port for a flow that already uses it; whether it was free."""
-        return self._ring(self._entry(target), source).claim(port)
+        return self._ring(self._entry(target), source, _is_privileged(port)).claim(port)
 
     def _entry(self, target: Hashable) -> _Target:
         entry = self._targets.get(target)
@@ -151,16 +163,17 @@ class PortAllocator:
         entry.leaving = False
         return entry
 
-    def _ring(self, entry: _Target, source: Hashable) -> _PortRing:
-        ring = entry.rings.get(source)
+    def _ring(self, entry: _Target, source: Hashable, privileged: bool) -> _PortRing:
+        rings = entry.rings[privileged]
+        ring = rings.get(source)
         if ring is None:
-            ring = entry.rings[source] = _PortRing(self._ports, self._random)
+            ring = rings[source] = _PortRing(self._ports[privileged], self._random)
         return ring
 
     def release(self, target: Hashable, source: Hashable, port: int) -> None:
         """Release a port, once, when its flow is removed."""
         entry = self._targets[target]
-        entry.rings[source].give_back(port)
+        entry.rings[_is_privileged(port)][source].give_back(port)
         if entry.leaving:
             self.forget(target)
 
@@ -170,6 +183,10 @@ class PortAllocator:
         entry = self._targets.get(target)
         if entry is None:
             return
-        entry.leaving = any(ring.in_use for ring in entry.rings.values())
+        entry.leaving = any(ring.in_use for rings in entry.rings for ring in rings.values())
         if not entry.leaving:
             del self._targets[target]
+
+
+def _is_privileged(port: int) -> bool:
+    return port < model.FIRST_UNPRIVILEGED_PORT

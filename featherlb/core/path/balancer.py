@@ -35,6 +35,7 @@ from featherlb.core.path.terminate import Termination
 from featherlb.core.path.tracking import Tracker
 from featherlb.core.pools.schedulers import NewFlow
 from featherlb.model import (
+    PRIVILEGED_SOURCE_PORTS,
     SOURCE_PORTS,
     Hook,
     PacketInfo,
@@ -105,19 +106,21 @@ class Balancer:
         hash_key: bytes,
         timeouts: Timeouts,
         source_ports: range = SOURCE_PORTS,
+        privileged_ports: range = PRIVILEGED_SOURCE_PORTS,
         adopt_until: float = 0.0,
     ) -> None:
         """`memory`, all zeros, limits the flows. `secret` is the process's randomness (16 bytes or
         more); `hash_key` keys placement and must be the same where nodes are to agree.
-        `source_ports` are for `full` NAT. Until `adopt_until` on the clock of `handle_packet`,
-        connections from before the start are also adopted by their replies."""
+        `source_ports` are for `full` NAT, `privileged_ports` for its clients with such a port.
+        Until `adopt_until` on the clock of `handle_packet`, connections from before the start are
+        also adopted by their replies."""
         flows = self.flows = FlowTable(memory, secret)
         packet = self.packet = Packet()
         next_hops = self.next_hops = NextHops(memory, MAX_MEMBERS)
         counters = self.counters = Counters()
         outbox = self.outbox = Outbox(packet)
         seed = int.from_bytes(secret, "big")
-        ports = PortAllocator(seed, source_ports)
+        ports = PortAllocator(seed, source_ports, privileged_ports)
         members = self.members = Members(next_hops, counters, ports)
         services = self.services = Services(members, next_hops, ports, seed=seed, hash_key=hash_key)
         commands = Commands()

@@ -20,7 +20,7 @@ from featherlb.core.flows.tcp_state import State
 from featherlb.core.path.context import Context
 from featherlb.core.path.outbox import Outbox
 from featherlb.core.path.services import Services
-from featherlb.model import Endpoint, Hook, PacketInfo, Verdict
+from featherlb.model import FIRST_UNPRIVILEGED_PORT, Endpoint, Hook, PacketInfo, Verdict
 from featherlb.model.reason import Reason
 from featherlb.model.shard import Shard
 from featherlb.net.addresses import address_of
@@ -406,10 +406,12 @@ class OffloadedFlows:
             return False
         target = self._members.by_id[record.member_id].target
         source = (record.source_high, record.source_low)
-        found = self._source_ports.allocate(target, [source])
+        before = record.source_port
+        privileged = before < FIRST_UNPRIVILEGED_PORT
+        found = self._source_ports.allocate(target, [source], privileged)
         if found is None:
             return False
-        before, after = record.source_port, found[1]
+        after = found[1]
         if not flows.set_source_port(flow, after):
             self._source_ports.release(target, source, after)
             return False

@@ -27,7 +27,7 @@ from featherlb.datapaths.rules.steering import (
     returns,
 )
 from featherlb.datapaths.rules.vip_addresses import foreign_vips
-from featherlb.model import SOURCE_PORTS, NatMode, Protocol, Service
+from featherlb.model import ALL_SOURCE_PORTS, NatMode, Protocol, Service
 from featherlb.system.ruleset import (
     Action,
     Chain,
@@ -138,9 +138,11 @@ def _untranslated(
     queueing, forward, full, reply = (
         _chain(role, options) for role in ("UNKNOWN", "FORWARD", "FULL", "REPLY")
     )
-    full_replies = parts.full_pairs.matches(
-        Side.SOURCE, facts.sets, peer_ports=SOURCE_PORTS, syn=False
-    )
+    full_replies = [
+        match
+        for ports in ALL_SOURCE_PORTS
+        for match in parts.full_pairs.matches(Side.SOURCE, facts.sets, peer_ports=ports, syn=False)
+    ]
     replies = backends.matches(Side.SOURCE, facts.sets, syn=False)
     unknown = Match(states=(State.INVALID, State.NEW), not_states=(State.DNAT,))
     return Table(

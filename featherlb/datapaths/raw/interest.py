@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from featherlb.model import SOURCE_PORTS, Address, Service
+from featherlb.model import ALL_SOURCE_PORTS, Address, Service
 from featherlb.model.shard import Shard
 
 ROOM = 2000
@@ -80,6 +80,6 @@ class Interest:
                 for vip in vips
                 if vip.last_port - vip.first_port < MAX_RANGE
                 for port in range(vip.first_port, vip.last_port + 1)
-                if port in SOURCE_PORTS
+                if any(port in ports for ports in ALL_SOURCE_PORTS)
             ),
         )

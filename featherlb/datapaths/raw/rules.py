@@ -8,7 +8,7 @@ from dataclasses import replace
 from featherlb.datapaths.host_side import Needs, Replies, Scope
 from featherlb.datapaths.rules.endpoints import Group, Parts, backend_entries
 from featherlb.datapaths.rules.queueing import Queued
-from featherlb.model import SOURCE_PORTS, NatMode
+from featherlb.model import ALL_SOURCE_PORTS, NatMode
 from featherlb.system.ruleset import Action, Chain, Rule, Side, State, hooked
 
 
@@ -62,8 +62,9 @@ def _full_backends(scope: Scope) -> Group:
 def _copies(parts: Parts, others: Sequence[Queued], scope: Scope) -> Iterator[Rule]:
     """Drops copies of packets to VIPs, and of replies to an SNAT port."""
     sets = scope.facts.sets
-    for match in parts.full_pairs.matches(Side.SOURCE, sets, peer_ports=SOURCE_PORTS):
-        yield Rule(match, Action.DROP)
+    for ports in ALL_SOURCE_PORTS:
+        for match in parts.full_pairs.matches(Side.SOURCE, sets, peer_ports=ports):
+            yield Rule(match, Action.DROP)
     if any(vip.wildcard for _, vip in parts.other_vips):
         # Another datapath's SNAT port can be the port of a wildcard VIP.
         for one in others:

@@ -8,7 +8,7 @@ select.
 from collections.abc import Sequence
 
 from featherlb.datapaths.raw.interest import Interest
-from featherlb.model import SOURCE_PORTS, Address
+from featherlb.model import ALL_SOURCE_PORTS, Address
 from featherlb.model.shard import ROUNDS, Shard, folded
 from featherlb.net.protocols import ETHERNET_HEADER, FRAGMENT_HEADER, ICMP, ICMP_ERRORS, ICMPV6
 from featherlb.system import bpf
@@ -43,12 +43,15 @@ def build(family: int, interest: Interest) -> bytes:
         program.go("not given")
         program.label("given?")
         _load_port(program, family, 2)
-        program.go_unless(bpf.IF_AT_LEAST, SOURCE_PORTS.start, "not given")
-        program.go_if(bpf.IF_AT_LEAST, SOURCE_PORTS.stop, "not given")
-        _search(program, sorted(interest.vip_ports), "not given")
-        program.go_unless(bpf.IF_AT_LEAST, shard.ports.start, "none")
-        program.go_if(bpf.IF_AT_LEAST, shard.ports.stop, "none")
-        program.go("all")
+        for given, own in zip(ALL_SOURCE_PORTS, shard.all_ports, strict=True):
+            other = program.new_label()
+            program.go_unless(bpf.IF_AT_LEAST, given.start, other)
+            program.go_if(bpf.IF_AT_LEAST, given.stop, other)
+            _search(program, sorted(interest.vip_ports.intersection(given)), "not given")
+            program.go_unless(bpf.IF_AT_LEAST, own.start, "none")
+            program.go_if(bpf.IF_AT_LEAST, own.stop, "none")
+            program.go("all")
+            program.label(other)
         program.label("not given")
     _load_address(program, family, _destination(family))
     _search(program, vips, "forward")

@@ -29,7 +29,7 @@ from featherlb.datapaths.rules.steering import (
     returns,
 )
 from featherlb.datapaths.rules.vip_addresses import foreign_vips
-from featherlb.model import SOURCE_PORTS, Address
+from featherlb.model import ALL_SOURCE_PORTS, Address
 from featherlb.system.ruleset import (
     ANY,
     Action,
@@ -80,7 +80,8 @@ class Queued:
         return [
             match
             for group in self.given
-            for match in group.matches(Side.SOURCE, facts.sets, peer_ports=SOURCE_PORTS)
+            for ports in ALL_SOURCE_PORTS
+            for match in group.matches(Side.SOURCE, facts.sets, peer_ports=ports)
         ]
 
     def accepted(self, facts: Facts) -> Iterator[Match]:
@@ -89,7 +90,8 @@ class Queued:
             yield from group.matches(Side.DESTINATION, facts.sets)
         yield from self.replies(facts)
         for group in self.given:
-            yield from group.matches(Side.DESTINATION, facts.sets, peer_ports=SOURCE_PORTS)
+            for ports in ALL_SOURCE_PORTS:
+                yield from group.matches(Side.DESTINATION, facts.sets, peer_ports=ports)
         yield from self.parts.vip_matches(Side.SOURCE, facts.sets)
 
 

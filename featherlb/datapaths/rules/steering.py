@@ -3,7 +3,7 @@ several, the client's address and port select the worker (HMARK), the same in bo
 the port that a worker has given to the flow.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
 from featherlb.datapaths.rules import icmp
@@ -45,14 +45,14 @@ def queue_by_client(client: Side, options: Options, bypass: bool = False) -> Ite
 
 
 def queue_by_port(
-    protocols: Iterable[Protocol], options: Options, bypass: bool = False
+    protocols: Collection[Protocol], options: Options, bypass: bool = False
 ) -> Iterator[Rule]:
     """To the worker whose SNAT ports include the destination port."""
     for worker in range(1, options.workers):
-        ports = options.shard(worker).ports
-        for protocol in protocols:
-            match = Match(protocol=protocol, destination_ports=ports)
-            yield Rule(match, _queue(worker, options, bypass))
+        for ports in filter(len, options.shard(worker).all_ports):
+            for protocol in protocols:
+                match = Match(protocol=protocol, destination_ports=ports)
+                yield Rule(match, _queue(worker, options, bypass))
     yield Rule(ANY, _queue(0, options, bypass))
 
 
@@ -67,11 +67,11 @@ def queue_errors(family: int, options: Options, *, given: bool, kept: bool) -> I
             # Quotes a packet to a backend, whose source port is an SNAT port of the worker.
             port = QUOTED_SOURCE_PORT[family]
             for worker in range(options.workers):
-                quoted = Content(port, options.shard(worker).ports)
-                yield Rule(
-                    Match(destination_local=True, content=quoted),
-                    _queue(worker, options, bypass=True),
-                )
+                for ports in filter(len, options.shard(worker).all_ports):
+                    yield Rule(
+                        Match(destination_local=True, content=Content(port, ports)),
+                        _queue(worker, options, bypass=True),
+                    )
         if kept:
             # From this host to a client: quotes a packet of the client.
             own = Match(source_local=True, destination_local=False)

@@ -92,7 +92,11 @@ def test_the_kernel_forgets_the_datagrams_of_a_removed_backend() -> None:
     queued = WEB.replace("vip:", "protocol: udp, vip:")
     offloaded = queued.replace("vip:", "datapath: offload, vip:")
     ends = [
-        [step for step in steps(state(one), state(one.replace(f", '{B}'", ""))) if step.startswith("end")]
+        [
+            step
+            for step in steps(state(one), state(one.replace(f", '{B}'", "")))
+            if step.startswith("end")
+        ]
         for one in (queued, offloaded)
     ]
     assert ends == [[], [f"end web {B}"]]

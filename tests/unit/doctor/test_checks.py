@@ -172,9 +172,17 @@ def test_conntrack() -> None:
 def test_source_ports() -> None:
     full = replace(WEB, nat=NatMode.FULL)
     fix = 'sysctl -w net.ipv4.ip_local_port_range="32768 60999"'
-    assert brief(settings.judge_source_ports([full], lambda key: "1024\t60999")) == [(W, fix)]
-    assert brief(settings.judge_source_ports([full], lambda key: "32768\t60999")) == []
-    assert brief(settings.judge_source_ports([WEB], lambda key: "1024\t60999")) == []
+    privileged = "sysctl -w sunrpc.min_resvport=665"
+
+    def judged(service: Service, local: str, mounts: str | None) -> list[tuple[Severity, str]]:
+        read = {"net/ipv4/ip_local_port_range": local, "sunrpc/min_resvport": mounts}
+        return brief(settings.judge_source_ports([service], read.get))
+
+    assert judged(full, "1024\t60999", None) == [(W, fix)]
+    assert judged(full, "32768\t60999", None) == []
+    assert judged(full, "32768\t60999", "665") == []
+    assert judged(full, "32768\t60999", "600") == [(W, privileged)]
+    assert judged(WEB, "1024\t60999", "1") == []
 
 
 def test_bridges() -> None:

@@ -135,6 +135,8 @@ iptables -t raw -N FEATHERLB-GUARD-4
 iptables -t raw -N FEATHERLB-REDIRECT-4
 iptables -t raw -A FEATHERLB-RAW-4 -p tcp -s 10.0.1.2 --sport 8080 -d 10.0.1.1 \
 --dport 1024:32767 -g FEATHERLB-REPLY-4
+iptables -t raw -A FEATHERLB-RAW-4 -p tcp -s 10.0.1.2 --sport 8080 -d 10.0.1.1 \
+--dport 512:664 -g FEATHERLB-REPLY-4
 iptables -t raw -A FEATHERLB-RAW-4 -p tcp -d 10.0.0.10 --dport 80 -g FEATHERLB-FORWARD-4
 iptables -t raw -A FEATHERLB-FORWARD-4 -j CT --notrack
 iptables -t raw -A FEATHERLB-FORWARD-4 -j HMARK --hmark-tuple src,sport --hmark-rnd 0x0000cafe \
@@ -147,7 +149,11 @@ iptables -t raw -A FEATHERLB-FORWARD-4 -j NFQUEUE --queue-num 4 --queue-bypass
 iptables -t raw -A FEATHERLB-REPLY-4 -j CT --notrack
 iptables -t raw -A FEATHERLB-REPLY-4 -p tcp --dport 11605:22185 -j NFQUEUE --queue-num 5 \
 --queue-bypass
+iptables -t raw -A FEATHERLB-REPLY-4 -p tcp --dport 563:613 -j NFQUEUE --queue-num 5 \
+--queue-bypass
 iptables -t raw -A FEATHERLB-REPLY-4 -p tcp --dport 22186:32766 -j NFQUEUE --queue-num 6 \
+--queue-bypass
+iptables -t raw -A FEATHERLB-REPLY-4 -p tcp --dport 614:664 -j NFQUEUE --queue-num 6 \
 --queue-bypass
 iptables -t raw -A FEATHERLB-REPLY-4 -j NFQUEUE --queue-num 4 --queue-bypass
 iptables -t raw -A FEATHERLB-GUARD-4 ! -i lo -m addrtype --src-type LOCAL -j DROP
@@ -346,7 +352,9 @@ def test_icmp_errors_reach_the_worker_of_the_quoted_source_port() -> None:
     port = '-m addrtype --dst-type LOCAL -m u32 --u32 "0>>22&0x3C@8>>22&0x3C@8>>16='
     assert errors_in_raw(lines) == [
         f'{port}1024:16895" -j NFQUEUE --queue-num 0 --queue-bypass',
+        f'{port}512:587" -j NFQUEUE --queue-num 0 --queue-bypass',
         f'{port}16896:32767" -j NFQUEUE --queue-num 1 --queue-bypass',
+        f'{port}588:663" -j NFQUEUE --queue-num 1 --queue-bypass',
         *BY_CLIENT,
     ]
 
@@ -487,6 +495,7 @@ def test_raw_with_full_nat() -> None:
     lines = describe(full, sets=False)
     assert copies(lines, "raw") == [
         "-p tcp -s 10.0.1.2 --sport 8080 -d 10.0.1.1 --dport 1024:32767 -j DROP",
+        "-p tcp -s 10.0.1.2 --sport 8080 -d 10.0.1.1 --dport 512:664 -j DROP",
         "-p tcp --dport 2000 -m addrtype --dst-type LOCAL -j DROP",
     ]
     # A client on this host keeps its address, so its replies may be for any.
@@ -541,6 +550,7 @@ def test_a_port_given_on_one_datapath_can_equal_a_wildcard_vips_on_the_other() -
     )
     assert copies(describe(everywhere, replace(full, name="full")), "raw") == [
         "-p tcp -s 10.0.1.2 --sport 80 -d 10.0.1.1 --dport 1024:32767 -j RETURN",
+        "-p tcp -s 10.0.1.2 --sport 80 -d 10.0.1.1 --dport 512:664 -j RETURN",
         "-p tcp --dport 2000 -m addrtype --dst-type LOCAL -j DROP",
     ]
 

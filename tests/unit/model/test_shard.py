@@ -4,7 +4,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from featherlb.model import SOURCE_PORTS
+from featherlb.model import ALL_SOURCE_PORTS
 from featherlb.model.shard import Shard
 from featherlb.net.addresses import words_of
 
@@ -35,8 +35,10 @@ def test_the_kernel_agrees(client: str, port: int, seed: int, workers: int, mark
 @pytest.mark.parametrize("workers", [1, 3, 64])
 def test_all_is_shared_out(workers: int) -> None:
     shards = [Shard(number, workers, seed=1) for number in range(workers)]
-    ports = [port for one in shards for port in one.ports]
-    assert ports == list(SOURCE_PORTS[: len(ports)])
-    assert len(ports) > len(SOURCE_PORTS) - workers
+    parts = zip(*(one.all_ports for one in shards), strict=True)
+    for whole, part in zip(ALL_SOURCE_PORTS, parts, strict=True):
+        ports = [port for one in part for port in one]
+        assert ports == list(whole[: len(ports)])
+        assert len(ports) > len(whole) - workers
     for limit in (1, 64, 100):
         assert sum(one.connections(limit) for one in shards) == limit

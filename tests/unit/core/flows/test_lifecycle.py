@@ -3,7 +3,7 @@
 import pytest
 
 from featherlb.core.flows.tcp_state import TimeoutClass
-from featherlb.model import Timeouts, Verdict
+from featherlb.model import PRIVILEGED_SOURCE_PORTS, SOURCE_PORTS, Timeouts, Verdict
 from featherlb.model.reason import Reason
 from tests.builders import tcp
 from tests.world import BACKENDS, ONE, TWO, VIP, Connection, World, client, service
@@ -61,6 +61,32 @@ def test_a_closing_flow_keeps_its_source_port_while_others_are_free() -> None:
     new = world.connect(client(2))
     assert old.source != new.source
     assert old.state == "CLOSED"
+
+
+@pytest.mark.parametrize(
+    ("port", "privileged"), [(1, True), (511, True), (700, True), (1023, True), (1024, False)]
+)
+def test_a_privileged_port_becomes_one(port: int, privileged: bool) -> None:
+    """And is free again afterwards."""
+    world = make_world(ONE, nat="full")
+    for _ in range(200):
+        connection = world.connect(client(1, port))
+        assert (int(connection.source.split(":")[1]) in PRIVILEGED_SOURCE_PORTS) == privileged
+        connection.send("R")
+
+
+def test_when_privileged_ports_run_out_any_port_is_better_than_none() -> None:
+    world = make_world(ONE, nat="full", capacity=200)
+    count = len(PRIVILEGED_SOURCE_PORTS)
+    connections = [world.connect(client(number, 700)) for number in range(count + 1)]
+    ports = [int(connection.source.split(":")[1]) for connection in connections]
+    assert sorted(ports[:-1]) == list(PRIVILEGED_SOURCE_PORTS)
+    assert ports[-1] in SOURCE_PORTS
+    # One of a closing flow is better still.
+    for connection in (connections[-1], connections[7]):
+        connection.send("R")
+    assert world.connect(client(count + 1, 701)).source == connections[7].source
+    assert connections[-1].state == "CLOSED"
 
 
 def test_expiry_releases_source_ports() -> None:

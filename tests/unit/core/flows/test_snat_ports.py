@@ -123,6 +123,22 @@ def test_all_ports_excluded() -> None:
     assert allocator.allocate(BACKEND, (1,)) is None
 
 
+def test_privileged_ports_are_a_range_of_their_own() -> None:
+    allocator = PortAllocator(1, range(2000, 2002), range(600, 603))
+    allocator.exclude([(1, 601)])
+    pairs = [allocator.allocate(BACKEND, (1,), True) for _ in range(3)]
+    assert sorted(filter(None, pairs)) == [(1, 600), (1, 602)]
+    assert {port for _, port in take(allocator, 2)} == {2000, 2001}
+    allocator.forget(BACKEND)
+    for port in (2000, 2001, 600):
+        allocator.release(BACKEND, 1, port)
+    assert allocator._targets
+    assert not allocator.claim(BACKEND, 1, 602)
+    assert allocator.claim(BACKEND, 1, 600)
+    for port in (600, 602):
+        allocator.release(BACKEND, 1, port)
+
+
 @pytest.mark.parametrize("returns_first", [True, False])
 def test_a_backend_that_left_is_forgotten_with_its_last_port(returns_first: bool) -> None:
     allocator = PortAllocator(1, range(2000, 2003))

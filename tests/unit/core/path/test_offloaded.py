@@ -346,7 +346,9 @@ def test_an_opening_flow_may_get_another_port() -> None:
     # All of them are free again when it has ended.
     end(world, told(CLOSE, NAT | SEEN_REPLY, 3, port=flow.source.port))
     for number in range(len(ports)):
-        assert world.handle(tcp(f"198.51.100.7:{number + 1}", VIP, "S")).reason is Reason.FORWARD
+        assert (
+            world.handle(tcp(f"198.51.100.7:{41000 + number}", VIP, "S")).reason is Reason.FORWARD
+        )
     messages(world)
     # There is no other port: the flow is refused.
     world.balancer.offload.exists(1, 1, None)

@@ -198,9 +198,9 @@ def test_both_directions_meet_the_same_worker(vip: str, backend: str, six: bool)
 )
 def test_in_full_mode_the_port_says_whose_reply_it_is(source: str, backend: str) -> None:
     for worker in range(WORKERS):
-        ports = Shard(worker, WORKERS, SEED).ports
-        for port in (ports.start, ports.stop - 1):
-            assert who_gets(tcp(backend, f"{source}:{port}"), *FULL) == [worker]
+        for ports in Shard(worker, WORKERS, SEED).all_ports:
+            for port in (ports.start, ports.stop - 1):
+                assert who_gets(tcp(backend, f"{source}:{port}"), *FULL) == [worker]
 
 
 def test_a_vip_at_the_source_address_is_no_reply() -> None:
