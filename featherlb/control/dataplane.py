@@ -23,17 +23,14 @@ from featherlb.control.transition import (
 from featherlb.control.workers import Cursor, FlowFilter, Workers
 from featherlb.core.flows.tcp_state import ACTIVE
 from featherlb.core.path.export import read_flows
-from featherlb.datapaths.base import QueueOptions
+from featherlb.datapaths.base import QueueOptions, queue_length
 from featherlb.model import Address, Service, Topology
 from featherlb.model.errors import HostError
-from featherlb.system import flow_file
+from featherlb.system import flow_file, kernel_state
 from featherlb.system.journal import Journal
 from featherlb.worker.protocol import Apply, SetTopology, Start
 
 log = logging.getLogger("featherlb")
-
-QUEUE_LENGTH = 8192
-"""Packets that wait in the kernel before it drops; a burst of 0.1 s at 80,000 packets/s."""
 
 
 class DataPlane:
@@ -69,13 +66,14 @@ class DataPlane:
         self._loaded = schedulers
         directory = Journal().directory
         saved = flow_file.find(directory, self.options.queue)
+        length = queue_length(kernel_state.memory(), self.options.workers)
         starts = [
             Start(
                 shard=self.options.shard(number),
                 queue=QueueOptions(
                     self.options.queue + number,
                     config.driver,
-                    QUEUE_LENGTH,
+                    length,
                     self.options.fail_open,
                 ),
                 max_flows=config.max_flows,

@@ -20,6 +20,20 @@ if TYPE_CHECKING:
     from featherlb.system.raw_socket import RawSender
 
 
+WAITING_PACKET = 4 << 10
+"""Bytes of kernel memory for the copy of a packet that waits in a queue: enough for an Ethernet
+frame's. A connection's first segments take a quarter of it."""
+SHORTEST_QUEUE, LONGEST_QUEUE = 8 << 10, 64 << 10
+"""Packets: 0.1 s at 80,000 packets/s, and 20,000 connections that open and send at once."""
+
+
+def queue_length(memory: int, workers: int) -> int:
+    """The packets that may wait in a worker's queue on a host with so many bytes of memory, of
+    which all queues together may take a 64th."""
+    affordable = memory // 64 // workers // WAITING_PACKET
+    return min(max(affordable, SHORTEST_QUEUE), LONGEST_QUEUE)
+
+
 @dataclass(frozen=True, slots=True)
 class QueueOptions:
     """The NFQUEUE that a worker binds. It holds up to `length` packets; further ones are dropped,
@@ -29,6 +43,11 @@ class QueueOptions:
     driver: Driver
     length: int
     fail_open: bool
+
+    @property
+    def buffer(self) -> int:
+        """Bytes of kernel memory for the copies of these packets."""
+        return self.length * WAITING_PACKET
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,6 @@ MAX_BATCHES = 32
 """Batches per call of `process`, so that the worker's timers run under any load."""
 
 RECEIVE_BUFFER = 32 << 20
-"""Bytes of kernel memory for received packets; exceeds net.core.rmem_max."""
+"""Bytes of kernel memory for received frames; exceeds net.core.rmem_max."""
 SEND_BUFFER = 8 << 20
 """Bytes of kernel memory for packets to send: a whole batch of GSO packets."""

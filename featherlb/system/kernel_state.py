@@ -17,6 +17,11 @@ class Descriptors:
     limit: int
 
 
+def memory() -> int:
+    """Bytes of this host's memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def network_counters() -> dict[str, int]:
     """`TcpExt` and `IpExt` of this namespace, by the names of /proc/net/netstat."""
     found: dict[str, int] = {}

@@ -15,7 +15,7 @@ from netfilterqueue import NetfilterQueue
 
 from featherlb.core.path.balancer import Balancer
 from featherlb.datapaths.base import KernelFlows, QueueOptions
-from featherlb.datapaths.batches import RECEIVE_BUFFER, SEND_BUFFER
+from featherlb.datapaths.batches import SEND_BUFFER
 from featherlb.model import LATE_HOOKS, PacketInfo, Verdict
 from featherlb.system import socket_buffers
 from featherlb.system.nfqueue import COPY_RANGE, FLAG_FAIL_OPEN, config_message, copy_attributes
@@ -64,7 +64,7 @@ class NetfilterQueueDriver:
         self._queue = NetfilterQueue()
         self._queue.bind(options.number, self._handle, max_len=options.length)
         self._socket = socket.socket(fileno=os.dup(self._queue.get_fd()))
-        socket_buffers.enlarge(self._socket, RECEIVE_BUFFER, SEND_BUFFER)
+        socket_buffers.enlarge(self._socket, options.buffer, SEND_BUFFER)
         flags = FLAG_FAIL_OPEN if options.fail_open else 0
         attributes = copy_attributes(options.length, flags, FLAG_FAIL_OPEN)
         self._socket.send(config_message(options.number, attributes))

@@ -17,7 +17,6 @@ from featherlb.datapaths.base import KernelFlows, QueueOptions
 from featherlb.datapaths.batches import (
     BATCH,
     MAX_BATCHES,
-    RECEIVE_BUFFER,
     SEND_BUFFER,
     SLOT_SIZE,
 )
@@ -73,7 +72,7 @@ class NetlinkDriver:
         self.kernel_flows: KernelFlows | None = None
         self.cuts_segments = False
         self.opened: dict[int, int] = {}
-        self._socket = open_socket(RECEIVE_BUFFER, SEND_BUFFER)
+        self._socket = open_socket(options.buffer, SEND_BUFFER)
         flags = FLAG_GSO | (FLAG_FAIL_OPEN if options.fail_open else 0)
         try:
             self._configure(bind_attributes())
