@@ -66,10 +66,16 @@ def _between(source: Endpoint, destination: Endpoint, sequence: int, flags: int)
 
 
 def flow_probe(
-    version: int, source: tuple[int, int], destination: tuple[int, int], ports: int
+    version: int,
+    source: tuple[int, int],
+    destination: tuple[int, int],
+    ports: int,
+    sequence: int = 0,
+    acknowledgement: int = 0,
 ) -> bytes:
     """A segment that makes the receiver send a challenge ACK with its sequence numbers (RFC 5961
-    section 4.2), with IP header; arguments as for `flow_reset`.
+    section 4.2), with IP header; arguments as for `flow_reset`. A receiver without this connection
+    sends a RST with `acknowledgement` as its sequence number.
 
     It is a SYN-ACK, which opens no new connection, neither at the receiver nor in conntrack.
     """
@@ -78,8 +84,8 @@ def flow_probe(
         _wire_address(version, *source),
         _wire_address(version, *destination),
         ports,
-        0,
-        0,
+        sequence,
+        acknowledgement,
         SYN | ACK,
     )
 

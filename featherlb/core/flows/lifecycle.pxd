@@ -26,7 +26,8 @@ cdef class Lifecycle:
     cdef object _source_ports
     cdef Commands _commands
     cdef unsigned char[::1] _queue_of
-    cdef Py_ssize_t closed_queue, offload_queue
+    cdef Py_ssize_t closed_queue, offload_queue, established_queue, silent_queue
+    cdef list _silent
     cdef readonly Py_ssize_t evicted
     cdef public object opened
 
@@ -58,6 +59,9 @@ cdef class Lifecycle:
     cdef bint reopens(self, Py_ssize_t flow) noexcept
     @cython.locals(flows=FlowTable, record="Record *", member=PoolMember)
     cdef void close(self, Py_ssize_t flow) except *
+    cdef bint is_silent(self, Py_ssize_t flow) noexcept
+    cdef void wake(self, Py_ssize_t flow, unsigned int ticks) except *
+    cdef list take_silent(self)
     @cython.locals(
         flows=FlowTable, flow=cython.Py_ssize_t, record="Record *", _=cython.int)
     cdef bint expire(self, unsigned int ticks) except -1

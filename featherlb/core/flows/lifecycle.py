@@ -29,6 +29,8 @@ MAX_EXPIRED_AT_ONCE = 1024
 MAX_PORT_RECLAIMS = 64
 """Closing flows to search for one whose source port a new flow can reuse, before that one is
 refused."""
+SILENCE = 0.125
+"""The part of its timeout after which an established connection is silent."""
 FOREVER = 1 << 28
 """Seconds, longer than any flow: an offloaded flow ends when the kernel removes it."""
 
@@ -79,13 +81,17 @@ class Lifecycle:
             TimeoutClass.CLOSED: timeouts.closed,
             TimeoutClass.FIN: timeouts.fin,
             TimeoutClass.UDP_TWO_WAY: timeouts.udp_two_way,
-            TimeoutClass.ESTABLISHED: timeouts.established,
+            TimeoutClass.ESTABLISHED: timeouts.established * SILENCE,
             TimeoutClass.OFFLOADED: FOREVER,
         }
         queues = {kind: flows.add_queue(int(kind), seconds[kind]) for kind in TimeoutClass}
         self._queue_of = memoryview(bytearray(queues[TIMEOUT_CLASS[state]] for state in State))
         self.closed_queue = queues[TimeoutClass.CLOSED]
         self.offload_queue = queues[TimeoutClass.OFFLOADED]
+        # Established connections wait in two queues: the second one is for those that are silent.
+        self.established_queue = queues[TimeoutClass.ESTABLISHED]
+        self.silent_queue = flows.add_queue(int(TimeoutClass.ESTABLISHED), timeouts.established)
+        self._silent: list[int] = []
         self.evicted = 0
         self.opened: list[int] | None = None
 
@@ -284,6 +290,20 @@ class Lifecycle:
         flows.remove(flow)
         self._members.end_flow(member)
 
+    def is_silent(self, flow: int) -> bool:
+        """Whether the flow has become silent (`take_silent`) and stayed so."""
+        return bool(self._flows.at(flow).queue == self.silent_queue)
+
+    def wake(self, flow: int, ticks: int) -> None:
+        """Note a packet of a silent flow."""
+        self._flows.move(flow, self.established_queue, ticks)
+
+    def take_silent(self) -> list[int]:
+        """The established flows that have become silent since the last call, some of which may have
+        ended or be silent no more."""
+        silent, self._silent = self._silent, []
+        return silent
+
     def expire(self, ticks: int) -> bool:
         """End flows whose timeout has passed; True if more are due."""
         flows = self._flows
@@ -292,6 +312,10 @@ class Lifecycle:
             if not flow:
                 return False
             record = flows.at(flow)
+            if record.queue == self.established_queue:
+                flows.move(flow, self.silent_queue, record.seen)
+                self._silent.append(flow)
+                continue
             if record.state in (SYN_SENT, SYN_RETRIED):
                 self._counters.add(record.member_id, SYN_TIMEOUTS)
             self.close(flow)

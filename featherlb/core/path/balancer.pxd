@@ -12,6 +12,7 @@ from featherlb.core.path.terminate cimport Termination
 from featherlb.core.flows.record cimport OFFLOADED, Direction, Record, direction_of
 from featherlb.core.flows.table cimport FlowTable
 from featherlb.core.path.fragments cimport Fragments
+from featherlb.core.path.liveness cimport Liveness
 from featherlb.core.path.migrate cimport Migration
 from featherlb.core.flows.next_hops cimport LINK_MASK, LINK_SHIFT, NextHops
 from featherlb.core.path.icmp cimport IcmpHandler, is_icmp
@@ -55,6 +56,7 @@ cdef class Balancer:
     cdef unsigned long long[::1] tags
     cdef Context context
     cdef Tracker tracker
+    cdef Liveness liveness
 
     @cython.locals(packet=Packet, flows=FlowTable, i=cython.Py_ssize_t)
     cpdef void expect_packets(

@@ -26,6 +26,7 @@ from featherlb.core.path.context import Context
 from featherlb.core.path.export import Views
 from featherlb.core.path.fragments import Fragments
 from featherlb.core.path.icmp import IcmpHandler
+from featherlb.core.path.liveness import Liveness
 from featherlb.core.path.migrate import Migration
 from featherlb.core.path.offloaded import OffloadedFlows
 from featherlb.core.path.outbox import Outbox
@@ -141,6 +142,7 @@ class Balancer:
         self.tombstones = Tombstones()
         self.adoption = Adoption(flows, members, self.tombstones, lifecycle, adopt_until)
         self.termination = Termination(flows, lifecycle, self.offload, self.tombstones, outbox)
+        self.liveness = Liveness(flows, lifecycle, outbox)
         self.views = Views(flows, services, members, counters, lifecycle)
         self.tags = memoryview(array("Q", bytes(8 * MAX_EXPECTED)))
         self.attach(bytearray(64))
@@ -212,8 +214,11 @@ class Balancer:
         )
 
     def handle_timer(self, now: float) -> bool:
-        """End flows whose timeout has passed; True if more are due. Call it every 0.1 s or so."""
-        return self.lifecycle.expire(int(now * 10))
+        """End flows whose timeout has passed, and probe silent ones; True if more are due. Call it
+        every 0.1 s or so."""
+        more = self.lifecycle.expire(int(now * 10))
+        self.liveness.probe()
+        return more
 
     def apply(self, services: Sequence[Service], rules_applied: bool = True) -> None:
         """Serve these services from now on; flows of backends that leave are kept.

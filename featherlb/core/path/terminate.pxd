@@ -18,5 +18,9 @@ cdef class Termination:
 
     @cython.locals(record="Record *")
     cdef object _remember_ended(self, Py_ssize_t flow, ticks)
-    @cython.locals(record="Record *", direction="Direction *", ports=cython.uint)
-    cdef tuple _turned(self, Py_ssize_t flow, Py_ssize_t side)
+    @cython.locals(record="Record *")
+    cdef object _reset_both(self, Py_ssize_t flow)
+
+
+@cython.locals(direction="Direction *", ports=cython.uint)
+cdef tuple towards(Record *record, Py_ssize_t side)

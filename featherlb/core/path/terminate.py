@@ -1,5 +1,7 @@
 """Ends flows for an operator, so that both ends notice and the connection isn't adopted again."""
 
+from typing import Any
+
 import cython
 
 from featherlb.core.flows.lifecycle import Lifecycle
@@ -55,7 +57,7 @@ class Termination:
         with a RST: its sequence numbers are not known here."""
         self._offload.abandon(flow, ticks)
         for side in (0, 1):
-            self._outbox.add(flow_probe(*self._turned(flow, side)))
+            self._outbox.add(flow_probe(*towards(self._flows.at(flow), side)))
 
     def _remember_ended(self, flow: int, ticks: int) -> None:
         record = self._flows.at(flow)
@@ -64,17 +66,19 @@ class Termination:
 
     def _reset_both(self, flow: int) -> None:
         for side in (0, 1):
-            expected = direction_of(self._flows.at(flow), side).expected
-            self._outbox.add(flow_reset(*self._turned(flow, side), expected))
+            record = self._flows.at(flow)
+            expected = direction_of(record, side).expected
+            self._outbox.add(flow_reset(*towards(record, side), expected))
 
-    def _turned(self, flow: int, side: int) -> tuple[int, tuple[int, int], tuple[int, int], int]:
-        """IP version, source, destination and ports of packets in reply to one side."""
-        record = self._flows.at(flow)
-        direction = direction_of(record, side)
-        ports = direction.dst_port << 16 | direction.src_port
-        return (
-            6 if record.flags & IPV6 else 4,
-            (direction.dst_high, direction.dst_low),
-            (direction.src_high, direction.src_low),
-            ports,
-        )
+
+def towards(record: Any, side: int) -> tuple[int, tuple[int, int], tuple[int, int], int]:
+    """IP version, source, destination and ports of packets to one side, 0 being the client, in the
+    name of the other."""
+    direction = direction_of(record, side)
+    ports = direction.dst_port << 16 | direction.src_port
+    return (
+        6 if record.flags & IPV6 else 4,
+        (direction.dst_high, direction.dst_low),
+        (direction.src_high, direction.src_low),
+        ports,
+    )

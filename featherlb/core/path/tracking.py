@@ -59,7 +59,11 @@ class Tracker:
         if flags & ACK:
             direction_of(record, reply).expected = packet.acknowledgement
         if following == state:
-            flows.touch(flow, ctx.ticks)
+            if record.queue != self._lifecycle.silent_queue:
+                flows.touch(flow, ctx.ticks)
+            elif not reply or flags != ACK or packet.payload != packet.end:
+                self._lifecycle.wake(flow, ctx.ticks)
+            # Else the backend has answered a probe of ours.
             return
         self._lifecycle.enter(flow, following, ctx.ticks)
         if following == SYN_RETRIED:
