@@ -76,7 +76,8 @@ def from_command_line(
         if pool:
             service = replace(service, backends=tuple(pool))
         if schedulers:
-            service = replace(service, scheduler=schedulers[0])
+            origin = Origin("", 0, "--scheduler")
+            service = replace(service, scheduler=schedulers[0], scheduler_origin=origin)
         if modes:
             sources = service.source_addresses if modes[0] is NatMode.FULL else ()
             service = replace(service, nat=modes[0], source_addresses=sources)

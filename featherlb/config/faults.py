@@ -32,6 +32,10 @@ class Origin:
         return f"line {self.line}" if self.source else self.path
 
 
+NOWHERE = Origin("", 0, "")
+"""The origin of a default."""
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
     """One fault, as one line for the operator."""

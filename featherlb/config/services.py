@@ -60,6 +60,7 @@ def _service(entry: schema.ServiceEntry, document: Document, path: Path) -> Serv
         origin=document.origin((*path, "name")),
         protocol=entry.protocol,
         scheduler=entry.scheduler,
+        scheduler_origin=document.origin((*path, "scheduler")),
         nat=entry.nat,
         datapath=entry.datapath,
         one_packet=entry.one_packet,

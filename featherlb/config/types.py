@@ -6,7 +6,7 @@ Comparisons ignore origins: two configurations are equal if they mean the same.
 from dataclasses import dataclass, field
 from typing import Literal
 
-from featherlb.config.faults import Origin
+from featherlb.config.faults import NOWHERE, Origin
 from featherlb.model import (
     DEFAULT_DATAPATH,
     Address,
@@ -88,6 +88,7 @@ class ServiceConfig:
     origin: Origin = field(compare=False)
     protocol: Protocol = Protocol.TCP
     scheduler: str = "round-robin"
+    scheduler_origin: Origin = field(default=NOWHERE, compare=False)
     nat: NatMode = NatMode.DNAT
     datapath: Datapath | Automatic = DEFAULT_DATAPATH
     one_packet: bool = False

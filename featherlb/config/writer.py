@@ -56,7 +56,7 @@ def _mapping(value: Any, without: tuple[str, ...] = ()) -> dict[str, Any]:
     return {
         _RENAMED.get(field.name, field.name): _plain(getattr(value, field.name))
         for field in fields(value)
-        if field.name not in ("origin", *without)
+        if field.name not in ("origin", "scheduler_origin", *without)
         and (field.name == "services" or getattr(value, field.name) not in (None, _default(field)))
     }
 

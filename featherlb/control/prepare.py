@@ -9,8 +9,11 @@ from dataclasses import replace
 
 from featherlb import host
 from featherlb.config import AUTO, Config, resolve
+from featherlb.config.faults import Fault, refuse
 from featherlb.config.resolve import Lookup
+from featherlb.core.pools.schedulers import is_file_reference
 from featherlb.model import Service
+from featherlb.model.errors import ConfigError
 from featherlb.system import flow_file, plugins
 from featherlb.system.journal import Journal
 
@@ -62,10 +65,22 @@ def prepare(
 def load_schedulers(config: Config, loaded: Mapping[str, bytes]) -> dict[str, bytes]:
     """The code of all users' schedulers in a configuration, by reference.
 
-    What isn't the code that was `loaded` is run here first; ConfigError if it is wrong.
+    What isn't the code that was `loaded` is run here first; ConfigError with every fault.
     """
-    code = plugins.read_files(service.scheduler for service in config.services)
-    for name, text in code.items():
-        if loaded.get(name) != text:
-            plugins.load(name, text)
+    code: dict[str, bytes] = {}
+    wrong: dict[str, str] = {}
+    faults = []
+    for service in config.services:
+        reference = service.scheduler
+        if is_file_reference(reference) and reference not in code and reference not in wrong:
+            try:
+                text = plugins.read(reference)
+                if loaded.get(reference) != text:
+                    plugins.load(reference, text)
+                code[reference] = text
+            except ConfigError as error:
+                wrong[reference] = str(error)
+        if reference in wrong:
+            faults.append(Fault(service.scheduler_origin, wrong[reference]))
+    refuse(faults)
     return code

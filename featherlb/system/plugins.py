@@ -4,27 +4,33 @@ The core does no I/O, so a process calls this before it reads the configuration 
 applies services (files; entry points where needed).
 """
 
+import ast
 import inspect
 import sys
-from collections.abc import Iterable
+import traceback
 from pathlib import Path
 from types import ModuleType
 
-from featherlb.core.pools.schedulers import Scheduler, is_file_reference, scheduler
+from featherlb.core.pools.schedulers import Scheduler, scheduler
 from featherlb.model.errors import ConfigError
 
 ENTRY_POINT_GROUP = "featherlb.schedulers"
 
 
-def read_files(names: Iterable[str]) -> dict[str, bytes]:
-    """The code of each file that these scheduler names refer to, by reference, such as
-    `/etc/my_sched.py:pick`. ConfigError if a file can't be read."""
-    return {name: _read(name) for name in names if is_file_reference(name)}
+def read(reference: str) -> bytes:
+    """The code of the file in a reference such as `/etc/my_sched.py:pick`. ConfigError if it can't
+    be read."""
+    path, _ = _parts(reference)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ConfigError([f"{path} can't be read ({reason}): fix the path"]) from None
 
 
 def load(reference: str, code: bytes) -> None:
     """Run the code of a file, and register the class or function that the reference names as a
-    scheduler of that name. ConfigError if it is unusable.
+    scheduler of that name. ConfigError with the line if it is unusable.
 
     The code is read once and passed on, so that all processes run the same.
     """
@@ -37,11 +43,14 @@ def load(reference: str, code: bytes) -> None:
     try:
         exec(compile(code, path, "exec"), module.__dict__)
     except Exception as error:
-        raise ConfigError(
-            [f"scheduler '{reference}' fails to load ({error!r}): fix {path}"]
-        ) from error
+        place = f"{path}:{_line_of_error(error, str(path))}"
+        message = error.msg if isinstance(error, SyntaxError) else str(error)
+        reason = " ".join(f"{type(error).__name__}: {message}".split())
+        raise ConfigError([f"{place}: the scheduler does not load: {reason}"]) from error
     if not hasattr(module, attribute):
-        raise ConfigError([f"scheduler '{reference}': {path} defines no '{attribute}', add it"])
+        raise ConfigError([f"{path} defines no '{attribute}': add it"])
+    if fault := _fault(getattr(module, attribute)):
+        raise ConfigError([f"{path}:{_line_of(code, attribute)}: '{attribute}' {fault}"])
     _register(reference, getattr(module, attribute))
 
 
@@ -61,6 +70,8 @@ def load_entry_points() -> None:
                     f"({error!r}): fix or uninstall its package"
                 ]
             ) from error
+        if fault := _fault(code):
+            raise ConfigError([f"scheduler '{entry_point.name}' {fault}"])
         _register(entry_point.name, code)
 
 
@@ -70,33 +81,41 @@ def _parts(reference: str) -> tuple[Path, str]:
     return Path(path), attribute
 
 
-def _read(reference: str) -> bytes:
-    path, _ = _parts(reference)
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise ConfigError(
-            [f"scheduler '{reference}': {path} can't be read ({reason}): fix the path"]
-        ) from None
+def _line_of_error(error: Exception, path: str) -> int:
+    """The line of a file that an error comes from."""
+    if isinstance(error, SyntaxError) and error.filename == path:
+        return error.lineno or 1
+    frames = traceback.extract_tb(error.__traceback__)
+    return next((one.lineno for one in reversed(frames) if one.filename == path), None) or 1
 
 
-def _register(name: str, code: object) -> None:
-    """Check everything that needs no packet, then register."""
-    fault = None
+def _line_of(code: bytes, name: str) -> int:
+    """The line that gives a global name its last value."""
+    line = 1
+    for node in ast.parse(code).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [node]
+        names = [getattr(one, "name", getattr(one, "id", "")) for one in targets]
+        line = node.lineno if name in names else line
+    return line
+
+
+def _fault(code: object) -> str:
+    """What is wrong with a scheduler, as far as that shows without a packet; empty if nothing."""
     if isinstance(code, type) and issubclass(code, Scheduler):
         if inspect.isabstract(code):
-            fault = "lacks one of the methods __init__, update and pick: define it"
+            return "lacks one of the methods __init__, update and pick: define it"
     elif isinstance(code, type) or not callable(code):
-        fault = "is neither a Scheduler class nor a function pick(flow, backends): write either"
+        return "is neither a Scheduler class nor a function pick(flow, backends): write either"
     else:
         try:
             inspect.signature(code).bind("flow", "backends")
         except TypeError:
-            fault = "does not take two arguments: define it as pick(flow, backends)"
-    if fault is not None:
-        raise ConfigError([f"scheduler '{name}' {fault}"])
+            return "does not take two arguments: define it as pick(flow, backends)"
+    return ""
+
+
+def _register(name: str, code: object) -> None:
     try:
-        scheduler(name)(code)  # type: ignore[type-var]  # checked above
+        scheduler(name)(code)  # type: ignore[type-var]  # `_fault` has checked it
     except ValueError as error:
         raise ConfigError([f"scheduler '{name}': {error}"]) from None

@@ -45,8 +45,7 @@ def picked(name: str, flow: NewFlow) -> int | None:
 
 def load(reference: str) -> None:
     """As a process does that starts."""
-    for name, code in plugins.read_files([reference]).items():
-        plugins.load(name, code)
+    plugins.load(reference, plugins.read(reference))
 
 
 def test_a_function_from_a_file(tmp_path: Path) -> None:
@@ -74,44 +73,43 @@ def test_a_file_is_read_again(tmp_path: Path) -> None:
         assert picked(reference, make_flow(1)) == position
 
 
-def test_an_edited_file_reads_differently(tmp_path: Path) -> None:
-    reference = f"{tmp_path}/mine.py:pick"
-    texts = []
-    for text in ("pick = 1", "pick = 1", "pick = 2"):
-        (tmp_path / "mine.py").write_text(text)
-        texts.append(plugins.read_files(["maglev", reference]))
-    assert texts[0] == texts[1] != texts[2]
-    assert texts[0].keys() == {reference}
-
-
-def test_a_missing_file_is_reported_before_it_is_loaded(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="can't be read"):
-        plugins.read_files([f"{tmp_path}/mine.py:pick"])
-
-
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (None, "can't be read (no such file"),
-        ("def pick(:", "fails to load (SyntaxError"),
-        ("import nonexistent_module", "fails to load (ModuleNotFoundError"),
-        ("open('/nonexistent')", "fails to load (FileNotFoundError"),
-        ("def choose(flow, backends): ...", "defines no 'pick'"),
-        ("pick = 5", "is neither a Scheduler class nor a function"),
-        ("class pick: pass", "is neither a Scheduler class nor a function"),
-        ("def pick(flow): ...", "does not take two arguments"),
-        (CLASS.replace("First", "pick").replace("def pick(", "def choose("), "lacks one of the"),
+        (None, "{path} can't be read (no such file or directory): fix the path"),
+        ("x = 1\ndef pick(:", "{path}:2: the scheduler does not load: SyntaxError: invalid syntax"),
+        (
+            "\nimport nonexistent_module",
+            "{path}:2: the scheduler does not load: ModuleNotFoundError: No module named"
+            " 'nonexistent_module'",
+        ),
+        (
+            "def read():\n    open('/nonexistent')\nread()",
+            "{path}:2: the scheduler does not load: FileNotFoundError: [Errno 2] No such file or"
+            " directory: '/nonexistent'",
+        ),
+        ("\nint('no\\nnumber')", "{path}:2: the scheduler does not load: ValueError: invalid"),
+        ("def choose(flow, backends): ...", "{path} defines no 'pick': add it"),
+        ("\npick = 5", "{path}:2: 'pick' is neither a Scheduler class nor a function"),
+        ("class pick: pass", "{path}:1: 'pick' is neither a Scheduler class nor a function"),
+        ("\n\ndef pick(flow): ...", "{path}:3: 'pick' does not take two arguments"),
+        (
+            CLASS.replace("First", "pick").replace("def pick(", "def choose("),
+            "{path}:4: 'pick' lacks one of the",
+        ),
     ],
 )
-def test_faults_of_a_file_are_one_sentence(tmp_path: Path, text: str | None, said: str) -> None:
+def test_faults_of_a_file_are_one_sentence_with_their_line(
+    tmp_path: Path, text: str | None, said: str
+) -> None:
+    path = tmp_path / "mine.py"
     if text is not None:
-        (tmp_path / "mine.py").write_text(text)
-    reference = f"{tmp_path}/mine.py:pick"
+        path.write_text(text)
+    reference = f"{path}:pick"
     with pytest.raises(ConfigError) as caught:
         load(reference)
     (fault,) = caught.value.faults
-    assert fault.startswith(f"scheduler '{reference}'")
-    assert said in fault
+    assert fault.startswith(said.format(path=path))
     assert "\n" not in fault
     assert reference not in names()
 

@@ -71,6 +71,8 @@ def canonical_name(name: str) -> str:
         return found
     if is_file_reference(name):
         return name
+    if name.endswith(".py"):
+        raise ValueError(f"'{name}' names no class or function of the file (expected FILE.py:NAME)")
     close = difflib.get_close_matches(name.lower(), _canonical, n=1)
     hint = f", did you mean '{close[0]}'?" if close else ""
     raise ValueError(f"unknown scheduler '{name}'{hint} (known: {', '.join(names())})")

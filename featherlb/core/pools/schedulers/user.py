@@ -12,6 +12,8 @@ from featherlb.core.pools.schedulers.draw import WeightedDraw
 PickFunction = Callable[[NewFlow, Sequence[Member]], Any]
 """`def pick(flow, backends)`: returns one of `backends`, the members with a weight."""
 
+_LONGEST_SHOWN = 200
+
 
 class _FunctionScheduler(Scheduler):
     """A plain function as a scheduler."""
@@ -38,6 +40,7 @@ class UserScheduler(Scheduler):
         self, name: str, code: type[Scheduler] | PickFunction, *, seed: int, key: bytes
     ) -> None:
         self.name = name
+        self._code = code
         self.errors = 0
         self.first_error: str | None = None
         self.reported = False
@@ -51,7 +54,7 @@ class UserScheduler(Scheduler):
             else:
                 self._scheduler = _FunctionScheduler(code)
         except Exception as error:
-            self._count(f"starting it raised {error!r}")
+            self._count_raised("starting it", error)
 
     def update(self, members: Sequence[Member]) -> None:
         self._usable = frozenset(member for member in members if member.weight > 0)
@@ -60,7 +63,7 @@ class UserScheduler(Scheduler):
             try:
                 self._scheduler.update(members)
             except Exception as error:
-                self._count(f"update() raised {error!r}")
+                self._count_raised("update()", error)
 
     def pick(self, flow: NewFlow) -> Member | None:
         if not self._usable:
@@ -70,9 +73,9 @@ class UserScheduler(Scheduler):
                 member = self._scheduler.pick(flow)
                 if member in self._usable:
                     return member
-                self._count(f"pick() returned {member!r}, not one of the backends")
+                self._count_returned("pick", member, "not one of the backends")
             except Exception as error:
-                self._count(f"pick() raised {error!r}")
+                self._count_raised("pick()", error)
         return self._fallback.draw()
 
     def overflow(self, flow: NewFlow, members: Sequence[Member]) -> Member:
@@ -81,12 +84,46 @@ class UserScheduler(Scheduler):
                 member = self._scheduler.overflow(flow, members)
                 if member in members:
                     return member
-                self._count(f"overflow() returned {member!r}, not one that has room")
+                self._count_returned("overflow", member, "not one that has room")
             except Exception as error:
-                self._count(f"overflow() raised {error!r}")
+                self._count_raised("overflow()", error)
         return super().overflow(flow, members)
 
-    def _count(self, error: str) -> None:
+    def _count_raised(self, call: str, error: Exception) -> None:
+        """An exception, with the last line of the user's file on its way."""
+        self.errors += 1
+        if self.first_error is not None:
+            return
+        file, line = self._place("pick")
+        frame = error.__traceback__
+        while frame is not None:
+            if frame.tb_frame.f_code.co_filename == file:
+                line = frame.tb_lineno
+            frame = frame.tb_next
+        self.first_error = f"{call} raised {_shown(error)}{_at(file, line)}"
+
+    def _count_returned(self, method: str, value: object, wrong: str) -> None:
+        """A value that is no usable member, with the method's first line."""
         self.errors += 1
         if self.first_error is None:
-            self.first_error = error
+            place = _at(*self._place(method))
+            self.first_error = f"{method}() returned {_shown(value)}, {wrong}{place}"
+
+    def _place(self, method: str) -> tuple[str, int]:
+        """File and first line of the user's function, or of a method of the class; empty if it is
+        neither."""
+        code = getattr(getattr(self._code, method, self._code), "__code__", None)
+        return ("", 0) if code is None else (code.co_filename, code.co_firstlineno)
+
+
+def _at(file: str, line: int) -> str:
+    return f" ({file}:{line})" if file else ""
+
+
+def _shown(value: object) -> str:
+    """A value in one line, whatever its own methods do."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:
+        return f"a {type(value).__name__}"
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"

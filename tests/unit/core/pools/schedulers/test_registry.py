@@ -135,7 +135,9 @@ def test_a_file_reference_is_a_name_that_must_be_loaded_first() -> None:
     assert canonical_name("./my_sched.py:pick") == "./my_sched.py:pick"
     with pytest.raises(ValueError, match=r"'\./my_sched\.py:pick' has not been loaded"):
         create("./my_sched.py:pick", seed=1, key=KEY)
-    for wrong in ("./my_sched.py", "my_sched:pick", "./my_sched.py:", "./my_sched.py:a b"):
+    with pytest.raises(ValueError, match="names no class or function of the file"):
+        canonical_name("./my_sched.py")
+    for wrong in ("my_sched:pick", "./my_sched.py:", "./my_sched.py:a b"):
         with pytest.raises(ValueError, match="unknown scheduler"):
             canonical_name(wrong)
 

@@ -1,6 +1,7 @@
 """Faults of custom schedulers must not affect traffic."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -62,6 +63,9 @@ def test_faults_are_counted_and_made_up_for(code: Any, said: str) -> None:
     assert scheduler.errors == 400
     assert scheduler.first_error is not None
     assert scheduler.first_error.startswith(said)
+    assert f"({__file__}:{code.__code__.co_firstlineno + (code is raise_error)})" in (
+        scheduler.first_error
+    )
 
 
 def test_members_that_left_or_have_weight_0_are_not_accepted() -> None:
@@ -73,6 +77,12 @@ def test_members_that_left_or_have_weight_0_are_not_accepted() -> None:
     assert {flow.client % 3 for flow in flows} == {0, 1, 2}
     assert picks(scheduler, flows) == [pool[0]] * 3
     assert scheduler.errors == 2
+
+
+def line_of(trouble: str) -> int:
+    """The line of this file that raises it."""
+    lines = Path(__file__).read_text().splitlines()
+    return 1 + next(n for n, line in enumerate(lines) if f'raise OSError("{trouble}")' in line)
 
 
 class Moody(Scheduler):
@@ -96,8 +106,8 @@ class Moody(Scheduler):
     ("trouble", "errors", "first"),
     [
         (b"", 0, None),
-        (b"init", 1, "starting it raised OSError('init')"),
-        (b"update", 1, "update() raised OSError('update')"),
+        (b"init", 1, f"starting it raised OSError('init') ({__file__}:{line_of('init')})"),
+        (b"update", 1, f"update() raised OSError('update') ({__file__}:{line_of('update')})"),
     ],
 )
 def test_a_class_may_fail_anywhere(trouble: bytes, errors: int, first: str | None) -> None:
@@ -115,3 +125,31 @@ def test_the_first_error_is_kept() -> None:
     picks(scheduler, [make_flow(1), make_flow(2)])
     assert scheduler.first_error is not None
     assert str(make_flow(1).client) in scheduler.first_error
+
+
+class Shy:
+    """A value whose text can't be had."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError
+
+
+def test_an_error_deep_in_a_library_names_the_users_line() -> None:
+    scheduler = make(lambda flow, backends: int("no number"))
+    scheduler.update(make_pool(1))
+    scheduler.pick(FLOW)
+    assert scheduler.first_error is not None
+    assert "int() with base 10" in scheduler.first_error
+    assert f"({__file__}:" in scheduler.first_error
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(Shy(), "returned a Shy, "), ("x" * 9999, f"returned 'xxx{'x' * 9}")]
+)
+def test_whatever_is_returned_is_shown_in_a_line(value: object, said: str) -> None:
+    scheduler = make(lambda flow, backends: value)
+    scheduler.update(make_pool(1))
+    scheduler.pick(FLOW)
+    assert scheduler.first_error is not None
+    assert said in scheduler.first_error
+    assert len(scheduler.first_error) < 500
