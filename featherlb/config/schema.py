@@ -5,7 +5,6 @@ walks the structure and collects errors; `_explain` rewrites its messages for op
 files refuse unknown keys. `routes` files belong to another program and ignore them, as it does.
 """
 
-import difflib
 from dataclasses import replace
 from typing import Annotated, Any, Self, TypeVar, get_args
 
@@ -98,7 +97,7 @@ class PersistenceEntry(_Strict):
 
 _CHECK = HealthCheck(CheckType.TCP)
 _HTTP_KEYS = {"method", "path", "host", "status", "body"}
-_CHECK_KEYS = {
+CHECK_KEYS = {
     CheckType.TCP: set[str](),
     CheckType.HTTP: _HTTP_KEYS,
     CheckType.HTTPS: _HTTP_KEYS,
@@ -133,10 +132,10 @@ class HealthEntry(_Strict):
 
     @model_validator(mode="after")
     def _keys_fit_type(self) -> Self:
-        special = set[str]().union(*_CHECK_KEYS.values()) - _CHECK_KEYS[self.type]
+        special = set[str]().union(*CHECK_KEYS.values()) - CHECK_KEYS[self.type]
         for key in type(self).model_fields:
             if key in special & self.model_fields_set:
-                types = " or ".join(kind for kind, keys in _CHECK_KEYS.items() if key in keys)
+                types = " or ".join(kind for kind, keys in CHECK_KEYS.items() if key in keys)
                 raise ValueError(f"'{key}' requires type {types} (this check has {self.type})")
         if self.type is CheckType.SCRIPT and not self.command:
             raise ValueError("missing command (type script requires it)")
@@ -250,7 +249,7 @@ def validate(model: type[_File], document: Document, faults: list[Fault]) -> _Fi
         path = _path(detail)
         origin = document.origin(path)
         if detail["type"] == "missing":
-            origin = replace(origin, path=show_path(path))
+            origin = replace(origin, path=show_path(path[:-1]))
         faults.append(Fault(origin, _explain(model, detail)))
     for detail in details:
         _discard(model, document.data, document.existing(_path(detail)))
@@ -277,7 +276,7 @@ def _explain(model: type[BaseModel], detail: ErrorDetails) -> str:
         case "value_error":
             return str(detail["ctx"]["error"])
         case "missing":
-            return f"is missing (expected {_field(model, path).description})"
+            return f"'{path[-1]}' is missing (expected {_field(model, path).description})"
         case "extra_forbidden":
             return _unknown_key(str(path[-1]), list(_holder(model, path).model_fields))
         case "list_type":
@@ -291,8 +290,8 @@ def _explain(model: type[BaseModel], detail: ErrorDetails) -> str:
 
 
 def _unknown_key(key: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(key.lower().replace("-", "_"), known, n=1)
-    hint = f"did you mean '{close[0]}'?" if close else f"expected one of {', '.join(known)}"
+    close = values.closest(key.replace("-", "_"), known)
+    hint = f"did you mean '{close}'?" if close else f"expected one of {', '.join(known)}"
     return f"unknown key ({hint})"
 
 

@@ -5,8 +5,9 @@ Each reader raises ValueError with a text for the operator: the offending value,
 expected.
 """
 
+import difflib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from ipaddress import ip_address
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -58,6 +59,11 @@ def wrong_type(value: object, expected: str) -> ValueError:
 def quote(text: str) -> str:
     """Text in quotes, on one line and shortened."""
     return ascii(text) if len(text) <= _LONGEST_SHOWN else ascii(text[:_LONGEST_SHOWN]) + "…"
+
+
+def closest(word: str, known: Iterable[str]) -> str:
+    """The known word that was probably meant; empty if there is none."""
+    return next(iter(difflib.get_close_matches(word.lower(), known, n=1)), "")
 
 
 def integer(low: int, high: int) -> Callable[[object], int]:
@@ -119,7 +125,9 @@ def one_of(choices: Mapping[str, T]) -> Callable[[object], T]:
     def read(value: object) -> T:
         word = text(value, expected)
         if word not in choices:
-            raise ValueError(f"{quote(word)} is unknown (expected {expected})")
+            close = closest(word, choices)
+            hint = f", did you mean '{close}'?" if close else ""
+            raise ValueError(f"{quote(word)} is unknown{hint} (expected {expected})")
         return choices[word]
 
     return read

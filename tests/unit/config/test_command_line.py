@@ -131,7 +131,7 @@ def test_every_fault_is_reported() -> None:
     del faults[7]
     assert faults == [
         "--vip 10.0.0.300:80: '10.0.0.300' is not an IP address",
-        "--vip 10.0.0.9:80/upd: 'upd' is unknown (expected tcp or udp)",
+        "--vip 10.0.0.9:80/upd: 'upd' is unknown, did you mean 'udp'? (expected tcp or udp)",
         "--backend 10.0.0.300:80: '10.0.0.300' is not an IP address",
         "--backend a:1@x: 'x' is text (expected an integer from 0 to 65535)",
         "--backend a:1@-1: -1 is too small (expected an integer from 0 to 65535)",

@@ -3,6 +3,7 @@
 import copy
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -140,6 +141,11 @@ def test_mistakes_are_sentences_with_their_lines(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "mistakes.yaml"
     path.write_text(text)
+    judged(path)
+
+
+def judged(path: Path) -> None:
+    """Whatever is in a file, `check` says `ok`, or sentences with their lines."""
     result = CliRunner().invoke(check, [str(path)])
     assert result.exit_code in (0, 2), result.exception
     if result.exit_code == 2:
@@ -149,13 +155,42 @@ def test_mistakes_are_sentences_with_their_lines(
             assert re.match(rf"{re.escape(str(path))}:\d+: [^A-Z].*\S$", line), line
 
 
+@st.composite
+def slips(draw: st.DrawFn, valid: str) -> str:
+    """The text of a file after two slips of the hand: what is changed, lost or moved."""
+    text = valid
+    for _ in range(2):
+        at = draw(st.integers(0, len(text) - 1))
+        length = draw(st.sampled_from([0, 1, 1, 2, 20]))
+        put = draw(
+            st.text(max_size=3)
+            | st.sampled_from(["\n", "\t", "  ", ": ", "- ", "[", "{", "&a ", "*a", "<<: "])
+        )
+        if draw(st.booleans()):
+            lines = text.splitlines(keepends=True)
+            lines.insert(draw(st.integers(0, len(lines))), lines.pop(at % len(lines)))
+            text = "".join(lines)
+        else:
+            text = text[:at] + put + text[at + length :]
+    return text
+
+
+@given(text=slips(VALID) | slips(ROUTES))
+def test_slips_of_the_hand_are_sentences_with_their_lines(
+    text: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "slips.yaml"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    judged(path)
+
+
 @pytest.mark.parametrize(
     ("section", "said"),
     [
         (
             "health: {inerval: 2, timout: 1s}",
             [
-                "health.type: is missing",
+                "health: 'type' is missing",
                 "health.inerval: unknown key (did you mean 'interval'?)",
                 "health.timout: unknown key (did you mean 'timeout'?)",
             ],
@@ -179,7 +214,7 @@ def test_mistakes_are_sentences_with_their_lines(
         (
             "backends: [{adress: 'a:1', weigth: 1}]",
             [
-                "backends[0].address: is missing",
+                "backends[0]: 'address' is missing",
                 "backends[0].adress: unknown key",
                 "backends[0].weigth: unknown key",
             ],

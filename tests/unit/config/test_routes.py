@@ -51,10 +51,10 @@ def test_an_endpoint_listed_twice_counts_twice(strategy: str, scheduler: str) ->
         (
             "routes:\n- {}",
             [
-                "f:2: routes[0].host: is missing (expected an IP address or a host name)",
-                "f:2: routes[0].port: is missing (expected an integer from 1 to 65535)",
-                "f:2: routes[0].strategy: is missing (expected roundrobin, random or iphash)",
-                "f:2: routes[0].endpoints: is missing (expected a list of endpoints)",
+                "f:2: routes[0]: 'host' is missing (expected an IP address or a host name)",
+                "f:2: routes[0]: 'port' is missing (expected an integer from 1 to 65535)",
+                "f:2: routes[0]: 'strategy' is missing (expected roundrobin, random or iphash)",
+                "f:2: routes[0]: 'endpoints' is missing (expected a list of endpoints)",
             ],
         ),
         (
@@ -75,7 +75,7 @@ def test_an_endpoint_listed_twice_counts_twice(strategy: str, scheduler: str) ->
         (
             f"{ENDPOINTS}  - {{host: a, port: 1}}".replace("random", "RoundRobin"),
             [
-                "f:4: routes[0].strategy: 'RoundRobin' is unknown "
+                "f:4: routes[0].strategy: 'RoundRobin' is unknown, did you mean 'roundrobin'? "
                 "(expected roundrobin or random or iphash)"
             ],
         ),

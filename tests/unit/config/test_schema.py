@@ -36,7 +36,7 @@ def faults_of(text: str) -> list[str]:
         # The file.
         ("", "f:1: the file is empty (expected the key 'services')"),
         ("- 1", "f:1: this is not a mapping (expected the key 'services')"),
-        ("queue: 1", "f:1: services: is missing (expected a list of services)"),
+        ("queue: 1", "f:1: 'services' is missing (expected a list of services)"),
         ("services:", "f:1: services: the value is missing (expected a list)"),
         ("services: {}", "f:1: services: this is a mapping (expected a list)"),
         (
@@ -92,7 +92,7 @@ def faults_of(text: str) -> list[str]:
         # VIPs.
         (
             "services:\n- name: a",
-            "f:2: services[0].vip: is missing (expected IP:PORT, or a list of them)",
+            "f:2: services[0]: 'vip' is missing (expected IP:PORT, or a list of them)",
         ),
         ("services:\n- vip:", "f:2: services[0].vip: the value is missing (expected IP:PORT)"),
         ("services:\n- vip: 80", "f:2: services[0].vip: 80 is a number (expected IP:PORT)"),
@@ -189,7 +189,7 @@ def faults_of(text: str) -> list[str]:
         ),
         (
             f"{BACKENDS}  - {{weight: 1}}",
-            "f:4: services[0].backends[0].address: is missing (expected HOST:PORT)",
+            "f:4: services[0].backends[0]: 'address' is missing (expected HOST:PORT)",
         ),
         (
             f"{BACKENDS}  - address: 10.0.1.2:80\n    weight: -1",
@@ -312,7 +312,7 @@ def faults_of(text: str) -> list[str]:
         ),
         (
             f"{SERVICE}  health: {{}}",
-            "f:3: services[0].health.type: is missing"
+            "f:3: services[0].health: 'type' is missing"
             " (expected tcp or http or https or udp or script)",
         ),
         (
@@ -401,7 +401,9 @@ queue: x
 def test_a_service_that_is_not_understood_is_not_blamed_for_what_follows() -> None:
     """`protocol` and `nat` decide about other keys: no second fault out of a wrong guess."""
     text = f"{SERVICE}  nat: ful\n  source_addresses: [10.0.0.2]"
-    assert faults_of(text) == ["f:3: services[0].nat: 'ful' is unknown (expected dnat or full)"]
+    assert faults_of(text) == [
+        "f:3: services[0].nat: 'ful' is unknown, did you mean 'full'? (expected dnat or full)"
+    ]
 
 
 def test_a_service_without_a_right_vip_is_not_judged_further() -> None:
