@@ -38,7 +38,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(log_callback)
         for stop_signal in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(stop_signal, self._stop.set)
+            loop.add_signal_handler(stop_signal, self._stop_soon, stop_signal)
         try:
             await self._controller.start()
             await self._server.start()
@@ -50,6 +50,10 @@ class Supervisor:
             self._notifier.stopping()
             await self._server.stop()
             await self._controller.stop()
+
+    def _stop_soon(self, stop_signal: signal.Signals) -> None:
+        log.info("stopping: %s", stop_signal.name)
+        self._stop.set()
 
     async def _reload(self) -> None:
         # The controller has logged it, and nothing has changed.

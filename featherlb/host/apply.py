@@ -78,6 +78,11 @@ class Host:
         """The plan in force."""
         return self._plan
 
+    @property
+    def standing(self) -> list[str]:
+        """The names of what is set up now."""
+        return [resource.name for resource in self._resources]
+
     def revert(self) -> list[str]:
         """Revert everything; what could not be reverted, as sentences, stays in the journal."""
         with self._journal.locked():

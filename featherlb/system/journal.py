@@ -114,10 +114,26 @@ class Journal:
             ) from None
 
     def remove(self, instance: int) -> None:
-        """Forget the instance; no error if there is no record."""
+        """Forget the instance, and remove its API's socket; no error if there is no record."""
         self._path(instance).unlink(missing_ok=True)
+        self._path(instance).with_suffix(".sock").unlink(missing_ok=True)
         with suppress(OSError):
             self.directory.rmdir()  # only when it is empty
+
+    def sweep(self) -> list[str]:
+        """Remove sockets on which nobody listens and empty directories, of this and other network
+        namespaces, which may be gone; a line for each."""
+        removed = []
+        with self.locked():
+            for directory in sorted(self._root.glob("*-*/")):
+                for path in sorted(directory.glob("*.sock")):
+                    if not path.with_suffix(".json").exists() and not _listened_to(path):
+                        path.unlink(missing_ok=True)
+                        removed.append(f"socket {path}")
+                with suppress(OSError):
+                    directory.rmdir()
+                    removed.append(f"empty directory {directory}")
+        return removed
 
     def _path(self, instance: int) -> Path:
         return self.directory / f"{instance}.json"
@@ -132,6 +148,19 @@ def start_time(pid: int) -> int | None:
     # The name, field 2, is in parentheses and may hold anything, even parentheses.
     fields = stat.rpartition(")")[2].split()
     return None if fields[0] in "ZX" else int(fields[19])
+
+
+def _listened_to(path: Path) -> bool:
+    """Whether a Unix socket has a listener, in whatever network namespace."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:
+            return True
+    return True
 
 
 def _decode(text: str) -> Record:

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -43,6 +44,47 @@ def test_records_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert journal.records() == [RECORD, other]
     journal.write(replace(RECORD, changes=()))
     assert journal.records()[0].changes == ()
+
+
+def test_what_is_forgotten_leaves_nothing(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.write(RECORD)
+    listen(journal.directory / "3.sock").close()
+    journal.remove(3)
+    assert list(tmp_path.iterdir()) == []
+
+
+def listen(path: Path) -> socket.socket:
+    path.parent.mkdir(exist_ok=True)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen()
+    return listener
+
+
+def test_a_sweep_removes_what_nobody_uses(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.write(RECORD)
+    listen(journal.directory / "3.sock").close()
+    listen(journal.directory / "4.sock").close()
+    other, gone = tmp_path / "net-700001", tmp_path / "net-700002"
+    gone.mkdir()
+    listen(other / "0.sock").close()
+    with listen(tmp_path / "net-700003" / "0.sock"):
+        assert set(journal.sweep()) == {
+            f"socket {journal.directory}/4.sock",
+            f"socket {other}/0.sock",
+            f"empty directory {other}",
+            f"empty directory {gone}",
+        }
+    assert not other.exists()
+    assert not gone.exists()
+    assert sorted(path.name for path in journal.directory.iterdir()) == ["3.json", "3.sock"]
+    assert journal.sweep() == [
+        f"socket {tmp_path}/net-700003/0.sock",
+        f"empty directory {tmp_path}/net-700003",
+    ]
+    assert journal.sweep() == []
 
 
 def test_a_record_of_an_earlier_version_is_read(tmp_path: Path) -> None:
