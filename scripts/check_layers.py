@@ -71,7 +71,7 @@ FOREIGN = {
     "aiohttp": ("api", "control.http_probe"),
     "yarl": ("control.http_probe",),
     "prometheus_client": ("api.metrics",),
-    "pydantic_core": ("config",),
+    "pydantic_core": ("config", "api"),
     "scapy": (),
     "click": ("cli",),
     "rich": ("cli",),

@@ -120,6 +120,10 @@ def _command(command: click.Command, context: click.Context) -> Iterator[str]:
         record = parameter.get_help_record(context)
         if record is not None and "--help" not in parameter.opts:
             yield f".TP\n.B {_text(record[0])}\n{_text(record[1])}"
+    title, *lines = (command.epilog or "").replace("\b\n", "").splitlines()
+    yield f".PP\n{title}\n.RS\n.nf"
+    yield from (_text(line.strip()) for line in lines)
+    yield ".fi\n.RE"
 
 
 def _text(text: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlencode
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from featherlb.api import schema
 from featherlb.model.errors import ConfigError, HostError
@@ -35,7 +35,7 @@ def find_instance(number: int | None) -> Path:
         raise ConfigError([f"several instances run here: choose one with --instance ({names})"])
     if number in dead or (number is None and dead and not running):
         found = dead.values() if number is None else [dead[number]]
-        raise HostError("\n".join(map(_death, found)))
+        raise HostError("\n".join(map(death, found)))
     if not running:
         raise HostError("no featherlb runs in this network namespace: start it with `featherlb up`")
     if number is None:
@@ -45,7 +45,8 @@ def find_instance(number: int | None) -> Path:
     return sockets[number]
 
 
-def _death(record: Record) -> str:
+def death(record: Record) -> str:
+    """What a dead instance means for traffic, and the way out."""
     traffic = "packets to its VIPs are dropped"
     if record.offloads:
         traffic = "the kernel still forwards its open connections, but new ones fail"
@@ -69,16 +70,19 @@ class Client:
     def get(
         self, path: str, answer: type[_Model], query: Mapping[str, object] | None = None
     ) -> _Model:
-        return answer.model_validate_json(self.ask("GET", path, query=query))
+        return self._read(answer, self.ask("GET", path, query=query))
 
     def post(self, path: str, body: BaseModel, answer: type[_Model]) -> _Model:
-        text = body.model_dump_json(by_alias=True, exclude_none=True)
-        return answer.model_validate_json(self.ask("POST", path, body=text))
+        try:
+            text = body.model_dump_json(by_alias=True, exclude_none=True)
+        except ValueError:
+            raise ConfigError(["an argument is not UTF-8 text"]) from None
+        return self._read(answer, self.ask("POST", path, body=text))
 
     def delete(
         self, path: str, answer: type[_Model], query: Mapping[str, object] | None = None
     ) -> _Model:
-        return answer.model_validate_json(self.ask("DELETE", path, query=query))
+        return self._read(answer, self.ask("DELETE", path, query=query))
 
     def ask(
         self,
@@ -91,11 +95,12 @@ class Client:
         """Any request, `body` being JSON; returns the response's text."""
         parameters = {key: value for key, value in (query or {}).items() if value is not None}
         if parameters:
-            path = f"{path}?{urlencode(parameters)}"
+            # The arguments of a command may be no Unicode: the instance refuses them.
+            path = f"{path}?{urlencode(parameters, errors='surrogateescape')}"
         with self._request(method, path, body, self._timeout) as response:
-            status, text = response.status, response.read().decode()
+            status, text = response.status, response.read().decode(errors="replace")
         if status >= 400:
-            reason = schema.Fault.model_validate_json(text).error
+            reason = self._read(schema.Fault, text).error
             raise ConfigError(reason.splitlines()) if status < 500 else HostError(reason)
         return text
 
@@ -103,7 +108,20 @@ class Client:
         """Events from now on, until the instance stops."""
         with self._request("GET", "/v1/events", None, None) as response:
             for line in response:
-                yield schema.Event.model_validate_json(line)
+                yield self._read(schema.Event, line.decode(errors="replace"))
+
+    def _read(self, model: type[_Model], text: str) -> _Model:
+        """The text of a response as data; HostError if it isn't what this version expects."""
+        try:
+            return model.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = ".".join(map(str, first["loc"]))
+            raise HostError(
+                f"cannot read the answer of featherlb on {self._path}"
+                f" ({place}{': ' if place else ''}{first['msg']}): if it is of another version,"
+                " restart it"
+            ) from None
 
     @contextmanager
     def _request(
@@ -112,7 +130,7 @@ class Client:
         connection = _Connection(self._path, timeout)
         try:
             headers = {} if body is None else {"Content-Type": "application/json"}
-            connection.request(method, path, body, headers)
+            connection.request(method, path, body and body.encode(), headers)
             yield connection.getresponse()
         except TimeoutError as error:
             raise HostError(
@@ -120,7 +138,8 @@ class Client:
             ) from error
         except (OSError, HTTPException) as error:
             system = error.strerror if isinstance(error, OSError) else None
-            reason = system.lower() if system else str(error) or type(error).__name__
+            message = " ".join(str(error).split())
+            reason = system.lower() if system else message or type(error).__name__
             raise HostError(
                 f"cannot talk to featherlb on {self._path} ({reason}): is it running, and are you"
                 " root?"

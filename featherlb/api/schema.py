@@ -4,14 +4,26 @@ Durations and ages are seconds, addresses text such as `10.0.1.2:8080`, times IS
 """
 
 from contextlib import suppress
+from enum import Enum
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
 
 from featherlb.config import values
+from featherlb.control.log_level import LogLevel
 from featherlb.control.overrides import Action
+from featherlb.core.flows.tcp_state import State
 from featherlb.model import Health, Role
 from featherlb.model.errors import ConfigError
+
+
+def label(value: Enum) -> str:
+    """The name of a flow's state or timeout class, in the API and the commands."""
+    return value.name.lower().replace("_", "-")
+
+
+FLOW_STATES = tuple(map(label, State))
 
 
 def _one_line(fault: Any) -> str:
@@ -46,6 +58,12 @@ class Answer(BaseModel):
 
 
 _Model = TypeVar("_Model", bound=BaseModel)
+
+
+def parse(text: bytes) -> object:
+    """JSON as data. ValueError if it isn't JSON, has half of a surrogate pair, or is larger or
+    deeper than any request."""
+    return from_json(text)
 
 
 def read(model: type[_Model], data: object) -> _Model:
@@ -95,6 +113,10 @@ class Status(Answer):
     backends: int
     flows: int
     capacity: int = Field(description="Size of the flow tables of all workers.")
+    log_level: LogLevel
+    log_level_remaining: float | None = Field(
+        description="Time until the level before returns; null: permanent."
+    )
     changes: int = Field(description="Run-time changes in force.")
     reloads: int
     reloads_refused: int
@@ -157,7 +179,7 @@ class FlowQuery(Question):
     service: str | None = None
     client: str | None = Field(None, description="An address or a network, such as `10.0.0.0/8`.")
     backend: str | None = Field(None, description="`IP:PORT`.")
-    state: str | None = Field(None, description="A state, such as `established`.")
+    state: str | None = Field(None, description=f"One of {', '.join(FLOW_STATES)}.")
     older: Duration | None = Field(None, description="Minimum age.")
 
     @property
@@ -231,7 +253,10 @@ class ChangeRequest(Question):
 
 
 class Change(Answer):
-    number: int
+    number: int | None = Field(
+        description="For `revert`; null if it isn't in force: it ended others, or nothing had to"
+        " change."
+    )
     action: Action
     service: str
     backend: str
@@ -242,8 +267,31 @@ class Change(Answer):
     deadline: float | None = Field(description="Time until remaining flows are reset; null: never.")
 
 
+class Made(Change):
+    """A change that was just made."""
+
+    replaces: list[int] = Field(description="Numbers of the earlier changes that it ended.")
+
+
 class Changes(Answer):
     changes: list[Change]
+
+
+class LogLevelRequest(Question):
+    level: LogLevel
+    duration: Duration | None = Field(
+        None,
+        validation_alias="for",
+        serialization_alias="for",
+        description="Return to the level before after this time.",
+    )
+
+
+class LogLevelChange(Answer):
+    level: LogLevel
+    remaining: float | None = Field(
+        description="Time until the level before returns; null: permanent."
+    )
 
 
 class ReloadRequest(Question):

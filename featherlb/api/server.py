@@ -8,10 +8,11 @@ import asyncio
 import hmac
 import logging
 import os
+import re
 import socket
 import time
 from collections import Counter, defaultdict
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import resources
@@ -20,7 +21,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from aiohttp import web
-from aiohttp.typedefs import Handler, Middleware
 from pydantic import BaseModel
 
 from featherlb import __version__
@@ -56,6 +56,7 @@ _POLICY = "; ".join(
     )
 )
 """Of the page: no external scripts, no framing by other pages."""
+_STATES = values.one_of(dict(zip(schema.FLOW_STATES, State, strict=True)))
 SAMPLE = 1 << 14
 """Records sampled for the list of busiest clients."""
 
@@ -65,8 +66,8 @@ class Server:
 
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
-        self._local: web.AppRunner | None = None
-        self._remote: web.AppRunner | None = None
+        self._local: web.ServerRunner | None = None
+        self._remote: web.ServerRunner | None = None
         self._path: Path | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -113,10 +114,8 @@ class Server:
                 await self._listen_locally(self._path)
                 log.warning("%s was removed: the API listens on it again", self._path)
 
-    async def _runner(self, token: str | None) -> web.AppRunner:
-        runner = web.AppRunner(
-            application(self._controller, token), access_log=None, shutdown_timeout=1
-        )
+    async def _runner(self, token: str | None) -> web.ServerRunner:
+        runner = web.ServerRunner(http_server(self._controller, token), shutdown_timeout=1)
         await runner.setup()
         return runner
 
@@ -139,13 +138,51 @@ def _listen(path: Path) -> socket.socket:
     return listener
 
 
-def application(controller: Controller, token: str | None) -> web.Application:
-    """The API; with `token`, requests below /v1/ must present it."""
+def http_server(controller: Controller, token: str | None) -> web.Server:
+    """The API; with `token`, requests below /v1/ must present it. Needs a running loop."""
     handlers = _Handlers(controller)
-    app = web.Application(middlewares=[_answer_errors, _ask_for(token)])
-    for (method, path), name in _ROUTES.items():
-        app.router.add_route(method, path, getattr(handlers, name))
-    return app
+
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            return await _dispatch(handlers, token, request)
+        except ConfigError as error:
+            return _fault(str(error), 400)
+        except FeatherlbError as error:
+            return _fault(str(error), 503)
+        except web.HTTPException as error:
+            return _fault(f"{request.path}: {error.reason}", error.status)
+        except Exception as error:
+            log.error("%s %s failed: %s", request.method, request.path, explain(error))
+            log_traceback(error)
+            return _fault(f"internal error: {explain(error)}", 500)
+
+    return _HttpServer(handle)
+
+
+class _HttpServer(web.Server):
+    def __call__(self) -> web.RequestHandler:
+        loop = asyncio.get_running_loop()
+        return _Connection(self, loop=loop, access_log=None)  # type: ignore[arg-type]
+
+
+class _Connection(web.RequestHandler):
+    """HTTP on one connection. What is not HTTP gets a fault as well."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        log.debug("a request that is not HTTP: %s", message)
+        if request.writer.output_size > 0:
+            raise ConnectionError("the response has begun")
+        response = _fault(f"this is not a request of HTTP: {message or exc}", status)
+        response.force_close()
+        return response
 
 
 _ROUTES = {
@@ -159,6 +196,7 @@ _ROUTES = {
     ("POST", "/v1/changes"): "change",
     ("DELETE", "/v1/changes/{number}"): "revert",
     ("POST", "/v1/reload"): "reload",
+    ("POST", "/v1/log-level"): "log_level",
     ("GET", "/v1/config"): "config",
     ("GET", "/v1/host"): "host",
     ("GET", "/v1/events"): "events",
@@ -174,46 +212,47 @@ def routes() -> list[tuple[str, str]]:
     return list(_ROUTES)
 
 
-@web.middleware
-async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    try:
-        return await handler(request)
-    except ConfigError as error:
-        return _answer(schema.Fault(error=str(error)), status=400)
-    except FeatherlbError as error:
-        return _answer(schema.Fault(error=str(error)), status=503)
-    except web.HTTPException as error:
-        return _answer(schema.Fault(error=f"{request.path}: {error.reason}"), status=error.status)
-    except Exception as error:
-        log.error("%s %s failed: %s", request.method, request.path, explain(error))
-        log_traceback(error)
-        return _answer(schema.Fault(error=f"internal error: {explain(error)}"), status=500)
-
-
-def _ask_for(token: str | None) -> Middleware:
-    @web.middleware
-    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if token is not None and request.path.startswith("/v1/"):
-            given = request.headers.get("Authorization", "").encode()
-            if not hmac.compare_digest(given, f"Bearer {token}".encode()):
-                fault = schema.Fault(error="this requires the header `Authorization: Bearer TOKEN`")
-                return _answer(fault, status=401)
-        return await handler(request)
-
-    return check
+async def _dispatch(
+    handlers: "_Handlers", token: str | None, request: web.BaseRequest
+) -> web.StreamResponse:
+    """The response of the route's handler; FeatherlbError or HTTPException if there is none."""
+    if token is not None and request.path.startswith("/v1/"):
+        given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
+        if not hmac.compare_digest(given, f"Bearer {token}".encode()):
+            return _fault("this requires the header `Authorization: Bearer TOKEN`", 401)
+    path, arguments = request.path, []
+    parent, _, last = path.rpartition("/")
+    if (request.method, f"{parent}/{{number}}") in _ROUTES:
+        path, arguments = f"{parent}/{{number}}", [last]
+    name = _ROUTES.get((request.method, path))
+    if name is None:
+        known = any(path == other for _, other in _ROUTES)
+        raise web.HTTPMethodNotAllowed(request.method, ()) if known else web.HTTPNotFound
+    if request.headers.get("Expect", "").lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0
+    handler: Callable[..., Awaitable[web.StreamResponse]] = getattr(handlers, name)
+    return await handler(request, *arguments)
 
 
 def _answer(model: BaseModel, status: int = 200) -> web.Response:
     return web.json_response(text=model.model_dump_json(by_alias=True), status=status)
 
 
-async def _body(request: web.Request) -> object:
-    if not request.can_read_body:
+def _fault(text: str, status: int) -> web.Response:
+    # What a client has sent may be no Unicode.
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return _answer(schema.Fault(error=text), status)
+
+
+async def _body(request: web.BaseRequest) -> object:
+    text = await request.read()
+    if not text:
         return {}
     try:
-        return await request.json()
-    except ValueError:
-        raise ConfigError(["the request body is not JSON"]) from None
+        return schema.parse(text)
+    except ValueError as error:
+        raise ConfigError([f"the request body is not JSON: {error}"]) from None
 
 
 class _Handlers:
@@ -232,16 +271,16 @@ class _Handlers:
         task.add_done_callback(self._changes.discard)
         return await asyncio.shield(task)
 
-    async def status(self, request: web.Request) -> web.Response:
+    async def status(self, request: web.BaseRequest) -> web.Response:
         return _answer(show_status(await self._controller.view()))
 
-    async def services(self, request: web.Request) -> web.Response:
+    async def services(self, request: web.BaseRequest) -> web.Response:
         return _answer(show_services(await self._controller.view()))
 
-    async def stats(self, request: web.Request) -> web.Response:
+    async def stats(self, request: web.BaseRequest) -> web.Response:
         return _answer(show_stats(await self._controller.view()))
 
-    async def flows(self, request: web.Request) -> web.Response:
+    async def flows(self, request: web.BaseRequest) -> web.Response:
         query = schema.read(schema.FlowsQuery, dict(request.query))
         wanted = self._filter(query)
         worker, _, record = query.cursor.partition(":")
@@ -258,7 +297,7 @@ class _Handlers:
             await asyncio.sleep(0)
         return _answer(schema.Flows(flows=found, next=place))
 
-    async def end_flows(self, request: web.Request) -> web.Response:
+    async def end_flows(self, request: web.BaseRequest) -> web.Response:
         parameters = dict(request.query)
         everything = parameters.pop("all", "") == "true"
         query = schema.read(schema.FlowQuery, parameters)
@@ -266,7 +305,7 @@ class _Handlers:
             raise ConfigError(["select the flows to end with a filter, or add all=true"])
         return _answer(schema.Ended(count=await self._controller.end_flows(self._filter(query))))
 
-    async def clients(self, request: web.Request) -> web.Response:
+    async def clients(self, request: web.BaseRequest) -> web.Response:
         counts: Counter[str] = Counter()
         scanned = 0
         whole = False
@@ -285,14 +324,14 @@ class _Handlers:
         shares = [schema.ClientShare(client=c, flows=n) for c, n in counts.most_common(10)]
         return _answer(schema.Clients(clients=shares, sampled=counts.total(), flows=flows))
 
-    async def changes(self, request: web.Request) -> web.Response:
+    async def changes(self, request: web.BaseRequest) -> web.Response:
         overrides = self._controller.state.overrides
         return _answer(schema.Changes(changes=[_change(one) for one in overrides]))
 
-    async def change(self, request: web.Request) -> web.Response:
+    async def change(self, request: web.BaseRequest) -> web.Response:
         wanted = schema.read(schema.ChangeRequest, await _body(request))
         if wanted.action is Action.WEIGHT and wanted.weight is None:
-            raise ConfigError(["weight: is missing (expected an integer from 0 to 65535)"])
+            raise ConfigError(["weight: missing (expected an integer from 0 to 65535)"])
         if wanted.weight is not None and wanted.action not in (Action.WEIGHT, Action.ADD):
             raise ConfigError([f"weight: not allowed with {wanted.action}"])
         for key in ("role", "max_connections"):
@@ -317,34 +356,41 @@ class _Handlers:
             until=None if wanted.duration is None else now + wanted.duration,
             deadline=None if wanted.deadline is None else now + wanted.deadline,
         )
-        return _answer(_change(await self._complete(self._controller.override(override))))
+        made = await self._complete(self._controller.override(override))
+        change = _change(made.override).model_dump()
+        return _answer(schema.Made(**change, replaces=list(made.replaced)))
 
-    async def revert(self, request: web.Request) -> web.Response:
-        number = request.match_info["number"]
-        if not number.isdecimal():
-            raise ConfigError([f"'{number}' is not the number of a change"])
+    async def revert(self, request: web.BaseRequest, number: str) -> web.Response:
+        if not re.fullmatch("[0-9]{1,18}", number):
+            raise ConfigError([f"{values.quote(number)} is not the number of a change"])
         return _answer(_change(await self._complete(self._controller.revert(int(number)))))
 
-    async def reload(self, request: web.Request) -> web.Response:
+    async def reload(self, request: web.BaseRequest) -> web.Response:
         wanted = schema.read(schema.ReloadRequest, await _body(request))
         if wanted.dry_run:
             return _answer(schema.Reloaded(differences=await self._controller.preview()))
         differences = await self._complete(self._controller.reload(discard=wanted.discard))
         return _answer(schema.Reloaded(differences=differences))
 
-    async def config(self, request: web.Request) -> web.Response:
+    async def log_level(self, request: web.BaseRequest) -> web.Response:
+        wanted = schema.read(schema.LogLevelRequest, await _body(request))
+        until = None if wanted.duration is None else time.monotonic() + wanted.duration
+        await self._complete(self._controller.set_log_level(wanted.level, until))
+        return _answer(schema.LogLevelChange(level=wanted.level, remaining=wanted.duration))
+
+    async def config(self, request: web.BaseRequest) -> web.Response:
         # Imported on demand, like metrics: most instances never need them.
         from featherlb.config.writer import write
 
         text = write(self._controller.lasting_config())
         return web.Response(text=text, content_type="application/yaml")
 
-    async def host(self, request: web.Request) -> web.Response:
+    async def host(self, request: web.BaseRequest) -> web.Response:
         deviations = await self._controller.deviations()
         assign = self._controller.settings.assign
         return _answer(schema.Host(assign=assign, deviations=deviations))
 
-    async def events(self, request: web.Request) -> web.StreamResponse:
+    async def events(self, request: web.BaseRequest) -> web.StreamResponse:
         response = web.StreamResponse()
         response.content_type = "application/x-ndjson"
         # A client that disconnects is no error.
@@ -362,20 +408,20 @@ class _Handlers:
                 await response.write(line.model_dump_json().encode() + b"\n")
         return response
 
-    async def metrics(self, request: web.Request) -> web.Response:
+    async def metrics(self, request: web.BaseRequest) -> web.Response:
         from featherlb.api.metrics import render
 
         body, content_type = render(await self._controller.view())
         return web.Response(body=body, headers={"Content-Type": content_type})
 
-    async def page(self, request: web.Request) -> web.Response:
+    async def page(self, request: web.BaseRequest) -> web.Response:
         return web.Response(
             text=_resource("page.html"),
             content_type="text/html",
             headers={"Content-Security-Policy": _POLICY},
         )
 
-    async def script(self, request: web.Request) -> web.Response:
+    async def script(self, request: web.BaseRequest) -> web.Response:
         return web.Response(text=_resource("page.js"), content_type="text/javascript")
 
     def _filter(self, query: schema.FlowQuery) -> FlowFilter:
@@ -385,7 +431,10 @@ class _Handlers:
             client = ip_network(query.client, strict=False) if query.client else None
         except ValueError:
             raise ConfigError(
-                [f"client: '{query.client}' is not an address or network such as 10.0.0.0/8"]
+                [
+                    f"client: {values.quote(query.client or '')} is not an address or network such"
+                    " as 10.0.0.0/8"
+                ]
             ) from None
         try:
             if query.backend:
@@ -395,12 +444,10 @@ class _Handlers:
             raise ConfigError([f"backend: {error}"]) from None
         state = None
         if query.state:
-            names = {_label(one): one for one in State}
-            if query.state not in names:
-                raise ConfigError(
-                    [f"state: '{query.state}' is unknown (expected one of {', '.join(names)})"]
-                )
-            state = names[query.state]
+            try:
+                state = _STATES(query.state)
+            except ValueError as error:
+                raise ConfigError([f"state: {error}"]) from None
         if service is not None:
             service = find_service(self._controller.state.running, service).name
         return FlowFilter(service, client, backend, state, query.older)
@@ -410,15 +457,11 @@ def _resource(name: str) -> str:
     return resources.files("featherlb.api").joinpath(name).read_text(encoding="utf-8")
 
 
-def _label(value: State | TimeoutClass) -> str:
-    return value.name.lower().replace("_", "-")
-
-
 def _flow(flow: FlowView) -> schema.Flow:
     return schema.Flow.model_construct(
         service=flow.service,
         protocol=str(flow.protocol),
-        state=_label(flow.state),
+        state=schema.label(flow.state),
         client=str(flow.client),
         vip=str(flow.vip),
         backend=str(flow.backend),
@@ -436,7 +479,7 @@ def _change(override: Override) -> schema.Change:
         None if at is None else round(at - now, 3) for at in (override.until, override.deadline)
     ]
     return schema.Change(
-        number=override.number,
+        number=override.number or None,
         action=override.action,
         service=override.service,
         backend=override.backend,
@@ -462,6 +505,10 @@ def show_status(view: View) -> schema.Status:
         backends=sum(len(service.backends) for service in served),
         flows=sum(one.core.flows for one in found.values()),
         capacity=sum(one.core.capacity for one in found.values()),
+        log_level=view.log_level,
+        log_level_remaining=(
+            None if view.log_until is None else round(view.log_until - time.monotonic(), 3)
+        ),
         changes=len(view.overrides),
         reloads=view.reloads.done,
         reloads_refused=view.reloads.refused,
@@ -590,7 +637,8 @@ def show_stats(view: View) -> schema.Stats:
         reasons={one.label: sum(core.reasons[one] for core in cores) for one in Reason},
         flows=sum(core.flows for core in cores),
         flows_by_class={
-            _label(kind): sum(core.flows_by_class[kind] for core in cores) for kind in TimeoutClass
+            schema.label(kind): sum(core.flows_by_class[kind] for core in cores)
+            for kind in TimeoutClass
         },
         evicted=sum(core.evicted for core in cores),
         scheduler_errors=dict(

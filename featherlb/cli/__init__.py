@@ -5,11 +5,14 @@ Exit codes: 0 fine, 1 runtime failure, 2 usage or configuration.
 
 import gc
 import importlib
+import os
 import sys
+from collections.abc import Sequence
 
 import click
 
 from featherlb import COMPILED, __version__
+from featherlb.cli.help import Commands, examples
 from featherlb.model.errors import FeatherlbError
 
 _COMMANDS = {
@@ -24,13 +27,14 @@ _COMMANDS = {
     "backend": "Add, remove, drain or reweight a backend.",
     "reload": "Reload the configuration.",
     "save": "Print the running configuration.",
+    "log-level": "Change what a running instance logs.",
     "top": "Watch services, backends and clients live.",
     "monitor": "Print events as they happen.",
     "demo": "Run a demonstration in network namespaces.",
 }
 
 
-class _Commands(click.Group):
+class _Commands(Commands):
     """Imports a command's module on its first use, so that `--version` imports none."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -42,10 +46,11 @@ class _Commands(click.Group):
         # Imported modules stay. The collector would scan them again and again meanwhile, for a
         # seventh of the time, and at every collection of a running instance.
         gc.disable()
-        module = importlib.import_module(f"featherlb.cli.{cmd_name}")
+        name = cmd_name.replace("-", "_")
+        module = importlib.import_module(f"featherlb.cli.{name}")
         gc.freeze()
         gc.enable()
-        command: click.Command = getattr(module, cmd_name)
+        command: click.Command = getattr(module, name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -53,7 +58,14 @@ class _Commands(click.Group):
             formatter.write_dl(list(_COMMANDS.items()))
 
 
-@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=examples(
+        "featherlb up --vip 10.0.0.10:80 --backend 10.0.1.2:8080 --backend 10.0.1.3:8080",
+        "featherlb COMMAND --help",
+    ),
+)
 @click.version_option(
     f"{__version__} (packet path: {'compiled' if COMPILED else 'interpreted'})",
     prog_name="featherlb",
@@ -63,11 +75,19 @@ def cli() -> None:
     """A layer-4 NAT load balancer whose packet processor is written in Python."""
 
 
-def main() -> None:
-    """The `featherlb` command."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The `featherlb` command, with the process's arguments if there are no others."""
+    if "_FEATHERLB_COMPLETE" in os.environ:
+        importlib.import_module("featherlb.cli.completion")
     try:
-        cli()
+        cli(arguments)
     except FeatherlbError as error:
         for line in str(error).splitlines():
             click.echo(f"featherlb: {line}", err=True)
         sys.exit(error.exit_code)
+    except Exception as error:
+        from featherlb.control.failure import explain, log_traceback
+
+        click.echo(f"featherlb: internal error: {explain(error)}; this is a bug", err=True)
+        log_traceback(error)
+        sys.exit(1)

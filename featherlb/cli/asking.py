@@ -10,6 +10,7 @@ from rich.table import Table
 
 from featherlb.api import schema
 from featherlb.api.client import connect
+from featherlb.cli.help import Word, completion, examples
 
 _Answer = TypeVar("_Answer", bound=schema.Answer)
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -40,6 +41,7 @@ def instance_option(command: _Command) -> _Command:
         "--instance",
         type=click.IntRange(0, 65535),
         metavar="N",
+        shell_complete=completion("instances"),
         help="Queue number of the instance, if several run.",
     )(command)
 
@@ -48,18 +50,21 @@ def output_option(command: _Command) -> _Command:
     return click.option(
         "-o",
         "--output",
-        type=click.Choice(["table", "json"]),
+        type=Word(["table", "json"]),
         default="table",
         show_default=True,
         help="Human-readable table, or JSON.",
     )(command)
 
 
-def shows(path: str, model: type[_Answer]) -> Callable[[Callable[[_Answer], None]], click.Command]:
-    """Decorator: a command that requests `path`. The function shows the answer as a table."""
+def shows(
+    path: str, model: type[_Answer], *lines: str
+) -> Callable[[Callable[[_Answer], None]], click.Command]:
+    """Decorator: a command that requests `path`. The function shows the answer as a table; `lines`
+    are examples."""
 
     def make(show: Callable[[_Answer], None]) -> click.Command:
-        @click.command(name=show.__name__, help=show.__doc__)
+        @click.command(name=show.__name__, help=show.__doc__, epilog=examples(*lines))
         @instance_option
         @output_option
         def command(instance: int | None, output: str) -> None:

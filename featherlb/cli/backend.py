@@ -17,13 +17,14 @@ from featherlb.cli.asking import (
     short_time,
     shows,
 )
+from featherlb.cli.help import Commands, Word, completion, examples
 from featherlb.control.overrides import Action
 from featherlb.model import Role
 
 _weight = click.IntRange(0, 65535)
 
 
-@click.group()
+@click.group(cls=Commands, epilog=examples("featherlb backend drain web 10.0.1.2:8080 --for 10m"))
 def backend() -> None:
     """Change the backends of a running instance.
 
@@ -32,11 +33,15 @@ def backend() -> None:
     """
 
 
-def _verb(*more: Callable[[Any], Any]) -> Callable[[Callable[..., None]], click.Command]:
+def _verb(
+    *more: Callable[[Any], Any], example: str
+) -> Callable[[Callable[..., None]], click.Command]:
     """Decorator: a command that changes a backend, with the common parameters and `more`."""
+    # A backend that is to be added is unknown.
+    known = None if example.startswith("add") else completion("backends")
     parameters = (
-        click.argument("service"),
-        click.argument("backend"),
+        click.argument("service", shell_complete=completion("services")),
+        click.argument("backend", shell_complete=known),
         *more,
         click.option(
             "--for",
@@ -52,24 +57,25 @@ def _verb(*more: Callable[[Any], Any]) -> Callable[[Callable[..., None]], click.
     def make(function: Callable[..., None]) -> click.Command:
         for parameter in reversed(parameters):
             function = parameter(function)
-        return backend.command()(function)
+        return backend.command(epilog=examples(f"featherlb backend {example}"))(function)
 
     return make
 
 
 @_verb(
-    click.option("--weight", type=_weight, help="Default: 1."),
-    click.option("--role", type=click.Choice(list(map(str, Role))), help="Default: primary."),
+    click.option("--weight", type=_weight, metavar="N", help="Default: 1."),
+    click.option("--role", type=Word(Role), help="Default: primary."),
     click.option(
         "--max-connections", type=click.IntRange(1), metavar="N", help="Limit of open flows."
     ),
+    example="add web 10.0.1.4:8080 --weight 2",
 )
 def add(**options: Any) -> None:
     """Add a BACKEND (HOST:PORT) to the pool of a SERVICE."""
     _change(Action.ADD, **options)
 
 
-@_verb()
+@_verb(example="remove web 10.0.1.2:8080")
 def remove(**options: Any) -> None:
     """Remove a BACKEND from the pool of a SERVICE.
 
@@ -81,26 +87,30 @@ def remove(**options: Any) -> None:
 @_verb(
     click.option(
         "--deadline", type=DURATION, metavar="TIME", help="Reset remaining flows after TIME."
-    )
+    ),
+    example="drain web 10.0.1.2:8080 --deadline 5m --for 1h",
 )
 def drain(**options: Any) -> None:
-    """Stop sending new flows to a BACKEND; existing flows continue."""
+    """Stop sending new flows to a BACKEND; existing flows continue.
+
+    Draining a drained backend again changes --for or --deadline; what isn't set stays as it was.
+    """
     _change(Action.DRAIN, **options)
 
 
-@_verb()
+@_verb(example="enable web 10.0.1.2:8080")
 def enable(**options: Any) -> None:
-    """End the drain of a BACKEND."""
+    """End the drain of a BACKEND, or suspend it with --for."""
     _change(Action.ENABLE, **options)
 
 
-@_verb(click.argument("weight", type=_weight))
+@_verb(click.argument("weight", type=_weight), example="weight web 10.0.1.2:8080 5 --for 10m")
 def weight(**options: Any) -> None:
     """Set the WEIGHT of a BACKEND; 0 stops new flows."""
     _change(Action.WEIGHT, **options)
 
 
-@shows("/v1/changes", schema.Changes)
+@shows("/v1/changes", schema.Changes, "featherlb backend changes")
 def changes(answer: schema.Changes) -> None:
     """Show the run-time changes in force."""
     table = new_table(">number", "change", "service", "backend", ">weight", ">reverts in")
@@ -119,30 +129,42 @@ def changes(answer: schema.Changes) -> None:
 backend.add_command(changes)
 
 
-@backend.command()
-@click.argument("number", type=click.IntRange(min=1))
+@backend.command(epilog=examples("featherlb backend revert 3"))
+@click.argument("number", type=click.IntRange(min=1), shell_complete=completion("changes"))
 @instance_option
 @output_option
 def revert(number: int, instance: int | None, output: str) -> None:
     """Revert the change with this NUMBER (see `changes`) now."""
     answer = connect(instance).delete(f"/v1/changes/{number}", schema.Change)
-    _print(answer, output, "reverted")
+    if output == "json":
+        print_json(answer)
+    else:
+        click.echo(f"reverted: {_described(answer)} (change {answer.number})")
 
 
 def _change(action: Action, *, instance: int | None, output: str, **options: Any) -> None:
     wanted = {key: value for key, value in options.items() if value is not None}
-    request = schema.ChangeRequest(action=action, **wanted)
-    answer = connect(instance).post("/v1/changes", request, schema.Change)
-    _print(answer, output, "done")
-
-
-def _print(answer: schema.Change, output: str, word: str) -> None:
+    request = schema.read(schema.ChangeRequest, {"action": action, **wanted})
+    answer = connect(instance).post("/v1/changes", request, schema.Made)
     if output == "json":
         print_json(answer)
         return
-    text = f"{word}: {answer.action} {answer.service} {answer.backend}"
-    if answer.weight is not None:
-        text += f", weight {answer.weight}"
-    if answer.remaining is not None and word == "done":
+    text = _described(answer)
+    if answer.remaining is not None:
         text += f", reverts in {short_time(answer.remaining)}"
-    click.echo(f"{text} (change {answer.number})")
+    if answer.deadline is not None:
+        text += f", remaining flows are reset in {short_time(answer.deadline)}"
+    click.echo(f"done: {text} ({_effect(answer)})")
+
+
+def _described(answer: schema.Change) -> str:
+    weight = "" if answer.weight is None else f", weight {answer.weight}"
+    return f"{answer.action} {answer.service} {answer.backend}{weight}"
+
+
+def _effect(answer: schema.Made) -> str:
+    """What it is among the changes in force."""
+    earlier = ", ".join(map(str, answer.replaces))
+    if answer.number is None:
+        return f"ends change {earlier}" if earlier else "no difference"
+    return f"change {answer.number}{f' in place of {earlier}' if earlier else ''}"

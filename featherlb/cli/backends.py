@@ -7,7 +7,7 @@ from featherlb.cli.asking import new_table, print_table, short_number, shows
 from featherlb.model import Role
 
 
-@shows("/v1/services", schema.Services)
+@shows("/v1/services", schema.Services, "featherlb backends", "featherlb backends -o json")
 def backends(answer: schema.Services) -> None:
     """Show services and their backends, with state, weight and counters."""
     for service in answer.services:

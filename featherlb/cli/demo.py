@@ -25,6 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from featherlb.cli.asking import new_console
+from featherlb.cli.help import examples
 from featherlb.lab import Lab, load
 from featherlb.lab.namespaces import VIP
 from featherlb.lab.servers import HttpServer
@@ -43,12 +44,13 @@ RATE_WINDOW = 4
 Counters = dict[str, int]
 
 
-@click.command()
+@click.command(epilog=examples("featherlb demo", "featherlb demo --seconds 30"))
 @click.option(
     "--seconds",
     type=click.IntRange(1, 3600),
     default=10,
     show_default=True,
+    metavar="N",
     help="Duration of the load.",
 )
 def demo(seconds: int) -> None:

@@ -8,12 +8,13 @@ from pathlib import Path
 import click
 
 from featherlb.cli.asking import instance_option, output_option
+from featherlb.cli.help import examples
 from featherlb.doctor import CHECKS, Finding, Report, Severity, examine, find_subject
 
 _COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 
 
-@click.command()
+@click.command(epilog=examples("featherlb doctor", "featherlb doctor --client 10.0.0.7"))
 @click.option(
     "--config",
     "config_path",

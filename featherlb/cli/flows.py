@@ -17,14 +17,35 @@ from featherlb.cli.asking import (
     short_number,
     short_time,
 )
+from featherlb.cli.help import completion, examples
 from featherlb.model.errors import ConfigError
 
 
-@click.command()
-@click.option("--service", metavar="NAME", help="Only this service.")
+@click.command(
+    epilog=examples(
+        "featherlb flows --service web --state established --older 1h",
+        "featherlb flows --client 10.0.0.0/24 --kill",
+    )
+)
+@click.option(
+    "--service",
+    metavar="NAME",
+    shell_complete=completion("services"),
+    help="Only this service, by its name or one of its VIPs.",
+)
 @click.option("--client", metavar="NETWORK", help="Only clients in this network, or this address.")
-@click.option("--backend", metavar="IP:PORT", help="Only this backend.")
-@click.option("--state", metavar="STATE", help="Only this state, such as established.")
+@click.option(
+    "--backend",
+    metavar="IP:PORT",
+    shell_complete=completion("addresses"),
+    help="Only this backend.",
+)
+@click.option(
+    "--state",
+    metavar="STATE",
+    shell_complete=completion("states"),
+    help=f"Only this state: {', '.join(schema.FLOW_STATES)}.",
+)
 @click.option("--older", type=DURATION, metavar="TIME", help="Only flows at least this old.")
 @click.option("--kill", is_flag=True, help="End the flows; both ends of a connection get a RST.")
 @click.option("--all", "everything", is_flag=True, help="With --kill: end all flows.")
@@ -33,6 +54,7 @@ from featherlb.model.errors import ConfigError
     type=click.IntRange(min=1),
     default=100,
     show_default=True,
+    metavar="N",
     help="Maximum number shown; -o json prints all.",
 )
 @instance_option

@@ -4,10 +4,11 @@ import click
 
 from featherlb.api.client import connect
 from featherlb.cli.asking import instance_option, output_option
+from featherlb.cli.help import examples
 from featherlb.model.errors import HostError
 
 
-@click.command()
+@click.command(epilog=examples("featherlb monitor", "featherlb monitor -o json"))
 @instance_option
 @output_option
 def monitor(instance: int | None, output: str) -> None:

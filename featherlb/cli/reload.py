@@ -5,9 +5,10 @@ import click
 from featherlb.api import schema
 from featherlb.api.client import connect
 from featherlb.cli.asking import instance_option, output_option, print_json
+from featherlb.cli.help import examples
 
 
-@click.command()
+@click.command(epilog=examples("featherlb reload --dry-run", "featherlb reload"))
 @click.option("--dry-run", is_flag=True, help="Only print what would change.")
 @click.option("--discard", is_flag=True, help="Also drop all run-time changes.")
 @instance_option

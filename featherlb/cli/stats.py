@@ -4,7 +4,7 @@ from featherlb.api import schema
 from featherlb.cli.asking import new_table, print_table, shows
 
 
-@shows("/v1/stats", schema.Stats)
+@shows("/v1/stats", schema.Stats, "featherlb stats")
 def stats(answer: schema.Stats) -> None:
     """Show packet counters by outcome, over all workers."""
     table = new_table("", ">")

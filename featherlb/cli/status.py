@@ -4,7 +4,7 @@ from featherlb.api import schema
 from featherlb.cli.asking import new_table, print_table, short_time, shows
 
 
-@shows("/v1/status", schema.Status)
+@shows("/v1/status", schema.Status, "featherlb status", "featherlb status -o json")
 def status(answer: schema.Status) -> None:
     """Show instance status."""
     table = new_table("", "")
@@ -15,9 +15,12 @@ def status(answer: schema.Status) -> None:
         "services": f"{answer.services} with {answer.backends} backends",
         "datapaths": ", ".join(f"{count} {name}" for name, count in answer.datapaths.items()),
         "flows": f"{answer.flows:,} of {answer.capacity:,}",
+        "log level": str(answer.log_level),
         "run-time changes": str(answer.changes),
         "reloads": f"{answer.reloads} done, {answer.reloads_refused} refused",
     }
+    if answer.log_level_remaining is not None:
+        rows["log level"] += f", reverts in {short_time(max(0, answer.log_level_remaining))}"
     if answer.last_reload:
         outcome = f"refused: {answer.reload_error}" if answer.reload_error else "done"
         rows["last reload"] = f"{answer.last_reload} {outcome}"

@@ -1,7 +1,7 @@
 """`featherlb top`: a live view, full screen, refreshed once a second."""
 
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 import click
@@ -20,6 +20,7 @@ from featherlb.cli.asking import (
     short_time,
 )
 from featherlb.cli.backends import active, state, weight
+from featherlb.cli.help import examples
 
 _COUNTERS = ("flows", "packets_forward", "packets_reply", "bytes_forward", "bytes_reply")
 
@@ -35,7 +36,7 @@ class Snapshot:
     clients: schema.Clients
 
 
-@click.command()
+@click.command(epilog=examples("featherlb top", "featherlb top --count 1 > now.txt"))
 @click.option(
     "--interval",
     type=click.FloatRange(0.2, 60),
@@ -44,20 +45,30 @@ class Snapshot:
     metavar="SECONDS",
     help="Refresh interval.",
 )
-@click.option("--count", type=click.IntRange(min=1), help="Stop after this many refreshes.")
+@click.option(
+    "--count", type=click.IntRange(min=1), metavar="N", help="Stop after this many refreshes."
+)
 @instance_option
 def top(interval: float, count: int | None, instance: int | None) -> None:
-    """Watch services, backends, rates and the busiest clients live; quit with Ctrl-C."""
+    """Watch services, backends, rates and the busiest clients live; quit with Ctrl-C.
+
+    Where the output is no terminal, one picture follows the other.
+    """
     client = connect(instance)
+    console = new_console()
     before: Snapshot | None = None
     shown = 0
-    with (
-        suppress(KeyboardInterrupt),
-        Live(console=new_console(), auto_refresh=False, screen=count is None) as live,
-    ):
+    with suppress(KeyboardInterrupt), ExitStack() as stack:
+        if console.is_terminal:
+            live = Live(console=console, auto_refresh=False, screen=count is None)
+            stack.enter_context(live)
         while count is None or shown < count:
             now = take(client)
-            live.update(draw(now, before or now), refresh=True)
+            picture = draw(now, before or now)
+            if console.is_terminal:
+                live.update(picture, refresh=True)
+            else:
+                console.print(picture, "" if shown + 1 != count else None)
             before = now
             shown += 1
             if shown != count:

@@ -1,17 +1,17 @@
 """`featherlb up`: balances traffic until stopped."""
 
 import asyncio
-import json
 import logging
-import sys
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
+from featherlb.cli.help import Word, completion, examples
+from featherlb.cli.log_format import set_up
 from featherlb.config import AUTO, Config, absolute_scheduler, find_config, from_command_line
 from featherlb.control.controller import Settings
+from featherlb.control.log_level import LogLevel
 from featherlb.control.prepare import load_schedulers, prepare
 from featherlb.control.resolver import Resolver
 from featherlb.core.pools.schedulers import names
@@ -22,16 +22,12 @@ from featherlb.system import plugins
 log = logging.getLogger("featherlb")
 
 
-class _JsonFormatter(logging.Formatter):
-    """One JSON object per line, with an ISO 8601 time in UTC."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        line = {"time": time, "level": record.levelname.lower(), "message": record.getMessage()}
-        return json.dumps(line)
-
-
-@click.command()
+@click.command(
+    epilog=examples(
+        "featherlb up --vip 10.0.0.10:80 --backend 10.0.1.2:8080 --backend 10.0.1.3:8080@2",
+        "featherlb up --config lb.yaml --dry-run",
+    )
+)
 @click.option(
     "--vip",
     "vips",
@@ -46,20 +42,25 @@ class _JsonFormatter(logging.Formatter):
     metavar="IP:PORT[@WEIGHT]",
     help="A server behind the VIP; repeatable.",
 )
-@click.option("--scheduler", metavar="NAME", help=f"Scheduling algorithm: {', '.join(names())}.")
+@click.option(
+    "--scheduler",
+    metavar="NAME",
+    shell_complete=completion("schedulers"),
+    help=f"Scheduling algorithm: {', '.join(names())}, or FILE.py:NAME.",
+)
 @click.option(
     "--nat",
-    type=click.Choice([str(mode) for mode in NatMode]),
+    type=Word(NatMode),
     help="dnat keeps the client's address; full replaces it with the balancer's.",
 )
 @click.option(
     "--datapath",
-    type=click.Choice([*map(str, Datapath), AUTO]),
+    type=Word([*Datapath, AUTO]),
     help="How packets reach featherlb (default: nfqueue); auto picks the fastest that works.",
 )
 @click.option(
     "--driver",
-    type=click.Choice([str(driver) for driver in Driver]),
+    type=Word(Driver),
     help="Queue driver of the nfqueue datapath.",
 )
 @click.option(
@@ -83,17 +84,17 @@ class _JsonFormatter(logging.Formatter):
 @click.option("--dry-run", is_flag=True, help="Print the rules and changes; make none.")
 @click.option(
     "--log-format",
-    type=click.Choice(["text", "json"]),
+    type=Word(["text", "json"]),
     default="text",
     show_default=True,
     help="Human-readable text, or JSON Lines.",
 )
 @click.option(
     "--log-level",
-    type=click.Choice(["debug", "info", "warning"]),
+    type=Word(LogLevel),
     default="info",
     show_default=True,
-    help="Minimum level; debug logs each new flow.",
+    help="Minimum level; debug logs each new flow. `featherlb log-level` changes it later.",
 )
 def up(
     vips: tuple[str, ...],
@@ -136,7 +137,7 @@ def up(
             config = replace(config, fail_open=True)
         return config
 
-    _set_up_log(log_format, log_level)
+    set_up(log_format, LogLevel(log_level))
     if dry_run:
         config = read_config()
         load_schedulers(config, {})
@@ -150,14 +151,3 @@ def up(
         log.info("configuration file: %s", path.absolute())
     settings = Settings(load=read_config, assign=not no_assign)
     asyncio.run(Supervisor(settings).run(lambda: click.echo("ready")))
-
-
-def _set_up_log(log_format: str, log_level: str) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        _JsonFormatter()
-        if log_format == "json"
-        else logging.Formatter("%(asctime)s %(levelname)s %(message)s")
-    )
-    log.handlers = [handler]
-    log.setLevel(log_level.upper())

@@ -14,12 +14,14 @@ from datetime import UTC, datetime
 
 from featherlb import host
 from featherlb.config import Config, VipConfig, advise
+from featherlb.control import log_level
 from featherlb.control.background import Background
 from featherlb.control.dataplane import DataPlane
 from featherlb.control.diff import describe
 from featherlb.control.events import Events
 from featherlb.control.failure import log_traceback, sentence
 from featherlb.control.health import HealthChecks
+from featherlb.control.log_level import LogLevel
 from featherlb.control.overrides import Override, add, applicable, with_overrides
 from featherlb.control.prepare import check, find_services, load_schedulers, prepare
 from featherlb.control.resolver import Resolver
@@ -42,6 +44,24 @@ class Settings:
     assign: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Made:
+    """An override as it was put in force, and the numbers of the earlier ones that it `replaced`.
+
+    Its number is 0 if it isn't in force: it has ended others, or nothing had to change.
+    """
+
+    override: Override
+    replaced: tuple[int, ...]
+
+    def __str__(self) -> str:
+        until = self.override.until
+        ending = "" if until is None else f", for {until - time.monotonic():.0f} s"
+        numbers = ", ".join(map(str, self.replaced))
+        place = "in place of" if self.override.number else "ends"
+        return f"{self.override}{ending}{f', {place} change {numbers}' if numbers else ''}"
+
+
 class Controller:
     """One instance, from `start` to `stop`."""
 
@@ -60,6 +80,8 @@ class Controller:
         self._numbers = 0
         self._lock = asyncio.Lock()
         self._stopping = False
+        self._log_before: tuple[LogLevel, float] | None = None
+        """The log level that returns, and when, on the monotonic clock."""
 
     # Life
 
@@ -136,17 +158,26 @@ class Controller:
             await asyncio.to_thread(check, services, self.data.options)
             return describe(before.running, after) + host.repairs(await self.data.deviations())
 
-    async def override(self, override: Override) -> Override:
+    async def override(self, override: Override) -> Made:
         """Put an override in force; it is given its number here. FeatherlbError if refused."""
         async with self._one_at_a_time():
-            self._numbers += 1
-            override = replace(override, number=self._numbers)
             state = self.state
-            await self._serve(state.config, add(state.config, state.overrides, override))
-            until = override.until
-            ending = "" if until is None else f", for {until - time.monotonic():.0f} s"
-            self.events.emit("changed", f"changed: {override}{ending}", change=override.number)
-            return override
+            override = replace(override, number=self._numbers + 1)
+            overrides = add(state.config, state.overrides, override)
+            await self._serve(state.config, overrides)
+            in_force = {one.number: one for one in overrides}
+            replaced = tuple(one.number for one in state.overrides if one.number not in in_force)
+            numbers: dict[str, str | int] = {}
+            if override.number in in_force:
+                self._numbers = override.number
+                override = in_force[override.number]
+                numbers["change"] = override.number
+            else:
+                override = replace(override, number=0)
+            made = Made(override, replaced)
+            if override.number or replaced:
+                self.events.emit("changed", f"changed: {made}", logging.INFO, **numbers)
+            return made
 
     async def revert(self, number: int) -> Override:
         """End an override. ConfigError if there is none of this number."""
@@ -156,6 +187,15 @@ class Controller:
                     await self._end(override, "reverted")
                     return override
         raise ConfigError([f"no change {number} is in force"])
+
+    async def set_log_level(self, level: LogLevel, until: float | None = None) -> None:
+        """Log from this level on, and at `until` (monotonic) the level before again."""
+        async with self._one_at_a_time():
+            before, _ = self._log_before or (log_level.current(), 0)
+            await self._use_log_level(level)
+            if until is not None:
+                self._log_before = before, until
+                self.overrides_changed.set()
 
     async def end_flows(self, wanted: FlowFilter, *, reset: bool = True) -> int:
         """End flows, with a RST to both ends of connections if `reset`; how many there were."""
@@ -176,6 +216,8 @@ class Controller:
             started=self._started,
             assign=self.settings.assign,
             overrides=state.overrides,
+            log_level=log_level.current(),
+            log_until=None if self._log_before is None else self._log_before[1],
             reloads=self._reloads,
             services=view_services(state, self.health, self._resolver),
             workers=tuple(
@@ -269,14 +311,19 @@ class Controller:
             self._announce()
 
     def next_expiry(self) -> float | None:
-        """When the next override expires or reaches its deadline, on the monotonic clock."""
+        """When the next override expires or reaches its deadline, or the log level does, on the
+        monotonic clock."""
         moments = [at for one in self.state.overrides for at in (one.until, one.deadline)]
+        if self._log_before is not None:
+            moments.append(self._log_before[1])
         return min((at for at in moments if at is not None), default=None)
 
     async def expire(self, now: float) -> None:
-        """End expired overrides, and reset the flows of drained backends at their deadline.
-        FeatherlbError if that fails."""
+        """End overrides and a log level that have expired, and the flows of drained backends at
+        their deadline. FeatherlbError if that fails."""
         async with self._one_at_a_time():
+            if self._log_before is not None and self._log_before[1] <= now:
+                await self._use_log_level(self._log_before[0])
             for override in self.state.overrides:
                 if override.deadline is not None and override.deadline <= now:
                     await self._end_drained_flows(override)
@@ -324,6 +371,12 @@ class Controller:
         self.state = replace(wanted, departing=self.data.departing)
         self.health.follow(running, judgement)
         self.overrides_changed.set()
+
+    async def _use_log_level(self, level: LogLevel) -> None:
+        self._log_before = None
+        log_level.use(level)
+        self.events.emit("log-level", f"log level {level}", logging.WARNING)
+        await self.data.log_flows(level is LogLevel.DEBUG)
 
     async def _end(self, override: Override, how: str) -> None:
         config = self.state.config

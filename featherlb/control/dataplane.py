@@ -6,6 +6,7 @@ Executes the actions of transitions, and remembers what is in force. It decides 
 import asyncio
 import logging
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 
 from featherlb import host
 from featherlb.config import Config
@@ -28,9 +29,13 @@ from featherlb.model import Address, Service, Topology
 from featherlb.model.errors import HostError
 from featherlb.system import flow_file, kernel_state
 from featherlb.system.journal import Journal
-from featherlb.worker.protocol import Apply, SetTopology, Start
+from featherlb.worker.protocol import Apply, LogFlows, SetTopology, Start
 
 log = logging.getLogger("featherlb")
+
+
+SHOWN = 10
+"""Changes to the host that a line of the log names."""
 
 
 class DataPlane:
@@ -50,6 +55,7 @@ class DataPlane:
         """The code that all workers have loaded."""
         self._sent = Topology()
         """The topology that all workers have."""
+        self._log_flows = LogFlows(False)
 
     async def start(
         self,
@@ -62,6 +68,7 @@ class DataPlane:
         up."""
         self.options = plan.options
         self._pass_mark = plan.pass_mark or 0
+        self._log_flows = LogFlows(log.isEnabledFor(logging.DEBUG))
         self._apply = ApplyServices(services, schedulers)
         self._loaded = schedulers
         directory = Journal().directory
@@ -79,7 +86,6 @@ class DataPlane:
                 max_flows=config.max_flows,
                 timeouts=config.timeouts,
                 hash_key=config.hash_key.encode(),
-                log_flows=log.isEnabledFor(logging.DEBUG),
                 save=str(flow_file.path(directory, self.options.queue, number)),
                 saved=tuple(map(str, saved)),
             )
@@ -146,6 +152,13 @@ class DataPlane:
             await self.workers.apply(SetTopology(topology))
             self._sent = topology
 
+    async def log_flows(self, enabled: bool) -> None:
+        """Have the workers log each new flow, or not."""
+        self._log_flows = LogFlows(enabled)
+        # The successor of a worker that has died hears of it when it starts.
+        with suppress(HostError):
+            await self.workers.apply(self._log_flows)
+
     async def restore_vips(self, addresses: Collection[Address]) -> None:
         """Give the host, which has these addresses now, what it lacks of the plan."""
         await asyncio.to_thread(self._restore_vips, addresses)
@@ -183,8 +196,13 @@ class DataPlane:
         )
 
     def _revert(self) -> None:
+        standing = self._host.standing
         for failure in self._host.revert():
             log.error("%s", failure)
+        undone = [name for name in standing if name not in self._host.standing]
+        if undone:
+            more = f" and {len(undone) - SHOWN} more" if len(undone) > SHOWN else ""
+            log.info("undone on this host: %s%s", ", ".join(undone[:SHOWN]), more)
 
     # Workers
 
@@ -199,13 +217,14 @@ class DataPlane:
         )
         self._loaded = action.schedulers
 
-    def _greeting(self) -> list[Apply | SetTopology]:
+    def _greeting(self) -> list[Apply | LogFlows | SetTopology]:
         """What a new worker has to know."""
         one = self._apply
-        greeting: list[Apply | SetTopology] = [
+        greeting: list[Apply | LogFlows | SetTopology] = [
+            self._log_flows,
             Apply(
                 one.services, self._pass_mark, dict(one.schedulers), rules_applied=one.rules_applied
-            )
+            ),
         ]
         if self.topology.active:
             greeting.append(SetTopology(self.topology.current))

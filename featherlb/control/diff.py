@@ -55,7 +55,7 @@ def _service(old: ServiceConfig, new: ServiceConfig) -> Iterator[str]:
     for key in _SERVICE:
         was, now = getattr(old, key), getattr(new, key)
         if was != now:
-            yield f"{new.name}: {key.replace('_', ' ')} {_text(was)} -> {_text(now)}"
+            yield f"{new.name}: {key.replace('_', ' ')} {plain(was)} -> {plain(now)}"
     for key, title in _SECTIONS.items():
         if getattr(old, key) != getattr(new, key):
             yield f"{new.name}: {title} changed"
@@ -72,10 +72,10 @@ def _service(old: ServiceConfig, new: ServiceConfig) -> Iterator[str]:
             was, now = getattr(had[name], key), getattr(backend, key)
             if was != now:
                 title = f"backend {name} {key.replace('_', ' ')}"
-                yield f"{new.name}: {title} {_text(was)} -> {_text(now)}"
+                yield f"{new.name}: {title} {plain(was)} -> {plain(now)}"
 
 
-def _text(value: object) -> str:
+def plain(value: object) -> str:
     """A value as the configuration has it."""
     match value:
         case tuple():

@@ -6,12 +6,14 @@ say. Times are seconds of a monotonic clock.
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from featherlb.config import BackendConfig, Config, ServiceConfig
 from featherlb.config.faults import Origin
 from featherlb.config.types import Host
+from featherlb.config.values import quote
 from featherlb.model import Role, join_host_port
 from featherlb.model.errors import ConfigError
 
@@ -42,8 +44,9 @@ _ASPECTS = {
 class Override:
     """A change to one backend, which is named as in the configuration.
 
-    `role` and `max_connections` apply to a backend that is added. The override expires at `until`;
-    at `deadline` the remaining flows of a drained backend are reset.
+    `number` is 0 if it isn't in force. `role` and `max_connections` apply to a backend that is
+    added. The override expires at `until`; at `deadline` the remaining flows of a drained backend
+    are reset.
     """
 
     number: int
@@ -90,8 +93,22 @@ def drained(service: ServiceConfig, overrides: Iterable[Override]) -> set[tuple[
 
 
 def _changed(service: ServiceConfig, overrides: Sequence[Override]) -> ServiceConfig:
+    if not overrides:
+        return service
+    pool = _pool(service, overrides)
+    for key in drained(service, overrides) & pool.keys():
+        pool[key] = replace(pool[key], weight=0)
+    return replace(service, backends=tuple(pool.values()))
+
+
+def _pool(
+    service: ServiceConfig, overrides: Iterable[Override]
+) -> dict[tuple[Host, int], BackendConfig]:
+    """The backends of a service by host and port, with their weights when they aren't drained."""
     pool = {(backend.host, backend.port): backend for backend in service.backends}
     for override in overrides:
+        if override.service != service.name:
+            continue
         key = (override.host, override.port)
         match override.action:
             case Action.ADD:
@@ -103,9 +120,7 @@ def _changed(service: ServiceConfig, overrides: Sequence[Override]) -> ServiceCo
                 pool.pop(key, None)
             case Action.WEIGHT if key in pool and override.weight is not None:
                 pool[key] = replace(pool[key], weight=override.weight)
-    for key in drained(service, overrides) & pool.keys():
-        pool[key] = replace(pool[key], weight=0)
-    return replace(service, backends=tuple(pool.values()))
+    return pool
 
 
 def find_service(config: Config, name: str) -> ServiceConfig:
@@ -114,47 +129,77 @@ def find_service(config: Config, name: str) -> ServiceConfig:
         if name == service.name or name in map(str, service.vips):
             return service
     known = ", ".join(service.name for service in config.services) or "none"
-    raise ConfigError([f"there is no service '{name}' (known: {known})"])
+    raise ConfigError([f"there is no service {quote(name)} (known: {known})"])
 
 
 def add(config: Config, overrides: Sequence[Override], override: Override) -> tuple[Override, ...]:
-    """The list with another override at its end; ConfigError if it doesn't fit what runs.
+    """The list with another override at its end, and without those that it replaces; ConfigError if
+    it doesn't fit what runs.
 
-    Earlier ones that it replaces for good are left out.
+    One that changes nothing and doesn't expire is left out itself. A drain of a drained backend
+    takes over what it doesn't set: the earlier one's `until` and `deadline`.
     """
-    service = find_service(with_overrides(config, overrides), override.service)
-    there = any((b.host, b.port) == (override.host, override.port) for b in service.backends)
-    if override.action is Action.ADD and there:
+    configured = find_service(config, override.service)
+    pool = _pool(configured, overrides)
+    key = (override.host, override.port)
+    if override.action is Action.ADD and key in pool:
         raise ConfigError(
             [
-                f"{override.backend} is already a backend of '{service.name}': change its weight"
+                f"{override.backend} is already a backend of '{configured.name}': change its weight"
                 f" with `featherlb backend weight`"
             ]
         )
-    if override.action is not Action.ADD and not there:
-        known = ", ".join(map(str, service.backends)) or "none"
+    if override.action is not Action.ADD and key not in pool:
+        known = ", ".join(map(str, pool.values())) or "none"
         raise ConfigError(
-            [f"'{service.name}' has no backend {override.backend} (its backends: {known})"]
+            [f"'{configured.name}' has no backend {override.backend} (its backends: {known})"]
         )
-    if override.until is not None:
-        return (*overrides, override)
-    membership = override.action in (Action.ADD, Action.REMOVE)
-    kept = [
-        old
-        for old in overrides
-        if (old.service, old.host, old.port) != (override.service, override.host, override.port)
-        or not (membership or _ASPECTS[old.action] == _ASPECTS[override.action])
-    ]
-    return (*kept, override)
+    earlier = [old for old in overrides if _place(old) == _place(override)]
+    replaced = [old for old in earlier if _replaces(override, old)]
+    if override.action is Action.DRAIN:
+        for old in replaced:
+            if old.action is Action.DRAIN:
+                override = replace(
+                    override,
+                    until=old.until if override.until is None else override.until,
+                    deadline=old.deadline if override.deadline is None else override.deadline,
+                )
+    kept = [old for old in overrides if old not in replaced]
+    if override.action is Action.ADD and override.until is None and key in _pool(configured, kept):
+        # Not the backend of the file, which was removed.
+        last = next(old for old in reversed(replaced) if old.action is Action.REMOVE)
+        changed = [*kept, replace(last, until=None), override]
+    else:
+        changed = [*kept, override]
+    temporary = override.until is not None and override.action is not Action.ENABLE
+    if not temporary and _effect(configured, changed) == _effect(configured, kept):
+        return tuple(kept)
+    return tuple(changed)
+
+
+def _replaces(new: Override, old: Override) -> bool:
+    """Whether an override of a backend ends an earlier one of the same backend."""
+    if new.action is Action.DRAIN:
+        return _ASPECTS[old.action] == "drain"
+    if new.until is not None:
+        return False
+    membership = new.action in (Action.ADD, Action.REMOVE)
+    return membership or _ASPECTS[old.action] == _ASPECTS[new.action]
+
+
+def _place(override: Override) -> tuple[str, Host, int]:
+    return override.service, override.host, override.port
+
+
+def _effect(service: ServiceConfig, overrides: Sequence[Override]) -> object:
+    """What a service is with the overrides: equal ones make no difference."""
+    return _pool(service, overrides), drained(service, overrides)
 
 
 def applicable(config: Config, overrides: Iterable[Override]) -> tuple[Override, ...]:
-    """The overrides that still apply to another configuration."""
+    """The overrides that still apply to another configuration and change something in it."""
     kept: tuple[Override, ...] = ()
     for override in overrides:
-        try:
-            add(config, kept, override)
-        except ConfigError:
-            continue
-        kept = (*kept, override)
+        with suppress(ConfigError):
+            kept = add(config, kept, override)
     return kept

@@ -6,6 +6,7 @@ from datetime import datetime
 
 from featherlb.config import BackendConfig, ServiceConfig
 from featherlb.control.health import HealthChecks, progress
+from featherlb.control.log_level import LogLevel
 from featherlb.control.overrides import Override, drained
 from featherlb.control.resolver import Resolver
 from featherlb.control.tasks import TaskState
@@ -78,6 +79,9 @@ class View:
     assign: bool
     """VIPs that the host doesn't have are assigned to it."""
     overrides: tuple[Override, ...]
+    log_level: LogLevel
+    log_until: float | None
+    """When the level before returns, on the monotonic clock; None if it doesn't."""
     reloads: Reloads
     services: tuple[ServiceView, ...]
     workers: tuple[WorkerView, ...]

@@ -36,6 +36,7 @@ from featherlb.worker.protocol import (
     GetFlows,
     GetOutcomes,
     GetStatistics,
+    LogFlows,
     Outcomes,
     SetTopology,
     Start,
@@ -58,7 +59,7 @@ ENDED_AT_ONCE = 32
 """Flows that a worker ends per turn: each costs it two packets, some microseconds."""
 
 
-Greeting = Callable[[], Sequence[Apply | SetTopology]]
+Greeting = Callable[[], Sequence[Apply | LogFlows | SetTopology]]
 """What a new worker has to be sent, as things are now."""
 
 
@@ -183,7 +184,7 @@ class Workers:
     def pids(self) -> list[int]:
         return [worker.process.pid for worker in self._processes]
 
-    async def apply(self, message: Apply | SetTopology) -> None:
+    async def apply(self, message: Apply | LogFlows | SetTopology) -> None:
         """All have done it when this returns; HostError if one can't, and the others have."""
         answers = await asyncio.gather(
             *(worker.ask(message) for worker in self._processes), return_exceptions=True
@@ -290,7 +291,7 @@ class Workers:
 async def greet(ask: Callable[[ToWorker], Awaitable[object]], greeting: Greeting) -> None:
     """Send a new worker its greeting, and what changes of it meanwhile: that was sent to the other
     workers only."""
-    sent: list[Apply | SetTopology] = []
+    sent: list[Apply | LogFlows | SetTopology] = []
     while sent != (wanted := list(greeting())):
         for message in wanted:
             if message not in sent:

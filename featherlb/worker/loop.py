@@ -40,6 +40,7 @@ from featherlb.worker.protocol import (
     GetOutcomes,
     GetStatistics,
     Log,
+    LogFlows,
     Outcomes,
     Ready,
     SetTopology,
@@ -72,7 +73,6 @@ class Worker:
             privileged_ports=start.shard.privileged_ports,
             adopt_until=time.monotonic() + ADOPTION,
         )
-        self._core.lifecycle.opened = [] if start.log_flows else None
         context = Context(self._core, self._sender, start.shard, start.queue)
         queue = open_engine(DEFAULT_DATAPATH, context)
         assert isinstance(queue, PacketQueue)
@@ -150,6 +150,9 @@ class Worker:
                 for engine in self._engines.values():
                     engine.set_topology(topology)
                 self._poll_engines()
+                self._channel.send(Applied())
+            case LogFlows(enabled):
+                self._core.lifecycle.opened = [] if enabled else None
                 self._channel.send(Applied())
             case GetOutcomes():
                 self._channel.send(Outcomes(self._core.views.outcomes()))

@@ -32,7 +32,6 @@ class Start:
     max_flows: int
     timeouts: Timeouts
     hash_key: bytes
-    log_flows: bool
     save: str
     saved: tuple[str, ...] = ()
     memory: int = -1
@@ -61,6 +60,13 @@ class SetTopology:
     """
 
     topology: Topology
+
+
+@dataclass(frozen=True, slots=True)
+class LogFlows:
+    """To the worker: log each new flow from now on, or none. It answers `Applied`."""
+
+    enabled: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +169,9 @@ class Ended:
     count: int
 
 
-ToWorker = Start | Apply | SetTopology | GetStatistics | GetOutcomes | GetFlows | EndFlows
+ToWorker = (
+    Start | Apply | SetTopology | LogFlows | GetStatistics | GetOutcomes | GetFlows | EndFlows
+)
 FromWorker = Ready | Applied | Failed | Log | WorkerStatistics | Outcomes | FlowPage | Ended
 
 

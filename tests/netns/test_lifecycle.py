@@ -10,6 +10,7 @@ from pyroute2 import IPSet
 from featherlb.lab import Lab, Node
 from featherlb.lab.namespaces import VIP
 from featherlb.lab.servers import HttpServer
+from featherlb.system.journal import Journal
 from tests.netns.command import run
 from tests.netns.conftest import ONE_DRIVER, Up
 from tests.netns.traffic import Session, ask, wait_for
@@ -73,6 +74,11 @@ def test_stopping_restores_the_host(lab: Lab, featherlb: Up, nat: str, end: sign
         assert snapshot(lab.balancer) != before
         running.process.send_signal(end)
         assert running.process.wait(10) == 0
+        stopping, undone = running.log.splitlines()[-2:]
+    assert stopping.endswith(f"INFO stopping: {end.name}")
+    assert "INFO undone on this host: " in undone
+    assert f"address {VIP} on " in undone
+    assert "iptables chains FEATHERLB-*-0" in undone
     assert snapshot(lab.balancer) == before
     assert lab.balancer.pids() == []
 
@@ -102,6 +108,12 @@ def test_down_removes_what_a_killed_run_left(lab: Lab, featherlb: Up, nat: str) 
     ended = run(lab.balancer, "down")
     assert (ended.returncode, ended.stderr) == (0, "")
     assert snapshot(lab.balancer) == before
+    directory = lab.balancer.call(Journal).directory
+    assert not directory.exists()
+    again = run(lab.balancer, "down")
+    assert (again.returncode, again.stderr) == (0, "")
+    # Other tests leave something in the meantime, in namespaces of their own.
+    assert again.stdout == "nothing to clean up\n" or directory.name not in again.stdout
 
 
 def test_down_leaves_a_running_instance_alone(lab: Lab, featherlb: Up) -> None:

@@ -144,13 +144,14 @@ def test_a_users_scheduler_of_three_lines(lab: Lab, featherlb: Up, tmp_path: Pat
         assert backends.keys() == {"backend1", "backend2"}
         wait_for(lambda: "the scheduler fails" in running.log, "the error in the log")
         assert running.log.count("ZeroDivisionError") == 1
+        assert f"pick() raised ZeroDivisionError('division by zero') ({code}:2)" in running.log
         (errors,) = api(lab.balancer, "stats")["scheduler_errors"].values()
         assert errors == 40
         # Code that can't be loaded changes nothing.
-        code.write_text("def pick(")
+        code.write_text("\n\ndef pick(")
         refused = run(lab.balancer, "reload")
         assert refused.returncode == 2
-        assert "SyntaxError" in refused.stderr
+        assert f"{code}:3: the scheduler does not load: SyntaxError" in refused.stderr
         assert ask(lab.client).backend in backends
 
 

@@ -1,6 +1,7 @@
 """What operators do to a running instance, under load: nobody's request fails."""
 
 import json
+import re
 import signal
 import subprocess
 from collections import Counter
@@ -107,7 +108,8 @@ def test_each_verb_does_what_it_says(lab: Lab, running: Featherlb) -> None:
     operate(lab, "backend", "drain", "web", TWO)
     assert states(lab) == {ONE: ("up", 1), TWO: ("drained", 0)}
     assert answering(lab) == {"backend1": 6}
-    operate(lab, "backend", "enable", "web", TWO)
+    assert operate(lab, "backend", "enable", "web", TWO)["number"] is None
+    assert operate(lab, "backend", "changes") == {"changes": []}
     assert answering(lab) == {"backend1": 3, "backend2": 3}
     operate(lab, "backend", "add", f"{VIP}:80", THREE, "--weight", "2")
     assert states(lab)[THREE] == ("up", 2)
@@ -136,8 +138,12 @@ def test_a_backend_with_another_port_joins(lab: Lab, running: Featherlb) -> None
 
 @ONE_DRIVER
 def test_a_change_reverts_by_itself(lab: Lab, running: Featherlb) -> None:
-    operate(lab, "backend", "drain", "web", ONE, "--for", "1s")
+    operate(lab, "backend", "drain", "web", ONE, "--for", "1h")
+    again = run(lab.balancer, "backend", "drain", "web", ONE, "--deadline", "50m")
+    said = f"done: drain web {ONE}, reverts in 59m.*, remaining flows are reset in .*"
+    assert re.fullmatch(said + r"\(change 2 in place of 1\)\n", again.stdout), again
     assert answering(lab, 2) == {"backend2": 2}
+    operate(lab, "backend", "drain", "web", ONE, "--for", "1s")
     wait_for(lambda: states(lab)[ONE] == ("up", 1), "the end of the drain")
     assert answering(lab, 4) == {"backend1": 2, "backend2": 2}
     assert f"expired: drain web {ONE}" in running.log
@@ -204,6 +210,63 @@ def test_what_is_saved_runs_as_well(lab: Lab, running: Featherlb, path: Path) ->
     assert run(lab.balancer, "check", str(path)).returncode == 0
     operate(lab, "reload", "--discard")
     assert states(lab) == {TWO: ("up", 1), THREE: ("up", 5)}
+
+
+@ONE_DRIVER
+def test_the_log_level_changes_while_it_runs(lab: Lab, running: Featherlb) -> None:
+    assert answering(lab, 2).total() == 2
+    assert " DEBUG " not in running.log
+    done = run(lab.balancer, "log-level", "debug", "--for", "1h")
+    assert re.fullmatch(r"done: log level debug, reverts in \S+\n", done.stdout), done
+    ask(lab.client)
+    wait_for(
+        lambda: f"DEBUG web: new tcp flow {lab.client.address}" in running.log, "a flow in the log"
+    )
+    # The successor of a worker logs them too.
+    (worker,) = api(lab.balancer, "status")["workers"]
+    lab.balancer.run(["kill", "-9", str(worker["pid"])])
+    wait_for(lambda: "balancing again" in running.log, "another worker")
+    lines = running.log.count(" DEBUG ")
+    ask(lab.client)
+    wait_for(lambda: running.log.count(" DEBUG ") > lines, "another flow in the log")
+    shown = run(lab.balancer, "status").stdout
+    assert re.search("^log level +debug, reverts in ", shown, re.MULTILINE), shown
+    operate(lab, "log-level", "debug", "--for", "100ms")
+    wait_for(lambda: "log level info" in running.log, "the level before")
+    lines = running.log.count(" DEBUG ")
+    ask(lab.client)
+    # Worker and supervisor have answered since, and would have told.
+    assert api(lab.balancer, "status")["log_level"] == "info"
+    assert running.log.count(" DEBUG ") == lines
+
+
+COMPLETED = [
+    ("featherlb back", ["backends", "backend"]),
+    ("featherlb backend drain ", ["web"]),
+    ("featherlb backend drain web ", [ONE, TWO]),
+    ("featherlb backend drain web 10.0.1.3", [TWO]),
+    # Bash has taken the part in front of the colon for a word of its own.
+    (f"featherlb backend drain web {ONE[:-2]}", [ONE.partition(":")[2]]),
+    ("featherlb flows --state est", ["established"]),
+    ("featherlb flows --backend 10.0.1.2", [ONE]),
+    ("featherlb flows --backend=10.0.1.2:", [ONE.partition(":")[2]]),
+    ("featherlb status --instance ", ["0"]),
+    ("featherlb up --scheduler weighted-r", ["weighted-round-robin"]),
+    ("featherlb up --nat ", ["dnat", "full"]),
+    ("featherlb 'backend' weight \"web\" 10.0.1.3", [TWO]),
+]
+
+
+@ONE_DRIVER
+def test_bash_completes_what_the_instance_knows(lab: Lab, running: Featherlb) -> None:
+    script = (
+        f'PATH={Path(PROGRAM).parent}:$PATH; eval "$(_FEATHERLB_COMPLETE=bash_source featherlb)"\n'
+        "for COMP_LINE; do COMP_POINT=${#COMP_LINE}; COMPREPLY=(); _featherlb_completion featherlb;"
+        ' IFS=,; echo "${COMPREPLY[*]}"; done'
+    )
+    lines = [line for line, _ in COMPLETED]
+    done = lab.balancer.run(["bash", "--norc", "-c", script, "bash", *lines])
+    assert [line.split(",") for line in done.stdout.splitlines()] == [it for _, it in COMPLETED]
 
 
 REFUSALS = [

@@ -42,6 +42,8 @@ def test_top_fits_80_columns(lab: Lab, loaded: Featherlb) -> None:
     assert done.returncode == 0, done.stderr
     assert max(map(len, done.stdout.splitlines())) <= 80
     print(done.stdout)
+    assert done.stdout.count("busiest clients") == 2
+    assert done.stdout.endswith("\n")
     for word in (ONE, "drained", "busiest clients", "10.0.0.101", "run-time changes 1"):
         assert word in done.stdout
 

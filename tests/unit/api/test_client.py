@@ -2,12 +2,15 @@
 
 import os
 import socket
+import threading
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from featherlb.api import client, schema
+from featherlb.cli import main
 from featherlb.model.errors import ConfigError, HostError
 from featherlb.system.journal import Journal, Record, start_time
 
@@ -96,3 +99,92 @@ def test_a_refused_connection_is_one_plain_sentence(journal: Journal) -> None:
     assert str(caught.value) == (
         f"cannot talk to featherlb on {path} (connection refused): is it running, and are you root?"
     )
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"\xff\xfe\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n\xff\xff",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"HTTP/1.1 500 Oh\r\nContent-Length: 4\r\n\r\noops",
+        b"HTTP/1.1 400 Oh\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 abc\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 200 + b"\r\n",
+    ],
+)
+def test_an_answer_that_is_none_is_one_sentence(journal: Journal, sent: bytes) -> None:
+    path = add(journal, ALIVE)
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1 << 16)
+                connection.sendall(sent)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(HostError) as caught:
+            client.connect().get("/v1/status", schema.Status)
+        thread.join()
+    (line,) = str(caught.value).splitlines()
+    assert str(path) in line
+    assert "pydantic" not in line
+
+
+WORDS = ["web\udcff", "日本", "", "\x00", "a b", "%zz", "x" * 70000, "\n"]
+
+
+@pytest.mark.parametrize("word", WORDS, ids=ascii)
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["flows", "--service", "?"],
+        ["flows", "--client", "?"],
+        ["flows", "--kill", "--backend", "?"],
+        ["backend", "drain", "?", "10.0.1.2:80"],
+        ["backend", "add", "web", "?"],
+    ],
+    ids=lambda command: " ".join(command),
+)
+def test_no_argument_gets_more_than_a_sentence(
+    journal: Journal, capsys: pytest.CaptureFixture[str], command: list[str], word: str
+) -> None:
+    """Of a command, with an instance that answers whatever it is asked that it has stopped."""
+    path = add(journal, ALIVE)
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        listener.settimeout(30)
+
+        def answer() -> None:
+            with suppress(OSError):
+                connection, _ = listener.accept()
+                with connection:
+                    connection.recv(1 << 18)
+                    body = b'{"error": "featherlb has stopped"}'
+                    head = b"HTTP/1.1 503 No\r\nContent-Length: %d\r\n\r\n" % len(body)
+                    connection.sendall(head + body)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        arguments = [word if one == "?" else one for one in command]
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        # It may still wait for a command that has asked nothing.
+        with suppress(OSError), socket.socket(socket.AF_UNIX) as last:
+            last.connect(str(path))
+        thread.join()
+    assert ended.value.code in (1, 2)
+    said = capsys.readouterr().err
+    assert said.startswith("featherlb: ")
+    assert "internal error" not in said
+    assert len(said.splitlines()) == 1

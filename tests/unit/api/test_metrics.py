@@ -13,6 +13,7 @@ from featherlb.config.file import parse
 from featherlb.config.resolve import resolve
 from featherlb.control.events import Events
 from featherlb.control.health import HealthChecks
+from featherlb.control.log_level import LogLevel
 from featherlb.control.resolver import Resolver
 from featherlb.control.tasks import Tasks, TaskState
 from featherlb.control.transition import State
@@ -50,6 +51,8 @@ def families(world: World) -> list[Metric]:
         started=datetime.now(UTC),
         assign=False,
         overrides=(),
+        log_level=LogLevel.INFO,
+        log_until=None,
         reloads=Reloads(),
         services=view_services(State(config, services=judgement.services), health, Resolver()),
         workers=(WorkerView(0, 1, worker),),

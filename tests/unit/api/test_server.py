@@ -2,25 +2,30 @@
 
 import asyncio
 import json
+import logging
 import socket
 from asyncio import to_thread as in_thread
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlencode
 
 import aiohttp
 import pytest
 from aiohttp import web
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from featherlb.api import schema
 from featherlb.api.client import Client
-from featherlb.api.server import application
+from featherlb.api.server import http_server
 from featherlb.config import Config
 from featherlb.config.file import parse
 from featherlb.config.resolve import resolve
 from featherlb.control.controller import Controller, Settings
 from featherlb.control.events import MAX_WAITING, Events
+from featherlb.control.log_level import LogLevel
 from featherlb.control.overrides import Action, Override, add
 from featherlb.control.tasks import Tasks
 from featherlb.control.transition import State
@@ -55,7 +60,7 @@ def serve(
         controller = Controller(Settings(load=load, assign=False), events, Tasks(events))
         config = parse(FILE, "lb.yaml")
         controller.state = State(config, services=resolve(config, lambda name: []))
-        runner = web.AppRunner(application(controller, token), shutdown_timeout=0.1)
+        runner = web.ServerRunner(http_server(controller, token), shutdown_timeout=0.1)
         await runner.setup()
         await web.UnixSite(runner, str(path)).start()
         try:
@@ -102,7 +107,7 @@ async def request(
             "POST",
             "/v1/changes",
             {"action": "weight", "service": "web", "backend": "10.0.1.2:80"},
-            "weight: is missing",
+            "weight: missing (expected",
         ),
         (
             "POST",
@@ -165,7 +170,190 @@ def test_a_body_that_is_no_json(path: Path) -> None:
         assert status == 400
         return text
 
-    assert json.loads(serve(path, ask)) == {"error": "the request body is not JSON"}
+    assert json.loads(serve(path, ask))["error"].startswith("the request body is not JSON: ")
+
+
+DRAIN: dict[str, object] = {"action": "drain", "service": "web", "backend": "10.0.1.2:80"}
+ODD_TEXT = st.text() | st.sampled_from(
+    ["", "x" * 9999, "1" * 5000, "\n", "\ud800", "\udcff", "\x00", "web\x1b[31m", "٣", "1e999"]
+)
+ODD: st.SearchStrategy[object] = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    ODD_TEXT,
+    st.lists(st.none(), max_size=2),
+    st.dictionaries(st.text(max_size=5), st.none(), max_size=2),
+)
+BODIES = st.one_of(
+    st.binary(),
+    st.sampled_from(
+        [b"{", b'{"a":' * 9999, b"[" * 9999 + b"]" * 9999, b"1" * 5000, b'{"x": ' + b"9" * 5000]
+    ),
+    st.dictionaries(st.sampled_from([*DRAIN, "for", "deadline", "weight", "x"]), ODD).map(
+        lambda odd: json.dumps(DRAIN | odd).encode("utf-8", "surrogatepass")
+    ),
+)
+TARGETS = st.sampled_from(["/v1/changes", "/v1/reload", "/v1/log-level", "/v1/flows", "/v1/stats"])
+
+
+def raw_request(method: str, target: bytes, body: bytes, headers: bytes = b"") -> bytes:
+    """A request as it is on the wire, whatever its parts are."""
+    length = str(len(body)).encode()
+    return (
+        method.encode()
+        + b" "
+        + target
+        + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        + headers
+        + b"Content-Length: "
+        + length
+        + b"\r\n\r\n"
+        + body
+    )
+
+
+async def exchange(path: Path, sent: bytes) -> tuple[int, bytes]:
+    """Status and body of the response to these bytes."""
+    async with asyncio.timeout(30):
+        reader, writer = await asyncio.open_unix_connection(str(path))
+        writer.write(sent)
+        answer = await reader.read()
+        writer.close()
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return int(head.split()[1]), body
+
+
+def faults_of(path: Path, *requests: bytes, token: str | None = None) -> list[tuple[int, str]]:
+    """Status and fault of each response; what is no documented fault object fails the test."""
+
+    async def ask(client: Client, controller: Controller) -> list[tuple[int, str]]:
+        found = []
+        for one in requests:
+            status, body = await exchange(path, one)
+            error = schema.Fault.model_validate_json(body).error if status >= 400 else ""
+            assert status < 400 or error
+            found.append((status, error))
+        return found
+
+    return serve(path, ask, token=token)
+
+
+@given(
+    requests=st.lists(
+        st.tuples(
+            st.sampled_from(["GET", "POST", "DELETE", "PUT"]),
+            TARGETS,
+            st.dictionaries(
+                st.sampled_from(["service", "client", "backend", "state", "older", "cursor"]),
+                ODD_TEXT,
+                max_size=2,
+            ),
+            BODIES,
+        ),
+        min_size=1,
+        max_size=10,
+    )
+)
+@settings(max_examples=30)
+def test_whatever_is_sent_the_answer_is_a_fault_object(
+    requests: list[tuple[str, str, dict[str, str], bytes]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "fuzzed.sock"
+    path.unlink(missing_ok=True)
+    sent = []
+    for method, target, query, body in requests:
+        text = f"{target}?{urlencode(query, errors='surrogatepass')}"
+        sent.append(raw_request(method, text.encode(), body))
+    assert [error for status, error in faults_of(path, *sent) if status == 500] == []
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "said"),
+    [
+        (b"nonsense\r\n\r\n", 400, "not a request of HTTP"),
+        (b"GET /v1/status HTTP/1.1\r\nHost: x\r\na b: c\r\n\r\n", 400, "not a request of HTTP"),
+        (raw_request("GET", b"/" + b"x" * 9000, b""), 400, "not a request of HTTP"),
+        (raw_request("POST", b"/v1/changes", b"1" * (2 << 20)), 413, "Too Large"),
+        (raw_request("POST", b"/v1/changes", b"1" * 5000), 400, "not JSON: number out of range"),
+        (raw_request("POST", b"/v1/changes", b"[" * 500), 400, "not JSON: recursion limit"),
+        (raw_request("POST", b"/v1/changes", b'"\\ud800"'), 400, "not JSON: "),
+        (raw_request("DELETE", b"/v1/changes/" + b"9" * 5000, b""), 400, "is not the number"),
+        (raw_request("DELETE", b"/v1/changes/%ff", b""), 400, "is not the number"),
+        (raw_request("GET", b"/v1/%ff%f0", b""), 404, "Not Found"),
+        (raw_request("GET", b"/v1/flows?service=%ff", b""), 400, "there is no service"),
+        (raw_request("GET", b"/v1/flows?older=" + b"9" * 5000, b""), 400, "too long"),
+        (raw_request("GET", b"/v1/flows?state=establishd", b""), 400, "mean 'established'?"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_faults_of_requests_are_told_in_a_fault_object(
+    path: Path, sent: bytes, status: int, said: str
+) -> None:
+    ((found, error),) = faults_of(path, sent)
+    assert (found, said in error) == (status, True), error
+    assert len(error) < 500
+
+
+def test_a_token_of_other_bytes_is_a_wrong_token(path: Path) -> None:
+    for given_token in (b"\xff\xfe", "tökén".encode(), b"x" * 5000):
+        headers = b"Authorization: Bearer " + given_token + b"\r\n"
+        ((status, error),) = faults_of(
+            path, raw_request("GET", b"/v1/changes", b"", headers), token=TOKEN
+        )
+        assert (status, "Authorization: Bearer TOKEN" in error) == (401, True)
+
+
+def test_a_client_that_waits_to_send_its_body_is_told_to(path: Path) -> None:
+    async def ask(client: Client, controller: Controller) -> bytes:
+        async with asyncio.timeout(30):
+            reader, writer = await asyncio.open_unix_connection(str(path))
+            writer.write(
+                b"POST /v1/changes HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n"
+                b"Content-Length: 2\r\nConnection: close\r\n\r\n"
+            )
+            assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+            writer.write(b"{}")
+            answer = await reader.read()
+            writer.close()
+            return answer
+
+    assert b"action: Field required" in serve(path, ask)
+
+
+def test_the_log_level_returns(path: Path) -> None:
+    async def ask(client: Client, controller: Controller) -> list[str]:
+        found = []
+        for level, duration in (
+            ("debug", 60.0),
+            ("warning", 50.0),
+            ("info", None),
+            ("debug", 0.01),
+        ):
+            request = schema.LogLevelRequest(level=LogLevel(level), duration=duration)
+            answer = await in_thread(client.post, "/v1/log-level", request, schema.LogLevelChange)
+            assert answer.remaining == duration
+            status = await in_thread(client.get, "/v1/status", schema.Status)
+            assert (status.log_level, status.log_level_remaining is None) == (
+                level,
+                duration is None,
+            )
+            found.append(logging.getLevelName(log.level))
+        due = controller.next_expiry()
+        assert due is not None
+        await controller.expire(due)
+        assert controller.next_expiry() is None
+        return [*found, logging.getLevelName(log.level)]
+
+    log = logging.getLogger("featherlb")
+    before = log.level
+    log.setLevel(logging.INFO)
+    try:
+        assert serve(path, ask) == ["DEBUG", "WARNING", "INFO", "DEBUG", "INFO"]
+    finally:
+        log.setLevel(before)
 
 
 @pytest.mark.parametrize("sent", ["", "wrong", TOKEN + "x"])

@@ -14,6 +14,7 @@ import featherlb.cli.flows
 import featherlb.cli.top
 from featherlb.api import schema
 from featherlb.cli import cli, top
+from featherlb.control.log_level import LogLevel
 from featherlb.model import Role
 
 ULA, LINK_LOCAL, EMOJI = "[fd74:1::2]:8080", "[fe80::1]:80", "[2001:db8:a::b]:443"
@@ -67,6 +68,8 @@ STATUS = schema.Status.model_construct(
     datapaths={"nfqueue": 1},
     flows=0,
     capacity=1,
+    log_level=LogLevel.INFO,
+    log_level_remaining=None,
     changes=0,
     reloads=0,
     reloads_refused=1,
@@ -152,6 +155,25 @@ def test_the_live_view_shows_what_it_is_given() -> None:
     console.print(top.draw(now, now))
     text = console.file.getvalue()
     assert [shown for shown in (NAME, "fd74:1::2", *ADDRESSES) if shown not in text] == []
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_file_gets_every_picture_of_the_live_view(
+    monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    answers = {"status": STATUS, "services": SERVICES, "stats": STATS, "clients": CLIENTS}
+
+    class Answering:
+        def get(self, path: str, *_: object) -> Any:
+            return answers[path.removeprefix("/v1/")]
+
+    monkeypatch.setattr(top, "connect", lambda instance: Answering())
+    result = CliRunner().invoke(cli, ["top", "--interval", "0.2", "--count", str(count)])
+    assert result.exit_code == 0, result.output
+    assert result.output.count("busiest clients") == count
+    assert result.output.endswith("\n")
+    assert not result.output.endswith("\n\n")
+    assert "\x1b" not in result.output
 
 
 def test_a_console_of_another_kind_would_not() -> None:

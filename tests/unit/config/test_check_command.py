@@ -5,6 +5,7 @@ from pathlib import Path
 from click.testing import CliRunner
 
 from featherlb.cli.check import check
+from tests.unit.config.test_mutations import VALID
 
 
 def test_a_right_file_is_shown_as_it_is_understood(tmp_path: Path) -> None:
@@ -18,19 +19,79 @@ def test_a_right_file_is_shown_as_it_is_understood(tmp_path: Path) -> None:
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout == (
         "service web\n"
-        "  vip        10.0.0.10:80/tcp\n"
-        "  vip        10.0.0.10:8000-8010/tcp\n"
-        "  scheduler  weighted-least-connections\n"
-        "  nat        full\n"
-        "  source     10.0.0.2\n"
-        "  backend    10.0.1.2:8080  weight 1\n"
-        "  backend    b:80           weight 3\n"
+        "  vip             10.0.0.10:80/tcp\n"
+        "  vip             10.0.0.10:8000-8010/tcp\n"
+        "  scheduler       weighted-least-connections\n"
+        "  nat             full\n"
+        "  source          10.0.0.2\n"
+        "  datapath        nfqueue\n"
+        "  health          not checked\n"
+        "  backend         10.0.1.2:8080  weight 1\n"
+        "  backend         b:80           weight 3\n"
         "service 10.0.0.11:80/tcp\n"
-        "  vip        10.0.0.11:80/tcp\n"
-        "  scheduler  round-robin\n"
-        "  nat        dnat\n"
-        "  backend    none: connections are refused\n"
+        "  vip             10.0.0.11:80/tcp\n"
+        "  scheduler       round-robin\n"
+        "  nat             dnat\n"
+        "  datapath        nfqueue\n"
+        "  health          not checked\n"
+        "  backend         none: connections are refused\n"
         f"{path}: ok\n"
+    )
+
+
+def test_all_that_is_set_is_shown_and_no_secret(tmp_path: Path) -> None:
+    path = tmp_path / "lb.yaml"
+    path.write_text(VALID)
+    result = CliRunner().invoke(check, [str(path)])
+    assert (result.exit_code, result.stderr) == (0, "")
+    for shown in (
+        "  datapath        auto\n",
+        "  health          http, interval 2 s, timeout 1 s, rise 2, fall 3, initial down, port"
+        " 8081, method GET, path /health, host example.org, status 200, 301-302, body fine\n",
+        "  health          udp, interval 2 s, timeout 1 s, rise 2, fall 3, initial up, send ping,"
+        " expect pong\n",
+        "  persistence     timeout 300 s, prefix 24\n",
+        "  mss             1400\n",
+        "  on_backend_down reset\n",
+        "  one_packet      true\n",
+        "workers           2\n",
+        "api               listen 127.0.0.1:9000\n",
+        "hash_key          set\n",
+    ):
+        assert shown in result.stdout
+    assert "a-token-of-the-test" not in result.stdout
+    assert "secret" not in result.stdout
+
+
+def test_faults_of_schedulers_have_both_lines(tmp_path: Path) -> None:
+    path = tmp_path / "lb.yaml"
+    (tmp_path / "wrong.py").write_text("\ndef pick(flow, backends)\n    return 1\n")
+    (tmp_path / "right.py").write_text("def pick(flow, backends): return backends[0]\n")
+    path.write_text(
+        "services:\n- vip: 10.0.0.10:80\n  scheduler: ./wrong.py:pick\n"
+        "- vip: 10.0.0.10:81\n  scheduler: ./right.py:pick\n"
+        "- vip: 10.0.0.10:82\n  scheduler: ./none.py:pick\n"
+        "- vip: 10.0.0.10:83\n  scheduler: ./wrong.py:pick\n"
+    )
+    result = CliRunner().invoke(check, [str(path)])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == (
+        f"{path}:3: services[0].scheduler: {tmp_path}/wrong.py:2: the scheduler does not load:"
+        " SyntaxError: expected ':'\n"
+        f"{path}:7: services[2].scheduler: {tmp_path}/none.py can't be read (no such file or"
+        " directory): fix the path\n"
+        f"{path}:9: services[3].scheduler: {tmp_path}/wrong.py:2: the scheduler does not load:"
+        " SyntaxError: expected ':'\n"
+    )
+
+
+def test_a_file_without_a_name_is_no_scheduler(tmp_path: Path) -> None:
+    path = tmp_path / "lb.yaml"
+    path.write_text("services:\n- vip: 10.0.0.10:80\n  scheduler: ./mine.py\n")
+    result = CliRunner().invoke(check, [str(path)])
+    assert result.stderr == (
+        f"{path}:3: services[0].scheduler: './mine.py' names no class or function of the file"
+        " (expected FILE.py:NAME)\n"
     )
 
 

@@ -1,5 +1,7 @@
 """Overrides as a list over a configuration."""
 
+from dataclasses import replace
+
 import pytest
 
 from featherlb.config import Config
@@ -80,7 +82,50 @@ def test_replaced_overrides_are_forgotten() -> None:
         override("remove"),
     )
     timed = override("weight", weight=2, until=9.0)
-    assert made(override("weight", weight=1), timed) == (override("weight", weight=1), timed)
+    assert made(override("weight", weight=3), timed) == (override("weight", weight=3), timed)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [override("drain"), override("enable")],
+        [override("drain", until=9.0), override("enable")],
+        [override("enable")],
+        [override("enable", until=9.0)],
+        [override("drain"), override("enable", until=9.0), override("enable")],
+        [override("weight", "b", 9), override("weight", "b", 4)],
+        [override("add", "c"), override("remove", "c")],
+        [override("add", "c"), override("drain", "c"), override("remove", "c")],
+        [override("remove", "b"), override("add", "b", 4)],
+    ],
+)
+def test_a_change_and_its_opposite_leave_nothing_in_force(overrides: list[Override]) -> None:
+    assert made(*overrides) == ()
+
+
+def test_a_second_drain_takes_over_what_it_does_not_set() -> None:
+    first = override("drain", until=100.0, deadline=50.0)
+    assert made(first, override("drain")) == (first,)
+    assert made(first, override("drain", until=7.0)) == (replace(first, until=7.0),)
+    assert made(first, override("drain", deadline=7.0)) == (replace(first, deadline=7.0),)
+    forever = override("drain")
+    assert made(forever, override("drain", until=7.0)) == (override("drain", until=7.0),)
+    assert made(forever, override("enable", until=7.0), forever) == (forever,)
+
+
+def test_another_backend_at_the_place_of_a_removed_one_stays() -> None:
+    overrides = made(override("remove"), override("add", weight=5))
+    assert applicable(CONFIG, overrides) == overrides
+    assert pool(*applicable(CONFIG, overrides)) == {"b": 4, "a": 5}
+    timed = made(override("remove", until=9.0), override("add", weight=5))
+    assert pool(*timed) == {"b": 4, "a": 5}
+    assert applicable(CONFIG, timed) == timed
+
+
+def test_what_the_file_says_now_is_no_change_any_more() -> None:
+    overrides = made(override("weight", "b", 9), override("add", "c", 3), override("drain"))
+    saved = parse(write(with_overrides(CONFIG, overrides[:2])), "f")
+    assert applicable(saved, overrides) == (override("drain"),)
 
 
 @pytest.mark.parametrize(

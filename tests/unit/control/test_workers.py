@@ -20,7 +20,6 @@ START = Start(
     max_flows=16,
     timeouts=Timeouts(),
     hash_key=b"",
-    log_flows=False,
     save="",
 )
 

@@ -209,7 +209,6 @@ def start(tmp_path: Path) -> Start:
         max_flows=10,
         timeouts=Timeouts(),
         hash_key=b"",
-        log_flows=False,
         save=str(tmp_path / "net-1" / "0-0.flows"),
         memory=shared_memory(),
     )
@@ -343,7 +342,6 @@ def test_it_ends_with_its_supervisor_and_saves_its_flows(
         max_flows=start.max_flows,
         timeouts=start.timeouts,
         hash_key=start.hash_key,
-        log_flows=False,
         save=start.save,
         saved=(start.save,),
         memory=shared_memory(),
