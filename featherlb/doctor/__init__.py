@@ -28,6 +28,8 @@ class Check:
     privileges: bool = True
     services: bool = False
     instance: bool = False
+    undisturbed: bool = False
+    """The rules of a dead instance would take its packets."""
 
     def obstacle(self, subject: Subject) -> str:
         """Why the check can't run; empty if it can."""
@@ -37,6 +39,8 @@ class Check:
             return "needs a running instance"
         if self.services and not subject.services:
             return "needs a configuration with services"
+        if self.undisturbed and any(not record.alive for record in subject.records):
+            return "the rules of a dead instance take its packets"
         return ""
 
 
@@ -61,8 +65,8 @@ CHECKS = (
     Check("clock", process.check_clock, privileges=False),
     Check("vips", vips.check_vips, services=True),
     Check("routes", backends.check_routes, privileges=False, services=True),
-    Check("backends", backends.check_backends, privileges=False, services=True),
-    Check("return-path", backends.check_return, services=True),
+    Check("backends", backends.check_backends, privileges=False, services=True, undisturbed=True),
+    Check("return-path", backends.check_return, services=True, undisturbed=True),
     Check("answers", instance.check_answers, instance=True),
     Check("traffic", backends.check_traffic, services=True, instance=True),
     Check("losses", instance.check_losses, instance=True),

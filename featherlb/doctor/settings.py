@@ -129,8 +129,13 @@ def judge_links(
 ) -> Iterator[Finding]:
     """`used` says for each interface whether clients or backends are behind it."""
     for name in used:
-        if name in links and not links[name].running:
+        if name in links and not links[name].up:
             yield error(f"interface {name} is down; bring it up", f"ip link set dev {name} up")
+        elif name in links and not links[name].running:
+            yield error(
+                f"interface {name} has no carrier; check its cable, or the interface at the other"
+                " end"
+            )
     if all(service.mss is not None for service in services):
         return
     sizes = {

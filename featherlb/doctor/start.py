@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from featherlb import host
+from featherlb.api.client import death
 from featherlb.doctor.finding import Finding, error, note, refusal
 from featherlb.doctor.subject import Subject
 from featherlb.model import Datapath
@@ -57,20 +58,7 @@ def judge_stale_state(records: Sequence[Record], standing: Collection[int]) -> I
     for record in records:
         if record.alive:
             continue
-        if record.offloads:
-            yield error(
-                f"instance {record.instance} (pid {record.pid}) is dead; the kernel still forwards"
-                " its open connections, but new ones fail: start it again, or end them and clean"
-                " up",
-                "featherlb down",
-            )
-        else:
-            yield error(
-                f"instance {record.instance} (pid {record.pid}) is dead and has left"
-                f" {len(record.changes)} changes on this host, which drop all packets to its VIPs;"
-                " clean up",
-                "featherlb down",
-            )
+        yield error(death(record), "featherlb down")
     for instance in sorted(set(standing) - {record.instance for record in records}):
         yield error(
             f"instance {instance} has rules or sets but no record, so packets to its VIPs are"

@@ -223,12 +223,15 @@ def test_full_nat_and_a_strict_host(lab: Lab, featherlb: Up, file: Path, running
         assert examine(lab, "--config", str(file)) == []
 
 
-def test_what_a_killed_instance_left(lab: Lab, featherlb: Up, file: Path) -> None:
-    with featherlb(lab, "--config", str(file)) as running:
+@pytest.mark.parametrize("datapath", ["nfqueue", "raw"])
+def test_what_a_killed_instance_left(lab: Lab, featherlb: Up, file: Path, datapath: str) -> None:
+    with featherlb(lab, "--config", str(file), "--datapath", datapath) as running:
         running.kill()
-    (finding,) = examine(lab)
+    # Its rules stop what would check the backends, which are well.
+    (finding,) = examine(lab, "--config", str(file))
     assert finding["check"] == "stale-state"
-    assert f"pid {running.pid}" in finding["message"]
+    assert f"instance 0 (pid {running.pid}) is dead" in finding["message"]
+    assert "run `featherlb up` or `featherlb down`" in finding["message"]
     fix(lab, finding)
     assert examine(lab, "--config", str(file)) == []
 

@@ -8,6 +8,7 @@ import pytest
 
 from featherlb import doctor
 from featherlb.api import schema
+from featherlb.control.log_level import LogLevel
 from featherlb.doctor import backends, instance, process, settings, start, vips
 from featherlb.doctor.finding import Finding, Severity, note, refusal
 from featherlb.doctor.subject import Subject
@@ -71,7 +72,8 @@ def test_stale_state() -> None:
     gone = Record(3, 1, 1 << 30, 1, (), (), 0, (), ({"kind": "Sets", "instance": 3},))
     assert brief(start.judge_stale_state([gone], [3])) == [(E, "featherlb down")]
     (finding,) = start.judge_stale_state([replace(gone, offloads=True)], [3])
-    assert (finding.severity, "start it again" in finding.message) == (E, True)
+    assert (finding.severity, "kernel still forwards" in finding.message) == (E, True)
+    assert "`featherlb up` or `featherlb down`" in finding.message
     assert brief(start.judge_stale_state([], [4, 5])) == [(E, "featherlb down")] * 2
     assert brief(start.judge_stale_state([], [])) == []
 
@@ -93,6 +95,8 @@ STATUS = schema.Status(
     backends=1,
     flows=10,
     capacity=100,
+    log_level=LogLevel.INFO,
+    log_level_remaining=None,
     changes=0,
     reloads=0,
     reloads_refused=0,
@@ -203,13 +207,17 @@ def test_offloads() -> None:
 def test_links() -> None:
     links = {
         "a": Link(2, "a", b"", 9000),
-        "b": Link(3, "b", b"", 1500, running=False),
+        "b": Link(3, "b", b"", 1500, up=False, running=False),
     }
     used = {"a": "clients", "b": "backends"}
     down = (E, "ip link set dev b up")
     assert brief(settings.judge_links(links, used, [WEB])) == [down, (N, "")]
     assert brief(settings.judge_links(links, used, [replace(WEB, mss=1400)])) == [down]
     assert brief(settings.judge_links(links, {"a": "clients"}, [WEB])) == []
+    unplugged = {"a": replace(links["a"], running=False)}
+    (finding,) = settings.judge_links(unplugged, {"a": "clients"}, [WEB])
+    assert (finding.severity, finding.command) == (E, "")
+    assert "a has no carrier" in finding.message
 
 
 def test_vips() -> None:
@@ -295,3 +303,16 @@ def test_a_check_that_fails_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> Non
     ]
     assert dict(report.skipped).keys() == {"root", "running", "configured"}
     assert report.count(E) == 1
+
+
+def test_the_rules_of_a_dead_instance_stop_the_checks_of_backends() -> None:
+    gone = Record(3, 1, 1 << 30, 1, (), (), 0, (), ())
+    subject = Subject(services=(WEB,), records=(gone,))
+    obstacles = {check.name: check.obstacle(subject) for check in doctor.CHECKS}
+    for name in ("backends", "return-path"):
+        assert "dead instance" in obstacles[name]
+    assert not any(
+        check.obstacle(replace(subject, records=()))
+        for check in doctor.CHECKS
+        if check.name in ("backends", "return-path")
+    )
