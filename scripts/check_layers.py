@@ -65,7 +65,7 @@ touches a file, a socket, a clock, a process or a thread (mmap is there for memo
 
 FOREIGN = {
     "netfilterqueue": ("datapaths.nfqueue",),
-    "pyroute2": ("system.ipset", "system.nftables", "lab"),
+    "pyroute2": ("system.nftables", "lab"),
     "yaml": ("config.loader", "config.writer"),
     "pydantic": ("config", "api"),
     "aiohttp": ("api", "control.http_probe"),

@@ -11,7 +11,9 @@ from typing import NamedTuple
 HEADER = struct.Struct("=IHHII")
 """struct nlmsghdr: length, type, flags, sequence number, port id."""
 NLMSG_HEADER = HEADER.size
-NFNL_HEADER = NLMSG_HEADER + 4
+NFGENMSG = 4
+"""Bytes of struct nfgenmsg."""
+NFNL_HEADER = NLMSG_HEADER + NFGENMSG
 """Bytes of struct nlmsghdr and, of netfilter's messages, struct nfgenmsg: address family, version,
 resource id."""
 _ATTRIBUTE = struct.Struct("=HH")
@@ -23,9 +25,9 @@ NLM_F_REQUEST, NLM_F_MULTI, NLM_F_ACK, NLM_F_DUMP_INTR = 0x01, 0x02, 0x04, 0x10
 NLM_F_DUMP = 0x300
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
 
-NLA_F_NESTED, NLA_TYPE_MASK = 0x8000, 0x3FFF
+NLA_F_NESTED, NLA_F_NET_BYTEORDER, NLA_TYPE_MASK = 0x8000, 0x4000, 0x3FFF
 
-NFNL_SUBSYS_CTNETLINK, NFNL_SUBSYS_QUEUE = 1, 3
+NFNL_SUBSYS_CTNETLINK, NFNL_SUBSYS_QUEUE, NFNL_SUBSYS_IPSET, NFNL_SUBSYS_NFTABLES = 1, 3, 6, 10
 """They stand in the upper byte of a message's type."""
 
 
@@ -43,9 +45,14 @@ def build_message(kind: int, flags: int, sequence: int, body: bytes) -> bytes:
     return HEADER.pack(NLMSG_HEADER + len(body), kind, flags, sequence, 0) + body
 
 
-def nfnl_message(kind: int, flags: int, family: int, resource: int, attributes: bytes) -> bytes:
-    """A message to netfilter; `kind` includes the subsystem."""
-    return build_message(kind, flags, 0, struct.pack("!BBH", family, 0, resource) + attributes)
+def nfnl_body(family: int, resource: int, content: bytes) -> bytes:
+    """What follows the header of a message to netfilter: struct nfgenmsg, and attributes."""
+    return struct.pack("!BBH", family, 0, resource) + content
+
+
+def nfnl_message(kind: int, flags: int, family: int, resource: int, content: bytes) -> bytes:
+    """A message to netfilter with these attributes; `kind` includes the subsystem."""
+    return build_message(kind, flags, 0, nfnl_body(family, resource, content))
 
 
 def attribute(kind: int, payload: bytes) -> bytes:
@@ -63,14 +70,17 @@ def parse_messages(datagram: bytes) -> Iterator[Message]:
         at += max(NLMSG_HEADER, (length + 3) & ~3)
 
 
-def parse_attributes(body: bytes, at: int) -> dict[int, bytes]:
-    """The payloads of the attributes from this offset on, by type."""
-    found = {}
+def each_attribute(body: bytes, at: int = 0) -> Iterator[tuple[int, bytes]]:
+    """Type and payload of each attribute from this offset on."""
     while at + _ATTRIBUTE.size <= len(body):
         length, kind = _ATTRIBUTE.unpack_from(body, at)
-        found[kind & NLA_TYPE_MASK] = body[at + _ATTRIBUTE.size : at + length]
+        yield kind & NLA_TYPE_MASK, body[at + _ATTRIBUTE.size : at + length]
         at += max(_ATTRIBUTE.size, (length + 3) & ~3)
-    return found
+
+
+def parse_attributes(body: bytes, at: int = 0) -> dict[int, bytes]:
+    """The payloads of the attributes from this offset on, by type."""
+    return dict(each_attribute(body, at))
 
 
 def error_code(body: bytes) -> int:

@@ -1,29 +1,65 @@
-"""Kernel sets of endpoints (ipset), through pyroute2's netlink code: no ipset program needed.
+"""Kernel sets of endpoints (ipset) over netlink: no ipset program needed.
 
 Sets are named `featherlb-<instance>-<role><family>`. A rule that asks for membership costs the same
 for one endpoint and for thousands.
+
+Numbers are those of include/uapi/linux/netfilter/ipset/ip_set.h; in attributes, values are in
+network order.
 """
 
+import errno
+import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Any
-
-from pyroute2 import IPSet
-from pyroute2.ipset import PortEntry
-from pyroute2.netlink.exceptions import IPSetError, NetlinkError
 
 from featherlb.model import Address, Endpoint, Protocol
 from featherlb.model.errors import HostError
+from featherlb.net.netlink import (
+    NFGENMSG,
+    NFNL_SUBSYS_IPSET,
+    NLA_F_NESTED,
+    NLA_F_NET_BYTEORDER,
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    attribute,
+    each_attribute,
+    nfnl_body,
+    parse_attributes,
+)
 from featherlb.net.protocols import ADDRESS_FAMILIES
+from featherlb.system.netlink import NETLINK_NETFILTER, Connection
+
+CMD_CREATE, CMD_DESTROY, CMD_RENAME, CMD_SWAP = 2, 3, 5, 6
+CMD_LIST, CMD_ADD, CMD_TYPE = 7, 9, 13
+ATTR_PROTOCOL, ATTR_SETNAME, ATTR_TYPENAME, ATTR_REVISION, ATTR_FAMILY = 1, 2, 3, 4, 5
+ATTR_SETNAME2 = ATTR_TYPENAME
+ATTR_FLAGS, ATTR_DATA, ATTR_ADT, ATTR_LINENO = 6, 7, 8, 9
+ATTR_IP, ATTR_PORT, ATTR_PROTO, ATTR_IP2 = 1, 4, 7, 20
+"""Inside an entry."""
+ATTR_MAXELEM, ATTR_ELEMENTS = 19, 24
+"""Inside the data of a set."""
+ATTR_IPADDR = {4: 1, 6: 2}
+FLAG_LIST_SETNAME, FLAG_LIST_HEADER = 1 << 1, 1 << 2
+PROTOCOL_VERSION = 6
+"""What every kernel since 2.6.39 accepts (IPSET_PROTOCOL_MIN)."""
+ERRORS = {
+    4098: "the kernel has no such set type",
+    4099: "there are too many sets",
+    4100: "a rule uses it",
+    4352: "it is full",
+}
+"""Those of its own (IPSET_ERR_*)."""
 
 MAX_ENTRIES = 1 << 20
 """Above any realistic number of endpoints, which the kernel's default of 65536 is not."""
 RELEASE_TIMEOUT = 20.0
 """Seconds until a removed rule has released its set: nf_tables frees rules after a delay."""
+AT_ONCE = 500
+"""Entries per message; the length of an attribute is a 16-bit number."""
 
 _NAME = re.compile(r"^featherlb-(\d+)-")
 
@@ -65,10 +101,10 @@ class Set:
 def supported() -> bool:
     """Whether this kernel has the set types (it loads their modules on demand)."""
     try:
-        with _open() as ipset:
+        with _Kernel() as kernel:
             for kind in ("hash:ip,port", "hash:ip,port,ip"):
-                ipset.get_supported_revisions(kind)
-    except (IPSetError, NetlinkError, OSError):
+                kernel.revision(kind, 4)
+    except OSError:
         return False
     return True
 
@@ -76,98 +112,193 @@ def supported() -> bool:
 def replace(wanted: Set, instance: int) -> None:
     """Create the set, or swap the standing one's content in one step; HostError if refused."""
     fresh = f"featherlb-{instance}-new"
-    try:
-        with _open() as ipset:
-            names = _names(ipset)
-            if fresh in names:
-                ipset.destroy(fresh)
-            _fill(ipset, fresh, wanted)
-            if wanted.name in names:
-                ipset.swap(fresh, wanted.name)
-                ipset.destroy(fresh)
-            else:
-                ipset.rename(fresh, wanted.name)
-    except (IPSetError, NetlinkError) as error:
-        raise HostError(f"the kernel refused the ipset '{wanted.name}': {error}") from None
+    with _refusing(wanted.name), _Kernel() as kernel:
+        names = kernel.names()
+        if fresh in names:
+            kernel.destroy(fresh)
+        kernel.create(fresh, wanted)
+        if wanted.name in names:
+            kernel.exchange(CMD_SWAP, fresh, wanted.name)
+            kernel.destroy(fresh)
+        else:
+            kernel.exchange(CMD_RENAME, fresh, wanted.name)
 
 
 def remove(instance: int, keep: frozenset[str] = frozenset()) -> None:
     """Destroy the instance's sets but for `keep`; HostError if some rule still uses one."""
-    with _open() as ipset:
-        for name in _names(ipset):
+    with _refusing(f"featherlb-{instance}-*"), _Kernel() as kernel:
+        for name in kernel.names():
             if (owner := _NAME.match(name)) and int(owner[1]) == instance and name not in keep:
-                _destroy(ipset, name)
+                _destroy(kernel, name)
 
 
 def entries(name: str) -> set[Entry] | None:
-    """What is in a set; None if there is no such set."""
-    try:
-        with _open() as ipset:
-            return {
-                _entry(data)
-                for answer in ipset.list(name)
-                for data in answer.get_attr("IPSET_ATTR_ADT").get_attrs("IPSET_ATTR_DATA")
-            }
-    except (IPSetError, NetlinkError):
-        return None
+    """What is in a set; None if there is no such set. HostError if the kernel doesn't say."""
+    with _refusing(name), _Kernel() as kernel:
+        try:
+            return set(kernel.entries(name))
+        except FileNotFoundError:
+            return None
+
+
+def sizes() -> dict[str, int]:
+    """The number of entries of every set, by name: cheaper than the entries. HostError if the
+    kernel doesn't say."""
+    with _refusing("*"), _Kernel() as kernel:
+        return kernel.sizes()
 
 
 def instances() -> set[int]:
     """The instances that have sets; empty where the kernel knows no sets."""
     try:
-        with _open() as ipset:
-            return {int(owner[1]) for name in _names(ipset) if (owner := _NAME.match(name))}
-    except (IPSetError, NetlinkError, OSError):
+        with _Kernel() as kernel:
+            return {int(owner[1]) for name in kernel.names() if (owner := _NAME.match(name))}
+    except OSError:
         return set()
 
 
+class _Kernel(Connection):
+    """Requests to ipset; OSError with the kernel's error."""
+
+    def __init__(self) -> None:
+        super().__init__(NETLINK_NETFILTER)
+
+    def revision(self, kind: str, family: int) -> int:
+        """The newest revision of a set type that the kernel has."""
+        version = ADDRESS_FAMILIES[family]
+        content = _text(ATTR_TYPENAME, kind) + attribute(ATTR_FAMILY, bytes([version]))
+        answer = self.get(_kind(CMD_TYPE), _body(content, version))
+        return parse_attributes(answer, NFGENMSG)[ATTR_REVISION][0]
+
+    def names(self) -> list[str]:
+        return [_name(body) for body in self._list(_number32(ATTR_FLAGS, FLAG_LIST_SETNAME))]
+
+    def sizes(self) -> dict[str, int]:
+        found = {}
+        for body in self._list(_number32(ATTR_FLAGS, FLAG_LIST_HEADER)):
+            data = parse_attributes(parse_attributes(body, NFGENMSG)[ATTR_DATA])
+            found[_name(body)] = int.from_bytes(data.get(ATTR_ELEMENTS, b""), "big")
+        return found
+
+    def entries(self, name: str) -> Iterator[Entry]:
+        # A long list comes in several parts.
+        for body in self._list(_text(ATTR_SETNAME, name)):
+            for _, data in each_attribute(parse_attributes(body, NFGENMSG).get(ATTR_ADT, b"")):
+                yield _entry(parse_attributes(data))
+
+    def create(self, name: str, wanted: Set) -> None:
+        """A set with this name and the wanted entries."""
+        version = ADDRESS_FAMILIES[wanted.family]
+        content = (
+            _text(ATTR_SETNAME, name)
+            + _text(ATTR_TYPENAME, wanted.type)
+            + attribute(ATTR_REVISION, bytes([self.revision(wanted.type, wanted.family)]))
+            + attribute(ATTR_FAMILY, bytes([version]))
+            + _nested(ATTR_DATA, _number32(ATTR_MAXELEM, MAX_ENTRIES))
+        )
+        self._change(CMD_CREATE, NLM_F_CREATE | NLM_F_EXCL, _body(content, version))
+        for first in range(0, len(wanted.entries), AT_ONCE):
+            some = wanted.entries[first : first + AT_ONCE]
+            content = _text(ATTR_SETNAME, name)
+            content += _nested(ATTR_ADT, b"".join(map(_data, some))) + _number32(ATTR_LINENO, 0)
+            self._change(CMD_ADD, NLM_F_EXCL, _body(content, version))
+
+    def destroy(self, name: str) -> None:
+        self._change(CMD_DESTROY, 0, _body(_text(ATTR_SETNAME, name)))
+
+    def exchange(self, command: int, name: str, other: str) -> None:
+        """Rename a set, or swap two."""
+        content = _text(ATTR_SETNAME, name) + _text(ATTR_SETNAME2, other)
+        self._change(command, 0, _body(content))
+
+    def _list(self, content: bytes) -> list[bytes]:
+        return self.dump(_kind(CMD_LIST), _body(content))
+
+    def _change(self, command: int, mode: int, body: bytes) -> None:
+        self.change(_kind(command), mode, body)
+
+
 @contextmanager
-def _open() -> Iterator[Any]:
-    with closing(IPSet()) as ipset:
-        yield ipset
+def _refusing(name: str) -> Iterator[None]:
+    """HostError for whatever the kernel refuses."""
+    try:
+        yield
+    except OSError as error:
+        raise HostError(f"the kernel refused the ipset '{name}': {_reason(error)}") from None
 
 
-def _names(ipset: Any) -> list[str]:
-    return [name for header in ipset.list() if (name := header.get_attr("IPSET_ATTR_SETNAME"))]
+def _reason(error: OSError) -> str:
+    number = error.errno or 0
+    return ERRORS.get(number, os.strerror(number).lower())
 
 
-def _fill(ipset: Any, name: str, wanted: Set) -> None:
-    family = ADDRESS_FAMILIES[wanted.family]
-    ipset.create(name, stype=wanted.type, family=family, maxelem=MAX_ENTRIES)
-    for entry in wanted.entries:
-        port = PortEntry(entry.endpoint.port, protocol=int(entry.protocol))
-        parts = [str(entry.endpoint.address), port]
-        if entry.peer is not None:
-            parts.append(str(entry.peer))
-        ipset.add(name, tuple(parts), family=family, etype=wanted.type.removeprefix("hash:"))
-
-
-def _entry(data: Any) -> Entry:
-    peer = data.get_attr("IPSET_ATTR_IP2")
-    return Entry(
-        Endpoint(
-            _address(data.get_attr("IPSET_ATTR_IP_FROM")), data.get_attr("IPSET_ATTR_PORT_FROM")
-        ),
-        Protocol(data.get_attr("IPSET_ATTR_PROTO")),
-        None if peer is None else _address(peer),
-    )
-
-
-def _address(value: Any) -> Address:
-    text = value.get_attr("IPSET_ATTR_IPADDR_IPV4") or value.get_attr("IPSET_ATTR_IPADDR_IPV6")
-    return ip_address(text)
-
-
-def _destroy(ipset: Any, name: str) -> None:
+def _destroy(kernel: _Kernel, name: str) -> None:
     deadline = time.monotonic() + RELEASE_TIMEOUT
     while True:
         try:
-            ipset.destroy(name)
+            kernel.destroy(name)
             return
-        except IPSetError as error:
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                return
             if time.monotonic() > deadline:
                 raise HostError(
-                    f"the ipset '{name}' could not be removed ({error}): another rule uses it;"
-                    " remove that rule, then run `featherlb down`"
+                    f"the ipset '{name}' could not be removed ({_reason(error)}): another rule uses"
+                    " it; remove that rule, then run `featherlb down`"
                 ) from None
         time.sleep(0.01)
+
+
+# Messages
+
+
+def _kind(command: int) -> int:
+    return NFNL_SUBSYS_IPSET << 8 | command
+
+
+def _body(content: bytes, version: int = 0) -> bytes:
+    return nfnl_body(version, 0, attribute(ATTR_PROTOCOL, bytes([PROTOCOL_VERSION])) + content)
+
+
+def _text(kind: int, text: str) -> bytes:
+    return attribute(kind, text.encode() + b"\0")
+
+
+def _number32(kind: int, number: int) -> bytes:
+    return attribute(kind | NLA_F_NET_BYTEORDER, number.to_bytes(4, "big"))
+
+
+def _nested(kind: int, content: bytes) -> bytes:
+    return attribute(kind | NLA_F_NESTED, content)
+
+
+def _address(kind: int, address: Address) -> bytes:
+    packed = attribute(ATTR_IPADDR[address.version] | NLA_F_NET_BYTEORDER, address.packed)
+    return _nested(kind, packed)
+
+
+def _data(entry: Entry) -> bytes:
+    content = (
+        _address(ATTR_IP, entry.endpoint.address)
+        + attribute(ATTR_PORT | NLA_F_NET_BYTEORDER, entry.endpoint.port.to_bytes(2, "big"))
+        + attribute(ATTR_PROTO, bytes([entry.protocol]))
+    )
+    if entry.peer is not None:
+        content += _address(ATTR_IP2, entry.peer)
+    return _nested(ATTR_DATA, content)
+
+
+def _entry(data: dict[int, bytes]) -> Entry:
+    def address(payload: bytes) -> Address:
+        ((_, packed),) = each_attribute(payload)
+        return ip_address(packed)
+
+    return Entry(
+        Endpoint(address(data[ATTR_IP]), int.from_bytes(data[ATTR_PORT], "big")),
+        Protocol(data[ATTR_PROTO][0]),
+        address(data[ATTR_IP2]) if ATTR_IP2 in data else None,
+    )
+
+
+def _name(body: bytes) -> str:
+    return parse_attributes(body, NFGENMSG)[ATTR_SETNAME].rstrip(b"\0").decode()

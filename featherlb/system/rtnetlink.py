@@ -13,7 +13,6 @@ import os
 import socket
 import struct
 import sys
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address, ip_interface, ip_network
@@ -29,23 +28,15 @@ from featherlb.model import (
 )
 from featherlb.model.errors import HostError
 from featherlb.net.netlink import (
-    NLM_F_ACK,
     NLM_F_CREATE,
-    NLM_F_DUMP,
-    NLM_F_DUMP_INTR,
     NLM_F_EXCL,
-    NLM_F_MULTI,
     NLM_F_REPLACE,
-    NLM_F_REQUEST,
-    NLMSG_DONE,
-    NLMSG_ERROR,
     attribute,
-    build_message,
-    error_code,
     parse_attributes,
     parse_messages,
 )
 from featherlb.net.protocols import ADDRESS_FAMILIES
+from featherlb.system import netlink
 
 RTM_GETLINK = 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
@@ -86,11 +77,6 @@ _NEXT_HOP = struct.Struct("=HBBi")  # rtnexthop
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")  # ndmsg
 
 _ALL_ZEROS = {ADDRESS_FAMILIES[4]: bytes(4), ADDRESS_FAMILIES[6]: bytes(16)}
-_DATAGRAM = 1 << 16
-"""Bytes: more than the kernel puts into one datagram (net/netlink/af_netlink.c: netlink_dump)."""
-_TRANSIENT = (errno.ENOBUFS, errno.ENOMEM, errno.EINTR, errno.EAGAIN)
-PAUSES = (0.01, 0.1, 0.5)
-"""Seconds until a request that failed for the moment is repeated; then it has failed for good."""
 MONITOR_BUFFER = 1 << 20
 """Bytes of kernel memory for changes that have not been read (net.core.rmem_max may be less)."""
 _MAX_READ = 256
@@ -132,7 +118,7 @@ def route(destination: Address) -> Route | None:
         try:
             answer = kernel.get(RTM_GETROUTE, body + attribute(RTA_DST, destination.packed))
         except OSError as error:
-            if error.errno in _TRANSIENT:
+            if error.errno in netlink.TRANSIENT:
                 raise
             return None
     kind = _ROUTE.unpack_from(answer)[7]
@@ -203,7 +189,7 @@ def has_proxy(address: Address, interface: str) -> bool:
             body = _NEIGHBOUR.pack(ADDRESS_FAMILIES[address.version], index, 0, NTF_PROXY, 0)
             kernel.get(RTM_GETNEIGH, body + attribute(NDA_DST, address.packed))
         except OSError as error:
-            if error.errno in _TRANSIENT:
+            if error.errno in netlink.TRANSIENT:
                 raise
             return False
     return True
@@ -271,7 +257,7 @@ class Monitor:
         changed: dict[NeighbourKey, Neighbour] = {}
         for _ in range(_MAX_READ):
             try:
-                datagram = self._socket.recv(_DATAGRAM)
+                datagram = self._socket.recv(netlink.DATAGRAM)
             except BlockingIOError:
                 break
             except OSError:
@@ -287,70 +273,16 @@ class Monitor:
         self._socket.close()
 
 
-class Connection:
+class Connection(netlink.Connection):
     """A socket for requests, one after the other."""
 
     def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
-        self._sequence = 0
-
-    def __enter__(self) -> "Connection":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._socket.close()
-
-    def dump(self, kind: int, body: bytes) -> list[bytes]:
-        """The bodies of all messages of a table. If the table never rests while it is listed, some
-        entries may be missing: watch the changes."""
-        return self._persist(kind, NLM_F_DUMP, body)
-
-    def get(self, kind: int, body: bytes) -> bytes:
-        """The body of the one message asked for."""
-        return self._persist(kind, 0, body)[0]
+        super().__init__(netlink.NETLINK_ROUTE)
 
     def index_of(self, interface: str) -> int:
         """The index of the interface with this name; OSError ENODEV if there is none."""
         name = attribute(IFLA_IFNAME, interface.encode() + b"\0")
         return parse_link(self.get(RTM_GETLINK, bytes(_LINK.size) + name)).index
-
-    def change(self, kind: int, mode: int, body: bytes) -> None:
-        """Have something changed. It is not tried again: what lacks room today may do so for long,
-        and a change may be none of those that can be repeated."""
-        self._exchange(kind, NLM_F_ACK | mode, body)
-
-    def _persist(self, kind: int, flags: int, body: bytes) -> list[bytes]:
-        for pause in PAUSES:
-            try:
-                bodies, interrupted = self._exchange(kind, flags, body)
-                if not interrupted:
-                    return bodies
-            except OSError as error:
-                if error.errno not in _TRANSIENT:
-                    raise
-            time.sleep(pause)
-        return self._exchange(kind, flags, body)[0]
-
-    def _exchange(self, kind: int, flags: int, body: bytes) -> tuple[list[bytes], bool]:
-        """The bodies of the answers, and whether the table changed meanwhile; OSError with the
-        kernel's error."""
-        self._sequence += 1
-        self._socket.send(build_message(kind, flags | NLM_F_REQUEST, self._sequence, body))
-        bodies: list[bytes] = []
-        interrupted = False
-        while True:
-            for message in parse_messages(self._socket.recv(_DATAGRAM)):
-                if message.sequence != self._sequence:
-                    # The rest of a dump that ended in an error.
-                    continue
-                interrupted = interrupted or bool(message.flags & NLM_F_DUMP_INTR)
-                if message.kind in (NLMSG_ERROR, NLMSG_DONE):
-                    if code := error_code(message.body):
-                        raise OSError(code, os.strerror(code))
-                    return bodies, interrupted
-                bodies.append(message.body)
-                if not message.flags & NLM_F_MULTI:
-                    return bodies, interrupted
 
 
 @contextmanager

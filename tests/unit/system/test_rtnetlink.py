@@ -8,7 +8,7 @@ from ipaddress import ip_address
 import pytest
 
 from featherlb.model import Neighbour
-from featherlb.system import rtnetlink
+from featherlb.system import netlink, rtnetlink
 from featherlb.system.rtnetlink import parse_link, parse_neighbour
 
 NEW, DELETED = 28, 29
@@ -107,7 +107,7 @@ def raises(number: int) -> pytest.RaisesExc[OSError]:
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rtnetlink, "PAUSES", (0, 0))
+    monkeypatch.setattr(netlink, "PAUSES", (0, 0))
 
 
 def test_an_interrupted_list_is_read_again() -> None:
