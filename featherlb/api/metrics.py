@@ -81,6 +81,19 @@ class Snapshot(Collector):
         yield restarts
         yield failing
         yield GaugeMetricFamily(
+            "featherlb_host_deviations",
+            "What others have changed on the host and is not restored.",
+            value=len(view.host.deviations),
+        )
+        restored = CounterMetricFamily(
+            "featherlb_host_restored",
+            "Restorations of what others have changed on the host.",
+            labels=["what"],
+        )
+        for kind, count in view.host.restored.items():
+            restored.add_metric([kind], count)
+        yield restored
+        yield GaugeMetricFamily(
             "featherlb_start_time_seconds",
             "Start time, Unix time.",
             value=view.started.timestamp(),

@@ -102,6 +102,19 @@ class Task(Answer):
     last_failure: str = Field(description="Time of the last failure; empty if none.")
 
 
+class HostState(Answer):
+    """What others have changed of what the instance needs on the host, as of the last look, which
+    is at most a minute old."""
+
+    restoring: bool = Field(description="False with `restore: false`: changes are only reported.")
+    deviations: list[str] = Field(description="What is changed and not restored.")
+    restored: dict[str, int] = Field(
+        description="How often `rules`, `sets`, `settings` and `addresses` were restored."
+    )
+    last_restored: str = Field(description="Time of the last restoration; empty if none.")
+    repairs: str = Field(description="What was restored then.")
+
+
 class Status(Answer):
     instance: int = Field(description="Number of its first queue, and its name on this host.")
     version: str
@@ -126,6 +139,7 @@ class Status(Answer):
     worker_restarts: int
     workers: list[Worker]
     tasks: list[Task]
+    host: HostState
     watchdog_fed: bool = Field(
         description="False while a task that packets depend on is failing: the systemd watchdog"
         " then restarts featherlb."
@@ -300,7 +314,7 @@ class ReloadRequest(Question):
 
 
 class Host(Answer):
-    assign: bool = Field(description="False with `--no-assign`.")
+    assign: bool = Field(description="False with `assign: false`.")
     deviations: list[str] = Field(
         description="What others have changed on the host; a reload restores it."
     )

@@ -387,7 +387,7 @@ class _Handlers:
 
     async def host(self, request: web.BaseRequest) -> web.Response:
         deviations = await self._controller.deviations()
-        assign = self._controller.settings.assign
+        assign = self._controller.data.options.assign
         return _answer(schema.Host(assign=assign, deviations=deviations))
 
     async def events(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -537,6 +537,13 @@ def show_status(view: View) -> schema.Status:
             )
             for one in view.tasks
         ],
+        host=schema.HostState(
+            restoring=view.host.restoring,
+            deviations=list(view.host.deviations),
+            restored=dict(view.host.restored),
+            last_restored=view.host.last,
+            repairs=view.host.repairs,
+        ),
         watchdog_fed=view.watchdog_fed,
     )
 

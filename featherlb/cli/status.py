@@ -37,6 +37,13 @@ def status(answer: schema.Status) -> None:
         if task.restarts or task.failing:
             state = "keeps failing" if task.failing else f"restarted {task.restarts} times"
             rows[f"task {task.name}"] = f"{state}, last error: {task.last_error}"
+    host = answer.host
+    if host.deviations:
+        count = len(host.deviations)
+        differences = f"{count} {'difference' if count == 1 else 'differences'}"
+        rows["host"] = f"changed by others, {differences}: {host.deviations[0]}"
+    if host.last_restored:
+        rows["host restored"] = f"last {host.last_restored}: {host.repairs}"
     if not answer.watchdog_fed:
         rows["systemd watchdog"] = "no longer fed, because a task keeps failing or hangs"
     for label, value in rows.items():

@@ -81,6 +81,9 @@ log = logging.getLogger("featherlb")
     " /etc/featherlb/featherlb.yaml.",
 )
 @click.option("--no-assign", is_flag=True, help="Don't assign VIPs to this host.")
+@click.option(
+    "--no-restore", is_flag=True, help="Only report what others change of featherlb's on this host."
+)
 @click.option("--dry-run", is_flag=True, help="Print the rules and changes; make none.")
 @click.option(
     "--log-format",
@@ -107,6 +110,7 @@ def up(
     fail_open: bool,
     config_path: Path | None,
     no_assign: bool,
+    no_restore: bool,
     dry_run: bool,
     log_format: str,
     log_level: str,
@@ -135,13 +139,17 @@ def up(
             config = replace(config, workers=workers)
         if fail_open:
             config = replace(config, fail_open=True)
+        if no_assign:
+            config = replace(config, assign=False)
+        if no_restore:
+            config = replace(config, restore=False)
         return config
 
     set_up(log_format, LogLevel(log_level))
     if dry_run:
         config = read_config()
         load_schedulers(config, {})
-        services, plan = prepare(config, not no_assign, Resolver().look_up)
+        services, plan = prepare(config, Resolver().look_up)
         for service in services:
             click.echo(f"# service {service.name}: datapath {service.datapath}")
         for line in plan.describe():
@@ -149,5 +157,5 @@ def up(
         return
     if path:
         log.info("configuration file: %s", path.absolute())
-    settings = Settings(load=read_config, assign=not no_assign)
+    settings = Settings(load=read_config)
     asyncio.run(Supervisor(settings).run(lambda: click.echo("ready")))

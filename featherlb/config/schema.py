@@ -202,6 +202,8 @@ class ServicesFile(_Strict):
     queue: Annotated[int | None, PlainValidator(values.integer(0, 65535))] = Config().queue
     workers: Annotated[int, PlainValidator(values.integer(1, 256))] = Config().workers
     fail_open: Annotated[bool, PlainValidator(values.boolean)] = Config().fail_open
+    assign: Annotated[bool, PlainValidator(values.boolean)] = Config().assign
+    restore: Annotated[bool, PlainValidator(values.boolean)] = Config().restore
     driver: Annotated[Driver, PlainValidator(values.driver)] = Config().driver
     hash_key: Annotated[str, PlainValidator(values.hash_key)] = Config().hash_key
     max_flows: Annotated[int, PlainValidator(values.integer(1, 100_000_000))] = Config().max_flows

@@ -36,6 +36,8 @@ def read(document: Document, faults: list[Fault]) -> Config:
         queue=file.queue,
         workers=file.workers,
         fail_open=file.fail_open,
+        assign=file.assign,
+        restore=file.restore,
         driver=file.driver,
         hash_key=file.hash_key,
         max_flows=file.max_flows,

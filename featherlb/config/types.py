@@ -127,6 +127,10 @@ class Config:
     queue: int | None = None
     workers: int = 1
     fail_open: bool = False
+    assign: bool = True
+    """Give the host the VIPs that it doesn't have."""
+    restore: bool = True
+    """Restore what others change of featherlb's on the host."""
     driver: Driver = Driver.NETLINK
     hash_key: str = ""
     max_flows: int = 262144

@@ -9,6 +9,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from featherlb.control.host_watch import REST
 from featherlb.model.errors import FeatherlbError, HostError
 
 if TYPE_CHECKING:
@@ -29,8 +30,6 @@ class Background:
     def __init__(self, controller: "Controller") -> None:
         self._controller = controller
         self._round = controller.tasks.round
-        self._links: object = None
-        """The links and addresses that the host's VIPs were last compared with."""
 
     def start(self) -> None:
         """Start them under the controller's `tasks`."""
@@ -40,6 +39,7 @@ class Background:
         start("names", self._refresh_names)
         start("health", self._apply_health)
         start("topology", self._apply_topology)
+        start("host", self._watch_host, vital=False)
 
     async def _watch_workers(self) -> None:
         while True:
@@ -100,14 +100,17 @@ class Background:
         while True:
             await topology.changed.wait()
             topology.changed.clear()
-            now = topology.current.links, topology.current.addresses
             with self._round():
                 # A worker that has died gets the topology when its successor starts.
                 with suppress(HostError):
                     await self._controller.data.send_topology()
-                if self._links not in (None, now):
-                    try:
-                        await self._controller.restore_vips()
-                    except HostError as error:
-                        log.error("cannot update the host: %s", error)
-            self._links = now
+
+    async def _watch_host(self) -> None:
+        watch = self._controller.data.watch
+        with watch.listening():
+            while True:
+                suspects = await watch.suspects()
+                began = time.monotonic()
+                with self._round():
+                    await self._controller.keep_host(suspects)
+                await asyncio.sleep(REST * (time.monotonic() - began))

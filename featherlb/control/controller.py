@@ -23,6 +23,7 @@ from featherlb.control.failure import log_traceback, sentence
 from featherlb.control.health import HealthChecks
 from featherlb.control.log_level import LogLevel
 from featherlb.control.overrides import Override, add, applicable, with_overrides
+from featherlb.control.prepare import advise as advise_here
 from featherlb.control.prepare import check, find_services, load_schedulers, prepare
 from featherlb.control.resolver import Resolver
 from featherlb.control.tasks import Tasks
@@ -41,7 +42,6 @@ class Settings:
     """How to run; `load` reads the configuration, at the start and at each reload."""
 
     load: Callable[[], Config]
-    assign: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +92,13 @@ class Controller:
         for line in await asyncio.to_thread(host.remove_stale, keep=host.may_resume):
             log.warning("removed %s", line)
         schedulers = load_schedulers(config, {})
-        services, host_plan = await asyncio.to_thread(
-            prepare, config, self.settings.assign, self._resolver.look_up
-        )
+        services, host_plan = await asyncio.to_thread(prepare, config, self._resolver.look_up)
         judgement = self.health.judge(config, services)
         self.state = State(config, services=judgement.services, schedulers=schedulers)
         await self.data.start(config, judgement.services, schedulers, host_plan)
         for line in await asyncio.to_thread(host.remove_stale, keep=host.is_peer):
             log.warning("removed %s", line)
-        self._announce()
+        await self._announce()
         self.health.follow(config, judgement)
         Background(self).start()
 
@@ -145,7 +143,7 @@ class Controller:
             ]
             self._reloads = Reloads(self._reloads.done + 1, self._reloads.refused, now)
             self.events.emit("reloaded", f"reloaded: {'; '.join(difference) or 'no difference'}")
-            self._announce()
+            await self._announce()
             return difference
 
     async def preview(self) -> list[str]:
@@ -214,7 +212,7 @@ class Controller:
         return View(
             instance=self.data.options.queue,
             started=self._started,
-            assign=self.settings.assign,
+            assign=self.data.options.assign,
             overrides=state.overrides,
             log_level=log_level.current(),
             log_until=None if self._log_before is None else self._log_before[1],
@@ -226,6 +224,7 @@ class Controller:
             ),
             worker_restarts=workers.restarts,
             tasks=self.tasks.states(),
+            host=self.data.watch.view(restoring=state.config.restore),
             watchdog_fed=self.tasks.healthy,
         )
 
@@ -308,7 +307,7 @@ class Controller:
                 return
             await self._serve(state.config, state.overrides)
             self.events.emit("names-changed", "backend names resolve to new addresses")
-            self._announce()
+            await self._announce()
 
     def next_expiry(self) -> float | None:
         """When the next override expires or reaches its deadline, or the log level does, on the
@@ -331,10 +330,27 @@ class Controller:
                 if override.until is not None and override.until <= now:
                     await self._end(override, "expired")
 
-    async def restore_vips(self) -> None:
-        """Give the host back the VIPs that were lost with an interface. HostError if it refuses."""
-        async with self._one_at_a_time():
-            await self.data.restore_vips(self.data.topology.current.addresses)
+    async def keep_host(self, suspects: frozenset[host.Kind]) -> None:
+        """Restore what others have changed on the host, if that is configured, and follow VIPs that
+        others give to it; only what is one of the `suspects`."""
+        watch = self.data.watch
+        try:
+            found = await self.data.deviations(suspects)
+            moved = host.Kind.ADDRESSES in suspects and await self.data.vips_moved()
+            if not found and not moved:
+                watch.note(suspects, found, restoring=self.state.config.restore)
+                return
+            async with self._one_at_a_time():
+                # The first look may have met a change of our own.
+                found = await self.data.deviations(suspects)
+                if watch.note(suspects, found, restoring=self.state.config.restore):
+                    await self.data.restore()
+                    watch.restored(found)
+                if moved:
+                    await self.data.follow_vips()
+        except HostError as error:
+            if not self._stopping:
+                watch.failed(error)
 
     # How it is done
 
@@ -419,9 +435,12 @@ class Controller:
     def _with_address(self, vip: VipConfig) -> VipConfig:
         return replace(vip, host=self._resolver.addresses(vip.host)[0])
 
-    def _announce(self) -> None:
+    async def _announce(self) -> None:
         for fault in advise(self.state.config):
             log.warning("%s: %s", fault.origin, fault.text)
+        options = self.data.options
+        for line in await asyncio.to_thread(advise_here, self.state.services, options):
+            log.warning("%s", line)
         for service in self.state.services:
             log.info(
                 "%s: %s on %s, %s, %s, %s to %s",

@@ -5,12 +5,14 @@ Executes the actions of transitions, and remembers what is in force. It decides 
 
 import asyncio
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from featherlb import host
 from featherlb.config import Config
 from featherlb.control.events import Events
+from featherlb.control.host_watch import HostWatch
 from featherlb.control.tasks import Tasks
 from featherlb.control.topology import TopologyWatcher
 from featherlb.control.transition import (
@@ -25,7 +27,7 @@ from featherlb.control.workers import Cursor, FlowFilter, Workers
 from featherlb.core.flows.tcp_state import ACTIVE
 from featherlb.core.path.export import read_flows
 from featherlb.datapaths.base import QueueOptions, queue_length
-from featherlb.model import Address, Service, Topology
+from featherlb.model import Service, Topology
 from featherlb.model.errors import HostError
 from featherlb.system import flow_file, kernel_state
 from featherlb.system.journal import Journal
@@ -42,12 +44,14 @@ class DataPlane:
     """Actions come one at a time; questions to the `workers` may be asked at any time."""
 
     def __init__(self, events: Events, tasks: Tasks) -> None:
+        self._events = events
         self.workers = Workers(events, tasks)
         self.topology = TopologyWatcher(events, tasks)
         self.options = host.Options()
         self.departing: tuple[Service, ...] = ()
         """The backends that have left and still have flows, as far as the host knows."""
         self._host = host.Host()
+        self.watch = HostWatch(events, self._host.glance)
         self._pass_mark = 0
         self._apply = ApplyServices((), {})
         """In force in the workers."""
@@ -159,13 +163,29 @@ class DataPlane:
         with suppress(HostError):
             await self.workers.apply(self._log_flows)
 
-    async def restore_vips(self, addresses: Collection[Address]) -> None:
-        """Give the host, which has these addresses now, what it lacks of the plan."""
-        await asyncio.to_thread(self._restore_vips, addresses)
-
-    async def deviations(self) -> list[host.Deviation]:
+    async def deviations(
+        self, kinds: frozenset[host.Kind] = host.ALL_KINDS
+    ) -> list[host.Deviation]:
         """What others have changed of this instance's part of the host."""
-        return await asyncio.to_thread(self._host.deviations)
+        return await asyncio.to_thread(self._host.deviations, kinds)
+
+    async def restore(self) -> None:
+        """Give the host what it lacks of the plan; HostError if it refuses."""
+        await asyncio.to_thread(self._restore)
+
+    async def vips_moved(self) -> bool:
+        """Whether VIPs that others give to this host have come or gone."""
+        return bool(await asyncio.to_thread(self._host.moved))
+
+    async def follow_vips(self) -> None:
+        """Adapt the host's rules to VIPs that have come or gone; HostError if it refuses."""
+        moved = await asyncio.to_thread(self._host.moved)
+        if not moved:
+            return
+        await asyncio.to_thread(self._restore)
+        for address, arrived in moved.items():
+            kind, text = ("vip-here", "is") if arrived else ("vip-away", "is no longer")
+            self._events.emit(kind, f"VIP {address} {text} an address of this host")
 
     # Blocking
 
@@ -174,11 +194,19 @@ class DataPlane:
         self._host.update(plan)
         self._pass_mark = plan.pass_mark or 0
 
-    def _restore_vips(self, addresses: Collection[Address]) -> None:
+    def _restore(self) -> None:
+        before = self._host.plan
+        assert before is not None
         services = [*self._apply.services, *self.departing]
-        plan = host.build(services, self.options, host.survey(services))
-        if plan != self._host.plan or any(vip not in addresses for vip, _ in plan.addresses):
-            self._host.update(plan)
+        facts = host.survey(services)
+        # What somebody else has given to this host and taken away isn't ours to give back: with
+        # VRRP another host has it now.
+        others = {vip.address for _, vip in before.vips} - {vip for vip, _ in before.addresses}
+        if self.options.assign:
+            facts = replace(facts, local_vips=facts.local_vips | others)
+        plan = host.build(services, self.options, facts)
+        self._host.update(plan)
+        self._pass_mark = plan.pass_mark or 0
 
     def _leave(self, services: Sequence[Service]) -> None:
         """Leave on the host what flows need that the kernel forwards."""

@@ -4,7 +4,17 @@ from collections.abc import Iterator
 
 from featherlb.config import Config, ServiceConfig
 
-_FIXED = ("queue", "workers", "fail_open", "driver", "hash_key", "max_flows", "timeouts", "api")
+_FIXED = (
+    "queue",
+    "workers",
+    "fail_open",
+    "assign",
+    "driver",
+    "hash_key",
+    "max_flows",
+    "timeouts",
+    "api",
+)
 """What a running instance can't change."""
 _SERVICE = (
     "vips",
@@ -43,6 +53,8 @@ def describe(before: Config, after: Config) -> list[str]:
         lines.append(
             f"resolve interval {before.resolve_interval:g} s -> {after.resolve_interval:g} s"
         )
+    if before.restore != after.restore:
+        lines.append(f"restore {_text(before.restore)} -> {_text(after.restore)}")
     lines += [
         f"{key} takes effect at the next start only"
         for key in _FIXED

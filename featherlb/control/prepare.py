@@ -38,9 +38,14 @@ def check(services: Sequence[Service], options: host.Options) -> None:
     host.check(services, options, host.survey(services))
 
 
-def prepare(
-    config: Config, assign: bool, look_up: Lookup
-) -> tuple[tuple[Service, ...], host.HostPlan]:
+def advise(services: Sequence[Service], options: host.Options) -> list[str]:
+    """What keeps clients from an instance with these services for now, as sentences."""
+    if options.assign:
+        return []
+    return list(host.advise(services, options, host.survey(services)))
+
+
+def prepare(config: Config, look_up: Lookup) -> tuple[tuple[Service, ...], host.HostPlan]:
     """What a new instance serves and what it changes on the host; HostError and ConfigError if it
     can't run."""
     services = find_services(config, look_up)
@@ -48,7 +53,7 @@ def prepare(
         queue=host.free_queue(config.workers, services) if config.queue is None else config.queue,
         workers=config.workers,
         fail_open=config.fail_open,
-        assign=assign,
+        assign=config.assign,
     )
     # The ports of saved flows, and so their packets' queues, were given to workers by this seed.
     for path in flow_file.find(Journal().directory, options.queue):

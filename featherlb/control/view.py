@@ -6,6 +6,7 @@ from datetime import datetime
 
 from featherlb.config import BackendConfig, ServiceConfig
 from featherlb.control.health import HealthChecks, progress
+from featherlb.control.host_watch import HostView
 from featherlb.control.log_level import LogLevel
 from featherlb.control.overrides import Override, drained
 from featherlb.control.resolver import Resolver
@@ -87,6 +88,7 @@ class View:
     workers: tuple[WorkerView, ...]
     worker_restarts: int
     tasks: tuple[TaskState, ...]
+    host: HostView
     watchdog_fed: bool
     """No task that packets depend on keeps failing."""
 

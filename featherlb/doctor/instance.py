@@ -63,6 +63,14 @@ def judge_state(status: schema.Status, installed: str) -> Iterator[Finding]:
                 f" since the start, the last time because of {task.last_error}",
                 "journalctl -u featherlb -g task",
             )
+    if status.host.last_restored:
+        times = max(status.host.restored.values())
+        yield warning(
+            f"another program changes what featherlb needs on this host, and featherlb restored it"
+            f" {times} times since the start, last at {status.host.last_restored}:"
+            f" {status.host.repairs}; the log says which program, if the kernel knows",
+            'journalctl -u featherlb -g "this host was changed"',
+        )
     if status.flows > FULL * status.capacity:
         yield warning(
             f"{status.flows:,} of {status.capacity:,} flows are in use; before idle connections are"

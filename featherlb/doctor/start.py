@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from featherlb import host
 from featherlb.api.client import death
-from featherlb.doctor.finding import Finding, error, note, refusal
+from featherlb.doctor.finding import Finding, error, note, refusal, warning
 from featherlb.doctor.subject import Subject
 from featherlb.model import Datapath
 from featherlb.model.errors import HostError
@@ -28,6 +28,7 @@ def check_preflight(subject: Subject) -> Iterator[Finding]:
         return
     found = host.problems(subject.services, subject.options, subject.facts, owner=subject.owner)
     yield from map(refusal, found)
+    yield from map(warning, host.advise(subject.services, subject.options, subject.facts))
 
 
 def check_datapaths(subject: Subject) -> Iterator[Finding]:

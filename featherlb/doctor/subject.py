@@ -94,8 +94,7 @@ def find_subject(
     records = tuple(Journal().records())
     running = _running(records, instance, findings)
     config = _config(path, running, default, findings)
-    assign = running is None or running.host.assign
-    options = host.Options(assign=assign)
+    options = host.Options()
     services: tuple[Service, ...] = ()
     facts = None
     if config is not None:
@@ -105,7 +104,10 @@ def find_subject(
             if queue is None:
                 queue = host.free_queue(config.workers, services)
             options = host.Options(
-                queue=queue, workers=config.workers, fail_open=config.fail_open, assign=assign
+                queue=queue,
+                workers=config.workers,
+                fail_open=config.fail_open,
+                assign=config.assign if running is None else running.host.assign,
             )
             facts = host.survey(services)
         except FeatherlbError as problem:

@@ -14,18 +14,21 @@ from featherlb.datapaths.rules.extensions import check_kernel
 from featherlb.datapaths.rules.facts import Facts, Options
 from featherlb.host.apply import Host, remove_saved_flows, remove_stale
 from featherlb.host.choose import pick, usable
-from featherlb.host.deviations import Deviation, repairs
+from featherlb.host.deviations import ALL_KINDS, Deviation, Kind, repairs
 from featherlb.host.peers import is_peer, may_resume
 from featherlb.host.plan import HostPlan, build
-from featherlb.host.preflight import check, problems
+from featherlb.host.preflight import advise, check, problems
 from featherlb.host.survey import free_queue, missing_capabilities, prepare, survey
 
 __all__ = [
+    "ALL_KINDS",
     "Deviation",
     "Facts",
     "Host",
     "HostPlan",
+    "Kind",
     "Options",
+    "advise",
     "build",
     "check",
     "check_kernel",

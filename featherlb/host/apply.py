@@ -7,16 +7,17 @@ thread there.
 """
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Set
 from ipaddress import ip_address
 
 from featherlb.datapaths.host_side import Replies
 from featherlb.host import deviations
-from featherlb.host.deviations import Deviation
+from featherlb.host.deviations import ALL_KINDS, Deviation, Kind
 from featherlb.host.orphans import Served, delete_flows, read_vips
 from featherlb.host.plan import HostPlan
 from featherlb.host.resources import Assignment, Resource, Rules, Sets, Setting, decode, encode
 from featherlb.host.survey import place, require_privileges
+from featherlb.model import Address
 from featherlb.model.errors import HostError
 from featherlb.system import arp, flow_file, ipset, iptables, journal, rtnetlink, sysctl
 
@@ -101,9 +102,20 @@ class Host:
             if before is not None:
                 delete_flows(vip_rows(before), before.claims[Replies.TRACKED], vip_rows(plan))
 
-    def deviations(self) -> list[Deviation]:
-        """Where the host differs from the plan because somebody else changed it."""
-        return list(deviations.find(self._plan, self._rules)) if self._plan else []
+    def deviations(self, kinds: Set[Kind] = ALL_KINDS) -> list[Deviation]:
+        """Where the host differs from the plan because somebody else changed it. During an update
+        the answer means nothing."""
+        plan = self._plan
+        return list(deviations.find(plan, self._rules, kinds)) if plan else []
+
+    def moved(self) -> dict[Address, bool]:
+        """The VIPs that are addresses of this host, or are not, other than when the plan was made,
+        if instances don't assign them: whether they are now."""
+        return deviations.moved(self._plan) if self._plan else {}
+
+    def glance(self) -> dict[Kind, object]:
+        """Something that differs after most changes, cheaper than `deviations`."""
+        return deviations.glance(self._plan) if self._plan else {}
 
     def __enter__(self) -> "Host":
         return self

@@ -1,64 +1,76 @@
 """What somebody else changed on the host against a plan, and what an update repairs."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
+from enum import StrEnum
 
+from featherlb.datapaths.rules.vip_addresses import subnet_interface
 from featherlb.host.plan import HostPlan
-from featherlb.system import ipset, iptables, rtnetlink, sysctl
+from featherlb.host.survey import is_local
+from featherlb.model import LOOPBACK, Address
+from featherlb.system import ipset, iptables, rtnetlink, sysctl, xtables
 
 OwnRules = Mapping[int, list[tuple[str, str]]]
 """By address family, what `iptables.own` has found."""
+
+
+class Kind(StrEnum):
+    """What can be changed."""
+
+    RULES = "rules"
+    SETS = "sets"
+    SETTINGS = "settings"
+    ADDRESSES = "addresses"
+
+
+ALL_KINDS = frozenset(Kind)
 
 
 @dataclass(frozen=True, slots=True)
 class Deviation:
     """One difference."""
 
+    kind: Kind
     text: str
     """What is wrong, as a sentence."""
     repair: str
     """What an update does about it; `{}` stands for the number of rules."""
+    ours: bool = True
+    """Whether the instance has set up what is missing. An address that somebody else gives to this
+    host and takes away again (VRRP) is restored only when an operator asks for it."""
 
 
-def find(plan: HostPlan, rules: OwnRules) -> Iterator[Deviation]:
-    """The differences, where `rules` are those that the plan has made."""
-    for family, before in rules.items():
-        command = iptables.COMMANDS[family]
-        ipv6 = " of IPv6" if family == 6 else ""
-        now = iptables.own(family, plan.instance)
-        for table, rule in before:
-            if (table, rule) not in now:
-                yield Deviation(
-                    f"the {command} rule `{table}: {rule}` is gone",
-                    f"restored {{}} of table {table}{ipv6}",
-                )
-        for table, rule in now:
-            if (table, rule) not in before:
-                yield Deviation(
-                    f"the {command} rule `{table}: {rule}` is not featherlb's",
-                    f"removed {{}} of others from table {table}{ipv6}",
-                )
-    for wanted in plan.sets:
-        if ipset.entries(wanted.name) != set(wanted.entries):
-            yield Deviation(
-                f"the ipset {wanted.name} is gone or has other entries",
-                f"restored ipset {wanted.name}",
-            )
-    for key, value in plan.settings:
-        if (now_set := sysctl.read(key)) not in (None, value):
-            name = sysctl.dotted(key)
-            yield Deviation(
-                f"{name} is {now_set} and has to be {value}", f"restored {name}={value}"
-            )
-    if plan.addresses:
-        here = {own.address.ip for own in rtnetlink.addresses()}
-        for address, interface in plan.addresses:
-            if address not in here:
-                yield Deviation(
-                    f"the VIP {address} is no address of this host any more",
-                    f"restored VIP {address} on {interface}",
-                )
+def find(plan: HostPlan, rules: OwnRules, kinds: Set[Kind] = ALL_KINDS) -> Iterator[Deviation]:
+    """The differences of these kinds, where `rules` are those that the plan has made."""
+    if Kind.RULES in kinds:
+        for family, before in rules.items():
+            yield from _rules(plan, family, before)
+    if Kind.SETS in kinds:
+        yield from _sets(plan)
+    if Kind.SETTINGS in kinds:
+        yield from _settings(plan)
+    if Kind.ADDRESSES in kinds:
+        yield from _addresses(plan)
+
+
+def glance(plan: HostPlan) -> dict[Kind, object]:
+    """Something that differs after most changes, much cheaper to get than the deviations: no
+    program is started. Not of what the kernel announces changes of: addresses, and the rules of
+    iptables' nf_tables variant."""
+    looks: dict[Kind, object] = {
+        Kind.SETTINGS: [sysctl.read(key) for key, _ in plan.settings],
+    }
+    if plan.sets:
+        sizes = ipset.sizes()
+        looks[Kind.SETS] = [sizes.get(wanted.name) for wanted in plan.sets]
+    if iptables.flavour() == "legacy":
+        looks[Kind.RULES] = [
+            xtables.outline(family, table)
+            for family, ruleset in plan.rules.items()
+            for table in ruleset
+        ]
+    return looks
 
 
 def repairs(deviations: Iterable[Deviation]) -> list[str]:
@@ -66,3 +78,112 @@ def repairs(deviations: Iterable[Deviation]) -> list[str]:
     table raw`."""
     counts = Counter(one.repair for one in deviations)
     return [text.format(f"{n} {'rule' if n == 1 else 'rules'}") for text, n in counts.items()]
+
+
+def _rules(plan: HostPlan, family: int, before: list[tuple[str, str]]) -> Iterator[Deviation]:
+    command = iptables.COMMANDS[family]
+    ipv6 = " of IPv6" if family == 6 else ""
+    now = iptables.own(family, plan.instance)
+    # A rule may stand there twice.
+    gone = Counter(before) - Counter(now)
+    added = Counter(now) - Counter(before)
+    for table, rule in gone.elements():
+        yield Deviation(
+            Kind.RULES,
+            f"the {command} rule `{table}: {rule}` is gone",
+            f"restored {{}} of table {table}{ipv6}",
+        )
+    for table, rule in added.elements():
+        yield Deviation(
+            Kind.RULES,
+            f"the {command} rule `{table}: {rule}` is not featherlb's",
+            f"removed {{}} of others from table {table}{ipv6}",
+        )
+    if not gone and not added:
+        for table, chain in _disordered(before, now):
+            yield Deviation(
+                Kind.RULES,
+                f"the {command} rules of chain {chain} in table {table} have another order",
+                f"restored the order of table {table}{ipv6}",
+            )
+
+
+def _disordered(
+    before: list[tuple[str, str]], now: list[tuple[str, str]]
+) -> Iterator[tuple[str, str]]:
+    """The chains, each with its table, in which the same rules stand in another order."""
+
+    def by_chain(rules: list[tuple[str, str]]) -> dict[tuple[str, str], list[str]]:
+        found: dict[tuple[str, str], list[str]] = {}
+        for table, rule in rules:
+            found.setdefault((table, rule.split()[1]), []).append(rule)
+        return found
+
+    standing = by_chain(now)
+    return (chain for chain, rules in by_chain(before).items() if standing[chain] != rules)
+
+
+def _sets(plan: HostPlan) -> Iterator[Deviation]:
+    for wanted in plan.sets:
+        if ipset.entries(wanted.name) != set(wanted.entries):
+            yield Deviation(
+                Kind.SETS,
+                f"the ipset {wanted.name} is gone or has other entries",
+                f"restored ipset {wanted.name}",
+            )
+
+
+def _settings(plan: HostPlan) -> Iterator[Deviation]:
+    for key, value in plan.settings:
+        if (now := sysctl.read(key)) not in (None, value):
+            name = sysctl.dotted(key)
+            yield Deviation(
+                Kind.SETTINGS,
+                f"{name} is {now} and has to be {value}",
+                f"restored {name}={value}",
+            )
+
+
+def _addresses(plan: HostPlan) -> Iterator[Deviation]:
+    if not plan.options.assign:
+        return
+    assigned = dict(plan.addresses)
+    standing = rtnetlink.addresses()
+    here = {own.address.ip for own in standing}
+    hosts = [own for own in standing if own.address.ip not in assigned]
+    for address, interface in plan.addresses:
+        right = subnet_interface(address, hosts) or LOOPBACK
+        if address not in here:
+            yield Deviation(
+                Kind.ADDRESSES,
+                f"the VIP {address} is no address of this host any more",
+                f"restored VIP {address} on {right}",
+            )
+        elif interface != right:
+            yield Deviation(
+                Kind.ADDRESSES,
+                f"the VIP {address} is on {interface}, and {right} has its subnet",
+                f"moved VIP {address} to {right}",
+            )
+    for address in sorted(_missing(plan, here) - assigned.keys(), key=str):
+        yield Deviation(
+            Kind.ADDRESSES,
+            f"the VIP {address}, which featherlb did not assign, is no address of this host any"
+            " more",
+            f"assigned VIP {address}",
+            ours=False,
+        )
+
+
+def moved(plan: HostPlan) -> dict[Address, bool]:
+    """See `Host.moved`."""
+    if plan.options.assign:
+        return {}
+    away = _missing(plan, {own.address.ip for own in rtnetlink.addresses()})
+    return {vip: vip in plan.foreign for vip in sorted(away ^ plan.foreign, key=str)}
+
+
+def _missing(plan: HostPlan, here: Set[Address]) -> set[Address]:
+    """The plan's VIPs whose packets are not for this host, which has the addresses `here`."""
+    vips = {vip.address for _, vip in plan.vips if not vip.wildcard}
+    return {vip for vip in vips - here if not is_local(vip)}

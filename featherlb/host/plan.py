@@ -29,6 +29,8 @@ class HostPlan:
     """By address family, 4 or 6."""
     addresses: tuple[tuple[Address, str], ...]
     """VIPs to assign, each with the interface that gets it."""
+    foreign: frozenset[Address]
+    """VIPs that are not addresses of this host, if the instance doesn't assign them."""
     sources: frozenset[str]
     """See `source_entries`."""
     claims: Mapping[Replies, frozenset[str]]
@@ -114,6 +116,11 @@ def build(
             for family in families
         },
         addresses=tuple(assignments(vips, facts)) if options.assign else (),
+        foreign=frozenset(
+            vip.address
+            for _, vip in vips
+            if not options.assign and not vip.wildcard and vip.address not in facts.local_vips
+        ),
         sources=source_entries(services),
         claims=claims(services),
         order=facts.order,

@@ -257,29 +257,42 @@ def _crossings(service: Service, options: Options, facts: Facts) -> Iterator[tup
                     yield links[back.link].name, vip_interface
 
 
+def advise(services: Sequence[Service], options: Options, facts: Facts) -> Iterator[str]:
+    """What keeps clients away for now, but may change without an operator: VIPs that this instance
+    doesn't assign, and that are not here. A standby host gets them when the other one fails."""
+    found = {} if options.assign else _on_link(services, facts)
+    for interface, addresses in sorted(found.items()):
+        for address in sorted(addresses, key=str):
+            if not _answered(address, interface):
+                yield (
+                    f"VIP {address} is not an address of this host, and featherlb doesn't assign it"
+                    " (`assign: false`): no client reaches it here until something else does, such"
+                    f" as VRRP or `ip addr add {address}/{address.max_prefixlen} dev {interface}`"
+                )
+
+
 def _check_vip_addresses(services: Sequence[Service], options: Options, facts: Facts) -> None:
     """Whether clients reach the VIPs on this host, and on no other."""
+    if not options.assign:
+        return
+    for interface, addresses in sorted(_on_link(services, facts).items()):
+        for address, mac in arp.owners(interface, addresses).items():
+            raise HostError(
+                f"VIP {address} already belongs to the host with the MAC address {mac} on"
+                f" {interface}; remove it there, or choose another VIP; if a program such as"
+                " keepalived moves it between hosts, set `assign: false`"
+            )
+
+
+def _on_link(services: Sequence[Service], facts: Facts) -> dict[str, list[Address]]:
+    """The VIPs that are not on this host, by the interface that has their subnet."""
     here = {own.address.ip for own in rtnetlink.addresses()} | facts.local_vips
-    on_link: dict[str, list[Address]] = {}
+    found: dict[str, list[Address]] = {}
     for address in {vip.address for _, _, vip in _vips(services)} - here:
         interface = subnet_interface(address, facts.addresses)
         if interface and not address.is_unspecified:
-            on_link.setdefault(interface, []).append(address)
-    for interface, addresses in sorted(on_link.items()):
-        if options.assign:
-            for address, mac in arp.owners(interface, addresses).items():
-                raise HostError(
-                    f"VIP {address} already belongs to the host with the MAC address {mac} on"
-                    f" {interface}; remove it there, or choose another VIP"
-                )
-            continue
-        for address in addresses:
-            if not _answered(address, interface):
-                raise HostError(
-                    f"VIP {address} is unreachable: it is in the subnet of {interface}, but is not"
-                    " an address of this host; leave out --no-assign, or run"
-                    f" `ip addr add {address}/{address.max_prefixlen} dev {interface}`"
-                )
+            found.setdefault(interface, []).append(address)
+    return found
 
 
 def _answered(address: Address, interface: str) -> bool:

@@ -6,6 +6,7 @@ changes by others do no harm. Works with the legacy and the nf_tables variant, w
 `iptables-restore` is.
 """
 
+import functools
 import os
 import re
 import shutil
@@ -131,8 +132,11 @@ def listing(family: int, flavour: str = "") -> list[str]:
 def flavour() -> str:
     """The variant that `iptables` is on this host: `legacy` or `nft`."""
     program = _find("iptables-save")
-    if program is None:
-        return "nft"
+    return "nft" if program is None else _flavour(program)
+
+
+@functools.cache
+def _flavour(program: str) -> str:
     done = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
     return "nft" if "nf_tables" in done.stdout else "legacy"
 

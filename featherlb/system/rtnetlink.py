@@ -228,21 +228,26 @@ def _change_address(kind: int, mode: int, address: Address, interface: str) -> N
 # Changes
 
 
-class Monitor:
-    """A socket that receives every change of links, addresses, routes, rules and neighbours."""
+RTMGRP_ADDRESSES = RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR
+RTMGRP_EVERYTHING = (
+    RTMGRP_ADDRESSES
+    | (RTMGRP_LINK | RTMGRP_NEIGH)
+    | (RTMGRP_IPV4_ROUTE | RTMGRP_IPV4_RULE)
+    | (RTMGRP_IPV6_ROUTE | RTMGRP_IPV6_RULE)
+)
 
-    def __init__(self) -> None:
+
+class Monitor:
+    """A socket that receives every change of links, addresses, routes, rules and neighbours, or
+    only those of these `groups`."""
+
+    def __init__(self, groups: int = RTMGRP_EVERYTHING) -> None:
         """HostError if this host can't have it."""
         kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK
         with _failing("watch links and routes"):
             self._socket = socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, MONITOR_BUFFER)
-        groups = (
-            *(RTMGRP_LINK, RTMGRP_NEIGH),
-            *(RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV4_RULE),
-            *(RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE, RTMGRP_IPV6_RULE),
-        )
-        self._socket.bind((0, sum(groups)))
+        self._socket.bind((0, groups))
 
     def fileno(self) -> int:
         return self._socket.fileno()

@@ -1,6 +1,8 @@
 """What the kernel tests share: a lab, and the installed `featherlb` command running in it."""
 
 import itertools
+import os
+import shutil
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -140,6 +142,17 @@ def web_servers(lab: Lab) -> Iterator[None]:
         for node in lab.backends:
             servers.enter_context(HttpServer(node))
         yield
+
+
+def use_iptables(flavour: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have iptables of this flavour (`legacy` or `nft`) found by the plain names, by whatever a
+    test starts, as update-alternatives arranges it."""
+    for family in ("iptables", "ip6tables"):
+        for name in (family, f"{family}-save", f"{family}-restore"):
+            target = shutil.which(name.replace(family, f"{family}-{flavour}"))
+            assert target
+            (directory / name).symlink_to(target)
+    monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
 
 
 @pytest.hookimpl(wrapper=True)

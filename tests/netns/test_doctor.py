@@ -156,7 +156,7 @@ def test_what_harms_a_running_instance(lab: Lab, featherlb: Up, file: Path) -> N
             return True
         return False
 
-    with featherlb(lab, "--config", str(file)):
+    with featherlb(lab, "--config", str(file), "--no-restore"):
         for harm, check, stops in HARMS:
             assert not stopped()
             harm(lab)

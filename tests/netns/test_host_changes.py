@@ -1,7 +1,6 @@
 """What an instance changes on its host, and that any process can revert all of it."""
 
 import json
-import os
 import re
 import shutil
 import socket
@@ -20,6 +19,7 @@ from scapy.layers.l2 import Ether
 from featherlb import host
 from featherlb.lab import Lab, Node
 from featherlb.system import journal
+from tests.netns.conftest import use_iptables
 from tests.netns.host_owner import service
 from tests.netns.traffic import wait_for
 
@@ -42,12 +42,7 @@ def balancer() -> Iterator[Node]:
 def flavour(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """iptables of either kind, found by the plain names as update-alternatives arranges it."""
     kind: str = request.param
-    for family in ("iptables", "ip6tables"):
-        for action in ("save", "restore"):
-            target = shutil.which(f"{family}-{kind}-{action}")
-            assert target
-            (tmp_path / f"{family}-{action}").symlink_to(target)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    use_iptables(kind, tmp_path, monkeypatch)
     return kind
 
 

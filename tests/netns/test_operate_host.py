@@ -81,7 +81,7 @@ def test_the_api_comes_back_when_its_socket_was_removed(lab: Lab, featherlb: Up)
 
 
 def test_a_reload_puts_back_what_somebody_removed(lab: Lab, featherlb: Up) -> None:
-    with featherlb(lab, "--vip", f"{VIP}:80", "--backend", ONE):
+    with featherlb(lab, "--vip", f"{VIP}:80", "--backend", ONE, "--no-restore"):
 
         def rules() -> list[str]:
             saved = lab.balancer.run(["iptables-save"]).stdout.splitlines()

@@ -13,6 +13,7 @@ from featherlb.config.file import parse
 from featherlb.config.resolve import resolve
 from featherlb.control.events import Events
 from featherlb.control.health import HealthChecks
+from featherlb.control.host_watch import HostView
 from featherlb.control.log_level import LogLevel
 from featherlb.control.resolver import Resolver
 from featherlb.control.tasks import Tasks, TaskState
@@ -58,6 +59,9 @@ def families(world: World) -> list[Metric]:
         workers=(WorkerView(0, 1, worker),),
         worker_restarts=0,
         tasks=(TaskState("names", 2, True, "OSError", ""),),
+        host=HostView(
+            deviations=("net.ipv4.ip_forward is 0 and has to be 1",), restored={"rules": 2}
+        ),
         watchdog_fed=False,
     )
     return list(Snapshot(view).collect())

@@ -57,7 +57,7 @@ def serve(
 
     async def run() -> T:
         events = Events()
-        controller = Controller(Settings(load=load, assign=False), events, Tasks(events))
+        controller = Controller(Settings(load=load), events, Tasks(events))
         config = parse(FILE, "lb.yaml")
         controller.state = State(config, services=resolve(config, lambda name: []))
         runner = web.ServerRunner(http_server(controller, token), shutdown_timeout=0.1)

@@ -79,6 +79,13 @@ STATUS = schema.Status.model_construct(
     workers=[],
     worker_restarts=0,
     tasks=[],
+    host=schema.HostState(
+        restoring=False,
+        deviations=[f"the VIP {ULA} is gone"],
+        restored={"rules": 1},
+        last_restored="now",
+        repairs=f"restored VIP {ULA}",
+    ),
     watchdog_fed=True,
 )
 STATS = schema.Stats.model_construct(

@@ -15,7 +15,8 @@ WORDS = re.findall(
     r"\S+",
     """
     services routes name vip protocol scheduler nat source_addresses backends address weight
-    queue workers fail_open driver hash_key max_flows timeouts half_open fin host port strategy
+    queue workers fail_open assign restore driver hash_key max_flows timeouts half_open fin
+    host port strategy
     endpoints 10.0.0.1:80 10.0.0.2 [::1]:80 '[::1]:80' 0.0.0.0:1-9 web:80 rr full dnat tcp
     roundrobin 1 -1 010 1.5 10:30 30s true null ~ << *a &a ! !!int !!set | > --- ... %YAML ? @
     """,

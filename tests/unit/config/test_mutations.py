@@ -20,6 +20,8 @@ VALID = """
 queue: 3
 workers: 2
 fail_open: true
+assign: false
+restore: false
 driver: netlink
 hash_key: secret
 max_flows: 1000

@@ -15,7 +15,7 @@ SERVICE_KEYS = (
     "backends"
 )
 FILE_KEYS = (
-    "services, queue, workers, fail_open, driver, hash_key, max_flows, timeouts, "
+    "services, queue, workers, fail_open, assign, restore, driver, hash_key, max_flows, timeouts, "
     "resolve_interval, api"
 )
 DURATION = "a duration such as 500ms, 30s, 5m or 1h, at most 720h"

@@ -43,7 +43,8 @@ def test_what_is_left_out_has_its_default() -> None:
 
 def test_the_keys_beside_the_services() -> None:
     config = parse(
-        "services: []\nqueue: 0\nworkers: 2\nfail_open: true\ndriver: netfilterqueue\n"
+        "services: []\nqueue: 0\nworkers: 2\nfail_open: true\n"
+        "assign: false\nrestore: false\ndriver: netfilterqueue\n"
         "hash_key: k\nmax_flows: 1\n"
         "timeouts: {half_open: 500ms, established: 1h, fin: 2m, closed: 3}\n",
         "f",
@@ -52,6 +53,8 @@ def test_the_keys_beside_the_services() -> None:
         queue=0,
         workers=2,
         fail_open=True,
+        assign=False,
+        restore=False,
         driver=Driver.NETFILTERQUEUE,
         hash_key="k",
         max_flows=1,

@@ -46,6 +46,8 @@ services:
 queue: 3
 workers: 2
 fail_open: true
+assign: false
+restore: false
 driver: netfilterqueue
 hash_key: 'x: "y"'
 max_flows: 5

@@ -106,6 +106,9 @@ STATUS = schema.Status(
     worker_restarts=0,
     workers=[],
     tasks=[],
+    host=schema.HostState(
+        restoring=True, deviations=[], restored={"rules": 0}, last_restored="", repairs=""
+    ),
     watchdog_fed=True,
 )
 
@@ -125,6 +128,9 @@ def test_state_of_the_instance() -> None:
     assert judged(version="0") == [(W, "systemctl restart featherlb")]
     assert judged(flows=91) == [(W, "systemctl restart featherlb")]
     assert len(judged(worker_restarts=1)) == 1
+    restored = STATUS.host.model_copy(update={"restored": {"rules": 2}, "last_restored": "now"})
+    (finding,) = instance.judge_state(STATUS.model_copy(update={"host": restored}), "1")
+    assert (finding.severity, "restored it 2 times" in finding.message) == (W, True)
     assert judged(tasks=[task(failing=False, restarts=0)]) == []
     assert judged(tasks=[task(failing=False)]) == [(W, "journalctl -u featherlb -g task")]
     assert judged(tasks=[task(failing=True)]) == [(E, "systemctl restart featherlb")]
