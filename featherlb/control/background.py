@@ -5,11 +5,12 @@ Each loop is a supervised task. What it does in a round is a method of the contr
 
 import asyncio
 import logging
+import os
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from featherlb.control.host_watch import REST
+from featherlb.control.host_watch import LONGEST_REST, REST
 from featherlb.model.errors import FeatherlbError, HostError
 
 if TYPE_CHECKING:
@@ -100,17 +101,17 @@ class Background:
         while True:
             await topology.changed.wait()
             topology.changed.clear()
-            with self._round():
-                # A worker that has died gets the topology when its successor starts.
-                with suppress(HostError):
-                    await self._controller.data.send_topology()
+            # A worker that has died gets the topology when its successor starts.
+            with self._round(), suppress(HostError):
+                await self._controller.data.send_topology()
 
     async def _watch_host(self) -> None:
         watch = self._controller.data.watch
         with watch.listening():
             while True:
                 suspects = await watch.suspects()
-                began = time.monotonic()
+                began = sum(os.times()[:4])
                 with self._round():
                     await self._controller.keep_host(suspects)
-                await asyncio.sleep(REST * (time.monotonic() - began))
+                spent = sum(os.times()[:4]) - began
+                await asyncio.sleep(min(REST * spent, LONGEST_REST))

@@ -27,7 +27,7 @@ from featherlb.control.workers import Cursor, FlowFilter, Workers
 from featherlb.core.flows.tcp_state import ACTIVE
 from featherlb.core.path.export import read_flows
 from featherlb.datapaths.base import QueueOptions, queue_length
-from featherlb.model import Service, Topology
+from featherlb.model import Address, Service, Topology
 from featherlb.model.errors import HostError
 from featherlb.system import flow_file, kernel_state
 from featherlb.system.journal import Journal
@@ -52,6 +52,9 @@ class DataPlane:
         """The backends that have left and still have flows, as far as the host knows."""
         self._host = host.Host()
         self.watch = HostWatch(events, self._host.glance)
+        self._away: dict[Address, bool] = {}
+        """Of the VIPs that others give to this host, whether they were away when that was reported
+        last."""
         self._pass_mark = 0
         self._apply = ApplyServices((), {})
         """In force in the workers."""
@@ -104,6 +107,7 @@ class DataPlane:
             for path in saved:
                 path.unlink(missing_ok=True)
         await asyncio.to_thread(self._host.apply, plan)
+        self._away = self._host.away
 
     async def stop(self) -> None:
         """Revert the host, except for what open flows need that the kernel forwards. Rules go
@@ -174,18 +178,18 @@ class DataPlane:
         await asyncio.to_thread(self._restore)
 
     async def vips_moved(self) -> bool:
-        """Whether VIPs that others give to this host have come or gone."""
-        return bool(await asyncio.to_thread(self._host.moved))
+        """Whether VIPs that others give to this host have come or gone since `follow_vips`."""
+        return bool(await asyncio.to_thread(self._host.moved)) or self._away != self._host.away
 
     async def follow_vips(self) -> None:
         """Adapt the host's rules to VIPs that have come or gone; HostError if it refuses."""
-        moved = await asyncio.to_thread(self._host.moved)
-        if not moved:
-            return
-        await asyncio.to_thread(self._restore)
-        for address, arrived in moved.items():
-            kind, text = ("vip-here", "is") if arrived else ("vip-away", "is no longer")
-            self._events.emit(kind, f"VIP {address} {text} an address of this host")
+        if await asyncio.to_thread(self._host.moved):
+            await asyncio.to_thread(self._restore)
+        before, self._away = self._away, self._host.away
+        for address, away in self._away.items():
+            if before.get(address, away) is not away:
+                kind, text = ("vip-away", "is no longer") if away else ("vip-here", "is")
+                self._events.emit(kind, f"VIP {address} {text} an address of this host")
 
     # Blocking
 

@@ -26,9 +26,9 @@ GLANCE_INTERVAL = 2.0
 """Seconds between two glances."""
 FULL_INTERVAL = 60.0
 """Seconds between two comparisons in full of what gave no reason for one."""
-REST = 10
-"""After a comparison, the next one waits for so many times the duration of that: where others
-change their rules all the time, comparing takes a tenth of a processor at most."""
+REST, LONGEST_REST = 10, 2.0
+"""After a comparison, the next one waits for so many times the processor time of that, and so many
+seconds at most: where others change their rules all the time, comparing takes little of it."""
 CALM = 60.0
 """Seconds without a restoration after which the next one doesn't wait."""
 PAUSES = (1.0, 16.0)

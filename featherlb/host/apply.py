@@ -7,7 +7,7 @@ thread there.
 """
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
 from ipaddress import ip_address
 
 from featherlb.datapaths.host_side import Replies
@@ -15,11 +15,21 @@ from featherlb.host import deviations
 from featherlb.host.deviations import ALL_KINDS, Deviation, Kind
 from featherlb.host.orphans import Served, delete_flows, read_vips
 from featherlb.host.plan import HostPlan
-from featherlb.host.resources import Assignment, Resource, Rules, Sets, Setting, decode, encode
+from featherlb.host.resources import (
+    Assignment,
+    Chains,
+    Resource,
+    Rules,
+    Sets,
+    Setting,
+    decode,
+    encode,
+    newest_first,
+)
 from featherlb.host.survey import place, require_privileges
 from featherlb.model import Address
 from featherlb.model.errors import HostError
-from featherlb.system import arp, flow_file, ipset, iptables, journal, rtnetlink, sysctl
+from featherlb.system import arp, flow_file, ipset, iptables, journal, nft_chains, rtnetlink, sysctl
 
 Keep = Callable[[journal.Record, list[Served]], bool]
 
@@ -108,10 +118,19 @@ class Host:
         plan = self._plan
         return list(deviations.find(plan, self._rules, kinds)) if plan else []
 
-    def moved(self) -> dict[Address, bool]:
-        """The VIPs that are addresses of this host, or are not, other than when the plan was made,
-        if instances don't assign them: whether they are now."""
-        return deviations.moved(self._plan) if self._plan else {}
+    @property
+    def away(self) -> dict[Address, bool]:
+        """The VIPs that others give to this host, if the instance doesn't assign them, with whether
+        they were no addresses of it when the plan was made."""
+        plan = self._plan
+        if plan is None or plan.options.assign:
+            return {}
+        vips = sorted({vip.address for _, vip in plan.vips if not vip.wildcard}, key=str)
+        return {vip: vip in plan.foreign for vip in vips}
+
+    def moved(self) -> bool:
+        """Whether one of those has come or gone since."""
+        return self._plan is not None and deviations.moved(self._plan)
 
     def glance(self) -> dict[Kind, object]:
         """Something that differs after most changes, cheaper than `deviations`."""
@@ -163,10 +182,25 @@ class Host:
                 yield setting
         if plan.sets:
             yield Sets(plan.instance)
+        if iptables.flavour() == "nft":
+            yield from self._chains(plan, claimed)
         for family in plan.rules:
             yield Rules(plan.instance, family)
         for address, interface in plan.addresses:
             yield Assignment(str(address), interface)
+
+    def _chains(self, plan: HostPlan, claimed: Mapping[str, Resource]) -> Iterator[Resource]:
+        """What iptables makes of its own for the plan's rules."""
+        for family, ruleset in plan.rules.items():
+            for table in ruleset:
+                there, chains = nft_chains.standing(family, table)
+                missing = tuple(set(nft_chains.BUILT_IN[table]) - chains)
+                made = Chains(family, table, tuple(sorted(missing)), not there)
+                # As with settings: only the first instance knows what was there before.
+                if (first := claimed.get(made.name)) is not None:
+                    yield first
+                elif missing:
+                    yield made
 
     def _revert(self, resources: Iterable[Resource]) -> list[str]:
         """Revert these, the last one first, except those that another instance needs."""
@@ -179,7 +213,7 @@ class Host:
             for resource in map(decode, record.changes)
         }
         failures = []
-        for resource in reversed(list(resources)):
+        for resource in newest_first(list(resources)):
             try:
                 if resource.name not in shared:
                     resource.revert()
@@ -255,13 +289,14 @@ def _remove_stale(log: journal.Journal, keep: Keep) -> list[str]:
         if record in staying:
             continue
         failed = []
-        for data in reversed(record.changes):
-            resource = decode(data)
+        for resource in newest_first([decode(data) for data in record.changes]):
             if resource.name in needed:
                 continue
             try:
                 resource.revert()
-                removed.append(f"{resource.name}, left by pid {record.pid}")
+                # Empty chains change nothing, and somebody else may use them now.
+                if not isinstance(resource, Chains):
+                    removed.append(f"{resource.name}, left by pid {record.pid}")
             except HostError as error:
                 failed.append(str(error))
         # Last: without the rules, nothing opens new ones.

@@ -175,12 +175,11 @@ def _addresses(plan: HostPlan) -> Iterator[Deviation]:
         )
 
 
-def moved(plan: HostPlan) -> dict[Address, bool]:
+def moved(plan: HostPlan) -> bool:
     """See `Host.moved`."""
     if plan.options.assign:
-        return {}
-    away = _missing(plan, {own.address.ip for own in rtnetlink.addresses()})
-    return {vip: vip in plan.foreign for vip in sorted(away ^ plan.foreign, key=str)}
+        return False
+    return _missing(plan, {own.address.ip for own in rtnetlink.addresses()}) != plan.foreign
 
 
 def _missing(plan: HostPlan, here: Set[Address]) -> set[Address]:

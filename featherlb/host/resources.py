@@ -5,11 +5,12 @@ can revert it (`decode`, then `revert`). Two instances may need the same one: th
 `name`s, and the last of them to stop reverts it.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from ipaddress import ip_address
 from typing import Any
 
-from featherlb.system import ipset, iptables, rtnetlink, sysctl
+from featherlb.system import ipset, iptables, nft_chains, rtnetlink, sysctl
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +80,38 @@ class Rules:
         iptables.remove(self.family, self.instance)
 
 
-Resource = Setting | Assignment | Sets | Rules
+@dataclass(frozen=True, slots=True)
+class Chains:
+    """The built-in chains of a table of iptables' nf_tables variant that were not there before, and
+    whether the table was not."""
+
+    family: int
+    table: str
+    chains: tuple[str, ...]
+    table_too: bool
+
+    @property
+    def name(self) -> str:
+        return f"empty chains of the nftables table {_WORDS[self.family]} {self.table}"
+
+    def revert(self) -> None:
+        """Remove what is empty: somebody else may use it by now."""
+        nft_chains.remove(self.family, self.table, self.chains, table_too=self.table_too)
+
+
+_WORDS = {4: "ip", 6: "ip6"}
+
+Resource = Setting | Assignment | Sets | Rules | Chains
 _KINDS: dict[str, type[Resource]] = {
-    kind.__name__: kind for kind in (Setting, Assignment, Sets, Rules)
+    kind.__name__: kind for kind in (Setting, Assignment, Sets, Rules, Chains)
 }
+
+
+def newest_first(resources: Sequence[Resource]) -> list[Resource]:
+    """The order in which to revert them: the last one first, but chains when they are empty."""
+    newest = resources[::-1]
+    chains = [one for one in newest if isinstance(one, Chains)]
+    return [*(one for one in newest if not isinstance(one, Chains)), *chains]
 
 
 def encode(resource: Resource) -> dict[str, Any]:
@@ -95,4 +124,6 @@ def decode(data: dict[str, Any]) -> Resource:
     fields = {name: value for name, value in data.items() if name != "kind"}
     if "restore" in fields:
         fields["restore"] = tuple((key, old) for key, old in fields["restore"])
+    if "chains" in fields:
+        fields["chains"] = tuple(fields["chains"])
     return _KINDS[data["kind"]](**fields)

@@ -77,6 +77,10 @@ class Connection:
         kernel's error."""
         self._sequence += 1
         self._socket.send(build_message(kind, flags | NLM_F_REQUEST, self._sequence, body))
+        return self._receive()
+
+    def _receive(self) -> tuple[list[bytes], bool]:
+        """The answer to the last request, as `_exchange`."""
         bodies: list[bytes] = []
         interrupted = False
         while True:

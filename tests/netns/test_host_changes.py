@@ -107,9 +107,11 @@ def snapshot(node: Node) -> dict[str, Any]:
     found: dict[str, Any] = {"sets": [name for name in node.call(set_names) if name]}
     for family in ("iptables", "ip6tables"):
         saved = node.run([f"{family}-save"]).stdout
-        # A table shows once it was used, even if it is empty again; counters count.
+        # A table of the legacy variant shows once it was used, even if it is empty again.
         rules = re.sub(r"(?m)^(#.*|\*.*|COMMIT|:[A-Z]+ ACCEPT .*)\n", "", saved)
         found[family] = re.sub(r"\[\d+:\d+\]", "", rules)
+    # What the nf_tables variant made goes again.
+    found["nftables"] = node.run(["nft", "--stateless", "list", "ruleset"]).stdout
     addresses = json.loads(node.run(["ip", "-json", "addr"]).stdout)
     found["addresses"] = [
         (link["ifname"], address["local"], address["prefixlen"])
@@ -124,10 +126,13 @@ def snapshot(node: Node) -> dict[str, Any]:
 
 
 @contextmanager
-def unchanged(node: Node) -> Iterator[None]:
+def unchanged(node: Node, *, but: str = "") -> Iterator[None]:
     before = snapshot(node)
     yield
-    assert snapshot(node) == before
+    after = snapshot(node)
+    assert {what: now for what, now in after.items() if what != but} == {
+        what: then for what, then in before.items() if what != but
+    }
 
 
 @pytest.mark.parametrize("nat", ["dnat", "full"])
@@ -210,6 +215,36 @@ def test_two_instances_share(balancer: Node, flavour: str, first_to_end: int, en
         assert f"FEATHERLB-RAW-{first_to_end}" not in during["iptables"]
         getattr(owners.pop(), end)()
         balancer.call(host.remove_stale)
+
+
+def test_what_others_use_of_nftables_stays(
+    balancer: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_iptables("nft", tmp_path, monkeypatch)
+
+    def chains() -> set[str]:
+        listed = json.loads(balancer.run(["nft", "--json", "list", "ruleset"]).stdout)["nftables"]
+        found = [one["chain"] for one in listed if "chain" in one]
+        return {f"{one['family']} {one['table']} {one['name']}" for one in found}
+
+    # A table of the same name whose chains are somebody's; one that is empty, and was before.
+    table = "table ip raw { chain mine { accept; }; }; table ip mangle { chain FORWARD { }; }"
+    balancer.run(["nft", "-f", "-"], input=table)
+    before = chains()
+    assert before == {"ip raw mine", "ip mangle FORWARD"}
+    owners = [
+        Owner(balancer, str(queue), "dnat", f"10.0.0.10:8{queue}", "10.0.1.2:8080")
+        for queue in range(2)
+    ]
+    during = chains()
+    assert "ip raw PREROUTING" in during
+    owners.pop(0).stop()
+    assert {one for one in during if not one.endswith("-0")} == chains()
+    # What somebody uses meanwhile, or has a policy for, stays.
+    balancer.run(["iptables", "-t", "raw", "-A", "OUTPUT", "-j", "ACCEPT"])
+    balancer.run(["iptables", "-P", "FORWARD", "DROP"])
+    owners.pop().stop()
+    assert chains() == before | {"ip raw OUTPUT", "ip filter FORWARD"}
 
 
 def test_a_later_instance_sees_replies_first(balancer: Node, flavour: str) -> None:
@@ -306,7 +341,8 @@ def members(name: str) -> set[str]:
 
 def test_what_no_journal_knows_is_found(balancer: Node, flavour: str) -> None:
     balancer.sysctl("net.ipv4.ip_forward", 1)
-    with unchanged(balancer):
+    # Which empty chains were there before, only the journal knows.
+    with unchanged(balancer, but="nftables"):
         owner = Owner(balancer, "7", "dnat", "10.0.0.1:80", *CROWD)
         shutil.rmtree(balancer.call(journal.Journal).directory)
         owner.kill()

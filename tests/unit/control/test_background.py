@@ -13,7 +13,7 @@ def test_a_task_behind_a_change_that_does_not_end_hangs() -> None:
     async def run() -> None:
         events = Events()
         tasks = Tasks(events, longest_round=0.01)
-        controller = Controller(Settings(load=Config, assign=False), events, tasks)
+        controller = Controller(Settings(load=Config), events, tasks)
         controller.health.changed.set()
         async with controller._lock:
             with events.listen() as heard:

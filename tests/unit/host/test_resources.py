@@ -4,7 +4,16 @@ import json
 
 import pytest
 
-from featherlb.host.resources import Assignment, Resource, Rules, Sets, Setting, decode, encode
+from featherlb.host.resources import (
+    Assignment,
+    Chains,
+    Resource,
+    Rules,
+    Sets,
+    Setting,
+    decode,
+    encode,
+)
 
 
 @pytest.mark.parametrize(
@@ -14,6 +23,7 @@ from featherlb.host.resources import Assignment, Resource, Rules, Sets, Setting,
         Assignment("2001:db8::10", "eth0.5"),
         Sets(3),
         Rules(3, 6),
+        Chains(4, "raw", ("OUTPUT", "PREROUTING"), True),
     ],
 )
 def test_a_resource_survives_the_journal(resource: Resource) -> None:
