@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from featherlb.datapaths.rules.vip_addresses import subnet_interface
 from featherlb.host.plan import HostPlan
-from featherlb.host.survey import is_local
+from featherlb.host.survey import bridge_filter, is_local
 from featherlb.model import LOOPBACK, Address
 from featherlb.system import ipset, iptables, rtnetlink, sysctl, xtables
 
@@ -59,7 +59,7 @@ def glance(plan: HostPlan) -> dict[Kind, object]:
     program is started. Not of what the kernel announces changes of: addresses, and the rules of
     iptables' nf_tables variant."""
     looks: dict[Kind, object] = {
-        Kind.SETTINGS: [sysctl.read(key) for key, _ in plan.settings],
+        Kind.SETTINGS: (bridge_filter(), [sysctl.read(key) for key, _ in plan.settings]),
     }
     if plan.sets:
         sizes = ipset.sizes()
@@ -141,6 +141,15 @@ def _settings(plan: HostPlan) -> Iterator[Deviation]:
                 Kind.SETTINGS,
                 f"{name} is {now} and has to be {value}",
                 f"restored {name}={value}",
+            )
+    if plan.bridge_filter is not None:
+        for family in sorted((bridge_filter() ^ plan.bridge_filter) & plan.rules.keys()):
+            setting = sysctl.dotted(sysctl.BRIDGE_FILTERS[family])
+            now_on = int(family not in plan.bridge_filter)
+            yield Deviation(
+                Kind.SETTINGS,
+                f"{setting} is {now_on}, and the rules are made for {1 - now_on}",
+                f"adapted the rules to {setting}={now_on}",
             )
 
 

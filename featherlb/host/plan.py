@@ -31,6 +31,8 @@ class HostPlan:
     """VIPs to assign, each with the interface that gets it."""
     foreign: frozenset[Address]
     """VIPs that are not addresses of this host, if the instance doesn't assign them."""
+    bridge_filter: frozenset[int] | None
+    """See `Facts`; None if no rule depends on it."""
     sources: frozenset[str]
     """See `source_entries`."""
     claims: Mapping[Replies, frozenset[str]]
@@ -121,6 +123,9 @@ def build(
             for _, vip in vips
             if not options.assign and not vip.wildcard and vip.address not in facts.local_vips
         ),
+        bridge_filter=facts.bridge_filter
+        if any(service.datapath.takes_frames for service in services)
+        else None,
         sources=source_entries(services),
         claims=claims(services),
         order=facts.order,

@@ -13,6 +13,7 @@ from featherlb.model import LOOPBACK, Address, Backend, NatMode, Service
 from featherlb.model.errors import HostError
 from featherlb.system import ipset, iptables, journal, nfqueue, rtnetlink, sysctl
 from featherlb.system.ruleset import Match, Membership, Rule, Side, State
+from featherlb.system.sysctl import BRIDGE_FILTERS
 
 CAP_NET_ADMIN, CAP_NET_RAW = 12, 13  # linux/capability.h
 _CAPABILITIES = {CAP_NET_ADMIN: "CAP_NET_ADMIN", CAP_NET_RAW: "CAP_NET_RAW"}
@@ -70,12 +71,18 @@ def survey(services: Sequence[Service], log: journal.Journal | None = None) -> F
             and sysctl.read(f"net/ipv6/conf/{interface}/accept_ra") in ("1", "2")
         ),
         routers=frozenset(family for family, key in _FORWARDING.items() if sysctl.read(key) == "1"),
+        bridge_filter=bridge_filter(),
         sets="set" not in lacking,
         conntrack="conntrack" not in lacking,
         socket="socket" not in lacking,
         order=order,
         earlier=earlier,
     )
+
+
+def bridge_filter() -> frozenset[int]:
+    """See `Facts`."""
+    return frozenset(family for family, key in BRIDGE_FILTERS.items() if sysctl.read(key) == "1")
 
 
 def place(log: journal.Journal) -> tuple[int, tuple[int, ...]]:

@@ -89,6 +89,10 @@ class Match:
     destination_local: bool | None = None
     content: Content | None = None
     mark: int | None = None
+    bridge_port: bool | None = None
+    """Whether it arrived through a port of a bridge whose frames pass iptables (br_netfilter)."""
+    bridged: bool | None = None
+    """Whether it leaves through another port of that bridge, unrouted."""
     states: tuple[State, ...] = ()
     """Its conntrack state is one of these."""
     not_states: tuple[State, ...] = ()
@@ -137,6 +141,11 @@ class Match:
             yield str(self.content)
         if self.mark is not None:
             yield f"-m mark --mark {self.mark:#x}"
+        if self.bridge_port is not None or self.bridged is not None:
+            yield "-m physdev"
+            for name, wanted in (("in", self.bridge_port), ("bridged", self.bridged)):
+                if wanted is not None:
+                    yield f"{'' if wanted else '! '}--physdev-is-{name}"
         if self.states:
             yield f"-m conntrack --ctstate {','.join(self.states)}"
         if self.not_states:

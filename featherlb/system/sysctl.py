@@ -9,6 +9,13 @@ from featherlb.model.errors import HostError
 
 ROOT = Path("/proc/sys")
 
+BRIDGE_FILTERS = {
+    4: "net/bridge/bridge-nf-call-iptables",
+    6: "net/bridge/bridge-nf-call-ip6tables",
+}
+"""By address family, whether frames on bridges pass iptables; without br_netfilter they don't
+exist."""
+
 Setting = tuple[str, str]
 """A key and a value."""
 

@@ -7,7 +7,8 @@ from featherlb.datapaths.rules.extensions import queue_obstacles
 from featherlb.datapaths.rules.facts import Facts, Options
 from featherlb.datapaths.rules.vip_addresses import subnet_interface
 from featherlb.model import DEFAULT_DATAPATH, LOOPBACK, SOURCE_PORTS, NatMode, Service
-from featherlb.system import packet_socket, rtnetlink, sysctl
+from featherlb.system import iptables, packet_socket, rtnetlink, sysctl
+from featherlb.system.ruleset import Match, Rule
 
 
 def obstacles(services: Sequence[Service]) -> Iterator[str]:
@@ -15,6 +16,16 @@ def obstacles(services: Sequence[Service]) -> Iterator[str]:
     if not packet_socket.supported():
         yield "this kernel has no packet sockets with PACKET_VNET_HDR, or CAP_NET_RAW is missing"
     links = rtnetlink.links()
+    filtering = [family for family in (4, 6) if sysctl.read(sysctl.BRIDGE_FILTERS[family]) == "1"]
+    port = Rule(Match(bridge_port=True))
+    if any(link.bridge for link in links.values()):
+        for family in filtering:
+            if iptables.missing(family, [port]):
+                setting = f"{sysctl.dotted(sysctl.BRIDGE_FILTERS[family])}"
+                yield (
+                    "frames from this host's bridges pass iptables first, and this kernel can't"
+                    f" tell them from others (xt_physdev): run `sysctl -w {setting}=0`"
+                )
     with_frames = {link.name for link in links.values() if link.carries_frames}
     if not with_frames:
         yield "no Ethernet interface of this host is up"

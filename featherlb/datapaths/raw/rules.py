@@ -6,10 +6,29 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from featherlb.datapaths.host_side import Needs, Replies, Scope
+from featherlb.datapaths.rules import icmp
 from featherlb.datapaths.rules.endpoints import Group, Parts, backend_entries
 from featherlb.datapaths.rules.queueing import Queued
+from featherlb.datapaths.rules.vip_addresses import foreign_vips
 from featherlb.model import ALL_SOURCE_PORTS, NatMode
-from featherlb.system.ruleset import Action, Chain, Rule, Side, State, hooked
+from featherlb.system.ruleset import (
+    ANY,
+    Action,
+    Chain,
+    Goto,
+    Jump,
+    Match,
+    Rule,
+    Ruleset,
+    Side,
+    State,
+    Table,
+    hooked,
+    join,
+)
+
+TRACKED = (State.ESTABLISHED, State.RELATED)
+"""The states of packets that belong to a connection."""
 
 
 def replies(nat: NatMode) -> frozenset[Replies]:
@@ -34,19 +53,71 @@ def needs(scope: Scope, queued: Sequence[Queued]) -> Needs:
     # seen balanced connections. Elsewhere rules without conntrack are enough, and faster.
     router = scope.family in facts.routers or any(one.parts.forwards for one in others)
     if facts.conntrack and router:
-        tracked = (State.ESTABLISHED, State.RELATED)
-        after_tracking = list(_reply_copies(parts, others, scope, tracked))
+        after_tracking = list(_reply_copies(parts, others, scope, TRACKED))
     else:
         copies += _reply_copies(parts, others, scope)
         after_tracking = []
     copy = Chain("COPY", scope.options.queue)
-    return Needs(
-        sets=(*parts.sets(), *_full_backends(scope).sets()),
-        rules={
-            "mangle": hooked(copy, "PREROUTING", after_tracking),
-            "raw": hooked(copy, "PREROUTING", copies),
-        },
+    rules: Ruleset = {
+        "mangle": hooked(copy, "PREROUTING", after_tracking),
+        "raw": hooked(copy, "PREROUTING", copies),
+    }
+    if scope.family in facts.bridge_filter:
+        rules = _behind_bridges(rules, parts, others, scope, router=router)
+    return Needs(sets=(*parts.sets(), *_full_backends(scope).sets()), rules=rules)
+
+
+def _behind_bridges(
+    rules: Ruleset, parts: Parts, others: Sequence[Queued], scope: Scope, *, router: bool
+) -> Ruleset:
+    """The same where frames that arrive through a bridge pass iptables (br_netfilter).
+
+    Such a frame is in PREROUTING before the bridge's own packet sockets have it, and not a second
+    time (net/bridge/br_netfilter_hooks.c: ip_sabotage_in). Connection tracking and NAT must not
+    change it there, and the kernel's copy is dropped where it gets to next.
+    """
+    copy, port, frame, bridge = (
+        Chain(role, scope.options.queue) for role in ("COPY", "PORT", "FRAME", "BRIDGE")
     )
+    arriving = Rule(Match(bridge_port=True), Goto(port))
+    first = [
+        replace(rule, target=Goto(frame)) if rule.target is Action.DROP else rule
+        for rule in _copies(parts, others, scope)
+    ]
+    states = TRACKED if scope.facts.conntrack and router else ()
+    later = [
+        Rule(Match(bridge_port=False), Action.RETURN),
+        # A frame for another host.
+        Rule(Match(bridged=True), Action.RETURN),
+        *_copies(parts, others, scope),
+        *_reply_copies(parts, others, scope, states),
+        *(
+            Rule(replace(match, destination=address), Action.DROP)
+            for address in foreign_vips([parts], scope.options, scope.facts)
+            for match in icmp.errors(scope.family)
+        ),
+    ]
+    spared = {port: tuple(first), frame: (Rule(ANY, Action.UNTRACK), Rule(ANY, Action.ACCEPT))}
+    raw, mangle = rules["raw"], rules["mangle"]
+    return {
+        "mangle": join(
+            replace(
+                mangle,
+                chains={
+                    one: (Rule(Match(bridge_port=True), Action.RETURN), *its)
+                    for one, its in mangle.chains.items()
+                },
+            ),
+            Table(
+                {bridge: tuple(later)},
+                tuple(Jump(hook, bridge, first=True) for hook in ("INPUT", "FORWARD")),
+            ),
+        ),
+        "raw": replace(
+            raw,
+            chains={copy: (arriving, *raw.chains[copy]), **spared},
+        ),
+    }
 
 
 def _parts(scope: Scope) -> Parts:

@@ -40,6 +40,9 @@ class Facts:
     """Interfaces that take their IPv6 routes from router advertisements."""
     routers: frozenset[int] = frozenset()
     """The address families, 4 or 6, in which this host forwards packets already."""
+    bridge_filter: frozenset[int] = frozenset()
+    """The address families, 4 or 6, in which frames that arrive through a bridge pass iptables
+    before the bridge's own packet sockets get them (br_netfilter)."""
     sets: bool = True
     """Whether rules can match ipsets."""
     conntrack: bool = True

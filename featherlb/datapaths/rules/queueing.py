@@ -125,6 +125,8 @@ def _raw(queued: Sequence[Queued], options: Options, facts: Facts) -> Table:
     given = [match for one in queued for match in one.given_replies(facts)]
     # Before the queue: its verdict ends the traversal of the table.
     untrack = Rule(ANY, Action.UNTRACK)
+    # A frame from a bridge that passes iptables has no copy yet.
+    bridge_port = False if family in facts.bridge_filter else None
     chains = {
         # The narrowest match first: an SNAT port can be the port of a wildcard VIP.
         steering: (
@@ -140,7 +142,7 @@ def _raw(queued: Sequence[Queued], options: Options, facts: Facts) -> Table:
             *queue_echo_requests(family, _foreign(queued, options, facts), options),
             # They are for no socket of this host, which would forward them.
             *(
-                Rule(replace(match, destination=address), Action.DROP)
+                Rule(replace(match, destination=address, bridge_port=bridge_port), Action.DROP)
                 for address in _foreign([one for one in queued if one.local_only], options, facts)
                 for match in errors
             ),
