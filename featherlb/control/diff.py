@@ -54,7 +54,7 @@ def describe(before: Config, after: Config) -> list[str]:
             f"resolve interval {before.resolve_interval:g} s -> {after.resolve_interval:g} s"
         )
     if before.restore != after.restore:
-        lines.append(f"restore {_text(before.restore)} -> {_text(after.restore)}")
+        lines.append(f"restore {plain(before.restore)} -> {plain(after.restore)}")
     lines += [
         f"{key} takes effect at the next start only"
         for key in _FIXED
