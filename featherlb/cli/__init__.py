@@ -19,6 +19,7 @@ _COMMANDS = {
     "up": "Balance traffic until stopped.",
     "down": "Clean up after a dead instance.",
     "check": "Validate a configuration file.",
+    "simulate": "Simulate how a scheduler spreads new flows.",
     "doctor": "Find what would stop traffic on this host.",
     "status": "Show instance status.",
     "backends": "Show services and their backends.",

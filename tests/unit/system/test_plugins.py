@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from featherlb.core.pools.schedulers import NewFlow, UserScheduler, create, names, registry
+from featherlb.core.pools.schedulers import NewFlow, UserScheduler, create, names
 from featherlb.model.errors import ConfigError
 from featherlb.system import plugins
 from tests.unit.core.pools.schedulers.pools import KEY, make_flow, make_pool
@@ -25,11 +25,7 @@ class First(Scheduler):
 """
 
 
-@pytest.fixture(autouse=True)
-def _restore_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_factories", dict(registry._factories))
-    monkeypatch.setattr(registry, "_canonical", dict(registry._canonical))
-    monkeypatch.setattr(registry, "_user_names", set())
+pytestmark = pytest.mark.usefixtures("own_schedulers")
 
 
 def picked(name: str, flow: NewFlow) -> int | None:

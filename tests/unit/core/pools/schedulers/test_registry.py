@@ -12,7 +12,6 @@ from featherlb.core.pools.schedulers import (
     create,
     names,
     register,
-    registry,
     scheduler,
 )
 from tests.unit.core.pools.schedulers.pools import FLOW, KEY, make_pool
@@ -30,11 +29,7 @@ BUILT_INS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _restore_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_factories", dict(registry._factories))
-    monkeypatch.setattr(registry, "_canonical", dict(registry._canonical))
-    monkeypatch.setattr(registry, "_user_names", set())
+pytestmark = pytest.mark.usefixtures("own_schedulers")
 
 
 def pick_last(flow: NewFlow, backends: Sequence[Member]) -> Member:
