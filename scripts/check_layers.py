@@ -44,6 +44,7 @@ WITHOUT_IO = (
     "array",
     "bisect",
     "collections",
+    "contextlib",
     "ctypes",
     "dataclasses",
     "difflib",

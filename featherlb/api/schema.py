@@ -231,6 +231,83 @@ class Ended(Answer):
     count: int
 
 
+class ExplainQuery(Question):
+    client: str = Field(description="`ADDRESS` or `ADDRESS:PORT`.")
+    vip: str = Field(
+        description="Name of the service, or a VIP: `ADDRESS`, `ADDRESS:PORT`, `ADDRESS:PORT/udp`."
+    )
+
+
+class Candidate(Answer):
+    """A backend as the scheduler of the client's worker sees it."""
+
+    backend: str = Field(description="As in the configuration.")
+    address: str
+    role: Role
+    state: str = Field(description="As in [Backend](#backend).")
+    failure: str = Field(description="As in [Backend](#backend).")
+    weight: int = Field(description="As configured or changed at run time.")
+    effective_weight: int = Field(description="What the scheduler gets: 0 if not in use.")
+    active: int = Field(description="Open flows of this worker.")
+    max_connections: int | None = Field(description="This worker's part of the limit; null: none.")
+    progress: float = Field(description="Part of its share that it takes: below 1 in slow start.")
+
+
+class Binding(Answer):
+    """A client's entry in the persistence table."""
+
+    backend: str
+    remaining: float = Field(description="Seconds until it expires.")
+
+
+class HookAction(Answer):
+    """A hook that does something to the flow's packets."""
+
+    direction: str = Field(description="`forward` or `reply`.")
+    hook: str = Field(description="Netfilter hook; `WIRE`: frame; `conntrack`: the kernel.")
+    action: str = Field(description="`rewrite`, `open`, or `drop` (the kernel's copy of a frame).")
+
+
+class MetRule(Answer):
+    """A rule of the instance that the opening packet meets."""
+
+    table: str
+    hook: str
+    chain: str
+    rule: str
+
+
+class Explanation(Answer):
+    """What a client's packet to a VIP meets."""
+
+    service: str
+    protocol: str
+    client: str
+    port_assumed: bool = Field(description="The query names no port, so one was assumed.")
+    vip: str
+    scheduler: str
+    nat: str
+    datapath: str
+    panic: bool = Field(description="Too few backends are healthy, so all are used.")
+    worker: int = Field(description="The worker that has the client's flows from this port.")
+    workers: int
+    flow: Flow | None = Field(description="The open flow of this port; null: none.")
+    reopens: bool = Field(
+        description="The flow is closing: a packet that opens a connection is scheduled anew."
+    )
+    flows: list[Flow] = Field(description="Without a port: flows of the client, at most 20.")
+    outcome: str = Field(
+        description="The reason under which the first packet of a new flow would be counted:"
+        " `forward`, or why it would be dropped."
+    )
+    backend: str | None = Field(description="Where a new flow would go; null: nowhere.")
+    reasons: list[str] = Field(description="Why, in the order of the decisions.")
+    binding: Binding | None = Field(description="Persistence; null: the client is not bound.")
+    candidates: list[Candidate]
+    hooks: list[HookAction]
+    rules: list[MetRule]
+
+
 class ClientShare(Answer):
     client: str
     flows: int

@@ -14,11 +14,12 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import resources
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from aiohttp import web
 from pydantic import BaseModel
@@ -37,6 +38,9 @@ from featherlb.model import Endpoint, Health, Role, split_host_port
 from featherlb.model.errors import ConfigError, FeatherlbError, HostError
 from featherlb.model.reason import Reason
 from featherlb.system import journal
+
+if TYPE_CHECKING:
+    from featherlb.insight.explain import Answer as Explanation
 
 log = logging.getLogger("featherlb")
 
@@ -192,6 +196,7 @@ _ROUTES = {
     ("GET", "/v1/flows"): "flows",
     ("DELETE", "/v1/flows"): "end_flows",
     ("GET", "/v1/clients"): "clients",
+    ("GET", "/v1/explain"): "explain",
     ("GET", "/v1/changes"): "changes",
     ("POST", "/v1/changes"): "change",
     ("DELETE", "/v1/changes/{number}"): "revert",
@@ -323,6 +328,13 @@ class _Handlers:
             flows = sum(one.core.flows for one in view.statistics.values())
         shares = [schema.ClientShare(client=c, flows=n) for c, n in counts.most_common(10)]
         return _answer(schema.Clients(clients=shares, sampled=counts.total(), flows=flows))
+
+    async def explain(self, request: web.BaseRequest) -> web.Response:
+        # Imported on demand: most instances are never asked.
+        from featherlb.insight.explain import explain
+
+        query = schema.read(schema.ExplainQuery, dict(request.query))
+        return _answer(show_explanation(await explain(self._controller, query.client, query.vip)))
 
     async def changes(self, request: web.BaseRequest) -> web.Response:
         overrides = self._controller.state.overrides
@@ -488,6 +500,34 @@ def _change(override: Override) -> schema.Change:
         max_connections=override.max_connections,
         remaining=left[0],
         deadline=left[1],
+    )
+
+
+def show_explanation(found: "Explanation") -> schema.Explanation:
+    return schema.Explanation(
+        service=found.service,
+        protocol=str(found.protocol),
+        client=str(found.client),
+        port_assumed=found.port_assumed,
+        vip=str(found.vip),
+        scheduler=found.scheduler,
+        nat=str(found.nat),
+        datapath=found.datapath,
+        panic=found.panic,
+        worker=found.worker,
+        workers=found.workers,
+        flow=None if found.flow is None else _flow(found.flow),
+        reopens=found.reopens,
+        flows=[_flow(flow) for flow in found.flows],
+        outcome=found.outcome.label,
+        reasons=list(found.reasons),
+        backend=None if found.backend is None else str(found.backend),
+        binding=None
+        if found.binding is None
+        else schema.Binding(backend=str(found.binding.backend), remaining=found.binding.remaining),
+        candidates=[schema.Candidate(**asdict(one)) for one in found.candidates],
+        hooks=[schema.HookAction(**asdict(one)) for one in found.hooks],
+        rules=[schema.MetRule(**asdict(one)) for one in found.rules],
     )
 
 

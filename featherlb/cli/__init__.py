@@ -24,6 +24,7 @@ _COMMANDS = {
     "status": "Show instance status.",
     "backends": "Show services and their backends.",
     "flows": "Show or end tracked connections.",
+    "explain": "Explain where a client's packets go, and why.",
     "stats": "Show packet counters by outcome.",
     "backend": "Add, remove, drain or reweight a backend.",
     "reload": "Reload the configuration.",

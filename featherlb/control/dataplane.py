@@ -167,6 +167,11 @@ class DataPlane:
         with suppress(HostError):
             await self.workers.apply(self._log_flows)
 
+    @property
+    def plan(self) -> host.HostPlan | None:
+        """What is in force on the host."""
+        return self._host.plan
+
     async def deviations(
         self, kinds: frozenset[host.Kind] = host.ALL_KINDS
     ) -> list[host.Deviation]:

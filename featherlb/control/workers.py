@@ -22,14 +22,17 @@ from featherlb.control.events import Events
 from featherlb.control.tasks import Tasks
 from featherlb.core.flows.memory import size_of
 from featherlb.core.flows.tcp_state import State
-from featherlb.core.path.export import FlowRecords, FlowView, read_flows
+from featherlb.core.path.export import Explanation, FlowRecords, FlowView, read_flows
 from featherlb.model import Endpoint
 from featherlb.model.errors import HostError
+from featherlb.net.addresses import words_of
 from featherlb.worker.protocol import (
     Apply,
     Channel,
     Ended,
     EndFlows,
+    Explain,
+    Explained,
     FlowKey,
     FlowPage,
     FromWorker,
@@ -217,6 +220,19 @@ class Workers:
             assert isinstance(answer, WorkerStatistics)
             found[worker.number] = answer
         return found
+
+    async def explain(self, question: Explain) -> tuple[int, Explanation]:
+        """What a packet would meet in the worker that gets it, and that worker's number; HostError
+        if it can't say."""
+        words = words_of(question.client.address)
+        worker = next(
+            one for one in self._processes if one.start.shard.has(*words, question.client.port)
+        )
+        answer = await worker.ask(question)
+        assert isinstance(answer, Explained)
+        if answer.explanation is None:
+            raise HostError(answer.failure)
+        return worker.number, answer.explanation
 
     async def copies(self, start: Cursor) -> AsyncIterator[tuple[FlowRecords, Cursor | None]]:
         """The flow tables from a place on, in pieces, each with the place after it."""

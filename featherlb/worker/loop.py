@@ -28,12 +28,14 @@ from featherlb.model.errors import FeatherlbError
 from featherlb.model.shard import Shard
 from featherlb.system import flow_file, plugins
 from featherlb.system.raw_socket import RawSender
+from featherlb.worker.explain import answer
 from featherlb.worker.protocol import (
     Applied,
     Apply,
     Channel,
     Ended,
     EndFlows,
+    Explain,
     Failed,
     FlowPage,
     GetFlows,
@@ -164,6 +166,8 @@ class Worker:
                 for engine in self._engines.values():
                     engine.refresh(first, count, now)
                 self._channel.send(FlowPage(self._core.views.copy_records(first, count, now)))
+            case Explain():
+                self._channel.send(answer(self._core.views, message, now))
             case EndFlows(flows, reset):
                 end = self._core.termination.terminate
                 ended = sum(end(flow.record, flow.key, reset, now) for flow in flows)

@@ -9,9 +9,17 @@ import socket
 from collections import deque
 from dataclasses import dataclass, field
 
-from featherlb.core.path.export import FlowRecords, Statistics
+from featherlb.core.path.export import Explanation, FlowRecords, Statistics
 from featherlb.datapaths.base import EngineCounters, QueueOptions
-from featherlb.model import DEFAULT_DATAPATH, Datapath, Service, Timeouts, Topology
+from featherlb.model import (
+    DEFAULT_DATAPATH,
+    Datapath,
+    Endpoint,
+    Protocol,
+    Service,
+    Timeouts,
+    Topology,
+)
 from featherlb.model.shard import Shard
 
 _BUFFER = 4 << 20
@@ -104,6 +112,16 @@ class EndFlows:
 
 
 @dataclass(frozen=True, slots=True)
+class Explain:
+    """To the worker: what would a packet of this client to this VIP meet? It answers
+    `Explained`."""
+
+    protocol: Protocol
+    client: Endpoint
+    vip: Endpoint
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
     """From the worker: the queue is bound."""
 
@@ -169,10 +187,28 @@ class Ended:
     count: int
 
 
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """From the worker: the explanation, or why there is none (one sentence)."""
+
+    explanation: Explanation | None
+    failure: str = ""
+
+
 ToWorker = (
-    Start | Apply | SetTopology | LogFlows | GetStatistics | GetOutcomes | GetFlows | EndFlows
+    Start
+    | Apply
+    | SetTopology
+    | LogFlows
+    | GetStatistics
+    | GetOutcomes
+    | GetFlows
+    | EndFlows
+    | Explain
 )
-FromWorker = Ready | Applied | Failed | Log | WorkerStatistics | Outcomes | FlowPage | Ended
+FromWorker = (
+    Ready | Applied | Failed | Log | WorkerStatistics | Outcomes | FlowPage | Ended | Explained
+)
 
 
 class Channel:

@@ -16,9 +16,13 @@ from featherlb.core.flows.record import Records
 from featherlb.core.flows.table import FlowTable
 from featherlb.core.flows.tcp_state import State, TimeoutClass
 from featherlb.core.path.services import Services
+from featherlb.core.pools.explain import Decision, explain
+from featherlb.core.pools.pool import Pool
+from featherlb.core.pools.schedulers import NewFlow
 from featherlb.model import Backend, Endpoint, Protocol
 from featherlb.model.reason import DROPPED, PASSED, TRANSLATED, Reason
-from featherlb.net.addresses import address_of
+from featherlb.model.ticks import TICKS_PER_SECOND
+from featherlb.net.addresses import address_of, words_of
 
 if not cython.compiled:
     from featherlb.core.flows.counters import (
@@ -108,6 +112,24 @@ class FlowRecords:
     now: float
 
 
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What a worker would do with a client's packet to a VIP.
+
+    `flow` is the flow that it belongs to, None if there is none; `reopens` says that a packet which
+    opens a connection would nevertheless be scheduled anew. `decision` is where it would go then;
+    `clash` is the client's flow to another VIP that keeps it from opening one there; `full`: the
+    flow table is full, so another flow would be evicted.
+    """
+
+    service: str
+    flow: FlowView | None
+    reopens: bool
+    decision: Decision
+    clash: FlowView | None
+    full: bool
+
+
 class Views:
     """Reads a balancer's flows and counters."""
 
@@ -138,6 +160,52 @@ class Views:
         """A flow, by record number."""
         ((_, _, view),) = read_flows(self.copy_records(flow, 1, now))
         return view
+
+    def find_pool(self, protocol: Protocol, vip: Endpoint) -> Pool | None:
+        """The pool of the service with this VIP, None if there is none."""
+        high, low = words_of(vip.address)
+        found: Pool | None = self._services.find(high, low, int(protocol), vip.port, False)
+        return found
+
+    def explain(
+        self, pool: Pool, protocol: Protocol, client: Endpoint, vip: Endpoint, now: float
+    ) -> Explanation:
+        """What a packet of this client to a VIP of the pool would meet. Changes nothing if the pool
+        is `rewindable`."""
+        high, low = words_of(client.address)
+        vip_high, vip_low = words_of(vip.address)
+        ports = client.port << 16 | vip.port
+        flow = self._flows.find(high, low, vip_high, vip_low, ports, int(protocol)) >> 1
+        decision = explain(
+            pool,
+            NewFlow(
+                int(protocol),
+                client.address.version,
+                int(client.address),
+                client.port,
+                int(vip.address),
+                vip.port,
+            ),
+            int(now * TICKS_PER_SECOND),
+        )
+        clash = 0
+        if decision.backend is not None and not pool.full:
+            backend = decision.backend
+            backend_high, backend_low = words_of(backend.address)
+            ports = backend.port << 16 | client.port
+            clash = (
+                self._flows.find(backend_high, backend_low, high, low, ports, int(protocol)) >> 1
+            )
+            if clash == flow or protocol is Protocol.UDP or self._lifecycle.reopens(clash):
+                clash = 0
+        return Explanation(
+            service=pool.service.name,
+            flow=self.view(flow, now) if flow else None,
+            reopens=bool(flow and self._lifecycle.reopens(flow)),
+            decision=decision,
+            clash=self.view(clash, now) if clash else None,
+            full=self._flows.count == self._flows.capacity,
+        )
 
     def copy_records(self, first: int, count: int, now: float) -> FlowRecords:
         """The flow table's records from `first` on, `count` at most."""

@@ -29,6 +29,11 @@ class PersistenceTable:
         member, last = self._entries.get(self._client(flow), (None, 0))
         return member if ticks - last < self._timeout else None
 
+    def remaining(self, flow: NewFlow, ticks: int) -> int:
+        """For how many ticks more the client is bound to its member; 0 or less if it is not."""
+        _, last = self._entries.get(self._client(flow), (None, -self._timeout))
+        return last + self._timeout - ticks
+
     def remember(self, flow: NewFlow, member: Member, ticks: int) -> None:
         """The client's last flow goes to this member; the timeout starts anew."""
         entries = self._entries

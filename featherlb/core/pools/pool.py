@@ -8,7 +8,8 @@ the flow, `Scheduler.overflow` chooses among the members that can; so limits cos
 flows, and consistent placement moves no other flow.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from featherlb.core.pools.persistence import PersistenceTable
 from featherlb.core.pools.schedulers import Member, NewFlow, Scheduler, factory_of
@@ -92,6 +93,16 @@ class Pool:
         return [tier.scheduler for tier in self._tiers.values()]
 
     @property
+    def tiers(self) -> Mapping[Role, Tier]:
+        """By role, in the order in which they are asked."""
+        return self._tiers
+
+    @property
+    def rewindable(self) -> bool:
+        """Whether picks can be undone: a custom scheduler's can't."""
+        return all(scheduler.rewindable for scheduler in self.schedulers)
+
+    @property
     def usable(self) -> bool:
         """Whether any member takes new flows, if it has room."""
         return bool(self._serving.usable)
@@ -149,12 +160,36 @@ class Pool:
         are full."""
         if self.persistence is None:
             return self._pick(flow, ticks)
-        member = self.persistence.find(flow, ticks)
-        if member is None or not (member in self._takers and member.has_room):
-            member = self._pick(flow, ticks)
+        member = self._choose(self.persistence, flow, ticks)
         if member is not None:
             self.persistence.remember(flow, member, ticks)
         return member
+
+    def peek(self, flow: NewFlow, ticks: int) -> Member | None:
+        """What `pick` would return; changes nothing, if the pool is `rewindable`."""
+        with self.rewinding():
+            if self.persistence is None:
+                return self._pick(flow, ticks)
+            return self._choose(self.persistence, flow, ticks)
+
+    @contextmanager
+    def rewinding(self) -> Iterator[None]:
+        """Undo, at the end of the block, what picks have changed in it."""
+        states = [(one, one.save()) for one in self.schedulers]
+        ramps = [(one, one.ramp, one.credit, one.unlimited) for one in self.members.values()]
+        try:
+            yield
+        finally:
+            for scheduler, state in states:
+                scheduler.restore(state)
+            for member, ramp, credit, unlimited in ramps:
+                member.ramp, member.credit, member.unlimited = ramp, credit, unlimited
+
+    def _choose(self, persistence: PersistenceTable, flow: NewFlow, ticks: int) -> Member | None:
+        member = persistence.find(flow, ticks)
+        if member is not None and member in self._takers and member.has_room:
+            return member
+        return self._pick(flow, ticks)
 
     def _pick(self, flow: NewFlow, ticks: int) -> Member | None:
         for tier in self._tiers.values():

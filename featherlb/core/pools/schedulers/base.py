@@ -6,7 +6,7 @@ only read it.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from featherlb import model
 
@@ -95,12 +95,14 @@ class Scheduler(ABC):
 
     `name` is used in configuration and logs; `aliases` are other systems' names for the same
     strategy. `consistent` means that a pick is a pure function of flow, pool and key, so that
-    another node, or this one after a restart, makes the same decision.
+    another node, or this one after a restart, makes the same decision. `rewindable` means that
+    `save` and `restore` know all that picks change.
     """
 
     name: str
     aliases: ClassVar[tuple[str, ...]] = ()
     consistent: bool = False
+    rewindable: bool = True
 
     @abstractmethod
     def __init__(self, *, seed: int, key: bytes) -> None:
@@ -117,6 +119,26 @@ class Scheduler(ABC):
     @abstractmethod
     def pick(self, flow: NewFlow) -> Member | None:
         """The member that gets `flow`; None if there is none to pick."""
+
+    def explain(self, flow: NewFlow) -> str:
+        """Why `pick` would choose as it does, as a clause about the member. Changes nothing. Asked
+        only if there is a member to pick."""
+        return "the scheduler's code returned it"
+
+    def save(self) -> Any:
+        """What picks change, for `restore`; None if they change nothing."""
+        return None
+
+    def restore(self, state: Any) -> None:  # noqa: B027 (most have nothing to undo)
+        """Undo all picks since `save` returned this."""
+
+    def peek(self, flow: NewFlow) -> Member | None:
+        """What `pick` would return; changes nothing."""
+        state = self.save()
+        try:
+            return self.pick(flow)
+        finally:
+            self.restore(state)
 
     def overflow(self, flow: NewFlow, members: Sequence[Member]) -> Member:
         """The member for `flow` if the picked one can't take it: one of `members`, which can."""

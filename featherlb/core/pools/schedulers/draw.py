@@ -4,6 +4,7 @@ import random
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import Any
 
 from featherlb.core.pools.schedulers.base import Member
 
@@ -11,10 +12,11 @@ from featherlb.core.pools.schedulers.base import Member
 class WeightedDraw:
     """Picks members at random, in proportion to weight: O(n) to update, O(log n) to pick."""
 
-    __slots__ = ("_bounds", "_members", "_random", "_total")
+    __slots__ = ("_bounds", "_generator", "_members", "_random", "_total")
 
     def __init__(self, seed: int) -> None:
-        self._random = random.Random(seed).random
+        self._generator = random.Random(seed)
+        self._random = self._generator.random
         self._members: list[Member] = []
         self._bounds: list[int] = []
         self._total = 0
@@ -29,3 +31,23 @@ class WeightedDraw:
         if not self._members:
             return None
         return self._members[bisect_right(self._bounds, self._random() * self._total)]
+
+    def explain(self) -> str:
+        """Where the next draw falls; changes nothing."""
+        state = self.save()
+        value = self._random() * self._total
+        self.restore(state)
+        position = bisect_right(self._bounds, value)
+        first = self._bounds[position - 1] if position else 0
+        return (
+            f"the random number {value:.2f} of {self._total}, the sum of the weights, falls into"
+            f" its part, {first} to {self._bounds[position]}"
+        )
+
+    def save(self) -> object:
+        """The state of the generator, for `restore`."""
+        return self._generator.getstate()
+
+    def restore(self, state: Any) -> None:
+        """Undo all draws since `save` returned this."""
+        self._generator.setstate(state)

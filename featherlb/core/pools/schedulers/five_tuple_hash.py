@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from featherlb.core.pools.schedulers.base import Member, NewFlow, Scheduler
 from featherlb.core.pools.schedulers.hashing import KeyedHash, five_tuple_bytes
 from featherlb.core.pools.schedulers.registry import register
-from featherlb.core.pools.schedulers.rendezvous import RendezvousTable
+from featherlb.core.pools.schedulers.rendezvous import ROWS, RendezvousTable
 
 
 @register
@@ -24,6 +24,10 @@ class FiveTupleHash(Scheduler):
 
     def pick(self, flow: NewFlow) -> Member | None:
         return self._table.owner(self._hash(five_tuple_bytes(flow)))
+
+    def explain(self, flow: NewFlow) -> str:
+        row = self._hash(five_tuple_bytes(flow)) % ROWS
+        return f"addresses, ports and protocol hash to row {row} of {ROWS}, which it owns"
 
     def overflow(self, flow: NewFlow, members: Sequence[Member]) -> Member:
         return self._table.owner_among(self._hash(five_tuple_bytes(flow)), members)

@@ -33,9 +33,25 @@ class LeastConnections(Scheduler):
                 least = member.active
         return self._take(best)
 
+    def explain(self, flow: NewFlow) -> str:
+        least = min(member.active for member in self._members)
+        equal = sum(member.active == least for member in self._members)
+        return f"it has the fewest open flows, {least}{waited(equal)}"
+
+    def save(self) -> list[Member]:
+        return self._members.copy()
+
+    def restore(self, state: list[Member]) -> None:
+        self._members = state
+
     def _take(self, index: int) -> Member:
         """The member at this position, moved to the end of the list, so that equally loaded members
         take turns. Otherwise the first member of an idle pool would get every short connection."""
         picked = self._members.pop(index)
         self._members.append(picked)
         return picked
+
+
+def waited(equal: int) -> str:
+    """How a tie of so many members is broken."""
+    return f", and of {equal} with as many it has waited longest" if equal > 1 else ""

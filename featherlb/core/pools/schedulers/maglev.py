@@ -57,6 +57,14 @@ class Maglev(Scheduler):
             return None
         return table[self._hash_flow(five_tuple_bytes(flow)) % self._size]
 
+    def explain(self, flow: NewFlow) -> str:
+        slot = self._hash_flow(five_tuple_bytes(flow)) % self._size
+        owned = self._table.count(self._table[slot])
+        return (
+            f"addresses, ports and protocol hash to slot {slot} of {self._size}, one of the"
+            f" {owned} that it owns"
+        )
+
     def overflow(self, flow: NewFlow, members: Sequence[Member]) -> Member:
         """The owner of the next slot that has room: flows of one slot stay together, those of
         neighbouring slots spread (as in consistent hashing with bounded loads, Mirrokni, Thorup and

@@ -33,3 +33,12 @@ class RoundRobin(Scheduler):
         member = members[self._next]
         self._next = (self._next + 1) % len(members)
         return member
+
+    def explain(self, flow: NewFlow) -> str:
+        return f"it is next in turn, number {self._next + 1} of {len(self._members)}"
+
+    def save(self) -> int:
+        return self._next
+
+    def restore(self, state: int) -> None:
+        self._next = state

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from featherlb.core.pools.schedulers.base import Member, NewFlow, Scheduler
 from featherlb.core.pools.schedulers.hashing import KeyedHash, client_bytes
 from featherlb.core.pools.schedulers.registry import register
-from featherlb.core.pools.schedulers.rendezvous import RendezvousTable
+from featherlb.core.pools.schedulers.rendezvous import ROWS, RendezvousTable
 
 
 @register
@@ -28,6 +28,10 @@ class SourceHash(Scheduler):
 
     def pick(self, flow: NewFlow) -> Member | None:
         return self._table.owner(self._hash(client_bytes(flow)))
+
+    def explain(self, flow: NewFlow) -> str:
+        row = self._hash(client_bytes(flow)) % ROWS
+        return f"the client's address hashes to row {row} of {ROWS}, which it owns"
 
     def overflow(self, flow: NewFlow, members: Sequence[Member]) -> Member:
         return self._table.owner_among(self._hash(client_bytes(flow)), members)

@@ -32,3 +32,26 @@ class TwoChoices(Scheduler):
         if second.active * first.weight < first.active * second.weight:
             return second
         return first
+
+    def explain(self, flow: NewFlow) -> str:
+        state = self.save()
+        first, second = self._draw.draw(), self._draw.draw()
+        self.restore(state)
+        assert first is not None
+        assert second is not None
+        if first is second:
+            return "both random choices fall on it"
+        return (
+            f"of the random choices {_load(first)} and {_load(second)}"
+            f" it has {'less' if self.peek(flow) is second else 'no more'} load"
+        )
+
+    def save(self) -> object:
+        return self._draw.save()
+
+    def restore(self, state: object) -> None:
+        self._draw.restore(state)
+
+
+def _load(member: Member) -> str:
+    return f"{member.endpoint} ({member.active} open / weight {member.weight})"

@@ -33,8 +33,11 @@ class UserScheduler(Scheduler):
     """Runs a custom scheduler and compensates for its faults.
 
     `errors` counts them: exceptions, and results that aren't a member with a weight (None
-    included). `first_error` describes the first, for the log; `reported` is set by the logger.
+    included). `first_error` describes the first, for the log; `reported` is set by the logger. What
+    the code changes when it picks, nobody knows.
     """
+
+    rewindable = False
 
     def __init__(
         self, name: str, code: type[Scheduler] | PickFunction, *, seed: int, key: bytes

@@ -5,7 +5,7 @@ idle pool fills from its strongest member. Compared by cross-multiplication.
 """
 
 from featherlb.core.pools.schedulers.base import Member, NewFlow
-from featherlb.core.pools.schedulers.least_connections import LeastConnections
+from featherlb.core.pools.schedulers.least_connections import LeastConnections, waited
 from featherlb.core.pools.schedulers.registry import register
 
 
@@ -27,3 +27,14 @@ class WeightedLeastConnections(LeastConnections):
                 load = member.active + 1
                 capacity = member.weight
         return self._take(best)
+
+    def explain(self, flow: NewFlow) -> str:
+        best = self.peek(flow)
+        assert best is not None
+        equal = sum(
+            (member.active + 1) * best.weight == (best.active + 1) * member.weight
+            for member in self._members
+        )
+        load = (best.active + 1) / best.weight
+        text = f"its load with this flow, (open + 1) / weight = {load:.3g}, is the lowest"
+        return text + waited(equal)

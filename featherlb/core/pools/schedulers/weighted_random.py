@@ -23,3 +23,12 @@ class Random(Scheduler):
 
     def pick(self, flow: NewFlow) -> Member | None:
         return self._draw.draw()
+
+    def explain(self, flow: NewFlow) -> str:
+        return self._draw.explain()
+
+    def save(self) -> object:
+        return self._draw.save()
+
+    def restore(self, state: object) -> None:
+        self._draw.restore(state)

@@ -49,3 +49,13 @@ class WeightedRoundRobin(Scheduler):
                 best_credit = credit
         credits[best] = best_credit - self._total
         return self._members[best]
+
+    def explain(self, flow: NewFlow) -> str:
+        credit = max(map(sum, zip(self._credits, self._weights, strict=True)))
+        return f"it has the most credit, {credit}, and pays the sum of all weights, {self._total}"
+
+    def save(self) -> list[int]:
+        return self._credits.copy()
+
+    def restore(self, state: list[int]) -> None:
+        self._credits = state

@@ -127,3 +127,30 @@ def test_whatever_the_pool_does_picks_are_usable_members(
             assert (picked in usable) if usable else (picked is None)
             if picked is not None:
                 picked.active += 1
+
+
+@every_built_in
+def test_peeking_tells_the_next_pick_and_changes_nothing(name: str) -> None:
+    pool, twins = make_pool(3, 1, 0, 2), make_pool(3, 1, 0, 2)
+    asked, left_alone = create(name, seed=7, key=KEY), create(name, seed=7, key=KEY)
+    asked.update(pool)
+    left_alone.update(twins)
+    assert asked.rewindable
+    for number in range(200):
+        flow = make_flow(number)
+        peeks = {asked.peek(flow) for _ in range(number % 4)}
+        reasons = {asked.explain(flow) for _ in range(number % 3)}
+        picked, twin = asked.pick(flow), left_alone.pick(flow)
+        assert picked is not None
+        assert twin is not None
+        assert picked.index == twin.index
+        assert peeks <= {picked}
+        assert len(reasons) <= 1
+        # Loads differ, and change as flows open and close.
+        picked.active += number % 3
+        twin.active += number % 3
+
+
+@every_built_in
+def test_peeking_into_an_empty_pool(name: str) -> None:
+    assert create(name, seed=1, key=KEY).peek(make_flow(1)) is None
