@@ -13,11 +13,16 @@ from featherlb.cli.asking import (
     short_number,
     short_time,
 )
+from featherlb.cli.help import completion, examples
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "featherlb explain 192.0.2.7:40000 10.0.0.10:80", "featherlb explain 192.0.2.7 web"
+    )
+)
 @click.argument("client", metavar="CLIENT[:PORT]")
-@click.argument("vip")
+@click.argument("vip", shell_complete=completion("services"))
 @instance_option
 @output_option
 def explain(client: str, vip: str, instance: int | None, output: str) -> None:
@@ -27,11 +32,6 @@ def explain(client: str, vip: str, instance: int | None, output: str) -> None:
     decision about a new one with its reasons, the backends as the scheduler sees them, and the
     hooks and rules that the packets meet. Changes nothing: the next flow goes where it would have
     gone anyway.
-
-    \b
-    Examples:
-      featherlb explain 192.0.2.7:40000 10.0.0.10:80
-      featherlb explain 192.0.2.7 web
     """
     query = {"client": client, "vip": vip}
     answer = connect(instance).get("/v1/explain", schema.Explanation, query)

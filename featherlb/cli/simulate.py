@@ -9,11 +9,12 @@ from pathlib import Path
 import click
 
 from featherlb.cli.asking import DURATION, new_table, output_option, print_table
+from featherlb.cli.help import completion, examples
 from featherlb.config import Config, ServiceConfig, absolute_scheduler
 from featherlb.config.file import load
 from featherlb.control.overrides import find_service
 from featherlb.control.resolver import Resolver
-from featherlb.core.pools.schedulers import canonical_name, names
+from featherlb.core.pools.schedulers import canonical_name, is_file_reference, names
 from featherlb.insight import plot
 from featherlb.insight.simulate import Load, Simulation, Trial
 from featherlb.insight.simulate import simulate as run
@@ -45,7 +46,12 @@ class RateType(click.ParamType[float]):
         return rate
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "featherlb simulate lb.yaml --change 'remove 10.0.1.2:80'",
+        "featherlb simulate lb.yaml --scheduler maglev --scheduler ./mine.py:pick --plot mine.svg",
+    )
+)
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option("--service", metavar="NAME", help="The service, if the file has several.")
 @click.option(
@@ -53,6 +59,7 @@ class RateType(click.ParamType[float]):
     "schedulers",
     multiple=True,
     metavar="NAME",
+    shell_complete=completion("schedulers"),
     help="A scheduler by name, or ./FILE.py:NAME; repeat it to compare, or say `all`. Default: the"
     " service's own.",
 )
@@ -66,6 +73,7 @@ class RateType(click.ParamType[float]):
     type=click.IntRange(1, 10_000_000),
     default=100_000,
     show_default=True,
+    metavar="N",
     help="Number of new flows.",
 )
 @click.option(
@@ -88,7 +96,7 @@ class RateType(click.ParamType[float]):
     "--change",
     "changes",
     multiple=True,
-    metavar="TEXT",
+    metavar="CHANGE",
     help="What happens to the pool: 'add BACKEND [WEIGHT]', 'remove BACKEND', 'drain BACKEND' or"
     " 'weight BACKEND WEIGHT'. Repeat it for several. Default: one leaves, one joins, one's weight"
     " is doubled.",
@@ -96,6 +104,7 @@ class RateType(click.ParamType[float]):
 @click.option(
     "--seed",
     type=click.IntRange(min=0),
+    metavar="N",
     default=1,
     show_default=True,
     help="Of the generated flows.",
@@ -126,12 +135,6 @@ def simulate(
     Shows what each backend gets against its weight, how many flows and clients change backend when
     the pool changes, and what a pick costs. Runs the real pools, schedulers, persistence and
     limits; needs neither root nor the network. All backends count as healthy.
-
-    \b
-    Examples:
-      featherlb simulate lb.yaml
-      featherlb simulate lb.yaml --scheduler maglev --scheduler sh --change 'remove 10.0.1.2:80'
-      featherlb simulate lb.yaml --scheduler ./mine.py:pick --scheduler p2c --plot mine.svg
     """
     if picture is not None:
         plot.require(picture)
@@ -177,8 +180,8 @@ def _load_schedulers(wanted: Iterable[str]) -> list[str]:
             found[canonical_name(absolute_scheduler(name, Path.cwd()))] = None
         except ValueError as error:
             raise ConfigError([str(error)]) from None
-    for reference, code in plugins.read_files(found).items():
-        plugins.load(reference, code)
+    for reference in filter(is_file_reference, found):
+        plugins.load(reference, plugins.read(reference))
     return list(found)
 
 
