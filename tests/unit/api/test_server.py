@@ -434,3 +434,29 @@ def test_a_slow_listener_loses_the_oldest_and_knows() -> None:
         events.emit("test", "nobody listens")
 
     asyncio.run(run())
+
+
+def test_a_change_is_completed_even_if_the_api_ends_meanwhile(path: Path) -> None:
+    async def run() -> None:
+        controller = Controller(Settings(load_wrong, assign=False), Events(), Tasks(Events()))
+        config = parse(FILE, "lb.yaml")
+        controller.state = State(config, services=resolve(config, lambda name: []))
+        runner = web.AppRunner(application(controller, None), shutdown_timeout=0.1)
+        await runner.setup()
+        await web.UnixSite(runner, str(path)).start()
+        body = {"action": "drain", "service": "web", "backend": "10.0.1.2:80"}
+        # Another change comes first.
+        async with controller._lock:
+            data = json.dumps(body).encode()
+            asking = asyncio.create_task(request(path, "POST", "/v1/changes", data=data))
+            while not controller._lock._waiters:
+                await asyncio.sleep(0.01)
+            await runner.cleanup()
+            with pytest.raises(Exception, match="isconnected"):
+                await asking
+            before = controller.state.overrides
+        await controller.overrides_changed.wait()
+        after = controller.state.overrides
+        assert [len(before), *(one.action for one in after)] == [0, Action.DRAIN]
+
+    asyncio.run(asyncio.wait_for(run(), 60))
