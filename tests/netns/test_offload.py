@@ -21,6 +21,7 @@ from featherlb.lab.servers import HttpServer, Nginx
 from tests.netns.command import Featherlb, api, change, flows, kill, reload, run
 from tests.netns.conftest import Up
 from tests.netns.datagrams import Receivers, open_socket
+from tests.netns.send_buffers import small_send_buffers
 from tests.netns.test_udp import SO_NO_CHECK, UDP_SEGMENT
 from tests.netns.traffic import (
     REQUEST,
@@ -170,6 +171,33 @@ def test_a_burst_of_datagrams_arrives_whole(shared: Shared, nat: str) -> None:
         arrivals = [receivers.receive() for _ in range(20)]
         assert sorted(one.data[0] for one in arrivals) == list(range(20))
         assert len({(one.backend, one.peer) for one in arrivals}) == 1
+
+
+@NAT_MODES
+def test_flows_that_the_kernel_refuses_together_are_inserted_one_by_one(
+    shared: Shared, nat: str
+) -> None:
+    """A worker that did not expect it would die of the first batch."""
+    lab, port = shared.lab, PORTS["pool", nat]
+    before = queued(lab)
+    (worker,) = api(lab.balancer, "status")["workers"]
+    with Receivers(lab.backends, port) as receivers, ExitStack() as stack:
+        clients = [
+            stack.enter_context(open_socket(lab.client, (lab.client.address, 0), (VIP, port)))
+            for _ in range(30)
+        ]
+        with small_send_buffers(lab.balancer):
+            with standing_still(lab.balancer):
+                for number, client in enumerate(clients):
+                    client.send(bytes([number]))
+                wait_for(lambda: queued(lab) == before + 30, "all datagrams wait")
+            arrivals = [receivers.receive() for _ in range(30)]
+        assert sorted(one.data[0] for one in arrivals) == list(range(30))
+        for arrival in arrivals:
+            receivers.answer(arrival, arrival.data)
+            assert clients[arrival.data[0]].recv(100) == arrival.data
+    (after,) = api(lab.balancer, "status")["workers"]
+    assert after["pid"] == worker["pid"]
 
 
 def test_what_does_not_fit_into_the_queue_is_never_delivered_in_part(

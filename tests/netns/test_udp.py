@@ -1,8 +1,6 @@
 """UDP through a VIP: whole flows and single datagrams, checksums, GSO packets, real programs."""
 
-import ctypes
 import json
-import os
 import signal
 import socket
 import time
@@ -15,13 +13,13 @@ import pytest
 from scapy.layers.inet import IP, UDP
 from scapy.packet import Packet, Raw
 
-from featherlb.lab import Lab, Node
+from featherlb.lab import Lab
 from featherlb.lab.namespaces import VIP
 from featherlb.lab.servers import DnsServer, Iperf3
-from featherlb.system.nfqueue import bound_queues
 from tests.netns.command import Featherlb, api
 from tests.netns.conftest import ONE_DRIVER, QUEUEING, WATCHED_OR_ASKED, Up, in_turn
 from tests.netns.datagrams import Receivers, open_socket
+from tests.netns.send_buffers import small_send_buffers
 from tests.netns.traffic import forward, wait_for
 from tests.netns.wire import Capture, send, with_right_checksums
 
@@ -30,9 +28,7 @@ DNS_PORT, PORT = 5353, 9000
 # Ports of the VIP, by what is behind them.
 DNS, POOL, ONE, NOBODY, ONE_PACKET, RESPONSES = range(53, 59)
 # Of linux/udp.h and asm-generic/socket.h; Python has no names for them.
-UDP_SEGMENT, SO_NO_CHECK, SO_SNDBUFFORCE = 103, 11, 32
-NETLINK_NETFILTER = 12  # linux/netlink.h
-LIBC, PIDFD_GETFD = ctypes.CDLL(None), 438  # asm-generic/unistd.h
+UDP_SEGMENT, SO_NO_CHECK = 103, 11
 
 
 @pytest.fixture(scope="module")
@@ -306,31 +302,12 @@ def test_a_verdict_that_the_kernel_refuses_does_not_block_the_queue(
         (queue,) = api(lab.balancer, "stats")["queues"]
         return {key: queue[key] for key in ("verdict_refused", "waiting")}
 
-    with connected(lab, ONE) as client, worker_socket(lab.balancer) as queue:
+    with connected(lab, ONE) as client:
         receivers.exchange(client)
-        size = queue.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 2
-        # The kernel allocates no message that is larger than the send buffer.
-        queue.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
-        for data in (b"small", bytes(8000), b"small, too"):
-            client.send(data)
-        assert [receivers.receive().data for _ in range(2)] == [b"small", b"small, too"]
-        assert queues() == {"verdict_refused": 1, "waiting": 0}
-        queue.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, size)
+        with small_send_buffers(lab.balancer):
+            for data in (b"small", bytes(8000), b"small, too"):
+                client.send(data)
+            assert [receivers.receive().data for _ in range(2)] == [b"small", b"small, too"]
+            assert queues() == {"verdict_refused": 1, "waiting": 0}
         receivers.exchange(client, bytes(8000))
         assert queues() == {"verdict_refused": 1, "waiting": 0}
-
-
-def worker_socket(node: Node) -> socket.socket:
-    """The socket that the only queue of this node is bound to: another descriptor of it."""
-    (owner,) = (queue.owner for queue in node.call(bound_queues).values())
-    (worker,) = api(node, "status")["workers"]
-    process = Path(f"/proc/{worker['pid']}")
-    rows = map(str.split, (process / "net/netlink").read_text().splitlines())
-    (inode,) = (row[9] for row in rows if row[1:3] == [str(NETLINK_NETFILTER), str(owner)])
-    links = {one.name: os.readlink(one) for one in (process / "fd").iterdir()}
-    (number,) = (int(name) for name, link in links.items() if link == f"socket:[{inode}]")
-    descriptor = os.pidfd_open(worker["pid"])
-    try:
-        return socket.socket(fileno=LIBC.syscall(PIDFD_GETFD, descriptor, number, 0))
-    finally:
-        os.close(descriptor)

@@ -22,8 +22,13 @@ cdef class Conntrack:
     cdef readonly bint watching
 
     @cython.locals(
-        commands=Commands, ticks=cython.uint, first=cython.Py_ssize_t, at=cython.Py_ssize_t)
+        commands=Commands, ticks=cython.uint, first=cython.Py_ssize_t, end=cython.Py_ssize_t,
+        at=cython.Py_ssize_t)
     cpdef object execute(self, double now)
+    cdef bint submit(self, Py_ssize_t first, Py_ssize_t end) except -1
+    cdef bint send(self) except -1
+    @cython.locals(at=cython.Py_ssize_t)
+    cdef object report(self, unsigned int ticks)
     @cython.locals(
         batch=Commands, entry=Entry, count=cython.int, slot=cython.int, start=cython.Py_ssize_t,
         at=cython.Py_ssize_t, kind=cython.int)

@@ -89,10 +89,34 @@ class Conntrack:
         while commands.count:
             commands.take(self.batch)
             for first in range(0, self.batch.count, AT_ONCE):
-                self.requests.write(self.batch, first, min(first + AT_ONCE, self.batch.count))
-                self._requests.send(self.requests.take())
-                for at in self.read_answers(ticks):
-                    self.report_clash(at, ticks)
+                end = min(first + AT_ONCE, self.batch.count)
+                if self.submit(first, end):
+                    self.report(ticks)
+                    continue
+                for at in range(first, end):
+                    if self.submit(at, at + 1):
+                        self.report(ticks)
+                    elif self.batch.kind(at) == INSERT:
+                        self._flows.refused(self.batch.flow(at))
+
+    def submit(self, first: int, end: int) -> bool:
+        """Send the commands from number `first` up to `end`. False if the kernel refuses them, for
+        lack of memory: fewer at once need less."""
+        self.requests.write(self.batch, first, end)
+        return self.send()
+
+    def send(self) -> bool:
+        """Send the requests that are written; False if the kernel refuses them."""
+        try:
+            self._requests.send(self.requests.take())
+        except OSError:
+            return False
+        return True
+
+    def report(self, ticks: int) -> None:
+        """Report the responses, those to clashing inserts after a look at what they clash with."""
+        for at in self.read_answers(ticks):
+            self.report_clash(at, ticks)
 
     def read_answers(self, ticks: int) -> list[int]:
         """Report the responses; returns the numbers of inserts that failed with EEXIST."""
@@ -125,9 +149,8 @@ class Conntrack:
         batch = self.batch
         entry = self.answer
         self.requests.ask(batch, at)
-        self._requests.send(self.requests.take())
         there = False
-        if self.answers.receive():
+        if self.send() and self.answers.receive():
             entry.read(0, self.answers.lengths[0])
             there = entry.kind == NEW_MESSAGE
         self._flows.exists(batch.flow(at), batch.attempts(at), entry if there else None)
