@@ -4,6 +4,8 @@ PYTHON = $(VENV)/bin/python
 # Three processes on two cores, as tests wait for a third of their time, each with whole files: they
 # share labs and instances.
 PARALLEL = -n $(shell expr $$(nproc) \* 3 / 2) --dist loadfile
+# What has hot modules, or runs the packet path. The rest is the same code in both forms.
+HOT = api core datapaths net system worker
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-run setup-bench demo test unit netns-test wheel wheels check fmt e2e e2e-day bench \
@@ -26,7 +28,7 @@ demo: setup-run ## balance real connections in network namespaces, with a live t
 
 test: setup ## all tests, with the packet path compiled and interpreted; kernel tests need root
 	$(PYTHON) -m pytest $(PARALLEL)
-	FEATHERLB_PURE=1 $(PYTHON) -m pytest $(PARALLEL) --one-of-each tests/unit tests/netns
+	FEATHERLB_PURE=1 $(PYTHON) -m pytest $(PARALLEL) --one-of-each $(HOT:%=tests/unit/%) tests/netns
 
 unit: setup ## only the tests that need neither root nor a kernel
 	$(PYTHON) -m pytest tests/unit

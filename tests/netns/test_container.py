@@ -3,6 +3,8 @@ configuration named by the environment."""
 
 from pathlib import Path
 
+import pytest
+
 from featherlb.lab import Lab
 from featherlb.lab.namespaces import VIP
 from featherlb.lab.servers import HttpServer
@@ -10,7 +12,7 @@ from tests.netns.command import PROGRAM, Featherlb
 from tests.netns.conftest import ONE_DRIVER
 from tests.netns.traffic import ask
 
-pytestmark = ONE_DRIVER
+pytestmark = [ONE_DRIVER, pytest.mark.no_packets("settings and configuration")]
 
 READ_ONLY = ("unshare", "--mount", "sh", "-c")
 """Before a script of sh: runs it where mounts are its own."""

@@ -18,7 +18,11 @@ from tests.netns.command import PROGRAM, run
 from tests.netns.conftest import ONE_DRIVER, Up
 from tests.netns.traffic import ask
 
-pytestmark = [ONE_DRIVER, pytest.mark.usefixtures("driver")]
+pytestmark = [
+    ONE_DRIVER,
+    pytest.mark.usefixtures("driver"),
+    pytest.mark.no_packets("what the doctor finds, whatever the form"),
+]
 
 BACKENDS = ("10.0.1.2:8080", "10.0.1.3:8080")
 

@@ -438,10 +438,10 @@ def test_a_slow_listener_loses_the_oldest_and_knows() -> None:
 
 def test_a_change_is_completed_even_if_the_api_ends_meanwhile(path: Path) -> None:
     async def run() -> None:
-        controller = Controller(Settings(load_wrong, assign=False), Events(), Tasks(Events()))
+        controller = Controller(Settings(load=load_wrong), Events(), Tasks(Events()))
         config = parse(FILE, "lb.yaml")
         controller.state = State(config, services=resolve(config, lambda name: []))
-        runner = web.AppRunner(application(controller, None), shutdown_timeout=0.1)
+        runner = web.ServerRunner(http_server(controller, None), shutdown_timeout=0.1)
         await runner.setup()
         await web.UnixSite(runner, str(path)).start()
         body = {"action": "drain", "service": "web", "backend": "10.0.1.2:80"}
