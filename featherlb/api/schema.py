@@ -401,6 +401,48 @@ class Reloaded(Answer):
     differences: list[str]
 
 
+class PlanRequest(Question):
+    config: str = Field(description="The text of a configuration file (YAML).")
+    path: str = Field(
+        description="Its absolute path: faults name it, and paths of custom schedulers start there."
+    )
+
+
+class PlannedService(Answer):
+    """What would become of a service's open flows, and of their clients."""
+
+    name: str
+    flows: dict[str, int] = Field(
+        description="Open flows by what becomes of them: `stay`, `drain` (the backend gets no new"
+        " ones), `move` (to another datapath), `break` (the VIP leaves), `drop`, `reset`."
+    )
+    slots: float | None = Field(
+        description="Part of the hash slots that would change backend; null: no hash slots, or"
+        " others."
+    )
+    least: float | None = Field(description="The smallest part that could follow the weights.")
+    clients: int = Field(description="Clients with open flows.")
+    moved: int | None = Field(
+        description="Those of them whose next flow from the same port would have another backend;"
+        " null: it may have any."
+    )
+
+
+class Planned(Answer):
+    """What a reload to a configuration would do."""
+
+    differences: list[str] = Field(description="As in [Reloaded](#reloaded).")
+    refused: list[str] = Field(
+        description="Why the reload would be refused; empty if it would not."
+    )
+    services: list[PlannedService] = Field(description="Empty if it would be refused.")
+    sampled: int = Field(description="Flows that were looked at.")
+    flows: int = Field(description="Flows in total.")
+    host: list[str] = Field(
+        description="What would change on the host, as shell commands: `-` goes, `+` comes."
+    )
+
+
 class Event(Answer):
     kind: str
     message: str

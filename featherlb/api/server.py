@@ -202,6 +202,7 @@ _ROUTES = {
     ("DELETE", "/v1/changes/{number}"): "revert",
     ("POST", "/v1/reload"): "reload",
     ("POST", "/v1/log-level"): "log_level",
+    ("POST", "/v1/plan"): "plan",
     ("GET", "/v1/config"): "config",
     ("GET", "/v1/host"): "host",
     ("GET", "/v1/events"): "events",
@@ -389,6 +390,13 @@ class _Handlers:
         until = None if wanted.duration is None else time.monotonic() + wanted.duration
         await self._complete(self._controller.set_log_level(wanted.level, until))
         return _answer(schema.LogLevelChange(level=wanted.level, remaining=wanted.duration))
+
+    async def plan(self, request: web.BaseRequest) -> web.Response:
+        from featherlb.insight.plan import plan
+
+        wanted = schema.read(schema.PlanRequest, await _body(request))
+        found = await plan(self._controller, wanted.config, Path(wanted.path))
+        return _answer(schema.Planned.model_validate(asdict(found)))
 
     async def config(self, request: web.BaseRequest) -> web.Response:
         # Imported on demand, like metrics: most instances never need them.

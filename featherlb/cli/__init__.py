@@ -28,6 +28,7 @@ _COMMANDS = {
     "stats": "Show packet counters by outcome.",
     "backend": "Add, remove, drain or reweight a backend.",
     "reload": "Reload the configuration.",
+    "plan": "Show what a reload to another configuration would do.",
     "save": "Print the running configuration.",
     "log-level": "Change what a running instance logs.",
     "top": "Watch services, backends and clients live.",

@@ -132,6 +132,9 @@ def up(
             from featherlb.config.file import load
 
             base = load(path)
+        return merge(base)
+
+    def merge(base: Config | None) -> Config:
         config = from_command_line(vips, backends, picked, nat, datapath, base)
         if driver:
             config = replace(config, driver=Driver(driver))
@@ -157,5 +160,5 @@ def up(
         return
     if path:
         log.info("configuration file: %s", path.absolute())
-    settings = Settings(load=read_config)
+    settings = Settings(load=read_config, merge=merge)
     asyncio.run(Supervisor(settings).run(lambda: click.echo("ready")))

@@ -10,10 +10,7 @@ from featherlb.model.errors import ConfigError
 
 
 def load(path: Path) -> Config:
-    """Read a configuration file; ConfigError if it can't be read or has faults.
-
-    Relative paths of custom schedulers start at the file's directory.
-    """
+    """Read a configuration file; ConfigError if it can't be read or has faults."""
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -22,6 +19,14 @@ def load(path: Path) -> Config:
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise ConfigError([f"{path}: cannot read the configuration: {reason}"]) from None
+    return load_text(text, path)
+
+
+def load_text(text: str, path: Path) -> Config:
+    """The configuration in the text of a file with this path; ConfigError if it has faults.
+
+    Relative paths of custom schedulers start at the file's directory.
+    """
     config = parse(text, str(path))
     services = (
         replace(service, scheduler=absolute_scheduler(service.scheduler, path.parent))

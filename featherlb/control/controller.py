@@ -7,7 +7,7 @@ operator asks for it, or a background task that has noticed something (`backgrou
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -27,21 +27,43 @@ from featherlb.control.prepare import advise as advise_here
 from featherlb.control.prepare import check, find_services, load_schedulers, prepare
 from featherlb.control.resolver import Resolver
 from featherlb.control.tasks import Tasks
-from featherlb.control.transition import EndFlows, State, UpdateHost, host_part, plan, run
+from featherlb.control.transition import (
+    EndFlows,
+    State,
+    Step,
+    UpdateHost,
+    host_part,
+    plan,
+    run,
+)
 from featherlb.control.view import Reloads, View, WorkerView, view_services
 from featherlb.control.workers import Cursor, FlowFilter
 from featherlb.core.path.export import FlowRecords
 from featherlb.model import Endpoint, OnBackendDown, Protocol, Service
-from featherlb.model.errors import ConfigError, HostError
+from featherlb.model.errors import ConfigError, FeatherlbError, HostError
 
 log = logging.getLogger("featherlb")
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How to run; `load` reads the configuration, at the start and at each reload."""
+    """How to run; `load` reads the configuration, at the start and at each reload. `merge` merges
+    the content of a file with the command line's options, as `load` does."""
 
     load: Callable[[], Config]
+    merge: Callable[[Config], Config] = lambda config: config
+
+
+@dataclass(frozen=True, slots=True)
+class Prospect:
+    """What a reload would do: these steps, from a state to the wanted one. If it would be refused,
+    there are none, and the reasons."""
+
+    differences: tuple[str, ...]
+    before: State
+    wanted: State | None = None
+    steps: tuple[Step, ...] = ()
+    refused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,11 +158,7 @@ class Controller:
                 )
                 log_traceback(error)
                 raise
-            difference += [
-                f"run-time change dropped: {override}"
-                for override in before.overrides
-                if override not in overrides
-            ]
+            difference += _dropped(before.overrides, overrides)
             self._reloads = Reloads(self._reloads.done + 1, self._reloads.refused, now)
             self.events.emit("reloaded", f"reloaded: {'; '.join(difference) or 'no difference'}")
             await self._announce()
@@ -155,6 +173,29 @@ class Controller:
             services = await asyncio.to_thread(find_services, after, self._resolver.recall)
             await asyncio.to_thread(check, services, self.data.options)
             return describe(before.running, after) + host.repairs(await self.data.deviations())
+
+    async def foresee(self, file: Config) -> Prospect:
+        """What a reload would do if this were the content of the configuration file; nothing
+        changes. ConfigError if it doesn't fit the command line."""
+        config = self.settings.merge(file)
+        async with self._one_at_a_time():
+            before = self.state
+            overrides = applicable(config, before.overrides)
+            running = with_overrides(config, overrides)
+            differences = (
+                *describe(before.running, running),
+                *host.repairs(await self.data.deviations()),
+                *_dropped(before.overrides, overrides),
+            )
+            try:
+                services = await asyncio.to_thread(find_services, running, self._resolver.foresee)
+                await asyncio.to_thread(check, services, self.data.options)
+            except FeatherlbError as error:
+                return Prospect(differences, before, refused=tuple(str(error).splitlines()))
+            judgement = self.health.judge(running, services)
+            wanted = State(config, overrides, judgement.services, (), before.schedulers)
+            steps = tuple(plan(before, wanted, repair=True))
+            return Prospect(differences, before, wanted, steps)
 
     async def override(self, override: Override) -> Made:
         """Put an override in force; it is given its number here. FeatherlbError if refused."""
@@ -458,6 +499,12 @@ class Controller:
                     " in the configuration file, or with `featherlb backend add`",
                     service.name,
                 )
+
+
+def _dropped(before: Iterable[Override], after: Iterable[Override]) -> list[str]:
+    """The overrides that are no longer there, as lines."""
+    kept = {one.number for one in after}
+    return [f"run-time change dropped: {one}" for one in before if one.number not in kept]
 
 
 def _places(services: tuple[Service, ...]) -> dict[tuple[str, Endpoint], None]:

@@ -47,10 +47,12 @@ class _Checked:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """Services as they are to be served, and the names of those whose health is ignored."""
+    """Services as they are to be served, the names of those whose health is ignored, and the
+    backends that join now, with the time."""
 
     services: tuple[Service, ...]
     panic: frozenset[str]
+    joining: dict[_Key, float]
 
 
 class HealthChecks:
@@ -94,9 +96,18 @@ class HealthChecks:
 
     def judge(self, config: Config, services: Sequence[Service]) -> Judgement:
         """The services with weight 0 for unhealthy backends, and with ramps for those that rose a
-        short while ago."""
+        short while ago. Changes nothing until `follow`."""
         now = time.monotonic()
         panic: set[str] = set()
+        joining = {
+            key: now
+            for service in services
+            if (known := self._known.get(service.name)) is not None
+            for one in service.backends
+            if one.endpoint not in known
+            and (key := (service.name, one.endpoint)) not in self._risen
+        }
+        risen = {**joining, **self._risen}
 
         def judged(configured: ServiceConfig, service: Service) -> Service:
             healthy = {one: self._is_healthy(configured, one) for one in service.backends}
@@ -112,7 +123,7 @@ class HealthChecks:
                     replace(
                         one,
                         weight=one.weight if healthy[one] or one.role is ignored else 0,
-                        ramp=self._ramp(configured, one, now),
+                        ramp=_ramp(configured, risen.get((service.name, one.endpoint)), now),
                         down=not healthy[one],
                     )
                     for one in service.backends
@@ -121,7 +132,7 @@ class HealthChecks:
 
         by_name = {service.name: service for service in config.services}
         after = tuple(judged(by_name[service.name], service) for service in services)
-        return Judgement(after, frozenset(panic))
+        return Judgement(after, frozenset(panic), joining)
 
     def _is_healthy(self, configured: ServiceConfig, backend: Backend) -> bool:
         if not (configured.health or configured.passive_health):
@@ -130,15 +141,6 @@ class HealthChecks:
         if state is None and configured.health:
             state = configured.health.initial
         return state in (Health.UP, None)
-
-    def _ramp(self, configured: ServiceConfig, backend: Backend, now: float) -> Ramp | None:
-        key = configured.name, backend.endpoint
-        if backend.endpoint not in self._known.get(configured.name, (backend.endpoint,)):
-            self._risen.setdefault(key, now)
-        if configured.slow_start is None or key not in self._risen:
-            return None
-        ramp = Ramp(self._risen[key], configured.slow_start)
-        return ramp if ramp.progress(now) < 1 else None
 
     def follow(self, config: Config, judgement: Judgement) -> None:
         """Look after the backends of these services from now on, and no others.
@@ -170,7 +172,8 @@ class HealthChecks:
             service.name: frozenset(one.endpoint for one in service.backends)
             for service in judgement.services
         }
-        self._risen = {key: since for key, since in self._risen.items() if key in keys}
+        risen = {**judgement.joining, **self._risen}
+        self._risen = {key: since for key, since in risen.items() if key in keys}
         self._report_panic(judgement.panic)
 
     def observe(
@@ -315,6 +318,14 @@ class HealthChecks:
             message = f"{service}: enough backends are healthy, only these are used"
             self._events.emit("panic-over", message, service=service)
         self.panic = panic
+
+
+def _ramp(configured: ServiceConfig, risen: float | None, now: float) -> Ramp | None:
+    """The slow start of a backend that rose, or joined, at this time."""
+    if configured.slow_start is None or risen is None:
+        return None
+    ramp = Ramp(risen, configured.slow_start)
+    return ramp if ramp.progress(now) < 1 else None
 
 
 def _follow(configured: ServiceConfig, known: _Checked | None) -> _Checked | None:

@@ -21,11 +21,15 @@ class Resolver:
     def look_up(self, name: str) -> Sequence[Address]:
         """The addresses of a name now, in the resolver's order; the last ones if there are none
         now, and nothing if there never were."""
-        found = _ask(name)
-        # A resolver that rotates its answers has not changed them.
-        if found and set(found) != set(self._answers.get(name, ())):
+        if found := self.foresee(name):
             self._answers[name] = found
-        return self._answers.get(name, ())
+        return found
+
+    def foresee(self, name: str) -> Sequence[Address]:
+        """What `look_up` would answer; remembers nothing."""
+        found, known = _ask(name), self._answers.get(name, ())
+        # A resolver that rotates its answers has not changed them.
+        return found if found and set(found) != set(known) else known
 
     def recall(self, name: str) -> Sequence[Address]:
         """The last answer; asks only for a name that is new."""

@@ -1,5 +1,6 @@
 """What featherlb tells of its decisions is what it then does, and telling changes nothing."""
 
+import json
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from featherlb.core.pools.schedulers import names
 from featherlb.lab import Lab
 from featherlb.lab.namespaces import VIP
-from tests.netns.command import api, run
+from tests.netns.command import api, reload, run
 from tests.netns.conftest import SERVED, Up
 from tests.netns.traffic import Session
 
@@ -78,3 +79,106 @@ def test_a_connection_goes_where_it_was_told_to_go(lab: Lab, featherlb: Up, tmp_
         refused = run(lab.balancer, "explain", address, "10.9.9.9:1")
         assert (refused.returncode, refused.stdout) == (2, "")
         assert "there is no service or VIP '10.9.9.9:1'" in refused.stderr
+
+
+def rules(lab: Lab) -> list[str]:
+    """Rules and addresses of the balancer."""
+    commands = ["iptables-save", "ip -o address"]
+    return [
+        line
+        for command in commands
+        for line in lab.balancer.run(command.split()).stdout.splitlines()
+        if not line.startswith((":", "#"))
+    ]
+
+
+def configuration(*services: tuple[str, int, str]) -> str:
+    """Services with a name, a port of the VIP, and other keys."""
+    return "services:\n" + "".join(
+        f"- {{name: {name}, vip: '{VIP}:{port}', {keys}}}\n" for name, port, keys in services
+    )
+
+
+@pytest.mark.parametrize("driver", ["netlink", "offload"], indirect=True)
+def test_a_reload_does_what_was_planned_and_planning_does_nothing(
+    lab: Lab, featherlb: Up, tmp_path: Path
+) -> None:
+    one, two, three = BACKENDS
+    path, new = tmp_path / "lb.yaml", tmp_path / "new.yaml"
+    path.write_text(
+        configuration(
+            ("web", 80, f"scheduler: maglev, backends: ['{one}', '{two}', '{three}']"),
+            ("cut", 81, f"backends: ['{one}', '{two}']"),
+            ("gone", 82, f"backends: ['{one}']"),
+        )
+    )
+    new.write_text(
+        configuration(
+            ("web", 80, f"scheduler: maglev, backends: ['{one}', '{three}']"),
+            ("cut", 81, f"on_backend_down: reset, backends: ['{one}']"),
+            ("fresh", 83, f"backends: ['{one}']"),
+        )
+    )
+    with featherlb(lab, "--config", str(path)) as running, ExitStack() as stack:
+        ports = {"web": 80, "cut": 81, "gone": 82}
+        sessions = {
+            name: [stack.enter_context(Session(lab.client, VIP, port)) for _ in range(12)]
+            for name, port in ports.items()
+        }
+        places = {
+            name: [session.ask().backend for session in ours] for name, ours in sessions.items()
+        }
+        before = rules(lab)
+        told = json.loads(run(lab.balancer, "plan", str(new), "-o", "json").stdout)
+        assert rules(lab) == before
+        assert reloads(lab) == (0, 0)
+        assert (told["refused"], told["sampled"], told["flows"]) == ([], 36, 36)
+        web, cut, gone, fresh = told["services"]
+        draining = places["web"].count("backend2")
+        assert 0 < draining < 12
+        assert (web["flows"]["drain"], web["flows"]["stay"]) == (draining, 12 - draining)
+        assert web["slots"] == pytest.approx(1 / 3, abs=0.02)
+        assert (web["clients"], web["moved"]) == (1, 1)
+        assert (cut["flows"]["reset"], cut["flows"]["stay"]) == (6, 6)
+        assert gone["flows"]["reset"] == 12
+        assert sum(fresh["flows"].values()) == 0
+        assert any(line.startswith("+ iptables") and " 83 " in line for line in told["host"])
+        assert any(line.startswith("- iptables") and " 82 " in line for line in told["host"])
+
+        path.write_text(new.read_text())
+        assert reload(lab.balancer) == told["differences"]
+        for name, ours in sessions.items():
+            for session, place in zip(ours, places[name], strict=True):
+                if name == "gone" or (name == "cut" and place == "backend2"):
+                    with pytest.raises(ConnectionResetError):
+                        session.ask()
+                else:
+                    assert session.ask().backend == place
+        again = run(lab.balancer, "plan", str(new))
+        assert (again.returncode, again.stderr) == (0, "")
+        lines = again.stdout.splitlines()
+        assert lines[0] == "no difference"
+        assert f"web: open flows: {draining} drain, {12 - draining} stay" in lines
+        assert "host" not in lines
+        after = rules(lab)
+
+        new.write_text(configuration(("web", 90, f"backends: ['{one}']")))
+        with lab.balancer.listen("0.0.0.0", 90):
+            refused = run(lab.balancer, "plan", str(new))
+        assert (refused.returncode, refused.stderr) == (1, "")
+        last = refused.stdout.splitlines()[-1]
+        assert last.startswith("refused: ")
+        assert "listens on 0.0.0.0:90/tcp" in last
+        new.write_text(configuration(("web", 80, "backend: 10.0.1.2:80")))
+        faulty = run(lab.balancer, "plan", str(new))
+        assert (faulty.returncode, faulty.stdout) == (2, "")
+        assert f"{new}:2: " in faulty.stderr
+        assert rules(lab) == after
+        assert reloads(lab) == (1, 0)
+        assert "Traceback" not in running.log
+
+
+def reloads(lab: Lab) -> tuple[int, int]:
+    """How many were done and refused."""
+    status = api(lab.balancer, "status")
+    return status["reloads"], status["reloads_refused"]

@@ -97,6 +97,10 @@ class Pool:
         """By role, in the order in which they are asked."""
         return self._tiers
 
+    def slots(self) -> Sequence[Member]:
+        """The owner of each slot of the scheduler in service (`Scheduler.slots`)."""
+        return self._serving.scheduler.slots()
+
     @property
     def rewindable(self) -> bool:
         """Whether picks can be undone: a custom scheduler's can't."""

@@ -337,6 +337,7 @@ def test_who_joins_or_comes_back_starts_slowly_and_nobody_else() -> None:
         assert ramps(checks, more) == [True, False, True]
         (service,) = checks.judge(more, services(more)).services
         assert service.backends[2].ramp != joined
+        follow(checks, more)
         short = watched(ONE, TWO, THREE, more=slow.replace("1h", "1ms"))
         await until(lambda: ramps(checks, short) == [False, False, False])
 
@@ -366,5 +367,33 @@ def test_in_panic_all_are_used_and_it_is_told_once() -> None:
             follow(checks, calm)
             await hear(heard, "panic-over")
             assert checks.panic == set()
+
+    asyncio.run(run())
+
+
+def test_a_judgement_that_nothing_follows_starts_no_slow_start() -> None:
+    """As of a reload that is refused, or only planned."""
+
+    async def run() -> None:
+        checks = HealthChecks(events := Events(), Tasks(events))
+        slow = "slow_start: 1h\n  passive_health: {failures: 1, ejection: 1ms}"
+        first, more = watched(ONE, more=slow), watched(ONE, TWO, more=slow)
+        follow(checks, first)
+
+        def since() -> float:
+            (service,) = checks.judge(more, services(more)).services
+            ramp = service.backends[1].ramp
+            assert ramp is not None
+            return ramp.since
+
+        before = since()
+        judgement = checks.judge(more, services(more))
+        after = since()
+        assert before < after
+        checks.follow(more, judgement)
+        joined = since()
+        assert before < joined < after
+        assert since() == joined
+        await checks.stop()
 
     asyncio.run(run())

@@ -125,6 +125,11 @@ class Scheduler(ABC):
         only if there is a member to pick."""
         return "the scheduler's code returned it"
 
+    def slots(self) -> Sequence[Member]:
+        """The owner of each slot of the hash table, or of the first ones if all would take long;
+        empty without a table or members."""
+        return ()
+
     def save(self) -> Any:
         """What picks change, for `restore`; None if they change nothing."""
         return None

@@ -25,6 +25,9 @@ class FiveTupleHash(Scheduler):
     def pick(self, flow: NewFlow) -> Member | None:
         return self._table.owner(self._hash(five_tuple_bytes(flow)))
 
+    def slots(self) -> Sequence[Member]:
+        return self._table.owners()
+
     def explain(self, flow: NewFlow) -> str:
         row = self._hash(five_tuple_bytes(flow)) % ROWS
         return f"addresses, ports and protocol hash to row {row} of {ROWS}, which it owns"

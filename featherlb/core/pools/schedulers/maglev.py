@@ -57,6 +57,9 @@ class Maglev(Scheduler):
             return None
         return table[self._hash_flow(five_tuple_bytes(flow)) % self._size]
 
+    def slots(self) -> Sequence[Member]:
+        return self._table
+
     def explain(self, flow: NewFlow) -> str:
         slot = self._hash_flow(five_tuple_bytes(flow)) % self._size
         owned = self._table.count(self._table[slot])

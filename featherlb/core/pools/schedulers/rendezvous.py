@@ -20,6 +20,9 @@ ROWS = 1 << 16
 """Shares are multiples of a row, and rows are assigned pseudorandomly: with 10 equal members a
 share is within 4 % of a tenth (three standard deviations)."""
 
+MAX_SCORES = 1 << 19
+"""Scores that `owners` computes, at most: one for each row and member."""
+
 _MASK = (1 << 64) - 1
 _LOG_2_53 = 53 * log(2)
 
@@ -59,6 +62,11 @@ class RendezvousTable:
         if owner is None and self._candidates:
             owner = self._owners[row] = self._best(row, self._candidates)
         return owner
+
+    def owners(self) -> list[Member]:
+        """The owners of the first rows, of so many as take some tenths of a second at most."""
+        rows = min(ROWS, MAX_SCORES // max(1, len(self._candidates)))
+        return [owner for row in range(rows) if (owner := self.owner(row)) is not None]
 
     def owner_among(self, value: int, members: Sequence[Member]) -> Member:
         """The owner of a hash among these members only: the next best one."""

@@ -29,6 +29,9 @@ class SourceHash(Scheduler):
     def pick(self, flow: NewFlow) -> Member | None:
         return self._table.owner(self._hash(client_bytes(flow)))
 
+    def slots(self) -> Sequence[Member]:
+        return self._table.owners()
+
     def explain(self, flow: NewFlow) -> str:
         row = self._hash(client_bytes(flow)) % ROWS
         return f"the client's address hashes to row {row} of {ROWS}, which it owns"

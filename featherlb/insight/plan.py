@@ -1,0 +1,299 @@
+"""What a reload to another configuration would do to a running instance. Nothing changes.
+
+It goes by what the reload itself goes by: the steps of the transition (`control/transition.py`) and
+the plan of the host (`host/plan.py`).
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+
+from featherlb import host
+from featherlb.config.file import load_text
+from featherlb.control.controller import Controller
+from featherlb.control.transition import EndFlows, State, Step, departing
+from featherlb.control.workers import Cursor
+from featherlb.core.path.export import FlowView, read_flows
+from featherlb.core.pools.pool import Pool
+from featherlb.core.pools.schedulers import Member, NewFlow, is_consistent
+from featherlb.insight.simulate import least_moved, shares_of
+from featherlb.model import Backend, Endpoint, Service
+
+MAX_RECORDS = 1 << 18
+"""Flow records that are looked at, at most."""
+
+
+class Fate(StrEnum):
+    """What becomes of an open flow."""
+
+    STAY = "stay"
+    DRAIN = "drain"
+    """Its backend leaves, or gets weight 0, and the flow continues until it ends."""
+    MOVE = "move"
+    """It continues on another datapath."""
+    BREAK = "break"
+    """Its VIP is nobody's any more: its client's packets are not balanced."""
+    DROP = "drop"
+    """It is forgotten: its next packet is refused, or adopted by another backend."""
+    RESET = "reset"
+    """Both ends get a RST."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServicePlan:
+    """One service that runs now or would run. `flows` are numbers of open flows by their fate.
+
+    `slots` is the part of the hash slots that another backend would own, `least` the smallest part
+    that could follow the weights; None without hash slots, or if the scheduler changes. `clients`
+    is the number of clients with open flows, `moved` how many of them another backend would get
+    with their next flow from one of these ports; None if the present backend says nothing about the
+    next one.
+    """
+
+    name: str
+    flows: Mapping[Fate, int]
+    slots: float | None
+    least: float | None
+    clients: int
+    moved: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The whole plan. `differences` are those between the configurations, `refused` is why the
+    reload would be refused; then nothing else is known. `sampled` of `flows` were looked at."""
+
+    differences: tuple[str, ...]
+    refused: tuple[str, ...]
+    services: tuple[ServicePlan, ...] = ()
+    sampled: int = 0
+    flows: int = 0
+    host: tuple[str, ...] = ()
+
+
+def plan_services(
+    before: State, wanted: State, steps: Sequence[Step], flows: Iterable[FlowView], key: bytes
+) -> tuple[ServicePlan, ...]:
+    """What a transition with these steps would do to the open flows and their clients. `key` is the
+    hash key of the instance."""
+    old = {service.name: service for service in before.services}
+    new = {service.name: service for service in wanted.services}
+    fates = _Fates(before, wanted, steps)
+    clients = {name: _Clients(old.get(name), new.get(name), key) for name in (old | new)}
+    counts: dict[str, Counter[Fate]] = {name: Counter() for name in (old | new)}
+    for flow in flows:
+        if flow.service in counts:
+            fate = fates.of(flow)
+            counts[flow.service][fate] += 1
+            clients[flow.service].add(flow)
+    return tuple(
+        ServicePlan(
+            name=name,
+            flows={fate: counts[name][fate] for fate in Fate},
+            slots=clients[name].slots_moved(),
+            least=clients[name].least,
+            clients=clients[name].count,
+            moved=clients[name].moved,
+        )
+        for name in (old | new)
+    )
+
+
+def host_changes(before: host.HostPlan | None, after: host.HostPlan) -> list[str]:
+    """What changes on the host, as shell commands: `-` for one whose effect goes, `+` for one that
+    comes."""
+    had = before.describe() if before else []
+    has = after.describe()
+    gone, fresh = Counter(had) - Counter(has), Counter(has) - Counter(had)
+    return [*(f"- {line}" for line in gone.elements()), *(f"+ {line}" for line in fresh.elements())]
+
+
+async def plan(controller: Controller, text: str, path: Path) -> Plan:
+    """What a reload would do if the configuration file at this path had this text. ConfigError with
+    the faults of the text."""
+    file = await asyncio.to_thread(load_text, text, path)
+    prospect = await controller.foresee(file)
+    before, wanted = prospect.before, prospect.wanted
+    if wanted is None:
+        return Plan(prospect.differences, prospect.refused)
+    flows, total = await _flows(controller)
+    key = before.config.hash_key.encode()
+    services = await asyncio.to_thread(plan_services, before, wanted, prospect.steps, flows, key)
+    leaving = staying_on(before, wanted, prospect.steps, flows if len(flows) == total else None)
+    after = await asyncio.to_thread(
+        _host_plan, [*wanted.services, *leaving], controller.data.options
+    )
+    return Plan(
+        prospect.differences,
+        prospect.refused,
+        services,
+        len(flows),
+        total,
+        tuple(host_changes(controller.data.plan, after)),
+    )
+
+
+async def _flows(controller: Controller) -> tuple[list[FlowView], int]:
+    """The open flows, or a part of them if there are very many; and how many there are."""
+    flows: list[FlowView] = []
+    scanned = 0
+    async for page, following in controller.flow_pages(Cursor()):
+        flows += [flow for _, _, flow in read_flows(page)]
+        scanned += len(page.records) // 128
+        if scanned >= MAX_RECORDS and following is not None:
+            statistics = await controller.data.workers.statistics()
+            return flows, sum(one.core.flows for one in statistics.values())
+        await asyncio.sleep(0)
+    return flows, len(flows)
+
+
+def _host_plan(services: Sequence[Service], options: host.Options) -> host.HostPlan:
+    return host.build(services, options, host.survey(services))
+
+
+def staying_on(
+    before: State, wanted: State, steps: Sequence[Step], flows: Sequence[FlowView] | None
+) -> tuple[Service, ...]:
+    """The services with the backends that leave and keep flows of these, or of unknown ones (None):
+    the host keeps what those need."""
+    ended = {
+        (step.action.service, step.action.backend)
+        for step in steps
+        if isinstance(step.action, EndFlows)
+    }
+    holding = None if flows is None else {(flow.service, flow.backend) for flow in flows}
+    kept = []
+    for service in (*before.departing, *departing(before.services, wanted.services)):
+        backends = tuple(
+            one
+            for one in service.backends
+            if (service.name, one.endpoint) not in ended
+            and (holding is None or (service.name, one.endpoint) in holding)
+        )
+        if backends:
+            kept.append(replace(service, backends=backends))
+    return tuple(kept)
+
+
+class _Fates:
+    """What becomes of each flow."""
+
+    def __init__(self, before: State, wanted: State, steps: Sequence[Step]) -> None:
+        endings = [step.action for step in steps if isinstance(step.action, EndFlows)]
+        self._ending = {(one.service, one.backend): one.reset for one in endings}
+        leaving = (*before.departing, *departing(before.services, wanted.services))
+        self._leaving = {(one.name, each.endpoint) for one in leaving for each in one.backends}
+        self._leaving |= {
+            (one.name, each.endpoint)
+            for one in wanted.services
+            for each in one.backends
+            if not each.weight
+        }
+        self._vips = [
+            (service.protocol, vip) for service in wanted.services for vip in service.vips
+        ]
+        self._kernel = {one.name for one in wanted.services if one.datapath.kernel_forwards}
+        new = {service.name: service.datapath for service in wanted.services}
+        self._moving = {
+            one.name
+            for one in before.services
+            if one.name in new and new[one.name] is not one.datapath
+        }
+
+    def of(self, flow: FlowView) -> Fate:
+        for key in ((flow.service, flow.backend), (flow.service, None)):
+            if key in self._ending:
+                return Fate.RESET if self._ending[key] else Fate.DROP
+        if not self._reaches(flow):
+            return Fate.BREAK
+        if flow.service in self._moving:
+            return Fate.MOVE
+        return Fate.DRAIN if (flow.service, flow.backend) in self._leaving else Fate.STAY
+
+    def _reaches(self, flow: FlowView) -> bool:
+        """Whether packets to its VIP are still for this instance. The kernel translates those of
+        its own flows as long as they get to this host."""
+        target = flow.vip
+        return any(
+            protocol is flow.protocol
+            and (vip.wildcard or vip.address == target.address)
+            and (flow.service in self._kernel or vip.first_port <= target.port <= vip.last_port)
+            for protocol, vip in self._vips
+        )
+
+
+class _Clients:
+    """The clients of a service with open flows, and where their next flows would go."""
+
+    def __init__(self, old: Service | None, new: Service | None, key: bytes) -> None:
+        self._all: set[object] = set()
+        self._moved: set[object] = set()
+        self._pools: tuple[Pool, Pool] | None = None
+        self.least: float | None = None
+        self._persists = bool(old and new and old.persistence and new.persistence)
+        if old is None or new is None:
+            return
+        if is_consistent(old.scheduler) and is_consistent(new.scheduler):
+            self._pools = _pool(old, key), _pool(new, key)
+            if old.scheduler == new.scheduler:
+                self.least = least_moved(old, new)
+        self._taking = shares_of(new).keys()
+
+    @property
+    def count(self) -> int:
+        return len(self._all)
+
+    @property
+    def moved(self) -> int | None:
+        if not self._persists and self._pools is None:
+            return None
+        return len(self._moved)
+
+    def add(self, flow: FlowView) -> None:
+        """Count the client of a flow."""
+        client = flow.client.address
+        self._all.add(client)
+        if self._persists:
+            if flow.backend not in self._taking:
+                self._moved.add(client)
+        elif self._pools is not None:
+            opening = NewFlow(
+                int(flow.protocol),
+                client.version,
+                int(client),
+                flow.client.port,
+                int(flow.vip.address),
+                flow.vip.port,
+            )
+            before, after = (pool.peek(opening, 0) for pool in self._pools)
+            if _endpoint(before) != _endpoint(after):
+                self._moved.add(client)
+
+    def slots_moved(self) -> float | None:
+        """The part of the hash slots that another backend would own."""
+        if self._pools is None or self.least is None:
+            return None
+        before, after = (pool.slots() for pool in self._pools)
+        pairs = list(zip(before, after, strict=False))
+        if not pairs:
+            return float(bool(before) != bool(after))
+        return sum(old.endpoint != new.endpoint for old, new in pairs) / len(pairs)
+
+
+def _pool(service: Service, key: bytes) -> Pool:
+    """A pool as a worker would have it, without flows."""
+    numbers = iter(range(len(service.backends)))
+
+    def new_member(backend: Backend) -> Member:
+        return Member(backend, next(numbers))
+
+    pool = Pool(service, seed=0, key=key)
+    pool.update(service, new_member)
+    return pool
+
+
+def _endpoint(member: Member | None) -> Endpoint | None:
+    return None if member is None else member.endpoint
