@@ -44,15 +44,15 @@ def client(number: int, port: int = 40000) -> str:
 
 
 def vip(text: str) -> Vip:
-    """`192.0.2.10:80`, or with a range of ports `192.0.2.10:8000-8010`."""
-    host, _, ports = text.rpartition(":")
+    """`192.0.2.10:80`, `192.0.2.10:8000-8010` for a range of ports, `192.0.2.10:*` for all."""
+    host, _, ports = text.replace(":*", ":1-65535").rpartition(":")
     first, _, last = ports.partition("-")
     return Vip(ip_address(host.strip("[]")), int(first), int(last or first))
 
 
 def backend(text: str, weight: int = 1, **fields: object) -> Backend:
     """`fields` are those of `model.Backend`."""
-    return Backend(Endpoint.parse(text), weight, **fields)  # type: ignore[arg-type]
+    return Backend(Endpoint.of_backend(text), weight, **fields)  # type: ignore[arg-type]
 
 
 def service(
@@ -175,7 +175,9 @@ class World:
         """Apply another configuration."""
         kept = {(one.name, each.endpoint) for one in services for each in one.backends}
         for view in self.flows():
-            if (view.service, view.backend) not in kept:
+            if not any(
+                name == view.service and endpoint.covers(view.backend) for name, endpoint in kept
+            ):
                 self._orphans.add(self._identity(view))
         self.services = services
         self.balancer.apply(services)
@@ -219,9 +221,12 @@ class World:
         identities = {self._identity(view) for view in flows}
         self._orphans &= identities
         load = Counter(
-            (view.service, view.backend)
+            (one.name, each.endpoint)
             for view in flows
             if view.state in ACTIVE and self._identity(view) not in self._orphans
+            for one in self.services
+            for each in one.backends
+            if one.name == view.service and each.endpoint.covers(view.backend)
         )
         assert {(one.service, one.backend.endpoint): one.active for one in statistics.backends} == {
             (one.name, each.endpoint): load[one.name, each.endpoint]

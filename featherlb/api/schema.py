@@ -192,7 +192,9 @@ class Services(Answer):
 class FlowQuery(Question):
     service: str | None = None
     client: str | None = Field(None, description="An address or a network, such as `10.0.0.0/8`.")
-    backend: str | None = Field(None, description="`IP:PORT`.")
+    backend: str | None = Field(
+        None, description="`IP:PORT`, `IP:LOW-HIGH`, or `IP` for all ports of a host."
+    )
     state: str | None = Field(None, description=f"One of {', '.join(FLOW_STATES)}.")
     older: Duration | None = Field(None, description="Minimum age.")
 

@@ -34,7 +34,7 @@ from featherlb.control.view import ServiceView, View
 from featherlb.control.workers import Cursor, FlowFilter
 from featherlb.core.flows.tcp_state import State, TimeoutClass
 from featherlb.core.path.export import FlowView, Statistics, read_flows
-from featherlb.model import Endpoint, Health, Role, split_host_port
+from featherlb.model import Endpoint, Health, Role
 from featherlb.model.errors import ConfigError, FeatherlbError, HostError
 from featherlb.model.reason import Reason
 from featherlb.system import journal
@@ -353,7 +353,7 @@ class _Handlers:
         if wanted.deadline is not None and wanted.action is not Action.DRAIN:
             raise ConfigError([f"deadline: not allowed with {wanted.action}"])
         try:
-            host, port = values.host_port(wanted.backend)
+            backend = values.backend(wanted.backend)
         except ValueError as error:
             raise ConfigError([f"backend: {error}"]) from None
         now = time.monotonic()
@@ -361,8 +361,7 @@ class _Handlers:
             number=0,
             action=wanted.action,
             service=find_service(self._controller.state.running, wanted.service).name,
-            host=host,
-            port=port,
+            key=backend,
             weight=wanted.weight,
             role=wanted.role or Role.PRIMARY,
             max_connections=wanted.max_connections,
@@ -457,9 +456,7 @@ class _Handlers:
                 ]
             ) from None
         try:
-            if query.backend:
-                split_host_port(query.backend)
-            backend = Endpoint.parse(query.backend) if query.backend else None
+            backend = Endpoint.of_backend(query.backend) if query.backend else None
         except ValueError as error:
             raise ConfigError([f"backend: {error}"]) from None
         state = None

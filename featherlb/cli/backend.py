@@ -71,7 +71,8 @@ def _verb(
     example="add web 10.0.1.4:8080 --weight 2",
 )
 def add(**options: Any) -> None:
-    """Add a BACKEND (HOST:PORT) to the pool of a SERVICE."""
+    """Add a BACKEND (HOST:PORT; for a range of ports HOST or HOST:LOW-HIGH) to the pool of a
+    SERVICE."""
     _change(Action.ADD, **options)
 
 

@@ -36,7 +36,7 @@ from featherlb.model.errors import ConfigError
 @click.option("--client", metavar="NETWORK", help="Only clients in this network, or this address.")
 @click.option(
     "--backend",
-    metavar="IP:PORT",
+    metavar="IP[:PORT]",
     shell_complete=completion("addresses"),
     help="Only this backend.",
 )

@@ -33,14 +33,15 @@ log = logging.getLogger("featherlb")
     "vips",
     multiple=True,
     metavar="IP:PORT[/tcp|/udp]",
-    help="Where clients connect; repeatable. Selects or creates a service.",
+    help="Where clients connect; repeatable. Selects or creates a service. PORT may be a range or"
+    " *, for all.",
 )
 @click.option(
     "--backend",
     "backends",
     multiple=True,
     metavar="IP:PORT[@WEIGHT]",
-    help="A server behind the VIP; repeatable.",
+    help="A server behind the VIP; repeatable. Behind a range of ports also IP or IP:LOW-HIGH.",
 )
 @click.option(
     "--scheduler",

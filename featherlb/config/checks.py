@@ -5,14 +5,13 @@ An unresolved name equals only the same name.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address
 
 from featherlb.config.faults import Fault
-from featherlb.config.types import BackendConfig, Config, Host, ServiceConfig, VipConfig
+from featherlb.config.types import BackendConfig, BackendKey, Config, Host, ServiceConfig, VipConfig
 from featherlb.core.pools.schedulers import is_consistent
-from featherlb.model import CheckType, NatMode, Protocol
+from featherlb.model import LAST_PORT, CheckType, NatMode, Protocol, reached_ports
 
 _BROADCAST = IPv4Address("255.255.255.255")
 
@@ -31,6 +30,8 @@ def check(config: Config) -> Iterator[Fault]:
             yield from known.add(service, vip)
     for service in config.services:
         yield from _pool(service, known)
+        yield from _ranges(service)
+        yield from _common_ports(service)
         yield from _limits(service, config.workers)
         yield from _sources(service)
         yield from _families(service)
@@ -66,13 +67,21 @@ class _KnownVips:
             yield from _overlap(service, vip, self._everywhere(service.protocol, vip.host))
         self._by_host[service.protocol, vip.host].append((service, vip))
 
-    def owner(self, protocol: Protocol, backend: BackendConfig) -> ServiceConfig | None:
-        """The service whose VIP a backend is."""
-        here = self._at(protocol, backend.host)
-        if not isinstance(backend.host, str) and backend.host.is_loopback:
-            here = here + self._everywhere(protocol, backend.host)
+    def owner(
+        self, protocol: Protocol, host: Host, ports: Iterable[tuple[int, int]]
+    ) -> ServiceConfig | None:
+        """The service that has a VIP at this host with one of these ports (inclusive ranges)."""
+        here = self._at(protocol, host)
+        if not isinstance(host, str) and host.is_loopback:
+            here = here + self._everywhere(protocol, host)
         return next(
-            (owner for owner, vip in here if vip.first_port <= backend.port <= vip.last_port), None
+            (
+                owner
+                for first, last in ports
+                for owner, vip in here
+                if vip.first_port <= last and first <= vip.last_port
+            ),
+            None,
         )
 
     def _at(self, protocol: Protocol, host: Host) -> list[tuple[ServiceConfig, VipConfig]]:
@@ -86,6 +95,9 @@ def _overlap(
     service: ServiceConfig, vip: VipConfig, others: list[tuple[ServiceConfig, VipConfig]]
 ) -> Iterator[Fault]:
     for owner, other in others:
+        # The others of its address come before the one that has the rest of the ports.
+        if vip.host == other.host and vip.all_ports is not other.all_ports:
+            continue
         if vip.first_port <= other.last_port and other.first_port <= vip.last_port:
             whose = "this service" if owner is service else f"service '{owner.name}'"
             text = f"{vip} overlaps with the VIP {other} of {whose} ({other.origin.place})"
@@ -96,12 +108,15 @@ def _overlap(
 def _usable(vip: VipConfig) -> Iterator[Fault]:
     if problem := _useless(vip.host):
         yield Fault(vip.origin, f"{vip.host} is {problem} (expected an address of one host)")
+    elif vip.all_ports and not isinstance(vip.host, str) and vip.host.is_unspecified:
+        text = f"{vip} would take every connection of this host"
+        yield Fault(vip.origin, f"{text} (expected the address of a VIP)")
 
 
 def _pool(service: ServiceConfig, known: _KnownVips) -> Iterator[Fault]:
-    first: dict[tuple[Host, int], BackendConfig] = {}
+    first: dict[BackendKey, BackendConfig] = {}
     for backend in service.backends:
-        earlier = first.setdefault((backend.host, backend.port), backend)
+        earlier = first.setdefault(backend.key, backend)
         if earlier is not backend:
             text = f"{backend} is already a backend of this service ({earlier.origin.place})"
             yield Fault(backend.origin, text)
@@ -111,9 +126,59 @@ def _pool(service: ServiceConfig, known: _KnownVips) -> Iterator[Fault]:
         if problem:
             text = f"{backend.host} is {problem} (expected an address of one host)"
             yield Fault(backend.origin, text)
-        elif owner := known.owner(service.protocol, backend):
+        elif owner := known.owner(service.protocol, backend.host, _ports(service, backend)):
             text = f"{backend} is a VIP of service '{owner.name}' (expected a server of its pool)"
             yield Fault(backend.origin, text)
+
+
+def _ports(service: ServiceConfig, backend: BackendConfig) -> tuple[tuple[int, int], ...]:
+    """The ranges of ports that packets reach at a backend."""
+    vip_ports = ((vip.first_port, vip.last_port) for vip in service.vips)
+    return reached_ports(backend.port, backend.last_port, vip_ports)
+
+
+def _common_ports(service: ServiceConfig) -> Iterator[Fault]:
+    """A port of a host belongs to one backend of the service."""
+    ranged = [backend for backend in service.backends if backend.last_port]
+    for backend in ranged:
+        for other in service.backends:
+            if other.host != backend.host or other.key == backend.key:
+                continue
+            if other.last_port and other.key[1:] < backend.key[1:]:
+                continue  # it has found this one
+            if any(
+                first <= end and begin <= last
+                for first, last in _ports(service, backend)
+                for begin, end in _ports(service, other)
+            ):
+                text = f"{backend} has ports of the backend {other} ({other.origin.place})"
+                yield Fault(backend.origin, text)
+                break
+
+
+def _ranges(service: ServiceConfig) -> Iterator[Fault]:
+    """Each port of a VIP leads to the one at the same place in a backend's range. Of a single port,
+    a backend says which one it leads to."""
+    single = len({(vip.first_port, vip.last_port) for vip in service.vips}) == 1
+    single = single and service.vips[0].first_port == service.vips[0].last_port
+    for backend in service.backends:
+        if not backend.last_port:
+            continue
+        if not backend.port:
+            if single:
+                yield Fault(backend.origin, f"'{backend}' is not HOST:PORT")
+            continue
+        count = backend.last_port - backend.port + 1
+        for vip in service.vips:
+            ports = vip.last_port - vip.first_port + 1
+            if ports != count:
+                text = f"{backend} has {count} ports, the VIP {vip} has {ports}"
+                yield Fault(backend.origin, f"{text} (expected as many)")
+                break
+            if vip.first_port != service.vips[0].first_port:
+                text = f"{backend} can't have the ports of both {service.vips[0]} and {vip}"
+                yield Fault(backend.origin, f"{text} (expected VIPs with the same ports)")
+                break
 
 
 def _limits(service: ServiceConfig, workers: int) -> Iterator[Fault]:
@@ -188,13 +253,20 @@ def _options(service: ServiceConfig) -> Iterator[Fault]:
 def _health(service: ServiceConfig, known: _KnownVips) -> Iterator[Fault]:
     """A health check that goes to a VIP tests the pool, not the backend."""
     check = service.health
-    if check is None or not (check.address or check.port):
+    if check is None:
+        return
+    if not check.port and check.type is not CheckType.SCRIPT:
+        for backend in service.backends:
+            if _ports(service, backend)[0] == (1, LAST_PORT):
+                text = f"which of the ports of {backend} the health check asks is unclear"
+                yield Fault(service.origin, f"{text} (expected 'port' in 'health')")
+                return
+    if not (check.address or check.port):
         return
     protocol = Protocol.UDP if check.type is CheckType.UDP else Protocol.TCP
     for backend in service.backends:
-        host, port = check.address or backend.host, check.port or backend.port
-        checked = replace(backend, host=host, port=port)
-        if owner := known.owner(protocol, checked):
+        host, port = check.address or backend.host, check.port or _ports(service, backend)[0][0]
+        if owner := known.owner(protocol, host, [(port, port)]):
             text = f"the health check of {backend} would go to a VIP of service '{owner.name}'"
             yield Fault(service.origin, f"{text} (expected an address or port of the backend)")
             return

@@ -29,11 +29,11 @@ def from_command_line(
 ) -> Config:
     """The configuration that `up` runs; ConfigError with every fault of the options.
 
-    `vips` are `IP:PORT[/tcp|/udp]`, `backends` are `HOST:PORT[@WEIGHT]`; `base` is the file, if
-    there is one. Without `vips`, all services of the file run. With them, only the file's services
-    with these VIPs run, and each VIP that the file doesn't have creates a service. The other
-    options apply to all these services and override the file; `backends` replaces their pools.
-    Only `datapath` works without `vips`.
+    `vips` are `IP:PORT[/tcp|/udp]`, `backends` are `HOST[:PORT[-PORT]][@WEIGHT]`; `base` is the
+    file, if there is one. Without `vips`, all services of the file run. With them, only the file's
+    services with these VIPs run, and each VIP that the file doesn't have creates a service. The
+    other options apply to all these services and override the file; `backends` replaces their
+    pools. Only `datapath` works without `vips`.
     """
     faults: list[Fault] = []
 
@@ -103,10 +103,10 @@ def _service(word: str, origin: Origin) -> ServiceConfig:
 
 
 def _backend(word: str, origin: Origin) -> BackendConfig:
-    """A backend, from `HOST:PORT[@WEIGHT]`."""
+    """A backend, from `HOST[:PORT[-PORT]][@WEIGHT]`."""
     text, at, weight = word.partition("@")
-    host, port = values.host_port(text)
-    return BackendConfig(host, port, origin, _weight(weight) if at else 1)
+    host, port, last_port = values.backend(text)
+    return BackendConfig(host, port, origin, _weight(weight) if at else 1, last_port=last_port)
 
 
 def _weight(word: str) -> int:

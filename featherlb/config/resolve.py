@@ -75,7 +75,7 @@ def _service(service: ServiceConfig) -> model.Service:
         ),
         backends=tuple(
             model.Backend(
-                model.Endpoint(_address(backend.host), backend.port),
+                model.Endpoint(_address(backend.host), backend.port, backend.last_port),
                 weight=backend.weight,
                 sources=sources,
                 role=backend.role,

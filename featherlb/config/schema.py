@@ -24,7 +24,7 @@ from pydantic_core import ErrorDetails
 from featherlb.config import values
 from featherlb.config.faults import Fault, Origin
 from featherlb.config.loader import Document, Path, show_path
-from featherlb.config.types import Automatic, Config, Host
+from featherlb.config.types import Automatic, BackendKey, Config, Host
 from featherlb.model import (
     DEFAULT_DATAPATH,
     Address,
@@ -82,9 +82,7 @@ class _Lenient(BaseModel):
 
 
 class BackendEntry(_Strict):
-    address: Annotated[tuple[Host, int], PlainValidator(values.host_port)] = Field(
-        description="HOST:PORT"
-    )
+    address: Annotated[BackendKey, PlainValidator(values.backend)] = Field(description="HOST:PORT")
     weight: Annotated[int, PlainValidator(values.weight)] = 1
     role: Annotated[Role, PlainValidator(values.role)] = Role.PRIMARY
     max_connections: Annotated[int | None, PlainValidator(values.max_connections)] = None

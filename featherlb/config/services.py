@@ -81,7 +81,8 @@ def _service(entry: schema.ServiceEntry, document: Document, path: Path) -> Serv
         ),
         backends=tuple(
             BackendConfig(
-                *backend.address,
+                *backend.address[:2],
+                last_port=backend.address[2],
                 origin=document.origin((*path, "backends", i, "address")),
                 weight=backend.weight,
                 role=backend.role,

@@ -9,6 +9,7 @@ from typing import Literal
 from featherlb.config.faults import NOWHERE, Origin
 from featherlb.model import (
     DEFAULT_DATAPATH,
+    LAST_PORT,
     Address,
     Datapath,
     Driver,
@@ -20,11 +21,14 @@ from featherlb.model import (
     Protocol,
     Role,
     Timeouts,
-    join_host_port,
+    join_host_ports,
+    join_vip,
 )
 
 Host = Address | str
 """An IP address, or a name that is resolved later."""
+BackendKey = tuple[Host, int, int]
+"""Host, `port` and `last_port`, as in `model.Endpoint`."""
 Automatic = Literal["auto"]
 AUTO: Automatic = "auto"
 """In place of a datapath: the fastest that works."""
@@ -39,14 +43,18 @@ class VipConfig:
     last_port: int
     origin: Origin = field(compare=False)
 
+    @property
+    def all_ports(self) -> bool:
+        """See `model.Vip`."""
+        return (self.first_port, self.last_port) == (1, LAST_PORT)
+
     def __str__(self) -> str:
-        text = join_host_port(str(self.host), self.first_port)
-        return text if self.first_port == self.last_port else f"{text}-{self.last_port}"
+        return join_vip(str(self.host), self.first_port, self.last_port)
 
 
 @dataclass(frozen=True, slots=True)
 class BackendConfig:
-    """A server of the pool; weight 0 gets no new flows."""
+    """A server of the pool; weight 0 gets no new flows. Its ports are as in `model.Endpoint`."""
 
     host: Host
     port: int
@@ -54,9 +62,15 @@ class BackendConfig:
     weight: int = 1
     role: Role = Role.PRIMARY
     max_connections: int | None = None
+    last_port: int = 0
+
+    @property
+    def key(self) -> BackendKey:
+        """What identifies it in its pool."""
+        return self.host, self.port, self.last_port
 
     def __str__(self) -> str:
-        return join_host_port(str(self.host), self.port)
+        return join_host_ports(str(self.host), self.port, self.last_port)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,10 @@ from ipaddress import ip_address
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from featherlb.config.types import AUTO, Automatic, Host
+from featherlb.config.types import AUTO, Automatic, BackendKey, Host
 from featherlb.core.pools.schedulers import canonical_name
 from featherlb.model import (
+    LAST_PORT,
     Address,
     CheckType,
     Datapath,
@@ -28,6 +29,7 @@ from featherlb.model import (
     StatusRange,
     Vip,
     split_host_port,
+    split_host_ports,
 )
 
 T = TypeVar("T")
@@ -180,10 +182,11 @@ def host(value: object) -> Host:
     return word
 
 
-def host_port(value: object) -> tuple[Host, int]:
-    """`HOST:PORT` or `[IPV6]:PORT`, where the host may be a name."""
-    hostname, port = split_host_port(text(value, "HOST:PORT"))
-    return host(hostname), port
+def backend(value: object) -> BackendKey:
+    """`HOST:PORT`, `HOST:LOW-HIGH` or `HOST`, where the host may be a name or an IPv6 address in
+    brackets."""
+    hostname, port, last_port = split_host_ports(text(value, "HOST:PORT"))
+    return host(hostname), port, last_port
 
 
 def endpoint(value: object) -> Endpoint:
@@ -202,8 +205,11 @@ def token(value: object) -> str:
 
 
 def vip(value: object) -> Vip:
-    """`IP:PORT`, `[IPV6]:PORT`, or either with a range of ports such as `8000-8010`."""
+    """`IP:PORT`, `[IPV6]:PORT`, or either with a range of ports such as `8000-8010`, or with `*`
+    for all ports."""
     word = text(value, "IP:PORT")
+    if word.endswith(":*"):
+        word = f"{word.removesuffix('*')}1-{LAST_PORT}"
     match = re.fullmatch(r"(.*:[0-9]+)-([^:]*)", word)
     hostname, first = split_host_port(match[1] if match else word)
     last = split_host_port(f"[{hostname}]:{match[2]}")[1] if match else first

@@ -38,7 +38,7 @@ def _plain(value: Any) -> Any:
         case SourceConfig():
             return str(value.address)
         case BackendConfig():
-            rest = _mapping(value, without=("host", "port"))
+            rest = _mapping(value, without=("host", "port", "last_port"))
             return {"address": str(value), **rest} if rest else str(value)
         case Enum():
             return str(value)

@@ -64,6 +64,7 @@ class HealthChecks:
         self._checked: dict[_Key, _Checked] = {}
         self._known: dict[str, frozenset[Endpoint]] = {}
         """The backends that were there before, by service."""
+        self._probed: dict[_Key, Endpoint] = {}
         self._risen: dict[_Key, float] = {}
         """When backends came up, or joined."""
         self.fallen: list[_Key] = []
@@ -148,7 +149,12 @@ class HealthChecks:
         What is known of a backend stays known where only its check has changed.
         """
         by_name = {service.name: service for service in config.services}
-        keys = {(one.name, each.endpoint) for one in judgement.services for each in one.backends}
+        self._probed = {
+            (one.name, each.endpoint): one.probed(each)
+            for one in judgement.services
+            for each in one.backends
+        }
+        keys = self._probed.keys()
         before = self._checked
         self._checked = {}
         for key in keys:
@@ -225,7 +231,7 @@ class HealthChecks:
         while True:
             begun = loop.time()
             try:
-                failure = await probe(check, check.endpoint(key[1])) or ""
+                failure = await probe(check, check.endpoint(self._probed[key])) or ""
             except NoVerdictError as error:
                 self._report_no_verdict(error)
                 await asyncio.sleep(check.interval)

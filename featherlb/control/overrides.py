@@ -12,9 +12,9 @@ from enum import StrEnum
 
 from featherlb.config import BackendConfig, Config, ServiceConfig
 from featherlb.config.faults import Origin
-from featherlb.config.types import Host
+from featherlb.config.types import BackendKey
 from featherlb.config.values import quote
-from featherlb.model import Role, join_host_port
+from featherlb.model import Role, join_host_ports
 from featherlb.model.errors import ConfigError
 
 _ORIGIN = Origin("", 0, "run-time change")
@@ -52,8 +52,7 @@ class Override:
     number: int
     action: Action
     service: str
-    host: Host
-    port: int
+    key: BackendKey
     weight: int | None = None
     role: Role = Role.PRIMARY
     max_connections: int | None = None
@@ -62,7 +61,8 @@ class Override:
 
     @property
     def backend(self) -> str:
-        return join_host_port(str(self.host), self.port)
+        host, port, last_port = self.key
+        return join_host_ports(str(host), port, last_port)
 
     def __str__(self) -> str:
         weight = "" if self.weight is None else f" {self.weight}"
@@ -81,14 +81,14 @@ def with_overrides(config: Config, overrides: Iterable[Override]) -> Config:
     )
 
 
-def drained(service: ServiceConfig, overrides: Iterable[Override]) -> set[tuple[Host, int]]:
+def drained(service: ServiceConfig, overrides: Iterable[Override]) -> set[BackendKey]:
     """The backends of a service that an override drains."""
-    found: set[tuple[Host, int]] = set()
+    found: set[BackendKey] = set()
     for override in overrides:
         if override.service == service.name and override.action is Action.DRAIN:
-            found.add((override.host, override.port))
+            found.add(override.key)
         elif override.service == service.name and override.action is Action.ENABLE:
-            found.discard((override.host, override.port))
+            found.discard(override.key)
     return found
 
 
@@ -101,20 +101,19 @@ def _changed(service: ServiceConfig, overrides: Sequence[Override]) -> ServiceCo
     return replace(service, backends=tuple(pool.values()))
 
 
-def _pool(
-    service: ServiceConfig, overrides: Iterable[Override]
-) -> dict[tuple[Host, int], BackendConfig]:
-    """The backends of a service by host and port, with their weights when they aren't drained."""
-    pool = {(backend.host, backend.port): backend for backend in service.backends}
+def _pool(service: ServiceConfig, overrides: Iterable[Override]) -> dict[BackendKey, BackendConfig]:
+    """The backends of a service by key, with their weights when they aren't drained."""
+    pool = {backend.key: backend for backend in service.backends}
     for override in overrides:
         if override.service != service.name:
             continue
-        key = (override.host, override.port)
+        key = override.key
         match override.action:
             case Action.ADD:
                 weight = 1 if override.weight is None else override.weight
+                host, port, last_port = key
                 pool[key] = BackendConfig(
-                    *key, _ORIGIN, weight, override.role, override.max_connections
+                    host, port, _ORIGIN, weight, override.role, override.max_connections, last_port
                 )
             case Action.REMOVE:
                 pool.pop(key, None)
@@ -141,7 +140,7 @@ def add(config: Config, overrides: Sequence[Override], override: Override) -> tu
     """
     configured = find_service(config, override.service)
     pool = _pool(configured, overrides)
-    key = (override.host, override.port)
+    key = override.key
     if override.action is Action.ADD and key in pool:
         raise ConfigError(
             [
@@ -187,8 +186,8 @@ def _replaces(new: Override, old: Override) -> bool:
     return membership or _ASPECTS[old.action] == _ASPECTS[new.action]
 
 
-def _place(override: Override) -> tuple[str, Host, int]:
-    return override.service, override.host, override.port
+def _place(override: Override) -> tuple[str, BackendKey]:
+    return override.service, override.key
 
 
 def _effect(service: ServiceConfig, overrides: Sequence[Override]) -> object:

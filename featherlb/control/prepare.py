@@ -39,10 +39,12 @@ def check(services: Sequence[Service], options: host.Options) -> None:
 
 
 def advise(services: Sequence[Service], options: host.Options) -> list[str]:
-    """What keeps clients from an instance with these services for now, as sentences."""
-    if options.assign:
-        return []
-    return list(host.advise(services, options, host.survey(services)))
+    """What may not be as intended with these services on this host, and what keeps clients away for
+    now, as sentences."""
+    found = list(host.advice(services))
+    if not options.assign:
+        found += host.advise(services, options, host.survey(services))
+    return found
 
 
 def prepare(config: Config, look_up: Lookup) -> tuple[tuple[Service, ...], host.HostPlan]:

@@ -41,7 +41,8 @@ class Resolver:
 
     def endpoints(self, backend: BackendConfig) -> list[Endpoint]:
         """What a configured backend stands for, by the last answer."""
-        return [Endpoint(address, backend.port) for address in self.addresses(backend.host)]
+        _, port, last_port = backend.key
+        return [Endpoint(address, port, last_port) for address in self.addresses(backend.host)]
 
 
 def _ask(name: str) -> list[Address]:

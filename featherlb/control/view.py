@@ -124,7 +124,7 @@ def _backends(
             yield BackendView(
                 config=backend,
                 endpoint=endpoint,
-                drained=(backend.host, backend.port) in drained_ones,
+                drained=backend.key in drained_ones,
                 health=health.state(service.name, endpoint),
                 failure=health.failure(service.name, endpoint),
                 effective_weight=weights.get(endpoint, 0),

@@ -136,7 +136,7 @@ class FlowFilter:
     def matches(self, flow: FlowView) -> bool:
         return (
             (self.service is None or flow.service == self.service)
-            and (self.backend is None or flow.backend == self.backend)
+            and (self.backend is None or self.backend.covers(flow.backend))
             and (self.state is None or flow.state is self.state)
             and (self.older is None or flow.age >= self.older)
             and (self.client is None or flow.client.address in self.client)

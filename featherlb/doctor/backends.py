@@ -86,10 +86,12 @@ async def _ask_all(subject: Subject) -> list[Answer]:
     async def ask(service: Service, backend: Backend) -> Answer:
         check = subject.check_of(service)
         async with turn:
-            failure = await _ask(_plain(service.protocol, check), backend.endpoint)
-            check_failure = None
+            failure = check_failure = None
+            # Of several ports, any may have no server at the moment.
+            if not backend.endpoint.last_port:
+                failure = await _ask(_plain(service.protocol, check), backend.endpoint)
             if check is not None:
-                check_failure = await _ask(check, check.endpoint(backend.endpoint))
+                check_failure = await _ask(check, check.endpoint(service.probed(backend)))
         return Answer(
             service=service,
             backend=backend,
@@ -155,7 +157,7 @@ def check_return(subject: Subject) -> Iterator[Finding]:
     backends answer by their default route.
     """
     asked = {
-        backend.endpoint: (service, route)
+        service.probed(backend): (service, route)
         for service in subject.services
         if service.protocol is Protocol.TCP and service.nat is NatMode.DNAT
         for backend in service.backends
@@ -254,6 +256,8 @@ def check_traffic(subject: Subject) -> Iterator[Finding]:
         else (service, Endpoint(vip.address, vip.first_port))
         for service in subject.services
         for vip in service.vips
+        # Behind a range of ports, any may have no server at the moment.
+        if not any(backend.endpoint.last_port for backend in service.backends)
     ]
     yield from judge_traffic(asyncio.run(_try_all(subject, targets)))
 

@@ -28,6 +28,7 @@ def check_preflight(subject: Subject) -> Iterator[Finding]:
         return
     found = host.problems(subject.services, subject.options, subject.facts, owner=subject.owner)
     yield from map(refusal, found)
+    yield from map(warning, host.advice(subject.services))
     yield from map(warning, host.advise(subject.services, subject.options, subject.facts))
 
 

@@ -12,6 +12,7 @@ Composes the drivers; `build` is pure. None of it may be called from a running a
 
 from featherlb.datapaths.rules.extensions import check_kernel
 from featherlb.datapaths.rules.facts import Facts, Options
+from featherlb.host.advice import advice
 from featherlb.host.apply import Host, remove_saved_flows, remove_stale
 from featherlb.host.choose import pick, usable
 from featherlb.host.deviations import ALL_KINDS, Deviation, Kind, repairs
@@ -28,6 +29,7 @@ __all__ = [
     "HostPlan",
     "Kind",
     "Options",
+    "advice",
     "advise",
     "build",
     "check",

@@ -84,4 +84,8 @@ def _tracked(service: Service) -> dict[tuple[Protocol, Endpoint], bool]:
     """Whether conntrack sees the replies of each backend: for one that several services share, it
     does for all or for none."""
     seen = Replies.TRACKED in rules_of(service.datapath).replies(service.nat)
-    return {(service.protocol, backend.endpoint): seen for backend in service.backends}
+    return {
+        (service.protocol, endpoint): seen
+        for backend in service.backends
+        for endpoint in service.endpoints_of(backend)
+    }

@@ -5,9 +5,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import product
 
 from featherlb.datapaths.host_side import Replies, rules_of
+from featherlb.host.backend_text import common, texts_of
 from featherlb.host.peers import way_out
 from featherlb.model import Datapath, NatMode, Service
-from featherlb.system import ipset
 from featherlb.system.journal import Record
 
 
@@ -17,7 +17,7 @@ def claims(services: Iterable[Service]) -> Mapping[Replies, frozenset[str]]:
     for service in services:
         for handling in rules_of(service.datapath).replies(service.nat):
             found[handling].update(
-                str(ipset.Entry(backend.endpoint, service.protocol)) for backend in service.backends
+                text for backend in service.backends for text in texts_of(service, backend)
             )
     return {handling: frozenset(backends) for handling, backends in found.items()}
 
@@ -30,11 +30,12 @@ def source_entries(services: Iterable[Service], spared: Collection[str] = ()) ->
     conntrack has the flows of both, both may: it refuses a port that is taken.
     """
     return frozenset(
-        str(ipset.Entry(backend.endpoint, service.protocol, source))
+        f"{text},{source}"
         for service in services
         if service.nat is NatMode.FULL
         for backend in service.backends
-        if str(ipset.Entry(backend.endpoint, service.protocol)) not in spared
+        for text in texts_of(service, backend)
+        if text not in spared
         for source in backend.sources
     )
 
@@ -44,10 +45,10 @@ def conflict(services: Sequence[Service], record: Record) -> str | None:
     sentence that names what to do; None if they can."""
     ours, theirs = claims(services), record.claims
 
-    def common(one: Replies, other: Replies) -> frozenset[str]:
-        return ours[one].intersection(theirs[other]) | ours[other].intersection(theirs[one])
+    def in_both(one: Replies, other: Replies) -> frozenset[str]:
+        return common(ours[one], theirs[other]) | common(ours[other], theirs[one])
 
-    if both := common(Replies.TRACKED, Replies.UNTRACKED):
+    if both := in_both(Replies.TRACKED, Replies.UNTRACKED):
         indifferent = " or ".join(
             f"{datapath} with the NAT mode {nat}"
             for datapath, nat in product(Datapath, NatMode)
@@ -59,7 +60,7 @@ def conflict(services: Sequence[Service], record: Record) -> str | None:
             " exempts the backend's replies from connection tracking; use the same datapath in"
             f" both, or {indifferent} in the other{way_out(record)}"
         )
-    if both := common(Replies.DROPPED, Replies.QUEUED):
+    if both := in_both(Replies.DROPPED, Replies.QUEUED):
         return (
             f"the featherlb with pid {record.pid} also has backend {min(both)}, and only one of the"
             f" two instances uses the datapath {datapaths_with(Replies.DROPPED)} for it, which"

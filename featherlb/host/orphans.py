@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Collection, Iterable
 from ipaddress import ip_address
 
+from featherlb.host.backend_text import Backends
 from featherlb.model import Endpoint, Protocol, Vip
 from featherlb.net.addresses import address_of
 from featherlb.system import conntrack, ipset
@@ -56,7 +57,7 @@ def _of_flows(
     vips: Iterable[VipRow], backends: Collection[str], kept: Iterable[VipRow] = ()
 ) -> Callable[[Entry], bool]:
     """As `delete_flows`."""
-    deleted, staying = read_vips(vips), read_vips(kept)
+    deleted, staying, known = read_vips(vips), read_vips(kept), Backends(backends)
 
     def leads_to(entry: Entry, served: list[Served]) -> bool:
         port = entry.ports & 0xFFFF
@@ -74,7 +75,7 @@ def _of_flows(
             return False
         source = address_of(entry.reply_src_high, entry.reply_src_low)
         endpoint = Endpoint(source, entry.reply_ports >> 16)
-        return str(ipset.Entry(endpoint, Protocol(entry.protocol))) in backends
+        return str(ipset.Entry(endpoint, Protocol(entry.protocol))) in known
 
     return chosen
 

@@ -13,6 +13,7 @@ from featherlb.datapaths.host_side import Replies, by_datapath, requirements_of,
 from featherlb.datapaths.rules.extensions import check_kernel
 from featherlb.datapaths.rules.facts import Facts, Options
 from featherlb.datapaths.rules.vip_addresses import subnet_interface
+from featherlb.host.backend_text import Backends, common, texts_of
 from featherlb.host.choose import obstacle
 from featherlb.host.claims import claims, conflict, datapaths_with, source_entries
 from featherlb.host.orphans import read_vips
@@ -98,6 +99,7 @@ def _check_kernel(services: Sequence[Service], options: Options) -> None:
 def _check_services(services: Sequence[Service]) -> None:
     vips = list(_vips(services))
     _check_shared_backends(services)
+    _check_all_ports(services)
     for service in services:
         if service.datapath is not DEFAULT_DATAPATH and (
             sentence := obstacle(service, service.datapath)
@@ -105,7 +107,7 @@ def _check_services(services: Sequence[Service]) -> None:
             raise HostError(sentence)
         for backend in service.backends:
             for _, protocol, vip in vips:
-                if protocol is service.protocol and _serves(vip, backend):
+                if protocol is service.protocol and _serves(vip, service, backend):
                     raise HostError(
                         f"backend {backend} of service '{service.name}' is the VIP {vip} itself:"
                         " its packets would loop; name the server's own address"
@@ -128,15 +130,37 @@ def _check_shared_backends(services: Sequence[Service]) -> None:
     def tracked(service: Service) -> bool:
         return Replies.TRACKED in rules_of(service.datapath).replies(service.nat)
 
-    users: dict[tuple[Protocol, Endpoint], Service] = {}
-    for service in sorted(services, key=tracked):
+    users: dict[str, Service] = {}
+    for service in services:
+        if not tracked(service):
+            for backend in service.backends:
+                users |= dict.fromkeys(texts_of(service, backend), service)
+    untracked = Backends(users)
+    for service in filter(tracked, services):
         for backend in service.backends:
-            user = users.setdefault((service.protocol, backend.endpoint), service)
-            if tracked(user) is not tracked(service):
+            for text in texts_of(service, backend):
+                if text in untracked:
+                    user = next(user for other, user in users.items() if common([text], [other]))
+                    raise HostError(
+                        f"backend {backend} is in service '{user.name}' with the datapath"
+                        f" {user.datapath} and in service '{service.name}' with the datapath"
+                        f" {service.datapath}; give both the same datapath"
+                    )
+
+
+def _check_all_ports(services: Sequence[Service]) -> None:
+    """Rules of one datapath can't leave some ports of a VIP to another one."""
+    vips = [(service, vip) for service in services for vip in service.vips]
+    for service, vip in vips:
+        for other, narrower in vips if vip.all_ports else ():
+            if (other.protocol, narrower.address) == (
+                service.protocol,
+                vip.address,
+            ) and other.datapath is not service.datapath:
                 raise HostError(
-                    f"backend {backend} is in service '{user.name}' with the datapath"
-                    f" {user.datapath} and in service '{service.name}' with the datapath"
-                    f" {service.datapath}; give both the same datapath"
+                    f"service '{service.name}' has all other ports of VIP {narrower} with the"
+                    f" datapath {service.datapath}, and service '{other.name}' has the datapath"
+                    f" {other.datapath}; give both the same datapath"
                 )
 
 
@@ -157,12 +181,12 @@ def _check_peers(services: Sequence[Service], rivals: Sequence[journal.Record]) 
             )
         if sentence := conflict(services, record):
             raise HostError(sentence)
-        both_tracked = tracked.intersection(record.claims[Replies.TRACKED])
+        both_tracked = common(tracked, record.claims[Replies.TRACKED])
         sources = source_entries(services, spared=both_tracked)
-        if common := sources.intersection(record.sources):
+        if shared_sources := common(sources, record.sources):
             raise HostError(
                 f"the featherlb with pid {record.pid} sends to the same backend from the same"
-                f" source address ({min(common)}), so their ports would collide; give the"
+                f" source address ({min(shared_sources)}), so their ports would collide; give the"
                 " service another source address, or both the datapath"
                 f" {datapaths_with(Replies.TRACKED)}{way_out(record)}"
             )
@@ -187,13 +211,15 @@ def _check_listeners(services: Sequence[Service]) -> None:
         for listener in listeners:
             if (
                 listener.protocol is protocol
+                and not vip.all_ports  # `advice` names those that it hides
                 and vip.first_port <= listener.endpoint.port <= vip.last_port
                 and (vip.wildcard or listener.accepts(vip.address))
                 and not any(
                     backend.local
-                    and backend.endpoint.port == listener.endpoint.port
                     and listener.accepts(backend.endpoint.address)
+                    and endpoint.covers(Endpoint(endpoint.address, listener.endpoint.port))
                     for backend in service.backends
+                    for endpoint in service.endpoints_of(backend)
                 )
             ):
                 raise HostError(
@@ -309,12 +335,13 @@ def _vips(services: Sequence[Service]) -> Iterator[tuple[Service, Protocol, Vip]
             yield service, service.protocol, vip
 
 
-def _serves(vip: Vip, backend: Backend) -> bool:
-    """Whether packets to the backend are packets to the VIP."""
-    address, port = backend.endpoint.address, backend.endpoint.port
+def _serves(vip: Vip, service: Service, backend: Backend) -> bool:
+    """Whether packets to a backend of this service are packets to the VIP."""
+    address = backend.endpoint.address
     same = backend.local and vip.address.version == address.version
-    return vip.first_port <= port <= vip.last_port and (
-        same if vip.wildcard else vip.address == address
+    return (same if vip.wildcard else vip.address == address) and any(
+        vip.first_port <= (endpoint.last_port or endpoint.port) and endpoint.port <= vip.last_port
+        for endpoint in service.endpoints_of(backend)
     )
 
 

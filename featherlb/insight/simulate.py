@@ -189,14 +189,14 @@ def read_change(text: str, service: str) -> Override:
     expected = "add BACKEND [WEIGHT], remove BACKEND, drain BACKEND or weight BACKEND WEIGHT"
     try:
         action = Action(words[0])
-        host, port = values.host_port(words[1])
+        backend = values.backend(words[1])
         weight = values.weight(int(words[2])) if len(words) > 2 else None
     except (IndexError, ValueError):
         raise ConfigError([f"'{text}' is no change (expected {expected})"]) from None
     takes = {Action.ADD: (2, 3), Action.WEIGHT: (3,), Action.REMOVE: (2,), Action.DRAIN: (2,)}
     if len(words) not in takes.get(action, ()):
         raise ConfigError([f"'{text}' is no change (expected {expected})"])
-    return Override(0, action, service, host, port, weight)
+    return Override(0, action, service, backend, weight)
 
 
 def generate(service: Service, load: Load) -> list[Arrival]:

@@ -4,13 +4,18 @@ The words are the same in YAML, on the command line, in logs and in tests.
 """
 
 from featherlb.model.address import (
+    LAST_PORT,
     Address,
     Endpoint,
     Network,
     Protocol,
     Vip,
     join_host_port,
+    join_host_ports,
+    join_vip,
+    reached_ports,
     split_host_port,
+    split_host_ports,
 )
 from featherlb.model.health import CheckType, Health, HealthCheck, PassiveCheck, StatusRange
 from featherlb.model.packet import LATE_HOOKS, Hook, PacketInfo, Verdict
@@ -46,6 +51,7 @@ __all__ = [
     "ALL_SOURCE_PORTS",
     "DEFAULT_DATAPATH",
     "FIRST_UNPRIVILEGED_PORT",
+    "LAST_PORT",
     "LATE_HOOKS",
     "LOOPBACK",
     "PRIVILEGED_SOURCE_PORTS",
@@ -81,5 +87,9 @@ __all__ = [
     "Verdict",
     "Vip",
     "join_host_port",
+    "join_host_ports",
+    "join_vip",
+    "reached_ports",
     "split_host_port",
+    "split_host_ports",
 ]

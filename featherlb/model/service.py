@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from featherlb.model.address import Address, Endpoint, Protocol, Vip
+from featherlb.model.address import LAST_PORT, Address, Endpoint, Protocol, Vip, reached_ports
 
 
 class NatMode(StrEnum):
@@ -94,6 +94,8 @@ class Ramp:
 class Backend:
     """A server of a pool.
 
+    `endpoint` may stand for several ports: each port of a VIP then leads to its own, which is the
+    same one, or lies at the same distance from the first.
     `local`: its address belongs to the balancer's host. `sources`: source addresses that `full` NAT
     may use towards it; empty in `dnat` mode.
     """
@@ -142,6 +144,24 @@ class Service:
     mss: int | None = None
     """TCP: upper limit of the MSS that either side announces, in bytes (RFC 9293 section 3.7.1)."""
     persistence: Persistence | None = None
+
+    def endpoints_of(self, backend: Backend) -> tuple[Endpoint, ...]:
+        """What packets reach at a backend of this service: its endpoint, or, if that keeps the
+        client's port, one for each range of the VIPs' ports. The first one comes first."""
+        endpoint = backend.endpoint
+        if not endpoint.last_port:
+            return (endpoint,)
+        vip_ports = ((vip.first_port, vip.last_port) for vip in self.vips)
+        return tuple(
+            Endpoint(endpoint.address, first, last if last > first else 0)
+            for first, last in reached_ports(endpoint.port, endpoint.last_port, vip_ports)
+        )
+
+    def probed(self, backend: Backend) -> Endpoint:
+        """Where a backend of this service is probed: at its first port; 0 if it has all."""
+        first = self.endpoints_of(backend)[0]
+        every = (first.port, first.last_port) == (1, LAST_PORT)
+        return Endpoint(first.address, 0 if every else first.port)
 
 
 @dataclass(frozen=True, slots=True)

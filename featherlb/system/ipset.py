@@ -66,7 +66,8 @@ _NAME = re.compile(r"^featherlb-(\d+)-")
 
 @dataclass(frozen=True, slots=True, order=True)
 class Entry:
-    """An endpoint of a protocol; with `peer`, only packets to or from that address."""
+    """An endpoint of a protocol; with `peer`, only packets to or from that address. One of several
+    ports can't be in a set."""
 
     endpoint: Endpoint
     protocol: Protocol
@@ -74,6 +75,8 @@ class Entry:
 
     def __str__(self) -> str:
         text = f"{self.endpoint.address},{self.protocol}:{self.endpoint.port}"
+        if self.endpoint.last_port:
+            text += f"-{self.endpoint.last_port}"
         return text if self.peer is None else f"{text},{self.peer}"
 
 

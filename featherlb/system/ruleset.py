@@ -222,12 +222,18 @@ class HashMark:
 
 @dataclass(frozen=True, slots=True)
 class TranslateTo:
-    """Translate the destination of the connection."""
+    """Translate the destination of the connection. For an endpoint of several ports, the port is at
+    the same distance from the first one as it was from `first_port`, or stays as it is."""
 
     endpoint: Endpoint
+    first_port: int = 0
 
     def __str__(self) -> str:
-        return f"-j DNAT --to-destination {self.endpoint}"
+        endpoint = self.endpoint
+        target = str(endpoint.address) if endpoint.keeps_port else str(endpoint)
+        if endpoint.last_port and endpoint.port:
+            target += f"/{self.first_port}"
+        return f"-j DNAT --to-destination {target}"
 
 
 Target = Action | Goto | Enqueue | HashMark | TranslateTo

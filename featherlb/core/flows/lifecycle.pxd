@@ -35,18 +35,20 @@ cdef class Lifecycle:
     @cython.locals(
         packet=Packet, flows=FlowTable, flags=cython.int, flow=cython.Py_ssize_t, record="Record *",
         clash=cython.Py_ssize_t, source_high=cython.ulonglong, source_low=cython.ulonglong,
-        source_port=cython.uint)
+        source_port=cython.uint, backend_port=cython.uint)
     cdef Py_ssize_t open(
         self, pool, PoolMember member, unsigned long long client_high, unsigned long long client_low,
         unsigned long long vip_high, unsigned long long vip_low, unsigned int ports, int hook,
         int state, unsigned int ticks) except -1
     @cython.locals(packet=Packet, record="Record *")
     cdef bint serves(self, Py_ssize_t flow, Py_ssize_t member_id) noexcept
-    cdef object allocate_source(self, PoolMember member, bint privileged)
+    cdef object allocate_source(self, PoolMember member, unsigned int port, bint privileged)
     @cython.locals(
         flows=FlowTable, closing=cython.Py_ssize_t, following=cython.Py_ssize_t, holder=PoolMember,
         record="Record *", same_kind=cython.bint, _=cython.int)
-    cdef object find_source(self, PoolMember member, bint privileged)
+    cdef object find_source(self, PoolMember member, unsigned int port, bint privileged)
+    @cython.locals(_=cython.int, source_port=cython.uint)
+    cdef object allocate_free(self, PoolMember member, unsigned int port, bint privileged)
     @cython.locals(
         record="Record *", before=cython.ulonglong, after=cython.ulonglong,
         address_delta=cython.ulonglong, ports_before=cython.ulonglong,

@@ -114,6 +114,7 @@ class Lifecycle:
         packet = self._packet
         flows = self._flows
         flags = member.flags
+        backend_port = member.port_for(ports & 0xFFFF)
         if packet.version == 6:
             flags |= IPV6
         if hook == OUTPUT:
@@ -124,7 +125,7 @@ class Lifecycle:
         # frames, clients on this host keep their address.
         if pool.full and (hook == WIRE or not pool.raw):
             flags |= FULL
-            source = self.allocate_source(member, ports >> 16 < UNPRIVILEGED)
+            source = self.allocate_source(member, backend_port, ports >> 16 < UNPRIVILEGED)
             if source is None:
                 return -NO_SOURCE_PORT
             source_high, source_low, source_port = source
@@ -136,7 +137,7 @@ class Lifecycle:
                 member.low,
                 source_high,
                 source_low,
-                member.port << 16 | source_port,
+                backend_port << 16 | source_port,
                 packet.protocol,
             )
             # A client may use one port towards two VIPs that share a backend: a connection keeps
@@ -162,7 +163,7 @@ class Lifecycle:
             member.low,
             source_high,
             source_low,
-            member.port << 16 | source_port,
+            backend_port << 16 | source_port,
             self.offload_queue if pool.offloaded else self._queue_of[state],
             ticks,
         )
@@ -202,18 +203,22 @@ class Lifecycle:
             and record.vip_low == packet.dst_low
         )
 
-    def allocate_source(self, member: PoolMember, privileged: bool) -> tuple[int, int, int] | None:
-        """A source address and port towards a backend, privileged if the client's is: the server
-        may insist on it. When those run out, any port is better than none."""
-        found = self.find_source(member, privileged)
+    def allocate_source(
+        self, member: PoolMember, port: int, privileged: bool
+    ) -> tuple[int, int, int] | None:
+        """A source address and port towards this port of a backend, privileged if the client's is:
+        the server may insist on it. When those run out, any port is better than none."""
+        found = self.find_source(member, port, privileged)
         if found is None and privileged:
-            found = self.find_source(member, False)
+            found = self.find_source(member, port, False)
         return found
 
-    def find_source(self, member: PoolMember, privileged: bool) -> tuple[int, int, int] | None:
+    def find_source(
+        self, member: PoolMember, port: int, privileged: bool
+    ) -> tuple[int, int, int] | None:
         """A source address and port of one kind, if need be that of a closing flow."""
         flows = self._flows
-        found = self._source_ports.allocate(member.target, member.sources, privileged)
+        found = self.allocate_free(member, port, privileged)
         closing = flows.head[self.closed_queue]
         for _ in range(MAX_PORT_RECLAIMS):
             if found is not None or not closing:
@@ -224,12 +229,33 @@ class Lifecycle:
             same_kind = (record.source_port < UNPRIVILEGED) == privileged
             if record.flags & FULL and same_kind and holder.target == member.target:
                 self.close(closing)
-                found = self._source_ports.allocate(member.target, member.sources, privileged)
+                found = self.allocate_free(member, port, privileged)
             closing = following
         if found is None:
             return None
         (high, low), port = found
         return high, low, port
+
+    def allocate_free(
+        self, member: PoolMember, port: int, privileged: bool
+    ) -> tuple[tuple[int, int], int] | None:
+        """As `PortAllocator.allocate`, but none that a flow of another target has: a backend of
+        many ports and one of a single port can be the same host."""
+        held = []
+        for _ in range(MAX_PORT_RECLAIMS):
+            found = self._source_ports.allocate(member.target, member.sources, privileged)
+            if found is None:
+                break
+            (high, low), source_port = found
+            if not self._flows.find(
+                member.high, member.low, high, low, port << 16 | source_port, self._packet.protocol
+            ):
+                break
+            held.append(found)
+            found = None
+        for source, source_port in held:
+            self._source_ports.release(member.target, source, source_port)
+        return found
 
     def compute_deltas(self, flow: int) -> None:
         """Compute a flow's checksum deltas from its addresses and ports."""

@@ -9,8 +9,12 @@ cdef class PoolMember:
     cdef readonly object pool, scheduled, target
     cdef public object sources
     cdef readonly unsigned long long high, low
-    cdef readonly int port, id
+    cdef readonly int id
+    cdef readonly bint ranged
+    cdef int _port
     cdef public int flags, flows
+
+    cpdef int port_for(self, int vip_port) noexcept
 
 
 cdef class Members:
@@ -21,6 +25,9 @@ cdef class Members:
     cdef Counters _counters
     cdef object _source_ports
 
+    @cython.locals(member=PoolMember)
+    cpdef PoolMember find(
+        self, pool, unsigned long long high, unsigned long long low, int port, int vip_port)
     @cython.locals(member=PoolMember)
     cpdef object retire(self, scheduled)
     cdef int end_flow(self, PoolMember member) except -1

@@ -10,8 +10,8 @@ from featherlb.core.flows.next_hops import NextHops
 from featherlb.core.flows.snat_ports import PortAllocator
 from featherlb.core.pools.pool import Pool
 from featherlb.core.pools.schedulers import Member
-from featherlb.model import Backend
-from featherlb.net.addresses import words_of
+from featherlb.model import Backend, Endpoint
+from featherlb.net.addresses import address_of, words_of
 
 if not cython.compiled:
     from featherlb.core.flows.record import LOCAL_BACKEND
@@ -30,14 +30,23 @@ class PoolMember:
         self.flows = 0
         endpoint = scheduled.endpoint
         self.high, self.low = words_of(endpoint.address)
-        self.port = endpoint.port
-        self.target = (int(pool.service.protocol), self.high, self.low, self.port)
+        self.ranged = endpoint.last_port > 0
+        # Source ports towards a backend of many ports are unique among them all.
+        port = None if self.ranged else endpoint.port
+        self.target = (int(pool.service.protocol), self.high, self.low, port)
         self.take_backend(scheduled.backend)
 
     def take_backend(self, backend: Backend) -> None:
         """Apply a change of the backend's configuration (`Members.take_backend`)."""
         self.flags = LOCAL_BACKEND if backend.local else 0
         self.sources = tuple(words_of(source) for source in backend.sources)
+        self._port = backend.endpoint.port
+        if backend.endpoint.port and self.ranged:
+            self._port -= self.pool.service.vips[0].first_port
+
+    def port_for(self, vip_port: int) -> int:
+        """The port to which packets to this port of a VIP go."""
+        return self._port + vip_port if self.ranged else self._port
 
 
 class Members:
@@ -76,6 +85,19 @@ class Members:
         backend = scheduled.backend
         self.by_id[scheduled.index].take_backend(backend)
         self.down[scheduled.index] = backend.down
+
+    def find(self, pool: Pool, high: int, low: int, port: int, vip_port: int) -> PoolMember | None:
+        """The pool's member with this address to whose `port` packets to a VIP's port go; None if
+        there is none."""
+        address = address_of(high, low)
+        exact = pool.members.get(Endpoint(address, port))
+        if exact is not None:
+            return self.by_id[exact.index]
+        for scheduled in pool.ranged.get(address, ()):
+            member = self.by_id[scheduled.index]
+            if member.port_for(vip_port) == port:
+                return member
+        return None
 
     def retire(self, scheduled: Member) -> None:
         """Remove a member from its pool; it keeps its flows."""

@@ -55,14 +55,13 @@ class Adoption:
                 continue
             for scheduled in pool.members.values():
                 member = self._members.by_id[scheduled.index]
-                vips = found.setdefault((member.high, member.low, member.port), [])
                 for vip in pool.service.vips:
-                    if not vip.wildcard and vip.last_port - vip.first_port < MAX_RANGE:
-                        high, low = words_of(vip.address)
-                        vips.extend(
-                            (pool, high, low, port)
-                            for port in range(vip.first_port, vip.last_port + 1)
-                        )
+                    if vip.wildcard or vip.last_port - vip.first_port >= MAX_RANGE:
+                        continue
+                    high, low = words_of(vip.address)
+                    for port in range(vip.first_port, vip.last_port + 1):
+                        backend = (member.high, member.low, member.port_for(port))
+                        found.setdefault(backend, []).append((pool, high, low, port))
         self._vips = found
 
     def adopt(self, ctx: Context) -> int:
@@ -86,7 +85,7 @@ class Adoption:
             if chosen is None:
                 continue
             member = self._members.by_id[chosen.index]
-            if (member.high, member.low, member.port) == backend:
+            if (member.high, member.low, member.port_for(vip_port)) == backend:
                 if found is not None:
                     return 0
                 found = pool, member, vip_high, vip_low, vip_port

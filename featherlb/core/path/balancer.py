@@ -318,6 +318,9 @@ class Balancer:
             key = (packet.src_high, packet.src_low, packet.dst_high, packet.dst_low, packet.ports)
             if packet.flags == SYN:
                 self.tombstones.forget(key)
+            elif pool.all_ports and not wire:
+                # It may be of a connection that this host has from the VIP's address.
+                return self.counters.pass_on()
             elif packet.flags & SYN or not pool.adopts or self.tombstones.holds(key, ctx.ticks):
                 return self.refuse(ctx, NO_FLOW)
         ctx.pool = pool

@@ -20,10 +20,9 @@ from featherlb.core.flows.tcp_state import State
 from featherlb.core.path.context import Context
 from featherlb.core.path.outbox import Outbox
 from featherlb.core.path.services import Services
-from featherlb.model import FIRST_UNPRIVILEGED_PORT, Endpoint, Hook, PacketInfo, Verdict
+from featherlb.model import FIRST_UNPRIVILEGED_PORT, Hook, PacketInfo, Verdict
 from featherlb.model.reason import Reason
 from featherlb.model.shard import Shard
-from featherlb.net.addresses import address_of
 from featherlb.net.protocols import SYN, TCP, UDP
 
 if not cython.compiled:
@@ -315,10 +314,15 @@ class OffloadedFlows:
         )
         if pool is None or not pool.offloaded or pool.service.name not in services:
             return False
-        address = address_of(entry.reply_src_high, entry.reply_src_low)
-        scheduled = pool.members.get(Endpoint(address, entry.reply_ports >> 16))
+        member = self._members.find(
+            pool,
+            entry.reply_src_high,
+            entry.reply_src_low,
+            entry.reply_ports >> 16,
+            entry.ports & 0xFFFF,
+        )
         flows = self._flows
-        if scheduled is None or flows.count == flows.capacity:
+        if member is None or flows.count == flows.capacity:
             return False
         if self.find(entry) or flows.find(
             entry.reply_src_high,
@@ -329,7 +333,6 @@ class OffloadedFlows:
             entry.protocol,
         ):
             return False
-        member = self._members.by_id[scheduled.index]
         flags = member.flags | OFFLOADED
         if entry.version == 6:
             flags |= IPV6
@@ -362,7 +365,7 @@ class OffloadedFlows:
         direction_of(record, 1).kernel_packets = entry.reply_packets & MASK32
         record.forward_bytes = entry.bytes
         record.reply_bytes = entry.reply_bytes
-        scheduled.active += 1
+        member.scheduled.active += 1
         member.flows += 1
         self.observe(flow, entry, ticks)
         return True

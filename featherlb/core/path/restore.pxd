@@ -35,7 +35,8 @@ cdef class Restoration:
         full=cython.bint, flow=cython.Py_ssize_t)
     cdef Py_ssize_t restore_flow(self, Py_ssize_t number) except -1
     cdef bint is_taken(self, Direction *direction, int protocol) noexcept
-    cdef object member(self, pool, unsigned long long high, unsigned long long low, int port)
+    cdef object member(
+        self, pool, unsigned long long high, unsigned long long low, int port, int vip_port)
     cdef bint claim(
         self, PoolMember member, unsigned long long high, unsigned long long low, int port
     ) except -1

@@ -19,7 +19,6 @@ from featherlb.core.path.migrate import Migration
 from featherlb.core.path.services import Services
 from featherlb.core.pools.pool import Pool
 from featherlb.core.pools.schedulers import NewFlow
-from featherlb.model import Endpoint
 from featherlb.model.shard import Shard
 from featherlb.net.addresses import address_of
 
@@ -62,7 +61,7 @@ class Restoration:
         self._migration = migration
         self._next_hops = next_hops
         self._source_ports = source_ports
-        self._known: dict[tuple[Pool, int, int, int], PoolMember | None] = {}
+        self._known: dict[tuple[Pool, int, int, int, int], PoolMember | None] = {}
         self.read_from(_NONE)
 
     def has_flows(self) -> bool:
@@ -117,7 +116,9 @@ class Restoration:
         pool = self._services.find(old.vip_high, old.vip_low, old.protocol, old.vip_port, False)
         if pool is None or state >= STATES or flows.count == flows.capacity:
             return 0
-        member = self.member(pool, old.backend_high, old.backend_low, old.backend_port)
+        member = self.member(
+            pool, old.backend_high, old.backend_low, old.backend_port, old.vip_port
+        )
         if member is None:
             return 0
         if not flags & REPLY_ONLY and self.is_taken(forward, old.protocol):
@@ -199,12 +200,13 @@ class Restoration:
             != 0
         )
 
-    def member(self, pool: Pool, high: int, low: int, port: int) -> PoolMember | None:
-        """The pool's member with this endpoint, None if there is none."""
-        key = (pool, high, low, port)
+    def member(
+        self, pool: Pool, high: int, low: int, port: int, vip_port: int
+    ) -> PoolMember | None:
+        """See `Members.find`."""
+        key = (pool, high, low, port, vip_port)
         if key not in self._known:
-            scheduled = pool.members.get(Endpoint(address_of(high, low), port))
-            self._known[key] = self._members.by_id[scheduled.index] if scheduled else None
+            self._known[key] = self._members.find(pool, high, low, port, vip_port)
         return self._known[key]
 
     def claim(self, member: PoolMember, high: int, low: int, port: int) -> bool:

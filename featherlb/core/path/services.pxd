@@ -5,13 +5,15 @@ from featherlb.core.flows.members cimport Members
 
 cdef unsigned long long MAPPED
 
+cdef int ALL_PORTS
+
 
 cdef class Services:
     cdef readonly dict pools
     cdef readonly set addresses
     cdef readonly list user_schedulers
     cdef dict _by_vip
-    cdef bint _wildcards
+    cdef bint _wildcards, _all_ports
     cdef Members _members
     cdef NextHops _next_hops
     cdef object _source_ports, _seed, _hash_key

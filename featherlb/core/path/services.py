@@ -15,6 +15,9 @@ from featherlb.model import Service
 from featherlb.net.addresses import words_of
 from featherlb.net.protocols import MAPPED
 
+ALL_PORTS = 1 << 16
+"""In place of a port: those that no other service has."""
+
 
 class Services:
     """`pools` are by service name, `addresses` are those of all VIPs as words, `user_schedulers`
@@ -35,6 +38,7 @@ class Services:
         self.user_schedulers: list[tuple[str, UserScheduler]] = []
         self._by_vip: dict[tuple[int, int, int, int], Pool] = {}
         self._wildcards = False
+        self._all_ports = False
         self._members = members
         self._next_hops = next_hops
         self._source_ports = source_ports
@@ -82,6 +86,8 @@ class Services:
     def find(self, high: int, low: int, protocol: int, port: int, wire: bool) -> Pool | None:
         """The pool of the service with this VIP; `wire` for a packet that came as a frame."""
         pool = self._by_vip.get((high, low, protocol, port))
+        if pool is None and self._all_ports:
+            pool = self._by_vip.get((high, low, protocol, ALL_PORTS))
         if pool is None and self._wildcards:
             family = MAPPED if not high and low >> 32 == 0xFFFF else 0
             pool = self._by_vip.get((0, family, protocol, port))
@@ -95,6 +101,7 @@ class Services:
         by_vip: dict[tuple[int, int, int, int], Pool] = {}
         excluded: list[tuple[tuple[int, int], int]] = []
         self._wildcards = False
+        self._all_ports = False
         sources = {
             words_of(source)
             for pool in self.pools.values()
@@ -105,6 +112,11 @@ class Services:
             for vip in pool.service.vips:
                 high, low = words_of(vip.address)
                 self._wildcards |= vip.wildcard
+                if vip.all_ports:
+                    self._all_ports = True
+                    by_vip[high, low, int(pool.service.protocol), ALL_PORTS] = pool
+                    # Its address keeps its SNAT ports: packets to those are replies first.
+                    continue
                 for port in range(vip.first_port, vip.last_port + 1):
                     by_vip[high, low, int(pool.service.protocol), port] = pool
                     for source in sources if vip.wildcard else [(high, low)]:

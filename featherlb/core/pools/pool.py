@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from featherlb.core.pools.persistence import PersistenceTable
 from featherlb.core.pools.schedulers import Member, NewFlow, Scheduler, factory_of
-from featherlb.model import Backend, Endpoint, NatMode, Role, Service
+from featherlb.model import Address, Backend, Endpoint, NatMode, Role, Service
 from featherlb.model.ticks import TICKS_PER_SECOND
 
 
@@ -71,14 +71,17 @@ class Pool:
     The packet path reads these attributes for each new flow: `full`: NAT mode; `raw`: packets from
     the network come as frames; `offloaded`: the kernel translates its flows; `adopts`: established
     connections can be adopted mid-stream, as the scheduler would choose the same backend again and
-    a flow has no other state; `awaiting_rules`: the rules of its datapath are not applied on this
-    host yet, so it opens no flows.
+    a flow has no other state; `all_ports`: it has the ports of a VIP that no other service has;
+    `awaiting_rules`: the rules of its datapath are not applied on this host yet, so it opens no
+    flows.
     """
 
     def __init__(self, service: Service, *, seed: int, key: bytes) -> None:
         """`seed` and `key` are for the schedulers. The pool is empty until `update`."""
         self._take(service)
         self.members: dict[Endpoint, Member] = {}
+        self.ranged: dict[Address, list[Member]] = {}
+        """The members that stand for several ports, by their address."""
         self.awaiting_rules = False
         self._seed = seed
         self._key = key
@@ -118,6 +121,7 @@ class Pool:
         self.offloaded = service.datapath.kernel_forwards
         self.one_packet = service.one_packet
         self.responses = service.responses
+        self.all_ports = any(vip.all_ports for vip in service.vips)
 
     def update(self, service: Service, new_member: Callable[[Backend], Member]) -> Iterable[Member]:
         """Change to `service`; returns the members that it no longer has."""
@@ -138,6 +142,10 @@ class Pool:
             self.persistence = _table(service)
         self._take(service)
         self.members = members
+        self.ranged = {}
+        for endpoint, member in members.items():
+            if endpoint.last_port:
+                self.ranged.setdefault(endpoint.address, []).append(member)
         self._update_tiers()
         return gone.values()
 

@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from featherlb.datapaths.host_side import Needs, Replies, Scope
 from featherlb.datapaths.rules import icmp
-from featherlb.datapaths.rules.endpoints import Group, Parts, backend_entries
+from featherlb.datapaths.rules.endpoints import Group, Parts, backend_entries, ports_of
 from featherlb.datapaths.rules.facts import Facts, Options
 from featherlb.datapaths.rules.guards import guards, redirects, settings
 from featherlb.datapaths.rules.queueing import Queued
@@ -206,7 +206,8 @@ def _nat(scope: Scope) -> Table:
 
 def _fallback(services: Sequence[Service], family: int) -> Iterator[Rule]:
     """In nat: a connection of each service to one of its backends, at random."""
-    for service in services:
+    # The rest of a VIP's ports comes last.
+    for service in sorted(services, key=lambda one: any(vip.all_ports for vip in one.vips)):
         backends = [
             backend.endpoint
             for backend in service.backends
@@ -215,7 +216,10 @@ def _fallback(services: Sequence[Service], family: int) -> Iterator[Rule]:
         for match in Parts.of([service], family, "").vip_matches(Side.DESTINATION, use_set=False):
             for left, endpoint in zip(range(len(backends), 0, -1), backends, strict=True):
                 chance = 1 / left if left > 1 else None
-                yield Rule(replace(match, probability=chance), TranslateTo(endpoint))
+                yield Rule(
+                    replace(match, probability=chance),
+                    TranslateTo(endpoint, service.vips[0].first_port),
+                )
 
 
 def _full_backends(services: Sequence[Service], family: int) -> list[Match]:
@@ -225,10 +229,11 @@ def _full_backends(services: Sequence[Service], family: int) -> list[Match]:
             Match(
                 protocol=service.protocol,
                 destination=backend.endpoint.address,
-                destination_ports=range(backend.endpoint.port, backend.endpoint.port + 1),
+                destination_ports=ports_of(endpoint),
             )
             for service in services
             for backend in service.backends
+            for endpoint in service.endpoints_of(backend)
             if service.nat is NatMode.FULL and backend.endpoint.address.version == family
         },
         key=str,

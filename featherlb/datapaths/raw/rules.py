@@ -150,7 +150,7 @@ def _reply_copies(
 ) -> Iterator[Rule]:
     """Drops copies of replies in `dnat` mode."""
     for one in others:
-        if any({*parts.dnat_backends.entries} & {*group.entries} for group in one.replying):
+        if any(parts.dnat_backends.overlaps(group) for group in one.replying):
             # Only the worker can tell which datapath they belong to; it drops copies of frames.
             for match in one.replies(scope.facts):
                 yield Rule(match, Action.RETURN)

@@ -26,15 +26,38 @@ class Group:
     set_name: str
     family: int
     entries: tuple[ipset.Entry, ...]
+    """Of one port each."""
+    ranges: tuple[ipset.Entry, ...] = ()
+    """Of several ports: these would fill a set, and get a rule each."""
 
     @classmethod
     def of(cls, name: str, family: int, entries: Iterable[ipset.Entry]) -> "Group":
         """The entries without duplicates; their set's name ends in the family."""
-        return cls(f"{name}{family}", family, tuple(sorted(set(entries), key=str)))
+        ordered = sorted(set(entries), key=str)
+        return cls(
+            f"{name}{family}",
+            family,
+            tuple(entry for entry in ordered if not entry.endpoint.last_port),
+            tuple(entry for entry in ordered if entry.endpoint.last_port),
+        )
+
+    def overlaps(self, other: "Group") -> bool:
+        """Whether some port of a host belongs to both."""
+        if not set(self.entries).isdisjoint(other.entries):
+            return True
+        return any(
+            _overlap(one, entry)
+            for ranged, every in ((self, other), (other, self))
+            for one in ranged.ranges
+            for entry in (*every.entries, *every.ranges)
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self.entries or self.ranges)
 
     @property
     def protocols(self) -> list[Protocol]:
-        return sorted({entry.protocol for entry in self.entries})
+        return sorted({entry.protocol for entry in (*self.entries, *self.ranges)})
 
     def sets(self) -> Iterator[ipset.Set]:
         """Their set, if there are enough of them for one."""
@@ -60,27 +83,29 @@ class Group:
 
         `peer_ports` are those on the other side, `syn` is asked of TCP alone.
         """
+        alone, found = (*self.entries, *self.ranges), []
         if use_set and len(self.entries) > FEW:
             peer = () if self.entries[0].peer is None else (side.other,)
             member = Membership(self.set_name, (side, side, *peer))
-            return [
+            alone = self.ranges
+            found = [
                 replace(
                     _match(side, protocol, self._ports(protocol), peer_ports=peer_ports, syn=syn),
                     member=member,
                 )
-                for protocol in self.protocols
+                for protocol in sorted({entry.protocol for entry in self.entries})
             ]
-        return [
+        return found + [
             _match(
                 side,
                 entry.protocol,
-                range(entry.endpoint.port, entry.endpoint.port + 1),
+                ports_of(entry.endpoint),
                 entry.endpoint.address,
                 peer=entry.peer,
                 peer_ports=peer_ports,
                 syn=syn,
             )
-            for entry in self.entries
+            for entry in alone
         ]
 
 
@@ -114,10 +139,11 @@ class Parts:
             if vip.address.version == family
         }
         backends = {
-            (service.protocol, service.nat, backend)
+            (service.protocol, service.nat, backend, endpoint)
             for service in services
             for backend in service.backends
             if backend.endpoint.address.version == family
+            for endpoint in service.endpoints_of(backend)
         }
         full = any(
             service.nat is NatMode.FULL and vip.address.version == family
@@ -140,8 +166,8 @@ class Parts:
                 f"{prefix}backends",
                 family,
                 (
-                    ipset.Entry(backend.endpoint, protocol)
-                    for protocol, nat, backend in backends
+                    ipset.Entry(endpoint, protocol)
+                    for protocol, nat, _, endpoint in backends
                     if nat is NatMode.DNAT
                 ),
             ),
@@ -149,15 +175,15 @@ class Parts:
                 f"{prefix}sources",
                 family,
                 (
-                    ipset.Entry(backend.endpoint, protocol, source)
-                    for protocol, nat, backend in backends
+                    ipset.Entry(endpoint, protocol, source)
+                    for protocol, nat, backend, endpoint in backends
                     if nat is NatMode.FULL
                     for source in backend.sources
                 ),
             ),
-            forwards=any(not backend.local for _, _, backend in backends),
+            forwards=any(not backend.local for _, _, backend, _ in backends),
             full=full,
-            loopback=any(backend.endpoint.address.is_loopback for _, _, backend in backends)
+            loopback=any(endpoint.address.is_loopback for _, _, _, endpoint in backends)
             or (full and any(vip.address.is_loopback for _, vip in vips)),
         )
 
@@ -195,7 +221,23 @@ def backend_entries(services: Iterable[Service], family: int) -> Iterator[ipset.
     for service in services:
         for backend in service.backends:
             if backend.endpoint.address.version == family:
-                yield ipset.Entry(backend.endpoint, service.protocol)
+                for endpoint in service.endpoints_of(backend):
+                    yield ipset.Entry(endpoint, service.protocol)
+
+
+def _overlap(one: ipset.Entry, other: ipset.Entry) -> bool:
+    ours, theirs = ports_of(one.endpoint), ports_of(other.endpoint)
+    return (
+        (one.endpoint.address, one.protocol, one.peer)
+        == (other.endpoint.address, other.protocol, other.peer)
+        and ours.start < theirs.stop
+        and theirs.start < ours.stop
+    )
+
+
+def ports_of(endpoint: Endpoint) -> range:
+    """The ports that a backend's endpoint stands for."""
+    return range(endpoint.port, (endpoint.last_port or endpoint.port) + 1)
 
 
 def _match(

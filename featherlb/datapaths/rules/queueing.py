@@ -154,8 +154,8 @@ def _raw(queued: Sequence[Queued], options: Options, facts: Facts) -> Table:
             queue_errors(
                 family,
                 options,
-                given=any(group.entries for one in whole for group in one.given),
-                kept=any(group.entries for one in whole for group in one.replying),
+                given=any(group for one in whole for group in one.given),
+                kept=any(group for one in whole for group in one.replying),
             )
         )
     if given:

@@ -118,8 +118,8 @@ async def request(
         (
             "POST",
             "/v1/changes",
-            {"action": "drain", "service": "web", "backend": "10.0.1.2"},
-            "backend: '10.0.1.2' is not HOST:PORT",
+            {"action": "drain", "service": "web", "backend": "10.0.1.2:x"},
+            "backend: port 'x' is not a number from 1 to 65535",
         ),
         ("DELETE", "/v1/changes/7", None, "no change 7 is in force"),
         ("DELETE", "/v1/changes/x", None, "'x' is not the number of a change"),
@@ -374,8 +374,8 @@ def test_the_running_configuration_without_what_reverts(path: Path) -> None:
     async def ask(client: Client, controller: Controller) -> str:
         state = controller.state
         for override in (
-            Override(1, Action.ADD, "web", "b", 1, 7),
-            Override(2, Action.DRAIN, "web", "b", 1, until=1e9),
+            Override(1, Action.ADD, "web", ("b", 1, 0), 7),
+            Override(2, Action.DRAIN, "web", ("b", 1, 0), until=1e9),
         ):
             overrides = add(state.config, state.overrides, override)
             state = replace(state, overrides=overrides)

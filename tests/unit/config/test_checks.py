@@ -201,6 +201,59 @@ from featherlb.model.errors import ConfigError
                 "(expected an address of this host)",
             ],
         ),
+        (
+            "- vip: [10.0.0.1:8000-8009, 10.0.0.2:8010-8019]\n"
+            "  backends: ['10.0.1.1:9000-9008', '10.0.1.2:9000-9009']",
+            [
+                "f:3: services[0].backends[0]: 10.0.1.1:9000-9008 has 9 ports, the VIP "
+                "10.0.0.1:8000-8009 has 10 (expected as many)",
+                "f:3: services[0].backends[1]: 10.0.1.2:9000-9009 can't have the ports of both "
+                "10.0.0.1:8000-8009 and 10.0.0.2:8010-8019 (expected VIPs with the same ports)",
+            ],
+        ),
+        (
+            "- vip: 10.0.0.1:8000-8009\n"
+            "  backends: [10.0.1.1, '10.0.1.1:8005', '10.0.1.2:90-99', '10.0.1.2:80-89',"
+            " '10.0.1.2:85-94']",
+            [
+                "f:3: services[0].backends[0]: 10.0.1.1 has ports of the backend 10.0.1.1:8005 "
+                "(line 3)",
+                "f:3: services[0].backends[3]: 10.0.1.2:80-89 has ports of the backend "
+                "10.0.1.2:85-94 (line 3)",
+                "f:3: services[0].backends[4]: 10.0.1.2:85-94 has ports of the backend "
+                "10.0.1.2:90-99 (line 3)",
+            ],
+        ),
+        (
+            "- vip: 10.0.0.1:8000-8009\n  backends: [10.0.0.1]",
+            [
+                "f:3: services[0].backends[0]: 10.0.0.1 is a VIP of service "
+                "'10.0.0.1:8000-8009/tcp' (expected a server of its pool)"
+            ],
+        ),
+        (
+            "- vip: 0.0.0.0:*",
+            [
+                "f:2: services[0].vip: 0.0.0.0:* would take every connection of this host "
+                "(expected the address of a VIP)"
+            ],
+        ),
+        (
+            "- {name: all, vip: '10.0.0.1:*'}\n- vip: 10.0.0.1:*\n- vip: 0.0.0.0:80",
+            [
+                "f:3: services[1].vip: 10.0.0.1:* overlaps with the VIP 10.0.0.1:* of service "
+                "'all' (line 2)",
+                "f:4: services[2].vip: 0.0.0.0:80 overlaps with the VIP 10.0.0.1:* of service "
+                "'all' (line 2)",
+            ],
+        ),
+        (
+            "- {name: all, vip: '10.0.0.1:*', health: {type: tcp}, backends: [10.0.1.1]}",
+            [
+                "f:2: services[0].name: which of the ports of 10.0.1.1 the health check asks is "
+                "unclear (expected 'port' in 'health')"
+            ],
+        ),
     ],
 )
 def test_faults_between_values(text: str, faults: list[str]) -> None:
@@ -221,6 +274,12 @@ def test_faults_between_values(text: str, faults: list[str]) -> None:
         "- {vip: '10.0.0.1:80', backends: [{address: '10.0.1.1:80', weight: 0}]}",
         "- {vip: '10.0.0.1:80', backends: []}",
         "- {vip: '10.0.0.1:80', nat: full, source_addresses: ['10.0.0.1']}",
+        "- {vip: '10.0.0.1:8000-8009', backends: ['10.0.1.1', '10.0.1.2:9000-9009', 'web']}",
+        "- {vip: ['10.0.0.1:21', '10.0.0.1:8000-8009'], backends: ['10.0.1.1', '10.0.1.2:80']}",
+        "- {vip: '10.0.0.1:*', backends: ['10.0.1.1']}\n- vip: [10.0.0.1:80, 10.0.0.1:8000-8009]",
+        "- {vip: '10.0.0.1:*', health: {type: tcp, port: 80}, backends: ['10.0.1.1']}",
+        "- {vip: '10.0.0.1:*', health: {type: script, command: a}, backends: ['10.0.1.1']}",
+        "- {vip: '10.0.0.1:80-89', health: {type: tcp}, backends: ['10.0.1.1', '10.0.1.2:1-10']}",
     ],
 )
 def test_what_only_looks_like_a_fault_is_accepted(text: str) -> None:

@@ -184,6 +184,16 @@ def faults_of(text: str) -> list[str]:
         ),
         (f"{BACKENDS}  - 10.0.1.2", "f:4: services[0].backends[0]: '10.0.1.2' is not HOST:PORT"),
         (
+            f"{BACKENDS}  - 2001:db8::2",
+            "f:4: services[0].backends[0]: '2001:db8::2' needs brackets around its IPv6 address:"
+            " [2001:db8:]:2",
+        ),
+        (
+            f"{BACKENDS}  - 10.0.1.2:9-8",
+            "f:4: services[0].backends[0]: '10.0.1.2:9-8' is a descending range"
+            " (expected HOST:LOW-HIGH)",
+        ),
+        (
             f"{BACKENDS}  - 'a b:80'",
             "f:4: services[0].backends[0]: 'a b' is neither an IP address nor a host name",
         ),

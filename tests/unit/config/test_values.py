@@ -26,8 +26,14 @@ from featherlb.model import NatMode, Protocol, Vip
         (values.host, "backend2", "backend2"),
         (values.host, "my_app.example.com.", "my_app.example.com."),
         (values.host, "3com.example", "3com.example"),
-        (values.host_port, "backend-1:80", ("backend-1", 80)),
-        (values.host_port, "[2001:db8::1]:80", (ip_address("2001:db8::1"), 80)),
+        (values.backend, "backend-1:80", ("backend-1", 80, 0)),
+        (values.backend, "[2001:db8::1]:80", (ip_address("2001:db8::1"), 80, 0)),
+        (values.backend, "[2001:db8::1]:80-89", (ip_address("2001:db8::1"), 80, 89)),
+        (values.backend, "10.0.0.1:80-80", (ip_address("10.0.0.1"), 80, 0)),
+        (values.backend, "backend-1", ("backend-1", 0, 65535)),
+        (values.backend, "[2001:db8::1]", (ip_address("2001:db8::1"), 0, 65535)),
+        (values.vip, "10.0.0.1:*", Vip(ip_address("10.0.0.1"), 1, 65535)),
+        (values.vip, "[2001:db8::1]:*", Vip(ip_address("2001:db8::1"), 1, 65535)),
         (values.vip, "10.0.0.1:80", Vip(ip_address("10.0.0.1"), 80, 80)),
         (values.vip, "10.0.0.1:80-80", Vip(ip_address("10.0.0.1"), 80, 80)),
         (values.vip, "[2001:db8::1]:80-90", Vip(ip_address("2001:db8::1"), 80, 90)),
@@ -67,7 +73,7 @@ def test_every_scheduler_can_be_configured(name: str) -> None:
 )
 def test_what_is_no_host_name_is_refused(word: str) -> None:
     with pytest.raises(ValueError, match=r"is neither an IP address nor a host name|is not an IP"):
-        values.host_port(word)
+        values.backend(word)
 
 
 def test_long_words_are_shortened_in_messages() -> None:

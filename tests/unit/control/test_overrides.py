@@ -20,7 +20,7 @@ CONFIG = parse(FILE, "lb.yaml")
 
 
 def override(action: str, host: str = "a", weight: int | None = None, **fields: object) -> Override:
-    return Override(0, Action(action), "web", host, 1, weight, **fields)  # type: ignore[arg-type]
+    return Override(0, Action(action), "web", (host, 1, 0), weight, **fields)  # type: ignore[arg-type]
 
 
 def made(*overrides: Override, config: Config = CONFIG) -> tuple[Override, ...]:
@@ -134,7 +134,7 @@ def test_what_the_file_says_now_is_no_change_any_more() -> None:
         (override("add"), "a:1 is already a backend of 'web'"),
         (override("drain", "c"), "'web' has no backend c:1 (its backends: a:1, b:1)"),
         (override("remove", "c"), "'web' has no backend c:1"),
-        (Override(0, Action.DRAIN, "dns", "a", 1), "no service 'dns' (known: web, mail)"),
+        (Override(0, Action.DRAIN, "dns", ("a", 1, 0)), "no service 'dns' (known: web, mail)"),
     ],
 )
 def test_what_does_not_fit_is_refused(wrong: Override, said: str) -> None:

@@ -129,6 +129,16 @@ def cases() -> Iterator[Case]:
         yield Case(
             f"{datapath}-wildcard-and-range", (web(datapath, vips=[at(0), at(10, 8000, 8010)]),)
         )
+        kept = Backend(Endpoint.of_backend("10.0.1.2"))
+        shifted = Backend(Endpoint.of_backend("10.0.1.3:9000-9010"))
+        crowd = web(datapath, vips=[at(10, 8000, 8010)], backends=many)
+        ranges = replace(crowd, backends=(*crowd.backends, kept, shifted))
+        every = replace(web(datapath, vips=[at(11, 1, 65535)]), name="all", backends=(kept,))
+        yield Case(
+            f"{datapath}-ports-of-their-own",
+            (ranges, every),
+            replace(ONE_WORKER, fail_open=datapath.kernel_forwards),
+        )
         dns = replace(web(datapath), name="dns", protocol=Protocol.UDP)
         yield Case(f"{datapath}-udp", (dns,))
         yield Case(f"{datapath}-no-assign", services, replace(ONE_WORKER, assign=False))
