@@ -114,7 +114,9 @@ def weight(**options: Any) -> None:
 @shows("/v1/changes", schema.Changes, "featherlb backend changes")
 def changes(answer: schema.Changes) -> None:
     """Show the run-time changes in force."""
-    table = new_table(">number", "change", "service", "backend", ">weight", ">reverts in")
+    table = new_table(
+        ">number", "change", "service", "backend", ">weight", ">reverts in", ">resets in"
+    )
     for one in answer.changes:
         table.add_row(
             str(one.number),
@@ -123,6 +125,7 @@ def changes(answer: schema.Changes) -> None:
             one.backend,
             "" if one.weight is None else str(one.weight),
             "" if one.remaining is None else short_time(max(0, one.remaining)),
+            "" if one.deadline is None else short_time(max(0, one.deadline)),
         )
     print_table(table)
 

@@ -52,13 +52,12 @@ def check(context: click.Context, file: Path) -> None:
         context.exit(error.exit_code)
     for fault in advise(config):
         click.echo(f"{fault.origin}: warning: {fault.text}", err=True)
+    lines = []
     for service in config.services:
-        click.echo(f"service {service.name}")
-        for label, value in _service(service):
-            click.echo(f"  {label:<15} {value}")
-    for label, value in _others(config, without=("services",)):
-        click.echo(f"{label:<17} {value}")
-    click.echo(f"{file}: ok")
+        lines.append(f"service {service.name}")
+        lines += [f"  {label:<15} {value}" for label, value in _service(service)]
+    lines += [f"{label:<17} {value}" for label, value in _others(config, without=("services",))]
+    click.echo("\n".join((*lines, f"{file}: ok")))
 
 
 def _service(service: ServiceConfig) -> Iterator[tuple[str, str]]:

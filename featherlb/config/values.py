@@ -38,6 +38,7 @@ _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _LONGEST_SECONDS = 720 * 3600.0
 _DURATION = "a duration such as 500ms, 30s, 5m or 1h, at most 720h"
 _LONGEST_SHOWN = 60
+_MOST_LISTED = 10
 
 
 def wrong_type(value: object, expected: str) -> ValueError:
@@ -48,7 +49,7 @@ def wrong_type(value: object, expected: str) -> ValueError:
         case bool():
             found = f"{str(value).lower()} is a boolean"
         case int() | float():
-            found = f"{value} is a number"
+            found = f"{_number(value)} is a number"
         case str():
             found = f"{quote(value)} is text"
         case list():
@@ -61,6 +62,19 @@ def wrong_type(value: object, expected: str) -> ValueError:
 def quote(text: str) -> str:
     """Text in quotes, on one line and shortened."""
     return ascii(text) if len(text) <= _LONGEST_SHOWN else ascii(text[:_LONGEST_SHOWN]) + "…"
+
+
+def few(words: Iterable[str]) -> str:
+    """Words in a list; of many, the first ones."""
+    every = list(words)
+    more = len(every) - _MOST_LISTED
+    return ", ".join(every[:_MOST_LISTED]) + (f" and {more:,} more" if more > 0 else "") or "none"
+
+
+def _number(value: float) -> str:
+    """A number, shortened."""
+    text = str(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"
 
 
 def closest(word: str, known: Iterable[str]) -> str:
@@ -77,7 +91,7 @@ def integer(low: int, high: int) -> Callable[[object], int]:
             raise wrong_type(value, expected)
         if not low <= value <= high:
             size = "small" if value < low else "large"
-            raise ValueError(f"{value} is too {size} (expected {expected})")
+            raise ValueError(f"{_number(value)} is too {size} (expected {expected})")
         return value
 
     return read
@@ -150,12 +164,12 @@ def duration(value: object) -> float:
             raise ValueError(f"{quote(value)} is not a duration (expected {_DURATION})")
         seconds = float(match[1]) * _SECONDS[match[2]]
     else:
-        seconds = float(value)
+        seconds = value
     if not 0 < seconds <= _LONGEST_SECONDS:
-        shown = quote(value) if isinstance(value, str) else value
+        shown = quote(value) if isinstance(value, str) else _number(value)
         size = "long" if seconds > _LONGEST_SECONDS else "short"
         raise ValueError(f"{shown} is too {size} (expected {_DURATION})")
-    return seconds
+    return float(seconds)
 
 
 def address(value: object) -> Address:

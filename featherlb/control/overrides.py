@@ -13,7 +13,7 @@ from enum import StrEnum
 from featherlb.config import BackendConfig, Config, ServiceConfig
 from featherlb.config.faults import Origin
 from featherlb.config.types import BackendKey
-from featherlb.config.values import quote
+from featherlb.config.values import closest, few, quote
 from featherlb.model import Role, join_host_ports
 from featherlb.model.errors import ConfigError
 
@@ -127,8 +127,10 @@ def find_service(config: Config, name: str) -> ServiceConfig:
     for service in config.services:
         if name == service.name or name in map(str, service.vips):
             return service
-    known = ", ".join(service.name for service in config.services) or "none"
-    raise ConfigError([f"there is no service {quote(name)} (known: {known})"])
+    known = [service.name for service in config.services]
+    close = closest(name, known)
+    hint = f"did you mean '{close}'?" if close else f"known: {few(known)}"
+    raise ConfigError([f"there is no service {quote(name)} ({hint})"])
 
 
 def add(config: Config, overrides: Sequence[Override], override: Override) -> tuple[Override, ...]:
@@ -149,7 +151,7 @@ def add(config: Config, overrides: Sequence[Override], override: Override) -> tu
             ]
         )
     if override.action is not Action.ADD and key not in pool:
-        known = ", ".join(map(str, pool.values())) or "none"
+        known = few(map(str, pool.values()))
         raise ConfigError(
             [f"'{configured.name}' has no backend {override.backend} (its backends: {known})"]
         )

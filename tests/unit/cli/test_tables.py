@@ -121,7 +121,13 @@ FLOWS = schema.Flows.model_construct(
 CHANGES = schema.Changes.model_construct(
     changes=[
         schema.Change.model_construct(
-            number=1, action="drain", service=NAME, backend=ULA, weight=None, remaining=None
+            number=1,
+            action="drain",
+            service=NAME,
+            backend=ULA,
+            weight=None,
+            remaining=None,
+            deadline=125.0,
         )
     ]
 )
@@ -134,7 +140,7 @@ CHANGES = schema.Changes.model_construct(
         (["status"], STATUS, [NAME, ULA]),
         (["stats"], STATS, [NAME]),
         (["flows"], FLOWS, ADDRESSES),
-        (["backend", "changes"], CHANGES, [NAME, ULA]),
+        (["backend", "changes"], CHANGES, [NAME, ULA, "2m05s"]),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else None,
 )

@@ -7,7 +7,14 @@ import pytest
 from featherlb.config import Config
 from featherlb.config.file import parse
 from featherlb.config.writer import write
-from featherlb.control.overrides import Action, Override, add, applicable, with_overrides
+from featherlb.control.overrides import (
+    Action,
+    Override,
+    add,
+    applicable,
+    find_service,
+    with_overrides,
+)
 from featherlb.model import Role
 from featherlb.model.errors import ConfigError
 
@@ -141,6 +148,18 @@ def test_what_does_not_fit_is_refused(wrong: Override, said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         add(CONFIG, (), wrong)
     assert said in str(caught.value)
+
+
+def test_of_many_names_only_some_are_listed() -> None:
+    config = parse(
+        "services:"
+        + "".join(f"\n- {{name: site-{n}, vip: 10.0.{n // 250}.{n % 250}:80}}" for n in range(999)),
+        "f",
+    )
+    with pytest.raises(ConfigError, match="site-9 and 989 more"):
+        find_service(config, "blog")
+    with pytest.raises(ConfigError, match="did you mean 'site-77'"):
+        find_service(config, "sites-77")
 
 
 def test_another_configuration_keeps_what_fits() -> None:
