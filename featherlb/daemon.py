@@ -13,9 +13,9 @@ from typing import Any
 from featherlb.api.server import Server
 from featherlb.control.controller import Controller, Settings
 from featherlb.control.events import Events
-from featherlb.control.failure import explain, log_traceback
 from featherlb.control.systemd import Notifier
 from featherlb.control.tasks import Tasks
+from featherlb.system.failure import explain, log_traceback
 
 log = logging.getLogger("featherlb")
 

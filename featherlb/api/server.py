@@ -28,7 +28,6 @@ from featherlb import __version__
 from featherlb.api import schema
 from featherlb.config import values
 from featherlb.control.controller import Controller
-from featherlb.control.failure import explain, log_traceback
 from featherlb.control.overrides import Action, Override, find_service
 from featherlb.control.view import ServiceView, View
 from featherlb.control.workers import Cursor, FlowFilter
@@ -38,6 +37,7 @@ from featherlb.model import Endpoint, Health, Role
 from featherlb.model.errors import ConfigError, FeatherlbError, HostError
 from featherlb.model.reason import Reason
 from featherlb.system import journal
+from featherlb.system.failure import explain, log_traceback
 
 if TYPE_CHECKING:
     from featherlb.insight.explain import Answer as Explanation

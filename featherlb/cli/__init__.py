@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             click.echo(f"featherlb: {line}", err=True)
         sys.exit(error.exit_code)
     except Exception as error:
-        from featherlb.control.failure import explain, log_traceback
+        from featherlb.system.failure import explain, log_traceback
 
         click.echo(f"featherlb: internal error: {explain(error)}; this is a bug", err=True)
         log_traceback(error)

@@ -6,8 +6,8 @@ import sys
 from datetime import UTC, datetime
 
 from featherlb.control import log_level
-from featherlb.control.failure import explain
 from featherlb.control.log_level import LogLevel
+from featherlb.system.failure import explain
 
 OWN = "featherlb"
 

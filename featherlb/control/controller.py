@@ -19,7 +19,6 @@ from featherlb.control.background import Background
 from featherlb.control.dataplane import DataPlane
 from featherlb.control.diff import describe
 from featherlb.control.events import Events
-from featherlb.control.failure import log_traceback, sentence
 from featherlb.control.health import HealthChecks
 from featherlb.control.log_level import LogLevel
 from featherlb.control.overrides import Override, add, applicable, with_overrides
@@ -41,6 +40,7 @@ from featherlb.control.workers import Cursor, FlowFilter
 from featherlb.core.path.export import FlowRecords
 from featherlb.model import Endpoint, OnBackendDown, Protocol, Service
 from featherlb.model.errors import ConfigError, FeatherlbError, HostError
+from featherlb.system.failure import log_traceback, sentence
 
 log = logging.getLogger("featherlb")
 

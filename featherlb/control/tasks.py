@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from featherlb.control.events import Events
-from featherlb.control.failure import explain, log_traceback, whereabouts
+from featherlb.system.failure import explain, log_traceback, whereabouts
 
 FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 60.0

@@ -22,9 +22,9 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from featherlb.config import Config
-from featherlb.control.failure import log_traceback, sentence
 from featherlb.control.overrides import Override, with_overrides
 from featherlb.model import Backend, Endpoint, OnBackendDown, Protocol, Service
+from featherlb.system.failure import log_traceback, sentence
 
 log = logging.getLogger("featherlb")
 

@@ -27,6 +27,7 @@ from featherlb.model import DEFAULT_DATAPATH, Backend, Datapath, Service, Topolo
 from featherlb.model.errors import FeatherlbError
 from featherlb.model.shard import Shard
 from featherlb.system import flow_file, plugins
+from featherlb.system.failure import explain, whole
 from featherlb.system.raw_socket import RawSender
 from featherlb.worker.explain import answer
 from featherlb.worker.protocol import (
@@ -87,6 +88,10 @@ class Worker:
         self._poller = select.poll()
         self._poller.register(channel.fileno(), select.POLLIN)
         self._polled: dict[int, Engine] = {}
+
+    @property
+    def number(self) -> int:
+        return self._start.shard.worker
 
     def run(self) -> None:
         """Run until the supervisor ends."""
@@ -301,9 +306,18 @@ def main() -> None:
     # Existing objects are permanent: the garbage collector need not traverse them again.
     gc.freeze()
     channel.send(Ready())
+    work(worker, channel)
+
+
+def work(worker: Worker, channel: Channel) -> None:
+    """Run a worker to its end. What it fails of gets into the supervisor's log."""
     try:
         worker.run()
         worker.save()
+    except Exception as error:
+        channel.send(Log(logging.ERROR, f"worker {worker.number} fails: {explain(error)}"))
+        channel.send(Log(logging.DEBUG, whole(error)))
+        sys.exit(1)
     finally:
         worker.close()
 

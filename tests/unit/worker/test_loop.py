@@ -1,6 +1,7 @@
 """A worker's loop, with engines whose packets come over socket pairs: calls of the engines and
 their order, and answers to the supervisor."""
 
+import logging
 import os
 import select
 import socket
@@ -354,3 +355,26 @@ def test_it_ends_with_its_supervisor_and_saves_its_flows(
     finally:
         successor.close()
         successor.worker.close()
+
+
+def test_what_a_worker_fails_of_is_in_the_log(supervised: Supervised) -> None:
+    supervised.end()
+
+    def fail() -> None:
+        raise KeyError("flow")
+
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    channel, inner = Channel(ours), Channel(theirs)
+    supervised.worker.run = fail  # type: ignore[method-assign]
+    with pytest.raises(SystemExit) as ended:
+        loop.work(supervised.worker, inner)
+    assert ended.value.code == 1
+    message, trace = channel.receive(), channel.receive()
+    assert isinstance(message, Log)
+    assert message.level == logging.ERROR
+    assert message.text.startswith("worker 0 fails: KeyError: 'flow' (")
+    assert isinstance(trace, Log)
+    assert trace.level == logging.DEBUG
+    assert trace.text.startswith("Traceback")
+    for end in (channel, inner):
+        end.close()

@@ -1,14 +1,17 @@
 """Unexpected exceptions as text."""
 
-import asyncio
 import logging
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import featherlb
 from featherlb.model.errors import FeatherlbError
+
+if TYPE_CHECKING:
+    # Workers need none of it, and it would be a large part of their start.
+    import asyncio
 
 log = logging.getLogger("featherlb")
 
@@ -23,7 +26,7 @@ def explain(error: BaseException) -> str:
     return f"{type(error).__name__}{': ' if message else ''}{message}{place}"
 
 
-def whereabouts(task: asyncio.Task[Any]) -> str:
+def whereabouts(task: "asyncio.Task[Any]") -> str:
     """The place in featherlb's code where a task waits; empty if it can't be told."""
     frames = []
     waiting: Any = task.get_coro()
@@ -42,7 +45,12 @@ def log_traceback(error: BaseException) -> None:
     """Log the whole traceback, at debug level."""
     if log.isEnabledFor(logging.DEBUG):
         # In the message: the JSON format has no other place for it.
-        log.debug("%s", "".join(traceback.format_exception(error)).rstrip())
+        log.debug("%s", whole(error))
+
+
+def whole(error: BaseException) -> str:
+    """The traceback, in many lines."""
+    return "".join(traceback.format_exception(error)).rstrip()
 
 
 def _place(frames: Sequence[traceback.FrameSummary]) -> str:

@@ -3,8 +3,8 @@
 import pytest
 
 from featherlb.config.file import parse
-from featherlb.control.failure import explain, sentence
 from featherlb.model.errors import ConfigError, HostError
+from featherlb.system.failure import explain, sentence
 
 
 def test_the_place_is_the_last_one_in_featherlb() -> None:
