@@ -181,10 +181,12 @@ class _Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        log.debug("a request that is not HTTP: %s", message)
+        # Further lines show the place in what was sent.
+        reason = (message or str(exc)).split("\n")[0].rstrip(":")
+        log.debug("a request that is not HTTP: %s", reason)
         if request.writer.output_size > 0:
             raise ConnectionError("the response has begun")
-        response = _fault(f"this is not a request of HTTP: {message or exc}", status)
+        response = _fault(f"this is not a request of HTTP: {reason}", status)
         response.force_close()
         return response
 
@@ -252,7 +254,10 @@ def _fault(text: str, status: int) -> web.Response:
 
 
 async def _body(request: web.BaseRequest) -> object:
-    text = await request.read()
+    try:
+        text = await request.read()
+    except ConnectionError:
+        raise web.HTTPBadRequest(reason="the client left before its request was complete") from None
     if not text:
         return {}
     try:

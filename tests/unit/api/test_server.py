@@ -301,6 +301,7 @@ def test_faults_of_requests_are_told_in_a_fault_object(
     ((found, error),) = faults_of(path, sent)
     assert (found, said in error) == (status, True), error
     assert len(error) < 500
+    assert "\n" not in error
 
 
 def test_a_token_of_other_bytes_is_a_wrong_token(path: Path) -> None:
@@ -310,6 +311,24 @@ def test_a_token_of_other_bytes_is_a_wrong_token(path: Path) -> None:
             path, raw_request("GET", b"/v1/changes", b"", headers), token=TOKEN
         )
         assert (status, "Authorization: Bearer TOKEN" in error) == (401, True)
+
+
+def test_a_client_that_leaves_in_the_middle_is_no_error(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def ask(client: Client, controller: Controller) -> None:
+        _, writer = await asyncio.open_unix_connection(str(path))
+        writer.write(raw_request("POST", b"/v1/changes", b"{}")[:-1])
+        await writer.drain()
+        # Another request has been handled since.
+        await in_thread(client.get, "/v1/changes", schema.Changes)
+        writer.close()
+        await writer.wait_closed()
+        await in_thread(client.get, "/v1/changes", schema.Changes)
+
+    with caplog.at_level(logging.INFO):
+        serve(path, ask)
+    assert [record.getMessage() for record in caplog.records if record.name != "asyncio"] == []
 
 
 def test_a_client_that_waits_to_send_its_body_is_told_to(path: Path) -> None:
