@@ -62,6 +62,8 @@ class NetworkState:
     addresses: frozenset[Address] = frozenset()
     routes: Mapping[Network, Route] = field(default_factory=dict)
     backends: Mapping[Address, Route] = field(default_factory=dict)
+    by_policy: frozenset[int] = frozenset()
+    """See `Topology`."""
 
 
 def read_state(backends: Iterable[Address]) -> NetworkState:
@@ -71,6 +73,7 @@ def read_state(backends: Iterable[Address]) -> NetworkState:
         links=rtnetlink.links(),
         addresses=frozenset(own.address.ip for own in rtnetlink.addresses()),
         routes=rtnetlink.routes(),
+        by_policy=frozenset(rule.version for rule in rtnetlink.rules()),
         # Frames don't get to an address of this host.
         backends={backend: route for backend, route in routes.items() if route and not route.local},
     )
@@ -289,6 +292,7 @@ def build_topology(
             )
         ),
         addresses=state.addresses,
+        by_policy=state.by_policy,
     )
 
 

@@ -9,12 +9,12 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv6Address
 from itertools import product
 
 from featherlb.control.probes import NoVerdictError, probe
 from featherlb.doctor.finding import Finding, error, note, warning
 from featherlb.doctor.subject import Subject
+from featherlb.host.advice import OUTSIDERS
 from featherlb.model import (
     LOOPBACK,
     Address,
@@ -36,9 +36,6 @@ PATIENCE = 2.0
 """Seconds to wait for an answer: enough for one retransmission."""
 CONCURRENCY = 64
 """Probes in flight at once."""
-OUTSIDERS: dict[int, Address] = {4: IPv4Address("192.0.2.1"), 6: IPv6Address("3fff::1")}
-"""By address family, a client that hosts reach only by their default route: a documentation
-address (RFC 5737, RFC 9637)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ packet leaves with a complete checksum whatever the device supports.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
+from featherlb.datapaths.host_side import Replies, rules_of
 from featherlb.datapaths.rules.vip_addresses import subnet_interface
 from featherlb.doctor.finding import Finding, error, note, warning
 from featherlb.doctor.subject import Subject
@@ -16,6 +17,7 @@ from featherlb.model import (
     SOURCE_PORTS,
     Link,
     NatMode,
+    RoutingRule,
     Service,
 )
 from featherlb.system import ethtool, rtnetlink, sysctl
@@ -74,6 +76,28 @@ def judge_source_ports(services: Iterable[Service], read: Read) -> Iterator[Find
             " with a port below 1024, so some of either fail; separate the ranges",
             f"sysctl -w sunrpc.min_resvport={PRIVILEGED_SOURCE_PORTS.stop}",
         )
+
+
+def check_marks(subject: Subject) -> Iterator[Finding]:
+    """Whether routing rules ask for marks that replies don't have."""
+    yield from judge_marks(subject.services, rtnetlink.rules())
+
+
+def judge_marks(services: Iterable[Service], rules: Iterable[RoutingRule]) -> Iterator[Finding]:
+    versions = {rule.version for rule in rules if rule.marked}
+    for service in services:
+        if service.datapath.takes_frames or not any(
+            vip.address.version in versions for vip in service.vips
+        ):
+            continue
+        if Replies.TRACKED not in rules_of(service.datapath).replies(service.nat):
+            yield note(
+                "this host has routing rules for marked packets; packets of service"
+                f" '{service.name}' stay out of connection tracking, so CONNMARK restores no marks"
+                " for them: if replies should leave by the uplink that the client came by, see"
+                " docs/operations.md (several uplinks)"
+            )
+            return
 
 
 def check_bridges(subject: Subject) -> Iterator[Finding]:

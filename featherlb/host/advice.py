@@ -1,10 +1,15 @@
 """What works on this host, but perhaps not as intended: sentences for the log and the doctor."""
 
 from collections.abc import Iterator, Sequence
+from ipaddress import IPv4Address, IPv6Address
 
 from featherlb.datapaths.host_side import Replies, rules_of
-from featherlb.model import NatMode, Service
-from featherlb.system import sockets
+from featherlb.model import Address, Datapath, NatMode, Route, Service
+from featherlb.system import rtnetlink, sockets
+
+OUTSIDERS: dict[int, Address] = {4: IPv4Address("192.0.2.1"), 6: IPv6Address("3fff::1")}
+"""By address family, a client that hosts reach only by their default route: a documentation
+address (RFC 5737, RFC 9637)."""
 
 
 def advice(services: Sequence[Service]) -> Iterator[str]:
@@ -18,6 +23,7 @@ def advice(services: Sequence[Service]) -> Iterator[str]:
                 f" this host masquerades none of their own connections; if it should, set"
                 f" `nat: {NatMode.FULL}` or another datapath than {service.datapath}"
             )
+    yield from _unruled(services)
 
 
 def _shadowed(services: Sequence[Service]) -> Iterator[str]:
@@ -38,3 +44,35 @@ def _shadowed(services: Sequence[Service]) -> Iterator[str]:
                     f" reach {', '.join(dict.fromkeys(hidden))} only at other addresses of this"
                     " host"
                 )
+
+
+def _unruled(services: Sequence[Service]) -> Iterator[str]:
+    """Services whose replies are routed before their source is the VIP, though the host has
+    routing rules for packets from the VIP."""
+    late = {
+        vip.address: service
+        for service in services
+        if {Replies.QUEUED, Replies.TRACKED} & rules_of(service.datapath).replies(service.nat)
+        for vip in service.vips
+        if not vip.wildcard and any(not backend.local for backend in service.backends)
+    }
+    if not late or all(rule.marked for rule in rtnetlink.rules()):
+        return
+    found: dict[str, list[Address]] = {}
+    for vip, service in late.items():
+        outsider = OUTSIDERS[vip.version]
+        usual, ruled = rtnetlink.route(outsider), rtnetlink.route(outsider, vip)
+        if usual is not None and ruled is not None and _path(usual) != _path(ruled):
+            found.setdefault(service.name, []).append(vip)
+    framed = " or ".join(datapath for datapath in Datapath if datapath.takes_frames)
+    for name, vips in found.items():
+        yield (
+            f"this host routes packets from {', '.join(map(str, vips))} by rules of its own, which"
+            f" the replies of service '{name}' don't meet, as they are routed before they have"
+            f" that source; set `datapath: {framed}`, which answers by the link that a client came"
+            " by, or see docs/operations.md (several uplinks)"
+        )
+
+
+def _path(route: Route) -> tuple[int, Address | None]:
+    return route.link, route.gateway

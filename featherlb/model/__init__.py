@@ -27,6 +27,7 @@ from featherlb.model.route import (
     NeighbourKey,
     NextHop,
     Route,
+    RoutingRule,
     Topology,
 )
 from featherlb.model.service import (
@@ -80,6 +81,7 @@ __all__ = [
     "Ramp",
     "Role",
     "Route",
+    "RoutingRule",
     "Service",
     "StatusRange",
     "Timeouts",

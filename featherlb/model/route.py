@@ -86,6 +86,16 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
+class RoutingRule:
+    """A rule of policy routing (ip-rule(8)) that this host has of its own."""
+
+    version: int
+    """The IP version, 4 or 6."""
+    marked: bool
+    """It asks for a packet's mark."""
+
+
+@dataclass(frozen=True, slots=True)
 class NextHop:
     """Where a frame goes: out of which link (its interface index), to which MAC address.
 
@@ -105,10 +115,12 @@ class Topology:
     where its link is not the one that the client's packet came in by, and its MAC address is known
     (it isn't where clients are on the link itself). Else a reply goes back by the link, and to the
     MAC address, that the client's packets come from. `addresses` are this host's own: what a
-    wildcard VIP stands for.
+    wildcard VIP stands for. In the address families `by_policy` (4 or 6) the host has routing rules
+    of its own: routes count only for clients of which it is not known where their packets come in.
     """
 
     links: tuple[Link, ...] = ()
     next_hops: Mapping[Address, NextHop] = field(default_factory=dict)
     routes: tuple[tuple[Network, NextHop], ...] = ()
     addresses: frozenset[Address] = frozenset()
+    by_policy: frozenset[int] = frozenset()

@@ -5,7 +5,7 @@ before the request returns. Where it lacks memory for the moment, or its tables 
 lists them, the request is repeated; what fails for good is a HostError.
 
 Numbers are in host byte order, addresses in network byte order; constants have the names of
-linux/netlink.h, rtnetlink.h, if_link.h, if_addr.h, if_arp.h, if.h and neighbour.h.
+linux/netlink.h, rtnetlink.h, if_link.h, if_addr.h, if_arp.h, if.h neighbour.h and fib_rules.h.
 """
 
 import errno
@@ -25,6 +25,7 @@ from featherlb.model import (
     NeighbourKey,
     Network,
     Route,
+    RoutingRule,
 )
 from featherlb.model.errors import HostError
 from featherlb.net.netlink import (
@@ -42,6 +43,7 @@ RTM_GETLINK = 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_GETROUTE = 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
+RTM_GETRULE = 34
 
 ARPHRD_ETHER = 1
 IFF_UP, IFF_LOOPBACK, IFF_RUNNING = 0x1, 0x8, 0x40
@@ -52,10 +54,13 @@ IFA_ADDRESS, IFA_LOCAL = 1, 2
 IFA_F_NODAD = 0x02
 
 RTN_UNICAST, RTN_LOCAL = 1, 2
-RT_TABLE_DEFAULT, RT_TABLE_MAIN = 253, 254
+RT_TABLE_DEFAULT, RT_TABLE_MAIN, RT_TABLE_LOCAL = 253, 254, 255
 RTNH_F_DEAD = 0x1
-RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC = 1, 4, 5, 6, 7
+RTA_DST, RTA_SRC, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC = 1, 2, 4, 5, 6, 7
 RTA_MULTIPATH, RTA_TABLE, RTA_VIA = 9, 15, 18
+
+FR_ACT_TO_TBL = 1
+FRA_FWMARK, FRA_TABLE = 10, 15
 
 NTF_USE, NTF_PROXY = 0x01, 0x08
 NDA_DST, NDA_LLADDR = 1, 2
@@ -110,10 +115,13 @@ def addresses() -> list[HostAddress]:
     return found
 
 
-def route(destination: Address) -> Route | None:
-    """The kernel's own choice of a route, by its rules and tables; None if it has none, or only
-    one that leads nowhere."""
-    body = _ROUTE.pack(ADDRESS_FAMILIES[destination.version], destination.max_prefixlen, *[0] * 7)
+def route(destination: Address, source: Address | None = None) -> Route | None:
+    """The kernel's own choice of a route, by its rules and tables, for packets from `source` if
+    that is given (an address of this host); None if it has none, or only one that leads nowhere."""
+    lengths = destination.max_prefixlen, source.max_prefixlen if source is not None else 0
+    body = _ROUTE.pack(ADDRESS_FAMILIES[destination.version], *lengths, *[0] * 6)
+    if source is not None:
+        body += attribute(RTA_SRC, source.packed)
     with _failing(f"look up the route to {destination}"), Connection() as kernel:
         try:
             answer = kernel.get(RTM_GETROUTE, body + attribute(RTA_DST, destination.packed))
@@ -147,6 +155,30 @@ def routes() -> dict[Network, Route]:
             if network not in best or metric < best[network][0]:
                 best[network] = metric, found
     return {network: found for network, (_, found) in best.items()}
+
+
+def rules() -> list[RoutingRule]:
+    """The rules of policy routing, without those that every host has."""
+    found = []
+    for version, family in ADDRESS_FAMILIES.items():
+        with _failing("list the routing rules"), Connection() as kernel:
+            try:
+                bodies = kernel.dump(RTM_GETRULE, _ROUTE.pack(family, *[0] * 8))
+            except OSError as error:
+                # A kernel without policy routing has none.
+                if error.errno in netlink.TRANSIENT:
+                    raise
+                continue
+        for body in bodies:
+            # A fib_rule_hdr has the fields of an rtmsg at the same places.
+            _, _, _, _, table, _, _, action, _ = _ROUTE.unpack_from(body)
+            attributes = parse_attributes(body, _ROUTE.size)
+            if FRA_TABLE in attributes:
+                table = _number(attributes[FRA_TABLE])
+            usual = table in (RT_TABLE_DEFAULT, RT_TABLE_MAIN, RT_TABLE_LOCAL)
+            if action != FR_ACT_TO_TBL or not usual:
+                found.append(RoutingRule(version, marked=FRA_FWMARK in attributes))
+    return found
 
 
 def neighbours() -> dict[NeighbourKey, Neighbour]:

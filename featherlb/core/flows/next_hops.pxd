@@ -14,6 +14,7 @@ cdef class NextHops:
     cdef readonly object addresses
     cdef readonly dict link_ids
     cdef dict _next_hops, _routes
+    cdef frozenset _by_policy
 
     @cython.locals(link_id=cython.ulonglong, epoch=cython.ulonglong)
     cpdef object recall(self, Py_ssize_t flow, unsigned long long hop, link_ids)

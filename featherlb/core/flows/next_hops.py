@@ -6,8 +6,9 @@ a small number for an interface; 0 is none. A hop without a MAC address is not r
 
 Towards backends, each pool member has a hop. Towards clients, each flow has one: replies leave by
 the link and to the MAC address that the client's last packet came from, unless the host's route to
-the client is through another link. A flow is looked up in the routes when it opens and again when
-they have changed; the result takes 8 bytes a flow.
+the client is through another link. Where the host routes by rules of its own (ip-rule(8)), which
+are not followed here, the client's link counts as long as it is there. A flow is looked up in the
+routes when it opens and again when they have changed; the result takes 8 bytes a flow.
 """
 
 import mmap
@@ -46,10 +47,12 @@ class NextHops:
         self.link_ids: dict[int, int] = {}
         self._next_hops: dict[tuple[int, int], int] = {}
         self._routes: dict[bool, dict[int, dict[int, int]]] = {}
+        self._by_policy: frozenset[int] = frozenset()
 
     def set_topology(self, topology: Topology) -> None:
         """Replace the topology. Links keep their ids; `link_ids` maps interface indexes to them."""
         present = {link.index for link in topology.links}
+        before = bytes(self.mtu)
         for index in present - self.link_ids.keys():
             self._add(index, self._free_id(present))
         for link_id in range(MAX_LINKS):
@@ -68,8 +71,9 @@ class NextHops:
             mapped = network.version == 4
             prefixes = routes[mapped].setdefault(shift, {})
             prefixes.setdefault(_join(high, low) >> shift, self._pack(hop))
-        if routes != self._routes:
-            self._routes = routes
+        paths_before, self._routes = (self._routes, self._by_policy, before), routes
+        self._by_policy = topology.by_policy
+        if (self._routes, self._by_policy, bytes(self.mtu)) != paths_before:
             self.epoch = (self.epoch + 1) % EPOCHS
 
     def link_id_of(self, index: int) -> int:
@@ -105,7 +109,7 @@ class NextHops:
     def learn(self, flow: int, high: int, low: int) -> None:
         """Learn the hop towards the client with this address from a packet of its flow."""
         hop = self.clients[flow]
-        if hop >> EPOCH_SHIFT != self.epoch or not hop:
+        if hop >> EPOCH_SHIFT != self.epoch or not hop or (hop & ROUTED and self._by_policy):
             self.decide(flow, high, low, self.ingress)
         elif not hop & ROUTED:
             self.clients[flow] = self.ingress | self.epoch << EPOCH_SHIFT
@@ -123,6 +127,11 @@ class NextHops:
         """Choose the client's hop: its route, or `ingress`, where its packets came from (or 0)."""
         egress = ingress
         address = _join(high, low)
+        version = 4 if address >> 32 == 0xFFFF else 6
+        known = self.mtu[ingress >> LINK_SHIFT & LINK_MASK] != 0
+        if known and version in self._by_policy:
+            self.clients[flow] = egress | self.epoch << EPOCH_SHIFT
+            return
         for shift, prefixes in self._routes.get(address >> 32 == 0xFFFF, {}).items():
             prefix = address >> shift
             if prefix in prefixes:

@@ -58,13 +58,18 @@ def mac(number: int) -> bytes:
 
 
 def topology(
-    *servers: str, known: bool = True, routes: Sequence[tuple[str, NextHop]] = ()
+    *servers: str,
+    known: bool = True,
+    routes: Sequence[tuple[str, NextHop]] = (),
+    links: tuple[Link, ...] = (FRONT, BACK),
+    by_policy: frozenset[int] = frozenset(),
 ) -> Topology:
     hop = NextHop(BACK.index, mac(SERVER) if known else None)
     return Topology(
-        links=(FRONT, BACK),
+        links=links,
         next_hops={ip_address(server.rpartition(":")[0].strip("[]")): hop for server in servers},
         routes=tuple((ip_network(network), hop) for network, hop in routes),
+        by_policy=by_policy,
     )
 
 
@@ -316,6 +321,48 @@ def test_a_route_through_another_link_decides() -> None:
     world.frame(tcp("203.0.113.9:7", VIP, "S"))
     world.frame(tcp(ONE, "203.0.113.9:7", "SA"), BACK, SERVER)
     assert world.egress == (FRONT.index, HOST)
+
+
+UPLINK = Link(9, "up2", bytes.fromhex("02000000ff03"), 1500)
+
+
+@pytest.mark.parametrize(
+    ("client", "vip", "server", "version", "network"),
+    [(CLIENT, VIP, ONE, 4, "198.51.100.0/24"), (CLIENT6, VIP6, ONE6, 6, "2001:db8:1::/64")],
+    ids=["IPv4", "IPv6"],
+)
+def test_with_routing_rules_replies_leave_by_the_clients_link(
+    client: str, vip: str, server: str, version: int, network: str
+) -> None:
+    routes = [(network, NextHop(FRONT.index, mac(ROUTER)))]
+    links = (FRONT, BACK, UPLINK)
+    world = Wire(service(server, vips=vip))
+
+    def replies_to() -> tuple[int, int]:
+        world.frame(tcp(server, client, "A"), BACK, SERVER)
+        return world.egress
+
+    def rule(*versions: int, present: tuple[Link, ...] = links) -> None:
+        world.balancer.set_topology(
+            topology(server, routes=routes, links=present, by_policy=frozenset(versions))
+        )
+
+    rule(version)
+    world.frame(tcp(client, vip, "S"), UPLINK)
+    assert replies_to() == (UPLINK.index, HOST)
+    rule(10 - version)
+    assert replies_to() == (FRONT.index, ROUTER)
+    rule(version)
+    # Where its packets come in is known again with the next one.
+    world.frame(tcp(client, vip, "A"), UPLINK)
+    assert replies_to() == (UPLINK.index, HOST)
+    rule(version, present=(FRONT, BACK))
+    assert replies_to() == (FRONT.index, ROUTER)
+    world.frame(tcp(client, vip, "A"), FRONT, SERVER)
+    assert replies_to() == (FRONT.index, SERVER)
+    rule(version)
+    world.frame(tcp(client, vip, "A"), UPLINK)
+    assert replies_to() == (UPLINK.index, HOST)
 
 
 def test_flows_follow_the_routes_when_they_change() -> None:
