@@ -42,6 +42,13 @@ def check(config: Config) -> Iterator[Fault]:
 def advise(config: Config) -> Iterator[Fault]:
     """Warnings: what works, but probably not as intended."""
     for service in config.services:
+        if service.persistence and config.workers > 1:
+            text = f"each of the {config.workers} workers remembers clients on its own"
+            way_out = "expected one worker, or the scheduler source-hash"
+            yield Fault(
+                service.persistence.origin,
+                f"{text}, and a client's ports lead to all of them ({way_out})",
+            )
         for backend in service.backends:
             if isinstance(backend.host, IPv6Address) and backend.host.is_loopback:
                 text = f"only clients on this host can reach {backend}"

@@ -6,7 +6,7 @@ the plan of the host (`host/plan.py`).
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -16,13 +16,13 @@ from featherlb.config.file import load_text
 from featherlb.control.controller import Controller
 from featherlb.control.transition import EndFlows, State, Step, departing
 from featherlb.control.workers import Cursor
-from featherlb.core.path.export import FlowView, read_flows
+from featherlb.core.path.export import FlowRecords, FlowView, read_flows
 from featherlb.core.pools.pool import Pool
 from featherlb.core.pools.schedulers import Member, NewFlow, is_consistent
 from featherlb.insight.simulate import least_moved, shares_of
-from featherlb.model import Backend, Endpoint, Service
+from featherlb.model import Backend, Endpoint, Protocol, Service
 
-MAX_RECORDS = 1 << 18
+MAX_RECORDS = 1 << 17
 """Flow records that are looked at, at most."""
 
 
@@ -74,32 +74,57 @@ class Plan:
     host: tuple[str, ...] = ()
 
 
-def plan_services(
-    before: State, wanted: State, steps: Sequence[Step], flows: Iterable[FlowView], key: bytes
-) -> tuple[ServicePlan, ...]:
-    """What a transition with these steps would do to the open flows and their clients. `key` is the
-    hash key of the instance."""
-    old = {service.name: service for service in before.services}
-    new = {service.name: service for service in wanted.services}
-    fates = _Fates(before, wanted, steps)
-    clients = {name: _Clients(old.get(name), new.get(name), key) for name in (old | new)}
-    counts: dict[str, Counter[Fate]] = {name: Counter() for name in (old | new)}
-    for flow in flows:
-        if flow.service in counts:
-            fate = fates.of(flow)
-            counts[flow.service][fate] += 1
-            clients[flow.service].add(flow)
-    return tuple(
-        ServicePlan(
-            name=name,
-            flows={fate: counts[name][fate] for fate in Fate},
-            slots=clients[name].slots_moved(),
-            least=clients[name].least,
-            clients=clients[name].count,
-            moved=clients[name].moved,
+class Forecast:
+    """What a transition with these steps would do to the open flows and their clients. The flows
+    are added one after the other: there may be a million."""
+
+    def __init__(self, before: State, wanted: State, steps: Sequence[Step], key: bytes) -> None:
+        """`key` is the hash key of the instance."""
+        old = {service.name: service for service in before.services}
+        new = {service.name: service for service in wanted.services}
+        self._leaving = (*before.departing, *departing(before.services, wanted.services))
+        self._fates = _Fates(self._leaving, before, wanted, steps)
+        self._clients = {name: _Clients(old.get(name), new.get(name), key) for name in (old | new)}
+        self._counts: dict[str, Counter[Fate]] = {name: Counter() for name in self._clients}
+        self.flows = 0
+
+    def add(self, flow: FlowView) -> None:
+        """Count an open flow."""
+        self.flows += 1
+        fate = self._fates.of(flow)
+        if flow.service in self._counts:
+            self._counts[flow.service][fate] += 1
+            self._clients[flow.service].add(flow)
+
+    def services(self) -> tuple[ServicePlan, ...]:
+        """The services that are now and those that would be."""
+        return tuple(
+            ServicePlan(
+                name=name,
+                flows={fate: self._counts[name][fate] for fate in Fate},
+                slots=clients.slots_moved(),
+                least=clients.least,
+                clients=clients.count,
+                moved=clients.moved,
+            )
+            for name, clients in self._clients.items()
         )
-        for name in (old | new)
-    )
+
+    def departing(self, *, whole: bool) -> tuple[Service, ...]:
+        """The services with the backends that leave and keep flows: the host keeps what those need.
+        Unless the flows were the `whole`, any backend may have some."""
+        holding = self._fates.holding()
+        kept = []
+        for service in self._leaving:
+            backends = tuple(
+                one
+                for one in service.backends
+                if not self._fates.ends(service.name, one.endpoint)
+                and (not whole or (service.name, one.endpoint) in holding)
+            )
+            if backends:
+                kept.append(replace(service, backends=backends))
+        return tuple(kept)
 
 
 def host_changes(before: host.HostPlan | None, after: host.HostPlan) -> list[str]:
@@ -119,78 +144,59 @@ async def plan(controller: Controller, text: str, path: Path) -> Plan:
     before, wanted = prospect.before, prospect.wanted
     if wanted is None:
         return Plan(prospect.differences, prospect.refused)
-    flows, total = await _flows(controller)
     key = before.config.hash_key.encode()
-    services = await asyncio.to_thread(plan_services, before, wanted, prospect.steps, flows, key)
-    leaving = staying_on(before, wanted, prospect.steps, flows if len(flows) == total else None)
-    after = await asyncio.to_thread(
-        _host_plan, [*wanted.services, *leaving], controller.data.options
-    )
+    forecast = await asyncio.to_thread(Forecast, before, wanted, prospect.steps, key)
+    whole = await _add_flows(forecast, controller)
+    total = forecast.flows
+    if not whole:
+        statistics = await controller.data.workers.statistics()
+        total = sum(one.core.flows for one in statistics.values())
+    services = [*wanted.services, *forecast.departing(whole=whole)]
+    after = await asyncio.to_thread(_host_plan, services, controller.data.options)
     return Plan(
         prospect.differences,
         prospect.refused,
-        services,
-        len(flows),
+        await asyncio.to_thread(forecast.services),
+        forecast.flows,
         total,
         tuple(host_changes(controller.data.plan, after)),
     )
 
 
-async def _flows(controller: Controller) -> tuple[list[FlowView], int]:
-    """The open flows, or a part of them if there are very many; and how many there are."""
-    flows: list[FlowView] = []
+async def _add_flows(forecast: Forecast, controller: Controller) -> bool:
+    """Add the open flows to a forecast; False if there are so many that some were left out."""
+
+    def add(page: FlowRecords) -> None:
+        for _, _, flow in read_flows(page):
+            forecast.add(flow)
+
     scanned = 0
     async for page, following in controller.flow_pages(Cursor()):
-        flows += [flow for _, _, flow in read_flows(page)]
+        await asyncio.to_thread(add, page)
         scanned += len(page.records) // 128
         if scanned >= MAX_RECORDS and following is not None:
-            statistics = await controller.data.workers.statistics()
-            return flows, sum(one.core.flows for one in statistics.values())
-        await asyncio.sleep(0)
-    return flows, len(flows)
+            return False
+    return True
 
 
 def _host_plan(services: Sequence[Service], options: host.Options) -> host.HostPlan:
     return host.build(services, options, host.survey(services))
 
 
-def staying_on(
-    before: State, wanted: State, steps: Sequence[Step], flows: Sequence[FlowView] | None
-) -> tuple[Service, ...]:
-    """The services with the backends that leave and keep flows of these, or of unknown ones (None):
-    the host keeps what those need."""
-    ended = {
-        (step.action.service, step.action.backend)
-        for step in steps
-        if isinstance(step.action, EndFlows)
-    }
-    holding = None if flows is None else {(flow.service, flow.backend) for flow in flows}
-    kept = []
-    for service in (*before.departing, *departing(before.services, wanted.services)):
-        backends = tuple(
-            one
-            for one in service.backends
-            if (service.name, one.endpoint) not in ended
-            and (holding is None or (service.name, one.endpoint) in holding)
-        )
-        if backends:
-            kept.append(replace(service, backends=backends))
-    return tuple(kept)
-
-
 class _Fates:
     """What becomes of each flow."""
 
-    def __init__(self, before: State, wanted: State, steps: Sequence[Step]) -> None:
+    def __init__(
+        self, leaving: Sequence[Service], before: State, wanted: State, steps: Sequence[Step]
+    ) -> None:
         endings = [step.action for step in steps if isinstance(step.action, EndFlows)]
         self._ending = {(one.service, one.backend): one.reset for one in endings}
-        leaving = (*before.departing, *departing(before.services, wanted.services))
-        self._leaving = {(one.name, each.endpoint) for one in leaving for each in one.backends}
-        self._leaving |= {
+        self._draining = {
             (one.name, each.endpoint)
-            for one in wanted.services
+            for services in (leaving, wanted.services)
+            for one in services
             for each in one.backends
-            if not each.weight
+            if services is leaving or not each.weight
         }
         self._vips = [
             (service.protocol, vip) for service in wanted.services for vip in service.vips
@@ -202,26 +208,40 @@ class _Fates:
             for one in before.services
             if one.name in new and new[one.name] is not one.datapath
         }
+        self._known: dict[tuple[str, Protocol, Endpoint, Endpoint], Fate] = {}
+
+    def ends(self, service: str, backend: Endpoint) -> bool:
+        """Whether flows of a service to this backend are ended."""
+        return (service, backend) in self._ending or (service, None) in self._ending
+
+    def holding(self) -> set[tuple[str, Endpoint]]:
+        """The backends with flows, by service, as far as flows were asked for."""
+        return {(service, backend) for service, _, _, backend in self._known}
 
     def of(self, flow: FlowView) -> Fate:
-        for key in ((flow.service, flow.backend), (flow.service, None)):
+        key = flow.service, flow.protocol, flow.vip, flow.backend
+        if key not in self._known:
+            self._known[key] = self._find(*key)
+        return self._known[key]
+
+    def _find(self, service: str, protocol: Protocol, vip: Endpoint, backend: Endpoint) -> Fate:
+        for key in ((service, backend), (service, None)):
             if key in self._ending:
                 return Fate.RESET if self._ending[key] else Fate.DROP
-        if not self._reaches(flow):
+        if not self._reaches(service, protocol, vip):
             return Fate.BREAK
-        if flow.service in self._moving:
+        if service in self._moving:
             return Fate.MOVE
-        return Fate.DRAIN if (flow.service, flow.backend) in self._leaving else Fate.STAY
+        return Fate.DRAIN if (service, backend) in self._draining else Fate.STAY
 
-    def _reaches(self, flow: FlowView) -> bool:
-        """Whether packets to its VIP are still for this instance. The kernel translates those of
+    def _reaches(self, service: str, protocol: Protocol, target: Endpoint) -> bool:
+        """Whether packets to this place are still for this instance. The kernel translates those of
         its own flows as long as they get to this host."""
-        target = flow.vip
         return any(
-            protocol is flow.protocol
+            protocol is served
             and (vip.wildcard or vip.address == target.address)
-            and (flow.service in self._kernel or vip.first_port <= target.port <= vip.last_port)
-            for protocol, vip in self._vips
+            and (service in self._kernel or vip.first_port <= target.port <= vip.last_port)
+            for served, vip in self._vips
         )
 
 
@@ -229,8 +249,8 @@ class _Clients:
     """The clients of a service with open flows, and where their next flows would go."""
 
     def __init__(self, old: Service | None, new: Service | None, key: bytes) -> None:
-        self._all: set[object] = set()
-        self._moved: set[object] = set()
+        self._all: set[int] = set()
+        self._moved: set[int] = set()
         self._pools: tuple[Pool, Pool] | None = None
         self.least: float | None = None
         self._persists = bool(old and new and old.persistence and new.persistence)
@@ -254,7 +274,7 @@ class _Clients:
 
     def add(self, flow: FlowView) -> None:
         """Count the client of a flow."""
-        client = flow.client.address
+        client = int(flow.client.address)
         self._all.add(client)
         if self._persists:
             if flow.backend not in self._taking:
@@ -262,13 +282,13 @@ class _Clients:
         elif self._pools is not None:
             opening = NewFlow(
                 int(flow.protocol),
-                client.version,
-                int(client),
+                flow.client.address.version,
+                client,
                 flow.client.port,
                 int(flow.vip.address),
                 flow.vip.port,
             )
-            before, after = (pool.peek(opening, 0) for pool in self._pools)
+            before, after = (pool.pick(opening, 0) for pool in self._pools)
             if _endpoint(before) != _endpoint(after):
                 self._moved.add(client)
 

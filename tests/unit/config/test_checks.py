@@ -2,6 +2,7 @@
 
 import pytest
 
+from featherlb.config import advise
 from featherlb.config.file import parse
 from featherlb.model.errors import ConfigError
 
@@ -284,3 +285,14 @@ def test_faults_between_values(text: str, faults: list[str]) -> None:
 )
 def test_what_only_looks_like_a_fault_is_accepted(text: str) -> None:
     assert parse(f"services:\n{text}", "f").services
+
+
+def test_a_warning_where_clients_are_remembered_by_several_workers() -> None:
+    text = "services:\n- vip: 10.0.0.1:80\n  persistence: {}\n"
+    assert list(advise(parse(text, "f"))) == []
+    (warning,) = advise(parse(f"workers: 3\n{text}", "f"))
+    assert str(warning.origin).startswith("f:4")
+    assert warning.text == (
+        "each of the 3 workers remembers clients on its own, and a client's ports lead to all of"
+        " them (expected one worker, or the scheduler source-hash)"
+    )

@@ -1,5 +1,6 @@
 """insight/plan.py: what becomes of flows, slots and clients, by the steps of a transition."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,7 @@ from featherlb.config.file import parse
 from featherlb.control.transition import State, plan
 from featherlb.core.flows.tcp_state import State as TcpState
 from featherlb.core.path.export import FlowView
-from featherlb.insight.plan import ServicePlan, host_changes, plan_services
+from featherlb.insight.plan import Forecast, ServicePlan, host_changes
 from featherlb.model import Datapath, Endpoint, Persistence, Protocol, Service
 from tests.unit.core.pools.schedulers.pools import KEY
 from tests.unit.datapaths.test_goldens import Case, at, web
@@ -42,8 +43,14 @@ def flow(name: str, to: str, source: str = CLIENT) -> FlowView:
 
 
 def become(before: State, wanted: State, *flows: FlowView) -> dict[str, ServicePlan]:
-    found = plan_services(before, wanted, plan(before, wanted, repair=True), flows, KEY)
-    return {one.name: one for one in found}
+    return {one.name: one for one in forecast(before, wanted, flows).services()}
+
+
+def forecast(before: State, wanted: State, flows: Sequence[FlowView], key: bytes = KEY) -> Forecast:
+    found = Forecast(before, wanted, plan(before, wanted, repair=True), key)
+    for one in flows:
+        found.add(one)
+    return found
 
 
 def fates(found: ServicePlan) -> dict[str, int]:
@@ -104,9 +111,7 @@ def test_slots_and_clients_of_hashes_are_those_that_really_move(name: str) -> No
         world.balancer.handle_timer(world.now)
     told = [before.connect(client(number)) for number in range(60)]
     flows = [flow("web", one.server, one.client) for one in told]
-    found = plan_services(
-        state(old), state(new), plan(state(old), state(new)), flows, b"placement"
-    )[0]
+    (found,) = forecast(state(old), state(new), flows, b"placement").services()
     assert found.least == pytest.approx(1 / 3)
     assert found.slots == pytest.approx(1 / 3, abs=0.02)
     again = [after.connect(one.client).server for one in told]
@@ -139,6 +144,19 @@ def test_persistent_clients_move_only_with_their_backend() -> None:
     ]
     found = become(state(bound[0]), state(bound[1]), *FLOWS)["web"]
     assert (found.clients, found.moved) == (3, 2)
+
+
+def test_the_host_keeps_what_remaining_flows_need() -> None:
+    before, wanted = state(service(ONE, TWO, THREE)), state(service(THREE))
+
+    def kept(found: Forecast, whole: bool) -> list[str]:
+        return [str(one) for each in found.departing(whole=whole) for one in each.backends]
+
+    flows = [flow("web", ONE), flow("web", THREE)]
+    assert kept(forecast(before, wanted, flows), True) == [ONE]
+    assert kept(forecast(before, wanted, flows), False) == [ONE, TWO]
+    cut = state(service(THREE), down="reset")
+    assert kept(forecast(before, cut, flows), False) == []
 
 
 def test_what_changes_on_the_host() -> None:
