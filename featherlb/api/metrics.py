@@ -242,10 +242,18 @@ class Snapshot(Collector):
             "1 if too few backends are healthy, so all are used.",
             labels=["service"],
         )
+        absent = GaugeMetricFamily(
+            "featherlb_absent_backends",
+            "Backends that are not served because their names have no address that can be used.",
+            labels=["service"],
+        )
         for service in self._view.services:
             name = service.config.name
             panic.add_metric([name], service.panic)
+            absent.add_metric([name], sum(one.endpoint is None for one in service.backends))
             for backend in service.backends:
+                if backend.endpoint is None:
+                    continue
                 values = [name, str(backend.endpoint)]
                 up.add_metric(values, backend.health in (Health.UP, None))
                 weight.add_metric(values, backend.config.weight)
@@ -270,6 +278,7 @@ class Snapshot(Collector):
         yield up
         yield ejections
         yield panic
+        yield absent
         yield from counters.values()
         yield packets
         yield volume

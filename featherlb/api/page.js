@@ -129,7 +129,7 @@ function drawService(service, found) {
     const failed = one.refused + one.syn_timeouts;
     table.append(
       row([
-        one.address,
+        one.address || one.backend,
         element("td", one.state === "up" && one.role !== "primary" ? one.role : one.state, one.state === "up" ? "good" : "warn"),
         0 < one.effective_weight && one.effective_weight < one.weight ? `${one.effective_weight} of ${one.weight}` : one.weight,
         short(one.active) + (one.max_connections ? `/${short(one.max_connections)}` : ""),

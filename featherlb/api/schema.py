@@ -148,13 +148,17 @@ class Status(Answer):
 
 class Backend(Answer):
     backend: str = Field(description="As in the configuration.")
-    address: str = Field(description="The address, or one of those that the name resolves to.")
-    state: Health | Literal["drained", "leaving"] = Field(
+    address: str = Field(
+        description="The address, or one of those that the name resolves to; empty if `absent`."
+    )
+    state: Health | Literal["absent", "drained", "leaving"] = Field(
         description="`down`: by health checks; `ejected`: by passive health; `drained`: by `drain`;"
-        " `leaving`: removed from the pool, with flows left."
+        " `leaving`: removed from the pool, with flows left; `absent`: its name has no address that"
+        " can be used."
     )
     failure: str = Field(
-        description="Why the last health check failed, or why it is ejected; otherwise empty."
+        description="Why the last health check failed, or why it is ejected or absent; otherwise"
+        " empty."
     )
     role: Role = Field(description="When the backend gets new flows.")
     weight: int = Field(description="As configured or changed at run time.")
@@ -180,7 +184,10 @@ class Service(Answer):
     vips: list[str]
     scheduler: str
     nat: str
-    datapath: str = Field(description="The datapath in use; with `auto`, the one picked.")
+    datapath: str = Field(
+        description="The datapath in use; with `auto`, the one picked. Empty while the names of its"
+        " VIPs have no address."
+    )
     panic: bool = Field(description="Too few backends are healthy, so all are used.")
     backends: list[Backend]
 

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from importlib import resources
 from ipaddress import ip_network
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from aiohttp import web
 from pydantic import BaseModel
@@ -29,7 +29,7 @@ from featherlb.api import schema
 from featherlb.config import values
 from featherlb.control.controller import Controller
 from featherlb.control.overrides import Action, Override, find_service
-from featherlb.control.view import ServiceView, View
+from featherlb.control.view import BackendView, ServiceView, View
 from featherlb.control.workers import Cursor, FlowFilter
 from featherlb.core.flows.tcp_state import State, TimeoutClass
 from featherlb.core.path.export import FlowView, Statistics, read_flows
@@ -543,7 +543,7 @@ def show_explanation(found: "Explanation") -> schema.Explanation:
 
 def show_status(view: View) -> schema.Status:
     found = view.statistics
-    served = [service.served for service in view.services]
+    served = [service.served for service in view.services if service.served is not None]
     return schema.Status(
         instance=view.instance,
         version=__version__,
@@ -611,14 +611,14 @@ def _service(
     rows = [
         schema.Backend(
             backend=str(one.config),
-            address=str(one.endpoint),
-            state="drained" if one.drained else one.health or Health.UP,
+            address=str(one.endpoint or ""),
+            state=_state(one),
             failure=one.failure,
             role=one.config.role,
             weight=one.config.weight,
             effective_weight=one.effective_weight,
             max_connections=one.config.max_connections,
-            **counts[name, one.endpoint],
+            **(counts[name, one.endpoint] if one.endpoint else dict.fromkeys(COUNTS, 0)),
         )
         for one in view.backends
     ]
@@ -646,13 +646,19 @@ def _service(
     return schema.Service(
         name=name,
         protocol=str(view.config.protocol),
-        vips=[str(vip) for vip in view.served.vips],
+        vips=[str(vip) for vip in (view.served or view.config).vips],
         scheduler=view.config.scheduler,
         nat=str(view.config.nat),
-        datapath=str(view.served.datapath),
+        datapath=str(view.served.datapath) if view.served else "",
         panic=view.panic,
         backends=rows,
     )
+
+
+def _state(view: BackendView) -> Health | Literal["absent", "drained"]:
+    if view.endpoint is None:
+        return "absent"
+    return "drained" if view.drained else view.health or Health.UP
 
 
 COUNTS = (

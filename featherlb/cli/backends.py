@@ -4,7 +4,9 @@ import click
 
 from featherlb.api import schema
 from featherlb.cli.asking import new_table, print_table, short_number, shows
-from featherlb.model import Role
+from featherlb.model import Health, Role
+
+_REASONS = {Health.EJECTED: "ejected", "absent": "absent"}
 
 
 @shows("/v1/services", schema.Services, "featherlb backends", "featherlb backends -o json")
@@ -22,7 +24,7 @@ def backends(answer: schema.Services) -> None:
         )
         for backend in service.backends:
             name = backend.backend
-            if backend.address != name:
+            if backend.address not in ("", name):
                 name += f" ({backend.address})"
             table.add_row(
                 f"  {name}",
@@ -39,8 +41,8 @@ def backends(answer: schema.Services) -> None:
             print_table(table)
             for backend in service.backends:
                 if backend.failure:
-                    why = "ejected" if backend.state == "ejected" else "last check failed"
-                    click.echo(f"  {backend.address}: {why}: {backend.failure}")
+                    why = _REASONS.get(backend.state, "last check failed")
+                    click.echo(f"  {backend.address or backend.backend}: {why}: {backend.failure}")
         else:
             click.echo("  no backend: connections are refused")
 

@@ -12,8 +12,9 @@ from featherlb.cli.asking import DURATION, new_table, output_option, print_table
 from featherlb.cli.help import completion, examples
 from featherlb.config import Config, ServiceConfig, absolute_scheduler
 from featherlb.config.file import load
+from featherlb.config.resolve import names as host_names
 from featherlb.control.overrides import find_service
-from featherlb.control.resolver import Resolver
+from featherlb.control.resolver import look_up
 from featherlb.core.pools.schedulers import canonical_name, is_file_reference, names
 from featherlb.insight import plot
 from featherlb.insight.simulate import Load, Simulation, Trial
@@ -144,13 +145,14 @@ def simulate(
     wanted = _load_schedulers(schedulers or (chosen.scheduler,))
     host = chosen.vips[0].host
     network = _network(clients or CLIENTS[4 if isinstance(host, str) else host.version])
+    answers = look_up(host_names(read))
     result = run(
         read,
         chosen.name,
         Load(network, flows, rate, duration, seed),
         wanted,
         changes,
-        Resolver().recall,
+        lambda name: answers.get(name, ()),
     )
     if picture is not None:
         plot.draw(picture, result)

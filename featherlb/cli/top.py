@@ -161,7 +161,7 @@ def _backends(
         rate = rates[service.name, backend.address]
         failed = backend.refused + backend.syn_timeouts
         table.add_row(
-            backend.address,
+            backend.address or backend.backend,
             Text(state(backend), "green" if backend.state == "up" else "yellow"),
             weight(backend),
             active(backend),

@@ -10,10 +10,12 @@ import click
 from featherlb.cli.help import Word, completion, examples
 from featherlb.cli.log_format import set_up
 from featherlb.config import AUTO, Config, absolute_scheduler, find_config, from_command_line
+from featherlb.config.resolve import absent
+from featherlb.config.resolve import names as host_names
 from featherlb.control.controller import Settings
 from featherlb.control.log_level import LogLevel
 from featherlb.control.prepare import load_schedulers, prepare
-from featherlb.control.resolver import Resolver
+from featherlb.control.resolver import look_up
 from featherlb.core.pools.schedulers import names
 from featherlb.daemon import Supervisor
 from featherlb.model import Datapath, Driver, NatMode
@@ -153,8 +155,10 @@ def up(
     if dry_run:
         config = read_config()
         load_schedulers(config, {})
-        services, plan = prepare(config, Resolver().look_up)
-        for service in services:
+        found, plan = prepare(config, look_up(host_names(config)))
+        for (name, backend), reason in absent(found.places).items():
+            click.echo(f"# service {name}: backend {backend} is absent: {reason}")
+        for service in found.services:
             click.echo(f"# service {service.name}: datapath {service.datapath}")
         for line in plan.describe():
             click.echo(line)

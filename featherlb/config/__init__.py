@@ -13,7 +13,7 @@ from pathlib import Path
 
 from featherlb.config.checks import advise
 from featherlb.config.command_line import from_command_line
-from featherlb.config.resolve import resolve
+from featherlb.config.resolve import Place, Places, resolve
 from featherlb.config.types import (
     AUTO,
     ApiConfig,
@@ -30,6 +30,8 @@ __all__ = [
     "ApiConfig",
     "BackendConfig",
     "Config",
+    "Place",
+    "Places",
     "ServiceConfig",
     "SourceConfig",
     "VipConfig",

@@ -18,7 +18,7 @@ _BROADCAST = IPv4Address("255.255.255.255")
 
 def check(config: Config) -> Iterator[Fault]:
     """Every fault between the parts of a configuration."""
-    known = _KnownVips()
+    known = KnownVips()
     names: dict[str, ServiceConfig] = {}
     for service in config.services:
         first = names.setdefault(service.name, service)
@@ -55,61 +55,95 @@ def advise(config: Config) -> Iterator[Fault]:
                 yield Fault(backend.origin, f"{text} (make it listen on another address)")
 
 
-class _KnownVips:
+class KnownVips:
     """The VIPs seen so far, by protocol and destination address."""
 
     def __init__(self) -> None:
-        self._by_host: dict[tuple[Protocol, Host], list[tuple[ServiceConfig, VipConfig]]] = (
-            defaultdict(list)
-        )
+        self._by_host: dict[tuple[Protocol, Host], _Vips] = defaultdict(_Vips)
 
     def add(self, service: ServiceConfig, vip: VipConfig) -> Iterator[Fault]:
         """Add a VIP; a fault if it overlaps with an earlier one."""
         everywhere = not isinstance(vip.host, str) and vip.host.is_unspecified
         for (protocol, host), owned in self._by_host.items() if everywhere else ():
             if protocol == service.protocol and _family(host) == _family(vip.host):
-                yield from _overlap(service, vip, owned)
+                yield from _overlap(service, vip, owned, same_host=host == vip.host)
         if not everywhere:
-            yield from _overlap(service, vip, self._at(service.protocol, vip.host))
-            yield from _overlap(service, vip, self._everywhere(service.protocol, vip.host))
-        self._by_host[service.protocol, vip.host].append((service, vip))
+            here = self._at(service.protocol, vip.host)
+            yield from _overlap(service, vip, here, same_host=True)
+            elsewhere = self._everywhere(service.protocol, vip.host)
+            yield from _overlap(service, vip, elsewhere, same_host=False)
+        self._by_host[service.protocol, vip.host].add(service, vip)
 
     def owner(
         self, protocol: Protocol, host: Host, ports: Iterable[tuple[int, int]]
     ) -> ServiceConfig | None:
         """The service that has a VIP at this host with one of these ports (inclusive ranges)."""
-        here = self._at(protocol, host)
+        places = [self._at(protocol, host)]
         if not isinstance(host, str) and host.is_loopback:
-            here = here + self._everywhere(protocol, host)
-        return next(
-            (
-                owner
-                for first, last in ports
-                for owner, vip in here
-                if vip.first_port <= last and first <= vip.last_port
-            ),
-            None,
-        )
+            places.append(self._everywhere(protocol, host))
+        for first, last in ports:
+            for place in places:
+                if place and (found := place.first(first, last)):
+                    return found[0]
+        return None
 
-    def _at(self, protocol: Protocol, host: Host) -> list[tuple[ServiceConfig, VipConfig]]:
-        return self._by_host.get((protocol, host), [])
+    def _at(self, protocol: Protocol, host: Host) -> "_Vips | None":
+        return self._by_host.get((protocol, host))
 
-    def _everywhere(self, protocol: Protocol, host: Host) -> list[tuple[ServiceConfig, VipConfig]]:
-        return [] if isinstance(host, str) else self._at(protocol, type(host)(0))
+    def _everywhere(self, protocol: Protocol, host: Host) -> "_Vips | None":
+        return None if isinstance(host, str) else self._at(protocol, type(host)(0))
+
+
+class _Vips:
+    """The VIPs of one destination address. Thousands with a port each are found at once."""
+
+    def __init__(self) -> None:
+        self._order: list[tuple[ServiceConfig, VipConfig]] = []
+        self._single: dict[int, int] = {}
+        """By port, the place in `_order` of the first VIP that has this one alone."""
+        self._ranges: list[int] = []
+
+    def add(self, service: ServiceConfig, vip: VipConfig) -> None:
+        place = len(self._order)
+        self._order.append((service, vip))
+        if vip.first_port == vip.last_port:
+            self._single.setdefault(vip.first_port, place)
+        else:
+            self._ranges.append(place)
+
+    def first(
+        self, low: int, high: int, *, all_ports: bool | None = None
+    ) -> tuple[ServiceConfig, VipConfig] | None:
+        """The first VIP with a port from `low` to `high`, and its service; of those that have all
+        ports, or that don't, if `all_ports` is given."""
+        found = []
+        if not all_ports:
+            ports = range(low, high + 1)
+            if len(ports) < len(self._single):
+                found = [self._single[port] for port in ports if port in self._single]
+            else:
+                found = [place for port, place in self._single.items() if port in ports]
+        for place in self._ranges:
+            vip = self._order[place][1]
+            if all_ports in (None, vip.all_ports) and (
+                low <= vip.last_port and vip.first_port <= high
+            ):
+                found.append(place)
+        return self._order[min(found)] if found else None
 
 
 def _overlap(
-    service: ServiceConfig, vip: VipConfig, others: list[tuple[ServiceConfig, VipConfig]]
+    service: ServiceConfig, vip: VipConfig, others: _Vips | None, *, same_host: bool
 ) -> Iterator[Fault]:
-    for owner, other in others:
-        # The others of its address come before the one that has the rest of the ports.
-        if vip.host == other.host and vip.all_ports is not other.all_ports:
-            continue
-        if vip.first_port <= other.last_port and other.first_port <= vip.last_port:
-            whose = "this service" if owner is service else f"service '{owner.name}'"
-            text = f"{vip} overlaps with the VIP {other} of {whose} ({other.origin.place})"
-            yield Fault(vip.origin, text)
-            return
+    if others is None:
+        return
+    # The others of its address come before the one that has the rest of the ports.
+    all_ports = vip.all_ports if same_host else None
+    if found := others.first(vip.first_port, vip.last_port, all_ports=all_ports):
+        owner, other = found
+        whose = "this service" if owner is service else f"service '{owner.name}'"
+        text = f"{vip} overlaps with the VIP {other} of {whose} ({other.origin.place})"
+        yield Fault(vip.origin, text)
 
 
 def _usable(vip: VipConfig) -> Iterator[Fault]:
@@ -120,22 +154,15 @@ def _usable(vip: VipConfig) -> Iterator[Fault]:
         yield Fault(vip.origin, f"{text} (expected the address of a VIP)")
 
 
-def _pool(service: ServiceConfig, known: _KnownVips) -> Iterator[Fault]:
+def _pool(service: ServiceConfig, known: KnownVips) -> Iterator[Fault]:
     first: dict[BackendKey, BackendConfig] = {}
     for backend in service.backends:
         earlier = first.setdefault(backend.key, backend)
         if earlier is not backend:
             text = f"{backend} is already a backend of this service ({earlier.origin.place})"
             yield Fault(backend.origin, text)
-        problem = _useless(backend.host)
-        if not problem and not isinstance(backend.host, str) and backend.host.is_unspecified:
-            problem = "not the address of a host"
-        if problem:
-            text = f"{backend.host} is {problem} (expected an address of one host)"
-            yield Fault(backend.origin, text)
-        elif owner := known.owner(service.protocol, backend.host, _ports(service, backend)):
-            text = f"{backend} is a VIP of service '{owner.name}' (expected a server of its pool)"
-            yield Fault(backend.origin, text)
+        if problem := _impossible(service, backend, known):
+            yield Fault(backend.origin, problem)
 
 
 def _ports(service: ServiceConfig, backend: BackendConfig) -> tuple[tuple[int, int], ...]:
@@ -257,26 +284,50 @@ def _options(service: ServiceConfig) -> Iterator[Fault]:
             yield Fault(persistence.origin, f"{text} (expected at most 32 with IPv4)")
 
 
-def _health(service: ServiceConfig, known: _KnownVips) -> Iterator[Fault]:
-    """A health check that goes to a VIP tests the pool, not the backend."""
+def _health(service: ServiceConfig, known: KnownVips) -> Iterator[Fault]:
     check = service.health
-    if check is None:
-        return
-    if not check.port and check.type is not CheckType.SCRIPT:
+    if check and not check.port and check.type is not CheckType.SCRIPT:
         for backend in service.backends:
             if _ports(service, backend)[0] == (1, LAST_PORT):
                 text = f"which of the ports of {backend} the health check asks is unclear"
                 yield Fault(service.origin, f"{text} (expected 'port' in 'health')")
                 return
-    if not (check.address or check.port):
-        return
-    protocol = Protocol.UDP if check.type is CheckType.UDP else Protocol.TCP
     for backend in service.backends:
-        host, port = check.address or backend.host, check.port or _ports(service, backend)[0][0]
-        if owner := known.owner(protocol, host, [(port, port)]):
-            text = f"the health check of {backend} would go to a VIP of service '{owner.name}'"
-            yield Fault(service.origin, f"{text} (expected an address or port of the backend)")
+        if text := _checks_a_vip(service, backend, known) or "":
+            yield Fault(service.origin, text)
             return
+
+
+def objection(service: ServiceConfig, backend: BackendConfig, known: KnownVips) -> str | None:
+    """Why the service can't have this backend, of whose address nobody knew when the file was
+    checked; None if it can."""
+    return _impossible(service, backend, known) or _checks_a_vip(service, backend, known)
+
+
+def _impossible(service: ServiceConfig, backend: BackendConfig, known: KnownVips) -> str | None:
+    """Why the address can't be a backend's."""
+    problem = _useless(backend.host)
+    if not problem and not isinstance(backend.host, str) and backend.host.is_unspecified:
+        problem = "not the address of a host"
+    if problem:
+        return f"{backend.host} is {problem} (expected an address of one host)"
+    if owner := known.owner(service.protocol, backend.host, _ports(service, backend)):
+        return f"{backend} is a VIP of service '{owner.name}' (expected a server of its pool)"
+    return None
+
+
+def _checks_a_vip(service: ServiceConfig, backend: BackendConfig, known: KnownVips) -> str | None:
+    """A health check that goes to a VIP tests the pool, not the backend."""
+    check = service.health
+    if check is None or not (check.address or check.port):
+        return None
+    protocol = Protocol.UDP if check.type is CheckType.UDP else Protocol.TCP
+    host, port = check.address or backend.host, check.port or _ports(service, backend)[0][0]
+    owner = known.owner(protocol, host, [(port, port)])
+    if owner is None:
+        return None
+    text = f"the health check of {backend} would go to a VIP of service '{owner.name}'"
+    return f"{text} (expected an address or port of the backend)"
 
 
 def _family(host: Host) -> int | None:

@@ -8,6 +8,7 @@ import logging
 import os
 import time
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from featherlb.control.host_watch import LONGEST_REST, REST
@@ -21,6 +22,8 @@ log = logging.getLogger("featherlb")
 WATCH_INTERVAL = 0.5
 """Seconds between two questions to the workers: whether they answer, whose connections fail, and
 which departed backends have flows left. Also the pause before a failed change is tried again."""
+UNRESOLVED_INTERVAL = 5.0
+"""Seconds between two look-ups of a name that has no address."""
 HEALTH_INTERVAL = 0.1
 """Seconds between two changes of the workers' weights because of health."""
 
@@ -36,7 +39,10 @@ class Background:
         """Start them under the controller's `tasks`."""
         start = self._controller.tasks.start
         start("watch-workers", self._watch_workers)
-        start("overrides", self._expire_overrides)
+        start("departed", self._release_departed)
+        # Those that change weights alone wait for no other change.
+        start("overrides", partial(self._expire_overrides, weighing=True))
+        start("overrides", partial(self._expire_overrides, weighing=False))
         start("names", self._refresh_names)
         start("health", self._apply_health)
         start("topology", self._apply_topology)
@@ -47,21 +53,26 @@ class Background:
             await asyncio.sleep(WATCH_INTERVAL)
             with self._round():
                 await self._controller.observe_outcomes()
-                try:
-                    await self._controller.release_departed()
-                except HostError as error:
-                    log.error("the host keeps rules of departed backends: %s", error)
 
-    async def _expire_overrides(self) -> None:
+    async def _release_departed(self) -> None:
+        while True:
+            await asyncio.sleep(WATCH_INTERVAL)
+            try:
+                with self._round():
+                    await self._controller.release_departed()
+            except HostError as error:
+                log.error("the host keeps rules of departed backends: %s", error)
+
+    async def _expire_overrides(self, *, weighing: bool) -> None:
         changed = self._controller.overrides_changed
         while True:
             changed.clear()
             now = time.monotonic()
-            due = self._controller.next_expiry()
+            due = self._controller.next_expiry(weighing=weighing)
             if due is not None and due <= now:
                 try:
                     with self._round():
-                        await self._controller.expire(now)
+                        await self._controller.expire(now, weighing=weighing)
                 except FeatherlbError as error:
                     log.error("cannot revert a run-time change now: %s", error)
                     await asyncio.sleep(WATCH_INTERVAL)
@@ -70,13 +81,28 @@ class Background:
                 await asyncio.wait_for(changed.wait(), None if due is None else due - now)
 
     async def _refresh_names(self) -> None:
+        """At intervals, those without an address more often, and whenever an answer comes late."""
+        controller = self._controller
+        changed = controller.resolver.changed
+        all_due = time.monotonic() + controller.state.config.resolve_interval
+        due = 0.0
         while True:
-            await asyncio.sleep(self._controller.state.config.resolve_interval)
+            changed.clear()
+            now = time.monotonic()
             try:
                 with self._round():
-                    await self._controller.refresh_names()
+                    if now >= all_due:
+                        all_due = now + controller.state.config.resolve_interval
+                        await controller.refresh_names()
+                    elif now >= due:
+                        await controller.refresh_names(controller.unresolved())
+                    else:
+                        await controller.apply_names()
             except FeatherlbError as error:
                 log.error("cannot use the new addresses of names: %s", error)
+            due = min(all_due, time.monotonic() + UNRESOLVED_INTERVAL)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(changed.wait(), max(0.0, due - time.monotonic()))
 
     async def _apply_health(self) -> None:
         changed = self._controller.health.changed

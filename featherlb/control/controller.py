@@ -1,32 +1,55 @@
-"""The controller: the one place that changes what an instance serves, one change at a time.
+"""The controller: the one place that changes what an instance serves.
 
 Each change is a transition from the state in force to another one, entirely or not at all. An
 operator asks for it, or a background task that has noticed something (`background`).
+
+Transitions come one at a time, and may be slow: the host's programs wait for each other. A change
+of weights alone, by health or by an operator, needs the workers and nothing else, and waits for no
+transition. One that is under way takes it over (docs/decisions/weights-wait-for-nobody.md).
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 
 from featherlb import host
-from featherlb.config import Config, VipConfig, advise
-from featherlb.control import log_level
+from featherlb.config import Config, VipConfig, advise, checks
+from featherlb.config.faults import refuse
+from featherlb.config.resolve import absent, names, with_weights
+from featherlb.control import log_level, transition
 from featherlb.control.background import Background
 from featherlb.control.dataplane import DataPlane
 from featherlb.control.diff import describe
 from featherlb.control.events import Events
-from featherlb.control.health import HealthChecks
+from featherlb.control.health import HealthChecks, Judgement
 from featherlb.control.log_level import LogLevel
-from featherlb.control.overrides import Override, add, applicable, with_overrides
+from featherlb.control.overrides import (
+    WEIGHING,
+    Action,
+    Override,
+    add,
+    applicable,
+    with_overrides,
+)
+from featherlb.control.prepare import (
+    Answers,
+    Found,
+    check,
+    find_services,
+    load_schedulers,
+    prepare,
+    with_names,
+)
 from featherlb.control.prepare import advise as advise_here
-from featherlb.control.prepare import check, find_services, load_schedulers, prepare
 from featherlb.control.resolver import Resolver
 from featherlb.control.tasks import Tasks
 from featherlb.control.transition import (
+    ApplyServices,
     EndFlows,
     State,
     Step,
@@ -41,8 +64,13 @@ from featherlb.core.path.export import FlowRecords
 from featherlb.model import Endpoint, OnBackendDown, Protocol, Service
 from featherlb.model.errors import ConfigError, FeatherlbError, HostError
 from featherlb.system.failure import log_traceback, sentence
+from featherlb.worker.protocol import merge
 
 log = logging.getLogger("featherlb")
+
+Overrides = tuple[Override, ...]
+Amendment = Callable[[Config, Overrides], Overrides]
+"""From the overrides in force on a configuration to others; ConfigError if that makes no sense."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +124,24 @@ class Controller:
         self.state = State()
         """In force."""
         self.overrides_changed = asyncio.Event()
-        self._resolver = Resolver()
+        self.resolver = Resolver()
         self._started = datetime.now(UTC)
         self._reloads = Reloads()
         self._numbers = 0
-        self._lock = asyncio.Lock()
+        self._reloading = asyncio.Lock()
+        """Held from reading the file on: the file read last is in force last."""
+        self._changing = asyncio.Lock()
+        """Held during a transition, for as long as the host takes."""
+        self._serving = asyncio.Lock()
+        """Held while the workers' services change, with the state in force; a transition takes it
+        for that step alone."""
+        self._amendments: list[Amendment] = []
+        """Of the overrides, since the transition under way began."""
+        self._tried: Answers = {}
+        """The addresses of names that were to be served last."""
+        self._absent: Mapping[tuple[str, str], str] = {}
+        self._refused: Mapping[str, str] = {}
+        """Why backends are absent and addresses of names are not used, as the log has it."""
         self._stopping = False
         self._log_before: tuple[LogLevel, float] | None = None
         """The log level that returns, and when, on the monotonic clock."""
@@ -114,13 +155,19 @@ class Controller:
         for line in await asyncio.to_thread(host.remove_stale, keep=host.may_resume):
             log.warning("removed %s", line)
         schedulers = load_schedulers(config, {})
-        services, host_plan = await asyncio.to_thread(prepare, config, self._resolver.look_up)
-        judgement = self.health.judge(config, services)
-        self.state = State(config, services=judgement.services, schedulers=schedulers)
+        await self.resolver.refresh(names(config))
+        self.resolver.changed.clear()
+        found, host_plan = await asyncio.to_thread(
+            prepare, config, self.resolver.answers(names(config))
+        )
+        judgement = self.health.judge(config, found.services)
+        found = replace(found, services=judgement.services)
+        self.state = _state(config, (), found, schedulers)
         await self.data.start(config, judgement.services, schedulers, host_plan)
         for line in await asyncio.to_thread(host.remove_stale, keep=host.is_peer):
             log.warning("removed %s", line)
         await self._announce()
+        self._tell_of_absent()
         self.health.follow(config, judgement)
         Background(self).start()
 
@@ -129,7 +176,7 @@ class Controller:
         forwards."""
         self._stopping = True
         # A change in progress is completed first.
-        async with self._lock:
+        async with self._changing, self._serving:
             await self.tasks.stop()
             await self.data.stop()
 
@@ -141,15 +188,10 @@ class Controller:
         Overrides stay in force where they still apply, or go with `discard`. On an error nothing
         changes, the reload counts as refused, and the exception says why.
         """
-        async with self._one_at_a_time():
+        async with self._reloading:
             now = datetime.now(UTC).isoformat(timespec="seconds")
-            before = self.state
             try:
-                config = await asyncio.to_thread(self.settings.load)
-                overrides = () if discard else applicable(config, before.overrides)
-                difference = describe(before.running, with_overrides(config, overrides))
-                difference += host.repairs(await self.data.deviations())
-                await self._serve(config, overrides, fresh=True)
+                difference = await self._reload(discard)
             except Exception as error:
                 reason = sentence(error)
                 self._reloads = Reloads(self._reloads.done, self._reloads.refused + 1, now, reason)
@@ -158,26 +200,45 @@ class Controller:
                 )
                 log_traceback(error)
                 raise
-            difference += _dropped(before.overrides, overrides)
             self._reloads = Reloads(self._reloads.done + 1, self._reloads.refused, now)
             self.events.emit("reloaded", f"reloaded: {'; '.join(difference) or 'no difference'}")
             await self._announce()
             return difference
 
+    async def _reload(self, discard: bool) -> list[str]:
+        # Nobody else waits for the disk, for users' code or for the resolver meanwhile.
+        config = await asyncio.to_thread(self.settings.load)
+        schedulers = await asyncio.to_thread(load_schedulers, config, self.state.schedulers)
+        remaining = _none if discard else applicable
+        overrides = remaining(config, self.state.overrides)
+        await self.resolver.refresh(names(with_overrides(config, overrides)))
+        async with self._one_at_a_time():
+            before = self.state
+            overrides = remaining(config, before.overrides)
+            difference = describe(before.running, with_overrides(config, overrides))
+            difference += host.repairs(await self.data.deviations())
+            await self._serve(config, remaining, schedulers=schedulers, repair=True, moved=True)
+            difference += _dropped(before.overrides, self.state.overrides)
+            return difference + [
+                f"{service}: backend {backend} is absent: {reason}"
+                for (service, backend), reason in absent(self.state.places).items()
+            ]
+
     async def preview(self) -> list[str]:
         """What a reload would change, as lines; nothing changes. FeatherlbError as `reload`."""
+        config = await asyncio.to_thread(self.settings.load)
+        await self.resolver.refresh(names(config))
         async with self._one_at_a_time():
-            config = await asyncio.to_thread(self.settings.load)
             before = self.state
             after = with_overrides(config, applicable(config, before.overrides))
-            services = await asyncio.to_thread(find_services, after, self._resolver.recall)
-            await asyncio.to_thread(check, services, self.data.options)
+            await asyncio.to_thread(self._look_for, after, before, repair=True, moved=True)
             return describe(before.running, after) + host.repairs(await self.data.deviations())
 
     async def foresee(self, file: Config) -> Prospect:
         """What a reload would do if this were the content of the configuration file; nothing
         changes. ConfigError if it doesn't fit the command line."""
         config = self.settings.merge(file)
+        await self.resolver.refresh(names(config))
         async with self._one_at_a_time():
             before = self.state
             overrides = applicable(config, before.overrides)
@@ -187,49 +248,73 @@ class Controller:
                 *host.repairs(await self.data.deviations()),
                 *_dropped(before.overrides, overrides),
             )
+            look_for = partial(self._look_for, repair=True, moved=True)
             try:
-                services = await asyncio.to_thread(find_services, running, self._resolver.foresee)
-                await asyncio.to_thread(check, services, self.data.options)
+                found = await asyncio.to_thread(look_for, running, before)
             except FeatherlbError as error:
                 return Prospect(differences, before, refused=tuple(str(error).splitlines()))
-            judgement = self.health.judge(running, services)
-            wanted = State(config, overrides, judgement.services, (), before.schedulers)
+            judgement = self.health.judge(running, found.services)
+            found = replace(found, services=judgement.services)
+            wanted = _state(config, overrides, found, before.schedulers)
             steps = tuple(plan(before, wanted, repair=True))
             return Prospect(differences, before, wanted, steps)
 
     async def override(self, override: Override) -> Made:
         """Put an override in force; it is given its number here. FeatherlbError if refused."""
-        async with self._one_at_a_time():
-            state = self.state
-            override = replace(override, number=self._numbers + 1)
-            overrides = add(state.config, state.overrides, override)
-            await self._serve(state.config, overrides)
-            in_force = {one.number: one for one in overrides}
-            replaced = tuple(one.number for one in state.overrides if one.number not in in_force)
-            numbers: dict[str, str | int] = {}
-            if override.number in in_force:
-                self._numbers = override.number
-                override = in_force[override.number]
-                numbers["change"] = override.number
+        self._numbers += 1
+        override = replace(override, number=self._numbers)
+        try:
+            if override.action in WEIGHING:
+                before = await self._amend(override.service, partial(_add, override))
             else:
-                override = replace(override, number=0)
-            made = Made(override, replaced)
-            if override.number or replaced:
-                self.events.emit("changed", f"changed: {made}", logging.INFO, **numbers)
-            return made
+                before = await self._change_pool(override)
+        except BaseException:
+            self._take_back(override.number)
+            raise
+        in_force = {one.number: one for one in self.state.overrides}
+        replaced = tuple(one.number for one in before if one.number not in in_force)
+        numbers: dict[str, str | int] = {}
+        if override.number in in_force:
+            numbers["change"] = override.number
+            override = in_force[override.number]
+        else:
+            self._take_back(override.number)
+            override = replace(override, number=0)
+        made = Made(override, replaced)
+        if override.number or replaced:
+            self.events.emit("changed", f"changed: {made}", logging.INFO, **numbers)
+        return made
+
+    def _take_back(self, number: int) -> None:
+        """A number that isn't used after all, if no other was given since."""
+        if self._numbers == number:
+            self._numbers -= 1
+
+    async def _change_pool(self, override: Override) -> Overrides:
+        """Add or remove a backend; the overrides before."""
+        adds = override.action is Action.ADD
+        address = override.key[0]
+        if adds and isinstance(address, str):
+            await self.resolver.refresh([address])
+        async with self._one_at_a_time():
+            config, before = self.state.config, self.state.overrides
+            if adds:
+                refuse(checks.check(with_overrides(config, add(config, before, override))))
+            required = override if adds else None
+            await self._serve(config, partial(_add, override), required=required)
+            return before
 
     async def revert(self, number: int) -> Override:
         """End an override. ConfigError if there is none of this number."""
-        async with self._one_at_a_time():
-            for override in self.state.overrides:
-                if override.number == number:
-                    await self._end(override, "reverted")
-                    return override
+        for override in self.state.overrides:
+            if override.number == number:
+                await self._end(override, "reverted")
+                return override
         raise ConfigError([f"no change {number} is in force"])
 
     async def set_log_level(self, level: LogLevel, until: float | None = None) -> None:
         """Log from this level on, and at `until` (monotonic) the level before again."""
-        async with self._one_at_a_time():
+        async with self._serving:
             before, _ = self._log_before or (log_level.current(), 0)
             await self._use_log_level(level)
             if until is not None:
@@ -258,7 +343,7 @@ class Controller:
             log_level=log_level.current(),
             log_until=None if self._log_before is None else self._log_before[1],
             reloads=self._reloads,
-            services=view_services(state, self.health, self._resolver),
+            services=view_services(state, self.health),
             workers=tuple(
                 WorkerView(number, pid, statistics.get(number))
                 for number, pid in enumerate(workers.pids)
@@ -297,20 +382,26 @@ class Controller:
     async def apply_health(self) -> None:
         """Send no new flows to backends that are down, and treat their old ones as configured.
         FeatherlbError if that fails."""
-        async with self._one_at_a_time():
-            await self._serve(self.state.config, self.state.overrides)
-            fallen = self.health.fallen
-            while fallen:
-                await self._end_flows_of_fallen(*fallen[0])
-                del fallen[0]
+        async with self._serving:
+            self._refuse_if_stopping()
+            changes, self.health.changes = self.health.changes, set()
+            try:
+                await self._reweigh(self.state, changes)
+            except BaseException:
+                self.health.changes |= changes
+                raise
+        fallen = self.health.fallen
+        while fallen:
+            await self._end_flows_of_fallen(*fallen[0])
+            del fallen[0]
 
     async def observe_outcomes(self) -> None:
         """Judge backends by the outcome of clients' connections. Workers that hang are killed."""
-        services = self.state.services
-        outcomes = await self.data.workers.outcomes()
-        # During a transition it isn't certain which services the counts belong to.
-        if self.state.services is services and not self._lock.locked():
-            self.health.observe(services, outcomes)
+        state, settled = self.state, not self._serving.locked()
+        outcomes = await self.data.workers.outcomes(self.health.watched)
+        # While services change it isn't certain which ones the counts belong to.
+        if self.state is state and settled and not self._serving.locked():
+            self.health.observe(state.services, outcomes)
 
     async def release_departed(self) -> None:
         """Remove from the host what departed backends needed whose last flow has ended."""
@@ -322,7 +413,7 @@ class Controller:
             if left == state.departing:
                 return
             await self.data.execute(UpdateHost(state.services, left))
-            self.state = replace(state, departing=left)
+            self.state = replace(self.state, departing=left)
             kept = _places(left)
             for name, endpoint in _places(state.departing):
                 if (name, endpoint) not in kept:
@@ -333,43 +424,56 @@ class Controller:
                         backend=str(endpoint),
                     )
 
-    async def refresh_names(self) -> None:
-        """Resolve the names of backends, and serve their addresses if they have changed.
-        FeatherlbError if those can't be served."""
-        running = self.state.running
-        if not any(isinstance(one.host, str) for each in running.services for one in each.backends):
+    def unresolved(self) -> list[str]:
+        """The host names without an address."""
+        return [name for name, found in self.state.names.items() if not found]
+
+    async def refresh_names(self, wanted: Collection[str] | None = None) -> None:
+        """Look up these host names, or all, and serve their addresses if they have changed.
+        FeatherlbError if that fails."""
+        await self.resolver.refresh(names(self.state.running) if wanted is None else wanted)
+        await self.apply_names(again=wanted is None)
+
+    async def apply_names(self, *, again: bool = False) -> None:
+        """Serve the addresses of names if they have changed, and `again` those that could not be
+        used before. FeatherlbError if that fails."""
+        answers = self._answers(self.state.running)
+        if answers == self.state.names or (answers == self._tried and not again):
             return
         async with self._one_at_a_time():
-            state = self.state
-            services = await asyncio.to_thread(
-                find_services, state.running, self._resolver.look_up, state.services
-            )
-            if host_part(services) == host_part(state.services):
-                return
-            await self._serve(state.config, state.overrides)
-            self.events.emit("names-changed", "backend names resolve to new addresses")
-            await self._announce()
+            before = self.state
+            self._tried = answers
+            await self._serve(before.config, _same, moved=True)
+            if host_part(self.state.services) != host_part(before.services):
+                self.events.emit("names-changed", "backend names resolve to new addresses")
+                await self._announce()
 
-    def next_expiry(self) -> float | None:
-        """When the next override expires or reaches its deadline, or the log level does, on the
-        monotonic clock."""
-        moments = [at for one in self.state.overrides for at in (one.until, one.deadline)]
-        if self._log_before is not None:
+    def next_expiry(self, *, weighing: bool) -> float | None:
+        """When the next override expires or reaches its deadline, on the monotonic clock: of those
+        that change weights alone, and the log level, or of the others."""
+        moments = [
+            at
+            for one in self.state.overrides
+            if (one.action in WEIGHING) is weighing
+            for at in (one.until, one.deadline)
+        ]
+        if weighing and self._log_before is not None:
             moments.append(self._log_before[1])
         return min((at for at in moments if at is not None), default=None)
 
-    async def expire(self, now: float) -> None:
-        """End overrides and a log level that have expired, and the flows of drained backends at
-        their deadline. FeatherlbError if that fails."""
-        async with self._one_at_a_time():
-            if self._log_before is not None and self._log_before[1] <= now:
-                await self._use_log_level(self._log_before[0])
-            for override in self.state.overrides:
-                if override.deadline is not None and override.deadline <= now:
-                    await self._end_drained_flows(override)
-            for override in self.state.overrides:
-                if override.until is not None and override.until <= now:
-                    await self._end(override, "expired")
+    async def expire(self, now: float, *, weighing: bool) -> None:
+        """End overrides that have expired, and the flows of drained backends at their deadline: of
+        those that change weights alone, and a log level, or of the others. FeatherlbError if that
+        fails."""
+        if weighing and self._log_before is not None and self._log_before[1] <= now:
+            await self._use_log_level(self._log_before[0])
+        due = [one for one in self.state.overrides if (one.action in WEIGHING) is weighing]
+        for override in due:
+            if override.deadline is not None and override.deadline <= now:
+                await self._end_drained_flows(override)
+        for override in due:
+            if override.until is not None and override.until <= now:
+                await self._end(override, "expired")
 
     async def keep_host(self, suspects: frozenset[host.Kind]) -> None:
         """Restore what others have changed on the host, if that is configured, and follow VIPs that
@@ -395,39 +499,128 @@ class Controller:
 
     # How it is done
 
+    def _refuse_if_stopping(self) -> None:
+        if self._stopping:
+            raise HostError("featherlb is stopping")
+
     @asynccontextmanager
     async def _one_at_a_time(self) -> AsyncIterator[None]:
-        async with self._lock:
-            if self._stopping:
-                raise HostError("featherlb is stopping")
+        async with self._changing:
+            self._refuse_if_stopping()
             yield
 
     async def _serve(
-        self, config: Config, overrides: tuple[Override, ...], *, fresh: bool = False
+        self,
+        config: Config,
+        amend: Amendment,
+        *,
+        schedulers: Mapping[str, bytes] | None = None,
+        repair: bool = False,
+        moved: bool = False,
+        required: Override | None = None,
     ) -> None:
-        """Serve another configuration, or after an exception the one before.
+        """Serve another configuration with the overrides of now amended, or after an exception the
+        one before.
 
-        `fresh` resolves names, reads schedulers' files, and repairs the host; otherwise the host
-        is left alone where its part stays the same.
+        `repair` sets up what somebody has changed on the host, which is else touched only where it
+        has to be. `moved` uses the latest addresses of names. The addresses of `required` must be
+        among those that can be used.
         """
         before = self.state
+        overrides = amend(config, before.overrides)
+        self._amendments = []
         running = with_overrides(config, overrides)
-        schedulers = load_schedulers(running, before.schedulers) if fresh else before.schedulers
-        services = await asyncio.to_thread(
-            find_services,
-            running,
-            self._resolver.look_up if fresh else self._resolver.recall,
-            () if fresh else before.services,
+        found = await asyncio.to_thread(self._look_for, running, before, repair=repair, moved=moved)
+        if required is not None:
+            _require(required, found)
+        code = before.schedulers if schedulers is None else schedulers
+        wanted = _state(config, overrides, found, code)
+        await run(plan(before, wanted, repair=repair), self._execute)
+        self.state = replace(self.state, departing=self.data.departing)
+
+    def _look_for(
+        self, running: Config, before: State, *, repair: bool = False, moved: bool = False
+    ) -> Found:
+        """What a configuration comes to on this host. HostError or ConfigError if this host can't
+        serve it. Blocks."""
+        current = () if repair else before.services
+
+        def attempt(answers: Answers) -> Found:
+            found = find_services(running, answers, current)
+            if repair or host_part(found.services) != host_part(before.services):
+                check(found.services, self.data.options)
+            return found
+
+        answers = self._answers(running)
+        if moved:
+            return with_names(answers, before.names, attempt)
+        known = {name: before.names.get(name) or found for name, found in answers.items()}
+        return with_names(known, before.names, attempt, before.refused)
+
+    def _answers(self, running: Config) -> Answers:
+        return self.resolver.answers(names(running))
+
+    async def _execute(self, action: transition.Action) -> None:
+        """Carry out an action of a transition. The weights are those of the moment at which the
+        workers get them."""
+        if not isinstance(action, ApplyServices):
+            await self.data.execute(action)
+            return
+        async with self._serving:
+            state = action.state
+            for amend in self._amendments:
+                # The transition may have taken away what it was about.
+                with suppress(ConfigError):
+                    state = replace(state, overrides=amend(state.config, state.overrides))
+            judgement = self._weigh(state, {one.name for one in state.services})
+            state = replace(state, services=judgement.services)
+            await self.data.execute(replace(action, state=state))
+            self.state = state
+            self.health.follow(state.running, judgement)
+            self.overrides_changed.set()
+            self._tell_of_absent()
+
+    async def _amend(self, service: str, amend: Amendment) -> Overrides:
+        """Put other overrides in force, which change the weights of a service's backends; those
+        before."""
+        async with self._serving:
+            self._refuse_if_stopping()
+            state = self.state
+            overrides = amend(state.config, state.overrides)
+            await self._reweigh(replace(state, overrides=overrides), {service})
+            if self._changing.locked():
+                self._amendments.append(amend)
+            self.overrides_changed.set()
+            return state.overrides
+
+    async def _reweigh(self, state: State, services: Collection[str]) -> None:
+        """Serve a state that differs in weights alone, and only of these services; after an
+        exception, serve the one before."""
+        judgement = self._weigh(state, services)
+        before = {one.name: one for one in self.state.services if one.name in services}
+        changed = [one for one in judgement.services if one != before[one.name]]
+        try:
+            if changed:
+                await self.data.reweigh(changed)
+        except BaseException:
+            with suppress(HostError):
+                await self.data.reweigh([before[one.name] for one in changed])
+            raise
+        self.state = replace(state, services=merge(state.services, changed))
+        self.health.follow_some(judgement)
+
+    def _weigh(self, state: State, services: Collection[str]) -> Judgement:
+        """Those of these services that the state has, with the weights that follow from its
+        overrides and from health."""
+        configured = {one.name: one for one in state.running.services if one.name in services}
+        return self.health.judge(
+            state.running,
+            [
+                with_weights(one, configured[one.name], state.places.get(one.name))
+                for one in state.services
+                if one.name in configured
+            ],
         )
-        judgement = self.health.judge(running, services)
-        wanted = State(config, overrides, judgement.services, (), schedulers)
-        steps = plan(before, wanted, repair=fresh)
-        if any(isinstance(step.action, UpdateHost) for step in steps):
-            await asyncio.to_thread(check, wanted.services, self.data.options)
-        await run(steps, self.data.execute)
-        self.state = replace(wanted, departing=self.data.departing)
-        self.health.follow(running, judgement)
-        self.overrides_changed.set()
 
     async def _use_log_level(self, level: LogLevel) -> None:
         self._log_before = None
@@ -436,33 +629,68 @@ class Controller:
         await self.data.log_flows(level is LogLevel.DEBUG)
 
     async def _end(self, override: Override, how: str) -> None:
-        config = self.state.config
-        others = [other for other in self.state.overrides if other is not override]
-        await self._serve(config, applicable(config, others))
+        if override.action in WEIGHING:
+            await self._amend(override.service, partial(_without, override.number))
+        else:
+            async with self._one_at_a_time():
+                await self._serve(self.state.config, partial(_without, override.number))
         self.events.emit("reverted", f"{how}: {override}", change=override.number)
 
     async def _end_drained_flows(self, override: Override) -> None:
         """At its deadline, which is over then."""
-        self.state = replace(
-            self.state,
-            overrides=tuple(
-                replace(one, deadline=None) if one is override else one
-                for one in self.state.overrides
-            ),
-        )
-        service = next(s for s in self.state.running.services if s.name == override.service)
-        backend = next(b for b in service.backends if str(b) == override.backend)
+        await self._amend(override.service, partial(_past_deadline, override.number))
         count = 0
-        for endpoint in self._resolver.endpoints(backend):
-            wanted = FlowFilter(service=service.name, backend=endpoint)
+        for endpoint in self._endpoints(override):
+            wanted = FlowFilter(service=override.service, backend=endpoint)
             count += await self.data.workers.end_flows(wanted, reset=True)
         self.events.emit(
             "drain-deadline",
-            f"{service.name}: drain deadline of {override.backend}, {count} flows reset",
-            service=service.name,
+            f"{override.service}: drain deadline of {override.backend}, {count} flows reset",
+            service=override.service,
             backend=override.backend,
             count=count,
         )
+
+    def _endpoints(self, override: Override) -> list[Endpoint]:
+        """Where the backend of an override is served."""
+        address, port, last_port = override.key
+        if not isinstance(address, str):
+            return [Endpoint(address, port, last_port)]
+        return [
+            place.endpoint
+            for place in self.state.places.get(override.service, ())
+            if place.backend.key == override.key
+            and place.endpoint is not None
+            and not place.problem
+        ]
+
+    def _tell_of_absent(self) -> None:
+        """Log once which backends are absent, which ones are no longer, and which addresses of
+        names are not used."""
+        now = absent(self.state.places)
+        for (service, backend), reason in now.items():
+            if self._absent.get((service, backend)) != reason:
+                self.events.emit(
+                    "backend-absent",
+                    f"{service}: backend {backend} is absent: {reason}",
+                    logging.WARNING,
+                    service=service,
+                    backend=backend,
+                    reason=reason,
+                )
+        for service, backend in self._absent.keys() - now.keys():
+            self.events.emit(
+                "backend-present",
+                f"{service}: backend {backend} is absent no longer",
+                service=service,
+                backend=backend,
+            )
+        self._absent = now
+        for name, reason in self.state.refused.items():
+            if self._refused.get(name) != reason:
+                text = f"the latest addresses of '{name}' can't be used: {reason}"
+                self.events.emit("name-refused", text, logging.WARNING, name=name, reason=reason)
+        self._refused = self.state.refused
 
     async def _end_flows_of_fallen(self, name: str, endpoint: Endpoint) -> None:
         service = next((s for s in self.state.running.services if s.name == name), None)
@@ -474,7 +702,8 @@ class Controller:
             await self.data.execute(EndFlows(name, endpoint, policy is OnBackendDown.RESET))
 
     def _with_address(self, vip: VipConfig) -> VipConfig:
-        return replace(vip, host=self._resolver.addresses(vip.host)[0])
+        found = self.state.names.get(vip.host, ()) if isinstance(vip.host, str) else ()
+        return replace(vip, host=found[0]) if found else vip
 
     async def _announce(self) -> None:
         for fault in advise(self.state.config):
@@ -510,3 +739,48 @@ def _dropped(before: Iterable[Override], after: Iterable[Override]) -> list[str]
 def _places(services: tuple[Service, ...]) -> dict[tuple[str, Endpoint], None]:
     """The backends of services, in order, by the service's name."""
     return {(one.name, backend.endpoint): None for one in services for backend in one.backends}
+
+
+def _state(
+    config: Config, overrides: Overrides, found: Found, schedulers: Mapping[str, bytes]
+) -> State:
+    return State(
+        config,
+        overrides,
+        services=found.services,
+        schedulers=schedulers,
+        names=found.answers,
+        places=found.places,
+        refused=found.refused,
+    )
+
+
+def _same(config: Config, overrides: Overrides) -> Overrides:
+    return overrides
+
+
+def _none(config: Config, overrides: Iterable[Override]) -> Overrides:
+    return ()
+
+
+def _add(override: Override, config: Config, overrides: Overrides) -> Overrides:
+    return add(config, overrides, override)
+
+
+def _without(number: int, config: Config, overrides: Overrides) -> Overrides:
+    return applicable(config, [one for one in overrides if one.number != number])
+
+
+def _past_deadline(number: int, config: Config, overrides: Overrides) -> Overrides:
+    return tuple(replace(one, deadline=None) if one.number == number else one for one in overrides)
+
+
+def _require(override: Override, found: Found) -> None:
+    """ConfigError if the backend that an override adds has no address that can be used."""
+    ours = [
+        place
+        for place in found.places.get(override.service, ())
+        if place.backend.key == override.key
+    ]
+    if ours and all(place.problem for place in ours):
+        raise ConfigError([f"{override.backend} can't be a backend: {ours[0].problem}"])

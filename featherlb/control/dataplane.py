@@ -31,7 +31,15 @@ from featherlb.model import Address, Service, Topology
 from featherlb.model.errors import HostError
 from featherlb.system import flow_file, kernel_state
 from featherlb.system.journal import Journal
-from featherlb.worker.protocol import Apply, LogFlows, SetTopology, Start
+from featherlb.worker.protocol import (
+    Apply,
+    LogFlows,
+    Reweigh,
+    SetTopology,
+    Start,
+    Update,
+    merge,
+)
 
 log = logging.getLogger("featherlb")
 
@@ -41,7 +49,8 @@ SHOWN = 10
 
 
 class DataPlane:
-    """Actions come one at a time; questions to the `workers` may be asked at any time."""
+    """What changes the host comes one call at a time, and so does what changes the workers'
+    services (`serve`, `reweigh`). Calls that only ask the `workers` may come at any time."""
 
     def __init__(self, events: Events, tasks: Tasks) -> None:
         self._events = events
@@ -56,8 +65,8 @@ class DataPlane:
         """Of the VIPs that others give to this host, whether they were away when that was reported
         last."""
         self._pass_mark = 0
-        self._apply = ApplyServices((), {})
-        """In force in the workers."""
+        self._apply = Apply((), 0)
+        """In force in the workers; for a new one, with the code of all schedulers."""
         self._loaded: Mapping[str, bytes] = {}
         """The code that all workers have loaded."""
         self._sent = Topology()
@@ -76,7 +85,7 @@ class DataPlane:
         self.options = plan.options
         self._pass_mark = plan.pass_mark or 0
         self._log_flows = LogFlows(log.isEnabledFor(logging.DEBUG))
-        self._apply = ApplyServices(services, schedulers)
+        self._apply = Apply(services, self._pass_mark, dict(schedulers))
         self._loaded = schedulers
         directory = Journal().directory
         saved = flow_file.find(directory, self.options.queue)
@@ -130,8 +139,8 @@ class DataPlane:
             case UpdateTopology(services):
                 await self.topology.follow(services)
                 await self.send_topology()
-            case ApplyServices():
-                await self._apply_services(action)
+            case ApplyServices(state, rules_applied):
+                await self.serve(state.services, state.schedulers, rules_applied=rules_applied)
             case EndFlows(service, backend, reset):
                 wanted = FlowFilter(service=service, backend=backend)
                 await self.workers.end_flows(wanted, reset=reset)
@@ -243,26 +252,39 @@ class DataPlane:
 
     # Workers
 
-    async def _apply_services(self, action: ApplyServices) -> None:
-        new = {
-            name: code for name, code in action.schedulers.items() if self._loaded.get(name) != code
-        }
-        # A worker that starts meanwhile gets the same. What a failure leaves loaded is not known.
-        self._apply, self._loaded = action, {}
-        await self.workers.apply(
-            Apply(action.services, self._pass_mark, new, rules_applied=action.rules_applied)
+    async def serve(
+        self,
+        services: tuple[Service, ...],
+        schedulers: Mapping[str, bytes],
+        *,
+        rules_applied: bool = True,
+    ) -> None:
+        """Have the workers serve these services; HostError if one can't, and the others do."""
+        before = {service.name: service for service in self._apply.services}
+        update = Update(
+            tuple(one for one in services if before.pop(one.name, None) != one),
+            self._pass_mark,
+            {name: code for name, code in schedulers.items() if self._loaded.get(name) != code},
+            rules_applied=rules_applied,
+            gone=frozenset(before),
         )
-        self._loaded = action.schedulers
+        # A worker that starts meanwhile gets the same. What a failure leaves loaded is not known.
+        self._apply = Apply(
+            services, self._pass_mark, dict(schedulers), rules_applied=rules_applied
+        )
+        self._loaded = {}
+        await self.workers.apply(update)
+        self._loaded = schedulers
+
+    async def reweigh(self, services: Sequence[Service]) -> None:
+        """Have the workers serve these services in place of those with their names, which differ
+        in weights and ramps only; HostError as `serve`."""
+        self._apply = replace(self._apply, services=merge(self._apply.services, services))
+        await self.workers.apply(Reweigh(tuple(services)))
 
     def _greeting(self) -> list[Apply | LogFlows | SetTopology]:
         """What a new worker has to know."""
-        one = self._apply
-        greeting: list[Apply | LogFlows | SetTopology] = [
-            self._log_flows,
-            Apply(
-                one.services, self._pass_mark, dict(one.schedulers), rules_applied=one.rules_applied
-            ),
-        ]
+        greeting: list[Apply | LogFlows | SetTopology] = [self._log_flows, self._apply]
         if self.topology.active:
             greeting.append(SetTopology(self.topology.current))
         return greeting

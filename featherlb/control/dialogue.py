@@ -40,18 +40,24 @@ class Dialogue:
         """Close this end, upon which the worker ends."""
         if self._channel.fileno() >= 0:
             asyncio.get_running_loop().remove_reader(self._channel.fileno())
+            asyncio.get_running_loop().remove_writer(self._channel.fileno())
             self._channel.close()
 
     async def _exchange(self, message: ToWorker) -> FromWorker:
         async with self._lock:
             if self.ended.is_set():
                 return Failed(f"{self._name} died")
-            self._channel.send(message)
+            if not self._channel.send(message):
+                asyncio.get_running_loop().add_writer(self._channel.fileno(), self._write)
             try:
                 return await asyncio.wait_for(self._answers.get(), ANSWER_TIMEOUT)
             except TimeoutError:
                 self._on_silence()
                 return Failed(f"{self._name} does not answer")
+
+    def _write(self) -> None:
+        if self._channel.flush():
+            asyncio.get_running_loop().remove_writer(self._channel.fileno())
 
     def _read(self) -> None:
         try:

@@ -79,6 +79,11 @@ class HealthChecks:
         """The services whose health is ignored."""
         self.changed = asyncio.Event()
         """Set when a state has changed; cleared by the task that applies it."""
+        self.changes: set[str] = set()
+        """The services with backends whose state has changed since the controller last took it into
+        account: then it removes them."""
+        self.watched: tuple[str, ...] = ()
+        """The services that are judged by clients' connections, too."""
 
     def state(self, service: str, backend: Endpoint) -> Health | None:
         """None if it isn't checked."""
@@ -96,8 +101,8 @@ class HealthChecks:
         return checked.outlier.ejections if checked and checked.outlier else None
 
     def judge(self, config: Config, services: Sequence[Service]) -> Judgement:
-        """The services with weight 0 for unhealthy backends, and with ramps for those that rose a
-        short while ago. Changes nothing until `follow`."""
+        """These services, all or some, with weight 0 for unhealthy backends, and with ramps for
+        those that rose a short while ago. Changes nothing until `follow`."""
         now = time.monotonic()
         panic: set[str] = set()
         joining = {
@@ -180,7 +185,13 @@ class HealthChecks:
         }
         risen = {**judgement.joining, **self._risen}
         self._risen = {key: since for key, since in risen.items() if key in keys}
+        self.watched = tuple(one.name for one in config.services if one.passive_health)
         self._report_panic(judgement.panic)
+
+    def follow_some(self, judgement: Judgement) -> None:
+        """Like `follow`, for some of the services, whose weights have changed and nothing else."""
+        judged = {service.name for service in judgement.services}
+        self._report_panic(self.panic - judged | judgement.panic)
 
     def observe(
         self, services: Sequence[Service], outcomes: Sequence[Mapping[str, Sequence[int]]]
@@ -189,7 +200,10 @@ class HealthChecks:
         eject or readmit backends because of it."""
         now = time.monotonic()
         counts: dict[_Key, tuple[int, int]] = {}
+        watched = set(self.watched)
         for service in services:
+            if service.name not in watched:
+                continue
             counted = [one.get(service.name, ()) for one in outcomes]
             sums = [sum(each) for each in zip(*counted, strict=False)]
             pairs = zip(sums[::2], sums[1::2], strict=True)
@@ -282,7 +296,7 @@ class HealthChecks:
             backend=str(backend),
             reason=reason,
         )
-        self.changed.set()
+        self._note_change(service)
 
     def _rise(self, key: _Key, checked: _Checked) -> None:
         service, backend = key
@@ -294,6 +308,10 @@ class HealthChecks:
         self._events.emit(
             "backend-up", f"{service}: {backend} is up", service=service, backend=str(backend)
         )
+        self._note_change(service)
+
+    def _note_change(self, service: str) -> None:
+        self.changes.add(service)
         self.changed.set()
 
     def _report_no_verdict(self, error: NoVerdictError) -> None:

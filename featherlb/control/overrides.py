@@ -30,6 +30,9 @@ class Action(StrEnum):
     WEIGHT = "weight"
 
 
+WEIGHING = (Action.DRAIN, Action.ENABLE, Action.WEIGHT)
+"""Those that change weights and nothing else: workers alone have to know of them."""
+
 _ASPECTS = {
     Action.ADD: "membership",
     Action.REMOVE: "membership",
@@ -71,11 +74,15 @@ class Override:
 
 def with_overrides(config: Config, overrides: Iterable[Override]) -> Config:
     """The configuration with the overrides applied. A drained backend has weight 0."""
-    ordered = list(overrides)
+    ours: dict[str, list[Override]] = {}
+    for override in overrides:
+        ours.setdefault(override.service, []).append(override)
+    if not ours:
+        return config
     return replace(
         config,
         services=tuple(
-            _changed(service, [one for one in ordered if one.service == service.name])
+            _changed(service, ours[service.name]) if service.name in ours else service
             for service in config.services
         ),
     )
@@ -125,7 +132,10 @@ def _pool(service: ServiceConfig, overrides: Iterable[Override]) -> dict[Backend
 def find_service(config: Config, name: str) -> ServiceConfig:
     """A service by its name or by one of its VIPs; ConfigError if there is none."""
     for service in config.services:
-        if name == service.name or name in map(str, service.vips):
+        if name == service.name:
+            return service
+    for service in config.services:
+        if name in map(str, service.vips):
             return service
     known = [service.name for service in config.services]
     close = closest(name, known)

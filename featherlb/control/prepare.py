@@ -4,33 +4,52 @@ All of it is blocking: not for a running asyncio loop.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from featherlb import host
-from featherlb.config import AUTO, Config, resolve
+from featherlb.config import AUTO, Config, Places
 from featherlb.config.faults import Fault, refuse
-from featherlb.config.resolve import Lookup
+from featherlb.config.resolve import build, place
 from featherlb.core.pools.schedulers import is_file_reference
-from featherlb.model import Service
-from featherlb.model.errors import ConfigError
+from featherlb.model import Address, Service
+from featherlb.model.errors import ConfigError, FeatherlbError
 from featherlb.system import flow_file, plugins
 from featherlb.system.journal import Journal
 
 log = logging.getLogger("featherlb")
 
 
-def find_services(
-    config: Config, look_up: Lookup, current: Sequence[Service] = ()
-) -> tuple[Service, ...]:
+Answers = Mapping[str, Sequence[Address]]
+"""The addresses of host names; none for one that can't be resolved."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a configuration comes to on this host, by these answers."""
+
+    services: tuple[Service, ...]
+    places: Places
+    answers: Answers
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """The names whose addresses are others than the latest, which can't be used, with the reason.
+    """
+
+
+def find_services(config: Config, answers: Answers, current: Sequence[Service] = ()) -> Found:
     """The services with names resolved and datapaths picked.
 
     `current` services keep the datapath that was picked for them, if it still works.
     """
+
+    def look_up(name: str) -> Sequence[Address]:
+        return answers.get(name, ())
+
     automatic = {service.name for service in config.services if service.datapath == AUTO}
     picked = {service.name: service.datapath for service in current}
-    services = host.prepare(resolve(config, look_up))
-    return tuple(host.pick(services, automatic, picked, config.queue))
+    places = place(config, look_up)
+    services = host.prepare(build(config, places, look_up))
+    return Found(tuple(host.pick(services, automatic, picked, config.queue)), places, answers)
 
 
 def check(services: Sequence[Service], options: host.Options) -> None:
@@ -47,10 +66,71 @@ def advise(services: Sequence[Service], options: host.Options) -> list[str]:
     return found
 
 
-def prepare(config: Config, look_up: Lookup) -> tuple[tuple[Service, ...], host.HostPlan]:
+def with_names(
+    answers: Answers,
+    before: Answers,
+    attempt: Callable[[Answers], Found],
+    refused: Mapping[str, str] | None = None,
+) -> Found:
+    """The result of an attempt with these answers. If it fails, without those that are to blame:
+    such a name keeps the addresses of `before`. FeatherlbError if names are not to blame.
+
+    `refused` has names that were to blame before.
+    """
+    reasons = {name: text for name, text in (refused or {}).items() if name in answers}
+    try:
+        return _explained(attempt(answers), reasons)
+    except FeatherlbError:
+        news = [name for name, found in answers.items() if found != before.get(name, ())]
+        if not news:
+            raise
+    accepted = {**answers, **{name: before.get(name, ()) for name in news}}
+    result = attempt(accepted)
+    groups = [news]
+    while groups:
+        group = groups.pop()
+        trial = accepted | {name: answers[name] for name in group}
+        try:
+            result = attempt(trial)
+        except FeatherlbError as error:
+            if len(group) == 1:
+                reasons[group[0]] = str(error)
+            else:
+                middle = len(group) // 2
+                groups += [group[middle:], group[:middle]]
+        else:
+            accepted = trial
+    return _explained(result, reasons)
+
+
+def _explained(found: Found, refused: Mapping[str, str]) -> Found:
+    """With the reason at the backends that are absent because of it."""
+    places = {
+        service: [
+            replace(one, problem=refused.get(str(one.backend.host), one.problem))
+            if one.address is None
+            else one
+            for one in ours
+        ]
+        for service, ours in found.places.items()
+    }
+    return replace(found, places=places, refused=refused)
+
+
+def prepare(config: Config, answers: Answers) -> tuple[Found, host.HostPlan]:
     """What a new instance serves and what it changes on the host; HostError and ConfigError if it
     can't run."""
-    services = find_services(config, look_up)
+    plans: list[host.HostPlan] = []
+
+    def attempt(answers: Answers) -> Found:
+        found = find_services(config, answers)
+        plans.append(_plan(config, found.services))
+        return found
+
+    return with_names(answers, {}, attempt), plans[-1]
+
+
+def _plan(config: Config, services: Sequence[Service]) -> host.HostPlan:
     options = host.Options(
         queue=host.free_queue(config.workers, services) if config.queue is None else config.queue,
         workers=config.workers,
@@ -66,7 +146,7 @@ def prepare(config: Config, look_up: Lookup) -> tuple[tuple[Service, ...], host.
             options = replace(options, hash_seed=shard.seed)
     facts = host.survey(services)
     host.check(services, options, facts)
-    return services, host.build(services, options, facts)
+    return host.build(services, options, facts)
 
 
 def load_schedulers(config: Config, loaded: Mapping[str, bytes]) -> dict[str, bytes]:

@@ -20,16 +20,17 @@ A rollback restores the state before its step, even if the step has failed half 
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
-from featherlb.config import Config
+from featherlb.config import Config, Places
 from featherlb.control.overrides import Override, with_overrides
-from featherlb.model import Backend, Endpoint, OnBackendDown, Protocol, Service
+from featherlb.model import Address, Backend, Endpoint, OnBackendDown, Protocol, Service
 from featherlb.system.failure import log_traceback, sentence
 
 log = logging.getLogger("featherlb")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class State:
     """What an instance serves, or is to serve."""
 
@@ -43,8 +44,14 @@ class State:
     with the datapath that the service has now."""
     schedulers: Mapping[str, bytes] = field(default_factory=dict)
     """The code of users' schedulers, by reference."""
+    names: Mapping[str, Sequence[Address]] = field(default_factory=dict)
+    """The addresses of host names, as far as they can be used."""
+    places: Places = field(default_factory=dict)
+    """Where the backends with names are, by these addresses."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """The names whose latest addresses can't be used, with the reason."""
 
-    @property
+    @cached_property
     def running(self) -> Config:
         """The configuration with the overrides."""
         return with_overrides(self.config, self.overrides)
@@ -71,10 +78,9 @@ class UpdateTopology:
 
 @dataclass(frozen=True, slots=True)
 class ApplyServices:
-    """Have the workers serve these services. `rules_applied` as in `Apply`."""
+    """Have the workers serve this state, which is in force then. `rules_applied` as in `Apply`."""
 
-    services: tuple[Service, ...]
-    schedulers: Mapping[str, bytes]
+    state: State
     rules_applied: bool = True
 
 
@@ -112,13 +118,13 @@ def plan(before: State, wanted: State, *, repair: bool = False) -> list[Step]:
     first = UpdateHost((*with_new, *moving), before.departing)
     old_host = UpdateHost(before.services, before.departing)
     old_topology = UpdateTopology((*before.services, *before.departing))
-    old_services = ApplyServices(before.services, before.schedulers)
-    applied = ApplyServices(wanted.services, wanted.schedulers, rules_applied=not moving)
+    old_services = ApplyServices(before)
+    applied = ApplyServices(wanted, rules_applied=not moving)
 
     steps = []
     if touch:
         steps.append(Step(first, (old_host, old_services) if moving else (old_host,)))
-    steps.append(Step(UpdateTopology((*wanted.services, *gone)), (old_topology,)))
+        steps.append(Step(UpdateTopology((*wanted.services, *gone)), (old_topology,)))
     steps.append(Step(applied, (replace(old_services, rules_applied=not moving),)))
     steps += [Step(action) for action in _endings(before, wanted)]
     if touch:

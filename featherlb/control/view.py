@@ -4,15 +4,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
-from featherlb.config import BackendConfig, ServiceConfig
+from featherlb.config import BackendConfig, Place, ServiceConfig
+from featherlb.config.types import BackendKey, Host
 from featherlb.control.health import HealthChecks, progress
 from featherlb.control.host_watch import HostView
 from featherlb.control.log_level import LogLevel
 from featherlb.control.overrides import Override, drained
-from featherlb.control.resolver import Resolver
 from featherlb.control.tasks import TaskState
 from featherlb.control.transition import State
-from featherlb.model import Endpoint, Health, Service
+from featherlb.model import Address, Endpoint, Health, Service
 from featherlb.worker.protocol import WorkerStatistics
 
 
@@ -34,7 +34,8 @@ class BackendView:
 
     config: BackendConfig
     """With the overrides."""
-    endpoint: Endpoint
+    endpoint: Endpoint | None
+    """None if it has none that can be used: it is absent, and `failure` says why."""
     drained: bool
     """By an override."""
     health: Health | None
@@ -53,8 +54,9 @@ class ServiceView:
 
     config: ServiceConfig
     """With the overrides."""
-    served: Service
-    """With VIPs resolved and the datapath picked."""
+    served: Service | None
+    """With VIPs resolved and the datapath picked; None while the names of its VIPs have no address.
+    """
     panic: bool
     """Its backends' health is ignored."""
     backends: tuple[BackendView, ...]
@@ -98,35 +100,43 @@ class View:
         return {one.number: one.statistics for one in self.workers if one.statistics is not None}
 
 
-def view_services(
-    state: State, health: HealthChecks, resolver: Resolver
-) -> tuple[ServiceView, ...]:
+def view_services(state: State, health: HealthChecks) -> tuple[ServiceView, ...]:
     """The services of a state."""
     served = {service.name: service for service in state.services}
     return tuple(
         ServiceView(
             config=service,
-            served=served[service.name],
+            served=served.get(service.name),
             panic=service.name in health.panic,
-            backends=tuple(_backends(service, served[service.name], state, health, resolver)),
+            backends=tuple(_backends(service, served.get(service.name), state, health)),
         )
         for service in state.running.services
     )
 
 
 def _backends(
-    service: ServiceConfig, served: Service, state: State, health: HealthChecks, resolver: Resolver
+    service: ServiceConfig, served: Service | None, state: State, health: HealthChecks
 ) -> Iterator[BackendView]:
-    drained_ones = drained(service, state.overrides)
-    weights = {one.endpoint: round(one.weight * progress(one), 2) for one in served.backends}
+    resting = drained(service, state.overrides)
+    backends = served.backends if served else ()
+    weights = {one.endpoint: round(one.weight * progress(one), 2) for one in backends}
+    places: dict[BackendKey, list[Place]] = {}
+    for place in state.places.get(service.name, ()):
+        places.setdefault(place.backend.key, []).append(place)
     for backend in service.backends:
-        for endpoint in resolver.endpoints(backend):
+        key = backend.key
+        for place in places.get(key) or [Place(backend, _literal(backend.host))]:
+            endpoint = None if place.problem else place.endpoint
             yield BackendView(
                 config=backend,
                 endpoint=endpoint,
-                drained=backend.key in drained_ones,
-                health=health.state(service.name, endpoint),
-                failure=health.failure(service.name, endpoint),
-                effective_weight=weights.get(endpoint, 0),
-                ejections=health.ejections(service.name, endpoint),
+                drained=key in resting,
+                health=health.state(service.name, endpoint) if endpoint else None,
+                failure=health.failure(service.name, endpoint) if endpoint else place.problem,
+                effective_weight=weights.get(endpoint, 0) if endpoint else 0,
+                ejections=health.ejections(service.name, endpoint) if endpoint else None,
             )
+
+
+def _literal(host: Host) -> Address | None:
+    return None if isinstance(host, str) else host

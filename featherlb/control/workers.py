@@ -41,6 +41,7 @@ from featherlb.worker.protocol import (
     GetStatistics,
     LogFlows,
     Outcomes,
+    Reweigh,
     SetTopology,
     Start,
     ToWorker,
@@ -86,7 +87,7 @@ class WorkerProcess:
             if predecessor is not None:
                 shared.append(predecessor.memory)
                 self.start = replace(self.start, predecessor=predecessor.memory)
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
             on_failure.enter_context(ours)
             # Without either, a module in the working directory would run in place of Python's own.
             isolation = "-I" if sys.flags.isolated else "-P"
@@ -187,7 +188,7 @@ class Workers:
     def pids(self) -> list[int]:
         return [worker.process.pid for worker in self._processes]
 
-    async def apply(self, message: Apply | LogFlows | SetTopology) -> None:
+    async def apply(self, message: Apply | LogFlows | Reweigh | SetTopology) -> None:
         """All have done it when this returns; HostError if one can't, and the others have."""
         answers = await asyncio.gather(
             *(worker.ask(message) for worker in self._processes), return_exceptions=True
@@ -196,13 +197,13 @@ class Workers:
             if isinstance(answer, BaseException):
                 raise answer
 
-    async def outcomes(self) -> list[dict[str, tuple[int, ...]]]:
-        """How flows ended at their beginning, of each worker (see `Views.outcomes`); a dead
-        one's are left out."""
+    async def outcomes(self, services: tuple[str, ...]) -> list[dict[str, tuple[int, ...]]]:
+        """How flows of these services ended at their beginning, of each worker (see
+        `Views.outcomes`); a dead one's are left out."""
         found = []
         for worker in list(self._processes):
             try:
-                answer = await worker.ask(GetOutcomes())
+                answer = await worker.ask(GetOutcomes(services))
             except HostError:
                 continue
             assert isinstance(answer, Outcomes)

@@ -6,6 +6,7 @@ Nothing is changed.
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from featherlb import host
@@ -13,9 +14,10 @@ from featherlb.api import schema
 from featherlb.api.client import connect
 from featherlb.config import Config, find_config
 from featherlb.config.file import load, parse
-from featherlb.control.prepare import find_services, load_schedulers
-from featherlb.control.resolver import Resolver
-from featherlb.doctor.finding import Finding, error, refusal
+from featherlb.config.resolve import absent, names
+from featherlb.control.prepare import find_services, load_schedulers, with_names
+from featherlb.control.resolver import look_up
+from featherlb.doctor.finding import Finding, error, refusal, warning
 from featherlb.model import Address, HealthCheck, Service
 from featherlb.model.errors import ConfigError, FeatherlbError, HostError
 from featherlb.system import kernel_state, plugins
@@ -99,7 +101,12 @@ def find_subject(
     facts = None
     if config is not None:
         try:
-            services = find_services(config, Resolver().look_up)
+            found = with_names(look_up(names(config)), {}, partial(find_services, config))
+            services = found.services
+            findings += (
+                warning(f"backend {backend} of service '{service}' is absent: {reason}")
+                for (service, backend), reason in absent(found.places).items()
+            )
             queue = running.record.instance if running is not None else config.queue
             if queue is None:
                 queue = host.free_queue(config.workers, services)

@@ -20,6 +20,8 @@ from featherlb.system.ruleset import Chain, Jump, Rule, Ruleset, Table
 COMMANDS = {4: "iptables", 6: "ip6tables"}
 LOCK_TIMEOUT = 10
 """Seconds to wait for another program's iptables run (the legacy flavour's lock)."""
+RUN_TIMEOUT = 60
+"""Seconds after which a run is given up, so that nothing waits for it for good."""
 
 _CHAIN = re.compile(r"^:FEATHERLB-([A-Z]+)-(\d+) ")
 _RULE = re.compile(r"^-A (\S+) (.*)$")
@@ -78,7 +80,7 @@ def missing(family: int, rules: Sequence[Rule]) -> list[str]:
     script = "\n".join(["*raw", *(f"-A OUTPUT {rule}" for rule in rules), ""])
     # The exit code means nothing: a missing extension is only a warning, and a missing set is an
     # error.
-    done = _run(family, "restore", script, "--noflush", "--test")
+    done = _run(family, "restore", script, "--test")
     return list(dict.fromkeys(_UNSUPPORTED.findall(done.stderr)))
 
 
@@ -98,7 +100,7 @@ def require_tables(family: int, tables: Sequence[str]) -> None:
 def _refusal(family: int, tables: Sequence[str]) -> str | None:
     """Why the kernel refuses the tables, None if it has them."""
     script = "".join(f"*{table}\nCOMMIT\n" for table in tables)
-    done = _run(family, "restore", script, "--noflush", "--test")
+    done = _run(family, "restore", script, "--test")
     return _reason(done.stderr) if done.returncode else None
 
 
@@ -249,7 +251,7 @@ def _save(family: int) -> list[str]:
 
 
 def _restore(family: int, script: str) -> None:
-    done = _run(family, "restore", script, "--noflush", "--wait", str(LOCK_TIMEOUT))
+    done = _run(family, "restore", script)
     if done.returncode:
         line = re.search(r"line:? (\d+)", done.stderr)
         culprit = f" at `{script.splitlines()[int(line[1]) - 1]}`" if line else ""
@@ -268,9 +270,19 @@ def _run(
             f"{name} is not installed; install the package iptables, for example with"
             " `apt install iptables`"
         )
-    return subprocess.run(
-        [program, *options], input=script, capture_output=True, text=True, check=False
-    )
+    if action == "restore":
+        options = ("--noflush", "--wait", str(LOCK_TIMEOUT), *options)
+    try:
+        return subprocess.run(
+            [program, *options],
+            input=script,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=RUN_TIMEOUT,
+        )
+    except subprocess.TimeoutExpired:
+        raise HostError(f"{name} has not ended within {RUN_TIMEOUT} s") from None
 
 
 def _find(name: str) -> str | None:

@@ -46,10 +46,13 @@ from featherlb.worker.protocol import (
     LogFlows,
     Outcomes,
     Ready,
+    Reweigh,
     SetTopology,
     Start,
     ToWorker,
+    Update,
     WorkerStatistics,
+    merge,
 )
 
 TICK = 0.1
@@ -127,8 +130,13 @@ class Worker:
         for engine in self._engines.values():
             engine.tick(now)
         self._log_flows(now)
-        self._channel.flush()
+        self._flush_channel()
         return overdue
+
+    def _flush_channel(self) -> None:
+        """Send the supervisor what is queued, the rest as soon as there is room."""
+        events = select.POLLIN if self._channel.flush() else select.POLLIN | select.POLLOUT
+        self._poller.modify(self._channel.fileno(), events)
 
     def _listen(self) -> bool:
         """Handle the supervisor's messages; False when it has ended."""
@@ -137,6 +145,7 @@ class Worker:
                 self._obey(message)
         except EOFError:
             return False
+        self._flush_channel()
         return True
 
     def _obey(self, message: object) -> None:
@@ -161,8 +170,12 @@ class Worker:
             case LogFlows(enabled):
                 self._core.lifecycle.opened = [] if enabled else None
                 self._channel.send(Applied())
-            case GetOutcomes():
-                self._channel.send(Outcomes(self._core.views.outcomes()))
+            case Reweigh(services):
+                self._core.update(divide_limits(services, self._start.shard))
+                self._services = merge(self._services, services)
+                self._channel.send(Applied())
+            case GetOutcomes(services):
+                self._channel.send(Outcomes(self._core.views.outcomes(services)))
             case GetStatistics():
                 statistics = self._core.views.statistics()
                 engines = {name: engine.counters() for name, engine in self._engines.items()}
@@ -188,10 +201,16 @@ class Worker:
 
     def _apply(self, message: Apply) -> None:
         """Serve other services."""
-        change = ServiceChange(self._services, message.services, message.pass_mark)
+        wanted = message.services
+        gone = {service.name for service in self._services} - {one.name for one in wanted}
+        if isinstance(message, Update):
+            gone = set(message.gone)
+            wanted = merge(self._services, message.services, gone)
+        change = ServiceChange(self._services, wanted, message.pass_mark)
         for engine in self._engines.values():
             engine.prepare(change, time.monotonic())
-        self._core.apply(divide_limits(change.wanted, self._start.shard), message.rules_applied)
+        shares = divide_limits(message.services, self._start.shard)
+        self._core.update(shares, gone, message.rules_applied)
         if not self._serving:
             self._restore()
         for engine in self._engines.values():

@@ -1,12 +1,16 @@
 """The messages between supervisor and worker, and their channel.
 
-The channel is a SOCK_SEQPACKET socketpair: one pickled message a packet, between two processes of
-the same program. Sending never blocks: what does not fit is queued in memory and sent by `flush`.
+The channel is a pair of stream sockets between two processes of the same program: packets would
+have to fit into the kernel's buffers, and thousands of services exceed any. Each pickled message
+has its length in front. Sending never blocks: what does not fit is queued in memory and sent by
+`flush`.
 """
 
 import pickle
 import socket
+import struct
 from collections import deque
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from featherlb.core.path.export import Explanation, FlowRecords, Statistics
@@ -23,7 +27,11 @@ from featherlb.model import (
 from featherlb.model.shard import Shard
 
 _BUFFER = 4 << 20
-"""Bytes of kernel memory per direction; a message must fit into it."""
+"""Bytes of kernel memory per direction, or what net.core.wmem_max allows."""
+_PART = 1 << 18
+"""Bytes to receive at once."""
+_LENGTH = struct.Struct("=I")
+"""In front of each message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +56,7 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Apply:
-    """To the worker: serve these services. It answers `Applied` or `Failed`.
+    """To the worker: serve these services, and no others. It answers `Applied` or `Failed`.
 
     `schedulers` is the code of users' files by reference, to be run first: all that is new to the
     worker. `pass_mark` is that of `ServiceChange`, `rules_applied` that of `Balancer.apply`.
@@ -58,6 +66,21 @@ class Apply:
     pass_mark: int
     schedulers: dict[str, bytes] = field(default_factory=dict)
     rules_applied: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Update(Apply):
+    """Like `Apply`, but the services that are neither among these nor `gone` stay as they are."""
+
+    gone: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Reweigh:
+    """To the worker: serve these services in place of those with their names, which differ in
+    nothing that rules or engines depend on, such as weights. It answers `Applied`."""
+
+    services: tuple[Service, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +107,9 @@ class GetStatistics:
 
 @dataclass(frozen=True, slots=True)
 class GetOutcomes:
-    """To the worker: it answers `Outcomes`."""
+    """To the worker: it answers `Outcomes` for the services of these names."""
+
+    services: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,9 +220,22 @@ class Explained:
     failure: str = ""
 
 
+def merge(
+    services: Iterable[Service], changed: Iterable[Service], gone: Collection[str] = ()
+) -> tuple[Service, ...]:
+    """The services with these in place of those with their names, without those that are `gone`,
+    and with new ones at the end."""
+    merged = {service.name: service for service in services}
+    merged |= {service.name: service for service in changed}
+    for name in gone:
+        merged.pop(name, None)
+    return tuple(merged.values())
+
+
 ToWorker = (
     Start
     | Apply
+    | Reweigh
     | SetTopology
     | LogFlows
     | GetStatistics
@@ -219,41 +257,58 @@ class Channel:
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             end.setsockopt(socket.SOL_SOCKET, option, _BUFFER)
         self._socket = end
-        self._pending: deque[bytes] = deque()
+        self._pending: deque[memoryview] = deque()
+        self._received = bytearray()
 
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def send(self, message: ToWorker | FromWorker) -> None:
-        """Send, now or with a later `flush`."""
-        self._pending.append(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
-        self.flush()
+    def send(self, message: ToWorker | FromWorker) -> bool:
+        """Send, now or with a later `flush`; whether nothing is left."""
+        data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+        self._pending.append(memoryview(_LENGTH.pack(len(data)) + data))
+        return self.flush()
 
     def flush(self) -> bool:
         """Send what is queued; whether nothing is left."""
         while self._pending:
             try:
-                self._socket.send(self._pending[0])
+                sent = self._socket.send(self._pending[0])
             except BlockingIOError:
                 return False
             except (BrokenPipeError, ConnectionResetError):
                 self._pending.clear()
                 break
-            self._pending.popleft()
+            self._pending[0] = self._pending[0][sent:]
+            if not self._pending[0]:
+                self._pending.popleft()
         return True
 
     def receive(self) -> ToWorker | FromWorker | None:
         """The next message, None if none waits; EOFError when the other end has closed."""
-        try:
-            packet = self._socket.recv(_BUFFER)
-        except BlockingIOError:
-            return None
-        except ConnectionResetError:
-            packet = b""
-        if not packet:
-            raise EOFError
-        message: ToWorker | FromWorker = pickle.loads(packet)
+        while (data := self._take()) is None:
+            try:
+                part = self._socket.recv(_PART)
+            except BlockingIOError:
+                return None
+            except ConnectionResetError:
+                part = b""
+            if not part:
+                raise EOFError
+            self._received += part
+        message: ToWorker | FromWorker = pickle.loads(data)
         return message
+
+    def _take(self) -> bytes | None:
+        """The first message received, None if it isn't complete."""
+        if len(self._received) < _LENGTH.size:
+            return None
+        end = _LENGTH.size + _LENGTH.unpack_from(self._received)[0]
+        if len(self._received) < end:
+            return None
+        data = bytes(self._received[_LENGTH.size : end])
+        del self._received[:end]
+        return data
 
     def close(self) -> None:
         self._socket.close()

@@ -2,13 +2,10 @@
 
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,58 +13,12 @@ import pytest
 from featherlb.lab import Lab
 from featherlb.lab.namespaces import VIP
 from featherlb.system.journal import Journal
-from tests.netns.command import PROGRAM, Featherlb, api, reload, run
+from tests.netns.command import PROGRAM, Featherlb, api, reload
 from tests.netns.conftest import ONE_DRIVER, SERVED, Up
-from tests.netns.test_operate_pools import ONE, TWO, answering, configuration, operate
-from tests.netns.traffic import Session, ask, wait_for
+from tests.netns.test_operate_pools import ONE, operate
+from tests.netns.traffic import ask, wait_for
 
 pytestmark = [ONE_DRIVER, SERVED, pytest.mark.no_packets("the supervisor and its host")]
-
-
-@contextmanager
-def hosts(lab: Lab) -> Iterator[Path]:
-    """The balancer's own /etc/hosts (ip-netns(8) mounts it)."""
-    directory = Path("/etc/netns", lab.balancer.namespace)
-    directory.mkdir(parents=True)
-    path = directory / "hosts"
-    path.write_text("")
-    try:
-        yield path
-    finally:
-        shutil.rmtree(directory)
-
-
-NEW_ADDRESSES = "backend names resolve to new addresses"
-
-
-def test_names_are_followed(lab: Lab, featherlb: Up, tmp_path: Path) -> None:
-    path = tmp_path / "lb.yaml"
-    path.write_text("resolve_interval: 200ms\n" + configuration("pool.test:8080"))
-
-    def addresses() -> list[str]:
-        (service,) = api(lab.balancer, "services")["services"]
-        return sorted(one["address"] for one in service["backends"] if one["state"] == "up")
-
-    with hosts(lab) as names:
-        names.write_text("10.0.1.2 pool.test\n")
-        with featherlb(lab, "--config", str(path)) as running:
-            assert addresses() == [ONE]
-            with Session(lab.client) as session:
-                assert session.ask().backend == "backend1"
-                names.write_text("10.0.1.3 pool.test\n10.0.1.4 pool.test\n")
-                wait_for(lambda: NEW_ADDRESSES in running.log, "the new addresses")
-                assert addresses() == [TWO, "10.0.1.4:8080"]
-                assert answering(lab, 4) == {"backend2": 2, "backend3": 2}
-                assert session.ask().backend == "backend1"
-            # A resolver that fails changes nothing.
-            names.write_text("")
-            reload(lab.balancer)
-            assert answering(lab, 4) == {"backend2": 2, "backend3": 2}
-            # A change names the backend as the configuration does.
-            refused = run(lab.balancer, "backend", "drain", "web", TWO)
-            assert "its backends: pool.test:8080" in refused.stderr
-            operate(lab, "backend", "weight", "web", "pool.test:8080", "5")
-            assert running.log.count(NEW_ADDRESSES) == 1
 
 
 def test_the_api_comes_back_when_its_socket_was_removed(lab: Lab, featherlb: Up) -> None:

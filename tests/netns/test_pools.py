@@ -294,19 +294,19 @@ def test_roles_and_limits_are_kept_when_saved(lab: Lab, balancing: Callable[...,
 
 
 @ONE_DRIVER
-def test_health_is_put_in_force_once_there_are_descriptors_again(
+def test_health_is_put_in_force_without_descriptors(
     lab: Lab, balancing: Callable[..., Any]
 ) -> None:
-    """What keeps new connections from a backend fails for a while, and is tried again."""
+    """Weights need nothing of the host."""
     passive = "passive_health: {failures: 3, ejection: 1m}"
     with balancing(passive, ONE, TWO) as running, Load(lab, kept=0, short=4) as load:
         soft, hard = resource.prlimit(running.pid, resource.RLIMIT_NOFILE)
         # What is open stays open.
         resource.prlimit(running.pid, resource.RLIMIT_NOFILE, (3, hard))
         with firewall(lab, 0, REFUSE):
-            wait_for(lambda: "Too many open files" in running.log, "the failure")
-            resource.prlimit(running.pid, resource.RLIMIT_NOFILE, (soft, hard))
+            wait_for(lambda: f"{ONE} is ejected" in running.log, "its ejection")
             wait_for(partial(quiet, load), "an end of the errors")
             assert answering(lab, 4) == {"backend2": 4}
+            resource.prlimit(running.pid, resource.RLIMIT_NOFILE, (soft, hard))
         load.stop()
         assert api(lab.balancer, "status")["watchdog_fed"]

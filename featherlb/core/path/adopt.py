@@ -47,11 +47,11 @@ class Adoption:
         self._vips: dict[tuple[int, int, int], list[tuple[Pool, int, int, int]]] = {}
 
     def index(self, pools: Iterable[Pool]) -> None:
-        """Index by backend the VIPs whose connections can be adopted by their replies. Wildcards
+        """Index by backend the VIPs whose connections might be adopted by their replies. Wildcards
         and long port ranges are left out: a reply rarely fits only one of their ports."""
         found: dict[tuple[int, int, int], list[tuple[Pool, int, int, int]]] = {}
         for pool in pools:
-            if not pool.adopts or pool.offloaded or pool.service.protocol is not Protocol.TCP:
+            if pool.service.protocol is not Protocol.TCP:
                 continue
             for scheduled in pool.members.values():
                 member = self._members.by_id[scheduled.index]
@@ -77,6 +77,8 @@ class Adoption:
         backend = (packet.src_high, packet.src_low, packet.ports >> 16)
         vips = self._vips.get(backend, ())
         for pool, vip_high, vip_low, vip_port in vips:
+            if not pool.adopts or pool.offloaded:
+                continue
             if hook != INPUT and pool.raw != (hook == WIRE):
                 continue
             vip = packet.number(vip_high, vip_low)

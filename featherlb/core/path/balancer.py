@@ -1,13 +1,13 @@
 """The packet path. Sans-IO: packets come in as bytes in a buffer, verdicts go out.
 
-Reads no clock, opens no socket, writes no log. It has four entry points: `handle_packet`,
-`handle_timer`, `apply` (the services) and `set_topology` (where frames go); its parts have more.
-`handle_packet` is a list of stages, which follow in the same order; docs/packet-path.md explains
-them. Not thread-safe: a worker makes one call at a time.
+Reads no clock, opens no socket, writes no log. It has five entry points: `handle_packet`,
+`handle_timer`, `apply` and `update` (the services) and `set_topology` (where frames go); its parts
+have more. `handle_packet` is a list of stages, which follow in the same order; docs/packet-path.md
+explains them. Not thread-safe: a worker makes one call at a time.
 """
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import cython
 
@@ -228,8 +228,17 @@ class Balancer:
         from the datapath `offload` opens no flow: conntrack would see its first packet where it
         must not, or would miss it.
         """
-        switched = self.services.apply(services, rules_applied)
-        self.adoption.index(self.services.pools.values())
+        gone = self.services.pools.keys() - {service.name for service in services}
+        self.update(services, gone, rules_applied)
+
+    def update(
+        self, services: Sequence[Service], gone: Collection[str] = (), rules_applied: bool = True
+    ) -> None:
+        """Like `apply`, but the services that are neither named here nor `gone` stay as they are,
+        and cost nothing."""
+        switched, moved = self.services.update(services, gone, rules_applied)
+        if moved:
+            self.adoption.index(self.services.pools.values())
         if switched:
             self.migration.migrate(switched)
 

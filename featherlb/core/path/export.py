@@ -4,7 +4,7 @@ Nothing here changes what happens to a packet. It is compiled because only compi
 a compiled record and compiled counters.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import cython
@@ -239,12 +239,15 @@ class Views:
     def _is_open(self, flow: int) -> bool:
         return bool(self._flows.at(flow).protocol)
 
-    def outcomes(self) -> dict[str, tuple[int, ...]]:
-        """By service, for each of its backends in order: flows opened since it joined, and how many
-        of them it refused or did not answer. Cheap enough to call often."""
+    def outcomes(self, services: Iterable[str]) -> dict[str, tuple[int, ...]]:
+        """By service, of those with these names, for each of its backends in order: flows opened
+        since it joined, and how many of them it refused or did not answer."""
         counters = self._counters
         found: dict[str, tuple[int, ...]] = {}
-        for name, pool in self._services.pools.items():
+        for name in services:
+            pool = self._services.pools.get(name)
+            if pool is None:
+                continue
             outcomes: list[int] = []
             for member in pool.members.values():
                 at = member.index * COUNTERS

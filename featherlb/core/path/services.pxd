@@ -14,6 +14,7 @@ cdef class Services:
     cdef readonly list user_schedulers
     cdef dict _by_vip
     cdef bint _wildcards, _all_ports
+    cdef list _awaiting
     cdef Members _members
     cdef NextHops _next_hops
     cdef object _source_ports, _seed, _hash_key

@@ -3,7 +3,7 @@
 A pool lives as long as there is a service of its name, its members as long as they have flows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import partial
 
 from featherlb.core.flows.members import Members
@@ -39,49 +39,56 @@ class Services:
         self._by_vip: dict[tuple[int, int, int, int], Pool] = {}
         self._wildcards = False
         self._all_ports = False
+        self._awaiting: list[Pool] = []
+        """The pools that await rules."""
         self._members = members
         self._next_hops = next_hops
         self._source_ports = source_ports
         self._seed = seed
         self._hash_key = hash_key
 
-    def apply(self, services: Sequence[Service], rules_applied: bool) -> set[Pool]:
-        """Serve these from now on; returns the pools whose datapath has changed. `rules_applied` as
-        for `Balancer.apply`."""
+    def update(
+        self, services: Iterable[Service], gone: Iterable[str], rules_applied: bool
+    ) -> tuple[set[Pool], bool]:
+        """Serve these from now on in place of those with their names, and those that are `gone` no
+        longer; the others stay. Returns the pools whose datapath has changed, and whether some VIP
+        or backend has come or gone. `rules_applied` as for `Balancer.apply`."""
         members = self._members
-        pools: dict[str, Pool] = {}
         switched: set[Pool] = set()
+        moved = False
+        for pool in self._awaiting:
+            pool.awaiting_rules = False
+        self._awaiting = []
+        for name in gone:
+            moved = True
+            for member in self.pools.pop(name).members.values():
+                members.retire(member)
         for service in services:
-            pool = self.pools.pop(service.name, None)
-            if pool is None:
-                pool = Pool(service, seed=self._seed, key=self._hash_key)
-            before = pool.service.datapath
-            changes = service.datapath is not before
-            pool.awaiting_rules = (
-                changes
-                and not rules_applied
-                and (before.kernel_forwards or service.datapath.kernel_forwards)
-            )
-            gone = pool.update(service, partial(members.add, pool))
-            pools[service.name] = pool
-            if changes:
-                switched.add(pool)
-            for member in gone:
+            found = self.pools.get(service.name)
+            pool = found or Pool(service, seed=self._seed, key=self._hash_key)
+            before = pool.service
+            moved = moved or found is None or _place(before) != _place(service)
+            self.pools[service.name] = pool
+            for member in pool.update(service, partial(members.add, pool)):
                 members.retire(member)
             for member in pool.members.values():
                 members.take_backend(member)
-        for pool in self.pools.values():
-            for member in pool.members.values():
-                members.retire(member)
-        self.pools = pools
+            if service.datapath is not before.datapath:
+                switched.add(pool)
+                if not rules_applied and (
+                    before.datapath.kernel_forwards or service.datapath.kernel_forwards
+                ):
+                    pool.awaiting_rules = True
+                    self._awaiting.append(pool)
         self.user_schedulers = [
             (name, scheduler)
-            for name, pool in pools.items()
+            for name, pool in self.pools.items()
             for scheduler in pool.schedulers
             if isinstance(scheduler, UserScheduler)
         ]
-        self._index()
-        return switched
+        if moved:
+            self._index()
+        return switched, moved
 
     def find(self, high: int, low: int, protocol: int, port: int, wire: bool) -> Pool | None:
         """The pool of the service with this VIP; `wire` for a packet that came as a frame."""
@@ -126,3 +133,9 @@ class Services:
             words_of(vip.address) for pool in self.pools.values() for vip in pool.service.vips
         }
         self._source_ports.exclude(excluded)
+
+
+def _place(service: Service) -> tuple[object, ...]:
+    """What the indices of VIPs and backends depend on; not on weights."""
+    backends = {(backend.endpoint, backend.sources) for backend in service.backends}
+    return service.protocol, service.vips, backends

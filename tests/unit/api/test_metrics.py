@@ -15,7 +15,6 @@ from featherlb.control.events import Events
 from featherlb.control.health import HealthChecks
 from featherlb.control.host_watch import HostView
 from featherlb.control.log_level import LogLevel
-from featherlb.control.resolver import Resolver
 from featherlb.control.tasks import Tasks, TaskState
 from featherlb.control.transition import State
 from featherlb.control.view import Reloads, View, WorkerView, view_services
@@ -55,7 +54,7 @@ def families(world: World) -> list[Metric]:
         log_level=LogLevel.INFO,
         log_until=None,
         reloads=Reloads(),
-        services=view_services(State(config, services=judgement.services), health, Resolver()),
+        services=view_services(State(config, services=judgement.services), health),
         workers=(WorkerView(0, 1, worker),),
         worker_restarts=0,
         tasks=(TaskState("names", 2, True, "OSError", ""),),

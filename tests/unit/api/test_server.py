@@ -366,10 +366,10 @@ def test_the_log_level_returns(path: Path) -> None:
                 duration is None,
             )
             found.append(logging.getLevelName(log.level))
-        due = controller.next_expiry()
+        due = controller.next_expiry(weighing=True)
         assert due is not None
-        await controller.expire(due)
-        assert controller.next_expiry() is None
+        await controller.expire(due, weighing=True)
+        assert controller.next_expiry(weighing=True) is None
         return [*found, logging.getLevelName(log.level)]
 
     log = logging.getLogger("featherlb")
@@ -471,10 +471,10 @@ def test_a_change_is_completed_even_if_the_api_ends_meanwhile(path: Path) -> Non
         await web.UnixSite(runner, str(path)).start()
         body = {"action": "drain", "service": "web", "backend": "10.0.1.2:80"}
         # Another change comes first.
-        async with controller._lock:
+        async with controller._serving:
             data = json.dumps(body).encode()
             asking = asyncio.create_task(request(path, "POST", "/v1/changes", data=data))
-            while not controller._lock._waiters:
+            while not controller._serving._waiters:
                 await asyncio.sleep(0.01)
             await runner.cleanup()
             with pytest.raises(Exception, match="isconnected"):

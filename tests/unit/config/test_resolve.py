@@ -5,9 +5,20 @@ from ipaddress import ip_address
 
 import pytest
 
-from featherlb.config import resolve
+from featherlb.config import Config, resolve
 from featherlb.config.file import parse
-from featherlb.model import Address, Backend, Endpoint, NatMode, Persistence, Protocol, Service, Vip
+from featherlb.config.resolve import absent, build, place, with_weights
+from featherlb.model import (
+    Address,
+    Backend,
+    Endpoint,
+    NatMode,
+    Persistence,
+    Protocol,
+    Role,
+    Service,
+    Vip,
+)
 from featherlb.model.errors import ConfigError
 
 
@@ -79,38 +90,103 @@ def test_a_vip_by_name_takes_one_address(localhost: list[str], endpoint: str, vi
 
 
 @pytest.mark.parametrize(
-    ("services", "faults"),
+    ("backends", "served", "missing"),
     [
         (
-            "- vip: 10.0.0.1:80\n  backends:\n  - 10.0.1.1:80\n  - nowhere:80\n  - six:80",
-            [
-                "f:5: services[0].backends[1]: the name 'nowhere' has no IPv4 address "
+            "[10.0.1.9:80, nowhere:80, six:80]",
+            ["10.0.1.9:80"],
+            {
+                "nowhere:80": "the name 'nowhere' has no IPv4 address "
                 "(check it with: getent ahosts nowhere)",
-                "f:6: services[0].backends[2]: the name 'six' has no IPv4 address "
-                "(check it with: getent ahosts six)",
-            ],
+                "six:80": "the name 'six' has no IPv4 address (check it with: getent ahosts six)",
+            },
         ),
         (
-            "- vip: 10.0.0.1:80\n  backends: [vip:80]",
-            [
-                "f:3: services[0].backends[0]: 10.0.0.1:80 is a VIP of service "
-                "'10.0.0.1:80/tcp' (expected a server of its pool)"
-            ],
+            "[vip:80, vip:81]",
+            ["10.0.0.1:81"],
+            {"vip:80": "10.0.0.1:80 is a VIP of service 's' (expected a server of its pool)"},
         ),
         (
-            "- vip: 10.0.0.1:80\n  backends: [web:80, 10.0.1.1:80]",
-            [
-                "f:3: services[0].backends[1]: 10.0.1.1:80 is already a backend of this "
-                "service (line 3)"
-            ],
+            "[many:80]",
+            [],
+            {"many:80": "224.0.0.1 is a multicast address (expected an address of one host)"},
+        ),
+        (
+            "[{address: 'web:80', weight: 2}, {address: '10.0.1.1:80', weight: 3}, alias:80]",
+            ["10.0.1.1:80", "10.0.1.2:80"],
+            {"10.0.1.1:80": "10.0.1.1:80 is the backend web:80 already"},
         ),
     ],
 )
-def test_faults_that_show_once_names_have_addresses(services: str, faults: list[str]) -> None:
-    known = names(six=["2001:db8::6"], vip=["10.0.0.1"], web=["10.0.1.1"])
-    with pytest.raises(ConfigError) as raised:
-        resolved(services, known)
-    assert list(raised.value.faults) == faults
+def test_an_answer_that_cannot_be_used_is_left_out(
+    backends: str, served: list[str], missing: dict[str, str]
+) -> None:
+    known = names(
+        six=["2001:db8::6"],
+        vip=["10.0.0.1"],
+        many=["224.0.0.1"],
+        web=["10.0.1.1"],
+        alias=["10.0.1.1", "10.0.1.2"],
+    )
+    config = parse(
+        f"services:\n- {{name: s, vip: '10.0.0.1:80', backends: {backends}}}\n"
+        "- {name: other, vip: '10.0.0.2:80', backends: ['10.0.1.1:80']}\n",
+        "f",
+    )
+    places = place(config, lambda name: known.get(name, ()))
+    service, other = build(config, places, lambda name: known.get(name, ()))
+    assert endpoints(service) == served
+    assert absent(places) == {("s", backend): reason for backend, reason in missing.items()}
+    assert endpoints(other) == ["10.0.1.1:80"]
+
+
+def test_of_the_weights_of_one_address_the_greatest_counts() -> None:
+    known = names(a=["10.0.1.1"], b=["10.0.1.1"])
+
+    def configured(first: int, second: int) -> Config:
+        return parse(
+            "services:\n- vip: 10.0.0.1:80\n  backends:\n"
+            f"  - {{address: 'a:80', weight: {first}}}\n"
+            f"  - {{address: 'b:80', weight: {second}, role: backup, max_connections: 9}}\n",
+            "f",
+        )
+
+    config = configured(2, 3)
+    places = place(config, lambda name: known.get(name, ()))
+    (service,) = build(config, places, lambda name: known.get(name, ()))
+    (backend,) = service.backends
+    assert (backend.weight, backend.role, backend.max_connections) == (3, Role.PRIMARY, None)
+    for first, second in ((0, 3), (3, 0), (0, 0)):
+        (changed,) = configured(first, second).services
+        (backend,) = with_weights(service, changed, places[service.name]).backends
+        assert backend.weight == max(first, second)
+
+
+def test_a_service_waits_for_the_name_of_its_vip() -> None:
+    config = parse(
+        "routes:\n"
+        "- {host: vip, port: 80, strategy: random, endpoints: [{host: 10.0.1.1, port: 1}]}\n"
+        "- {host: 10.0.0.2, port: 80, strategy: random, endpoints: [{host: 10.0.1.1, port: 1}]}\n",
+        "f",
+    )
+    places = place(config, lambda name: [])
+    assert [service.name for service in build(config, places, lambda name: [])] == [
+        "10.0.0.2:80/tcp"
+    ]
+    assert absent(places) == {
+        ("vip:80/tcp", "10.0.1.1:1"): "the VIP's name 'vip' has no IPv4 address"
+    }
+
+
+def test_vips_that_come_to_overlap_are_refused() -> None:
+    config = parse(
+        "routes:\n- {host: vip, port: 80, strategy: random, endpoints: [{host: a, port: 1}]}\n"
+        "- {host: 10.0.0.2, port: 80, strategy: random, endpoints: [{host: 10.0.1.1, port: 1}]}\n",
+        "f",
+    )
+    known = names(vip=["10.0.0.2"], a=["10.0.1.1"])
+    with pytest.raises(ConfigError, match=r"10\.0\.0\.2:80 overlaps with the VIP"):
+        place(config, lambda name: known.get(name, ()))
 
 
 def test_the_options_of_a_service() -> None:

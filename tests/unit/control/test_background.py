@@ -15,7 +15,7 @@ def test_a_task_behind_a_change_that_does_not_end_hangs() -> None:
         tasks = Tasks(events, longest_round=0.01)
         controller = Controller(Settings(load=Config), events, tasks)
         controller.health.changed.set()
-        async with controller._lock:
+        async with controller._serving:
             with events.listen() as heard:
                 Background(controller).start()
                 message = (await heard.get()).message

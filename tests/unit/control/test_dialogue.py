@@ -25,7 +25,7 @@ from featherlb.worker.protocol import (
 @contextmanager
 def pair() -> Iterator[tuple[Dialogue, Channel]]:
     """A dialogue and the worker's end of it."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     worker = Channel(theirs)
     dialogue = Dialogue(Channel(ours), "worker 3", worker.close)
     try:

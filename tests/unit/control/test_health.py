@@ -203,7 +203,7 @@ def watched(*backends: str, more: str = PASSIVE) -> Config:
 
 def observe(checks: HealthChecks, world: World) -> None:
     """Let the checks see what has happened in a world of one worker."""
-    checks.observe(world.services, [world.balancer.views.outcomes()])
+    checks.observe(world.services, [world.balancer.views.outcomes(["web"])])
 
 
 def failing(world: World, place: str, count: int) -> None:

@@ -8,10 +8,10 @@ from featherlb.system.failure import explain, sentence
 
 
 def test_the_place_is_the_last_one_in_featherlb() -> None:
-    with pytest.raises(AttributeError) as caught:
+    with pytest.raises(TypeError) as caught:
         parse(7, "f")  # type: ignore[arg-type]
     line = explain(caught.value)
-    assert line.startswith("AttributeError: ")
+    assert line.startswith("TypeError: ")
     # PyYAML is where it was raised.
     assert line.partition(" (")[2].startswith("config/loader.py:")
 

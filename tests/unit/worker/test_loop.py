@@ -42,13 +42,15 @@ from featherlb.worker.protocol import (
     GetFlows,
     GetStatistics,
     Log,
+    Reweigh,
     SetTopology,
     Start,
     ToWorker,
+    Update,
     WorkerStatistics,
 )
 from tests.builders import tcp
-from tests.world import CLIENT, ONE, VIP, endpoints, service
+from tests.world import CLIENT, ONE, VIP, backend, endpoints, service
 
 PATIENCE = 30.0
 """Seconds to wait for something that must happen."""
@@ -158,10 +160,10 @@ class Supervised:
         self.outbox = Outbox()
         monkeypatch.setattr(loop, "open_engine", self.open_engine)
         monkeypatch.setattr(loop, "RawSender", lambda: self.outbox)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self.channel = Channel(ours)
-        self._inner = Channel(theirs)
-        self.worker = loop.Worker(self._inner, start)
+        self.inner = Channel(theirs)
+        self.worker = loop.Worker(self.inner, start)
         self._thread = threading.Thread(target=self.worker.run)
         self._thread.start()
 
@@ -177,8 +179,8 @@ class Supervised:
 
     def hear(self, kind: type[Answer]) -> Answer:
         """The worker's next message, which is of this kind."""
-        assert select.select([self.channel.fileno()], [], [], PATIENCE)[0]
-        message = self.channel.receive()
+        while (message := self.channel.receive()) is None:
+            assert select.select([self.channel.fileno()], [], [], PATIENCE)[0]
         assert isinstance(message, kind)
         return message
 
@@ -199,7 +201,7 @@ class Supervised:
     def close(self) -> None:
         if self.channel.fileno() >= 0:
             self.end()
-        self._inner.close()
+        self.inner.close()
 
 
 @pytest.fixture
@@ -274,6 +276,51 @@ def test_an_engine_that_cannot_be_opened_changes_nothing(supervised: Supervised)
     assert failed.reason == "the datapath offload is unavailable here"
     assert supervised.calls == []
     supervised.open_flow()
+
+
+def test_an_update_leaves_the_other_services_as_they_are(supervised: Supervised) -> None:
+    more = service("10.1.0.7:80", name="more", vips="192.0.2.13:80")
+    supervised.apply(WEB, FRAMES)
+    supervised.ask(Update((more,), 0, gone=frozenset({"frames"})), Applied)
+
+    def served() -> list[tuple[str, str]]:
+        core = supervised.ask(GetStatistics(), WorkerStatistics).core
+        return [(one.service, str(one.backend)) for one in core.backends]
+
+    assert served() == [("web", ONE), ("more", "10.1.0.7:80")]
+    supervised.open_flow()
+    supervised.apply(more)
+    assert served() == [("more", "10.1.0.7:80")]
+
+
+def test_engines_do_not_hear_of_weights(supervised: Supervised) -> None:
+    supervised.apply(WEB, FRAMES)
+    supervised.calls.clear()
+    supervised.ask(Reweigh((service(backend(ONE, weight=0)),)), Applied)
+    assert supervised.calls == []
+    queue = supervised.engines[Datapath.NFQUEUE].outside
+    queue.send(tcp(CLIENT, VIP, "S"))
+    assert queue.recv(1 << 16) == b""
+    supervised.ask(Reweigh((WEB,)), Applied)
+    supervised.open_flow()
+
+
+def test_a_message_may_be_larger_than_the_kernels_buffers(supervised: Supervised) -> None:
+    """Thousands of services, where the kernel's buffers are as small as they can be."""
+    many = tuple(
+        service(f"10.1.{n >> 8}.{n & 255}:80", name=f"s{n}", vips=f"192.0.2.14:{n + 1}")
+        for n in range(5000)
+    )
+    for end in (supervised.channel, supervised.inner):
+        with socket.socket(fileno=os.dup(end.fileno())) as kernel:
+            kernel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 17)
+    supervised.channel.send(Apply((WEB, *many), 0))
+    while not supervised.channel.flush():
+        assert select.select([], [supervised.channel.fileno()], [], PATIENCE)[1]
+    supervised.hear(Applied)
+    supervised.open_flow()
+    found = supervised.ask(GetStatistics(), WorkerStatistics)
+    assert len(found.core.backends) == 5001
 
 
 def test_descriptors_may_change_with_the_topology(supervised: Supervised) -> None:
