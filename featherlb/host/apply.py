@@ -6,6 +6,7 @@ between. Not for a running asyncio loop (pyroute2's synchronous calls refuse tha
 thread there.
 """
 
+import logging
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
 from ipaddress import ip_address
@@ -30,6 +31,8 @@ from featherlb.host.survey import place, require_privileges
 from featherlb.model import Address
 from featherlb.model.errors import HostError
 from featherlb.system import arp, flow_file, ipset, iptables, journal, nft_chains, rtnetlink, sysctl
+
+log = logging.getLogger("featherlb")
 
 Keep = Callable[[journal.Record, list[Served]], bool]
 
@@ -349,4 +352,8 @@ def _set_up(resource: Resource, plan: HostPlan, later: Collection[int]) -> None:
             iptables.replace(family, instance, plan.rules[family], later)
         case Assignment(address, interface):
             if rtnetlink.add_address(ip_address(address), interface):
-                arp.announce(interface, [ip_address(address)])
+                try:
+                    arp.announce(interface, [ip_address(address)])
+                except HostError as error:
+                    # They find out when they ask for it.
+                    log.warning("VIP %s was not announced: %s", address, error)

@@ -5,6 +5,7 @@ discovery (RFC 4861) for IPv6. Interfaces without Ethernet addresses have no suc
 those that are down can't be asked: nothing happens there.
 """
 
+import os
 import select
 import socket
 import struct
@@ -14,6 +15,7 @@ from contextlib import contextmanager, suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from featherlb.model import LOOPBACK, Address
+from featherlb.model.errors import HostError
 from featherlb.net.build import icmp
 from featherlb.net.protocols import ETHER_TYPE_ARP, ETHER_TYPES, ICMPV6
 
@@ -37,6 +39,7 @@ def announce(interface: str, addresses: Collection[Address]) -> None:
     """Tell the neighbours that the addresses are at this host's interface now.
 
     Gratuitous ARP (RFC 5227 section 2.3), unsolicited advertisements (RFC 4861 section 7.2.6).
+    HostError if this host can't have a socket for it.
     """
     with _open(interface) as link:
         if link is None:
@@ -138,8 +141,14 @@ def _icmpv6_frame(mac: bytes, source: IPv6Address, group: IPv6Address, message: 
 
 @contextmanager
 def _open(interface: str) -> Iterator[socket.socket | None]:
-    """A socket for whole frames on the interface, None if that isn't an Ethernet in use."""
-    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL)) as link:
+    """A socket for whole frames on the interface, None if that isn't an Ethernet in use. HostError
+    if this host can't have one."""
+    try:
+        opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise HostError(f"cannot ask the neighbours on {interface}: {reason}") from None
+    with opened as link:
         try:
             link.bind((interface, _ETH_P_ALL))
         except OSError:

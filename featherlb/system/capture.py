@@ -9,6 +9,7 @@ import socket
 import struct
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from ipaddress import ip_address
 from typing import Self
 
@@ -41,9 +42,11 @@ class Capture:
         deadline = time.monotonic() + timeout
         while len(found) < len(wanted) and (left := deadline - time.monotonic()) > 0:
             for link in select.select(self._sockets, [], [], left)[0]:
-                pair = conversation(link.recv(_ENOUGH))
-                if pair is not None and pair in wanted:
-                    found.add(pair)
+                # An interface that goes down receives nothing.
+                with suppress(OSError):
+                    pair = conversation(link.recv(_ENOUGH))
+                    if pair is not None and pair in wanted:
+                        found.add(pair)
         return found
 
     def __enter__(self) -> Self:

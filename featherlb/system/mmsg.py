@@ -9,6 +9,9 @@ from array import array
 
 import cython
 
+PASSING = (errno.EAGAIN, errno.EINTR, errno.ENOBUFS, errno.ENOMEM, errno.ENETDOWN)
+"""Errors after which a socket can be read again."""
+
 
 class MessageBatch:
     """A receive buffer of `slots` slots of `size` bytes each, and what goes out of it.
@@ -42,7 +45,7 @@ class MessageBatch:
 
     def receive(self) -> int:
         """Receive what waits, at most a datagram per slot; how many came (0 if none, or an error
-        that is no more than a sign of loss, ENOBUFS). OSError for others."""
+        that passes, see `check`). OSError for others."""
         if cython.compiled:
             count = recvmmsg(self.fd, self.received, self.slots, MSG_DONTWAIT, cython.NULL)
             for i in range(count):
@@ -61,8 +64,10 @@ class MessageBatch:
         return self.slots
 
     def check(self, number: int) -> None:
-        """OSError, unless `number` says that nothing waits or that something was lost."""
-        if number not in (errno.EAGAIN, errno.EINTR, errno.ENOBUFS):
+        """OSError, unless `number` says that nothing waits, that something was lost or that the
+        kernel lacks memory for the moment, or that the link went down: it may come up again, and
+        the socket of one that is gone is closed with the next topology."""
+        if number not in PASSING:
             raise OSError(number, "cannot receive")
 
     def add(self, offset: int, length: int) -> None:

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featherlb.net.netlink import (
+    NFGENMSG,
     NFNL_SUBSYS_QUEUE,
     NLM_F_ACK,
     NLM_F_REQUEST,
     attribute,
     nfnl_message,
+    parse_attributes,
 )
 
 COPY_RANGE = 65531
@@ -25,6 +27,9 @@ PACKET_MESSAGE, VERDICT_MESSAGE, _CONFIG_MESSAGE = (NFNL_SUBSYS_QUEUE << 8 | n f
 _CMD, _PARAMS, _QUEUE_MAXLEN, _MASK, _FLAGS = 1, 2, 3, 4, 5
 _CMD_BIND = 1
 _COPY_PACKET = 2
+
+_PACKET_HDR, _VERDICT_HDR = 1, 2
+_NF_DROP = 0  # include/uapi/linux/netfilter.h
 
 FLAG_FAIL_OPEN = 1
 FLAG_GSO = 4
@@ -55,6 +60,13 @@ def copy_attributes(max_length: int, flags: int, mask: int) -> bytes:
 def flag_attributes(flags: int, mask: int) -> bytes:
     """Set `flags` within `mask`, of a queue that is bound."""
     return attribute(_FLAGS, struct.pack("!I", flags)) + attribute(_MASK, struct.pack("!I", mask))
+
+
+def drop_message(queue: int, packet: bytes) -> bytes:
+    """An NFQNL_MSG_VERDICT that drops a packet, given the body of the message that announced it."""
+    number = parse_attributes(packet, NFGENMSG)[_PACKET_HDR][:4]
+    verdict = attribute(_VERDICT_HDR, struct.pack("!I", _NF_DROP) + number)
+    return nfnl_message(VERDICT_MESSAGE, NLM_F_REQUEST, socket.AF_UNSPEC, queue, verdict)
 
 
 @dataclass(frozen=True, slots=True)

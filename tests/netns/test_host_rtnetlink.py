@@ -13,7 +13,7 @@ import pytest
 from featherlb.lab import Lab, Node
 from featherlb.model import HostAddress, Link, Neighbour, NeighbourKey, Route
 from featherlb.model.errors import HostError
-from featherlb.system import rtnetlink
+from featherlb.system import arp, rtnetlink
 from featherlb.system.rtnetlink import Monitor
 
 pytestmark = pytest.mark.no_packets("what the kernel says of links, while no worker runs")
@@ -299,6 +299,8 @@ def test_lost_changes_are_noticed(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> 
         lambda: rtnetlink.solicit([(1, GATEWAY)], []),
         lambda: rtnetlink.add_address(VIP, "lo"),
         lambda: rtnetlink.remove_address(VIP, "lo"),
+        lambda: arp.announce("lo", [VIP]),
+        lambda: arp.owners("lo", [VIP]),
     ],
 )
 def test_a_host_that_refuses_is_an_error_for_operators(function: Any) -> None:

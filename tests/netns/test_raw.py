@@ -182,6 +182,8 @@ def test_a_link_goes_down_and_up(lab: Lab, featherlb: Up, name: str) -> None:
         wait_for(lambda: answers(lab), "an answer over the link")
         session.socket.settimeout(30)
         assert session.ask().backend == "backend1"
+        # Its sockets have an error for whoever reads them next (ENETDOWN).
+        assert api(lab.balancer, "status")["worker_restarts"] == 0
 
 
 def test_an_interface_is_removed_and_added_again(lab: Lab, featherlb: Up) -> None:

@@ -21,7 +21,13 @@ from featherlb.datapaths.batches import (
     SLOT_SIZE,
 )
 from featherlb.model import Hook, PacketInfo, Verdict
-from featherlb.net.netlink import NFNL_HEADER, NLM_F_REQUEST, NLMSG_HEADER, error_code
+from featherlb.net.netlink import (
+    NFNL_HEADER,
+    NLM_F_REQUEST,
+    NLMSG_ERROR,
+    error_code,
+    parse_messages,
+)
 from featherlb.system.mmsg import MessageBatch
 from featherlb.system.nfnetlink import open_socket
 from featherlb.system.nfqueue import (
@@ -32,6 +38,7 @@ from featherlb.system.nfqueue import (
     bind_attributes,
     config_message,
     copy_attributes,
+    drop_message,
     flag_attributes,
 )
 
@@ -98,7 +105,13 @@ class NetlinkDriver:
     def _configure(self, attributes: bytes) -> None:
         """Send a configuration message and wait for the kernel's answer."""
         self._socket.send(config_message(self.number, attributes, acknowledge=True))
-        if code := error_code(self._socket.recv(4096)[NLMSG_HEADER:]):
+        while True:
+            (message,) = parse_messages(self._socket.recv(SLOT_SIZE))
+            if message.kind == NLMSG_ERROR:
+                break
+            # A packet for a queue that doesn't deliver whole ones yet.
+            self._socket.send(drop_message(self.number, message.body))
+        if code := error_code(message.body):
             raise OSError(code, os.strerror(code))
 
     def fileno(self) -> int:
