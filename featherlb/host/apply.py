@@ -47,6 +47,8 @@ class Host:
         """In the order in which they were set up."""
         self._rules: dict[int, list[tuple[str, str]]] = {}
         """By address family, the rules as the kernel listed them once they were applied."""
+        self._changes = 0
+        """How often the host was changed to a plan."""
 
     def apply(self, plan: HostPlan) -> None:
         """Set up what the plan needs. HostError if the host refuses; nothing is left then.
@@ -136,8 +138,12 @@ class Host:
         return self._plan is not None and deviations.moved(self._plan)
 
     def glance(self) -> dict[Kind, object]:
-        """Something that differs after most changes, cheaper than `deviations`."""
-        return deviations.glance(self._plan) if self._plan else {}
+        """Something that differs after most changes, cheaper than `deviations`; and after each
+        change of our own, so that its outcome is compared."""
+        plan, changes = self._plan, self._changes
+        if plan is None:
+            return {}
+        return {kind: (changes, look) for kind, look in deviations.glance(plan).items()}
 
     def __enter__(self) -> "Host":
         return self
@@ -165,6 +171,7 @@ class Host:
         if plan.sets:
             ipset.remove(plan.instance, keep=frozenset(wanted.name for wanted in plan.sets))
         self._rules = {family: iptables.own(family, plan.instance) for family in plan.rules}
+        self._changes += 1
 
     def _wanted(self, plan: HostPlan) -> Iterator[Resource]:
         claimed = {

@@ -98,16 +98,16 @@ def restored(**counts: int) -> dict[str, int]:
 def test_settings_and_sets_are_restored(lab: Lab, featherlb: Up, tmp_path: Path) -> None:
     node = lab.balancer
     with featherlb(lab, "--config", write(tmp_path)) as running:
-        node.sysctl("net.ipv4.ip_forward", 0)
-        node.run(["ipset", "flush", "featherlb-0-backends4"])
-        wait_for(
-            lambda: (
-                host(lab)["restored"] == restored(settings=1, sets=1)
-                or host(lab)["restored"] == restored(settings=1, sets=2)
-            ),
-            "both",
-        )
-        assert node.sysctl("net.ipv4.ip_forward") == "1"
+
+        def counted(**counts: int) -> None:
+            wait_for(lambda: host(lab)["restored"] == restored(**counts), f"{counts}")
+
+        for times in (1, 2):
+            node.sysctl("net.ipv4.ip_forward", 0)
+            counted(settings=times, sets=times - 1)
+            assert node.sysctl("net.ipv4.ip_forward") == "1"
+            node.run(["ipset", "flush", "featherlb-0-backends4"])
+            counted(settings=times, sets=times)
         assert "10.0.1.20" in node.run(["ipset", "list", "featherlb-0-backends4"]).stdout
         assert "restored net.ipv4.ip_forward=1" in running.log
         assert served(lab)
