@@ -22,5 +22,6 @@ def monitor(instance: int | None, output: str) -> None:
             continue
         if event.missed:
             click.echo(f"({event.missed} events lost: the reader is too slow)", err=True)
-        click.echo(f"{event.time} {event.message}")
+        for line in event.message.splitlines():
+            click.echo(f"{event.time} {line}")
     raise HostError("featherlb has stopped")

@@ -39,7 +39,7 @@ class Check:
             return "needs a running instance"
         if self.services and not subject.services:
             return "needs a configuration with services"
-        if self.undisturbed and any(not record.alive for record in subject.records):
+        if self.undisturbed and subject.disturbed:
             return "the rules of a dead instance take its packets"
         return ""
 

@@ -8,7 +8,6 @@ from featherlb.doctor.finding import Finding, error, note, refusal, warning
 from featherlb.doctor.subject import Subject
 from featherlb.model import Datapath
 from featherlb.model.errors import HostError
-from featherlb.system import ipset, iptables
 from featherlb.system.journal import Record
 
 
@@ -49,10 +48,7 @@ def judge_datapaths(
 
 def check_stale_state(subject: Subject) -> Iterator[Finding]:
     """Records, chains and sets of dead instances."""
-    standing = set(ipset.instances())
-    for family in iptables.COMMANDS:
-        standing |= iptables.instances(family)
-    yield from judge_stale_state(subject.records, standing)
+    yield from judge_stale_state(subject.records, subject.standing)
 
 
 def judge_stale_state(records: Sequence[Record], standing: Collection[int]) -> Iterator[Finding]:

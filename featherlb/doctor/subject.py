@@ -20,7 +20,7 @@ from featherlb.control.resolver import look_up
 from featherlb.doctor.finding import Finding, error, refusal, warning
 from featherlb.model import Address, HealthCheck, Service
 from featherlb.model.errors import ConfigError, FeatherlbError, HostError
-from featherlb.system import kernel_state, plugins
+from featherlb.system import ipset, iptables, kernel_state, plugins
 from featherlb.system.journal import Journal, Record
 
 PATIENCE = 5.0
@@ -60,6 +60,8 @@ class Subject:
     options: host.Options = field(default_factory=host.Options)
     records: tuple[Record, ...] = ()
     """Of all instances of this network namespace, including dead ones."""
+    standing: frozenset[int] = frozenset()
+    """The instances with chains or sets on this host, as far as this process may look."""
     running: Running | None = None
     client: Address | None = None
     """A client's address, if the operator has named one."""
@@ -69,6 +71,12 @@ class Subject:
     def owner(self) -> int | None:
         """The pid of the running instance."""
         return self.running.record.pid if self.running else None
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether the rules of an instance that is gone take packets of its backends."""
+        dead = any(not record.alive for record in self.records)
+        return dead or not self.standing <= {record.instance for record in self.records}
 
     @property
     def families(self) -> list[int]:
@@ -119,6 +127,7 @@ def find_subject(
             facts = host.survey(services)
         except FeatherlbError as problem:
             findings += map(refusal, _sentences(problem))
+    privileged = not host.missing_capabilities()
     return (
         Subject(
             config=config,
@@ -126,12 +135,20 @@ def find_subject(
             facts=facts,
             options=options,
             records=records,
+            standing=_standing() if privileged else frozenset(),
             running=running,
             client=client,
-            privileged=not host.missing_capabilities(),
+            privileged=privileged,
         ),
         findings,
     )
+
+
+def _standing() -> frozenset[int]:
+    found = set(ipset.instances())
+    for family in iptables.COMMANDS:
+        found |= iptables.instances(family)
+    return frozenset(found)
 
 
 def ask_for_stats(instance: int) -> schema.Stats:
