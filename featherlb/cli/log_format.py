@@ -19,6 +19,7 @@ def set_up(log_format: str, level: LogLevel) -> None:
     logger = logging.getLogger()
     logger.handlers = [handler]
     logger.setLevel(logging.WARNING)
+    logging.captureWarnings(True)
     log_level.use(level)
 
 

@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 
 import pytest
@@ -19,6 +20,7 @@ def _as_before() -> Iterator[None]:
     loggers = [logging.getLogger(), logging.getLogger("featherlb")]
     before = [(one, one.handlers, one.level) for one in loggers]
     yield
+    logging.captureWarnings(False)
     for one, handlers, level in before:
         one.handlers, one.level = handlers, level
         logging.getLogger().manager._clear_cache()  # type: ignore[attr-defined]
@@ -45,6 +47,17 @@ def test_the_exception_of_a_library_is_one_line(
     said = json.loads(line)["message"] if log_format == "json" else line.partition("ERROR ")[2]
     assert said.startswith("aiohttp.server: Unhandled exception: ValueError: invalid literal")
     assert "test_log_format.py:" in said
+
+
+def test_the_warnings_of_python_are_in_the_log(capsys: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        set_up("json", LogLevel.INFO)
+        warnings.warn("this is old", stacklevel=1)
+        logging.captureWarnings(False)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert json.loads(line)["level"] == "warning"
+    assert "this is old" in json.loads(line)["message"]
 
 
 def test_libraries_log_warnings_only(capsys: pytest.CaptureFixture[str]) -> None:
