@@ -29,6 +29,8 @@ from featherlb.model import (
     Vip,
 )
 from featherlb.model.reason import Reason
+from featherlb.model.shard import WHOLE, Shard
+from featherlb.net.addresses import address_of
 from tests.builders import parse, readdressed, tcp
 
 VIP = "192.0.2.10:80"
@@ -122,6 +124,7 @@ class World:
         timeouts: Timeouts | None = None,
         source_ports: range = SOURCE_PORTS,
         adopt_until: float = 0.0,
+        shard: Shard = WHOLE,
     ) -> None:
         self.memory = anonymous(capacity)
         self.balancer = Balancer(
@@ -131,9 +134,14 @@ class World:
             timeouts=timeouts or Timeouts(),
             source_ports=source_ports,
             adopt_until=adopt_until,
+            shard=shard,
         )
         self.now = 1000.0
         self.received = 0
+        self.tracked: set[tuple[str, str]] = set()
+        """Clients' connections with backends that connection tracking knows."""
+        self.asked: list[tuple[str, str]] = []
+        """What it was asked, if it is to be asked at all (`balancer.claims.active`)."""
         self._orphans: set[tuple[object, ...]] = set()
         self.services: tuple[Service, ...] = ()
         self.apply(*services)
@@ -152,7 +160,11 @@ class World:
         buffer = bytearray(GUARD + packet + GUARD)
         self.balancer.attach(buffer)
         size = len(packet) if length is None else length
-        verdict = self.balancer.handle_packet(len(GUARD), size, int(hook), int(info), self.now)
+        arguments = len(GUARD), size, int(hook), int(info), self.now
+        verdict = self.balancer.handle_packet(*arguments)
+        while verdict == Verdict.FIND_OWNER:
+            self._answer()
+            verdict = self.balancer.handle_packet(*arguments)
         self.received += 1
         after = self.statistics().reasons
         (reason,) = [reason for reason in Reason if after[reason] != before[reason]]
@@ -163,6 +175,19 @@ class World:
             assert result == packet
         self.check()
         return Outcome(Verdict(verdict), reason, result, tuple(self.balancer.outbox.take()))
+
+    def _answer(self) -> None:
+        """What connection tracking says to the core's question."""
+        claims = self.balancer.claims
+        client, server = (
+            str(Endpoint(address_of(high, low), port))
+            for high, low, port in (
+                (claims.client_high, claims.client_low, claims.ports >> 16),
+                (claims.backend_high, claims.backend_low, claims.ports & 0xFFFF),
+            )
+        )
+        self.asked.append((client, server))
+        claims.answer((client, server) in self.tracked)
 
     def advance(self, seconds: float) -> None:
         """Let time pass; the timer fires once at the end."""
@@ -318,7 +343,7 @@ class Connection:
     @property
     def reply_hook(self) -> Hook:
         """The hook that rewrites replies: a late one if the client's address was kept."""
-        if self.source != self.client:
+        if Endpoint.parse(self.source).address != Endpoint.parse(self.client).address:
             return Hook.PREROUTING
         return Hook.INPUT if self.local else Hook.POSTROUTING
 

@@ -126,7 +126,7 @@ _LOSSES = {
     "no-source-port": "connections were dropped because no source port was left towards a backend;"
     " add `source_addresses` to the service",
     "tuple-in-use": "connections were dropped because their backend already has one from the same"
-    " client address and port through another VIP; use `nat: full` for one of the services",
+    " client address and port; use `nat: full` for the service",
     "no-backend": "connections were refused because a service had no usable backend; see"
     " `featherlb backends`",
     "evicted": "connections were evicted because the flow table was full; raise `max_flows` in the"

@@ -205,8 +205,6 @@ def _is_wildcard(service: Service, endpoint: Endpoint) -> bool:
 
 
 def _outcome(told: Explanation) -> Reason:
-    if told.clash:
-        return Reason.TUPLE_IN_USE
     if told.decision.backend is not None:
         return Reason.FORWARD
     usable = any(one.weight for one in told.decision.candidates)
@@ -218,7 +216,7 @@ def _reasons(told: Explanation) -> list[str]:
     if told.clash:
         reasons.append(
             f"{told.clash.backend} has a connection from this port already, through"
-            f" {told.clash.vip}: until that has closed, the packet is dropped"
+            f" {told.clash.vip}: until that has closed, a new connection gets another port"
         )
     elif told.full and not told.flow:
         reasons.append("the flow table is full: the flow that is idle longest is evicted for it")

@@ -122,7 +122,14 @@ def matches(match: Match, packet: Packet, sets: Mapping[str, Set]) -> bool:
         and (not match.states or not packet.states.isdisjoint(match.states))
         and packet.states.isdisjoint(match.not_states)
     )
-    unknown = match.out_interface or match.socket or match.icmp_type or match.content
+    unknown = (
+        match.out_interface
+        or match.socket
+        or match.icmp_type
+        or match.content
+        or match.acknowledges
+        or match.unassured
+    )
     return known and not unknown and _listed(match, packet, sets)
 
 

@@ -48,3 +48,6 @@ class Verdict(IntEnum):
     """Let it go on, untouched: the kernel translates it."""
     LOOK_UP = 5
     """Execute the core's commands for flows in the kernel, then hand the packet in again."""
+    FIND_OWNER = 6
+    """Answer the core's question about a tuple (`core/path/claims.py`), then hand the packet in
+    again."""

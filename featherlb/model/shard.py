@@ -86,3 +86,7 @@ class Shard:
             rotated = (value << bits | value >> (32 - bits)) & WORD
             words[changed] = ((words[changed] ^ value) - rotated) & WORD
         return words["c"] * self.workers >> 32 == self.worker
+
+
+WHOLE = Shard(0, 1, 0)
+"""That of a single worker."""

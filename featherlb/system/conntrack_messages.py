@@ -141,6 +141,27 @@ class Requests:
         """Get a flow's entry; the response, or an error, has this sequence."""
         self.name(record, GET_MESSAGE, sequence)
 
+    def get_tcp(
+        self, version: int, src_high: int, src_low: int, dst_high: int, dst_low: int, ports: int
+    ) -> None:
+        """Get the entry of the TCP connection with this forward tuple; `version` is that of IP,
+        `ports` are source << 16 | destination."""
+        family = AF_INET6 if version == 6 else AF_INET
+        start = self.begin(GET_MESSAGE, NLM_F_REQUEST, family, 0)
+        end = self.tuple_attribute(
+            start + NFNL_HEADER,
+            TUPLE_ORIG,
+            family,
+            src_high,
+            src_low,
+            dst_high,
+            dst_low,
+            ports >> 16,
+            ports & 0xFFFF,
+            TCP,
+        )
+        self.finish(start, end)
+
     def write(self, commands: Commands, first: int, end: int) -> None:
         """Write the commands from number `first` up to `end`. A request has its command's number
         plus 1 as its sequence."""

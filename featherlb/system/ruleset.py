@@ -74,6 +74,8 @@ class Match:
     protocol: Protocol | Icmp | None = None
     syn: bool | None = None
     """With TCP: whether it opens a connection (SYN, but no ACK, RST or FIN)."""
+    acknowledges: bool = False
+    """With TCP: it has ACK, and neither SYN nor RST."""
     icmp_type: int | None = None
     """With ICMP."""
     source: Address | Network | None = None
@@ -97,6 +99,8 @@ class Match:
     """Its conntrack state is one of these."""
     not_states: tuple[State, ...] = ()
     """Its conntrack state is none of these."""
+    unassured: bool = False
+    """Conntrack has not seen its connection established by both ends."""
     probability: float | None = None
     """At random, 0 to 1."""
 
@@ -118,6 +122,8 @@ class Match:
             yield f"-p {self.protocol}"
         if self.syn is not None:
             yield syn if self.syn else f"! {syn}"
+        if self.acknowledges:
+            yield "--tcp-flags SYN,RST,ACK ACK"
         if self.icmp_type is not None:
             yield f"--{'icmpv6' if self.protocol is Icmp.V6 else 'icmp'}-type {self.icmp_type}"
         if self.source is not None:
@@ -150,6 +156,8 @@ class Match:
             yield f"-m conntrack --ctstate {','.join(self.states)}"
         if self.not_states:
             yield f"-m conntrack ! --ctstate {','.join(self.not_states)}"
+        if self.unassured:
+            yield "-m conntrack ! --ctstatus ASSURED"
         if self.probability is not None:
             yield f"-m statistic --mode random --probability {self.probability:.8f}"
 

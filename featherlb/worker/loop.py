@@ -23,6 +23,7 @@ from featherlb.core.path.balancer import Balancer
 from featherlb.core.path.export import FlowView
 from featherlb.core.pools.schedulers import names
 from featherlb.datapaths.base import Context, Engine, PacketQueue, ServiceChange, open_engine
+from featherlb.datapaths.owners import TupleOwners
 from featherlb.model import DEFAULT_DATAPATH, Backend, Datapath, Service, Topology
 from featherlb.model.errors import FeatherlbError
 from featherlb.model.shard import Shard
@@ -77,9 +78,11 @@ class Worker:
             timeouts=start.timeouts,
             source_ports=start.shard.ports,
             privileged_ports=start.shard.privileged_ports,
+            shard=start.shard,
             adopt_until=time.monotonic() + ADOPTION,
         )
-        context = Context(self._core, self._sender, start.shard, start.queue)
+        self._owners = TupleOwners(self._core.claims)
+        context = Context(self._core, self._owners, self._sender, start.shard, start.queue)
         queue = open_engine(DEFAULT_DATAPATH, context)
         assert isinstance(queue, PacketQueue)
         self._context = replace(context, queue=queue)
@@ -209,6 +212,7 @@ class Worker:
         change = ServiceChange(self._services, wanted, message.pass_mark)
         for engine in self._engines.values():
             engine.prepare(change, time.monotonic())
+        self._owners.serve(wanted)
         shares = divide_limits(message.services, self._start.shard)
         self._core.update(shares, gone, message.rules_applied)
         if not self._serving:
@@ -259,6 +263,7 @@ class Worker:
     def close(self) -> None:
         for engine in reversed(self._engines.values()):
             engine.close()
+        self._owners.close()
         self._sender.close()
 
     def _log_flows(self, now: float) -> None:

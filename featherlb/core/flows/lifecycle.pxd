@@ -35,11 +35,12 @@ cdef class Lifecycle:
     @cython.locals(
         packet=Packet, flows=FlowTable, flags=cython.int, flow=cython.Py_ssize_t, record="Record *",
         clash=cython.Py_ssize_t, source_high=cython.ulonglong, source_low=cython.ulonglong,
-        source_port=cython.uint, backend_port=cython.uint)
+        backend_port=cython.uint)
     cdef Py_ssize_t open(
         self, pool, PoolMember member, unsigned long long client_high, unsigned long long client_low,
         unsigned long long vip_high, unsigned long long vip_low, unsigned int ports, int hook,
-        int state, unsigned int ticks) except -1
+        unsigned int source_port, int state, unsigned int ticks) except -1
+    cdef bint keeps_client(self, pool, int hook) except -1
     @cython.locals(packet=Packet, record="Record *")
     cdef bint serves(self, Py_ssize_t flow, Py_ssize_t member_id) noexcept
     cdef object allocate_source(self, PoolMember member, unsigned int port, bint privileged)

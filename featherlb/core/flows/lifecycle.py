@@ -105,12 +105,14 @@ class Lifecycle:
         vip_low: int,
         ports: int,
         hook: int,
+        source_port: int,
         state: int,
         ticks: int,
     ) -> int:
         """Open a flow for the parsed packet, to a pool's member; returns its number, or the
         negative `Reason` why that is not possible. `ports` are client << 16 | VIP, `hook` is the
-        one where the client's packets arrive."""
+        one where the client's packets arrive. The backend sees `source_port` if it sees the client
+        (`keeps_client`), else one that is allocated here."""
         packet = self._packet
         flows = self._flows
         flags = member.flags
@@ -121,9 +123,7 @@ class Lifecycle:
             flags |= LOCAL_CLIENT
         if hook == WIRE:
             flags |= WIRED
-        # A reply to this host and the kernel's copy of a frame would have the same SNAT ports: with
-        # frames, clients on this host keep their address.
-        if pool.full and (hook == WIRE or not pool.raw):
+        if not self.keeps_client(pool, hook):
             flags |= FULL
             source = self.allocate_source(member, backend_port, ports >> 16 < UNPRIVILEGED)
             if source is None:
@@ -131,7 +131,6 @@ class Lifecycle:
             source_high, source_low, source_port = source
         else:
             source_high, source_low = client_high, client_low
-            source_port = ports >> 16
             clash = flows.find(
                 member.high,
                 member.low,
@@ -189,6 +188,12 @@ class Lifecycle:
         if self.opened is not None:
             self.opened.append(flow)
         return flow
+
+    def keeps_client(self, pool: Pool, hook: int) -> bool:
+        """Whether the backends see the address of a client whose packets arrive at this hook. A
+        reply to this host and the kernel's copy of a frame would have the same SNAT ports: with
+        frames, clients on this host keep their address even in `full` mode."""
+        return not pool.full or (pool.raw and hook != WIRE)
 
     def serves(self, flow: int, member_id: int) -> bool:
         """Whether the parsed datagram belongs to this one-packet flow of the same client and

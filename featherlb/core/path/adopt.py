@@ -11,6 +11,7 @@ from featherlb.core.flows.members import Members
 from featherlb.core.flows.table import FlowTable
 from featherlb.core.flows.tcp_state import State
 from featherlb.core.flows.tombstones import Tombstones
+from featherlb.core.path.claims import Claims
 from featherlb.core.path.context import Context
 from featherlb.core.pools.pool import Pool
 from featherlb.core.pools.schedulers import NewFlow
@@ -37,6 +38,7 @@ class Adoption:
         members: Members,
         tombstones: Tombstones,
         lifecycle: Lifecycle,
+        claims: Claims,
         until: float,
     ) -> None:
         self.until = until
@@ -44,6 +46,7 @@ class Adoption:
         self._members = members
         self._tombstones = tombstones
         self._lifecycle = lifecycle
+        self._claims = claims
         self._vips: dict[tuple[int, int, int], list[tuple[Pool, int, int, int]]] = {}
 
     def index(self, pools: Iterable[Pool]) -> None:
@@ -66,7 +69,8 @@ class Adoption:
 
     def adopt(self, ctx: Context) -> int:
         """A flow for a backend's segment of a connection that was opened before this process
-        started; 0 if its VIP is not certain."""
+        started; 0 if its VIP is not certain, or the client has a connection with the backend
+        itself; -1 if an engine is to find out whether it has."""
         packet = ctx.packet
         hook = ctx.hook
         if packet.protocol != TCP or packet.flags == SYN or ctx.info & TRUNCATED:
@@ -105,6 +109,15 @@ class Adoption:
             # will the rest of the connection.
             self._tombstones.remember(key, ctx.ticks)
             return 0
+        claims = self._claims
+        if claims.active:
+            if claims.member is None:
+                claims.ask_for(
+                    member, packet.ports >> 16, packet.dst_high, packet.dst_low, client_port
+                )
+                return -1
+            if claims.take_answer():
+                return 0
         # It can't clash: no flow has its replies, and it needs no SNAT port.
         return self._lifecycle.open(
             pool,
@@ -115,6 +128,7 @@ class Adoption:
             vip_low,
             ports,
             OUTPUT if hook == INPUT else hook,
+            client_port,
             ESTABLISHED,
             ctx.ticks,
         )

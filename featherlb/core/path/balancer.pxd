@@ -2,6 +2,7 @@
 cimport cython
 from featherlb.core.path.adopt cimport Adoption
 from featherlb.core.path.outbox cimport Outbox
+from featherlb.core.path.claims cimport FIND_OWNER, PENDING, Claims
 from featherlb.core.path.context cimport (
     FIRST_FRAGMENT, GO_ON, ICMP_MESSAGE, LATER_FRAGMENT, Context)
 from featherlb.core.path.hooks cimport (
@@ -30,7 +31,7 @@ cdef int SYN, TCP, UDP
 cdef int NEW, UDP_ONE_WAY
 cdef int PREROUTING, OUTPUT, WIRE, NOT_READY, TRUNCATED, REWRITTEN
 cdef int TRUNCATED_REASON, NO_BACKEND, POOL_FULL, NO_FLOW, COPY, INVALID, MARTIAN, TTL_EXCEEDED
-cdef int TOO_BIG, NO_NEXT_HOP
+cdef int TOO_BIG, NO_NEXT_HOP, TUPLE_IN_USE
 
 
 @cython.final
@@ -57,6 +58,7 @@ cdef class Balancer:
     cdef Context context
     cdef Tracker tracker
     cdef Liveness liveness
+    cdef readonly Claims claims
 
     @cython.locals(packet=Packet, flows=FlowTable, i=cython.Py_ssize_t)
     cpdef void expect_packets(
@@ -77,7 +79,8 @@ cdef class Balancer:
     cdef int look_up(self, Context ctx) except -1
     @cython.locals(packet=Packet, wire=cython.bint, port=cython.uint, action=cython.int)
     cdef int admit(self, Context ctx) except -1
-    @cython.locals(packet=Packet, chosen=PoolMember, flow=cython.Py_ssize_t)
+    @cython.locals(
+        packet=Packet, claims=Claims, member=PoolMember, port=cython.int, flow=cython.Py_ssize_t)
     cdef int schedule(self, Context ctx) except -1
     @cython.locals(
         packet=Packet, flow=cython.Py_ssize_t, next_hops=NextHops, record="Record *",
@@ -89,6 +92,8 @@ cdef class Balancer:
         packet=Packet, ref=cython.Py_ssize_t, record="Record *", direction="Direction *")
     cdef int look_up_fragment(self, Context ctx) except -1
     cdef int translate_fragment(self, Context ctx) except -1
+    @cython.locals(packet=Packet)
+    cdef PoolMember choose(self, Context ctx)
     @cython.locals(packet=Packet)
     cdef Py_ssize_t find(self) noexcept
     @cython.locals(packet=Packet)

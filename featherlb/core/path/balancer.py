@@ -14,7 +14,7 @@ import cython
 from featherlb.core.flows.counters import Counters
 from featherlb.core.flows.kernel import Commands
 from featherlb.core.flows.lifecycle import Lifecycle
-from featherlb.core.flows.members import MAX_MEMBERS, Members
+from featherlb.core.flows.members import MAX_MEMBERS, Members, PoolMember
 from featherlb.core.flows.memory import FlowMemory
 from featherlb.core.flows.next_hops import NextHops
 from featherlb.core.flows.snat_ports import PortAllocator
@@ -22,6 +22,7 @@ from featherlb.core.flows.table import FlowTable
 from featherlb.core.flows.tcp_state import State
 from featherlb.core.flows.tombstones import Tombstones
 from featherlb.core.path.adopt import Adoption
+from featherlb.core.path.claims import Claims
 from featherlb.core.path.context import Context
 from featherlb.core.path.export import Views
 from featherlb.core.path.fragments import Fragments
@@ -46,6 +47,7 @@ from featherlb.model import (
     Verdict,
 )
 from featherlb.model.reason import Reason
+from featherlb.model.shard import WHOLE, Shard
 from featherlb.net.packet import Packet
 from featherlb.net.protocols import SYN, TCP, UDP
 
@@ -53,6 +55,7 @@ if not cython.compiled:
     from featherlb.core.flows.counters import COUNTERS
     from featherlb.core.flows.next_hops import LINK_MASK, LINK_SHIFT
     from featherlb.core.flows.record import OFFLOADED, direction_of
+    from featherlb.core.path.claims import FIND_OWNER, PENDING
     from featherlb.core.path.context import FIRST_FRAGMENT, GO_ON, ICMP_MESSAGE, LATER_FRAGMENT
     from featherlb.core.path.hooks import (
         DROP,
@@ -88,6 +91,7 @@ NO_NEXT_HOP = int(Reason.NO_NEXT_HOP)
 NO_BACKEND = int(Reason.NO_BACKEND)
 NO_FLOW = int(Reason.NO_FLOW)
 POOL_FULL = int(Reason.POOL_FULL)
+TUPLE_IN_USE = int(Reason.TUPLE_IN_USE)
 REWRITTEN = int(Verdict.REWRITTEN)
 
 
@@ -95,8 +99,9 @@ class Balancer:
     """Decides what happens to each packet.
 
     Its parts have entry points of their own: `outbox` has packets to send, `offload` is for the
-    engine of offloaded flows, `views` shows flows and counts, `termination` ends flows for an
-    operator, `restoration` restores those of a predecessor.
+    engine of offloaded flows, `claims` for engines that look up who has a tuple, `views` shows
+    flows and counts, `termination` ends flows for an operator, `restoration` restores those of a
+    predecessor.
     """
 
     def __init__(
@@ -108,11 +113,13 @@ class Balancer:
         timeouts: Timeouts,
         source_ports: range = SOURCE_PORTS,
         privileged_ports: range = PRIVILEGED_SOURCE_PORTS,
+        shard: Shard = WHOLE,
         adopt_until: float = 0.0,
     ) -> None:
         """`memory`, all zeros, limits the flows. `secret` is the process's randomness (16 bytes or
         more); `hash_key` keys placement and must be the same where nodes are to agree.
-        `source_ports` are for `full` NAT, `privileged_ports` for its clients with such a port.
+        `source_ports` are for `full` NAT, `privileged_ports` for its clients with such a port, and
+        `shard` has the replies of all others.
         Until `adopt_until` on the clock of `handle_packet`, connections from before the start are
         also adopted by their replies."""
         flows = self.flows = FlowTable(memory, secret)
@@ -140,7 +147,8 @@ class Balancer:
         self.tracker = Tracker(flows, lifecycle, counters)
         self.fragments = Fragments()
         self.tombstones = Tombstones()
-        self.adoption = Adoption(flows, members, self.tombstones, lifecycle, adopt_until)
+        claims = self.claims = Claims(flows, packet, shard, seed)
+        self.adoption = Adoption(flows, members, self.tombstones, lifecycle, claims, adopt_until)
         self.termination = Termination(flows, lifecycle, self.offload, self.tombstones, outbox)
         self.liveness = Liveness(flows, lifecycle, outbox)
         self.views = Views(flows, services, members, counters, lifecycle)
@@ -282,8 +290,11 @@ class Balancer:
         if not ref:
             # A backend's segment may belong to a connection from before the start.
             if ctx.hook not in (PREROUTING, OUTPUT) and ctx.now < self.adoption.until:
-                ctx.flow = self.adoption.adopt(ctx)
-                ctx.reply = 1 if ctx.flow else 0
+                flow = self.adoption.adopt(ctx)
+                if flow < 0:
+                    return FIND_OWNER
+                ctx.flow = flow
+                ctx.reply = 1 if flow else 0
             return GO_ON
         ctx.flow = flow
         ctx.reply = reply
@@ -336,38 +347,48 @@ class Balancer:
         return GO_ON
 
     def schedule(self, ctx: Context) -> int:
-        """Choose a backend, and open the flow."""
+        """Choose a backend and a source port, and open the flow."""
         packet = ctx.packet
         pool = ctx.pool
-        new_flow = NewFlow(
-            packet.protocol,
-            packet.version,
-            packet.number(packet.src_high, packet.src_low),
-            packet.ports >> 16,
-            packet.number(packet.dst_high, packet.dst_low),
-            packet.ports & 0xFFFF,
-        )
-        if packet.protocol == TCP and packet.flags != SYN:
-            member = pool.consistent_choice(new_flow)
+        claims = self.claims
+        port = packet.ports >> 16
+        member = claims.member
+        if member is not None:  # the packet is handed in again
+            port = claims.answered_port()
         else:
-            member = pool.pick(new_flow, ctx.ticks)
-        if member is None:
-            return self.refuse(ctx, POOL_FULL if pool.usable else NO_BACKEND)
-        chosen = self.members.by_id[member.index]
-        if pool.offloaded and self.offload.is_last_hop(ctx, chosen.flags):
-            return self.drop_ttl_exceeded(ctx, packet.dst_high, packet.dst_low)
-        flow = self.lifecycle.open(
-            pool,
-            chosen,
-            packet.src_high,
-            packet.src_low,
-            packet.dst_high,
-            packet.dst_low,
-            packet.ports,
-            PREROUTING if is_after_routing(ctx.hook) else ctx.hook,
-            NEW if packet.protocol == TCP else UDP_ONE_WAY,
-            ctx.ticks,
-        )
+            claims.tries = 0
+            member = self.choose(ctx)
+            if member is None:
+                return self.refuse(ctx, POOL_FULL if pool.usable else NO_BACKEND)
+            if pool.offloaded:
+                if self.offload.is_last_hop(ctx, member.flags):
+                    return self.drop_ttl_exceeded(ctx, packet.dst_high, packet.dst_low)
+            elif (
+                claims.active
+                and packet.protocol == TCP
+                and self.lifecycle.keeps_client(pool, ctx.hook)
+            ):
+                port = claims.ask(member, port)
+        flow = -TUPLE_IN_USE
+        while port >= 0:
+            flow = self.lifecycle.open(
+                pool,
+                member,
+                packet.src_high,
+                packet.src_low,
+                packet.dst_high,
+                packet.dst_low,
+                packet.ports,
+                PREROUTING if is_after_routing(ctx.hook) else ctx.hook,
+                port,
+                NEW if packet.protocol == TCP else UDP_ONE_WAY,
+                ctx.ticks,
+            )
+            if flow != -TUPLE_IN_USE:
+                break
+            port = claims.other_port(member)
+        if port == PENDING:
+            return FIND_OWNER
         if flow < 0:
             return self.counters.drop(-flow)
         ctx.flow = flow
@@ -450,6 +471,23 @@ class Balancer:
         return REWRITTEN
 
     # Helpers of the stages
+
+    def choose(self, ctx: Context) -> PoolMember | None:
+        """The member for a new flow, or for a connection that is open already."""
+        packet = ctx.packet
+        new_flow = NewFlow(
+            packet.protocol,
+            packet.version,
+            packet.number(packet.src_high, packet.src_low),
+            packet.ports >> 16,
+            packet.number(packet.dst_high, packet.dst_low),
+            packet.ports & 0xFFFF,
+        )
+        if packet.protocol == TCP and packet.flags != SYN:
+            chosen = ctx.pool.consistent_choice(new_flow)
+        else:
+            chosen = ctx.pool.pick(new_flow, ctx.ticks)
+        return None if chosen is None else self.members.by_id[chosen.index]
 
     def find(self) -> int:
         """The reference of the parsed packet's flow and direction (`FlowTable.find`)."""

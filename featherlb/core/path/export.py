@@ -118,8 +118,8 @@ class Explanation:
 
     `flow` is the flow that it belongs to, None if there is none; `reopens` says that a packet which
     opens a connection would nevertheless be scheduled anew. `decision` is where it would go then;
-    `clash` is the client's flow to another VIP that keeps it from opening one there; `full`: the
-    flow table is full, so another flow would be evicted.
+    `clash` is the client's flow to another VIP that has the client's port there, so that it would
+    get another one; `full`: the flow table is full, so another flow would be evicted.
     """
 
     service: str

@@ -91,7 +91,11 @@ class Restoration:
             record = self._records.at(number)
             if not shard.has(record.client_high, record.client_low, record.client_port):
                 continue
-            flow = self.restore_flow(number)
+            # Its replies may be another worker's now.
+            found = record.flags & FULL or shard.has(
+                record.client_high, record.client_low, record.source_port
+            )
+            flow = self.restore_flow(number) if found else 0
             if flow:
                 self._next_hops.recall(flow, memory.hops[number], links)
                 taken += 1
@@ -129,11 +133,7 @@ class Restoration:
         full = flags & FULL != 0
         if full != (pool.full and not (pool.raw and flags & LOCAL_CLIENT)):
             return 0
-        if not full and (
-            old.source_high != old.client_high
-            or old.source_low != old.client_low
-            or old.source_port != old.client_port
-        ):
+        if not full and (old.source_high != old.client_high or old.source_low != old.client_low):
             return 0
         if full and not self.claim(member, old.source_high, old.source_low, old.source_port):
             return 0

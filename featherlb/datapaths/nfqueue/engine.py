@@ -17,6 +17,7 @@ from featherlb.datapaths.base import (
     QueueOptions,
     ServiceChange,
 )
+from featherlb.datapaths.owners import TupleOwners
 from featherlb.model import Driver
 from featherlb.model.errors import HostError
 from featherlb.system.nfqueue import Queue, bound_queues
@@ -27,6 +28,8 @@ class QueueDriver(Protocol):
 
     pass_mark: int
     """See `ServiceChange.pass_mark`."""
+    owners: TupleOwners | None
+    """Answers the core's questions."""
 
     @property
     def received(self) -> int: ...
@@ -85,6 +88,7 @@ class Engine(base.PacketQueue):
         self._core = context.core
         self._number = context.queue_options.number
         self._driver = open_driver(context.queue_options)
+        self._driver.owners = context.owners
         self._kernel_flows: KernelFlows | None = None
 
     def descriptors(self) -> Sequence[int]:

@@ -16,6 +16,7 @@ from netfilterqueue import NetfilterQueue
 from featherlb.core.path.balancer import Balancer
 from featherlb.datapaths.base import KernelFlows, QueueOptions
 from featherlb.datapaths.batches import SEND_BUFFER
+from featherlb.datapaths.owners import TupleOwners
 from featherlb.model import LATE_HOOKS, PacketInfo, Verdict
 from featherlb.system import socket_buffers
 from featherlb.system.nfqueue import COPY_RANGE, FLAG_FAIL_OPEN, config_message, copy_attributes
@@ -59,6 +60,7 @@ class NetfilterQueueDriver:
         self.refused = 0  # the package keeps that to itself
         self._buffer = bytearray(_READ_SIZE)
         self._core: Balancer | None = None
+        self.owners: TupleOwners | None = None
         self._kernel_flows: KernelFlows | None = None
         self._now = 0.0
         self._queue = NetfilterQueue()
@@ -95,16 +97,7 @@ class NetfilterQueueDriver:
                 self.truncated += 1
                 info = PacketInfo.TRUNCATED
                 length = total
-        verdict = self._core.handle_packet(0, length, packet.hook, info, self._now)
-        if self._kernel_flows is not None:
-            offload = self._core.offload
-            if verdict == Verdict.LOOK_UP:
-                self._kernel_flows.execute(self._now)
-                verdict = self._core.handle_packet(0, length, packet.hook, info, self._now)
-            offload.opened = 0
-            self._kernel_flows.execute(self._now)
-            if offload.take_refused():
-                verdict = Verdict.DROP
+        verdict = self._decide(length, packet.hook, info)
         if verdict == Verdict.REWRITTEN:
             packet.set_payload(bytes(self._buffer[:length]))
             packet.accept()
@@ -115,6 +108,24 @@ class NetfilterQueueDriver:
             packet.accept()
         else:
             packet.drop()
+
+    def _decide(self, length: int, hook: int, info: int) -> int:
+        """The verdict on the packet in the buffer."""
+        assert self._core is not None
+        packet = 0, length, hook, info, self._now
+        verdict = self._core.handle_packet(*packet)
+        if verdict == Verdict.LOOK_UP and self._kernel_flows is not None:
+            self._kernel_flows.execute(self._now)
+            verdict = self._core.handle_packet(*packet)
+        while verdict == Verdict.FIND_OWNER and self.owners is not None:
+            self.owners.answer()
+            verdict = self._core.handle_packet(*packet)
+        if self._kernel_flows is not None:
+            self._core.offload.opened = 0
+            self._kernel_flows.execute(self._now)
+            if self._core.offload.take_refused():
+                return Verdict.DROP
+        return verdict
 
     def attach(self, kernel_flows: KernelFlows) -> None:
         self._kernel_flows = kernel_flows

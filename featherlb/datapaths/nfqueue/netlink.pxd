@@ -1,18 +1,20 @@
 # C types of netlink.py, for the compiled build. Compiled, the core is called without a Python call.
 cimport cython
 from featherlb.core.path.balancer cimport Balancer
+from featherlb.datapaths.owners cimport TupleOwners
 from featherlb.system.mmsg cimport MessageBatch
 
 cdef Py_ssize_t BATCH, SLOT_SIZE, MAX_BATCHES, NFNL_HEADER, VERDICT_SIZE
 cdef int PACKET_MESSAGE, VERDICT_MESSAGE, NLM_F_REQUEST
 cdef int NF_DROP, NF_ACCEPT, NF_REPEAT, INPUT, FORWARD, POSTROUTING
 cdef int NFQA_PACKET_HDR, NFQA_VERDICT_HDR, NFQA_MARK, NFQA_PAYLOAD, NFQA_CAP_LEN, NFQA_SKB_INFO
-cdef int PASS, REWRITTEN, DROP, LOOK_UP, TRUNCATED
+cdef int PASS, REWRITTEN, DROP, LOOK_UP, FIND_OWNER, TRUNCATED
 
 
 cdef class NetlinkDriver:
     cdef readonly int number
     cdef public unsigned int pass_mark
+    cdef public TupleOwners owners
     cdef readonly Py_ssize_t received, truncated, refused
     cdef object _socket, kernel_flows
     cdef bint cuts_segments

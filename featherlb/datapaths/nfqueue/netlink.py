@@ -20,6 +20,7 @@ from featherlb.datapaths.batches import (
     SEND_BUFFER,
     SLOT_SIZE,
 )
+from featherlb.datapaths.owners import TupleOwners
 from featherlb.model import Hook, PacketInfo, Verdict
 from featherlb.net.netlink import (
     NFNL_HEADER,
@@ -63,6 +64,7 @@ PASS = int(Verdict.PASS)
 REWRITTEN = int(Verdict.REWRITTEN)
 DROP = int(Verdict.DROP)
 LOOK_UP = int(Verdict.LOOK_UP)
+FIND_OWNER = int(Verdict.FIND_OWNER)
 TRUNCATED = int(PacketInfo.TRUNCATED)
 
 
@@ -76,6 +78,7 @@ class NetlinkDriver:
         self.received = 0
         self.truncated = 0
         self.refused = 0
+        self.owners: TupleOwners | None = None
         self.kernel_flows: KernelFlows | None = None
         self.cuts_segments = False
         self.opened: dict[int, int] = {}
@@ -223,6 +226,9 @@ class NetlinkDriver:
                 # Flows of this batch are inserted before the look-up.
                 self.kernel_flows.execute(now)
                 self.refuse(core.offload.take_refused())
+            verdict = core.handle_packet(payload, self.lengths[i], hook, self.infos[i], now)
+        while verdict == FIND_OWNER and self.owners is not None:
+            self.owners.answer()
             verdict = core.handle_packet(payload, self.lengths[i], hook, self.infos[i], now)
 
         # The verdict stands in front of the packet, over attributes that have been read.

@@ -2,11 +2,12 @@
 cimport cython
 from featherlb.core.flows.next_hops cimport MAC, LINK_MASK, LINK_SHIFT, NextHops
 from featherlb.core.path.balancer cimport Balancer
+from featherlb.datapaths.owners cimport TupleOwners
 from featherlb.datapaths.raw.link_socket cimport LinkSocket
 from featherlb.system.mmsg cimport MessageBatch
 
 cdef Py_ssize_t BATCH, SLOT_SIZE, MAX_BATCHES, VNET_HEADER, HEADERS
-cdef int NEEDS_CHECKSUM, WIRE, REWRITTEN, UNFINISHED, GSO
+cdef int NEEDS_CHECKSUM, WIRE, REWRITTEN, FIND_OWNER, UNFINISHED, GSO
 
 
 cdef class FrameBatch(MessageBatch):
@@ -15,6 +16,7 @@ cdef class FrameBatch(MessageBatch):
 
 cdef class FrameSockets:
     cdef readonly FrameBatch batch
+    cdef TupleOwners owners
     cdef unsigned char[::1] data
     cdef unsigned short[::1] u16
     cdef long long[::1] packets, sizes
@@ -31,7 +33,7 @@ cdef class FrameSockets:
     cdef void measure(self, LinkSocket one, int slot, Py_ssize_t received) noexcept
     @cython.locals(
         data="unsigned char[::1]", at=cython.Py_ssize_t, size=cython.Py_ssize_t, next_hops=NextHops,
-        info=cython.int, ingress=cython.ulonglong, i=cython.int)
+        info=cython.int, ingress=cython.ulonglong, verdict=cython.int, i=cython.int)
     cdef void handle(self, LinkSocket one, int slot, Balancer core, double now) except *
     @cython.locals(data="unsigned char[::1]", out=LinkSocket)
     cdef void send(

@@ -16,6 +16,7 @@ import cython
 from featherlb.core.path.balancer import Balancer
 from featherlb.datapaths.base import EngineCounters
 from featherlb.datapaths.batches import BATCH, MAX_BATCHES, SLOT_SIZE
+from featherlb.datapaths.owners import TupleOwners
 from featherlb.datapaths.raw.held import HeldFrames
 from featherlb.datapaths.raw.interest import Interest
 from featherlb.datapaths.raw.link_socket import LinkSocket
@@ -35,6 +36,7 @@ HEADERS = VNET_HEADER + ETHERNET_HEADER
 
 WIRE = int(Hook.WIRE)
 REWRITTEN = int(Verdict.REWRITTEN)
+FIND_OWNER = int(Verdict.FIND_OWNER)
 UNFINISHED = int(PacketInfo.CHECKSUM_NOT_READY | PacketInfo.COMPLETED_LATER)
 GSO = int(PacketInfo.GSO)
 
@@ -49,8 +51,10 @@ class FrameBatch(MessageBatch):
 class FrameSockets:
     """The packet sockets of one worker."""
 
-    def __init__(self, interest: Interest) -> None:
-        """No socket is open yet; each will receive these packets."""
+    def __init__(self, interest: Interest, owners: TupleOwners) -> None:
+        """No socket is open yet; each will receive these packets. `owners` answers the core's
+        questions."""
+        self.owners = owners
         self.batch = FrameBatch(BATCH, SLOT_SIZE)
         view = memoryview(self.batch.buffer)
         self.data = view
@@ -167,7 +171,11 @@ class FrameSockets:
         if data[at + 1]:
             info |= GSO
             next_hops.gso_size = self.u16[(at + 4) >> 1]
-        if core.handle_packet(at + HEADERS, size, WIRE, info, now) != REWRITTEN:
+        verdict = core.handle_packet(at + HEADERS, size, WIRE, info, now)
+        while verdict == FIND_OWNER:
+            self.owners.answer()
+            verdict = core.handle_packet(at + HEADERS, size, WIRE, info, now)
+        if verdict != REWRITTEN:
             return
         if info & GSO:
             self.u16[(at + 4) >> 1] = next_hops.gso_size

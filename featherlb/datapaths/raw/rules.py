@@ -10,7 +10,7 @@ from featherlb.datapaths.rules import icmp
 from featherlb.datapaths.rules.endpoints import Group, Parts, backend_entries
 from featherlb.datapaths.rules.queueing import Queued
 from featherlb.datapaths.rules.vip_addresses import foreign_vips
-from featherlb.model import ALL_SOURCE_PORTS, NatMode
+from featherlb.model import ALL_SOURCE_PORTS, NatMode, Protocol
 from featherlb.system.ruleset import (
     ANY,
     Action,
@@ -154,6 +154,17 @@ def _reply_copies(
             # Only the worker can tell which datapath they belong to; it drops copies of frames.
             for match in one.replies(scope.facts):
                 yield Rule(match, Action.RETURN)
-    for match in parts.dnat_backends.matches(Side.SOURCE, scope.facts.sets, syn=False):
-        remote = replace(match, destination_local=False, not_states=not_states)
-        yield Rule(remote, Action.DROP)
+    remote = [
+        replace(match, destination_local=False)
+        for match in parts.dnat_backends.matches(Side.SOURCE, scope.facts.sets, syn=False)
+    ]
+    for match in remote:
+        yield Rule(replace(match, not_states=not_states), Action.DROP)
+    if not not_states:
+        return
+    # A client that opens its own connection from the port of a balanced one would answer these
+    # with a RST: to conntrack they are replies to its SYN.
+    for match in remote:
+        if match.protocol is Protocol.TCP:
+            stray = replace(match, syn=None, acknowledges=True, unassured=True)
+            yield Rule(stray, Action.DROP)

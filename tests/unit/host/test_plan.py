@@ -517,7 +517,9 @@ def test_a_router_tells_replies_from_what_it_forwards_by_connection_tracking() -
     router = describe(crowd, routers=frozenset({4}))
     assert copies(router, "raw") == [for_vip]
     assert copies(router, "mangle") == [
-        f"{forwarded} -m conntrack ! --ctstate ESTABLISHED,RELATED -j DROP"
+        f"{forwarded} -m conntrack ! --ctstate ESTABLISHED,RELATED -j DROP",
+        f"{forwarded.replace('! --syn', '--tcp-flags SYN,RST,ACK ACK')}"
+        " -m conntrack ! --ctstatus ASSURED -j DROP",
     ]
     assert "iptables -t mangle -I PREROUTING 1 -j FEATHERLB-COPY-0" in router
     others = (

@@ -1,19 +1,22 @@
 """system/conntrack_messages.py: messages compared with pyroute2's."""
 
 import struct
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyroute2.netlink.nfnetlink.nfctsocket import nfct_msg
 
 from featherlb.core.flows.tcp_state import State
 from featherlb.core.path.export import read_flows
 from featherlb.model import Datapath, Protocol, Verdict
 from featherlb.model.reason import Reason
-from featherlb.system.conntrack_messages import Entry
+from featherlb.net.addresses import words_of
+from featherlb.system.conntrack_messages import Entry, Requests
 from tests.builders import ip, tcp, udp
-from tests.ctnetlink import CREATE, DELETE, entry, messages, read
+from tests.ctnetlink import CREATE, DELETE, GET, entry, messages, read
 from tests.world import World, service
 
 CLIENT, VIP, ONE = "198.51.100.7:40001", "192.0.2.10:80", "10.1.0.1:8080"
@@ -93,6 +96,20 @@ def test_a_flow_that_ends_here_has_its_entry_deleted() -> None:
     (message,) = messages(world)
     assert message["header"]["type"] == DELETE
     assert ends(message, "ORIG") == ("198.51.100.7", 40001, "192.0.2.10", 80, 6)
+
+
+@pytest.mark.parametrize(
+    ("client", "backend", "version"),
+    [("198.51.100.7", "10.1.0.1", 4), ("2001:db8::7", "2001:db8:1::2", 6)],
+)
+def test_any_tuple_is_looked_up(client: str, backend: str, version: int) -> None:
+    requests = Requests()
+    words = (*words_of(ip_address(client)), *words_of(ip_address(backend)))
+    requests.get_tcp(version, *words, 40001 << 16 | 8080)
+    message = nfct_msg(bytes(requests.take()))
+    message.decode()
+    assert message["header"]["type"] == GET
+    assert ends(message, "ORIG") == (client, 40001, backend, 8080, 6)
 
 
 def test_an_entry_is_read() -> None:

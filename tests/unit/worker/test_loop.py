@@ -14,6 +14,7 @@ from typing import TypeVar
 import pytest
 
 from featherlb.core.flows.memory import size_of
+from featherlb.core.path.claims import Claims
 from featherlb.core.path.export import read_flows
 from featherlb.datapaths.base import (
     Context,
@@ -60,6 +61,19 @@ OFFLOADED = service(ONE, name="offloaded", vips="192.0.2.12:80", datapath=Datapa
 GATE = b"wait for the gate"
 
 Answer = TypeVar("Answer", bound=FromWorker)
+
+
+class UnknownOwners:
+    """Of a kernel that tracks no connections."""
+
+    def __init__(self, claims: Claims) -> None:
+        self._claims = claims
+
+    def serve(self, services: Sequence[Service]) -> None:
+        assert not self._claims.active
+
+    def close(self) -> None:
+        pass
 
 
 class PipeEngine(PacketQueue):
@@ -160,6 +174,7 @@ class Supervised:
         self.outbox = Outbox()
         monkeypatch.setattr(loop, "open_engine", self.open_engine)
         monkeypatch.setattr(loop, "RawSender", lambda: self.outbox)
+        monkeypatch.setattr(loop, "TupleOwners", UnknownOwners)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self.channel = Channel(ours)
         self.inner = Channel(theirs)

@@ -197,9 +197,7 @@ CASES = [
     Case("only weight 0", tcp(CLIENT, VIP_DRAINED, "S"), Reason.NO_BACKEND, reset=("RA", 0, 1001)),
     Case("mid-stream, empty", tcp(CLIENT, VIP_EMPTY, ack=7), Reason.NO_FLOW, reset=("R", 7, 0)),
     Case("no source port left", tcp(CLIENT, VIP_FULL, "S"), Reason.NO_SOURCE_PORT),
-    Case(
-        "the backend has this tuple", tcp(KNOWN, "192.0.2.61:8005", "S"), Reason.TUPLE_IN_USE
-    ),
+    Case("the backend has this tuple", tcp(KNOWN, VIP_ADOPTING), Reason.TUPLE_IN_USE),
     # truncated
     Case("cut, of a flow", tcp(KNOWN, VIP), Reason.TRUNCATED, info=CUT),
     Case("cut, a reply", tcp(ONE, KNOWN), Reason.TRUNCATED, hook=POSTROUTING, info=CUT),

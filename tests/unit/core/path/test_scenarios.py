@@ -21,7 +21,7 @@ from tests.world import (
     service,
 )
 
-OTHER_VIP = "192.0.2.11:80"
+OTHER_VIP, THIRD_VIP = "192.0.2.11:80", "192.0.2.12:80"
 TIMES = Timeouts(half_open=30, established=900, fin=120, closed=10)
 
 both_modes = pytest.mark.parametrize("nat", ["dnat", "full"])
@@ -493,18 +493,22 @@ def test_least_connections_follows_the_flows() -> None:
 
 
 def test_one_client_port_towards_two_vips_with_the_same_backend() -> None:
-    """In `dnat` mode the backend could not tell the two apart: the second has to wait."""
-    first, second = service(ONE), service(ONE, name="other", vips=OTHER_VIP)
+    """In `dnat` mode the backend could not tell the two apart: the second gets another port."""
+    first, second = service(ONE), service(ONE, name="other", vips=[OTHER_VIP, THIRD_VIP])
     world = World(first, second, timeouts=TIMES)
     old = world.connect()
-    new = Connection(world, CLIENT, OTHER_VIP)
-    assert refused(new, "S", Reason.TUPLE_IN_USE) is None
-    old.send("PA", b"x")
-    old.reply("PA", b"y")
+    new = world.connect(CLIENT, OTHER_VIP)
+    assert old.source == CLIENT
+    assert new.source != CLIENT
+    assert new.source.split(":")[0] == CLIENT.split(":")[0]
+    for connection in (old, new):
+        connection.send("PA", b"x")
+        connection.reply("PA", b"y")
     old.send("FA")
     old.reply("FA")
-    new.handshake()  # the first is closing: it is given up
-    assert [str(view.vip) for view in world.flows()] == [OTHER_VIP]
+    third = world.connect(CLIENT, THIRD_VIP)  # the first is closing: it is given up
+    assert third.source == CLIENT
+    assert [str(view.vip) for view in world.flows()] == [THIRD_VIP, OTHER_VIP]
 
 
 def test_full_nat_tells_them_apart() -> None:
