@@ -189,7 +189,7 @@ def test_what_does_not_fit_is_refused_in_one_sentence() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "remove", "move 10.0.0.1:80", "remove 10.0.0.1:80 3", "weight 10.0.0.1:80", "drain x",
+    ["", "remove", "move 10.0.0.1:80", "remove 10.0.0.1:80 3", "weight 10.0.0.1:80", "drain x:y",
      "weight 10.0.0.1:80 -1", "weight 10.0.0.1:80 99999", "enable 10.0.0.1:80"],
 )  # fmt: skip
 def test_a_change_that_makes_no_sense(text: str) -> None:
