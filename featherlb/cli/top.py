@@ -68,7 +68,9 @@ def top(interval: float, count: int | None, instance: int | None) -> None:
             if console.is_terminal:
                 live.update(picture, refresh=True)
             else:
-                console.print(picture, "" if shown + 1 != count else None)
+                if shown:
+                    console.print()
+                console.print(picture)
             before = now
             shown += 1
             if shown != count:

@@ -183,9 +183,12 @@ def test_a_file_gets_every_picture_of_the_live_view(
     monkeypatch.setattr(top, "connect", lambda instance: Answering())
     result = CliRunner().invoke(cli, ["top", "--interval", "0.2", "--count", str(count)])
     assert result.exit_code == 0, result.output
-    assert result.output.count("busiest clients") == count
-    assert result.output.endswith("\n")
-    assert not result.output.endswith("\n\n")
+    pictures = result.output.split("\n\nfeatherlb instance")
+    assert len(pictures) == count
+    for picture in pictures:
+        assert picture.count("busiest clients") == 1
+        assert picture.splitlines()[-1].split() == ["fd74:1::2", "1", "100", "%"]
+    assert result.output.endswith("%\n")
     assert "\x1b" not in result.output
 
 
