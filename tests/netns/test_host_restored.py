@@ -218,3 +218,26 @@ def test_more_changes_of_rules_than_a_socket_holds(
     assert author is not None
     assert author.startswith("iptables-nft (pid ")
     monitor.close()
+
+
+@pytest.mark.parametrize("driver", ["netlink"], indirect=True)
+def test_two_instances_restore_theirs(lab: Lab, featherlb: Up) -> None:
+    node = lab.balancer
+
+    def listed() -> list[str]:
+        """In order: the later instance comes first."""
+        lines = node.run(["iptables-save"]).stdout.splitlines()
+        return [line for line in lines if line.startswith(("*", "-"))]
+
+    with (
+        featherlb(lab, "--vip", f"{VIP}:80", "--backend", ONE),
+        featherlb(lab, "--vip", f"{VIP}:81", "--backend", ONE),
+    ):
+        before = listed()
+        assert sum("-j FEATHERLB-MANGLE-" in line for line in before) == 4
+        flush(node, "nft")
+        wait_for(lambda: sorted(listed()) == sorted(before), "the rules of both")
+        assert [one for one in listed() if "-j FEATHERLB" in one] == [
+            one for one in before if "-j FEATHERLB" in one
+        ]
+        assert ask(lab.client).backend == ask(lab.client, port=81).backend == "backend1"
