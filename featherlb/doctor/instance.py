@@ -1,7 +1,7 @@
 """The state of the running instance: changes by others, reloads, table size, losses."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from featherlb import __version__
 from featherlb.api import schema
@@ -11,6 +11,8 @@ from featherlb.system import kernel_state
 
 FULL = 0.9
 """Share of a table in use that is worth a warning."""
+MOST_SHOWN = 4
+"""Changes of the host that get a finding each."""
 WINDOW = 1.0
 """Seconds over which losses are counted, at least."""
 
@@ -21,8 +23,16 @@ def check_host(subject: Subject) -> Iterator[Finding]:
     """What others have changed of what the instance needs."""
     running = subject.running
     assert running is not None
-    for deviation in running.host.deviations:
-        yield error(f"this host was changed: {deviation}", running.fix)
+    yield from judge_host(running.host.deviations, running.fix)
+
+
+def judge_host(deviations: Sequence[str], fix: str) -> Iterator[Finding]:
+    """One finding for the rules of a table or more that somebody has flushed."""
+    shown = deviations if len(deviations) <= MOST_SHOWN else deviations[: MOST_SHOWN - 1]
+    for deviation in shown:
+        yield error(f"this host was changed: {deviation}", fix)
+    if more := len(deviations) - len(shown):
+        yield error(f"this host was changed, and has {more} more differences", fix)
 
 
 def check_state(subject: Subject) -> Iterator[Finding]:
@@ -67,8 +77,9 @@ def judge_state(status: schema.Status, installed: str) -> Iterator[Finding]:
         times = max(status.host.restored.values())
         yield warning(
             f"another program changes what featherlb needs on this host, and featherlb restored it"
-            f" {times} times since the start, last at {status.host.last_restored}:"
-            f" {status.host.repairs}; the log says which program, if the kernel knows",
+            f" {times} {'time' if times == 1 else 'times'} since the start, last at"
+            f" {status.host.last_restored}: {status.host.repairs}; the log says which program, if"
+            " the kernel knows",
             'journalctl -u featherlb -g "this host was changed"',
         )
     if status.flows > FULL * status.capacity:

@@ -113,6 +113,15 @@ STATUS = schema.Status(
 )
 
 
+def test_a_flushed_table_is_one_finding() -> None:
+    changes = [f"rule {number} is gone" for number in range(30)]
+    for count in (0, 1, 4):
+        assert len(list(instance.judge_host(changes[:count], "fix"))) == count
+    found = list(instance.judge_host(changes, "fix"))
+    assert brief(found) == [(E, "fix")] * 4
+    assert "27 more differences" in found[3].message
+
+
 def task(*, failing: bool, restarts: int = 5) -> schema.Task:
     return schema.Task(
         name="names", restarts=restarts, failing=failing, last_error="OSError", last_failure=""
