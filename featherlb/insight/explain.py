@@ -111,7 +111,7 @@ async def explain(controller: Controller, client: str, vip: str) -> Answer:
     if shown is None:
         raise ConfigError([f"the service '{service.name}' was removed just now"])
     own = {one.address.ip for one in await asyncio.to_thread(rtnetlink.addresses)}
-    backend = told.decision.backend
+    backend = told.decision.backend and service.reached(told.decision.backend, target.port)
     stays = told.flow.backend if told.flow and not told.reopens else backend
     route = Route(service, source, target, stays, worker, own)
     flows: tuple[FlowView, ...] = ()
@@ -149,12 +149,19 @@ def find_vip(services: Sequence[Service], text: str) -> tuple[Service, Endpoint]
         if text == service.name:
             return service, _any_of(service.vips[0])
     place, _, protocol = text.partition("/")
-    found = [
-        (service, endpoint)
+    fitting = [
+        (service, endpoint, vip)
         for service in services
         if protocol in ("", str(service.protocol))
         for vip in service.vips
         if (endpoint := _at(vip, place)) is not None
+    ]
+    # A service with all ports of a VIP leaves others theirs.
+    taken = {(one.protocol, endpoint) for one, endpoint, vip in fitting if not vip.all_ports}
+    found = [
+        (service, endpoint)
+        for service, endpoint, vip in fitting
+        if not (vip.all_ports and (service.protocol, endpoint) in taken)
     ]
     # An address of its own precedes the wildcard.
     found = [one for one in found if not _is_wildcard(*one)] or found

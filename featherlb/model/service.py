@@ -157,6 +157,13 @@ class Service:
             for first, last in reached_ports(endpoint.port, endpoint.last_port, vip_ports)
         )
 
+    def reached(self, endpoint: Endpoint, vip_port: int) -> Endpoint:
+        """Where packets to this port of a VIP go at a backend with this endpoint."""
+        if not endpoint.last_port:
+            return endpoint
+        shift = endpoint.port - self.vips[0].first_port if endpoint.port else 0
+        return Endpoint(endpoint.address, vip_port + shift)
+
     def probed(self, backend: Backend) -> Endpoint:
         """Where a backend of this service is probed: at its first port; 0 if it has all."""
         first = self.endpoints_of(backend)[0]

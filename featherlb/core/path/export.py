@@ -190,7 +190,7 @@ class Views:
         )
         clash = 0
         if decision.backend is not None and not pool.full:
-            backend = decision.backend
+            backend = pool.service.reached(decision.backend, vip.port)
             backend_high, backend_low = words_of(backend.address)
             ports = backend.port << 16 | client.port
             clash = (

@@ -22,6 +22,12 @@ services:
     on_backend_down: reset
     backends: ['[2001:db8::3]:80', {address: 'name:80', weight: 0},
       {address: '[2001:db8::4]:80', role: sorry, max_connections: 7}]
+  - name: ranges
+    vip: ['10.0.0.4:8000-8010', '10.0.0.5:8000-8010']
+    backends: [10.0.1.1, '10.0.1.2:9000-9010', name, {address: '10.0.1.3:80', weight: 2}]
+  - name: all
+    vip: '[2001:db8::9]:*'
+    backends: ['[2001:db8::3]']
   - name: dns
     vip: 10.0.0.1:53
     protocol: udp

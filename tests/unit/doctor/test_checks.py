@@ -20,6 +20,7 @@ from featherlb.model import (
     NatMode,
     Protocol,
     Route,
+    RoutingRule,
     Service,
     Vip,
 )
@@ -202,6 +203,19 @@ def test_source_ports() -> None:
     assert judged(full, "32768\t60999", "665") == []
     assert judged(full, "32768\t60999", "600") == [(W, privileged)]
     assert judged(WEB, "1024\t60999", "1") == []
+
+
+def test_marks() -> None:
+    marked, other = RoutingRule(4, marked=True), RoutingRule(4, marked=False)
+    for datapath, nat, found in (
+        (Datapath.NFQUEUE, NatMode.DNAT, [(N, "")]),
+        (Datapath.NFQUEUE, NatMode.FULL, [(N, "")]),
+        (Datapath.RAW, NatMode.DNAT, []),
+        (Datapath.OFFLOAD, NatMode.FULL, []),
+    ):
+        service = replace(WEB, datapath=datapath, nat=nat)
+        assert brief(settings.judge_marks([service, service], [other, marked])) == found
+        assert brief(settings.judge_marks([service], [other, RoutingRule(6, marked=True)])) == []
 
 
 def test_bridges() -> None:

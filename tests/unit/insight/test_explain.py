@@ -18,6 +18,8 @@ SERVICES = (
     replace(service(ONE, name="ports"), vips=(replace(vip("192.0.2.30:8000"), last_port=8010),)),
     service(ONE, name="any", vips="0.0.0.0:80"),
     service("[fd00::1]:80", name="six", vips="[2001:db8::10]:80"),
+    service("10.1.0.1", name="all", vips="192.0.2.40:*"),
+    service(ONE, name="one", vips="192.0.2.40:80"),
 )
 
 
@@ -34,6 +36,8 @@ SERVICES = (
         ("192.0.2.99:80", "any", "192.0.2.99:80"),
         ("[2001:db8::10]:80", "six", "[2001:db8::10]:80"),
         ("2001:db8::10", "six", "[2001:db8::10]:80"),
+        ("192.0.2.40:80", "one", "192.0.2.40:80"),
+        ("192.0.2.40:81", "all", "192.0.2.40:81"),
     ],
 )
 def test_which_service_is_meant(text: str, name: str, endpoint: str) -> None:
