@@ -12,7 +12,7 @@ from featherlb.lab import Lab, Node
 from featherlb.lab.namespaces import VIP
 from featherlb.system import kernel_state
 from featherlb.system.nfqueue import bound_queues
-from tests.netns.command import api, flows
+from tests.netns.command import api, flows, run
 from tests.netns.conftest import QUEUED, Up, all_pairs
 from tests.netns.datagrams import open_socket
 from tests.netns.traffic import pair, reset, standing_still, wait_for
@@ -21,19 +21,22 @@ PORT = 9000
 
 
 @QUEUED
-def test_the_queue_holds_a_burst(lab: Lab, featherlb: Up) -> None:
+def test_the_queue_holds_a_burst_and_says_what_was_too_much(lab: Lab, featherlb: Up) -> None:
     """As many packets as the host has memory for wait for a worker that has no time."""
-    count = min(20_000, queue_length(kernel_state.memory(), 1))
+    length = queue_length(kernel_state.memory(), 1)
     options = ("--vip", f"{VIP}:80/udp", "--backend", f"{lab.backends[0].address}:{PORT}")
     with (
         featherlb(lab, *options),
         open_socket(lab.client, ("0.0.0.0", 0), (VIP, 80)) as client,
-        standing_still(lab.balancer),
     ):
-        for _ in range(count):
-            client.send(b"x" * 200)
-        (queue,) = lab.balancer.call(bound_queues).values()
-        assert (queue.waiting, queue.queue_dropped, queue.socket_dropped) == (count, 0, 0)
+        with standing_still(lab.balancer):
+            for _ in range(length + 50):
+                client.send(b"x" * 200)
+            (queue,) = lab.balancer.call(bound_queues).values()
+        assert (queue.waiting, queue.queue_dropped, queue.socket_dropped) == (length, 50, 0)
+        (counted,) = api(lab.balancer, "stats")["queues"]
+        assert counted["queue_dropped"] == 50
+        assert "because a queue was full" in run(lab.balancer, "doctor").stdout
 
 
 @contextmanager

@@ -11,7 +11,9 @@ from featherlb.core.flows.memory import HOP_SIZE, FlowMemory, anonymous, size_of
 from featherlb.core.flows.next_hops import NextHops
 from featherlb.core.flows.record import RECORD_SIZE, Records
 from featherlb.model import (
+    PRIVILEGED_SOURCE_PORTS,
     Datapath,
+    Endpoint,
     Hook,
     Link,
     Persistence,
@@ -121,6 +123,35 @@ def test_allocated_ports_stay_in_use() -> None:
     successor.connect(client(100))
     outcome = successor.handle(tcp(client(101), VIP, "S"))
     assert outcome.reason is Reason.NO_SOURCE_PORT
+
+
+def test_privileged_ports_stay_in_use_too() -> None:
+    world = World(service(ONE, nat="full"))
+    ports = {world.connect(client(number, 700)).source for number in range(50)}
+    successor = succeed(world, capacity=256)
+    assert taken(successor) == (50, 0)
+    others = [successor.connect(client(number, 700)).source for number in range(50, 153)]
+    assert not ports.intersection(others)
+    assert all(int(port.split(":")[1]) in PRIVILEGED_SOURCE_PORTS for port in (*ports, *others))
+
+
+def test_a_flow_with_another_port_than_its_clients_needs_its_replies() -> None:
+    """With other workers than before, they may meet another one."""
+    world = World(service(ONE, vips=[VIP, "192.0.2.11:80"]))
+    world.connect(CLIENT)
+    moved = world.connect(CLIENT, "192.0.2.11:80")
+    source = Endpoint.parse(moved.source)
+    high, low = words_of(source.address)
+    successor = succeed(world)
+    assert taken(successor) == (2, 0)
+    moved.world = successor
+    moved.reply("PA", b"answer")
+    moved.send("A")
+    for seed in range(8):
+        for shard in (Shard(number, 2, seed) for number in (0, 1)):
+            if shard.has(high, low, int(CLIENT.split(":")[1])):
+                found = shard.has(high, low, source.port)
+                assert taken(succeed(world, shard=shard)) == (1 + found, 1 - found)
 
 
 @pytest.mark.parametrize(
