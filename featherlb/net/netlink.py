@@ -24,6 +24,8 @@ NLMSG_ERROR, NLMSG_DONE = 2, 3
 NLM_F_REQUEST, NLM_F_MULTI, NLM_F_ACK, NLM_F_DUMP_INTR = 0x01, 0x02, 0x04, 0x10
 NLM_F_DUMP = 0x300
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
+NLM_F_NONREC = 0x100
+"""Delete nothing that is in use."""
 
 NLA_F_NESTED, NLA_F_NET_BYTEORDER, NLA_TYPE_MASK = 0x8000, 0x4000, 0x3FFF
 
@@ -59,6 +61,16 @@ def attribute(kind: int, payload: bytes) -> bytes:
     """A netlink attribute, padded to four bytes (RFC 3549 section 2.2)."""
     length = _ATTRIBUTE.size + len(payload)
     return _ATTRIBUTE.pack(length, kind) + payload + bytes(-length % 4)
+
+
+def text_attribute(kind: int, text: str) -> bytes:
+    """A netlink attribute that holds a string."""
+    return attribute(kind, text.encode() + b"\0")
+
+
+def read_text(payload: bytes) -> str:
+    """The string in an attribute's payload."""
+    return payload.rstrip(b"\0").decode(errors="replace")
 
 
 def parse_messages(datagram: bytes) -> Iterator[Message]:

@@ -29,6 +29,7 @@ from featherlb.net.netlink import (
     each_attribute,
     nfnl_body,
     parse_attributes,
+    text_attribute,
 )
 from featherlb.net.protocols import ADDRESS_FAMILIES
 from featherlb.system.netlink import NETLINK_NETFILTER, Connection
@@ -169,7 +170,7 @@ class _Kernel(Connection):
     def revision(self, kind: str, family: int) -> int:
         """The newest revision of a set type that the kernel has."""
         version = ADDRESS_FAMILIES[family]
-        content = _text(ATTR_TYPENAME, kind) + attribute(ATTR_FAMILY, bytes([version]))
+        content = text_attribute(ATTR_TYPENAME, kind) + attribute(ATTR_FAMILY, bytes([version]))
         answer = self.get(_kind(CMD_TYPE), _body(content, version))
         return parse_attributes(answer, NFGENMSG)[ATTR_REVISION][0]
 
@@ -185,7 +186,7 @@ class _Kernel(Connection):
 
     def entries(self, name: str) -> Iterator[Entry]:
         # A long list comes in several parts.
-        for body in self._list(_text(ATTR_SETNAME, name)):
+        for body in self._list(text_attribute(ATTR_SETNAME, name)):
             for _, data in each_attribute(parse_attributes(body, NFGENMSG).get(ATTR_ADT, b"")):
                 yield _entry(parse_attributes(data))
 
@@ -193,8 +194,8 @@ class _Kernel(Connection):
         """A set with this name and the wanted entries."""
         version = ADDRESS_FAMILIES[wanted.family]
         content = (
-            _text(ATTR_SETNAME, name)
-            + _text(ATTR_TYPENAME, wanted.type)
+            text_attribute(ATTR_SETNAME, name)
+            + text_attribute(ATTR_TYPENAME, wanted.type)
             + attribute(ATTR_REVISION, bytes([self.revision(wanted.type, wanted.family)]))
             + attribute(ATTR_FAMILY, bytes([version]))
             + _nested(ATTR_DATA, _number32(ATTR_MAXELEM, MAX_ENTRIES))
@@ -202,16 +203,16 @@ class _Kernel(Connection):
         self._change(CMD_CREATE, NLM_F_CREATE | NLM_F_EXCL, _body(content, version))
         for first in range(0, len(wanted.entries), AT_ONCE):
             some = wanted.entries[first : first + AT_ONCE]
-            content = _text(ATTR_SETNAME, name)
+            content = text_attribute(ATTR_SETNAME, name)
             content += _nested(ATTR_ADT, b"".join(map(_data, some))) + _number32(ATTR_LINENO, 0)
             self._change(CMD_ADD, NLM_F_EXCL, _body(content, version))
 
     def destroy(self, name: str) -> None:
-        self._change(CMD_DESTROY, 0, _body(_text(ATTR_SETNAME, name)))
+        self._change(CMD_DESTROY, 0, _body(text_attribute(ATTR_SETNAME, name)))
 
     def exchange(self, command: int, name: str, other: str) -> None:
         """Rename a set, or swap two."""
-        content = _text(ATTR_SETNAME, name) + _text(ATTR_SETNAME2, other)
+        content = text_attribute(ATTR_SETNAME, name) + text_attribute(ATTR_SETNAME2, other)
         self._change(command, 0, _body(content))
 
     def _list(self, content: bytes) -> list[bytes]:
@@ -261,10 +262,6 @@ def _kind(command: int) -> int:
 
 def _body(content: bytes, version: int = 0) -> bytes:
     return nfnl_body(version, 0, attribute(ATTR_PROTOCOL, bytes([PROTOCOL_VERSION])) + content)
-
-
-def _text(kind: int, text: str) -> bytes:
-    return attribute(kind, text.encode() + b"\0")
 
 
 def _number32(kind: int, number: int) -> bytes:

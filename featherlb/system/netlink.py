@@ -1,4 +1,4 @@
-"""Requests to the kernel over netlink(7), one after the other.
+"""Requests to the kernel over netlink(7), one after the other, and what it announces by itself.
 
 The kernel answers each request before the request returns. Where it lacks memory for the moment, or
 its tables change while it lists them, a question is asked again. Numbers are those of
@@ -9,6 +9,7 @@ import errno
 import os
 import socket
 import time
+from collections.abc import Iterator
 from typing import Self
 
 from featherlb.net.netlink import (
@@ -19,18 +20,26 @@ from featherlb.net.netlink import (
     NLM_F_REQUEST,
     NLMSG_DONE,
     NLMSG_ERROR,
+    Message,
     build_message,
     error_code,
     parse_messages,
 )
 
 NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12
+SOL_NETLINK = 270  # include/linux/socket.h
+NETLINK_ADD_MEMBERSHIP, NETLINK_DROP_MEMBERSHIP, NETLINK_NO_ENOBUFS, NETLINK_CAP_ACK = 1, 2, 5, 10
+"""Options of netlink sockets."""
 DATAGRAM = 1 << 16
 """Bytes: more than the kernel puts into one datagram (net/netlink/af_netlink.c: netlink_dump)."""
 TRANSIENT = (errno.ENOBUFS, errno.ENOMEM, errno.EINTR, errno.EAGAIN)
 """Errors of a kernel that lacks something for the moment."""
 PAUSES = (0.01, 0.1, 0.5)
 """Seconds until a question that failed for the moment is repeated; then it has failed for good."""
+MONITOR_BUFFER = 1 << 20
+"""Bytes of kernel memory for changes that have not been read (net.core.rmem_max may be less)."""
+MAX_READ = 256
+"""Datagrams per call, so that a flood of changes doesn't keep the reader from anything else."""
 
 
 class Connection:
@@ -96,3 +105,35 @@ class Connection:
                 bodies.append(message.body)
                 if not message.flags & NLM_F_MULTI:
                     return bodies, interrupted
+
+
+class Monitor:
+    """A socket that receives changes as the kernel announces them to groups of listeners: bits of a
+    number. OSError if the host can't have it."""
+
+    def __init__(self, protocol: int, groups: int) -> None:
+        kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK
+        self._socket = socket.socket(socket.AF_NETLINK, kind, protocol)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, MONITOR_BUFFER)
+        self._socket.bind((0, groups))
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def messages(self) -> Iterator[Message]:
+        """What has come since the last call. Doesn't block; in a flood there is more to read
+        afterwards.
+
+        OverflowError if the kernel had to drop changes: everything may be different.
+        """
+        for _ in range(MAX_READ):
+            try:
+                datagram = self._socket.recv(DATAGRAM)
+            except BlockingIOError:
+                return
+            except OSError:
+                raise OverflowError from None
+            yield from parse_messages(datagram)
+
+    def close(self) -> None:
+        self._socket.close()

@@ -15,11 +15,13 @@ from featherlb.net.netlink import (
     NFGENMSG,
     NFNL_SUBSYS_NFTABLES,
     NLM_F_ACK,
+    NLM_F_NONREC,
     NLM_F_REQUEST,
-    attribute,
     build_message,
     nfnl_body,
     parse_attributes,
+    read_text,
+    text_attribute,
 )
 from featherlb.net.protocols import ADDRESS_FAMILIES
 from featherlb.system.netlink import NETLINK_NETFILTER, TRANSIENT, Connection
@@ -36,8 +38,6 @@ BATCH_BEGIN, BATCH_END = 16, 17  # NFNL_MSG_BATCH_*
 GET_TABLE, DELETE_TABLE, GET_CHAIN, DELETE_CHAIN = 1, 2, 4, 5
 TABLE_NAME, TABLE_USE = 1, 3
 CHAIN_TABLE, CHAIN_NAME, CHAIN_POLICY, CHAIN_USE = 1, 3, 5, 6
-NLM_F_NONREC = 0x100
-"""Delete nothing that is in use."""
 ACCEPT = 1  # NF_ACCEPT
 _GONE = (errno.ENOENT, errno.EBUSY)
 """Somebody else was faster, or uses it."""
@@ -70,9 +70,13 @@ def remove(family: int, table: str, chains: Collection[str], *, table_too: bool)
         with _Kernel(family) as kernel:
             for chain, idle in kernel.chains(table):
                 if idle and chain in chains:
-                    kernel.delete(DELETE_CHAIN, _text(CHAIN_TABLE, table), _text(CHAIN_NAME, chain))
+                    kernel.delete(
+                        DELETE_CHAIN,
+                        text_attribute(CHAIN_TABLE, table),
+                        text_attribute(CHAIN_NAME, chain),
+                    )
             if table_too and kernel.tables().get(table) == 0:
-                kernel.delete(DELETE_TABLE, _text(TABLE_NAME, table))
+                kernel.delete(DELETE_TABLE, text_attribute(TABLE_NAME, table))
     except OSError as error:
         raise _failure("remove", table, error) from None
 
@@ -89,7 +93,7 @@ class _Kernel(Connection):
         found = {}
         for body in self.dump(_kind(GET_TABLE), nfnl_body(self._family, 0, b"")):
             attributes = parse_attributes(body, NFGENMSG)
-            found[_read(attributes[TABLE_NAME])] = int.from_bytes(attributes[TABLE_USE], "big")
+            found[read_text(attributes[TABLE_NAME])] = int.from_bytes(attributes[TABLE_USE], "big")
         return found
 
     def chains(self, table: str) -> list[tuple[str, bool]]:
@@ -97,12 +101,12 @@ class _Kernel(Connection):
         found = []
         for body in self.dump(_kind(GET_CHAIN), nfnl_body(self._family, 0, b"")):
             attributes = parse_attributes(body, NFGENMSG)
-            if _read(attributes[CHAIN_TABLE]) == table:
+            if read_text(attributes[CHAIN_TABLE]) == table:
                 used, policy = (
                     int.from_bytes(attributes.get(key, b""), "big")
                     for key in (CHAIN_USE, CHAIN_POLICY)
                 )
-                found.append((_read(attributes[CHAIN_NAME]), not used and policy == ACCEPT))
+                found.append((read_text(attributes[CHAIN_NAME]), not used and policy == ACCEPT))
         return found
 
     def delete(self, what: int, *names: bytes) -> None:
@@ -131,11 +135,3 @@ def _failure(task: str, table: str, error: OSError) -> HostError:
 
 def _kind(what: int) -> int:
     return NFNL_SUBSYS_NFTABLES << 8 | what
-
-
-def _text(kind: int, text: str) -> bytes:
-    return attribute(kind, text.encode() + b"\0")
-
-
-def _read(payload: bytes) -> str:
-    return payload.rstrip(b"\0").decode(errors="replace")

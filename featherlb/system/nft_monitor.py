@@ -5,78 +5,57 @@ Numbers are those of include/uapi/linux/netfilter/nf_tables.h and nfnetlink.h.
 """
 
 import os
-import socket
+from collections.abc import Mapping
 
 from featherlb.model.errors import HostError
-from featherlb.net.netlink import NFGENMSG, NFNL_SUBSYS_NFTABLES, parse_attributes, parse_messages
+from featherlb.net.netlink import NFGENMSG, NFNL_SUBSYS_NFTABLES, parse_attributes, read_text
 from featherlb.net.protocols import ADDRESS_FAMILIES
-from featherlb.system.netlink import DATAGRAM, NETLINK_NETFILTER
-from featherlb.system.nfnetlink import NETLINK_ADD_MEMBERSHIP, SOL_NETLINK
+from featherlb.system import netlink
+from featherlb.system.nft_chains import (
+    BUILT_IN,
+    CHAIN_NAME,
+    CHAIN_TABLE,
+    DELETE_CHAIN,
+    DELETE_TABLE,
+    TABLE_NAME,
+)
 
 GROUP = 7  # NFNLGRP_NFTABLES
-NEW_TABLE, DELETE_TABLE, DELETE_CHAIN, NEW_RULE, DELETE_RULE, NEW_GENERATION = 0, 2, 5, 6, 8, 15
-TABLE_NAME, CHAIN_TABLE, CHAIN_NAME, RULE_TABLE, RULE_CHAIN = 1, 1, 3, 1, 2
+NEW_TABLE, NEW_RULE, DELETE_RULE, NEW_GENERATION = 0, 6, 8, 15
+RULE_TABLE, RULE_CHAIN = 1, 2
 GENERATION_PID, GENERATION_PROCESS = 2, 3
 
-TABLES = ("filter", "nat", "mangle", "raw")
-HOOKS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 OWN = "FEATHERLB-"
 
-MONITOR_BUFFER = 1 << 20
-"""Bytes of kernel memory for changes that have not been read (net.core.rmem_max may be less)."""
-_MAX_READ = 256
-"""Datagrams per call, so that a flood of changes doesn't keep the reader from anything else."""
 
-
-class Monitor:
+class Monitor(netlink.Monitor):
     """A socket that receives every change. Other programs' chains are none of its business."""
 
     def __init__(self) -> None:
         """HostError if this host can't have it."""
         try:
-            kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK
-            self._socket = socket.socket(socket.AF_NETLINK, kind, NETLINK_NETFILTER)
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, MONITOR_BUFFER)
-            self._socket.bind((0, 0))
-            self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, GROUP)
+            super().__init__(netlink.NETLINK_NETFILTER, 1 << GROUP - 1)
         except OSError as error:
             raise HostError(
                 f"cannot watch the rules of nf_tables: {os.strerror(error.errno or 0).lower()}"
             ) from None
         self._concerned = False
 
-    def fileno(self) -> int:
-        return self._socket.fileno()
-
     def read(self) -> str | None:
-        """Which program may have changed featherlb's rules since the last call: its name and pid,
-        empty if the kernel doesn't say; None if none has. Doesn't block; in a flood there is more
-        to read afterwards.
-
-        OverflowError if the kernel had to drop changes: everything may be different.
-        """
+        """Which program may have changed featherlb's rules since the last call, as of `messages`:
+        its name and pid, empty if the kernel doesn't say; None if none has."""
         author: str | None = None
-        for _ in range(_MAX_READ):
-            try:
-                datagram = self._socket.recv(DATAGRAM)
-            except BlockingIOError:
-                break
-            except OSError:
-                raise OverflowError from None
-            for message in parse_messages(datagram):
-                subsystem, what = divmod(message.kind, 256)
-                if subsystem != NFNL_SUBSYS_NFTABLES:
-                    continue
-                if what != NEW_GENERATION:
-                    self._concerned = self._concerned or concerns(what, message.body)
-                elif self._concerned:
-                    # It ends the messages of one commit.
-                    self._concerned = False
-                    author = author_of(message.body)
+        for message in self.messages():
+            subsystem, what = divmod(message.kind, 256)
+            if subsystem != NFNL_SUBSYS_NFTABLES:
+                continue
+            if what != NEW_GENERATION:
+                self._concerned = self._concerned or concerns(what, message.body)
+            elif self._concerned:
+                # It ends the messages of one commit.
+                self._concerned = False
+                author = author_of(message.body)
         return author
-
-    def close(self) -> None:
-        self._socket.close()
 
 
 def concerns(what: int, body: bytes) -> bool:
@@ -85,14 +64,15 @@ def concerns(what: int, body: bytes) -> bool:
         return False
     attributes = parse_attributes(body, NFGENMSG)
     if what in (NEW_TABLE, DELETE_TABLE):
-        return _text(attributes.get(TABLE_NAME)) in TABLES
+        return _text(attributes, TABLE_NAME) in BUILT_IN
     if what == DELETE_CHAIN:
-        table, chain = attributes.get(CHAIN_TABLE), _text(attributes.get(CHAIN_NAME))
+        table, chain = _text(attributes, CHAIN_TABLE), _text(attributes, CHAIN_NAME)
     elif what in (NEW_RULE, DELETE_RULE):
-        table, chain = attributes.get(RULE_TABLE), _text(attributes.get(RULE_CHAIN))
+        table, chain = _text(attributes, RULE_TABLE), _text(attributes, RULE_CHAIN)
     else:
         return False
-    return _text(table) in TABLES and (chain in HOOKS or chain.startswith(OWN))
+    built_in = BUILT_IN.get(table)
+    return built_in is not None and (chain in built_in or chain.startswith(OWN))
 
 
 def author_of(body: bytes) -> str:
@@ -101,8 +81,9 @@ def author_of(body: bytes) -> str:
     if GENERATION_PROCESS not in attributes or GENERATION_PID not in attributes:
         return ""
     pid = int.from_bytes(attributes[GENERATION_PID], "big")
-    return f"{_text(attributes[GENERATION_PROCESS])} (pid {pid})"
+    return f"{_text(attributes, GENERATION_PROCESS)} (pid {pid})"
 
 
-def _text(payload: bytes | None) -> str:
-    return (payload or b"").rstrip(b"\0").decode(errors="replace")
+def _text(attributes: Mapping[int, bytes], kind: int) -> str:
+    """Empty if there is none."""
+    return read_text(attributes.get(kind, b""))

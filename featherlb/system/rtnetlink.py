@@ -10,7 +10,6 @@ linux/netlink.h, rtnetlink.h, if_link.h, if_addr.h, if_arp.h, if.h neighbour.h a
 
 import errno
 import os
-import socket
 import struct
 import sys
 from collections.abc import Iterable, Iterator
@@ -34,7 +33,8 @@ from featherlb.net.netlink import (
     NLM_F_REPLACE,
     attribute,
     parse_attributes,
-    parse_messages,
+    read_text,
+    text_attribute,
 )
 from featherlb.net.protocols import ADDRESS_FAMILIES
 from featherlb.system import netlink
@@ -82,10 +82,6 @@ _NEXT_HOP = struct.Struct("=HBBi")  # rtnexthop
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")  # ndmsg
 
 _ALL_ZEROS = {ADDRESS_FAMILIES[4]: bytes(4), ADDRESS_FAMILIES[6]: bytes(16)}
-MONITOR_BUFFER = 1 << 20
-"""Bytes of kernel memory for changes that have not been read (net.core.rmem_max may be less)."""
-_MAX_READ = 256
-"""Datagrams per call, so that a flood of changes doesn't keep the reader from anything else."""
 
 
 # Requests
@@ -269,45 +265,26 @@ RTMGRP_EVERYTHING = (
 )
 
 
-class Monitor:
+class Monitor(netlink.Monitor):
     """A socket that receives every change of links, addresses, routes, rules and neighbours, or
     only those of these `groups`."""
 
     def __init__(self, groups: int = RTMGRP_EVERYTHING) -> None:
         """HostError if this host can't have it."""
-        kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK
         with _failing("watch links and routes"):
-            self._socket = socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, MONITOR_BUFFER)
-        self._socket.bind((0, groups))
-
-    def fileno(self) -> int:
-        return self._socket.fileno()
+            super().__init__(netlink.NETLINK_ROUTE, groups)
 
     def read(self) -> tuple[bool, dict[NeighbourKey, Neighbour]]:
-        """What has changed since the last call: whether anything but neighbours may have, and the
-        neighbours that have. Doesn't block; in a flood there is more to read afterwards.
-
-        OverflowError if the kernel had to drop changes: everything may be different.
-        """
+        """What has changed since the last call, as of `messages`: whether anything but neighbours
+        may have, and the neighbours that have."""
         other = False
         changed: dict[NeighbourKey, Neighbour] = {}
-        for _ in range(_MAX_READ):
-            try:
-                datagram = self._socket.recv(netlink.DATAGRAM)
-            except BlockingIOError:
-                break
-            except OSError:
-                raise OverflowError from None
-            for message in parse_messages(datagram):
-                if message.kind not in (RTM_NEWNEIGH, RTM_DELNEIGH):
-                    other = True
-                elif (one := parse_neighbour(message.kind, message.body)) is not None:
-                    changed[one.key] = one
+        for message in self.messages():
+            if message.kind not in (RTM_NEWNEIGH, RTM_DELNEIGH):
+                other = True
+            elif (one := parse_neighbour(message.kind, message.body)) is not None:
+                changed[one.key] = one
         return other, changed
-
-    def close(self) -> None:
-        self._socket.close()
 
 
 class Connection(netlink.Connection):
@@ -318,7 +295,7 @@ class Connection(netlink.Connection):
 
     def index_of(self, interface: str) -> int:
         """The index of the interface with this name; OSError ENODEV if there is none."""
-        name = attribute(IFLA_IFNAME, interface.encode() + b"\0")
+        name = text_attribute(IFLA_IFNAME, interface)
         return parse_link(self.get(RTM_GETLINK, bytes(_LINK.size) + name)).index
 
 
@@ -338,26 +315,23 @@ def _number(payload: bytes) -> int:
     return int.from_bytes(payload, sys.byteorder)
 
 
-def _text(payload: bytes) -> str:
-    return payload.rstrip(b"\0").decode(errors="replace")
-
-
 def parse_link(body: bytes) -> Link:
     _, kind, index, flags, _ = _LINK.unpack_from(body)
     attributes = parse_attributes(body, _LINK.size)
     info = parse_attributes(attributes.get(IFLA_LINKINFO, b""), 0)
+    kind_of_master = read_text(info.get(IFLA_INFO_SLAVE_KIND, b""))
     mac = attributes.get(IFLA_ADDRESS, b"")
     return Link(
         index=index,
-        name=_text(attributes[IFLA_IFNAME]),
+        name=read_text(attributes[IFLA_IFNAME]),
         mac=mac,
         mtu=_number(attributes[IFLA_MTU]),
         ethernet=kind == ARPHRD_ETHER and not flags & IFF_LOOPBACK and len(mac) == 6,
         up=bool(flags & IFF_UP),
         running=bool(flags & IFF_RUNNING),
         # A member of a VRF keeps its packets (Documentation/networking/vrf.rst).
-        member=IFLA_MASTER in attributes and _text(info.get(IFLA_INFO_SLAVE_KIND, b"")) != "vrf",
-        bridge=_text(info.get(IFLA_INFO_KIND, b"")) == "bridge",
+        member=IFLA_MASTER in attributes and kind_of_master != "vrf",
+        bridge=read_text(info.get(IFLA_INFO_KIND, b"")) == "bridge",
     )
 
 

@@ -13,7 +13,7 @@ import pytest
 from featherlb.lab import Lab, Node
 from featherlb.model import HostAddress, Link, Neighbour, NeighbourKey, Route
 from featherlb.model.errors import HostError
-from featherlb.system import arp, rtnetlink
+from featherlb.system import arp, netlink, rtnetlink
 from featherlb.system.rtnetlink import Monitor
 
 pytestmark = pytest.mark.no_packets("what the kernel says of links, while no worker runs")
@@ -275,7 +275,7 @@ def test_a_full_neighbour_table(lab: Lab) -> None:
 
 
 def test_lost_changes_are_noticed(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rtnetlink, "MONITOR_BUFFER", 4096)
+    monkeypatch.setattr(netlink, "MONITOR_BUFFER", 4096)
     monitor = lab.balancer.call(Monitor)
     run(lab.balancer, *(f"route add 192.168.{number}.0/24 via {GATEWAY}" for number in range(100)))
     with pytest.raises(OverflowError):

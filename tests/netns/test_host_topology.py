@@ -25,7 +25,7 @@ from featherlb.model import (
     Topology,
     Vip,
 )
-from featherlb.system import rtnetlink
+from featherlb.system import netlink
 from tests.netns.test_host_rtnetlink import full_neighbour_table, no_descriptors
 from tests.netns.traffic import plug_again
 
@@ -293,7 +293,7 @@ def test_a_full_neighbour_table_is_reported_and_survived(
 def test_lost_changes_are_read_again(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(rtnetlink, "MONITOR_BUFFER", 4096)
+    monkeypatch.setattr(netlink, "MONITOR_BUFFER", 4096)
     balancer, backend = lab.balancer, lab.backends[0]
     routes = [f"192.168.{number}.0/24" for number in range(200)]
     flood = "".join(f"route replace {route} via {backend.address}\n" for route in routes)

@@ -18,13 +18,13 @@ from featherlb.model.ticks import TICKS_PER_SECOND
 from featherlb.net.netlink import NLMSG_ERROR
 from featherlb.system.conntrack_messages import Entry, Requests
 from featherlb.system.mmsg import MessageBatch
-from featherlb.system.nfnetlink import (
+from featherlb.system.netlink import (
     NETLINK_ADD_MEMBERSHIP,
     NETLINK_CAP_ACK,
     NETLINK_DROP_MEMBERSHIP,
     SOL_NETLINK,
-    open_socket,
 )
+from featherlb.system.nfnetlink import open_socket
 
 if not cython.compiled:
     from featherlb.core.flows.kernel import INSERT, LOOK_UP
