@@ -13,7 +13,7 @@ from tests.netns.conftest import SERVED, Up, in_turn, use_iptables
 from tests.netns.test_operate_pools import ONE
 from tests.netns.traffic import Session, ask, wait_for
 
-pytestmark = SERVED
+pytestmark = [SERVED, pytest.mark.no_packets("what the supervisor restores on the host")]
 
 CROWD = tuple(f"10.0.1.{number}:9" for number in range(20, 25))
 """So many backends that they stand in a set."""
