@@ -31,6 +31,7 @@ from featherlb.host.survey import place, require_privileges
 from featherlb.model import Address
 from featherlb.model.errors import HostError
 from featherlb.system import arp, flow_file, ipset, iptables, journal, nft_chains, rtnetlink, sysctl
+from featherlb.system.ruleset import Ruleset
 
 log = logging.getLogger("featherlb")
 
@@ -153,7 +154,7 @@ class Host:
 
     def _change_to(self, plan: HostPlan) -> None:
         """Set up what the plan needs and the host lacks, then revert what it doesn't need."""
-        self._plan = plan
+        before, self._plan = self._plan, plan
         wanted = list(self._wanted(plan))
         names = {resource.name for resource in wanted}
         standing = {resource.name for resource in self._resources}
@@ -170,7 +171,13 @@ class Host:
         self._revert([resource for resource in self._resources if resource.name not in names])
         if plan.sets:
             ipset.remove(plan.instance, keep=frozenset(wanted.name for wanted in plan.sets))
-        self._rules = {family: iptables.own(family, plan.instance) for family in plan.rules}
+        known = before.rules if before is not None else {}
+        self._rules = {
+            family: self._rules[family]
+            if family in self._rules and known.get(family) == ruleset
+            else _list_rules(plan.instance, family, ruleset)
+            for family, ruleset in plan.rules.items()
+        }
         self._changes += 1
 
     def _wanted(self, plan: HostPlan) -> Iterator[Resource]:
@@ -343,6 +350,18 @@ def remove_saved_flows() -> list[str]:
         path.unlink(missing_ok=True)
         removed.append(f"saved flows ({path})")
     return removed
+
+
+def _list_rules(instance: int, family: int, ruleset: Ruleset) -> list[tuple[str, str]]:
+    """The rules that have just been applied, as the kernel lists them. HostError if somebody else
+    has changed them at the same moment: that must not be taken for what they should be."""
+    found = iptables.own(family, instance)
+    if len(found) != sum(table.size for table in ruleset.values()):
+        raise HostError(
+            f"another program changed the rules of {iptables.COMMANDS[family]} while they were"
+            " being set up; try again"
+        )
+    return found
 
 
 def _set_up(resource: Resource, plan: HostPlan, later: Collection[int]) -> None:

@@ -284,6 +284,11 @@ class Table:
     chains: Mapping[Chain, tuple[Rule, ...]] = field(default_factory=dict)
     jumps: tuple[Jump, ...] = ()
 
+    @property
+    def size(self) -> int:
+        """The number of rules, jumps included."""
+        return sum(map(len, self.chains.values())) + len(self.jumps)
+
 
 Ruleset = Mapping[str, Table]
 """Tables by name, in the order of their commit."""

@@ -18,7 +18,8 @@ from scapy.layers.l2 import Ether
 
 from featherlb import host
 from featherlb.lab import Lab, Node
-from featherlb.system import journal
+from featherlb.model.errors import HostError
+from featherlb.system import iptables, journal
 from tests.netns.conftest import use_iptables
 from tests.netns.host_owner import service
 from tests.netns.traffic import wait_for
@@ -395,6 +396,37 @@ def test_what_others_change_is_noticed(balancer: Node, flavour: str) -> None:
                 "restored net.ipv4.ip_forward=1",
                 "restored VIP 10.0.0.10 on front",
             ]
+            balancer.call(instance.update, balancer.call(plan))
+            assert balancer.call(instance.deviations) == []
+        finally:
+            balancer.call(instance.revert)
+
+
+def test_what_others_change_at_the_same_moment_is_not_taken_for_the_plan(
+    balancer: Node, flavour: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the moment when the rules are applied and that when they are listed."""
+    replace, options = iptables.replace, host.Options()
+
+    def replaced_and_flushed(*arguments: Any) -> None:
+        replace(*arguments)
+        balancer.run([f"iptables-{flavour}", "-t", "raw", "-F"])
+
+    def plan() -> host.HostPlan:
+        services = host.prepare([service("dnat", SERVICE[0], list(SERVICE[1:]))])
+        return host.build(services, options, host.survey(services))
+
+    with balancer.call(host.Host) as instance:
+        try:
+            with monkeypatch.context() as patch, unchanged(balancer):
+                patch.setattr(iptables, "replace", replaced_and_flushed)
+                with pytest.raises(HostError, match="another program changed the rules"):
+                    balancer.call(instance.apply, balancer.call(plan))
+            balancer.call(instance.apply, balancer.call(plan))
+            with monkeypatch.context() as patch:
+                patch.setattr(iptables, "replace", replaced_and_flushed)
+                balancer.call(instance.update, balancer.call(plan))
+            assert balancer.call(instance.deviations)
             balancer.call(instance.update, balancer.call(plan))
             assert balancer.call(instance.deviations) == []
         finally:
