@@ -310,6 +310,9 @@ class Explanation(Answer):
         " `forward`, or why it would be dropped."
     )
     backend: str | None = Field(description="Where a new flow would go; null: nowhere.")
+    target: str | None = Field(
+        description="The address and port there: a backend may have several ports."
+    )
     reasons: list[str] = Field(description="Why, in the order of the decisions.")
     binding: Binding | None = Field(description="Persistence; null: the client is not bound.")
     candidates: list[Candidate]

@@ -532,6 +532,7 @@ def show_explanation(found: "Explanation") -> schema.Explanation:
         outcome=found.outcome.label,
         reasons=list(found.reasons),
         backend=None if found.backend is None else str(found.backend),
+        target=None if found.target is None else str(found.target),
         binding=None
         if found.binding is None
         else schema.Binding(backend=str(found.binding.backend), remaining=found.binding.remaining),

@@ -87,8 +87,8 @@ def _decision(answer: schema.Explanation) -> str:
     if answer.backend is None or answer.outcome != "forward":
         return f"a new flow is dropped: {answer.outcome}"
     if answer.flow is not None and not answer.reopens:
-        return f"another flow would go to {answer.backend}"
-    return f"a new flow goes to {answer.backend}"
+        return f"another flow would go to {answer.target}"
+    return f"a new flow goes to {answer.target}"
 
 
 def _flow(flow: schema.Flow) -> str:

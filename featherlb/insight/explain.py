@@ -67,8 +67,8 @@ class Answer:
 
     `flow` is the open flow that the client's packets belong to; `reopens` says that a packet which
     opens a connection would be scheduled anew all the same. `backend` is where a new flow would go,
-    `outcome` what its first packet would be counted under; `reasons` say why, in the order of the
-    decisions.
+    `target` the address and port there, `outcome` what its first packet would be counted under;
+    `reasons` say why, in the order of the decisions.
     """
 
     service: str
@@ -87,6 +87,7 @@ class Answer:
     flows: tuple[FlowView, ...]
     outcome: Reason
     backend: Endpoint | None
+    target: Endpoint | None
     reasons: tuple[str, ...]
     binding: Binding | None
     candidates: tuple[CandidateAnswer, ...]
@@ -133,7 +134,8 @@ async def explain(controller: Controller, client: str, vip: str) -> Answer:
         reopens=told.reopens,
         flows=flows,
         outcome=_outcome(told),
-        backend=backend,
+        backend=told.decision.backend,
+        target=backend,
         reasons=tuple(_reasons(told)),
         binding=told.decision.binding,
         candidates=tuple(_candidate(one, shown) for one in told.decision.candidates),

@@ -113,14 +113,13 @@ class Forecast:
     def departing(self, *, whole: bool) -> tuple[Service, ...]:
         """The services with the backends that leave and keep flows: the host keeps what those need.
         Unless the flows were the `whole`, any backend may have some."""
-        holding = self._fates.holding()
         kept = []
         for service in self._leaving:
             backends = tuple(
                 one
                 for one in service.backends
                 if not self._fates.ends(service.name, one.endpoint)
-                and (not whole or (service.name, one.endpoint) in holding)
+                and (not whole or self._fates.holds(service.name, one.endpoint))
             )
             if backends:
                 kept.append(replace(service, backends=backends))
@@ -191,13 +190,13 @@ class _Fates:
     ) -> None:
         endings = [step.action for step in steps if isinstance(step.action, EndFlows)]
         self._ending = {(one.service, one.backend): one.reset for one in endings}
-        self._draining = {
+        self._draining = [
             (one.name, each.endpoint)
             for services in (leaving, wanted.services)
             for one in services
             for each in one.backends
             if services is leaving or not each.weight
-        }
+        ]
         self._vips = [
             (service.protocol, vip) for service in wanted.services for vip in service.vips
         ]
@@ -214,9 +213,9 @@ class _Fates:
         """Whether flows of a service to this backend are ended."""
         return (service, backend) in self._ending or (service, None) in self._ending
 
-    def holding(self) -> set[tuple[str, Endpoint]]:
-        """The backends with flows, by service, as far as flows were asked for."""
-        return {(service, backend) for service, _, _, backend in self._known}
+    def holds(self, service: str, backend: Endpoint) -> bool:
+        """Whether a backend has any of the flows that were asked for."""
+        return any(name == service and backend.covers(one) for name, _, _, one in self._known)
 
     def of(self, flow: FlowView) -> Fate:
         key = flow.service, flow.protocol, flow.vip, flow.backend
@@ -225,14 +224,17 @@ class _Fates:
         return self._known[key]
 
     def _find(self, service: str, protocol: Protocol, vip: Endpoint, backend: Endpoint) -> Fate:
-        for key in ((service, backend), (service, None)):
-            if key in self._ending:
-                return Fate.RESET if self._ending[key] else Fate.DROP
+        for (name, ending), reset in self._ending.items():
+            if name == service and (ending is None or ending.covers(backend)):
+                return Fate.RESET if reset else Fate.DROP
         if not self._reaches(service, protocol, vip):
             return Fate.BREAK
         if service in self._moving:
             return Fate.MOVE
-        return Fate.DRAIN if (service, backend) in self._draining else Fate.STAY
+        draining = any(
+            name == service and endpoint.covers(backend) for name, endpoint in self._draining
+        )
+        return Fate.DRAIN if draining else Fate.STAY
 
     def _reaches(self, service: str, protocol: Protocol, target: Endpoint) -> bool:
         """Whether packets to this place are still for this instance. The kernel translates those of
@@ -277,7 +279,7 @@ class _Clients:
         client = int(flow.client.address)
         self._all.add(client)
         if self._persists:
-            if flow.backend not in self._taking:
+            if not any(one.covers(flow.backend) for one in self._taking):
                 self._moved.add(client)
         elif self._pools is not None:
             opening = NewFlow(

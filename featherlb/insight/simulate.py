@@ -424,7 +424,7 @@ def _usual_changes(config: ServiceConfig, service: Service) -> Iterator[str]:
     if len(config.backends) > 1:
         yield f"remove {first}"
     highest = max(one.endpoint.address for one in service.backends)
-    yield f"add {Endpoint(highest + 1, first.port)} {first.weight}"
+    yield f"add {Endpoint(highest + 1, first.port, first.last_port)} {first.weight}"
     yield f"weight {first} {min(2 * first.weight, 65535)}"
 
 

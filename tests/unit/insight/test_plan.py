@@ -10,7 +10,7 @@ from featherlb.control.transition import State, plan
 from featherlb.core.flows.tcp_state import State as TcpState
 from featherlb.core.path.export import FlowView
 from featherlb.insight.plan import Forecast, ServicePlan, host_changes
-from featherlb.model import Datapath, Endpoint, Persistence, Protocol, Service
+from featherlb.model import Backend, Datapath, Endpoint, Persistence, Protocol, Service
 from tests.unit.core.pools.schedulers.pools import KEY
 from tests.unit.datapaths.test_goldens import Case, at, web
 from tests.world import CLIENT, ONE, THREE, TWO, VIP, World, backend, client, service
@@ -144,6 +144,19 @@ def test_persistent_clients_move_only_with_their_backend() -> None:
     ]
     found = become(state(bound[0]), state(bound[1]), *FLOWS)["web"]
     assert (found.clients, found.moved) == (3, 2)
+
+
+def test_a_backend_that_keeps_the_port_has_all_flows_to_its_address() -> None:
+    def keeping(*texts: str) -> Service:
+        return service(*(Backend(Endpoint.of_backend(text)) for text in texts))
+
+    before, wanted = state(keeping("10.1.0.1", "10.1.0.2")), state(keeping("10.1.0.2"))
+    flows = [flow("web", "10.1.0.1:80"), flow("web", "10.1.0.2:80", client(1))]
+    assert fates(become(before, wanted, *flows)["web"]) == {"drain": 1, "stay": 1}
+    (kept,) = forecast(before, wanted, flows).departing(whole=True)
+    assert [str(one) for one in kept.backends] == ["10.1.0.1"]
+    cut = state(keeping("10.1.0.2"), down="reset")
+    assert fates(become(before, cut, *flows)["web"]) == {"reset": 1, "stay": 1}
 
 
 def test_the_host_keeps_what_remaining_flows_need() -> None:
