@@ -373,9 +373,9 @@ class Controller:
         )
 
     async def deviations(self) -> list[str]:
-        """What others have changed on the host that this instance needs, as sentences."""
+        """What others have changed on the host that a reload restores, as sentences."""
         async with self._one_at_a_time():
-            return [one.text for one in await self.data.deviations()]
+            return [one.text for one in await self.data.deviations() if one.repair]
 
     # What background tasks ask for
 

@@ -29,7 +29,7 @@ from featherlb.core.path.export import read_flows
 from featherlb.datapaths.base import QueueOptions, queue_length
 from featherlb.model import Address, Service, Topology
 from featherlb.model.errors import HostError
-from featherlb.system import flow_file, kernel_state
+from featherlb.system import flow_file, kernel_state, rtnetlink
 from featherlb.system.journal import Journal
 from featherlb.worker.protocol import (
     Apply,
@@ -185,7 +185,7 @@ class DataPlane:
         self, kinds: frozenset[host.Kind] = host.ALL_KINDS
     ) -> list[host.Deviation]:
         """What others have changed of this instance's part of the host."""
-        return await asyncio.to_thread(self._host.deviations, kinds)
+        return await asyncio.to_thread(self._deviations, kinds)
 
     async def restore(self) -> None:
         """Give the host what it lacks of the plan; HostError if it refuses."""
@@ -206,6 +206,16 @@ class DataPlane:
                 self._events.emit(kind, f"VIP {address} {text} an address of this host")
 
     # Blocking
+
+    def _deviations(self, kinds: frozenset[host.Kind]) -> list[host.Deviation]:
+        found = self._host.deviations(kinds)
+        if host.Kind.SETTINGS in kinds:
+            services = self._apply.services
+            addresses = rtnetlink.addresses()
+            if problem := host.reverse_path_problem(services, self.options, addresses):
+                # It is the operator's: others need it, too.
+                found.append(host.Deviation(host.Kind.SETTINGS, problem, "", ours=False))
+        return found
 
     def _update_host(self, services: Sequence[Service]) -> None:
         plan = host.build(services, self.options, host.survey(services))

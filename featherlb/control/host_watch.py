@@ -200,9 +200,9 @@ class HostWatch:
         text = f"this host was changed{self._by(found)}: {found[0].text}"
         if more:
             text += f", and {more} more {'difference' if more == 1 else 'differences'}"
-        if wait is None:
+        if wait is None and any(one.repair for one in found):
             text += "; `featherlb reload` restores it"
-        else:
+        elif wait is not None:
             text += f"; something keeps changing it, so it is restored in {wait:.0f} s"
         self._events.emit("host-changed", text, logging.WARNING)
 

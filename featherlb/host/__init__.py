@@ -18,7 +18,7 @@ from featherlb.host.choose import pick, usable
 from featherlb.host.deviations import ALL_KINDS, Deviation, Kind, repairs
 from featherlb.host.peers import is_peer, may_resume
 from featherlb.host.plan import HostPlan, build
-from featherlb.host.preflight import advise, check, problems
+from featherlb.host.preflight import advise, check, problems, reverse_path_problem
 from featherlb.host.survey import free_queue, missing_capabilities, prepare, survey
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "remove_saved_flows",
     "remove_stale",
     "repairs",
+    "reverse_path_problem",
     "survey",
     "usable",
 ]

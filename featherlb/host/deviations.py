@@ -35,7 +35,7 @@ class Deviation:
     text: str
     """What is wrong, as a sentence."""
     repair: str
-    """What an update does about it; `{}` stands for the number of rules."""
+    """What an update does about it; `{}` stands for the number of rules. Empty if it can't."""
     ours: bool = True
     """Whether the instance has set up what is missing. An address that somebody else gives to this
     host and takes away again (VRRP) is restored only when an operator asks for it."""
@@ -59,7 +59,12 @@ def glance(plan: HostPlan) -> dict[Kind, object]:
     program is started. Not of what the kernel announces changes of: addresses, and the rules of
     iptables' nf_tables variant."""
     looks: dict[Kind, object] = {
-        Kind.SETTINGS: (bridge_filter(), [sysctl.read(key) for key, _ in plan.settings]),
+        Kind.SETTINGS: (
+            bridge_filter(),
+            [sysctl.read(key) for key, _ in plan.settings],
+            # What the mode full needs of them, only the services say.
+            sysctl.rp_filters() if plan.sources else (),
+        ),
     }
     if plan.sets:
         sizes = ipset.sizes()
@@ -76,7 +81,7 @@ def glance(plan: HostPlan) -> dict[Kind, object]:
 def repairs(deviations: Iterable[Deviation]) -> list[str]:
     """What an update does about them, one line for all rules of a table: `restored 10 rules of
     table raw`."""
-    counts = Counter(one.repair for one in deviations)
+    counts = Counter(one.repair for one in deviations if one.repair)
     return [text.format(f"{n} {'rule' if n == 1 else 'rules'}") for text, n in counts.items()]
 
 

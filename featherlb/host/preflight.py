@@ -25,6 +25,7 @@ from featherlb.model import (
     Address,
     Backend,
     Endpoint,
+    HostAddress,
     NatMode,
     Protocol,
     Service,
@@ -236,23 +237,35 @@ def _check_reverse_path(services: Sequence[Service], options: Options, facts: Fa
     on the interface that has the address; a loose one asks only that there is a route to it
     (net/ipv4/fib_frontend.c: __fib_validate_source). IPv6 has no such filter.
     """
+    if problem := reverse_path_problem(services, options, facts.addresses):
+        raise HostError(problem)
+
+
+def reverse_path_problem(
+    services: Sequence[Service], options: Options, addresses: Sequence[HostAddress]
+) -> str:
+    """What keeps the host, which has these addresses, from the above: a sentence that names what to
+    do; empty if nothing does."""
     settings: dict[str, int] = {}
     for service in services:
         if service.nat is not NatMode.FULL:
             continue
-        for arrival, owner in _crossings(service, options, facts):
+        for arrival, owner in _crossings(service, options, addresses):
             keys = [f"net/ipv4/conf/{name}/rp_filter" for name in ("all", arrival)]
             strictness = max(int(sysctl.read(key) or 0) for key in keys)
             if owner == NOWHERE and strictness:
                 settings |= dict.fromkeys(keys, 0)
             elif owner not in (arrival, NOWHERE) and strictness == 1:
                 settings.setdefault(keys[1], 2)
-    if settings:
-        fix = " ".join(f"{sysctl.dotted(key)}={value}" for key, value in settings.items())
-        raise HostError(f"rp_filter would drop packets in the NAT mode full; run `sysctl -w {fix}`")
+    if not settings:
+        return ""
+    fix = " ".join(f"{sysctl.dotted(key)}={value}" for key, value in settings.items())
+    return f"rp_filter would drop packets in the NAT mode full; run `sysctl -w {fix}`"
 
 
-def _crossings(service: Service, options: Options, facts: Facts) -> Iterator[tuple[str, str]]:
+def _crossings(
+    service: Service, options: Options, addresses: Sequence[HostAddress]
+) -> Iterator[tuple[str, str]]:
     """Where packets of a `full` service arrive, each with the interface to whose address their
     source is rewritten there."""
     owners = {own.address.ip: own.interface for own in rtnetlink.addresses()}
@@ -266,7 +279,7 @@ def _crossings(service: Service, options: Options, facts: Facts) -> Iterator[tup
         elif vip.address in owners:
             vip_interfaces = [owners[vip.address]]
         elif options.assign:
-            own = subnet_interface(vip.address, facts.addresses)
+            own = subnet_interface(vip.address, addresses)
             vip_interfaces = [own or LOOPBACK]
         else:
             route = rtnetlink.route(vip.address)

@@ -59,6 +59,16 @@ def changed_along(key: str) -> list[Setting]:
     return [(key, value) for key in extra + keys if (value := read(key)) is not None]
 
 
+def rp_filters() -> list[Setting]:
+    """The reverse-path filters of all interfaces, and the general ones."""
+    try:
+        names = sorted(path.name for path in (ROOT / "net/ipv4/conf").iterdir())
+    except OSError:
+        return []
+    keys = [f"net/ipv4/conf/{name}/rp_filter" for name in names]
+    return [(key, value) for key in keys if (value := read(key)) is not None]
+
+
 def dotted(key: str) -> str:
     """The key as sysctl(8) spells it: dots for slashes, and a slash for an interface's dot."""
     return key.translate(str.maketrans("/.", "./"))

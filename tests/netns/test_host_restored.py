@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,8 +31,8 @@ def flush(node: Node, flavour: str) -> None:
                 node.run([family, "-t", table, action])
 
 
-def host(lab: Lab) -> dict[str, object]:
-    found: dict[str, object] = api(lab.balancer, "status")["host"]
+def host(lab: Lab) -> dict[str, Any]:
+    found: dict[str, Any] = api(lab.balancer, "status")["host"]
     return found
 
 
@@ -170,6 +171,23 @@ def test_an_address_of_somebody_else_is_not_taken(lab: Lab, featherlb: Up) -> No
         assert text in running.log
         assert VIP not in node.run(["ip", "address"]).stdout
         assert reload(node) == [f"assigned VIP {VIP}"]
+        assert served(lab)
+
+
+@pytest.mark.parametrize("driver", ["netlink"], indirect=True)
+def test_a_reverse_path_filter_is_reported(lab: Lab, featherlb: Up) -> None:
+    """As `sysctl --system` sets it, which some packages run when they are installed."""
+    node = lab.balancer
+    with featherlb(lab, "--vip", f"{VIP}:80", "--backend", ONE, "--nat", "full") as running:
+        for name in ("all", "front", "back"):
+            node.sysctl(f"net.ipv4.conf.{name}.rp_filter", 1)
+        text = "rp_filter would drop packets in the NAT mode full; run `sysctl -w "
+        wait_for(lambda: any(text in one for one in host(lab)["deviations"]), "the report")
+        (line,) = (one for one in running.log.splitlines() if text in one)
+        assert line.endswith("`")
+        fix = line.partition("`")[2].rstrip("`")
+        node.run(fix.split())
+        wait_for(lambda: host(lab)["deviations"] == [], "the report of that")
         assert served(lab)
 
 
