@@ -63,6 +63,7 @@ from featherlb.control.workers import Cursor, FlowFilter
 from featherlb.core.path.export import FlowRecords
 from featherlb.model import Endpoint, OnBackendDown, Protocol, Service
 from featherlb.model.errors import ConfigError, FeatherlbError, HostError
+from featherlb.system import rtnetlink
 from featherlb.system.failure import log_traceback, sentence
 from featherlb.worker.protocol import merge
 
@@ -507,7 +508,9 @@ class Controller:
     async def _one_at_a_time(self) -> AsyncIterator[None]:
         async with self._changing:
             self._refuse_if_stopping()
-            yield
+            # All stages of a change ask for the same routes.
+            with rtnetlink.asked_once():
+                yield
 
     async def _serve(
         self,

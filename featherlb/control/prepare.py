@@ -14,7 +14,7 @@ from featherlb.config.resolve import build, place
 from featherlb.core.pools.schedulers import is_file_reference
 from featherlb.model import Address, Service
 from featherlb.model.errors import ConfigError, FeatherlbError
-from featherlb.system import flow_file, plugins
+from featherlb.system import flow_file, plugins, rtnetlink
 from featherlb.system.journal import Journal
 
 log = logging.getLogger("featherlb")
@@ -127,7 +127,8 @@ def prepare(config: Config, answers: Answers) -> tuple[Found, host.HostPlan]:
         plans.append(_plan(config, found.services))
         return found
 
-    return with_names(answers, {}, attempt), plans[-1]
+    with rtnetlink.asked_once():
+        return with_names(answers, {}, attempt), plans[-1]
 
 
 def _plan(config: Config, services: Sequence[Service]) -> host.HostPlan:

@@ -7,6 +7,7 @@ feeding the systemd watchdog (docs/decisions/supervised-tasks.md).
 """
 
 import asyncio
+import contextvars
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -112,7 +113,10 @@ class Tasks:
         record = self._records.setdefault(name, _Record(vital))
         one = _Run(record, f"{name} ({subject})" if subject else name)
         record.runs.append(one)
-        task = asyncio.create_task(self._supervise(one, run), name=one.title)
+        # With nothing of the context of the change that starts it, which it outlives.
+        task = asyncio.create_task(
+            self._supervise(one, run), name=one.title, context=contextvars.Context()
+        )
         # The loop keeps only weak references to tasks.
         self._tasks[task] = one
         task.add_done_callback(self._tasks.pop)

@@ -13,7 +13,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from featherlb.control.events import Events
 from featherlb.control.tasks import Tasks
@@ -68,15 +68,24 @@ class NetworkState:
 
 def read_state(backends: Iterable[Address]) -> NetworkState:
     """How things are now. Blocks; HostError if the kernel doesn't say."""
-    routes = {backend: rtnetlink.route(backend) for backend in backends}
-    return NetworkState(
-        links=rtnetlink.links(),
-        addresses=frozenset(own.address.ip for own in rtnetlink.addresses()),
-        routes=rtnetlink.routes(),
-        by_policy=frozenset(rule.version for rule in rtnetlink.rules()),
-        # Frames don't get to an address of this host.
-        backends={backend: route for backend, route in routes.items() if route and not route.local},
-    )
+    # Answers of its own: none may be older than the change because of which it asks.
+    with rtnetlink.asked_once():
+        return NetworkState(
+            links=rtnetlink.links(),
+            addresses=frozenset(own.address.ip for own in rtnetlink.addresses()),
+            routes=rtnetlink.routes(),
+            by_policy=frozenset(rule.version for rule in rtnetlink.rules()),
+            backends=read_routes(backends),
+        )
+
+
+def read_routes(backends: Iterable[Address]) -> dict[Address, Route]:
+    """The kernel's choice of a route to each backend that it can route to. Blocks; HostError as
+    `read_state`."""
+    with rtnetlink.asked_once():
+        routes = {backend: rtnetlink.route(backend) for backend in backends}
+    # Frames don't get to an address of this host.
+    return {backend: route for backend, route in routes.items() if route and not route.local}
 
 
 class TopologyWatcher:
@@ -120,10 +129,13 @@ class TopologyWatcher:
                 self._monitor = rtnetlink.Monitor()
                 asyncio.get_running_loop().add_reader(self._monitor.fileno(), self._read_changes)
                 self._task = self._tasks.start("watch-topology", self._watch)
+                self._stale = True
             elif backends == self._backends:
                 return
+            added = backends - self._backends
             self._backends = frozenset(backends)
-            self._stale = True
+            if not self._stale:
+                await self._read_added(added)
             await self._refresh()
 
     async def stop(self) -> None:
@@ -220,6 +232,18 @@ class TopologyWatcher:
             else:
                 text = f"backend {address} is reachable again"
                 self._events.emit("path-found", text, backend=str(address))
+
+    async def _read_added(self, backends: Set[Address]) -> None:
+        """Read what more backends need; the rest is up to date."""
+        try:
+            found = await asyncio.to_thread(read_routes, backends)
+            known = await asyncio.to_thread(rtnetlink.neighbours)
+        except BaseException:
+            self._stale = True
+            raise
+        kept = {one: route for one, route in self._state.backends.items() if one in self._backends}
+        self._state = replace(self._state, backends=kept | found)
+        self._neighbours = known
 
     async def _read_all(self) -> None:
         self._stale = self._overrun = False

@@ -43,10 +43,13 @@ class Scope:
     facts: Facts
     handoff: bool = False
     """The plan is for the time between two processes (see `host.plan.build`)."""
+    _parts: dict[str, Parts] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def parts(self, label: str = "") -> Parts:
         """The VIPs and backends; `label` distinguishes the sets of datapaths."""
-        return Parts.of(self.services, self.family, self._prefix + label)
+        if label not in self._parts:
+            self._parts[label] = Parts.of(self.services, self.family, self._prefix + label)
+        return self._parts[label]
 
     def group(self, name: str, entries: Iterable[ipset.Entry]) -> Group:
         """Endpoints with a set of this name."""

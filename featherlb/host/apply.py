@@ -1,8 +1,8 @@
 """One instance's state on the host: set up, replaced while it runs, and reverted; and the stale
 state of dead instances.
 
-Each resource is in the journal before it is set up, so nothing is lost if this process is killed in
-between. Not for a running asyncio loop (pyroute2's synchronous calls refuse that): call from a
+All resources are in the journal before one is set up, so nothing is lost if this process is killed
+in between. Not for a running asyncio loop (pyroute2's synchronous calls refuse that): call from a
 thread there.
 """
 
@@ -163,11 +163,22 @@ class Host:
             for record in self._journal.records()
             if record.alive and record.order > plan.order
         }
-        for resource in wanted:
-            if resource.name not in standing:
-                self._resources.append(resource)
-                self._write()
-            _set_up(resource, plan, later)
+        if missing := [resource for resource in wanted if resource.name not in standing]:
+            self._resources += missing
+            self._write()
+        fresh: dict[str, list[Address]] = {}
+        with rtnetlink.asked_once():
+            for resource in wanted:
+                if not isinstance(resource, Assignment):
+                    _set_up(resource, plan, later)
+                elif rtnetlink.add_address(ip_address(resource.address), resource.interface):
+                    fresh.setdefault(resource.interface, []).append(ip_address(resource.address))
+        for interface, addresses in fresh.items():
+            try:
+                arp.announce(interface, addresses)
+            except HostError as error:
+                # They find out when they ask for it.
+                log.warning("VIPs on %s were not announced: %s", interface, error)
         self._revert([resource for resource in self._resources if resource.name not in names])
         if plan.sets:
             ipset.remove(plan.instance, keep=frozenset(wanted.name for wanted in plan.sets))
@@ -230,13 +241,16 @@ class Host:
             for resource in map(decode, record.changes)
         }
         failures = []
-        for resource in newest_first(list(resources)):
-            try:
-                if resource.name not in shared:
-                    resource.revert()
-                self._resources.remove(resource)
-            except HostError as error:
-                failures.append(str(error))
+        gone = set()
+        with rtnetlink.asked_once():
+            for resource in newest_first(list(resources)):
+                try:
+                    if resource.name not in shared:
+                        resource.revert()
+                    gone.add(resource.name)
+                except HostError as error:
+                    failures.append(str(error))
+        self._resources = [one for one in self._resources if one.name not in gone]
         self._write()
         return failures
 
@@ -364,7 +378,9 @@ def _list_rules(instance: int, family: int, ruleset: Ruleset) -> list[tuple[str,
     return found
 
 
-def _set_up(resource: Resource, plan: HostPlan, later: Collection[int]) -> None:
+def _set_up(
+    resource: Chains | Rules | Sets | Setting, plan: HostPlan, later: Collection[int]
+) -> None:
     """Set a resource up, or bring it up to date; the rules of instances that started `later` stay
     in front."""
     match resource:
@@ -376,10 +392,3 @@ def _set_up(resource: Resource, plan: HostPlan, later: Collection[int]) -> None:
                 ipset.replace(wanted, plan.instance)
         case Rules(instance, family):
             iptables.replace(family, instance, plan.rules[family], later)
-        case Assignment(address, interface):
-            if rtnetlink.add_address(ip_address(address), interface):
-                try:
-                    arp.announce(interface, [ip_address(address)])
-                except HostError as error:
-                    # They find out when they ask for it.
-                    log.warning("VIP %s was not announced: %s", address, error)

@@ -4,7 +4,7 @@ Nothing on the host is changed.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -99,6 +99,7 @@ def _check_kernel(services: Sequence[Service], options: Options) -> None:
 
 def _check_services(services: Sequence[Service]) -> None:
     vips = list(_vips(services))
+    loops = _Loops(vips)
     _check_shared_backends(services)
     _check_all_ports(services)
     for service in services:
@@ -107,13 +108,12 @@ def _check_services(services: Sequence[Service]) -> None:
         ):
             raise HostError(sentence)
         for backend in service.backends:
-            for _, protocol, vip in vips:
-                if protocol is service.protocol and _serves(vip, service, backend):
-                    raise HostError(
-                        f"backend {backend} of service '{service.name}' is the VIP {vip} itself:"
-                        " its packets would loop; name the server's own address"
-                        " or another port"
-                    )
+            if vip := loops.through(service, backend):
+                raise HostError(
+                    f"backend {backend} of service '{service.name}' is the VIP {vip} itself:"
+                    " its packets would loop; name the server's own address"
+                    " or another port"
+                )
     for service, _, vip in vips:
         if vip.address.is_loopback and service.nat is NatMode.DNAT:
             for backend in service.backends:
@@ -348,14 +348,32 @@ def _vips(services: Sequence[Service]) -> Iterator[tuple[Service, Protocol, Vip]
             yield service, service.protocol, vip
 
 
-def _serves(vip: Vip, service: Service, backend: Backend) -> bool:
-    """Whether packets to a backend of this service are packets to the VIP."""
-    address = backend.endpoint.address
-    same = backend.local and vip.address.version == address.version
-    return (same if vip.wildcard else vip.address == address) and any(
-        vip.first_port <= (endpoint.last_port or endpoint.port) and endpoint.port <= vip.last_port
-        for endpoint in service.endpoints_of(backend)
-    )
+class _Loops:
+    """Finds the VIP that packets to a backend are packets to."""
+
+    def __init__(self, vips: Iterable[tuple[Service, Protocol, Vip]]) -> None:
+        self._single: dict[tuple[Protocol, Address, int], Vip] = {}
+        self._ranges: dict[tuple[Protocol, Address], list[Vip]] = {}
+        for _, protocol, vip in vips:
+            if vip.first_port == vip.last_port:
+                self._single[protocol, vip.address, vip.first_port] = vip
+            else:
+                self._ranges.setdefault((protocol, vip.address), []).append(vip)
+
+    def through(self, service: Service, backend: Backend) -> Vip | None:
+        """None if there is none."""
+        protocol, address = service.protocol, backend.endpoint.address
+        everywhere = type(address)(0)
+        for endpoint in service.endpoints_of(backend):
+            first, last = endpoint.port, endpoint.last_port or endpoint.port
+            for one in (address, everywhere) if backend.local else (address,):
+                for vip in self._ranges.get((protocol, one), ()):
+                    if vip.first_port <= last and first <= vip.last_port:
+                        return vip
+                for port in range(first, last + 1):
+                    if found := self._single.get((protocol, one, port)):
+                        return found
+        return None
 
 
 def _process(port_id: int) -> str:

@@ -60,6 +60,7 @@ def owners(interface: str, addresses: Collection[Address]) -> dict[Address, str]
     detection (RFC 4862 section 5.4), both shortened to `REPEATS * ANSWER_TIME` seconds.
     """
     found: dict[Address, str] = {}
+    wanted = set(addresses)
     with _open(interface) as link:
         if link is None:
             return found
@@ -77,7 +78,7 @@ def owners(interface: str, addresses: Collection[Address]) -> dict[Address, str]
                     break
                 with suppress(OSError):
                     claim = claimed_address(link.recv(2048))
-                    if claim and claim[0] in addresses and claim[1] != mac:
+                    if claim and claim[0] in wanted and claim[1] != mac:
                         found[claim[0]] = claim[1].hex(":")
     return found
 

@@ -14,6 +14,7 @@ import struct
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from ipaddress import ip_address, ip_interface, ip_network
 
 from featherlb.model import (
@@ -87,16 +88,67 @@ _ALL_ZEROS = {ADDRESS_FAMILIES[4]: bytes(4), ADDRESS_FAMILIES[6]: bytes(16)}
 # Requests
 
 
+class _Answers:
+    """What the kernel has said in a block of `asked_once`, over one socket."""
+
+    def __init__(self, kernel: "Connection") -> None:
+        self.kernel = kernel
+        self.links: dict[int, Link] | None = None
+        self.addresses: list[HostAddress] | None = None
+        self.routes: dict[tuple[Address, Address | None], Route | None] = {}
+
+
+_answers: ContextVar[_Answers | None] = ContextVar("answers", default=None)
+
+
+@contextmanager
+def asked_once() -> Iterator[None]:
+    """In this block, and in threads that it starts by asyncio.to_thread, requests share a socket,
+    and the kernel is asked once for links, addresses, and the route to each destination.
+
+    For one change of the services, which asks for the same routes at every stage. An answer is as
+    old as the block at most; a block inside another asks anew.
+    """
+    with _failing("open a netlink socket"):
+        kernel = Connection()
+    with kernel:
+        token = _answers.set(_Answers(kernel))
+        try:
+            yield
+        finally:
+            _answers.reset(token)
+
+
+@contextmanager
+def _connected() -> Iterator["Connection"]:
+    """The socket of the block, or one for this request."""
+    answers = _answers.get()
+    if answers is not None:
+        yield answers.kernel
+        return
+    with Connection() as kernel:
+        yield kernel
+
+
 def links() -> dict[int, Link]:
     """All interfaces, by index."""
-    with _failing("list the interfaces"), Connection() as kernel:
-        found = [parse_link(body) for body in kernel.dump(RTM_GETLINK, bytes(_LINK.size))]
-    return {link.index: link for link in found}
+    answers = _answers.get()
+    if answers is not None and answers.links is not None:
+        return answers.links
+    with _failing("list the interfaces"), _connected() as kernel:
+        parsed = [parse_link(body) for body in kernel.dump(RTM_GETLINK, bytes(_LINK.size))]
+    found = {link.index: link for link in parsed}
+    if answers is not None:
+        answers.links = found
+    return found
 
 
 def addresses() -> list[HostAddress]:
     """All addresses of this host's interfaces."""
-    with _failing("list the addresses"), Connection() as kernel:
+    answers = _answers.get()
+    if answers is not None and answers.addresses is not None:
+        return answers.addresses
+    with _failing("list the addresses"), _connected() as kernel:
         bodies = kernel.dump(RTM_GETADDR, bytes(_ADDRESS.size))
     interfaces = links()
     found = []
@@ -108,17 +160,28 @@ def addresses() -> list[HostAddress]:
         if packed and family in _ALL_ZEROS and index in interfaces:
             name = interfaces[index].name
             found.append(HostAddress(name, ip_interface((packed, prefixlen))))
+    if answers is not None:
+        answers.addresses = found
     return found
 
 
 def route(destination: Address, source: Address | None = None) -> Route | None:
     """The kernel's own choice of a route, by its rules and tables, for packets from `source` if
     that is given (an address of this host); None if it has none, or only one that leads nowhere."""
+    answers = _answers.get()
+    if answers is None:
+        return _ask_for_route(destination, source)
+    if (destination, source) not in answers.routes:
+        answers.routes[destination, source] = _ask_for_route(destination, source)
+    return answers.routes[destination, source]
+
+
+def _ask_for_route(destination: Address, source: Address | None) -> Route | None:
     lengths = destination.max_prefixlen, source.max_prefixlen if source is not None else 0
     body = _ROUTE.pack(ADDRESS_FAMILIES[destination.version], *lengths, *[0] * 6)
     if source is not None:
         body += attribute(RTA_SRC, source.packed)
-    with _failing(f"look up the route to {destination}"), Connection() as kernel:
+    with _failing(f"look up the route to {destination}"), _connected() as kernel:
         try:
             answer = kernel.get(RTM_GETROUTE, body + attribute(RTA_DST, destination.packed))
         except OSError as error:
@@ -134,7 +197,7 @@ def routes() -> dict[Network, Route]:
     several, with its first next hop that is alive."""
     best: dict[Network, tuple[int, Route]] = {}
     for family in ADDRESS_FAMILIES.values():
-        with _failing("list the routes"), Connection() as kernel:
+        with _failing("list the routes"), _connected() as kernel:
             bodies = kernel.dump(RTM_GETROUTE, _ROUTE.pack(family, *[0] * 8))
         for body in bodies:
             _, length, _, _, table, _, _, kind, flags = _ROUTE.unpack_from(body)
@@ -157,7 +220,7 @@ def rules() -> list[RoutingRule]:
     """The rules of policy routing, without those that every host has."""
     found = []
     for version, family in ADDRESS_FAMILIES.items():
-        with _failing("list the routing rules"), Connection() as kernel:
+        with _failing("list the routing rules"), _connected() as kernel:
             try:
                 bodies = kernel.dump(RTM_GETRULE, _ROUTE.pack(family, *[0] * 8))
             except OSError as error:
@@ -179,7 +242,7 @@ def rules() -> list[RoutingRule]:
 
 def neighbours() -> dict[NeighbourKey, Neighbour]:
     """All that the kernel knows of its neighbours."""
-    with _failing("list the neighbours"), Connection() as kernel:
+    with _failing("list the neighbours"), _connected() as kernel:
         bodies = kernel.dump(RTM_GETNEIGH, bytes(_NEIGHBOUR.size))
     parsed = (parse_neighbour(RTM_NEWNEIGH, body) for body in bodies)
     return {one.key: one for one in parsed if one is not None}
@@ -197,7 +260,7 @@ def solicit(
     # As if a packet were to be sent (net/core/neighbour.c: neigh_add).
     requests = [(key, NLM_F_CREATE | NLM_F_REPLACE, NUD_NONE, NTF_USE) for key in unknown]
     requests += [(key, NLM_F_REPLACE, NUD_PROBE, 0) for key in known]
-    with _failing("solicit neighbours"), Connection() as kernel:
+    with _failing("solicit neighbours"), _connected() as kernel:
         for (link, address), mode, state, flags in requests:
             body = _NEIGHBOUR.pack(ADDRESS_FAMILIES[address.version], link, state, flags, 0)
             try:
@@ -211,7 +274,7 @@ def solicit(
 def has_proxy(address: Address, interface: str) -> bool:
     """Whether a proxy entry (`ip neigh add proxy`) makes this host answer for an address on this
     interface."""
-    with _failing("look for a proxied neighbour"), Connection() as kernel:
+    with _failing("look for a proxied neighbour"), _connected() as kernel:
         try:
             index = kernel.index_of(interface)
             body = _NEIGHBOUR.pack(ADDRESS_FAMILIES[address.version], index, 0, NTF_PROXY, 0)
@@ -245,7 +308,10 @@ def remove_address(address: Address, interface: str) -> None:
 
 def _change_address(kind: int, mode: int, address: Address, interface: str) -> None:
     flags = IFA_F_NODAD if address.version == 6 else 0
-    with Connection() as kernel:
+    if (answers := _answers.get()) is not None:
+        answers.addresses = None
+        answers.routes.pop((address, None), None)
+    with _connected() as kernel:
         index = kernel.index_of(interface)
         family = ADDRESS_FAMILIES[address.version]
         body = _ADDRESS.pack(family, address.max_prefixlen, flags, 0, index)

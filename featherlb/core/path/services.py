@@ -3,7 +3,7 @@
 A pool lives as long as there is a service of its name, its members as long as they have flows.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 from featherlb.core.flows.members import Members
@@ -48,7 +48,7 @@ class Services:
         self._hash_key = hash_key
 
     def update(
-        self, services: Iterable[Service], gone: Iterable[str], rules_applied: bool
+        self, services: Sequence[Service], gone: Iterable[str], rules_applied: bool
     ) -> tuple[set[Pool], bool]:
         """Serve these from now on in place of those with their names, and those that are `gone` no
         longer; the others stay. Returns the pools whose datapath has changed, and whether some VIP
@@ -80,10 +80,14 @@ class Services:
                 ):
                     pool.awaiting_rules = True
                     self._awaiting.append(pool)
+        changed = {service.name for service in services}
         self.user_schedulers = [
+            one for one in self.user_schedulers if one[0] in self.pools and one[0] not in changed
+        ]
+        self.user_schedulers += [
             (name, scheduler)
-            for name, pool in self.pools.items()
-            for scheduler in pool.schedulers
+            for name in changed
+            for scheduler in self.pools[name].schedulers
             if isinstance(scheduler, UserScheduler)
         ]
         if moved:

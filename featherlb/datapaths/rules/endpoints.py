@@ -138,13 +138,13 @@ class Parts:
             for vip in service.vips
             if vip.address.version == family
         }
-        backends = {
+        backends = [
             (service.protocol, service.nat, backend, endpoint)
             for service in services
             for backend in service.backends
             if backend.endpoint.address.version == family
             for endpoint in service.endpoints_of(backend)
-        }
+        ]
         full = any(
             service.nat is NatMode.FULL and vip.address.version == family
             for service in services
