@@ -10,8 +10,21 @@ from typing import Any
 
 import pytest
 
+from featherlb import host
 from featherlb.lab import Lab, Node
-from featherlb.model import HostAddress, Link, Neighbour, NeighbourKey, Route
+from featherlb.model import (
+    Backend,
+    Endpoint,
+    HostAddress,
+    Link,
+    NatMode,
+    Neighbour,
+    NeighbourKey,
+    Protocol,
+    Route,
+    Service,
+    Vip,
+)
 from featherlb.model.errors import HostError
 from featherlb.system import arp, netlink, rtnetlink
 from featherlb.system.rtnetlink import Monitor
@@ -306,3 +319,63 @@ def test_lost_changes_are_noticed(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_host_that_refuses_is_an_error_for_operators(function: Any) -> None:
     with no_descriptors(), pytest.raises(HostError, match=r"^cannot .*: Too many open files$"):
         function()
+
+
+def test_a_change_asks_once_for_each_address_over_one_socket(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many services there are, and stages that ask."""
+    sockets: list[int] = []
+    asked: list[tuple[int, bytes]] = []
+
+    class Counting(rtnetlink.Connection):
+        def __init__(self) -> None:
+            super().__init__()
+            sockets.append(1)
+
+        def _exchange(self, kind: int, flags: int, body: bytes) -> tuple[list[bytes], bool]:
+            asked.append((kind, body))
+            return super()._exchange(kind, flags, body)
+
+    monkeypatch.setattr(rtnetlink, "Connection", Counting)
+    services = [
+        Service(
+            name=f"s{number}",
+            protocol=Protocol.TCP,
+            vips=(Vip(VIP, 1000 + number, 1000 + number),),
+            backends=tuple(
+                Backend(Endpoint(ip_address(f"10.0.1.{member}"), 2000 + number))
+                for member in (2, 3, 4)
+            ),
+            nat=NatMode.FULL,
+        )
+        for number in range(50)
+    ]
+
+    def change() -> None:
+        prepared = host.prepare(services)
+        for _ in range(3):
+            facts = host.survey(prepared)
+            host.check(prepared, host.Options(), facts)
+            host.build(prepared, host.Options(), facts)
+
+    def once() -> None:
+        with rtnetlink.asked_once():
+            change()
+
+    lab.balancer.call(once)
+    assert len(sockets) == 1
+    assert len(asked) == len(set(asked)), "some question was asked again"
+    assert sum(kind == rtnetlink.RTM_GETROUTE for kind, _ in asked) == 4
+    sockets.clear()
+
+    def anew() -> tuple[list[HostAddress], list[HostAddress]]:
+        with rtnetlink.asked_once():
+            before = rtnetlink.addresses()
+            rtnetlink.add_address(ip_address("10.99.0.1"), "lo")
+            return before, rtnetlink.addresses()
+
+    before, after = lab.balancer.call(anew)
+    assert {str(own.address) for own in after} - {str(own.address) for own in before} == {
+        "10.99.0.1/32"
+    }
