@@ -81,6 +81,11 @@ def reload(node: Node, **how: bool) -> list[str]:
     return differences
 
 
+def worker_pids(node: Node) -> list[int]:
+    """The processes of its workers, and not what the supervisor runs for a moment."""
+    return [worker["pid"] for worker in api(node, "status")["workers"]]
+
+
 def flows(node: Node, instance: int | None = None, **which: str) -> list[dict[str, Any]]:
     """What `featherlb flows` shows, with these of its filters."""
     query = urlencode({"limit": 10000, **which})

@@ -18,7 +18,7 @@ from scapy.layers.inet import TCP as SEGMENT
 from featherlb.lab import Lab
 from featherlb.lab.namespaces import VIP
 from featherlb.lab.servers import HttpServer, Nginx
-from tests.netns.command import Featherlb, api, change, flows, kill, reload, run
+from tests.netns.command import Featherlb, api, change, flows, kill, reload, run, worker_pids
 from tests.netns.conftest import Up
 from tests.netns.datagrams import Receivers, open_socket
 from tests.netns.send_buffers import small_send_buffers
@@ -352,7 +352,7 @@ def test_of_several_workers_a_new_one_takes_over_what_was_its_predecessors(
         sessions = [stack.enter_context(Session(lab.client)) for _ in range(12)]
         first = [session.ask() for session in sessions]
         had = [worker["flows"] for worker in api(lab.balancer, "status")["workers"]]
-        worker, _ = (pid for pid in lab.balancer.pids() if pid != running.pid)
+        worker, _ = worker_pids(lab.balancer)
         os.kill(worker, signal.SIGKILL)
         wait_for(lambda: "is balancing again" in running.log, "another worker")
         assert [worker["flows"] for worker in api(lab.balancer, "status")["workers"]] == had
@@ -363,7 +363,7 @@ def test_of_several_workers_a_new_one_takes_over_what_was_its_predecessors(
 def test_a_worker_that_dies_loses_no_connection(lab: Lab, featherlb: Up) -> None:
     with featherlb(lab, *TCP, *BACKENDS) as running, Session(lab.client) as session:
         first = session.ask()
-        (worker,) = (pid for pid in lab.balancer.pids() if pid != running.pid)
+        (worker,) = worker_pids(lab.balancer)
         os.kill(worker, signal.SIGKILL)
         assert session.ask() == first
         wait_for(lambda: "is balancing again" in running.log, "another worker")

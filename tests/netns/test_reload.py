@@ -12,7 +12,7 @@ import pytest
 
 from featherlb.lab import Lab
 from featherlb.lab.namespaces import VIP
-from tests.netns.command import Featherlb
+from tests.netns.command import Featherlb, worker_pids
 from tests.netns.conftest import ONE_DRIVER, SERVED, Up
 from tests.netns.traffic import Answer, Session, ask, wait_for
 
@@ -151,13 +151,7 @@ def test_a_wrong_file_changes_nothing(lab: Lab, configuration: Configuration) ->
 
 def test_a_worker_that_dies_is_replaced(lab: Lab, configuration: Configuration) -> None:
     assert configuration.running is not None
-    (worker,) = set(lab.balancer.pids()) - {configuration.running.pid}
+    (worker,) = worker_pids(lab.balancer)
     os.kill(worker, signal.SIGKILL)
-
-    def replaced() -> bool:
-        return not {worker, configuration.running and configuration.running.pid}.issuperset(
-            lab.balancer.pids()
-        )
-
-    wait_for(replaced, "another worker")
+    wait_for(lambda: worker not in worker_pids(lab.balancer), "another worker")
     assert ask(lab.client).backend in ("backend1", "backend2")

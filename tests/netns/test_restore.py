@@ -14,7 +14,7 @@ import pytest
 from featherlb.lab import Lab
 from featherlb.lab.namespaces import VIP
 from featherlb.lab.servers import HttpServer
-from tests.netns.command import Featherlb, api, run
+from tests.netns.command import Featherlb, api, run, worker_pids
 from tests.netns.conftest import ONE_DRIVER, SEEING, Up, all_pairs
 from tests.netns.datagrams import Receivers, open_socket
 from tests.netns.traffic import Session, ask, pair, receive_all, wait_for
@@ -47,7 +47,7 @@ def sessions(lab: Lab, stack: ExitStack, count: int = SESSIONS) -> list[Session]
 
 def kill_workers(lab: Lab, running: Featherlb) -> None:
     """All of them, and wait for the next ones."""
-    workers = set(lab.balancer.pids()) - {running.pid}
+    workers = worker_pids(lab.balancer)
     restarts = running.log.count("is balancing again")
     for pid in workers:
         os.kill(pid, signal.SIGKILL)
