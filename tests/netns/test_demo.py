@@ -27,7 +27,7 @@ def labs_of(process: "subprocess.Popen[str]") -> list[str]:
 
 def test_the_demo_balances_by_weight_without_errors() -> None:
     with start(seconds=2) as demo:
-        output, errors = demo.communicate(timeout=30)
+        output, errors = demo.communicate(timeout=120)
     assert (demo.returncode, errors) == (0, "")
     rows = re.findall(r"(backend\d)\D+[\d.]+:8080\D+(\d)\D+([\d,]+)\D+([\d,]+)", output)
     flows = {name: int(count.replace(",", "")) for name, _, count, _ in rows}
@@ -44,7 +44,7 @@ def test_interrupting_the_demo_leaves_nothing(end: signal.Signals) -> None:
     with start(seconds=60) as demo:
         wait_for(lambda: bool(labs_of(demo)), "the demo's lab")
         demo.send_signal(end)
-        output, errors = demo.communicate(timeout=20)
+        output, errors = demo.communicate(timeout=60)
     assert "Traceback" not in output + errors
     assert labs_of(demo) == []
 

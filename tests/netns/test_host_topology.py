@@ -33,7 +33,7 @@ pytestmark = pytest.mark.no_packets("what the supervisor knows of links, while n
 
 NEAR, NEAR6 = ip_address("10.0.1.2"), ip_address("2001:db8:1::2")
 OTHER_MAC = "02:00:00:00:00:99"
-TIMEOUT = 20
+TIMEOUT = 60
 
 
 @pytest.fixture

@@ -176,7 +176,7 @@ def test_flows_continue_after_their_backend_is_removed(lab: Lab, running: Feathe
         rules += lab.balancer.run(["iptables-save"]).stdout
         assert "10.0.1.2" in rules
         last.reset()
-        wait_for(lambda: "its last flow ended" in running.log, "the end of the last flow", 20)
+        wait_for(lambda: "its last flow ended" in running.log, "the end of the last flow")
     rules = lab.balancer.run(["ipset", "save"], check=False).stdout
     assert "10.0.1.2" not in rules + lab.balancer.run(["iptables-save"]).stdout
 
@@ -344,7 +344,7 @@ def test_what_goes_wrong_beside_the_packets_costs_none(
             wait_for(lambda: load.latest["requests"] > before, "answers")
             lab.balancer.run([*inside, "rm /run/featherlb/zeros"])
             running.process.send_signal(signal.SIGHUP)
-            wait_for(partial(reloaded, running, 1), "the reload", 20)
+            wait_for(partial(reloaded, running, 1), "the reload")
             result = load.stop()
             deaf.kill()
         assert ask(lab.client, "10.0.0.11").backend
@@ -363,7 +363,7 @@ def test_a_hundred_reloads_under_load_lose_nothing(
         for turn in range(count):
             path.write_text(configuration(*pools[turn % len(pools)]))
             running.process.send_signal(signal.SIGHUP)
-            wait_for(partial(reloaded, running, turn + 1), "the reload", 20)
+            wait_for(partial(reloaded, running, turn + 1), "the reload")
         result = load.stop()
     assert api(lab.balancer, "status")["reloads"] == count
     assert result["errors"] == 0, result

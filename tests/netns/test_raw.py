@@ -128,7 +128,7 @@ def test_interfaces_are_renamed_under_load(lab: Lab, featherlb: Up) -> None:
 def answered(load: Load) -> None:
     """Wait for more answers than can have been on their way."""
     seen = load.latest["requests"]
-    wait_for(lambda: load.latest["requests"] > seen + 200, "further answers", 30)
+    wait_for(lambda: load.latest["requests"] > seen + 200, "further answers")
 
 
 @pytest.mark.parametrize(("name", "upwards"), [("front", False), ("back", True)])
@@ -162,7 +162,7 @@ def test_an_mtu_changes_under_load(lab: Lab, featherlb: Up, name: str, upwards: 
 def test_both_directions_meet_the_same_worker(lab: Lab, featherlb: Up, nat: str) -> None:
     with featherlb(lab, *RAW, "--nat", nat, "--workers", "2"):
         with Load(lab, kept=16, short=4) as load:
-            wait_for(lambda: load.latest["connections"] > 300, "connections", 30)
+            wait_for(lambda: load.latest["connections"] > 300, "connections")
             stats = api(lab.balancer, "stats")
             status = api(lab.balancer, "status")
             result = load.stop()
@@ -207,7 +207,7 @@ def test_a_vip_comes_back_with_its_interface(lab: Lab, featherlb: Up) -> None:
         assert ask(lab.client).backend == "backend1"
         lab.balancer.run(["ip", "link", "delete", "front"])
         plug_again(lab, "front", "10.0.0.1/24")
-        wait_for(lambda: answers(lab), "an answer from the VIP", 20)
+        wait_for(lambda: answers(lab), "an answer from the VIP")
         addresses = lab.balancer.run(["ip", "-brief", "address", "show", "front"]).stdout
         assert f" {VIP}/32" in addresses
 

@@ -264,7 +264,7 @@ def test_endpoints_may_become_many_and_few_again(featherlb: Up, nat: str, tmp_pa
         for times, endpoints in enumerate((8, 2), 1):
             path.write_text(configuration(nat, endpoints))
             running.process.send_signal(signal.SIGHUP)
-            wait_for(partial(reloaded, running, times), "the reload", 20)
+            wait_for(partial(reloaded, running, times), "the reload")
             rules = lab.balancer.run(["iptables-save"]).stdout
             assert ("--match-set" in rules) == (endpoints == 8)
             for client in lab.clients:

@@ -17,7 +17,7 @@ from featherlb.model import Endpoint, Health, Service
 from tests.descriptors import descriptors_left
 from tests.world import ONE, THREE, TWO, VIP, Connection, World, client
 
-DEADLINE = 20
+DEADLINE = 60
 
 
 @contextmanager
