@@ -8,7 +8,7 @@ import pytest
 
 from featherlb.lab import Lab, Node
 from featherlb.lab.namespaces import VIP
-from featherlb.system import nft_monitor
+from featherlb.system import netlink, nft_monitor
 from tests.netns.command import api, reload
 from tests.netns.conftest import SERVED, Up, in_turn, use_iptables
 from tests.netns.test_operate_pools import ONE
@@ -223,7 +223,7 @@ def test_a_standby_serves_as_soon_as_it_has_the_vip(
 def test_more_changes_of_rules_than_a_socket_holds(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nft_monitor, "MONITOR_BUFFER", 4096)
+    monkeypatch.setattr(netlink, "MONITOR_BUFFER", 4096)
     monitor = lab.balancer.call(nft_monitor.Monitor)
     for _ in range(20):
         lab.balancer.run(["iptables-nft", "-t", "raw", "-A", "PREROUTING", "-j", "ACCEPT"])
