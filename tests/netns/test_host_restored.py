@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from featherlb.lab import Lab, Node
-from featherlb.lab.namespaces import VIP
+from featherlb.lab.namespaces import VIP, VIP6
+from featherlb.lab.servers import HttpServer
 from featherlb.system import netlink, nft_monitor
 from tests.netns.command import api, reload
 from tests.netns.conftest import SERVED, Up, in_turn, use_iptables
@@ -172,6 +173,29 @@ def test_an_address_of_somebody_else_is_not_taken(lab: Lab, featherlb: Up) -> No
         assert VIP not in node.run(["ip", "address"]).stdout
         assert reload(node) == [f"assigned VIP {VIP}"]
         assert served(lab)
+
+
+@pytest.mark.parametrize("driver", ["netlink"], indirect=True)
+def test_a_vip_follows_its_subnet(lab: Lab, featherlb: Up) -> None:
+    """A link that goes down loses its IPv6 addresses, and the host its subnet."""
+    node = lab.balancer
+    backend = "[2001:db8:1::2]:8080"
+    with featherlb(lab, "--vip", f"[{VIP6}]:80", "--backend", backend) as running:
+
+        def interface() -> str:
+            links = json.loads(node.run(["ip", "-6", "-json", "address"]).stdout)
+            own = {one["local"]: link["ifname"] for link in links for one in link["addr_info"]}
+            return str(own.get(VIP6))
+
+        assert interface() == "front"
+        node.run(["ip", "link", "set", "front", "down"])
+        wait_for(lambda: interface() == "lo", "the VIP on this host")
+        node.run(["ip", "link", "set", "front", "up"])
+        node.run(["ip", "address", "add", "2001:db8::1/64", "dev", "front", "nodad"])
+        wait_for(lambda: interface() == "front", "the VIP in its subnet")
+        wait_for(lambda: f"moved VIP {VIP6} to front" in running.log, "the report")
+        with HttpServer(lab.backends[0], "::"):
+            assert ask(lab.client, VIP6).backend == "backend1"
 
 
 @pytest.mark.parametrize("driver", ["netlink"], indirect=True)
