@@ -271,10 +271,15 @@ class DataPlane:
     ) -> None:
         """Have the workers serve these services; HostError if one can't, and the others do."""
         before = {service.name: service for service in self._apply.services}
+        code = {name: text for name, text in schedulers.items() if self._loaded.get(name) != text}
         update = Update(
-            tuple(one for one in services if before.pop(one.name, None) != one),
+            tuple(
+                one
+                for one in services
+                if before.pop(one.name, None) != one or one.scheduler in code
+            ),
             self._pass_mark,
-            {name: code for name, code in schedulers.items() if self._loaded.get(name) != code},
+            code,
             rules_applied=rules_applied,
             gone=frozenset(before),
         )
