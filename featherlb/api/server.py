@@ -283,13 +283,13 @@ class _Handlers:
         return await asyncio.shield(task)
 
     async def status(self, request: web.BaseRequest) -> web.Response:
-        return _answer(show_status(await self._controller.view()))
+        return _answer(show_status(await self._controller.view(backends=False)))
 
     async def services(self, request: web.BaseRequest) -> web.Response:
         return _answer(show_services(await self._controller.view()))
 
     async def stats(self, request: web.BaseRequest) -> web.Response:
-        return _answer(show_stats(await self._controller.view()))
+        return _answer(show_stats(await self._controller.view(backends=False)))
 
     async def flows(self, request: web.BaseRequest) -> web.Response:
         query = schema.read(schema.FlowsQuery, dict(request.query))
@@ -330,7 +330,7 @@ class _Handlers:
             whole = True
         flows = counts.total()
         if not whole:
-            view = await self._controller.view()
+            view = await self._controller.view(backends=False)
             flows = sum(one.core.flows for one in view.statistics.values())
         shares = [schema.ClientShare(client=c, flows=n) for c, n in counts.most_common(10)]
         return _answer(schema.Clients(clients=shares, sampled=counts.total(), flows=flows))

@@ -331,10 +331,10 @@ class Controller:
 
     # What is shown of it
 
-    async def view(self) -> View:
-        """How the instance is now."""
+    async def view(self, *, backends: bool = True) -> View:
+        """How the instance is now, with its `backends` if they are wanted."""
         workers = self.data.workers
-        statistics = await workers.statistics()
+        statistics = await workers.statistics(backends=backends)
         state = self.state
         return View(
             instance=self.data.options.queue,
@@ -344,7 +344,7 @@ class Controller:
             log_level=log_level.current(),
             log_until=None if self._log_before is None else self._log_before[1],
             reloads=self._reloads,
-            services=view_services(state, self.health),
+            services=view_services(state, self.health, backends=backends),
             workers=tuple(
                 WorkerView(number, pid, statistics.get(number))
                 for number, pid in enumerate(workers.pids)

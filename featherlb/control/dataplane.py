@@ -151,7 +151,7 @@ class DataPlane:
         """The departing backends that still have flows, each at the place of its service now."""
         holding = {
             (name, backend.endpoint)
-            for one in (await self.workers.statistics()).values()
+            for one in (await self.workers.statistics(backends=False)).values()
             for name, backend in one.core.departing
         }
         serving = {service.name: service for service in services}

@@ -100,15 +100,19 @@ class View:
         return {one.number: one.statistics for one in self.workers if one.statistics is not None}
 
 
-def view_services(state: State, health: HealthChecks) -> tuple[ServiceView, ...]:
-    """The services of a state."""
+def view_services(
+    state: State, health: HealthChecks, *, backends: bool = True
+) -> tuple[ServiceView, ...]:
+    """The services of a state, with their `backends` if they are wanted."""
     served = {service.name: service for service in state.services}
     return tuple(
         ServiceView(
             config=service,
             served=served.get(service.name),
             panic=service.name in health.panic,
-            backends=tuple(_backends(service, served.get(service.name), state, health)),
+            backends=tuple(_backends(service, served.get(service.name), state, health))
+            if backends
+            else (),
         )
         for service in state.running.services
     )

@@ -210,12 +210,13 @@ class Workers:
             found.append(answer.by_service)
         return found
 
-    async def statistics(self) -> dict[int, WorkerStatistics]:
-        """The counts of each worker by its number; a dead one's are left out."""
+    async def statistics(self, *, backends: bool = True) -> dict[int, WorkerStatistics]:
+        """The counts of each worker by its number, those of its `backends` if they are wanted; a
+        dead one's are left out."""
         found = {}
         for worker in list(self._processes):
             try:
-                answer = await worker.ask(GetStatistics())
+                answer = await worker.ask(GetStatistics(backends))
             except HostError:
                 continue
             assert isinstance(answer, WorkerStatistics)

@@ -179,8 +179,8 @@ class Worker:
                 self._channel.send(Applied())
             case GetOutcomes(services):
                 self._channel.send(Outcomes(self._core.views.outcomes(services)))
-            case GetStatistics():
-                statistics = self._core.views.statistics()
+            case GetStatistics(backends):
+                statistics = self._core.views.statistics(backends)
                 engines = {name: engine.counters() for name, engine in self._engines.items()}
                 self._channel.send(WorkerStatistics(statistics, engines, self._sender.failed))
             case GetFlows(first, count):

@@ -102,7 +102,9 @@ class LogFlows:
 
 @dataclass(frozen=True, slots=True)
 class GetStatistics:
-    """To the worker: it answers `WorkerStatistics`."""
+    """To the worker: it answers `WorkerStatistics`. Those of its `backends` cost the most."""
+
+    backends: bool = True
 
 
 @dataclass(frozen=True, slots=True)

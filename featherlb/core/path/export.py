@@ -256,15 +256,15 @@ class Views:
             found[name] = tuple(outcomes)
         return found
 
-    def statistics(self) -> Statistics:
-        """A snapshot of all counters."""
+    def statistics(self, with_backends: bool = True) -> Statistics:
+        """A snapshot of all counters; those of the backends only `with_backends`."""
         counters = self._counters
         reasons = {reason: counters.reasons[int(reason)] for reason in Reason}
         errors = dict.fromkeys((service for service, _ in self._services.user_schedulers), 0)
         for service, scheduler in self._services.user_schedulers:
             errors[service] += scheduler.errors
         backends = []
-        for pool in self._services.pools.values():
+        for pool in self._services.pools.values() if with_backends else ():
             for member in pool.members.values():
                 at = member.index * COUNTERS
                 backends.append(
