@@ -20,6 +20,7 @@ _COMMANDS = {
     "down": "Clean up after a dead instance.",
     "check": "Validate a configuration file.",
     "simulate": "Simulate how a scheduler spreads new flows.",
+    "replay": "Replay a capture through the packet path.",
     "doctor": "Find what would stop traffic on this host.",
     "status": "Show instance status.",
     "backends": "Show services and their backends.",

@@ -145,7 +145,7 @@ def simulate(
     stand_ins: dict[str, str] = {}
     one = find_service(config, name)
     config = replace(config, services=(one,))
-    names = _stand_in(look_up, stand_ins, _family(config))
+    names = with_stand_ins(look_up, stand_ins, config)
     (service,) = resolve(config, names)
     if not any(backend.weight for backend in service.backends):
         raise ConfigError([f"'{one.name}' has no backend with a weight: there is nothing to pick"])
@@ -428,15 +428,12 @@ def _usual_changes(config: ServiceConfig, service: Service) -> Iterator[str]:
     yield f"weight {first} {min(2 * first.weight, 65535)}"
 
 
-def _family(config: Config) -> int:
-    """The family of the stand-ins: that of the first address in the service."""
+def with_stand_ins(look_up: Lookup, stand_ins: dict[str, str], config: Config) -> Lookup:
+    """A lookup that has an address for every name of the only service in a configuration; those
+    that it invents are entered in `stand_ins`."""
     (service,) = config.services
     hosts = [vip.host for vip in service.vips] + [one.host for one in service.backends]
-    return next((host.version for host in hosts if not isinstance(host, str)), 4)
-
-
-def _stand_in(look_up: Lookup, stand_ins: dict[str, str], family: int) -> Lookup:
-    """A lookup that has an address for every name; invented ones are entered in `stand_ins`."""
+    family = next((host.version for host in hosts if not isinstance(host, str)), 4)
 
     def find(name: str) -> Sequence[Address]:
         if name in stand_ins:

@@ -1,7 +1,9 @@
 """What featherlb tells of its decisions is what it then does, and telling changes nothing."""
 
+import itertools
 import json
-from contextlib import ExitStack
+import socket
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -11,6 +13,7 @@ import pytest
 from featherlb.core.pools.schedulers import names
 from featherlb.lab import Lab
 from featherlb.lab.namespaces import VIP
+from featherlb.system.pcap import Captured, Writer
 from tests.netns.command import api, reload, run
 from tests.netns.conftest import SERVED, Up
 from tests.netns.traffic import Session
@@ -79,6 +82,36 @@ def test_a_connection_goes_where_it_was_told_to_go(lab: Lab, featherlb: Up, tmp_
         refused = run(lab.balancer, "explain", address, "10.9.9.9:1")
         assert (refused.returncode, refused.stdout) == (2, "")
         assert "there is no service or VIP '10.9.9.9:1'" in refused.stderr
+
+
+@pytest.mark.parametrize("driver", ["netlink"], indirect=True)
+def test_a_replay_of_what_a_client_saw_has_the_same_backends(
+    lab: Lab, featherlb: Up, tmp_path: Path
+) -> None:
+    path, capture = tmp_path / "lb.yaml", tmp_path / "seen.pcapng"
+    path.write_text(
+        configuration(("web", 80, f"scheduler: maglev, backends: [{', '.join(BACKENDS)}]"))
+    )
+    every = 0x0003  # ETH_P_ALL (linux/if_ether.h)
+    kind = socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(every)
+    used = {}
+    with featherlb(lab, "--config", str(path)), lab.client.call(socket.socket, *kind) as link:
+        for _ in range(12):
+            with Session(lab.client, VIP, 80) as session:
+                address, port = session.socket.getsockname()
+                used[f"{address}:{port}"] = session.ask().backend
+                session.close()
+        link.setblocking(False)
+        with closing(Writer(capture)) as writer, suppress(BlockingIOError):
+            for number in itertools.count():
+                data = link.recv(1 << 16)
+                if data[0] >> 4 == 4:
+                    writer.write(Captured(number / 1000, data, len(data)), "")
+    done = run(lab.client, "replay", str(capture), "--config", str(path), "-o", "json")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert {one["client"]: BACKENDS[one["backend"]] for one in answer["openings"]} == used
+    assert answer["outcomes"].keys() == {"forward", "reply"}
 
 
 def rules(lab: Lab) -> list[str]:
