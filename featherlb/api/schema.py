@@ -124,6 +124,7 @@ class Status(Answer):
     services: int
     datapaths: dict[str, int] = Field(description="Number of services per datapath.")
     backends: int
+    absent: int = Field(description="Backends whose names have no address that can be used.")
     flows: int
     capacity: int = Field(description="Size of the flow tables of all workers.")
     log_level: LogLevel

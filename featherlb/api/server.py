@@ -554,6 +554,7 @@ def show_status(view: View) -> schema.Status:
         services=len(served),
         datapaths=dict(Counter(str(service.datapath) for service in served)),
         backends=sum(len(service.backends) for service in served),
+        absent=view.absent,
         flows=sum(one.core.flows for one in found.values()),
         capacity=sum(one.core.capacity for one in found.values()),
         log_level=view.log_level,

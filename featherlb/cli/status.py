@@ -19,6 +19,8 @@ def status(answer: schema.Status) -> None:
         "run-time changes": str(answer.changes),
         "reloads": f"{answer.reloads} done, {answer.reloads_refused} refused",
     }
+    if answer.absent:
+        rows["services"] += f", {answer.absent} absent"
     if answer.log_level_remaining is not None:
         rows["log level"] += f", reverts in {short_time(max(0, answer.log_level_remaining))}"
     if answer.last_reload:

@@ -341,6 +341,7 @@ class Controller:
             started=self._started,
             assign=self.data.options.assign,
             overrides=state.overrides,
+            absent=len(absent(state.places)),
             log_level=log_level.current(),
             log_until=None if self._log_before is None else self._log_before[1],
             reloads=self._reloads,

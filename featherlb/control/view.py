@@ -82,6 +82,8 @@ class View:
     assign: bool
     """VIPs that the host doesn't have are assigned to it."""
     overrides: tuple[Override, ...]
+    absent: int
+    """Backends whose names have no address that can be used."""
     log_level: LogLevel
     log_until: float | None
     """When the level before returns, on the monotonic clock; None if it doesn't."""

@@ -51,6 +51,7 @@ def families(world: World) -> list[Metric]:
         started=datetime.now(UTC),
         assign=False,
         overrides=(),
+        absent=0,
         log_level=LogLevel.INFO,
         log_until=None,
         reloads=Reloads(),

@@ -65,6 +65,7 @@ STATUS = schema.Status.model_construct(
     uptime=1.0,
     services=1,
     backends=3,
+    absent=0,
     datapaths={"nfqueue": 1},
     flows=0,
     capacity=1,

@@ -94,6 +94,7 @@ STATUS = schema.Status(
     services=1,
     datapaths={"nfqueue": 1},
     backends=1,
+    absent=0,
     flows=10,
     capacity=100,
     log_level=LogLevel.INFO,
