@@ -491,7 +491,7 @@ class Controller:
                 # The first look may have met a change of our own.
                 found = await self.data.deviations(suspects)
                 if watch.note(suspects, found, restoring=self.state.config.restore):
-                    await self.data.restore()
+                    await self.data.restore(found)
                     watch.restored(found)
                 if moved:
                     await self.data.follow_vips()

@@ -48,6 +48,10 @@ SHOWN = 10
 """Changes to the host that a line of the log names."""
 
 
+PLANNED = {host.Kind.RULES, host.Kind.SETS}
+"""What the plan in force still says how to restore; for the rest it depends on the host."""
+
+
 class DataPlane:
     """What changes the host comes one call at a time, and so does what changes the workers'
     services (`serve`, `reweigh`). Calls that only ask the `workers` may come at any time."""
@@ -187,9 +191,13 @@ class DataPlane:
         """What others have changed of this instance's part of the host."""
         return await asyncio.to_thread(self._deviations, kinds)
 
-    async def restore(self) -> None:
+    async def restore(self, found: Sequence[host.Deviation]) -> None:
         """Give the host what it lacks of the plan; HostError if it refuses."""
-        await asyncio.to_thread(self._restore)
+        plan = self._host.plan
+        if plan is not None and {one.kind for one in found} <= PLANNED:
+            await asyncio.to_thread(self._host.update, plan)
+        else:
+            await asyncio.to_thread(self._restore)
 
     async def vips_moved(self) -> bool:
         """Whether VIPs that others give to this host have come or gone since `follow_vips`."""
@@ -208,13 +216,15 @@ class DataPlane:
     # Blocking
 
     def _deviations(self, kinds: frozenset[host.Kind]) -> list[host.Deviation]:
-        found = self._host.deviations(kinds)
-        if host.Kind.SETTINGS in kinds:
-            services = self._apply.services
-            addresses = rtnetlink.addresses()
-            if problem := host.reverse_path_problem(services, self.options, addresses):
-                # It is the operator's: others need it, too.
-                found.append(host.Deviation(host.Kind.SETTINGS, problem, "", ours=False))
+        # Anew, even inside of a change: others don't wait for its end.
+        with rtnetlink.asked_once():
+            found = self._host.deviations(kinds)
+            if host.Kind.SETTINGS in kinds:
+                services = self._apply.services
+                addresses = rtnetlink.addresses()
+                if problem := host.reverse_path_problem(services, self.options, addresses):
+                    # It is the operator's: others need it, too.
+                    found.append(host.Deviation(host.Kind.SETTINGS, problem, "", ours=False))
         return found
 
     def _update_host(self, services: Sequence[Service]) -> None:

@@ -4,8 +4,8 @@ Nothing on the host is changed.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 
@@ -246,16 +246,23 @@ def reverse_path_problem(
 ) -> str:
     """What keeps the host, which has these addresses, from the above: a sentence that names what to
     do; empty if nothing does."""
+
+    @cache
+    def strict(arrival: str) -> int:
+        keys = [f"net/ipv4/conf/{name}/rp_filter" for name in ("all", arrival)]
+        return max(int(sysctl.read(key) or 0) for key in keys)
+
     settings: dict[str, int] = {}
-    for service in services:
-        if service.nat is not NatMode.FULL:
-            continue
-        for arrival, owner in _crossings(service, options, addresses):
+    full = [service for service in services if service.nat is NatMode.FULL]
+    owners = {own.address.ip: own.interface for own in rtnetlink.addresses()} if full else {}
+    for service in full:
+        for arrival, owner in _crossings(service, options, addresses, owners):
+            if owner == arrival or (strictness := strict(arrival)) == 0:
+                continue
             keys = [f"net/ipv4/conf/{name}/rp_filter" for name in ("all", arrival)]
-            strictness = max(int(sysctl.read(key) or 0) for key in keys)
-            if owner == NOWHERE and strictness:
+            if owner == NOWHERE:
                 settings |= dict.fromkeys(keys, 0)
-            elif owner not in (arrival, NOWHERE) and strictness == 1:
+            elif strictness == 1:
                 settings.setdefault(keys[1], 2)
     if not settings:
         return ""
@@ -264,11 +271,13 @@ def reverse_path_problem(
 
 
 def _crossings(
-    service: Service, options: Options, addresses: Sequence[HostAddress]
+    service: Service,
+    options: Options,
+    addresses: Sequence[HostAddress],
+    owners: Mapping[Address, str],
 ) -> Iterator[tuple[str, str]]:
     """Where packets of a `full` service arrive, each with the interface to whose address their
-    source is rewritten there."""
-    owners = {own.address.ip: own.interface for own in rtnetlink.addresses()}
+    source is rewritten there. `owners` are the interfaces of all addresses of this host."""
     links = rtnetlink.links()
     outside = sorted({name for name in owners.values() if name != LOOPBACK})
     for vip in service.vips:
