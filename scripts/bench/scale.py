@@ -26,8 +26,9 @@ BACKENDS = 3
 START_TIMEOUT = 600
 
 
-def configuration(services: int, *, addresses: int = 1) -> str:
-    """The services share this number of VIPs, and have backends of their own."""
+def configuration(services: int, addresses: int, flag: Path) -> str:
+    """The services share this number of VIPs, and have backends of their own. The last one's
+    health is checked: its backends are up while a file is there."""
     lines = ["services:"]
     for number in range(services):
         turn, vip = divmod(number, addresses)
@@ -35,6 +36,8 @@ def configuration(services: int, *, addresses: int = 1) -> str:
         lines.append(f"    vip: 10.9.{vip >> 8}.{vip & 255}:{1000 + turn}")
         lines.append("    backends:")
         lines += [f"      - {backend(number, member)}" for member in range(BACKENDS)]
+    check = f"{{type: script, command: [test, -e, {flag}], interval: 1s, rise: 1, fall: 1}}"
+    lines.append(f"    health: {check}")
     return "\n".join(lines) + "\n"
 
 
@@ -117,7 +120,9 @@ def main(services: int, addresses: int, idle: float) -> None:
         raise click.ClickException("this needs root")
     with tempfile.TemporaryDirectory() as directory, Lab(clients=1, backends=1) as lab:
         path = Path(directory, "lb.yaml")
-        path.write_text(configuration(services, addresses=addresses))
+        flag = Path(directory, "up")
+        flag.touch()
+        path.write_text(configuration(services, addresses, flag))
         click.echo(f"{services} services with {BACKENDS} backends each, {addresses} VIPs")
         with measured("check"):
             subprocess.run([PROGRAM, "check", str(path)], check=True, stdout=subprocess.DEVNULL)
@@ -127,11 +132,36 @@ def main(services: int, addresses: int, idle: float) -> None:
         click.echo(f"{'':38} {1000 * running.cpu():9.0f} ms of CPU")
         try:
             measure(running, path, idle)
+            lose_health(running, flag)
             pss, _ = memory(running.pids())
             click.echo(f"{'memory (PSS)':30} {pss / 1e6:6.0f} MB")
         finally:
             with measured("stop"):
                 running.stop()
+
+
+def lose_health(running: Running, flag: Path) -> None:
+    """The last service's backends fall. The checks themselves cost as much before and after."""
+
+    def effective() -> float:
+        answer = running.ask("GET", "/v1/services")
+        assert isinstance(answer, dict)
+        last = answer["services"][-1]
+        return sum(float(one["effective_weight"]) for one in last["backends"])
+
+    if not effective():
+        raise click.ClickException("the health checks fail")
+    pause = 3.0
+    before = running.cpu()
+    time.sleep(pause)
+    checks = running.cpu() - before
+    before = running.cpu()
+    flag.unlink()
+    time.sleep(pause)
+    spent = running.cpu() - before - checks
+    if effective():
+        raise click.ClickException("a change of health was not applied")
+    click.echo(f"{'health of three backends':40} {1000 * max(0.0, spent):7.0f} ms of CPU")
 
 
 def measure(running: Running, path: Path, idle: float) -> None:
