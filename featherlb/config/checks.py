@@ -42,13 +42,14 @@ def check(config: Config) -> Iterator[Fault]:
 def advise(config: Config) -> Iterator[Fault]:
     """Warnings: what works, but probably not as intended."""
     for service in config.services:
-        if service.persistence and config.workers > 1:
+        persistence = service.persistence
+        # With source-hash all workers pick the same backend for a client, though not for a network.
+        alike = service.scheduler == "source-hash" and persistence and not persistence.prefix
+        if persistence and config.workers > 1 and not alike:
             text = f"each of the {config.workers} workers remembers clients on its own"
-            way_out = "expected one worker, or the scheduler source-hash"
-            yield Fault(
-                service.persistence.origin,
-                f"{text}, and a client's ports lead to all of them ({way_out})",
-            )
+            text += ", and a client's ports lead to all of them"
+            way_out = "" if persistence.prefix else ", or the scheduler source-hash"
+            yield Fault(persistence.origin, f"{text} (expected one worker{way_out})")
         for backend in service.backends:
             if isinstance(backend.host, IPv6Address) and backend.host.is_loopback:
                 text = f"only clients on this host can reach {backend}"
@@ -200,7 +201,8 @@ def _ranges(service: ServiceConfig) -> Iterator[Fault]:
             continue
         if not backend.port:
             if single:
-                yield Fault(backend.origin, f"'{backend}' is not HOST:PORT")
+                text = f"'{backend}' has no port"
+                yield Fault(backend.origin, f"{text} (expected HOST:PORT, as the VIP has one port)")
             continue
         count = backend.last_port - backend.port + 1
         for vip in service.vips:
@@ -267,12 +269,14 @@ def _options(service: ServiceConfig) -> Iterator[Fault]:
     for name, (protocol, present) in options.items():
         if present and service.protocol != protocol:
             text = f"'{name}' requires protocol {protocol}"
-            yield Fault(service.origin, f"{text} (this service has {service.protocol})")
+            origin = service.option_origins.get(name, service.origin)
+            yield Fault(origin, f"{text} (this service has {service.protocol})")
     if service.slow_start and is_consistent(service.scheduler):
         text = (
             f"'slow_start' has no effect with {service.scheduler}, whose picks don't depend on time"
         )
-        yield Fault(service.origin, f"{text} (expected another scheduler)")
+        origin = service.option_origins.get("slow_start", service.origin)
+        yield Fault(origin, f"{text} (expected another scheduler)")
     persistence = service.persistence
     if persistence and service.one_packet:
         text = "persistence and one_packet exclude each other (expected one of them)"

@@ -91,6 +91,10 @@ def _service(entry: schema.ServiceEntry, document: Document, path: Path) -> Serv
             for i, backend in enumerate(entry.backends)
             if backend is not schema.DISCARDED
         ),
+        option_origins={
+            key: document.origin((*path, key))
+            for key in ("mss", "one_packet", "responses", "passive_health", "slow_start")
+        },
     )
 
 

@@ -1,8 +1,10 @@
 """The validated configuration: frozen values, names not yet resolved. Each value that can still
 turn out faulty (a name without an address, a VIP that another service has too) carries its origin.
-Comparisons ignore origins: two configurations are equal if they mean the same.
+Comparisons ignore origins (as do the writer and `check`): two configurations are equal if they mean
+the same.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -118,6 +120,8 @@ class ServiceConfig:
     panic_threshold: int = 0
     """Percentage of usable backends below which health is ignored."""
     backends: tuple[BackendConfig, ...] = ()
+    option_origins: Mapping[str, Origin] = field(default_factory=dict, compare=False)
+    """Of the keys that conflict with others."""
 
 
 @dataclass(frozen=True, slots=True)

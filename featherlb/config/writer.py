@@ -56,7 +56,8 @@ def _mapping(value: Any, without: tuple[str, ...] = ()) -> dict[str, Any]:
     return {
         _RENAMED.get(field.name, field.name): _plain(getattr(value, field.name))
         for field in fields(value)
-        if field.name not in ("origin", "scheduler_origin", *without)
+        if field.compare
+        and field.name not in without
         and (field.name == "services" or getattr(value, field.name) not in (None, _default(field)))
     }
 

@@ -88,13 +88,15 @@ from featherlb.model.errors import ConfigError
         (
             "- {name: a, vip: '10.0.0.1:80', one_packet: true, responses: 0}",
             [
-                "f:2: services[0].name: 'one_packet' requires protocol udp (this service has tcp)",
-                "f:2: services[0].name: 'responses' requires protocol udp (this service has tcp)",
+                "f:2: services[0].one_packet: 'one_packet' requires protocol udp (this "
+                "service has tcp)",
+                "f:2: services[0].responses: 'responses' requires protocol udp (this "
+                "service has tcp)",
             ],
         ),
         (
             "- {name: a, vip: '10.0.0.1:53', protocol: udp, mss: 1400}",
-            ["f:2: services[0].name: 'mss' requires protocol tcp (this service has udp)"],
+            ["f:2: services[0].mss: 'mss' requires protocol tcp (this service has udp)"],
         ),
         (
             "- vip: 10.0.0.1:53\n  protocol: udp\n  one_packet: true\n  persistence: {}",
@@ -175,13 +177,17 @@ from featherlb.model.errors import ConfigError
         (
             "- vip: 10.0.0.1:80\n  scheduler: mh\n  slow_start: 9s",
             [
-                "f:2: services[0]: 'slow_start' has no effect with maglev, whose picks don't "
+                "f:4: services[0].slow_start: 'slow_start' has no effect with maglev, whose "
+                "picks don't "
                 "depend on time (expected another scheduler)"
             ],
         ),
         (
             "- {vip: '10.0.0.1:80', protocol: udp, passive_health: {}}",
-            ["f:2: services[0]: 'passive_health' requires protocol tcp (this service has udp)"],
+            [
+                "f:2: services[0].passive_health: 'passive_health' requires protocol tcp "
+                "(this service has udp)"
+            ],
         ),
         # Source addresses.
         (
@@ -296,3 +302,10 @@ def test_a_warning_where_clients_are_remembered_by_several_workers() -> None:
         "each of the 3 workers remembers clients on its own, and a client's ports lead to all of"
         " them (expected one worker, or the scheduler source-hash)"
     )
+
+
+def test_source_hash_needs_no_memory_that_workers_share_but_a_network_of_clients_does() -> None:
+    text = "workers: 3\nservices:\n- {vip: '10.0.0.1:80', scheduler: sh, persistence: {%s}}\n"
+    assert list(advise(parse(text % "", "f"))) == []
+    (warning,) = advise(parse(text % "prefix: 24", "f"))
+    assert warning.text.endswith("ports lead to all of them (expected one worker)")

@@ -182,7 +182,11 @@ def faults_of(text: str) -> list[str]:
             f"{BACKENDS}  - 10.0.0.300:80",
             "f:4: services[0].backends[0]: '10.0.0.300' is not an IP address",
         ),
-        (f"{BACKENDS}  - 10.0.1.2", "f:4: services[0].backends[0]: '10.0.1.2' is not HOST:PORT"),
+        (
+            f"{BACKENDS}  - 10.0.1.2",
+            "f:4: services[0].backends[0]: '10.0.1.2' has no port (expected HOST:PORT, "
+            "as the VIP has one port)",
+        ),
         (
             f"{BACKENDS}  - 2001:db8::2",
             "f:4: services[0].backends[0]: '2001:db8::2' needs brackets around its IPv6 address:"
@@ -430,6 +434,8 @@ def test_a_fault_behind_an_alias_is_reported_once_per_place() -> None:
         "- vip: 10.0.0.11:80\n  backends: *pool\n"
     )
     assert faults_of(text) == [
-        "f:3: services[0].backends[0]: 'oops' is not HOST:PORT",
-        "f:3: services[1].backends[0]: 'oops' is not HOST:PORT",
+        "f:3: services[0].backends[0]: 'oops' has no port (expected HOST:PORT, as "
+        "the VIP has one port)",
+        "f:3: services[1].backends[0]: 'oops' has no port (expected HOST:PORT, as "
+        "the VIP has one port)",
     ]
