@@ -16,9 +16,16 @@ def main() -> None:
 
 @main.command()
 @click.argument("lab_id", default="play", metavar="[ID]")
-@click.option("--clients", default=1, show_default=True, type=click.IntRange(1, 100))
-@click.option("--backends", default=3, show_default=True, type=click.IntRange(1, 100))
-@click.option("--arms", default=2, show_default=True, type=click.IntRange(1, 2))
+@click.option("--clients", default=1, show_default=True, type=click.IntRange(1, 100), metavar="N")
+@click.option("--backends", default=3, show_default=True, type=click.IntRange(1, 100), metavar="N")
+@click.option(
+    "--arms",
+    default=2,
+    show_default=True,
+    type=click.IntRange(1, 2),
+    metavar="N",
+    help="Networks of the balancer: with 1, clients and backends share one.",
+)
 def up(lab_id: str, clients: int, backends: int, arms: int) -> None:
     """Build a lab and leave it up."""
     lab = Lab(clients, backends, arms, lab_id)
@@ -31,15 +38,24 @@ def up(lab_id: str, clients: int, backends: int, arms: int) -> None:
     for node in lab.nodes:
         for interface, addresses in node.addresses.items():
             click.echo(f"{node.namespace:24} {interface:6} {'  '.join(addresses)}")
-    click.echo(f"\n{VIP} is free for a VIP. A command in a node:")
-    click.echo(f"  ip netns exec {lab.client.namespace} ping {lab.balancer.address}")
+    backend = lab.backends[0]
+    click.echo(f"\n{VIP} is free for a VIP. Try, each in its own terminal:")
+    for namespace, command in (
+        (backend.namespace, "python3 -m http.server 8080"),
+        (
+            lab.balancer.namespace,
+            f".venv/bin/featherlb up --vip {VIP}:80 --backend {backend.address}:8080",
+        ),
+        (lab.client.namespace, f"curl http://{VIP}/"),
+    ):
+        click.echo(f"  ip netns exec {namespace} {command}")
 
 
 @main.command()
 @click.argument("lab_id", default="play", metavar="[ID]")
-@click.option("--all", "everything", is_flag=True, help="Every lab that no running process holds.")
+@click.option("--all", "everything", is_flag=True, help="Take down every lab that no running process uses.")
 def down(lab_id: str, everything: bool) -> None:
-    """Take one lab down, or those that killed processes left and people forgot."""
+    """Take a lab down."""
     chosen = [name for name, held in labs().items() if not held] if everything else [lab_id]
     for name in chosen:
         remove(name)

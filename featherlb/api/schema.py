@@ -387,7 +387,7 @@ class LogLevelRequest(Question):
         None,
         validation_alias="for",
         serialization_alias="for",
-        description="Return to the level before after this time.",
+        description="Return to the previous level after this time.",
     )
 
 

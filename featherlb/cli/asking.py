@@ -10,7 +10,7 @@ from rich.table import Table
 
 from featherlb.api import schema
 from featherlb.api.client import connect
-from featherlb.cli.help import Word, completion, examples
+from featherlb.cli.help import WholeNumber, Word, completion, examples
 
 _Answer = TypeVar("_Answer", bound=schema.Answer)
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -39,7 +39,7 @@ DURATION = DurationType()
 def instance_option(command: _Command) -> _Command:
     return click.option(
         "--instance",
-        type=click.IntRange(0, 65535),
+        type=WholeNumber(0, 65535),
         metavar="N",
         shell_complete=completion("instances"),
         help="Queue number of the instance, if several run.",

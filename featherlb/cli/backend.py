@@ -17,11 +17,11 @@ from featherlb.cli.asking import (
     short_time,
     shows,
 )
-from featherlb.cli.help import Commands, Word, completion, examples
+from featherlb.cli.help import Commands, WholeNumber, Word, completion, examples
 from featherlb.control.overrides import Action
 from featherlb.model import Role
 
-_weight = click.IntRange(0, 65535)
+_weight = WholeNumber(0, 65535)
 
 
 @click.group(cls=Commands, epilog=examples("featherlb backend drain web 10.0.1.2:8080 --for 10m"))
@@ -66,13 +66,15 @@ def _verb(
     click.option("--weight", type=_weight, metavar="N", help="Default: 1."),
     click.option("--role", type=Word(Role), help="Default: primary."),
     click.option(
-        "--max-connections", type=click.IntRange(1), metavar="N", help="Limit of open flows."
+        "--max-connections", type=WholeNumber(1), metavar="N", help="Limit of open flows."
     ),
     example="add web 10.0.1.4:8080 --weight 2",
 )
 def add(**options: Any) -> None:
-    """Add a BACKEND (HOST:PORT; for a range of ports HOST or HOST:LOW-HIGH) to the pool of a
-    SERVICE."""
+    """Add a BACKEND to the pool of a SERVICE.
+
+    BACKEND is HOST:PORT; behind a range of ports it may also be HOST or HOST:LOW-HIGH.
+    """
     _change(Action.ADD, **options)
 
 
@@ -134,7 +136,7 @@ backend.add_command(changes)
 
 
 @backend.command(epilog=examples("featherlb backend revert 3"))
-@click.argument("number", type=click.IntRange(min=1), shell_complete=completion("changes"))
+@click.argument("number", type=WholeNumber(min=1), shell_complete=completion("changes"))
 @instance_option
 @output_option
 def revert(number: int, instance: int | None, output: str) -> None:

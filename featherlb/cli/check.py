@@ -19,11 +19,9 @@ from featherlb.system import plugins
 
 _SHOWN = (
     "name",
-    "origin",
     "vips",
     "protocol",
     "scheduler",
-    "scheduler_origin",
     "nat",
     "source_addresses",
     "datapath",
@@ -92,7 +90,7 @@ def _others(value: object, without: Collection[str]) -> Iterator[tuple[str, str]
         found = getattr(value, one.name)
         factory = one.default_factory
         default = one.default if factory is MISSING else factory()
-        if one.name in without or found == default:
+        if not one.compare or one.name in without or found == default:
             continue
         if one.name in _SECRETS:
             text = "set"
@@ -104,7 +102,7 @@ def _others(value: object, without: Collection[str]) -> Iterator[tuple[str, str]
 
 
 def _fields(value: Any, wanted: Collection[str] = ()) -> list[str]:
-    names = [one.name for one in fields(value) if one.name not in ("origin", *_SECRETS)]
+    names = [one.name for one in fields(value) if one.compare and one.name not in _SECRETS]
     return [name for name in names if not wanted or name in wanted]
 
 

@@ -25,7 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from featherlb.cli.asking import new_console
-from featherlb.cli.help import examples
+from featherlb.cli.help import WholeNumber, examples
 from featherlb.lab import Lab, load
 from featherlb.lab.namespaces import VIP
 from featherlb.lab.servers import HttpServer
@@ -47,7 +47,7 @@ Counters = dict[str, int]
 @click.command(epilog=examples("featherlb demo", "featherlb demo --seconds 30"))
 @click.option(
     "--seconds",
-    type=click.IntRange(1, 3600),
+    type=WholeNumber(1, 3600),
     default=10,
     show_default=True,
     metavar="N",

@@ -37,7 +37,7 @@ def doctor(
     instance: int | None,
     output: str,
 ) -> None:
-    """Find what would stop or slow traffic on this host, each with the command that fixes it.
+    """Find what would stop or slow traffic on this host, and the command that fixes it.
 
     Inspects the host, the configuration and the running instance, if there is one, and opens a
     connection to each backend and each VIP. Changes nothing. Exits with 1 if something stops

@@ -17,7 +17,7 @@ from featherlb.cli.asking import (
     short_number,
     short_time,
 )
-from featherlb.cli.help import completion, examples
+from featherlb.cli.help import WholeNumber, completion, examples
 from featherlb.model.errors import ConfigError
 
 
@@ -51,7 +51,7 @@ from featherlb.model.errors import ConfigError
 @click.option("--all", "everything", is_flag=True, help="With --kill: end all flows.")
 @click.option(
     "--limit",
-    type=click.IntRange(min=1),
+    type=WholeNumber(min=1),
     default=100,
     show_default=True,
     metavar="N",

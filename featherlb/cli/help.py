@@ -44,6 +44,18 @@ class Commands(click.Group):
         return super().resolve_command(ctx, args)
 
 
+class WholeNumber(click.IntRange):
+    """An integer within limits; click calls any other value "not a valid integer range"."""
+
+    name = "whole number"
+
+
+class Number(click.FloatRange):
+    """A number within limits."""
+
+    name = "number"
+
+
 class Word(click.Choice[str]):
     """One of a few words; a fault names the one that was probably meant."""
 

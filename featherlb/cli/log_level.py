@@ -19,20 +19,20 @@ from featherlb.control.log_level import LogLevel
     name="log-level",
     epilog=examples("featherlb log-level debug --for 10m", "featherlb log-level info"),
 )
-@click.argument("level", type=Word(LogLevel))
+@click.argument("level", type=Word(LogLevel), metavar="LEVEL")
 @click.option(
     "--for",
     "duration",
     type=DURATION,
     metavar="TIME",
-    help="Return to the level before after TIME, such as 10m.",
+    help="Return to the previous level after TIME, such as 10m.",
 )
 @instance_option
 @output_option
 def log_level(level: str, duration: float | None, instance: int | None, output: str) -> None:
-    """Have a running instance log from LEVEL on: debug, info or warning.
+    """Set the minimum LEVEL that a running instance logs: debug, info or warning.
 
-    debug logs each new flow, and tracebacks.
+    With debug it logs each new flow, and tracebacks.
     """
     request = schema.LogLevelRequest(level=LogLevel(level), duration=duration)
     answer = connect(instance).post("/v1/log-level", request, schema.LogLevelChange)

@@ -21,9 +21,10 @@ from featherlb.system import plugins
 def plan(context: click.Context, file: Path, instance: int | None, output: str) -> None:
     """Show what a reload would do if FILE were the instance's configuration. Changes nothing.
 
-    Goes by the open flows, the run-time changes and the state of the host as they are now: which
-    flows drain, move or end, how many hash slots and clients change backend, which rules, settings
-    and addresses change, and what would be refused. Exits with 1 if the reload would be refused.
+    Compares FILE with the running instance, its open flows, its run-time changes and the host:
+    shows which flows drain, move or end, how many hash slots and clients change backend, which
+    rules, settings and addresses change, and what would be refused. Exits with 1 if the reload
+    would be refused.
     """
     # Faults of the file, and of schedulers in it, are the same here as there.
     plugins.load_entry_points()

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from featherlb.cli.asking import DURATION, new_table, output_option, print_table
-from featherlb.cli.help import completion, examples
+from featherlb.cli.help import WholeNumber, completion, examples
 from featherlb.config import Config, ServiceConfig, absolute_scheduler
 from featherlb.config.file import load
 from featherlb.config.resolve import names as host_names
@@ -61,8 +61,8 @@ class RateType(click.ParamType[float]):
     multiple=True,
     metavar="NAME",
     shell_complete=completion("schedulers"),
-    help="A scheduler by name, or ./FILE.py:NAME; repeat it to compare, or say `all`. Default: the"
-    " service's own.",
+    help="A scheduler by name, or ./FILE.py:NAME; repeat it to compare, or use `all`. Default:"
+    " the service's own.",
 )
 @click.option(
     "--clients",
@@ -71,7 +71,7 @@ class RateType(click.ParamType[float]):
 )
 @click.option(
     "--flows",
-    type=click.IntRange(1, 10_000_000),
+    type=WholeNumber(1, 10_000_000),
     default=100_000,
     show_default=True,
     metavar="N",
@@ -98,17 +98,17 @@ class RateType(click.ParamType[float]):
     "changes",
     multiple=True,
     metavar="CHANGE",
-    help="What happens to the pool: 'add BACKEND [WEIGHT]', 'remove BACKEND', 'drain BACKEND' or"
-    " 'weight BACKEND WEIGHT'. Repeat it for several. Default: one leaves, one joins, one's weight"
-    " is doubled.",
+    help="A change of the pool: 'add BACKEND [WEIGHT]', 'remove BACKEND', 'drain BACKEND' or"
+    " 'weight BACKEND WEIGHT'; repeatable. Default: one backend leaves, one joins, one doubles its"
+    " weight.",
 )
 @click.option(
     "--seed",
-    type=click.IntRange(min=0),
+    type=WholeNumber(min=0),
     metavar="N",
     default=1,
     show_default=True,
-    help="Of the generated flows.",
+    help="Seed of the generated flows: the same seed gives the same flows.",
 )
 @click.option(
     "--plot",
@@ -199,7 +199,7 @@ def _show(result: Simulation) -> None:
     click.echo(
         f"{result.service}: {result.vip}/{result.protocol},"
         f" {load.flows:,} flows of {result.clients:,} clients in {load.clients},"
-        f" {load.rate:g} per second, open for {load.duration:g} s on average"
+        f" {load.rate:,g} per second, open for {load.duration:g} s on average"
     )
     if result.workers > 1:
         click.echo(f"  {result.workers} workers, each with a scheduler and limits of its own")

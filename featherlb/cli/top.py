@@ -20,7 +20,7 @@ from featherlb.cli.asking import (
     short_time,
 )
 from featherlb.cli.backends import active, state, weight
-from featherlb.cli.help import examples
+from featherlb.cli.help import Number, WholeNumber, examples
 
 _COUNTERS = ("flows", "packets_forward", "packets_reply", "bytes_forward", "bytes_reply")
 
@@ -39,20 +39,20 @@ class Snapshot:
 @click.command(epilog=examples("featherlb top", "featherlb top --count 1 > now.txt"))
 @click.option(
     "--interval",
-    type=click.FloatRange(0.2, 60),
+    type=Number(0.2, 60),
     default=1.0,
     show_default=True,
     metavar="SECONDS",
     help="Refresh interval.",
 )
 @click.option(
-    "--count", type=click.IntRange(min=1), metavar="N", help="Stop after this many refreshes."
+    "--count", type=WholeNumber(min=1), metavar="N", help="Stop after this many refreshes."
 )
 @instance_option
 def top(interval: float, count: int | None, instance: int | None) -> None:
     """Watch services, backends, rates and the busiest clients live; quit with Ctrl-C.
 
-    Where the output is no terminal, one picture follows the other.
+    If the output is not a terminal, each refresh is printed below the last.
     """
     client = connect(instance)
     console = new_console()

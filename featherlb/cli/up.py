@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from featherlb.cli.help import Word, completion, examples
+from featherlb.cli.help import WholeNumber, Word, completion, examples
 from featherlb.cli.log_format import set_up
 from featherlb.config import AUTO, Config, absolute_scheduler, find_config, from_command_line
 from featherlb.config.resolve import absent
@@ -67,7 +67,7 @@ log = logging.getLogger("featherlb")
     help="Queue driver of the nfqueue datapath.",
 )
 @click.option(
-    "--workers", type=click.IntRange(1, 256), metavar="N", help="Number of worker processes."
+    "--workers", type=WholeNumber(1, 256), metavar="N", help="Number of worker processes."
 )
 @click.option(
     "--fail-open",

@@ -54,7 +54,7 @@ def draw(path: Path, simulation: Simulation) -> None:
     load = simulation.load
     figure.supxlabel(
         f"{load.flows:,} flows of {simulation.clients:,} clients in {load.clients},"
-        f" {load.rate:g} per second, open for {load.duration:g} s on average, seed {load.seed}",
+        f" {load.rate:,g} per second, open for {load.duration:g} s on average, seed {load.seed}",
         fontsize=8,
     )
     try:

@@ -77,6 +77,10 @@ def test_help_has_words_and_no_types(words: tuple[str, ...]) -> None:
         ("up --datapath x", "'x' is unknown (expected nfqueue or raw or offload or auto)"),
         ("log-level verbose", "'verbose' is unknown (expected debug or info or warning)"),
         ("flows --stat x", "--state"),
+        ("log-level verbose", "Invalid value for 'LEVEL'"),
+        ("backend weight web x high", "'high' is not a valid whole number"),
+        ("up --workers two", "'two' is not a valid whole number"),
+        ("top --interval fast", "'fast' is not a valid number"),
     ],
 )
 def test_a_mistyped_word_is_answered_with_the_right_one(typed: str, said: str) -> None:
