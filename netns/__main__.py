@@ -53,7 +53,9 @@ def up(lab_id: str, clients: int, backends: int, arms: int) -> None:
 
 @main.command()
 @click.argument("lab_id", default="play", metavar="[ID]")
-@click.option("--all", "everything", is_flag=True, help="Take down every lab that no running process uses.")
+@click.option(
+    "--all", "everything", is_flag=True, help="Take down every lab that no running process uses."
+)
 def down(lab_id: str, everything: bool) -> None:
     """Take a lab down."""
     chosen = [name for name, held in labs().items() if not held] if everything else [lab_id]

@@ -140,9 +140,10 @@ class Client:
             system = error.strerror if isinstance(error, OSError) else None
             message = " ".join(str(error).split())
             reason = system.lower() if system else message or type(error).__name__
+            denied = isinstance(error, PermissionError)
+            hint = "run this as root, with sudo" if denied else "is it running?"
             raise HostError(
-                f"cannot talk to featherlb on {self._path} ({reason}): is it running, and are you"
-                " root?"
+                f"cannot talk to featherlb on {self._path} ({reason}): {hint}"
             ) from None
         finally:
             connection.close()

@@ -103,7 +103,7 @@ class Task(Answer):
 
 
 class HostState(Answer):
-    """What others have changed of what the instance needs on the host, as of the last look, which
+    """What others have changed of what the instance needs on the host, as of the last check, which
     is at most a minute old."""
 
     restoring: bool = Field(description="False with `restore: false`: changes are only reported.")
@@ -129,7 +129,7 @@ class Status(Answer):
     capacity: int = Field(description="Size of the flow tables of all workers.")
     log_level: LogLevel
     log_level_remaining: float | None = Field(
-        description="Time until the level before returns; null: permanent."
+        description="Time until the previous level returns; null: permanent."
     )
     changes: int = Field(description="Run-time changes in force.")
     reloads: int
@@ -288,7 +288,7 @@ class MetRule(Answer):
 
 
 class Explanation(Answer):
-    """What a client's packet to a VIP meets."""
+    """What happens to a client's packet to a VIP, and why."""
 
     service: str
     protocol: str
@@ -394,7 +394,7 @@ class LogLevelRequest(Question):
 class LogLevelChange(Answer):
     level: LogLevel
     remaining: float | None = Field(
-        description="Time until the level before returns; null: permanent."
+        description="Time until the previous level returns; null: permanent."
     )
 
 
@@ -426,7 +426,7 @@ class PlannedService(Answer):
 
     name: str
     flows: dict[str, int] = Field(
-        description="Open flows by what becomes of them: `stay`, `drain` (the backend gets no new"
+        description="Open flows by outcome: `stay`, `drain` (the backend gets no new"
         " ones), `move` (to another datapath), `break` (the VIP leaves), `drop`, `reset`."
     )
     slots: float | None = Field(
@@ -449,10 +449,11 @@ class Planned(Answer):
         description="Why the reload would be refused; empty if it would not."
     )
     services: list[PlannedService] = Field(description="Empty if it would be refused.")
-    sampled: int = Field(description="Flows that were looked at.")
+    sampled: int = Field(description="Flows in the sample.")
     flows: int = Field(description="Flows in total.")
     host: list[str] = Field(
-        description="What would change on the host, as shell commands: `-` goes, `+` comes."
+        description="What would change on the host, as shell commands:"
+        " `-` is removed, `+` is added."
     )
 
 

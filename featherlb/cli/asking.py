@@ -90,9 +90,14 @@ def new_console(width: int | None = None) -> Console:
 
 def print_table(table: Table) -> None:
     console = new_console()
-    if not console.is_terminal:
-        console = new_console(NARROW)
-    console.print(table)
+    if console.is_terminal:
+        console.print(table)
+        return
+    console = new_console(NARROW)
+    with console.capture() as written:
+        console.print(table)
+    for line in written.get().splitlines():
+        click.echo(line.rstrip())  # rich fills each line up with spaces
 
 
 def new_table(*columns: str) -> Table:

@@ -30,8 +30,8 @@ def status(answer: schema.Status) -> None:
         rows["panic"] = f"{', '.join(answer.panic)}: too few backends are healthy, all are used"
     for worker in answer.workers:
         rows[f"worker {worker.number}"] = (
-            f"pid {worker.pid}, {worker.flows:,} flows, {worker.received:,} packets,"
-            f" {worker.waiting} waiting"
+            f"pid {worker.pid}, {worker.flows:,} {'flow' if worker.flows == 1 else 'flows'},"
+            f" {worker.received:,} packets, {worker.waiting} waiting"
         )
     if answer.worker_restarts:
         rows["worker restarts"] = str(answer.worker_restarts)

@@ -326,7 +326,9 @@ class Controller:
         """End flows, with a RST to both ends of connections if `reset`; how many there were."""
         count = await self.data.workers.end_flows(wanted, reset=reset)
         if count:
-            self.events.emit("flows-ended", f"{count} flows ended", count=count)
+            self.events.emit(
+                "flows-ended", f"{count} {'flow' if count == 1 else 'flows'} ended", count=count
+            )
         return count
 
     # What is shown of it

@@ -7,7 +7,7 @@ log = logging.getLogger("featherlb")
 
 
 class LogLevel(StrEnum):
-    """What is logged at least; `debug` has each new flow."""
+    """The minimum level that is logged; `debug` logs each new flow."""
 
     DEBUG = "debug"
     INFO = "info"

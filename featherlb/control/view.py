@@ -86,7 +86,7 @@ class View:
     """Backends whose names have no address that can be used."""
     log_level: LogLevel
     log_until: float | None
-    """When the level before returns, on the monotonic clock; None if it doesn't."""
+    """When the previous level returns, on the monotonic clock; None if it doesn't."""
     reloads: Reloads
     services: tuple[ServiceView, ...]
     workers: tuple[WorkerView, ...]

@@ -34,16 +34,22 @@ def check_preflight(subject: Subject) -> Iterator[Finding]:
 def check_datapaths(subject: Subject) -> Iterator[Finding]:
     """Which datapaths are unavailable on this host, and why."""
     used = {service.datapath for service in subject.services}
-    yield from judge_datapaths(host.usable(subject.services), used)
+    yield from judge_datapaths(host.usable(), host.usable(subject.services), used)
 
 
 def judge_datapaths(
-    obstacles: Mapping[Datapath, str | None], used: Collection[Datapath]
+    on_host: Mapping[Datapath, str | None],
+    for_services: Mapping[Datapath, str | None],
+    used: Collection[Datapath],
 ) -> Iterator[Finding]:
-    """`check_preflight` covers the datapaths in use."""
-    for datapath, reason in obstacles.items():
-        if reason is not None and datapath not in used:
-            yield note(f"the {datapath} datapath is unavailable on this host: {reason}")
+    """`check_preflight` covers the datapaths in use. Reasons for the host alone, and for both."""
+    for datapath, reason in for_services.items():
+        if datapath in used:
+            continue
+        if alone := on_host[datapath]:
+            yield note(f"the {datapath} datapath is unavailable on this host: {alone}")
+        elif reason is not None:
+            yield note(f"the {datapath} datapath can't be used for all services: {reason}")
 
 
 def check_stale_state(subject: Subject) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""Explains what a client's packet to a VIP meets in a running instance, and why.
+"""Explains what happens to a client's packet to a VIP in a running instance, and why.
 
 Asking changes nothing: the worker that has the client's flows tells what its next pick would be
 without making it (`core/pools/explain.py`).

@@ -1,5 +1,6 @@
 """The API's client: which instance it talks to, and what it says where none answers."""
 
+import errno
 import os
 import socket
 import threading
@@ -97,7 +98,22 @@ def test_a_refused_connection_is_one_plain_sentence(journal: Journal) -> None:
     with pytest.raises(HostError) as caught:
         client.connect().get("/v1/status", schema.Status)
     assert str(caught.value) == (
-        f"cannot talk to featherlb on {path} (connection refused): is it running, and are you root?"
+        f"cannot talk to featherlb on {path} (connection refused): is it running?"
+    )
+
+
+def test_who_may_not_ask_is_told_to_be_root(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    path = add(journal, ALIVE)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    with pytest.raises(HostError) as caught:
+        client.connect().get("/v1/status", schema.Status)
+    assert str(caught.value) == (
+        f"cannot talk to featherlb on {path} (permission denied): run this as root, with sudo"
     )
 
 

@@ -160,6 +160,7 @@ def test_a_table_shows_what_it_is_given(
     result = CliRunner().invoke(cli, command)
     assert result.exit_code == 0, result.output
     assert [text for text in shown if text not in result.output] == []
+    assert [line for line in result.output.splitlines() if line != line.rstrip()] == []
 
 
 def test_the_live_view_shows_what_it_is_given() -> None:

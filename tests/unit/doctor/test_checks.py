@@ -80,9 +80,18 @@ def test_stale_state() -> None:
 
 
 def test_datapaths() -> None:
-    obstacles = {Datapath.OFFLOAD: "no conntrack", Datapath.RAW: "no link", Datapath.NFQUEUE: None}
-    (finding,) = start.judge_datapaths(obstacles, {Datapath.RAW})
-    assert (finding.severity, "no conntrack" in finding.message) == (N, True)
+    on_host = {Datapath.OFFLOAD: "no conntrack", Datapath.RAW: "no link", Datapath.NFQUEUE: None}
+    (finding,) = start.judge_datapaths(on_host, on_host, {Datapath.RAW})
+    assert finding.severity == N
+    assert finding.message == "the offload datapath is unavailable on this host: no conntrack"
+    fine = dict.fromkeys(on_host)
+    for_services = {**fine, Datapath.OFFLOAD: "it does not support `responses`"}
+    (finding,) = start.judge_datapaths(fine, for_services, {Datapath.NFQUEUE})
+    assert finding.severity == N
+    assert finding.message == (
+        "the offload datapath can't be used for all services: it does not support `responses`"
+    )
+    assert brief(start.judge_datapaths(fine, fine, {Datapath.NFQUEUE})) == []
 
 
 STATUS = schema.Status(
