@@ -1,4 +1,4 @@
-"""`featherlb check FILE`: validates a configuration and shows how featherlb would run it."""
+"""`featherlb check [FILE]`: validates a configuration and shows how featherlb would run it."""
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import MISSING, fields, is_dataclass
@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from featherlb.cli.help import examples
-from featherlb.config import ServiceConfig, advise
+from featherlb.config import SEARCH_PATH, ServiceConfig, advise, find_config
 from featherlb.config.file import load
 from featherlb.config.schema import CHECK_KEYS
 from featherlb.control.diff import plain
@@ -33,14 +33,25 @@ _COMMON_KEYS = {"interval", "timeout", "rise", "fall", "initial", "address", "po
 _SECRETS = ("token", "hash_key")
 
 
-@click.command(epilog=examples("featherlb check /etc/featherlb/featherlb.yaml"))
-@click.argument("file", type=click.Path(path_type=Path))
+@click.command(epilog=examples("featherlb check", "featherlb check new.yaml"))
+@click.argument(
+    "file",
+    type=click.Path(path_type=Path),
+    envvar="FEATHERLB_CONFIG",
+    required=False,
+    metavar="[FILE]",
+)
 @click.pass_context
-def check(context: click.Context, file: Path) -> None:
+def check(context: click.Context, file: Path | None) -> None:
     """Validate a configuration FILE and show how featherlb would run it, defaults included.
 
-    Resolves no names, so the result doesn't depend on the network.
+    FILE defaults to the one that `up` would read: $FEATHERLB_CONFIG, ./featherlb.yaml, then
+    /etc/featherlb/featherlb.yaml. Resolves no names, so the result doesn't depend on the network.
     """
+    file = file or find_config()
+    if file is None:
+        places = " or ".join(map(str, SEARCH_PATH))
+        raise ConfigError([f"no configuration: name a FILE, or create {places}"])
     try:
         plugins.load_entry_points()
         config = load(file)

@@ -27,6 +27,7 @@ from featherlb.core.pools.schedulers import is_file_reference
 
 __all__ = [
     "AUTO",
+    "SEARCH_PATH",
     "ApiConfig",
     "BackendConfig",
     "Config",

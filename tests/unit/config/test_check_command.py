@@ -1,10 +1,12 @@
-"""`featherlb check FILE`."""
+"""`featherlb check [FILE]`."""
 
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from featherlb.cli.check import check
+from featherlb.model.errors import ConfigError
 from tests.unit.config.test_mutations import VALID
 
 
@@ -130,3 +132,22 @@ def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
     assert result.stderr == (
         f"{tmp_path}/lb.yaml: cannot read the configuration: no such file or directory\n"
     )
+
+
+def test_without_a_name_the_file_that_up_would_read_is_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FEATHERLB_CONFIG", raising=False)
+    for module in ("featherlb.config", "featherlb.cli.check"):
+        monkeypatch.setattr(f"{module}.SEARCH_PATH", (Path("a.yaml"), Path("b.yaml")))
+    result = CliRunner().invoke(check, [])
+    assert isinstance(result.exception, ConfigError)
+    assert str(result.exception) == "no configuration: name a FILE, or create a.yaml or b.yaml"
+    for name in ("c", "b", "a"):
+        (tmp_path / f"{name}.yaml").write_text("services: []\n")
+    assert CliRunner().invoke(check, []).stdout == "a.yaml: ok\n"
+    (tmp_path / "a.yaml").unlink()
+    assert CliRunner().invoke(check, []).stdout == "b.yaml: ok\n"
+    result = CliRunner(env={"FEATHERLB_CONFIG": "c.yaml"}).invoke(check, [])
+    assert result.stdout == "c.yaml: ok\n"
