@@ -136,7 +136,8 @@ class HealthChecks:
                 ),
             )
 
-        by_name = {service.name: service for service in config.services}
+        names = {service.name for service in services}
+        by_name = {one.name: one for one in config.services if one.name in names}
         after = tuple(judged(by_name[service.name], service) for service in services)
         return Judgement(after, frozenset(panic), joining)
 

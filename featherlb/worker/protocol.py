@@ -227,11 +227,9 @@ def merge(
 ) -> tuple[Service, ...]:
     """The services with these in place of those with their names, without those that are `gone`,
     and with new ones at the end."""
-    merged = {service.name: service for service in services}
-    merged |= {service.name: service for service in changed}
-    for name in gone:
-        merged.pop(name, None)
-    return tuple(merged.values())
+    new = {service.name: service for service in changed}
+    merged = [new.pop(one.name, one) for one in services if one.name not in gone]
+    return (*merged, *new.values())
 
 
 ToWorker = (
