@@ -27,7 +27,7 @@ MAX_FAILURES = 5
 """Failures in a row after which a task is failing: 15 s of pauses, and what it ran in between."""
 LONGEST_ROUND = 180.0
 """Seconds after which a round hangs. Whatever it waits for has a limit of its own, of 20 s at most
-(`workers.ANSWER_TIMEOUT`), but other changes may come first."""
+(`dialogue.ANSWER_TIMEOUT`), but other changes may come first."""
 
 
 @dataclass(frozen=True, slots=True)
