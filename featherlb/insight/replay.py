@@ -19,8 +19,8 @@ from featherlb.core.flows.memory import anonymous
 from featherlb.core.path.balancer import Balancer
 from featherlb.insight.simulate import with_stand_ins
 from featherlb.model import (
+    DEFAULT_DATAPATH,
     Backend,
-    Datapath,
     Endpoint,
     Hook,
     NatMode,
@@ -188,7 +188,7 @@ def _prepared(service: Service) -> Service:
 
     return replace(
         service,
-        datapath=Datapath.NFQUEUE,
+        datapath=DEFAULT_DATAPATH,
         backends=tuple(prepared(backend) for backend in service.backends),
     )
 
