@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import click
@@ -74,9 +74,11 @@ class Running:
         """Seconds of all its processes, and of the programs that have ended."""
         total = 0
         for pid in self.pids():
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            # utime, stime, and those of children that were waited for (proc_pid_stat(5)).
-            total += sum(map(int, fields[11:15]))
+            # A program that has ended meanwhile counts for its parent.
+            with suppress(FileNotFoundError, ProcessLookupError):
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                # utime, stime, and those of children that were waited for (proc_pid_stat(5)).
+                total += sum(map(int, fields[11:15]))
         return total * TICK
 
     def ask(self, method: str, path: str, body: object = None) -> object:
