@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from featherlb.api.server import Server
+from featherlb.control.background import Background
 from featherlb.control.controller import Controller, Settings
 from featherlb.control.events import Events
 from featherlb.control.systemd import Notifier
@@ -41,6 +42,7 @@ class Supervisor:
             loop.add_signal_handler(stop_signal, self._stop_soon, stop_signal)
         try:
             await self._controller.start()
+            Background(self._controller).start()
             await self._server.start()
             loop.add_signal_handler(signal.SIGHUP, self._reload_soon)
             on_ready()

@@ -9,13 +9,10 @@ import os
 import time
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING
 
+from featherlb.control.controller import Controller
 from featherlb.control.host_watch import LONGEST_REST, REST
 from featherlb.model.errors import FeatherlbError, HostError
-
-if TYPE_CHECKING:
-    from featherlb.control.controller import Controller
 
 log = logging.getLogger("featherlb")
 
@@ -31,7 +28,7 @@ HEALTH_INTERVAL = 0.1
 class Background:
     """The background tasks of a controller."""
 
-    def __init__(self, controller: "Controller") -> None:
+    def __init__(self, controller: Controller) -> None:
         self._controller = controller
         self._round = controller.tasks.round
 

@@ -22,7 +22,6 @@ from featherlb.config import Config, VipConfig, advise, checks
 from featherlb.config.faults import refuse
 from featherlb.config.resolve import absent, names, with_weights
 from featherlb.control import log_level, transition
-from featherlb.control.background import Background
 from featherlb.control.dataplane import DataPlane
 from featherlb.control.diff import describe
 from featherlb.control.events import Events
@@ -170,7 +169,6 @@ class Controller:
         await self._announce()
         self._tell_of_absent()
         self.health.follow(config, judgement)
-        Background(self).start()
 
     async def stop(self) -> None:
         """Stop balancing, and revert the host, except for what open flows need that the kernel
