@@ -94,7 +94,7 @@ def judge_marks(services: Iterable[Service], rules: Iterable[RoutingRule]) -> It
             yield note(
                 "this host has routing rules for marked packets; packets of service"
                 f" '{service.name}' stay out of connection tracking, so CONNMARK restores no marks"
-                " for them: if replies should leave by the uplink that the client came by, see"
+                " for them: if replies should leave by the uplink that the client came in on, see"
                 " docs/operations.md (several uplinks)"
             )
             return

@@ -62,15 +62,16 @@ def _unruled(services: Sequence[Service]) -> Iterator[str]:
     for vip, service in late.items():
         outsider = OUTSIDERS[vip.version]
         usual, ruled = rtnetlink.route(outsider), rtnetlink.route(outsider, vip)
-        if usual is not None and ruled is not None and _path(usual) != _path(ruled):
+        # Without a usual route, the replies have none.
+        if ruled is not None and (usual is None or _path(usual) != _path(ruled)):
             found.setdefault(service.name, []).append(vip)
     framed = " or ".join(datapath for datapath in Datapath if datapath.takes_frames)
     for name, vips in found.items():
         yield (
             f"this host routes packets from {', '.join(map(str, vips))} by rules of its own, which"
-            f" the replies of service '{name}' don't meet, as they are routed before they have"
-            f" that source; set `datapath: {framed}`, which answers by the link that a client came"
-            " by, or see docs/operations.md (several uplinks)"
+            f" the replies of service '{name}' don't match, as they are routed before they have"
+            f" that source; set `datapath: {framed}`, which answers over the link that a client"
+            " came in on, or see docs/operations.md (several uplinks)"
         )
 
 

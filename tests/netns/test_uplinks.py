@@ -112,6 +112,8 @@ def test_rules_that_replies_do_not_meet_are_named(lab: Lab, featherlb: Up, nat: 
     with featherlb(lab, *WEB, "--nat", nat) as running:
         wait_for(lambda: WARNING in running.log, "the warning")
         assert WARNING in run(lab.balancer, "doctor").stdout
+        lab.balancer.run(["ip", "route", "del", "default"])
+        assert WARNING in run(lab.balancer, "doctor").stdout
 
 
 @ONE_DRIVER
