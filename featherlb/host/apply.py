@@ -186,7 +186,7 @@ class Host:
         self._rules = {
             family: self._rules[family]
             if family in self._rules and known.get(family) == ruleset
-            else _list_rules(plan.instance, family, ruleset)
+            else _list_rules(plan.instance, family, ruleset, later)
             for family, ruleset in plan.rules.items()
         }
         self._changes += 1
@@ -366,16 +366,21 @@ def remove_saved_flows() -> list[str]:
     return removed
 
 
-def _list_rules(instance: int, family: int, ruleset: Ruleset) -> list[tuple[str, str]]:
-    """The rules that have just been applied, as the kernel lists them. HostError if somebody else
-    has changed them at the same moment: that must not be taken for what they should be."""
-    found = iptables.own(family, instance)
-    if len(found) != sum(table.size for table in ruleset.values()):
-        raise HostError(
-            f"another program changed the rules of {iptables.COMMANDS[family]} while they were"
-            " being set up; try again"
-        )
-    return found
+def _list_rules(
+    instance: int, family: int, ruleset: Ruleset, later: Collection[int]
+) -> list[tuple[str, str]]:
+    """The rules that have just been applied, as the kernel lists them. If somebody else has changed
+    them at the same moment, they are applied again, and HostError if that happens every time: it
+    must not be taken for what they should be."""
+    size = sum(table.size for table in ruleset.values())
+    for _ in range(iptables.TRIES):
+        found = iptables.own(family, instance)
+        if len(found) == size:
+            return found
+        iptables.replace(family, instance, ruleset, later)
+    raise HostError(
+        f"another program keeps changing the rules of {iptables.COMMANDS[family]}; try again"
+    )
 
 
 def _set_up(

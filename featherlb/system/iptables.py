@@ -20,6 +20,8 @@ from featherlb.system.ruleset import Chain, Jump, Rule, Ruleset, Table
 COMMANDS = {4: "iptables", 6: "ip6tables"}
 LOCK_TIMEOUT = 10
 """Seconds to wait for another program's iptables run (the legacy flavour's lock)."""
+TRIES = 4
+"""How often to try to replace rules that another program changes at the same time."""
 RUN_TIMEOUT = 60
 """Seconds after which a run is given up, so that nothing waits for it for good."""
 
@@ -44,18 +46,20 @@ def replace(
     """Make `rules` the instance's rules; each table changes in one step or not at all.
 
     Rules of `later` instances stay in front of them. HostError with the program's message if it
-    refuses.
+    refuses. Another program may change the rules between the moment when they are read and that
+    when they are replaced; then it starts again.
     """
-    standing = _standing(family)
-    script: list[str] = []
-    for name in [*rules, *(table for table in standing if table not in rules)]:
-        changes = _changes(
-            rules.get(name, Table()), standing.get(name, _Standing()), instance, later
-        )
-        if changes:
-            script += [f"*{name}", *changes, "COMMIT"]
-    if script:
-        _restore(family, "\n".join(script) + "\n")
+    for _ in range(TRIES):
+        listed = _save(family)
+        script = _script(rules, _parse(listed), instance, later)
+        try:
+            if script:
+                _restore(family, script)
+            return
+        except HostError:
+            if _parse(_save(family)) == _parse(listed):
+                raise
+    raise HostError(f"another program keeps changing the rules of {COMMANDS[family]}; try again")
 
 
 def remove(family: int, instance: int) -> None:
@@ -67,7 +71,7 @@ def instances(family: int) -> set[int]:
     """The instances that have chains, in any table; empty without the program."""
     if _find(f"{COMMANDS[family]}-save") is None:
         return set()
-    return {chain.instance for table in _standing(family).values() for chain in table.chains}
+    return {chain.instance for table in _parse(_save(family)).values() for chain in table.chains}
 
 
 def missing(family: int, rules: Sequence[Rule]) -> list[str]:
@@ -159,6 +163,21 @@ def commands(family: int, rules: Ruleset) -> list[str]:
     return lines
 
 
+def _script(
+    rules: Ruleset, standing: dict[str, _Standing], instance: int, later: Collection[int]
+) -> str:
+    """The input of iptables-restore that makes `rules` the instance's; empty if there is nothing to
+    do."""
+    script: list[str] = []
+    for name in [*rules, *(table for table in standing if table not in rules)]:
+        changes = _changes(
+            rules.get(name, Table()), standing.get(name, _Standing()), instance, later
+        )
+        if changes:
+            script += [f"*{name}", *changes, "COMMIT", ""]
+    return "\n".join(script)
+
+
 def _changes(new: Table, standing: _Standing, instance: int, later: Collection[int]) -> list[str]:
     """The commands of iptables-restore that turn the instance's part of a table into `new`.
 
@@ -230,9 +249,10 @@ def _led_to(rule: str) -> Chain | None:
     return Chain(target[1], int(target[2])) if target else None
 
 
-def _standing(family: int) -> dict[str, _Standing]:
+def _parse(listed: Sequence[str]) -> dict[str, _Standing]:
+    """The tables in the output of iptables-save."""
     tables: dict[str, _Standing] = {}
-    for line in _save(family):
+    for line in listed:
         if line.startswith("*"):
             table = tables.setdefault(line[1:], _Standing())
         elif chain := _CHAIN.match(line):

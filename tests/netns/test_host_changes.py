@@ -1,5 +1,6 @@
 """What an instance changes on its host, and that any process can revert all of it."""
 
+import itertools
 import json
 import re
 import shutil
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -420,7 +422,7 @@ def test_what_others_change_at_the_same_moment_is_not_taken_for_the_plan(
         try:
             with monkeypatch.context() as patch, unchanged(balancer):
                 patch.setattr(iptables, "replace", replaced_and_flushed)
-                with pytest.raises(HostError, match="another program changed the rules"):
+                with pytest.raises(HostError, match="another program keeps changing the rules"):
                     balancer.call(instance.apply, balancer.call(plan))
             balancer.call(instance.apply, balancer.call(plan))
             with monkeypatch.context() as patch:
@@ -428,6 +430,38 @@ def test_what_others_change_at_the_same_moment_is_not_taken_for_the_plan(
                 balancer.call(instance.update, balancer.call(plan))
             assert balancer.call(instance.deviations)
             balancer.call(instance.update, balancer.call(plan))
+            assert balancer.call(instance.deviations) == []
+        finally:
+            balancer.call(instance.revert)
+
+
+def test_rules_that_change_between_reading_and_replacing_are_read_again(
+    balancer: Node, flavour: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a firewall reloads during a reload of ours."""
+    restore, options = iptables._restore, host.Options()
+    flushes = itertools.count()
+
+    def plan(*backends: str) -> host.HostPlan:
+        services = host.prepare([service("dnat", SERVICE[0], list(backends))])
+        return host.build(services, options, host.survey(services))
+
+    def flush_and_restore(limit: int, *arguments: Any) -> None:
+        if next(flushes) < limit:
+            # The chain as well: iptables-restore could not delete the jumps to it.
+            for action in ("-F", "-X"):
+                balancer.run([f"iptables-{flavour}", "-t", "raw", action])
+        restore(*arguments)
+
+    with balancer.call(host.Host) as instance:
+        try:
+            balancer.call(instance.apply, balancer.call(plan, SERVICE[1]))
+            # Something ahead of the jumps, so that they must be moved.
+            balancer.run([f"iptables-{flavour}", "-t", "raw", "-I", "PREROUTING", "-j", "ACCEPT"])
+            with monkeypatch.context() as patch:
+                patch.setattr(iptables, "_restore", partial(flush_and_restore, 1))
+                balancer.call(instance.update, balancer.call(plan, *SERVICE[1:]))
+            assert next(flushes) > 1
             assert balancer.call(instance.deviations) == []
         finally:
             balancer.call(instance.revert)
