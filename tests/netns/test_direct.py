@@ -10,8 +10,9 @@ from scapy.layers.inet import TCP
 
 from featherlb.lab import Lab, Node
 from featherlb.lab.namespaces import VIP, VIP6
-from tests.netns.conftest import Up
-from tests.netns.traffic import forward, wait_for
+from tests.netns.command import flows
+from tests.netns.conftest import Up, in_turn
+from tests.netns.traffic import forward, reset, wait_for
 from tests.netns.wire import Capture
 
 PORT = 9000
@@ -115,3 +116,27 @@ def test_a_later_connection_to_the_backend_does_not_break_the_balanced_one(
         for _ in range(10):
             exchange(*balanced)
         assert late.connect_ex((backend.address, PORT)) == errno.EALREADY
+
+
+@in_turn(("netlink", "raw"), how=["close", "reset"])
+def test_a_closed_connection_leaves_its_port_to_one_to_the_backend(
+    lab: Lab, featherlb: Up, how: str
+) -> None:
+    """Its flow waits for late packets then. Two sockets: the second takes the port over."""
+    forward(lab.balancer)
+    backend = lab.backends[0]
+    local = (lab.client.address, 40001)
+    options = ("--vip", f"{VIP}:80", "--backend", f"{backend.address}:{PORT}")
+    with featherlb(lab, *options), backend.listen("0.0.0.0", PORT) as listener:
+        with connection(lab.client, listener, (VIP, 80), local) as balanced:
+            exchange(*balanced)
+            if how == "reset":
+                reset(balanced[0])
+            else:
+                balanced[0].close()
+                assert balanced[1].recv(1) == b""
+        wait_for(lambda: flows(lab.balancer, state="established") == [], "the end of the flow")
+        with connection(lab.client, listener, (backend.address, PORT), local) as direct:
+            for _ in range(3):
+                exchange(*direct)
+        assert flows(lab.balancer) == []

@@ -12,7 +12,7 @@ from featherlb.net.packet cimport Packet
 
 cdef int SYN, TCP
 cdef int MAX_EXPIRED_AT_ONCE, MAX_PORT_RECLAIMS
-cdef unsigned char[::1] IS_ACTIVE, IS_REUSABLE
+cdef unsigned char[::1] IS_ACTIVE, IS_REUSABLE, IS_ENDED
 cdef int NEW, SYN_SENT, SYN_RETRIED, ADOPTED
 cdef int OUTPUT, WIRE, NO_SOURCE_PORT, TUPLE_IN_USE, UNPRIVILEGED
 
@@ -60,6 +60,8 @@ cdef class Lifecycle:
     cdef void enter(self, Py_ssize_t flow, int state, unsigned int ticks) except *
     @cython.locals(record="Record *", member_id=cython.Py_ssize_t)
     cdef bint reopens(self, Py_ssize_t flow) noexcept
+    @cython.locals(record="Record *")
+    cdef bint yields(self, Py_ssize_t flow) noexcept
     @cython.locals(flows=FlowTable, record="Record *", member=PoolMember)
     cdef void close(self, Py_ssize_t flow) except *
     cdef bint is_silent(self, Py_ssize_t flow) noexcept

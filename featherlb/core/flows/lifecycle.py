@@ -37,6 +37,7 @@ FOREVER = 1 << 28
 # Sets of states as flat bytes, for the compiled build.
 IS_ACTIVE = memoryview(bytearray(state in ACTIVE for state in State))
 IS_REUSABLE = memoryview(bytearray(state in REUSABLE for state in State))
+IS_ENDED = memoryview(bytearray(state in (State.CLOSING, State.CLOSED) for state in State))
 
 NEW = int(State.NEW)
 SYN_SENT = int(State.SYN_SENT)
@@ -305,6 +306,12 @@ class Lifecycle:
             or self._members.retired[member_id]
             or (record.protocol == TCP and self._members.down[member_id])
         )
+
+    def yields(self, flow: int) -> bool:
+        """Whether a SYN-ACK of the backend is not of this flow: the connection has ended, and the
+        client, which kept its address, has opened one with the backend itself from its port."""
+        record = self._flows.at(flow)
+        return bool(IS_ENDED[record.state] and not record.flags & FULL)
 
     def close(self, flow: int) -> None:
         """Remove a flow and release what it held."""

@@ -307,6 +307,10 @@ class Balancer:
         if not reply and packet.flags <= SYN and self.lifecycle.reopens(flow):
             self.lifecycle.close(flow)
             ctx.flow = 0
+        elif reply and packet.flags & SYN and self.lifecycle.yields(flow):
+            self.lifecycle.close(flow)
+            ctx.flow = 0
+            ctx.reply = 0
         elif ctx.info & TRUNCATED:
             return self.counters.drop(TRUNCATED_REASON)
         return GO_ON

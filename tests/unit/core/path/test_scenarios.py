@@ -240,6 +240,23 @@ def test_a_port_used_again_on_a_closing_flow_is_a_new_connection(
 
 
 @both_modes
+@pytest.mark.parametrize("story", [">FA <FA", ">R", "<R", ">FA", "<FA", ""])
+def test_a_closed_connection_leaves_its_port_to_one_with_the_backend_itself(
+    story: str, nat: str
+) -> None:
+    """The backend's SYN-ACK tells; one that comes again before the end is of the old one."""
+    world = make_world(nat=nat)
+    old = world.connect()
+    for step in story.split():
+        (old.send if step[0] == ">" else old.reply)(step[1:])
+    ended = old.state in ("CLOSING", "CLOSED")
+    outcome = world.handle(tcp(ONE, old.source, "SA"), old.reply_hook)
+    passed = ended and nat == "dnat"
+    assert outcome.reason is (Reason.NOT_OURS if passed else Reason.REPLY)
+    assert len(world.flows()) == (not passed)
+
+
+@both_modes
 @pytest.mark.parametrize("answered", [False, True], ids=["before SYN-ACK", "after SYN-ACK"])
 def test_a_late_reset_of_the_previous_connection_does_not_end_the_new_one(
     nat: str, answered: bool
