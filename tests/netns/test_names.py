@@ -132,7 +132,7 @@ def test_weights_do_not_wait_for_the_host(lab: Lab, featherlb: Up, tmp_path: Pat
             (*search, *Featherlb(lab.balancer, (), tmp_path).program),
         )
         with running:
-            with HttpServer(lab.backends[0]):
+            with HttpServer(lab.backends[0]), HttpServer(lab.backends[0], port=8081):
                 wait_for(lambda: set(answering(lab)) == {"backend1", "backend2"}, "both")
                 change(lab.balancer, "add", "web", "10.0.1.2:8081", **{"for": 3600})
                 held.touch()
@@ -149,6 +149,7 @@ def test_weights_do_not_wait_for_the_host(lab: Lab, featherlb: Up, tmp_path: Pat
                     raise
             wait_for(lambda: f"{ONE} is down" in running.log, "its fall")
             wait_for(lambda: states(lab)[ONE] == ("down", 7), "its state")
+            wait_for(lambda: states(lab)["10.0.1.2:8081"][0] == "down", "the added one's state")
             assert not reloading.done()
             held.unlink()
             differences = reloading.result(60)

@@ -5,7 +5,7 @@ import pytest
 from featherlb.core.pools.schedulers import registry
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def own_schedulers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Schedulers that the test registers are known to it alone."""
     monkeypatch.setattr(registry, "_factories", dict(registry._factories))

@@ -15,7 +15,6 @@ from tests.unit.core.pools.schedulers.test_registry import BUILT_INS
 
 ONE, TWO, THREE, FOUR = (f"10.0.1.{number}:8080" for number in range(2, 6))
 EQUAL = f"    backends: [{ONE}, {TWO}, {THREE}, {FOUR}]\n"
-pytestmark = pytest.mark.usefixtures("own_schedulers")
 
 CONSISTENT = ["five-tuple-hash", "maglev", "source-hash"]
 

@@ -10,8 +10,6 @@ from click.testing import CliRunner, Result
 from featherlb.cli.simulate import simulate
 from featherlb.model.errors import ConfigError, HostError
 
-pytestmark = pytest.mark.usefixtures("own_schedulers")
-
 FILE = """\
 services:
   - name: web

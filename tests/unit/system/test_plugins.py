@@ -25,9 +25,6 @@ class First(Scheduler):
 """
 
 
-pytestmark = pytest.mark.usefixtures("own_schedulers")
-
-
 def picked(name: str, flow: NewFlow) -> int | None:
     """The position of the member that a scheduler picks out of three."""
     scheduler = create(name, seed=1, key=KEY)

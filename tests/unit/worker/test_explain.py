@@ -12,8 +12,6 @@ from featherlb.worker import explain
 from featherlb.worker.protocol import Explain, Explained
 from tests.world import CLIENT, ONE, THREE, TWO, VIP, World, client, service
 
-pytestmark = pytest.mark.usefixtures("own_schedulers")
-
 
 def ask(world: World, source: str = CLIENT, vip: str = VIP) -> Explained:
     question = Explain(Protocol.TCP, Endpoint.parse(source), Endpoint.parse(vip))

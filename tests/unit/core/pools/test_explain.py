@@ -14,8 +14,6 @@ from tests.unit.core.pools.schedulers.pools import KEY, make_flow
 from tests.unit.core.pools.schedulers.test_registry import BUILT_INS
 from tests.world import ONE, THREE, TWO, backend, service
 
-pytestmark = pytest.mark.usefixtures("own_schedulers")
-
 LIMITED = (backend(ONE, 2, max_connections=12), backend(TWO, max_connections=5), backend(THREE, 3))
 RAMPING = (backend(ONE, 2), backend(TWO, ramp=Ramp(0.0, 30.0)), backend(THREE, 1))
 SPARE = (backend(ONE, max_connections=4), backend(TWO, role=Role.BACKUP, max_connections=9))

@@ -29,9 +29,6 @@ BUILT_INS = [
 ]
 
 
-pytestmark = pytest.mark.usefixtures("own_schedulers")
-
-
 def pick_last(flow: NewFlow, backends: Sequence[Member]) -> Member:
     return backends[-1]
 
