@@ -81,7 +81,8 @@ async def feed_watchdog(notifier: Notifier, tasks: Tasks, stop: asyncio.Event) -
             log.error("a task keeps failing or hangs: the systemd watchdog is no longer fed")
         fed = healthy
         with suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), notifier.watchdog_interval)
+            async with asyncio.timeout(notifier.watchdog_interval):
+                await stop.wait()
 
 
 def log_callback(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -75,7 +75,8 @@ class Background:
                     await asyncio.sleep(WATCH_INTERVAL)
                 continue
             with suppress(TimeoutError):
-                await asyncio.wait_for(changed.wait(), None if due is None else due - now)
+                async with asyncio.timeout(None if due is None else due - now):
+                    await changed.wait()
 
     async def _refresh_names(self) -> None:
         """At intervals, those without an address more often, and whenever an answer comes late."""
@@ -99,7 +100,8 @@ class Background:
                 log.error("cannot use the new addresses of names: %s", error)
             due = min(all_due, time.monotonic() + UNRESOLVED_INTERVAL)
             with suppress(TimeoutError):
-                await asyncio.wait_for(changed.wait(), max(0.0, due - time.monotonic()))
+                async with asyncio.timeout(due - time.monotonic()):
+                    await changed.wait()
 
     async def _apply_health(self) -> None:
         changed = self._controller.health.changed

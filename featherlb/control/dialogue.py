@@ -50,7 +50,8 @@ class Dialogue:
             if not self._channel.send(message):
                 asyncio.get_running_loop().add_writer(self._channel.fileno(), self._write)
             try:
-                return await asyncio.wait_for(self._answers.get(), ANSWER_TIMEOUT)
+                async with asyncio.timeout(ANSWER_TIMEOUT):
+                    return await self._answers.get()
             except TimeoutError:
                 self._on_silence()
                 return Failed(f"{self._name} does not answer")

@@ -15,7 +15,7 @@ from functools import partial
 from featherlb.config import Config, ServiceConfig
 from featherlb.control.events import Events
 from featherlb.control.probes import NoVerdictError, probe
-from featherlb.control.tasks import Tasks
+from featherlb.control.tasks import Tasks, cancel
 from featherlb.core.pools.hysteresis import Hysteresis, panicking
 from featherlb.core.pools.outlier import Outlier
 from featherlb.model import Backend, Endpoint, Health, HealthCheck, Ramp, Service
@@ -228,7 +228,7 @@ class HealthChecks:
         for checked in self._checked.values():
             self._end(checked)
         self._checked = {}
-        await asyncio.gather(*self._ending, return_exceptions=True)
+        await cancel(self._ending)
 
     def _end(self, checked: _Checked) -> None:
         if checked.task:

@@ -122,7 +122,8 @@ class HostWatch:
         while True:
             now = time.monotonic()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), max(0.0, self._next_look(now) - now))
+                async with asyncio.timeout(self._next_look(now) - now):
+                    await self._wake.wait()
                 await asyncio.sleep(DEBOUNCE)
             self._wake.clear()
             self._seen = await asyncio.to_thread(self._glance)

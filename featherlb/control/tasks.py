@@ -10,7 +10,7 @@ import asyncio
 import contextvars
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -28,6 +28,8 @@ MAX_FAILURES = 5
 LONGEST_ROUND = 180.0
 """Seconds after which a round hangs. Whatever it waits for has a limit of its own, of 20 s at most
 (`dialogue.ANSWER_TIMEOUT`), but other changes may come first."""
+PATIENCE = 1.0
+"""Seconds after which a task that does not end is cancelled again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,16 @@ class _Run:
     def failing(self, now: float) -> bool:
         well = self.began is not None and now - self.began >= GOOD_SPELL
         return self.hangs or (self.failures >= MAX_FAILURES and not well)
+
+
+async def cancel(tasks: "Iterable[asyncio.Task[None]]") -> None:
+    """Cancel them, and wait until they have ended. One that goes on is cancelled again: what it
+    awaits may lose a cancellation, as `asyncio.wait_for` before Python 3.12 does."""
+    waiting = set(tasks)
+    while waiting:
+        for task in waiting:
+            task.cancel()
+        _, waiting = await asyncio.wait(waiting, timeout=PATIENCE)
 
 
 class Tasks:
@@ -145,10 +157,7 @@ class Tasks:
 
     async def stop(self) -> None:
         """Cancel all tasks, and wait until they have ended."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel(self._tasks)
 
     def states(self) -> tuple[TaskState, ...]:
         """How the tasks are doing, by name."""

@@ -173,7 +173,8 @@ class TopologyWatcher:
         while True:
             pause = min(self._solicitations.due, self._reports.due) - time.monotonic()
             try:
-                await asyncio.wait_for(self._wake.wait(), max(0.0, pause))
+                async with asyncio.timeout(pause):
+                    await self._wake.wait()
                 await asyncio.sleep(DEBOUNCE)
             except TimeoutError:
                 pass

@@ -253,3 +253,26 @@ def test_rest_between_rounds_is_no_hanging() -> None:
         await tasks.stop()
 
     supervise(check)
+
+
+def test_a_task_that_loses_its_cancellation_is_cancelled_again() -> None:
+    lost = 0
+
+    async def run() -> None:
+        nonlocal lost
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            lost += 1
+        await asyncio.Event().wait()
+
+    async def scenario() -> None:
+        tasks = Tasks(Events())
+        task = tasks.start("names", run)
+        await asyncio.sleep(0)
+        async with asyncio.timeout(20):
+            await tasks.stop()
+        assert task.cancelled()
+        assert lost == 1
+
+    asyncio.run(scenario())
