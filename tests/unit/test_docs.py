@@ -71,3 +71,15 @@ def test_the_map_has_every_folder_and_each_module_of_the_core() -> None:
     modules = {path.name for room in rooms for path in (package / room).glob("*.py")}
     hidden = {"__init__.py", "addresses.py", "ethtool.py", "firewall.py", "socket_buffers.py"}
     assert [name for name in sorted(modules - hidden) if f"`{name}`" not in page] == []
+
+
+def test_each_attack_has_a_test_that_exists_or_is_not_defended() -> None:
+    page = (ROOT / "docs" / "threat-model.md").read_text(encoding="utf-8")
+    tables = re.findall(r"^\| (?:attack|fault) \|.*\n\| --- .*\n((?:\|.*\n)+)", page, re.MULTILINE)
+    rows = [row.strip("| ").split(" | ") for table in tables for row in table.splitlines()]
+    assert rows
+    for attack, *rest in rows:
+        tests = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", rest[-1])
+        assert tests or "not defended: " in rest[0], attack
+        for file, name in tests:
+            assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file}::{name}"
