@@ -10,6 +10,19 @@ from pathlib import Path
 
 TICK = 1 / os.sysconf("SC_CLK_TCK")
 """Seconds of one clock tick, the unit of CPU times in /proc (proc(5))."""
+TOOLS = {"conntrack", "ip", "ipset", "nft", "xtables-legacy-multi", "xtables-nft-multi"}
+"""Programs that a balancer runs for a moment now and then, to look at the host's rules."""
+
+
+def lasting(pids: Iterable[int], proc: Path = Path("/proc")) -> list[int]:
+    """Those that do not run one of the `TOOLS`."""
+    found = []
+    for pid in pids:
+        # A process may end while it is looked at.
+        with suppress(OSError):
+            if (proc / str(pid) / "exe").readlink().name not in TOOLS:
+                found.append(pid)
+    return found
 
 
 def process_cpu(pids: Iterable[int], proc: Path = Path("/proc")) -> float:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from scripts.bench.cost import memory, process_cpu, system_cpu
+from scripts.bench.cost import lasting, memory, process_cpu, system_cpu
 from scripts.bench.figures import Sample, Workload
 from scripts.bench.load import LoadError, Targets
 from scripts.bench.load import run as run_load
@@ -97,7 +97,7 @@ def measure(
 ) -> Sample:
     """Run one workload through a peer that is up. LoadError if it can't be, or the peer dies."""
     # Nothing else lives in the balancer's namespace: its processes are the peer's.
-    pids = site.lab.balancer.pids()
+    pids = lasting(site.lab.balancer.pids())
     peer_before, system_before = process_cpu(pids), system_cpu()
     outcome = run_load(site.lab.client, workload, targets, seconds)
     try:

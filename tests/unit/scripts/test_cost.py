@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.bench.cost import TICK, memory, process_cpu, system_cpu
+from scripts.bench.cost import TICK, lasting, memory, process_cpu, system_cpu
 
 STAT = "{pid} (a (name) with) blanks) S 1 2 3 0 -1 4194560 9 0 0 0 {utime} {stime} 7 8 20 0 1 0 5"
 
@@ -25,6 +25,12 @@ def proc(tmp_path: Path) -> Path:
 def test_process_cpu_is_user_and_system_time_of_all(proc: Path) -> None:
     assert process_cpu([10, 11], proc) == pytest.approx(127 * TICK)
     assert process_cpu([], proc) == 0
+
+
+def test_tools_that_a_balancer_runs_do_not_last(proc: Path) -> None:
+    (proc / "10/exe").symlink_to("/usr/bin/python3.11")
+    (proc / "11/exe").symlink_to("/usr/sbin/xtables-nft-multi")
+    assert lasting([10, 11, 12], proc) == [10]
 
 
 def test_system_cpu_leaves_out_idle_and_waiting(proc: Path) -> None:
