@@ -12,8 +12,9 @@ from typing import Any
 
 from featherlb.api.server import Server
 from featherlb.control.background import Background
-from featherlb.control.controller import Controller, Settings
+from featherlb.control.controller import Controller
 from featherlb.control.events import Events
+from featherlb.control.reload import Settings
 from featherlb.control.systemd import Notifier
 from featherlb.control.tasks import Tasks
 from featherlb.system.failure import explain, log_traceback
@@ -58,9 +59,9 @@ class Supervisor:
         self._stop.set()
 
     async def _reload(self) -> None:
-        # The controller has logged it, and nothing has changed.
+        # It has been logged, and nothing has changed.
         with suppress(Exception):
-            await self._controller.reload()
+            await self._controller.reloader.reload()
 
     def _reload_soon(self) -> None:
         # The loop keeps only weak references to tasks.

@@ -80,7 +80,7 @@ class Server:
         self._path = socket_path(self._controller.data.options.queue)
         await self._listen_locally(self._path)
         self._task = self._controller.tasks.start("api", self._keep, vital=False)
-        if api := self._controller.state.config.api:
+        if api := self._controller.serving.state.config.api:
             self._remote = await self._runner(api.token)
             host, port = api.listen.address, api.listen.port
             try:
@@ -299,7 +299,7 @@ class _Handlers:
         scanned = 0
         place: str | None = None
         start = Cursor(int(worker), max(1, int(record)))
-        async for page, following in self._controller.flow_pages(start):
+        async for page, following in self._controller.data.workers.copies(start):
             place = f"{following.worker}:{following.record}" if following else None
             found += [_flow(flow) for _, _, flow in read_flows(page) if wanted.matches(flow)]
             scanned += len(page.records) // 128
@@ -320,7 +320,7 @@ class _Handlers:
         counts: Counter[str] = Counter()
         scanned = 0
         whole = False
-        async for page, _ in self._controller.flow_pages(Cursor()):
+        async for page, _ in self._controller.data.workers.copies(Cursor()):
             counts.update(str(flow.client.address) for _, _, flow in read_flows(page))
             scanned += len(page.records) // 128
             if scanned >= SAMPLE:
@@ -343,7 +343,7 @@ class _Handlers:
         return _answer(show_explanation(await explain(self._controller, query.client, query.vip)))
 
     async def changes(self, request: web.BaseRequest) -> web.Response:
-        overrides = self._controller.state.overrides
+        overrides = self._controller.serving.state.overrides
         return _answer(schema.Changes(changes=[_change(one) for one in overrides]))
 
     async def change(self, request: web.BaseRequest) -> web.Response:
@@ -365,7 +365,7 @@ class _Handlers:
         override = Override(
             number=0,
             action=wanted.action,
-            service=find_service(self._controller.state.running, wanted.service).name,
+            service=find_service(self._controller.serving.state.running, wanted.service).name,
             key=backend,
             weight=wanted.weight,
             role=wanted.role or Role.PRIMARY,
@@ -373,26 +373,26 @@ class _Handlers:
             until=None if wanted.duration is None else now + wanted.duration,
             deadline=None if wanted.deadline is None else now + wanted.deadline,
         )
-        made = await self._complete(self._controller.override(override))
+        made = await self._complete(self._controller.changes.make(override))
         change = _change(made.override).model_dump()
         return _answer(schema.Made(**change, replaces=list(made.replaced)))
 
     async def revert(self, request: web.BaseRequest, number: str) -> web.Response:
         if not re.fullmatch("[0-9]{1,18}", number):
             raise ConfigError([f"{values.quote(number)} is not the number of a change"])
-        return _answer(_change(await self._complete(self._controller.revert(int(number)))))
+        return _answer(_change(await self._complete(self._controller.changes.revert(int(number)))))
 
     async def reload(self, request: web.BaseRequest) -> web.Response:
         wanted = schema.read(schema.ReloadRequest, await _body(request))
         if wanted.dry_run:
-            return _answer(schema.Reloaded(differences=await self._controller.preview()))
-        differences = await self._complete(self._controller.reload(discard=wanted.discard))
+            return _answer(schema.Reloaded(differences=await self._controller.reloader.preview()))
+        differences = await self._complete(self._controller.reloader.reload(discard=wanted.discard))
         return _answer(schema.Reloaded(differences=differences))
 
     async def log_level(self, request: web.BaseRequest) -> web.Response:
         wanted = schema.read(schema.LogLevelRequest, await _body(request))
         until = None if wanted.duration is None else time.monotonic() + wanted.duration
-        await self._complete(self._controller.set_log_level(wanted.level, until))
+        await self._complete(self._controller.log_switch.set(wanted.level, until))
         return _answer(schema.LogLevelChange(level=wanted.level, remaining=wanted.duration))
 
     async def plan(self, request: web.BaseRequest) -> web.Response:
@@ -471,7 +471,7 @@ class _Handlers:
             except ValueError as error:
                 raise ConfigError([f"state: {error}"]) from None
         if service is not None:
-            service = find_service(self._controller.state.running, service).name
+            service = find_service(self._controller.serving.state.running, service).name
         return FlowFilter(service, client, backend, state, query.older)
 
 

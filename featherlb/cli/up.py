@@ -12,9 +12,9 @@ from featherlb.cli.log_format import set_up
 from featherlb.config import AUTO, Config, absolute_scheduler, find_config, from_command_line
 from featherlb.config.resolve import absent
 from featherlb.config.resolve import names as host_names
-from featherlb.control.controller import Settings
 from featherlb.control.log_level import LogLevel
 from featherlb.control.prepare import load_schedulers, prepare
+from featherlb.control.reload import Settings
 from featherlb.control.resolver import look_up
 from featherlb.core.pools.schedulers import names
 from featherlb.daemon import Supervisor

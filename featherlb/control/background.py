@@ -1,17 +1,19 @@
 """The background tasks of an instance: when each of them acts, and what happens if that fails.
 
-Each loop is a supervised task. What it does in a round is a method of the controller.
+Each loop is a supervised task. What most of them do in a round is in `upkeep`.
 """
 
 import asyncio
 import logging
 import os
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 
 from featherlb.control.controller import Controller
 from featherlb.control.host_watch import LONGEST_REST, REST
+from featherlb.control.upkeep import Upkeep
 from featherlb.model.errors import FeatherlbError, HostError
 
 log = logging.getLogger("featherlb")
@@ -29,17 +31,23 @@ class Background:
     """The background tasks of a controller."""
 
     def __init__(self, controller: Controller) -> None:
-        self._controller = controller
+        self._tasks = controller.tasks
         self._round = controller.tasks.round
+        self._serving = controller.serving
+        self._data = controller.data
+        self._changes = controller.changes
+        self._log_switch = controller.log_switch
+        self._upkeep = Upkeep(controller.serving, controller.events)
 
     def start(self) -> None:
         """Start them under the controller's `tasks`."""
-        start = self._controller.tasks.start
+        start = self._tasks.start
         start("watch-workers", self._watch_workers)
         start("departed", self._release_departed)
         # Those that change weights alone wait for no other change.
         start("overrides", partial(self._expire_overrides, weighing=True))
         start("overrides", partial(self._expire_overrides, weighing=False))
+        start("log-level", self._restore_log_level, vital=False)
         start("names", self._refresh_names)
         start("health", self._apply_health)
         start("topology", self._apply_topology)
@@ -49,27 +57,41 @@ class Background:
         while True:
             await asyncio.sleep(WATCH_INTERVAL)
             with self._round():
-                await self._controller.observe_outcomes()
+                await self._upkeep.observe_outcomes()
 
     async def _release_departed(self) -> None:
         while True:
             await asyncio.sleep(WATCH_INTERVAL)
             try:
                 with self._round():
-                    await self._controller.release_departed()
+                    await self._upkeep.release_departed()
             except HostError as error:
                 log.error("the host keeps rules of departed backends: %s", error)
 
     async def _expire_overrides(self, *, weighing: bool) -> None:
-        changed = self._controller.overrides_changed
+        due = partial(self._changes.next_expiry, weighing=weighing)
+        expire = partial(self._changes.expire, weighing=weighing)
+        await self._expire(self._serving.overrides_changed, due, expire)
+
+    async def _restore_log_level(self) -> None:
+        switch = self._log_switch
+        await self._expire(switch.changed, lambda: switch.until, switch.expire)
+
+    async def _expire(
+        self,
+        changed: asyncio.Event,
+        next_expiry: Callable[[], float | None],
+        expire: Callable[[float], Awaitable[None]],
+    ) -> None:
+        """Whenever it is due; `changed` is set when that may be another time."""
         while True:
             changed.clear()
             now = time.monotonic()
-            due = self._controller.next_expiry(weighing=weighing)
+            due = next_expiry()
             if due is not None and due <= now:
                 try:
                     with self._round():
-                        await self._controller.expire(now, weighing=weighing)
+                        await expire(now)
                 except FeatherlbError as error:
                     log.error("cannot revert a run-time change now: %s", error)
                     await asyncio.sleep(WATCH_INTERVAL)
@@ -80,9 +102,9 @@ class Background:
 
     async def _refresh_names(self) -> None:
         """At intervals, those without an address more often, and whenever an answer comes late."""
-        controller = self._controller
-        changed = controller.resolver.changed
-        all_due = time.monotonic() + controller.state.config.resolve_interval
+        serving, upkeep = self._serving, self._upkeep
+        changed = serving.resolver.changed
+        all_due = time.monotonic() + serving.state.config.resolve_interval
         due = 0.0
         while True:
             changed.clear()
@@ -90,12 +112,12 @@ class Background:
             try:
                 with self._round():
                     if now >= all_due:
-                        all_due = now + controller.state.config.resolve_interval
-                        await controller.refresh_names()
+                        all_due = now + serving.state.config.resolve_interval
+                        await upkeep.refresh_names()
                     elif now >= due:
-                        await controller.refresh_names(controller.unresolved())
+                        await upkeep.refresh_names(upkeep.unresolved())
                     else:
-                        await controller.apply_names()
+                        await upkeep.apply_names()
             except FeatherlbError as error:
                 log.error("cannot use the new addresses of names: %s", error)
             due = min(all_due, time.monotonic() + UNRESOLVED_INTERVAL)
@@ -104,7 +126,7 @@ class Background:
                     await changed.wait()
 
     async def _apply_health(self) -> None:
-        changed = self._controller.health.changed
+        changed = self._serving.health.changed
         while True:
             await changed.wait()
             changed.clear()
@@ -112,7 +134,7 @@ class Background:
             pause = HEALTH_INTERVAL
             try:
                 with self._round():
-                    await self._controller.apply_health()
+                    await self._upkeep.apply_health()
             except Exception as error:
                 changed.set()
                 if not isinstance(error, FeatherlbError):
@@ -122,21 +144,21 @@ class Background:
             await asyncio.sleep(pause)
 
     async def _apply_topology(self) -> None:
-        topology = self._controller.data.topology
+        topology = self._data.topology
         while True:
             await topology.changed.wait()
             topology.changed.clear()
             # A worker that has died gets the topology when its successor starts.
             with self._round(), suppress(HostError):
-                await self._controller.data.send_topology()
+                await self._data.send_topology()
 
     async def _watch_host(self) -> None:
-        watch = self._controller.data.watch
+        watch = self._data.watch
         with watch.listening():
             while True:
                 suspects = await watch.suspects()
                 began = sum(os.times()[:4])
                 with self._round():
-                    await self._controller.keep_host(suspects)
+                    await self._upkeep.keep_host(suspects)
                 spent = sum(os.times()[:4]) - began
                 await asyncio.sleep(min(REST * spent, LONGEST_REST))

@@ -68,7 +68,7 @@ class HealthChecks:
         self._risen: dict[_Key, float] = {}
         """When backends came up, or joined."""
         self.fallen: list[_Key] = []
-        """The backends that went down, by service. The controller removes each once it has treated
+        """The backends that went down, by service. `Upkeep` removes each once it has treated
         its flows."""
         self._ending: set[asyncio.Task[None]] = set()
         self._without_verdict = 0
@@ -80,7 +80,7 @@ class HealthChecks:
         self.changed = asyncio.Event()
         """Set when a state has changed; cleared by the task that applies it."""
         self.changes: set[str] = set()
-        """The services with backends whose state has changed since the controller last took it into
+        """The services with backends whose state has changed since `Upkeep` last took it into
         account: then it removes them."""
         self.watched: tuple[str, ...] = ()
         """The services that are judged by clients' connections, too."""

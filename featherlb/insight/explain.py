@@ -102,7 +102,7 @@ async def explain(controller: Controller, client: str, vip: str) -> Answer:
     ConfigError if either doesn't make sense or no service fits, HostError if the worker can't say.
     """
     address, port = _client(client)
-    service, target = find_vip(controller.state.services, vip)
+    service, target = find_vip(controller.serving.state.services, vip)
     if address.version != target.address.version:
         raise ConfigError([f"the client {address} and the VIP {target} are of different families"])
     source = Endpoint(address, port or ASSUMED_PORT)
@@ -256,7 +256,7 @@ async def _flows(controller: Controller, service: Service, client: Address) -> t
     wanted = FlowFilter(service=service.name, client=ip_network(client))
     found: list[FlowView] = []
     scanned = 0
-    async for page, _ in controller.flow_pages(Cursor()):
+    async for page, _ in controller.data.workers.copies(Cursor()):
         found += [flow for _, _, flow in read_flows(page) if wanted.matches(flow)]
         scanned += len(page.records) // 128
         if len(found) >= MAX_FLOWS or scanned >= MAX_RECORDS:

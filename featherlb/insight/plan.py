@@ -139,7 +139,7 @@ async def plan(controller: Controller, text: str, path: Path) -> Plan:
     """What a reload would do if the configuration file at this path had this text. ConfigError with
     the faults of the text."""
     file = await asyncio.to_thread(load_text, text, path)
-    prospect = await controller.foresee(file)
+    prospect = await controller.reloader.foresee(file)
     before, wanted = prospect.before, prospect.wanted
     if wanted is None:
         return Plan(prospect.differences, prospect.refused)
@@ -170,7 +170,7 @@ async def _add_flows(forecast: Forecast, controller: Controller) -> bool:
             forecast.add(flow)
 
     scanned = 0
-    async for page, following in controller.flow_pages(Cursor()):
+    async for page, following in controller.data.workers.copies(Cursor()):
         await asyncio.to_thread(add, page)
         scanned += len(page.records) // 128
         if scanned >= MAX_RECORDS and following is not None:

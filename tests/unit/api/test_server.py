@@ -23,10 +23,11 @@ from featherlb.api.server import http_server
 from featherlb.config import Config
 from featherlb.config.file import parse
 from featherlb.config.resolve import resolve
-from featherlb.control.controller import Controller, Settings
+from featherlb.control.controller import Controller
 from featherlb.control.events import MAX_WAITING, Events
 from featherlb.control.log_level import LogLevel
 from featherlb.control.overrides import Action, Override, add
+from featherlb.control.reload import Settings
 from featherlb.control.tasks import Tasks
 from featherlb.control.transition import State
 from featherlb.model.errors import ConfigError, HostError
@@ -59,7 +60,7 @@ def serve(
         events = Events()
         controller = Controller(Settings(load=load), events, Tasks(events))
         config = parse(FILE, "lb.yaml")
-        controller.state = State(config, services=resolve(config, lambda name: []))
+        controller.serving.state = State(config, services=resolve(config, lambda name: []))
         runner = web.ServerRunner(http_server(controller, token), shutdown_timeout=0.1)
         await runner.setup()
         await web.UnixSite(runner, str(path)).start()
@@ -137,7 +138,7 @@ def test_refusals_say_what_is_wrong(
         with pytest.raises(ConfigError) as caught:
             await in_thread(client.ask, method, target, body=text)
         assert said in str(caught.value)
-        return controller.state.overrides
+        return controller.serving.state.overrides
 
     assert serve(path, ask) == ()
 
@@ -366,10 +367,10 @@ def test_the_log_level_returns(path: Path) -> None:
                 duration is None,
             )
             found.append(logging.getLevelName(log.level))
-        due = controller.next_expiry(weighing=True)
+        due = controller.log_switch.until
         assert due is not None
-        await controller.expire(due, weighing=True)
-        assert controller.next_expiry(weighing=True) is None
+        await controller.log_switch.expire(due)
+        assert controller.log_switch.until is None
         return [*found, logging.getLevelName(log.level)]
 
     log = logging.getLogger("featherlb")
@@ -397,14 +398,14 @@ def test_without_the_token_nothing_is_told(path: Path, sent: str) -> None:
 
 def test_the_running_configuration_without_what_reverts(path: Path) -> None:
     async def ask(client: Client, controller: Controller) -> str:
-        state = controller.state
+        state = controller.serving.state
         for override in (
             Override(1, Action.ADD, "web", ("b", 1, 0), 7),
             Override(2, Action.DRAIN, "web", ("b", 1, 0), until=1e9),
         ):
             overrides = add(state.config, state.overrides, override)
             state = replace(state, overrides=overrides)
-        controller.state = state
+        controller.serving.state = state
         _, text = await request(path, "GET", "/v1/changes", token=TOKEN)
         listed = schema.Changes.model_validate_json(text)
         assert [one.remaining is None for one in listed.changes] == [True, False]
@@ -465,23 +466,23 @@ def test_a_change_is_completed_even_if_the_api_ends_meanwhile(path: Path) -> Non
     async def run() -> None:
         controller = Controller(Settings(load=load_wrong), Events(), Tasks(Events()))
         config = parse(FILE, "lb.yaml")
-        controller.state = State(config, services=resolve(config, lambda name: []))
+        controller.serving.state = State(config, services=resolve(config, lambda name: []))
         runner = web.ServerRunner(http_server(controller, None), shutdown_timeout=0.1)
         await runner.setup()
         await web.UnixSite(runner, str(path)).start()
         body = {"action": "drain", "service": "web", "backend": "10.0.1.2:80"}
         # Another change comes first.
-        async with controller._serving:
+        async with controller.serving._applying:
             data = json.dumps(body).encode()
             asking = asyncio.create_task(request(path, "POST", "/v1/changes", data=data))
-            while not controller._serving._waiters:
+            while not controller.serving._applying._waiters:
                 await asyncio.sleep(0.01)
             await runner.cleanup()
             with pytest.raises(Exception, match="isconnected"):
                 await asking
-            before = controller.state.overrides
-        await controller.overrides_changed.wait()
-        after = controller.state.overrides
+            before = controller.serving.state.overrides
+        await controller.serving.overrides_changed.wait()
+        after = controller.serving.state.overrides
         assert [len(before), *(one.action for one in after)] == [0, Action.DRAIN]
 
     asyncio.run(asyncio.wait_for(run(), 60))

@@ -4,8 +4,9 @@ import asyncio
 
 from featherlb.config import Config
 from featherlb.control.background import Background
-from featherlb.control.controller import Controller, Settings
+from featherlb.control.controller import Controller
 from featherlb.control.events import Events
+from featherlb.control.reload import Settings
 from featherlb.control.tasks import Tasks
 
 
@@ -14,8 +15,8 @@ def test_a_task_behind_a_change_that_does_not_end_hangs() -> None:
         events = Events()
         tasks = Tasks(events, longest_round=0.01)
         controller = Controller(Settings(load=Config), events, tasks)
-        controller.health.changed.set()
-        async with controller._serving:
+        controller.serving.health.changed.set()
+        async with controller.serving._applying:
             with events.listen() as heard:
                 Background(controller).start()
                 while (event := await heard.get()).details != {"task": "health"}:
