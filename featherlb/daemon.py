@@ -17,6 +17,7 @@ from featherlb.control.events import Events
 from featherlb.control.reload import Settings
 from featherlb.control.systemd import Notifier
 from featherlb.control.tasks import Tasks
+from featherlb.system import kernel_state
 from featherlb.system.failure import explain, log_traceback
 
 log = logging.getLogger("featherlb")
@@ -37,6 +38,7 @@ class Supervisor:
     async def run(self, on_ready: Callable[[], None]) -> None:
         """Balance until SIGINT or SIGTERM; SIGHUP reloads. HostError and ConfigError if it
         can't start, with nothing left on the host."""
+        kernel_state.raise_descriptor_limit()
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(log_callback)
         for stop_signal in (signal.SIGINT, signal.SIGTERM):

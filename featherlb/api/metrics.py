@@ -3,13 +3,14 @@ worker and carry its number, so a worker restart shows as a reset of its own cou
 docs/operations.md lists them with their invariants.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, exposition
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from featherlb import __version__
+from featherlb.api.listener import Refusal
 from featherlb.control.view import View
 from featherlb.model import Health
 from featherlb.system import sysctl
@@ -25,18 +26,19 @@ _BACKEND_COUNTERS = {
 _DIRECTIONS = ("forward", "reply")
 
 
-def render(view: View) -> tuple[bytes, str]:
-    """The current metrics, and their content type."""
+def render(view: View, refusals: Mapping[Refusal, int]) -> tuple[bytes, str]:
+    """The current metrics, and their content type. `refusals` are those of the API."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(Snapshot(view))
+    registry.register(Snapshot(view, refusals))
     return exposition.generate_latest(registry), exposition.CONTENT_TYPE_LATEST
 
 
 class Snapshot(Collector):
     """The metrics at one moment."""
 
-    def __init__(self, view: View) -> None:
+    def __init__(self, view: View, refusals: Mapping[Refusal, int]) -> None:
         self._view = view
+        self._refusals = refusals
         self._workers = view.statistics
 
     def collect(self) -> Iterator[Metric]:
@@ -93,6 +95,14 @@ class Snapshot(Collector):
         for kind, count in view.host.restored.items():
             restored.add_metric([kind], count)
         yield restored
+        refused = CounterMetricFamily(
+            "featherlb_api_refused",
+            "Requests and connections that the API refused.",
+            labels=["reason"],
+        )
+        for reason in Refusal:
+            refused.add_metric([reason], self._refusals.get(reason, 0))
+        yield refused
         yield GaugeMetricFamily(
             "featherlb_start_time_seconds",
             "Start time, Unix time.",

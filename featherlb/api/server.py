@@ -14,10 +14,10 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import resources
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -26,6 +26,15 @@ from pydantic import BaseModel
 
 from featherlb import __version__
 from featherlb.api import schema
+from featherlb.api.listener import (
+    BODY_TIMEOUT,
+    MAX_CONNECTIONS,
+    Connection,
+    HttpServer,
+    Listener,
+    Refusal,
+    Refusals,
+)
 from featherlb.config import values
 from featherlb.control.controller import Controller
 from featherlb.control.overrides import Action, Override, find_service
@@ -36,7 +45,7 @@ from featherlb.core.path.export import FlowView, Statistics, read_flows
 from featherlb.model import Endpoint, Health, Role
 from featherlb.model.errors import ConfigError, FeatherlbError, HostError
 from featherlb.model.reason import Reason
-from featherlb.system import journal
+from featherlb.system import journal, kernel_state
 from featherlb.system.failure import explain, log_traceback
 
 if TYPE_CHECKING:
@@ -48,6 +57,8 @@ _Result = TypeVar("_Result")
 
 SOCKET_INTERVAL = 2.0
 """Seconds between two checks that the Unix socket is still there."""
+_BACKLOG = 128
+"""Connections that wait to be accepted."""
 RECORDS_PER_ANSWER = 1 << 16
 """Records scanned per request, so that a rare match doesn't keep the client waiting."""
 _POLICY = "; ".join(
@@ -70,8 +81,9 @@ class Server:
 
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
-        self._local: web.ServerRunner | None = None
-        self._remote: web.ServerRunner | None = None
+        self._local: Listener | None = None
+        self._remote: Listener | None = None
+        self._refusals = Refusals()
         self._path: Path | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -81,33 +93,33 @@ class Server:
         await self._listen_locally(self._path)
         self._task = self._controller.tasks.start("api", self._keep, vital=False)
         if api := self._controller.serving.state.config.api:
-            self._remote = await self._runner(api.token)
-            host, port = api.listen.address, api.listen.port
             try:
-                await web.TCPSite(self._remote, str(host), port).start()
+                listening = _listen_remotely(api.listen)
             except OSError as error:
                 raise HostError(
-                    f"the API can't listen on {host}:{port}: {error.strerror}; choose another"
+                    f"the API can't listen on {api.listen}: {error.strerror}; choose another"
                     " `api: listen:`"
                 ) from None
+            server = http_server(self._controller, Access(api.token, api.hosts), self._refusals)
+            self._remote = Listener(server, listening, _connection_limit())
 
     async def stop(self) -> None:
         if self._task is not None:
             self._task.cancel()
-        for runner in (self._local, self._remote):
-            if runner is not None:
-                await runner.cleanup()
+        for listener in (self._local, self._remote):
+            if listener is not None:
+                await listener.stop()
         if self._path is not None:
             self._path.unlink(missing_ok=True)
 
     async def _listen_locally(self, path: Path) -> None:
         if self._local is not None:
-            await self._local.cleanup()
-        self._local = await self._runner(token=None)
+            await self._local.stop()
         try:
-            await web.SockSite(self._local, _listen(path)).start()
+            listening = _listen(path)
         except OSError as error:
             raise HostError(f"the API can't listen on {path}: {error.strerror}") from None
+        self._local = Listener(http_server(self._controller, None, self._refusals), listening, None)
 
     async def _keep(self) -> None:
         """Listen again whenever the Unix socket has been removed, as cleaners of /run do."""
@@ -117,11 +129,6 @@ class Server:
             if not self._path.is_socket():
                 await self._listen_locally(self._path)
                 log.warning("%s was removed: the API listens on it again", self._path)
-
-    async def _runner(self, token: str | None) -> web.ServerRunner:
-        runner = web.ServerRunner(http_server(self._controller, token), shutdown_timeout=1)
-        await runner.setup()
-        return runner
 
 
 def socket_path(instance: int) -> Path:
@@ -139,16 +146,61 @@ def _listen(path: Path) -> socket.socket:
         listener.bind(str(path))
     finally:
         os.umask(before)
+    listener.listen(_BACKLOG)
     return listener
 
 
-def http_server(controller: Controller, token: str | None) -> web.Server:
-    """The API; with `token`, requests below /v1/ must present it. Needs a running loop."""
-    handlers = _Handlers(controller)
+def _listen_remotely(place: Endpoint) -> socket.socket:
+    address = place.address
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    return socket.create_server((str(address), place.port), family=family, backlog=_BACKLOG)
 
-    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+
+def _connection_limit() -> int:
+    """Of TCP clients: the Unix socket, health checks and workers need descriptors, too."""
+    limit = kernel_state.descriptors()
+    return MAX_CONNECTIONS if limit is None else min(MAX_CONNECTIONS, limit.limit // 4)
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What a TCP client has to present: below /v1/ the token, and anywhere else the token or a
+    host's name that leads here.
+
+    A page on the Internet can have its own name point to this host (DNS rebinding), and so have a
+    visitor's browser read from here as if it were the page's own; but not change the name.
+    """
+
+    token: str
+    hosts: tuple[str, ...] = ()
+    """Names of this host, in addition to those that it knows."""
+
+    def has_token(self, request: web.BaseRequest) -> bool:
+        given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
+        return hmac.compare_digest(given, f"Bearer {self.token}".encode())
+
+    def names_us(self, header: str) -> bool:
+        """Whether a Host header has an address or a name of this host."""
+        name = re.sub(r":[0-9]*$", "", header).strip("[]").rstrip(".").lower()
+        with suppress(ValueError):
+            ip_address(name)
+            return True
+        known = {"localhost", socket.gethostname().lower(), *(one.lower() for one in self.hosts)}
+        return name in known
+
+
+def http_server(
+    controller: Controller, access: Access | None, refusals: Refusals | None = None
+) -> HttpServer:
+    """The API, open to everybody without `access`. Needs a running loop."""
+    refusals = refusals or Refusals()
+    handlers = _Handlers(controller, refusals)
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
         try:
-            return await _dispatch(handlers, token, request)
+            if access is not None and (fault := _refuse(access, request, refusals)):
+                return fault
+            return await _dispatch(handlers, request)
         except ConfigError as error:
             return _fault(str(error), 400)
         except FeatherlbError as error:
@@ -160,16 +212,20 @@ def http_server(controller: Controller, token: str | None) -> web.Server:
             log_traceback(error)
             return _fault(f"internal error: {explain(error)}", 500)
 
-    return _HttpServer(handle)
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        connection = request.protocol
+        assert isinstance(connection, Connection)
+        server.work(connection)
+        try:
+            return await answer(request)
+        finally:
+            server.rest(connection)
+
+    server = HttpServer(handle, _Connection, refusals)
+    return server
 
 
-class _HttpServer(web.Server):
-    def __call__(self) -> web.RequestHandler:
-        loop = asyncio.get_running_loop()
-        return _Connection(self, loop=loop, access_log=None)  # type: ignore[arg-type]
-
-
-class _Connection(web.RequestHandler):
+class _Connection(Connection):
     """HTTP on one connection. What is not HTTP gets a fault as well."""
 
     __slots__ = ()
@@ -183,7 +239,7 @@ class _Connection(web.RequestHandler):
     ) -> web.StreamResponse:
         # Further lines show the place in what was sent.
         reason = (message or str(exc)).split("\n")[0].rstrip(":")
-        log.debug("a request that is not HTTP: %s", reason)
+        self.server.refusals.note(Refusal.NOT_HTTP, values.quote(reason))
         if request.writer.output_size > 0:
             raise ConnectionError("the response has begun")
         response = _fault(f"this is not a request of HTTP: {reason}", status)
@@ -220,14 +276,28 @@ def routes() -> list[tuple[str, str]]:
     return list(_ROUTES)
 
 
-async def _dispatch(
-    handlers: "_Handlers", token: str | None, request: web.BaseRequest
-) -> web.StreamResponse:
+def _refuse(
+    access: Access, request: web.BaseRequest, refusals: Refusals
+) -> web.StreamResponse | None:
+    """The fault that a client without access gets, None if it has access."""
+    if access.has_token(request):
+        return None
+    if request.path.startswith("/v1/"):
+        refusals.note(Refusal.TOKEN, f"from {request.remote}")
+        return _fault("this requires the header `Authorization: Bearer TOKEN`", 401)
+    name = request.headers.get("Host")
+    if name is None or access.names_us(name):
+        return None
+    refusals.note(Refusal.HOST, f"{values.quote(name)}, from {request.remote}")
+    return _fault(
+        f"{values.quote(name)} is no known name of this host: use an address, add the name to"
+        " `api: hosts:`, or present the token",
+        421,
+    )
+
+
+async def _dispatch(handlers: "_Handlers", request: web.BaseRequest) -> web.StreamResponse:
     """The response of the route's handler; FeatherlbError or HTTPException if there is none."""
-    if token is not None and request.path.startswith("/v1/"):
-        given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
-        if not hmac.compare_digest(given, f"Bearer {token}".encode()):
-            return _fault("this requires the header `Authorization: Bearer TOKEN`", 401)
     path, arguments = request.path, []
     parent, _, last = path.rpartition("/")
     if (request.method, f"{parent}/{{number}}") in _ROUTES:
@@ -255,7 +325,12 @@ def _fault(text: str, status: int) -> web.Response:
 
 async def _body(request: web.BaseRequest) -> object:
     try:
-        text = await request.read()
+        async with asyncio.timeout(BODY_TIMEOUT):
+            text = await request.read()
+    except TimeoutError:
+        raise web.HTTPRequestTimeout(
+            reason=f"the request was not complete within {BODY_TIMEOUT:g} s"
+        ) from None
     except ConnectionError:
         raise web.HTTPBadRequest(reason="the client left before its request was complete") from None
     if not text:
@@ -269,8 +344,9 @@ async def _body(request: web.BaseRequest) -> object:
 class _Handlers:
     """One method per route."""
 
-    def __init__(self, controller: Controller) -> None:
+    def __init__(self, controller: Controller, refusals: Refusals) -> None:
         self._controller = controller
+        self._refusals = refusals
         self._changes: set[asyncio.Task[Any]] = set()
 
     async def _complete(self, change: Coroutine[Any, Any, _Result]) -> _Result:
@@ -435,7 +511,7 @@ class _Handlers:
     async def metrics(self, request: web.BaseRequest) -> web.Response:
         from featherlb.api.metrics import render
 
-        body, content_type = render(await self._controller.view())
+        body, content_type = render(await self._controller.view(), self._refusals.counts)
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     async def page(self, request: web.BaseRequest) -> web.Response:

@@ -67,6 +67,7 @@ def _backend(value: object) -> object:
 
 _Port = Annotated[int, PlainValidator(values.port)]
 _Host = Annotated[Host, PlainValidator(values.host)]
+_Name = Annotated[str, PlainValidator(values.host_name)]
 _Duration = Annotated[float, PlainValidator(values.duration)]
 _SourceAddress = Annotated[Address, PlainValidator(values.address), _keep_discarded]
 _Vip = Annotated[Vip, PlainValidator(values.vip), _keep_discarded]
@@ -191,6 +192,7 @@ class ApiEntry(_Strict):
     token: Annotated[str, PlainValidator(values.token)] = Field(
         description="text of 16 characters or more"
     )
+    hosts: Annotated[list[_Name], _one_or_list] = []
 
 
 class ServicesFile(_Strict):

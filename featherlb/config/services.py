@@ -43,7 +43,7 @@ def read(document: Document, faults: list[Fault]) -> Config:
         max_flows=file.max_flows,
         timeouts=Timeouts(**file.timeouts.model_dump()),
         resolve_interval=file.resolve_interval,
-        api=ApiConfig(file.api.listen, file.api.token) if file.api else None,
+        api=ApiConfig(file.api.listen, file.api.token, tuple(file.api.hosts)) if file.api else None,
     )
 
 

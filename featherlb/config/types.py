@@ -130,6 +130,8 @@ class ApiConfig:
 
     listen: Endpoint
     token: str
+    hosts: tuple[str, ...] = ()
+    """Names that clients without the token may call this host by, besides those it knows."""
 
 
 def default_name(vip: VipConfig, protocol: Protocol) -> str:

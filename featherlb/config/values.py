@@ -196,6 +196,15 @@ def host(value: object) -> Host:
     return word
 
 
+def host_name(value: object) -> str:
+    """A host name (RFC 1123 section 2.1, underscores allowed), in lower case and without a dot at
+    its end."""
+    found = host(value)
+    if not isinstance(found, str):
+        raise ValueError(f"{found} is an address (expected a host name)")
+    return found.removesuffix(".").lower()
+
+
 def backend(value: object) -> BackendKey:
     """`HOST:PORT`, `HOST:LOW-HIGH` or `HOST`, where the host may be a name or an IPv6 address in
     brackets."""

@@ -5,6 +5,9 @@ import resource
 from dataclasses import dataclass
 from pathlib import Path
 
+MAX_DESCRIPTORS = 1 << 16
+"""As many as the supervisor may ever want. Children that walk through all possible descriptors have
+a reason to dislike more."""
 _NET = Path("/proc/thread-self/net")
 _CLOCK = Path("/sys/devices/system/clocksource/clocksource0")
 
@@ -40,6 +43,14 @@ def clock_source() -> tuple[str, list[str]]:
     except OSError:
         return "", []
     return current, available
+
+
+def raise_descriptor_limit() -> None:
+    """Let this process and its children open as many descriptors as they may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def descriptors(pid: int | None = None) -> Descriptors | None:

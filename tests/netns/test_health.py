@@ -1,6 +1,7 @@
 """Health checks: new connections avoid backends that are down, and find those that are back."""
 
 import json
+import os
 import resource
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -49,10 +50,10 @@ def serve(lab: Lab, servers: list[ExitStack], number: int) -> None:
 
 @contextmanager
 def balancing(
-    lab: Lab, featherlb: Up, path: Path, health: str, extra: str = ""
+    lab: Lab, featherlb: Up, path: Path, health: str, extra: str = "", api: str = ""
 ) -> Iterator[Featherlb]:
     path.write_text(
-        f"services:\n  - name: web\n    vip: {VIP}:80\n    health: {{{health}}}\n{extra}"
+        f"{api}services:\n  - name: web\n    vip: {VIP}:80\n    health: {{{health}}}\n{extra}"
         f"    backends: [{', '.join(f'{{address: {one}, weight: 3}}' for one in BACKENDS)}]\n"
     )
     with featherlb(lab, "--config", str(path)) as running:
@@ -322,3 +323,29 @@ def asks6(lab: Lab) -> bool:
         return ask(lab.client, VIP6).backend == "backend1"
     except ConnectionRefusedError:
         return False
+
+
+def test_idle_connections_to_the_api_stop_no_check(
+    lab: Lab, featherlb: Up, servers: list[ExitStack], tmp_path: Path
+) -> None:
+    """More of them than the process may have descriptors at first."""
+    place = lab.balancer.address, 9180
+    listen = f"api: {{listen: '{place[0]}:{place[1]}', token: {'x' * 16}}}\n"
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+        path = tmp_path / "lb.yaml"
+        running = stack.enter_context(
+            balancing(lab, featherlb, path, f"type: tcp, {FAST}", api=listen)
+        )
+        resource.setrlimit(resource.RLIMIT_NOFILE, (4096, hard))
+        for _ in range(1100):
+            stack.enter_context(lab.client.connect(*place))
+        servers[0].close()
+        wait_for(lambda: backends(lab)[ONE]["state"] == "down", "a backend down")
+        serve(lab, servers, 0)
+        wait_for(lambda: backends(lab)[ONE]["state"] == "up", "the backend up")
+        assert len(os.listdir(f"/proc/{running.pid}/fd")) < 300
+        assert len(running.log.splitlines()) < 30
+        assert "too many connections" in running.log

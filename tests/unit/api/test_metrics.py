@@ -8,6 +8,7 @@ import pytest
 import yaml
 from prometheus_client.core import Metric
 
+from featherlb.api.listener import Refusal
 from featherlb.api.metrics import Snapshot
 from featherlb.config.file import parse
 from featherlb.config.resolve import resolve
@@ -64,7 +65,7 @@ def families(world: World) -> list[Metric]:
         ),
         watchdog_fed=False,
     )
-    return list(Snapshot(view).collect())
+    return list(Snapshot(view, {Refusal.TOKEN: 3}).collect())
 
 
 def samples(world: World) -> dict[str, list[float]]:

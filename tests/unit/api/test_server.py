@@ -17,9 +17,9 @@ from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featherlb.api import schema
+from featherlb.api import schema, server
 from featherlb.api.client import Client
-from featherlb.api.server import http_server
+from featherlb.api.server import Access, http_server
 from featherlb.config import Config
 from featherlb.config.file import parse
 from featherlb.config.resolve import resolve
@@ -61,7 +61,8 @@ def serve(
         controller = Controller(Settings(load=load), events, Tasks(events))
         config = parse(FILE, "lb.yaml")
         controller.serving.state = State(config, services=resolve(config, lambda name: []))
-        runner = web.ServerRunner(http_server(controller, token), shutdown_timeout=0.1)
+        access = None if token is None else Access(token, ("lb.example.org",))
+        runner = web.ServerRunner(http_server(controller, access), shutdown_timeout=0.1)
         await runner.setup()
         await web.UnixSite(runner, str(path)).start()
         try:
@@ -73,10 +74,16 @@ def serve(
 
 
 async def request(
-    path: Path, method: str, target: str, *, data: bytes | None = None, token: str = ""
+    path: Path,
+    method: str,
+    target: str,
+    *,
+    data: bytes | None = None,
+    token: str = "",
+    host: str = "localhost",
 ) -> tuple[int, str]:
     """Status and text of the response to any request."""
-    headers = {"Authorization": f"Bearer {token}"} if token else None
+    headers = {"Host": host} | ({"Authorization": f"Bearer {token}"} if token else {})
     connector = aiohttp.UnixConnector(str(path))
     async with (
         aiohttp.ClientSession("http://featherlb", connector=connector, headers=headers) as session,
@@ -394,6 +401,38 @@ def test_without_the_token_nothing_is_told(path: Path, sent: str) -> None:
         assert (status, "<title>featherlb</title>" in text) == (200, True)
 
     serve(path, ask, token=TOKEN)
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost:9180", 200),
+        (socket.gethostname(), 200),
+        ("127.0.0.1:9180", 200),
+        ("[::1]", 200),
+        ("[2001:db8::1]:9180", 200),
+        ("LB.example.org.:9180", 200),
+        ("rebound.example.net:9180", 421),
+        ("127.0.0.1.example.net", 421),
+        ("localhost.example.net", 421),
+    ],
+)
+def test_metrics_are_not_for_pages_of_other_hosts(path: Path, host: str, status: int) -> None:
+    async def ask(client: Client, controller: Controller) -> None:
+        for target in ("/metrics", "/", "/page.js"):
+            assert (await request(path, "GET", target, host=host))[0] == status
+        assert (await request(path, "GET", "/metrics", host=host, token=TOKEN))[0] == 200
+
+    serve(path, ask, token=TOKEN)
+
+
+def test_a_body_that_does_not_arrive_is_not_waited_for(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "BODY_TIMEOUT", 0.1)
+    sent = raw_request("POST", b"/v1/changes", b"{}")[:-1]
+    ((status, error),) = faults_of(path, sent)
+    assert (status, error) == (408, "/v1/changes: the request was not complete within 0.1 s")
 
 
 def test_the_running_configuration_without_what_reverts(path: Path) -> None:

@@ -59,7 +59,7 @@ def test_all_that_is_set_is_shown_and_no_secret(tmp_path: Path) -> None:
         "  on_backend_down reset\n",
         "  one_packet      true\n",
         "workers           2\n",
-        "api               listen 127.0.0.1:9000\n",
+        "api               listen 127.0.0.1:9000, hosts none\n",
         "hash_key          set\n",
     ):
         assert shown in result.stdout

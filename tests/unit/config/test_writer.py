@@ -59,7 +59,7 @@ hash_key: 'x: "y"'
 max_flows: 5
 timeouts: {half_open: 1, established: 2, fin: 3, closed: 4, udp_one_way: 5.5, udp_two_way: 6}
 resolve_interval: 7s
-api: {listen: '[::1]:80', token: aaaaaaaaaaaaaaaa}
+api: {listen: '[::1]:80', token: aaaaaaaaaaaaaaaa, hosts: [lb.example.org]}
 """
 
 
