@@ -17,6 +17,7 @@ from featherlb.control.events import Events
 from featherlb.control.reload import Settings
 from featherlb.control.systemd import Notifier
 from featherlb.control.tasks import Tasks
+from featherlb.control.threads import Threads
 from featherlb.system import kernel_state
 from featherlb.system.failure import explain, log_traceback
 
@@ -40,21 +41,38 @@ class Supervisor:
         can't start, with nothing left on the host."""
         kernel_state.raise_descriptor_limit()
         loop = asyncio.get_running_loop()
+        loop.set_default_executor(Threads())
         loop.set_exception_handler(log_callback)
         for stop_signal in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(stop_signal, self._stop_soon, stop_signal)
         try:
-            await self._controller.start()
-            Background(self._controller).start()
-            await self._server.start()
-            loop.add_signal_handler(signal.SIGHUP, self._reload_soon)
-            on_ready()
-            self._notifier.ready()
-            await feed_watchdog(self._notifier, self._tasks, self._stop)
+            if await self._start():
+                on_ready()
+                self._notifier.ready()
+                await feed_watchdog(self._notifier, self._tasks, self._stop)
         finally:
             self._notifier.stopping()
             await self._server.stop()
             await self._controller.stop()
+
+    async def _start(self) -> bool:
+        """Balance; False if it is told to stop meanwhile, and doesn't."""
+        # It waits for disks, users' code and the resolver, and can be broken off.
+        preparing = asyncio.create_task(self._controller.prepare())
+        stopping = asyncio.create_task(self._stop.wait())
+        await asyncio.wait((preparing, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if self._stop.is_set():
+            preparing.cancel()
+            await asyncio.wait([preparing])
+            return False
+        stopping.cancel()
+        await self._controller.start(preparing.result())
+        if self._stop.is_set():
+            return False
+        Background(self._controller).start()
+        await self._server.start()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload_soon)
+        return not self._stop.is_set()
 
     def _stop_soon(self, stop_signal: signal.Signals) -> None:
         log.info("stopping: %s", stop_signal.name)

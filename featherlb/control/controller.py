@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from featherlb import host
@@ -13,7 +14,7 @@ from featherlb.control.changes import RunTimeChanges
 from featherlb.control.events import Events
 from featherlb.control.log_switch import LogSwitch
 from featherlb.control.overrides import with_overrides
-from featherlb.control.prepare import load_schedulers, prepare
+from featherlb.control.prepare import Found, load_schedulers, prepare
 from featherlb.control.reload import Reloader, Settings
 from featherlb.control.serving import Serving
 from featherlb.control.tasks import Tasks
@@ -21,6 +22,16 @@ from featherlb.control.view import View, WorkerView, view_services
 from featherlb.control.workers import FlowFilter
 
 log = logging.getLogger("featherlb")
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What an instance is to serve from its start on, and what it changes on the host for it."""
+
+    config: Config
+    schedulers: Mapping[str, bytes]
+    found: Found
+    plan: host.HostPlan
 
 
 class Controller:
@@ -37,19 +48,26 @@ class Controller:
         self._settings = settings
         self._started = datetime.now(UTC)
 
-    async def start(self) -> None:
-        """Balance. HostError and ConfigError if that's impossible; `stop` cleans up."""
-        config = self._settings.load()
+    async def prepare(self) -> Prepared:
+        """What to serve. HostError and ConfigError if that's impossible. It changes nothing, but
+        removes what dead instances left, so it may be cancelled."""
+        config = await asyncio.to_thread(self._settings.load)
         # What flows need that the kernel forwards stays until this instance provides it.
         for line in await asyncio.to_thread(host.remove_stale, keep=host.may_resume):
             log.warning("removed %s", line)
-        schedulers = load_schedulers(config, {})
+        schedulers = await asyncio.to_thread(load_schedulers, config, {})
         resolver = self.serving.resolver
         await resolver.refresh(names(config))
         resolver.changed.clear()
         answers = resolver.answers(names(config))
-        found, host_plan = await asyncio.to_thread(prepare, config, answers)
-        await self.serving.start(config, found, schedulers, host_plan)
+        found, plan = await asyncio.to_thread(prepare, config, answers)
+        return Prepared(config, schedulers, found, plan)
+
+    async def start(self, prepared: Prepared) -> None:
+        """Balance. HostError if that's impossible; `stop` cleans up."""
+        await self.serving.start(
+            prepared.config, prepared.found, prepared.schedulers, prepared.plan
+        )
         for line in await asyncio.to_thread(host.remove_stale, keep=host.is_peer):
             log.warning("removed %s", line)
         await self.serving.announce()

@@ -124,13 +124,16 @@ class DataPlane:
 
     async def stop(self) -> None:
         """Revert the host, except for what open flows need that the kernel forwards. Rules go
-        before the queues do, so no packet meets a queue without a worker."""
+        before the queues do, so no packet meets a queue without a worker. HostError if the host
+        can't be reverted at all."""
         await self.topology.stop()
-        if offloaded := await self._offloaded():
-            await asyncio.to_thread(self._leave, offloaded)
-        else:
-            await asyncio.to_thread(self._revert)
-        self.workers.stop()
+        try:
+            if offloaded := await self._offloaded():
+                await asyncio.to_thread(self._leave, offloaded)
+            else:
+                await asyncio.to_thread(self._revert)
+        finally:
+            self.workers.stop()
 
     async def execute(self, action: Action) -> None:
         """Carry an action out; HostError if the host or a worker refuses."""

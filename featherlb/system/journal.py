@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -19,6 +20,11 @@ from typing import Any
 from featherlb.model.errors import HostError
 
 ROOT = Path("/run/featherlb")
+LOCK_TIMEOUT = 120.0
+"""Seconds to wait for the lock: a change of the host takes some, at most two runs of iptables that
+hang (`iptables.RUN_TIMEOUT`)."""
+LOCK_INTERVAL = 0.02
+"""Seconds between two tries."""
 
 _SO_NETNS_COOKIE = 71  # asm-generic/socket.h, Linux 5.14
 _EARLIER = {"tracked": "carried", "untracked": "untracked", "queued": "queued", "dropped": "raw"}
@@ -68,7 +74,8 @@ class Journal:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the lock that all instances of this host share; not reentrant."""
+        """Hold the lock that all instances of this host share; not reentrant. HostError if another
+        process doesn't release it."""
         try:
             self._root.mkdir(mode=0o755, parents=True, exist_ok=True)
             descriptor = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY)
@@ -78,10 +85,25 @@ class Journal:
                 " to revert there and needs to write it"
             ) from None
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            self._lock(descriptor)
             yield
         finally:
             os.close(descriptor)
+
+    def _lock(self, descriptor: int) -> None:
+        # flock(2) itself waits for good.
+        deadline = time.monotonic() + LOCK_TIMEOUT
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise HostError(
+                        f"another featherlb has kept {self._root} locked for {LOCK_TIMEOUT:g} s;"
+                        f" continue or end that process (`fuser {self._root}` names it)"
+                    ) from None
+            time.sleep(LOCK_INTERVAL)
 
     def records(self) -> list[Record]:
         """All records, by instance, of owners alive and dead."""

@@ -3,6 +3,7 @@
 import re
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from pyroute2 import IPSet
@@ -81,6 +82,48 @@ def test_stopping_restores_the_host(lab: Lab, featherlb: Up, nat: str, end: sign
     assert "iptables chains FEATHERLB-*-0" in undone
     assert snapshot(lab.balancer) == before
     assert lab.balancer.pids() == []
+
+
+SCHEDULER = """
+import os, signal, sys, time
+from pathlib import Path
+
+worker = "featherlb.worker.loop" in sys.modules
+{code}
+
+def first(flow, backends):
+    return backends[0]
+"""
+READING = "os.kill(os.getpid(), signal.SIGTERM); time.sleep(3600)"
+STARTING_WORKERS = "if worker: os.kill(os.getppid(), signal.SIGTERM)"
+
+
+@pytest.mark.parametrize("code", [READING, STARTING_WORKERS], ids=["reading", "starting-workers"])
+def test_a_start_that_is_stopped_is_never_ready(
+    lab: Lab, driver: str, tmp_path: Path, code: str
+) -> None:
+    before = snapshot(lab.balancer)
+    file = tmp_path / "scheduler.py"
+    file.write_text(SCHEDULER.format(code=code))
+    options = ("--driver", driver, *OPTIONS, "--scheduler", f"{file}:first")
+    ended = run(lab.balancer, "up", *options)
+    assert (ended.returncode, ended.stdout) == (0, ""), ended.stderr
+    assert "stopping: SIGTERM" in ended.stderr
+    assert snapshot(lab.balancer) == before
+    assert lab.balancer.pids() == []
+
+
+def test_a_reload_that_does_not_end_keeps_no_instance_from_stopping(
+    lab: Lab, featherlb: Up, tmp_path: Path
+) -> None:
+    before = snapshot(lab.balancer)
+    file, reached = tmp_path / "scheduler.py", tmp_path / "reached"
+    file.write_text(SCHEDULER.format(code=""))
+    with featherlb(lab, *OPTIONS, "--scheduler", f"{file}:first") as running:
+        file.write_text(SCHEDULER.format(code=f"Path({str(reached)!r}).touch(); time.sleep(3600)"))
+        running.process.send_signal(signal.SIGHUP)
+        wait_for(reached.exists, "the reload")
+    assert snapshot(lab.balancer) == before
 
 
 @NAT_MODES

@@ -139,6 +139,20 @@ def test_the_lock_keeps_others_out(tmp_path: Path) -> None:
     os.close(other)
 
 
+def test_a_process_that_keeps_the_lock_is_not_waited_for_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("featherlb.system.journal.LOCK_TIMEOUT", 0.1)
+    with (
+        Journal(tmp_path).locked(),
+        pytest.raises(HostError, match=r"^another featherlb has kept .* locked for 0.1 s; "),
+        Journal(tmp_path).locked(),
+    ):
+        pass
+    with Journal(tmp_path).locked():
+        pass
+
+
 def test_a_directory_that_cannot_be_used_is_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("")
