@@ -23,13 +23,13 @@ from featherlb.control.transition import (
     UpdateTopology,
     at_the_place_of,
 )
-from featherlb.control.workers import Cursor, FlowFilter, Workers
+from featherlb.control.workers import Cursor, FlowFilter, WorkerDiedError, Workers
 from featherlb.core.flows.tcp_state import ACTIVE
 from featherlb.core.path.export import read_flows
 from featherlb.datapaths.base import QueueOptions, queue_length
 from featherlb.model import Address, Service, Topology
 from featherlb.model.errors import HostError
-from featherlb.system import flow_file, kernel_state, rtnetlink
+from featherlb.system import flow_file, kernel_state, rtnetlink, state_file
 from featherlb.system.journal import Journal
 from featherlb.worker.protocol import (
     Apply,
@@ -115,10 +115,14 @@ class DataPlane:
         await self.topology.follow(services)
         try:
             await self.workers.start(starts, self._greeting)
-        finally:
-            # Even if a worker could not stand it: the next start must not try them again.
+        except WorkerDiedError:
+            # The next start must not die of them, too.
             for path in saved:
-                path.unlink(missing_ok=True)
+                state_file.set_aside(path, "a worker died of it, or with it", "and is not restored")
+            raise
+        # The workers have them now, and save them when they end.
+        for path in saved:
+            path.unlink(missing_ok=True)
         await asyncio.to_thread(self._host.apply, plan)
         self._away = self._host.away
 

@@ -14,7 +14,7 @@ from featherlb.config.resolve import build, place
 from featherlb.core.pools.schedulers import is_file_reference
 from featherlb.model import Address, Service
 from featherlb.model.errors import ConfigError, FeatherlbError
-from featherlb.system import flow_file, plugins, rtnetlink
+from featherlb.system import flow_file, plugins, rtnetlink, state_file
 from featherlb.system.journal import Journal
 
 log = logging.getLogger("featherlb")
@@ -140,6 +140,9 @@ def _plan(config: Config, services: Sequence[Service]) -> host.HostPlan:
     )
     # The ports of saved flows, and so their packets' queues, were given to workers by this seed.
     for path in flow_file.find(Journal().directory, options.queue):
+        if reason := flow_file.fault(path):
+            state_file.set_aside(path, reason, "and its flows are not restored")
+            continue
         if flow_file.is_of_another_version(path):
             log.warning("%s: another version of featherlb saved these flows: not restored", path)
         shard = flow_file.read_shard(path)

@@ -67,6 +67,10 @@ Greeting = Callable[[], Sequence[Apply | LogFlows | SetTopology]]
 """What a new worker has to be sent, as things are now."""
 
 
+class WorkerDiedError(HostError):
+    """A worker died, or had to be killed, before it was at work."""
+
+
 class WorkerProcess:
     """One worker."""
 
@@ -328,8 +332,10 @@ async def _begin(
     try:
         await worker.ask(worker.start)
         await greet(worker.ask, greeting)
-    except BaseException:
+    except BaseException as error:
         worker.stop()
         worker.forget()
+        if isinstance(error, HostError) and worker.process.returncode:
+            raise WorkerDiedError(str(error)) from None
         raise
     return worker

@@ -23,17 +23,33 @@ from featherlb.host.resources import (
     Rules,
     Sets,
     Setting,
-    decode,
+    changes,
     encode,
     newest_first,
 )
 from featherlb.host.survey import place, require_privileges
 from featherlb.model import Address
 from featherlb.model.errors import HostError
-from featherlb.system import arp, flow_file, ipset, iptables, journal, nft_chains, rtnetlink, sysctl
+from featherlb.system import (
+    arp,
+    flow_file,
+    ipset,
+    iptables,
+    journal,
+    nft_chains,
+    rtnetlink,
+    state_file,
+    sysctl,
+)
 from featherlb.system.ruleset import Ruleset
 
 log = logging.getLogger("featherlb")
+
+_LOST = (
+    "and what it says can't be reverted: chains and sets are removed nevertheless; look at sysctls"
+    " and addresses yourself"
+)
+"""What it means that a record is set aside."""
 
 Keep = Callable[[journal.Record, list[Served]], bool]
 
@@ -60,7 +76,7 @@ class Host:
         with self._journal.locked():
             for record in self._journal.records():
                 if record.instance == plan.instance and not record.alive:
-                    self._resources = [decode(data) for data in record.changes]
+                    self._resources = changes(record)
                     stale = record
             if place(self._journal) != (plan.order, plan.earlier):
                 raise HostError(
@@ -195,7 +211,7 @@ class Host:
         claimed = {
             resource.name: resource
             for record in self._journal.records()
-            for resource in map(decode, record.changes)
+            for resource in changes(record)
         }
         for key, value in plan.settings:
             now = sysctl.read(key)
@@ -238,7 +254,7 @@ class Host:
             resource.name
             for record in self._journal.records()
             if record.instance != self._plan.instance
-            for resource in map(decode, record.changes)
+            for resource in changes(record)
         }
         failures = []
         gone = set()
@@ -310,17 +326,19 @@ def remove_stale(
 def _remove_stale(log: journal.Journal, keep: Keep) -> list[str]:
     removed: list[str] = []
     failures: list[str] = []
+    unknown: set[int] = set()
+    """Instances of whose changes some are not known."""
     records = log.records()
     alive = [record for record in records if record.alive]
     vips = [vip for record in alive for vip in read_vips(record.vips)]
     staying = [record for record in records if record in alive or keep(record, vips)]
-    needed = {resource.name for record in staying for resource in map(decode, record.changes)}
+    needed = {resource.name for record in staying for resource in changes(record)}
     served = [vip for record in staying for vip in record.vips]
     for record in records:
         if record in staying:
             continue
         failed = []
-        for resource in newest_first([decode(data) for data in record.changes]):
+        for resource in newest_first(changes(record)):
             if resource.name in needed:
                 continue
             try:
@@ -336,10 +354,13 @@ def _remove_stale(log: journal.Journal, keep: Keep) -> list[str]:
                 f"{count} connection tracking {'entry' if count == 1 else 'entries'}"
                 f" of flows, left by pid {record.pid}"
             )
-        if not failed:
+        if len(changes(record)) < len(record.changes):
+            unknown.add(record.instance)
+            log.set_aside(record.instance, "it has changes that this version doesn't know", _LOST)
+        elif not failed:
             log.remove(record.instance)
         failures += failed
-    known = {record.instance for record in records}
+    known = {record.instance for record in records} - unknown | _set_aside_damaged(log)
     unrecorded: list[Resource] = [
         Rules(instance, family)
         for family in iptables.COMMANDS
@@ -357,10 +378,25 @@ def _remove_stale(log: journal.Journal, keep: Keep) -> list[str]:
     return removed
 
 
+def _set_aside_damaged(records: journal.Journal) -> set[int]:
+    """Set aside the records that can't be read; the instances that run nevertheless, whose records
+    are for another version."""
+    running = set()
+    for one in records.damaged():
+        if one.used and one.instance is not None:
+            running.add(one.instance)
+            log.warning(
+                "%s can't be used: %s; its instance runs, so it stays", one.path, one.reason
+            )
+        else:
+            state_file.set_aside(one.path, one.reason, _LOST)
+    return running
+
+
 def remove_saved_flows() -> list[str]:
     """Remove the flow files that ended instances saved; a line for each."""
     removed = []
-    for path in flow_file.find(journal.Journal().directory):
+    for path in flow_file.find_all(journal.Journal().directory):
         path.unlink(missing_ok=True)
         removed.append(f"saved flows ({path})")
     return removed

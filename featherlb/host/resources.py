@@ -5,12 +5,13 @@ can revert it (`decode`, then `revert`). Two instances may need the same one: th
 `name`s, and the last of them to stop reverts it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from ipaddress import ip_address
 from typing import Any
 
 from featherlb.system import ipset, iptables, nft_chains, rtnetlink, sysctl
+from featherlb.system.journal import Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +120,38 @@ def encode(resource: Resource) -> dict[str, Any]:
     return {"kind": type(resource).__name__} | asdict(resource)
 
 
-def decode(data: dict[str, Any]) -> Resource:
-    """The inverse of `encode`, also after JSON made lists of tuples."""
+def decode(data: Mapping[str, Any]) -> Resource | None:
+    """The inverse of `encode`, also after JSON made lists of tuples; None if it is no resource, but
+    damaged or one of another version's."""
     fields = {name: value for name, value in data.items() if name != "kind"}
-    if "restore" in fields:
-        fields["restore"] = tuple((key, old) for key, old in fields["restore"])
-    if "chains" in fields:
-        fields["chains"] = tuple(fields["chains"])
-    return _KINDS[data["kind"]](**fields)
+    try:
+        if "restore" in fields:
+            fields["restore"] = tuple((key, old) for key, old in fields["restore"])
+        if "chains" in fields:
+            fields["chains"] = tuple(fields["chains"])
+        resource = _KINDS[data["kind"]](**fields)
+        return resource if _is_whole(resource) else None
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def changes(record: Record) -> list[Resource]:
+    """The resources of a record that can be reverted, in the order they were set up."""
+    found = map(decode, record.changes)
+    return [resource for resource in found if resource is not None]
+
+
+def _is_whole(resource: Resource) -> bool:
+    """Whether all values have their types. ValueError if an address is none."""
+    match resource:
+        case Setting(str(), str(), restore):
+            return all(isinstance(word, str) for pair in restore for word in pair)
+        case Assignment(str(address), str()):
+            return bool(ip_address(address))
+        case Sets(int()):
+            return True
+        case Rules(int(), family):
+            return family in _WORDS
+        case Chains(family, str(), names, bool()):
+            return family in _WORDS and all(isinstance(name, str) for name in names)
+    return False

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from featherlb.datapaths.rules.facts import Facts
 from featherlb.host.peers import peers
-from featherlb.host.resources import Assignment, decode
+from featherlb.host.resources import Assignment, changes
 from featherlb.model import LOOPBACK, Address, Backend, NatMode, Service
 from featherlb.model.errors import HostError
 from featherlb.system import ipset, iptables, journal, nfqueue, rtnetlink, sysctl
@@ -42,7 +42,7 @@ def survey(services: Sequence[Service], log: journal.Journal | None = None) -> F
     assigned = {
         ip_address(resource.address)
         for record in log.records()
-        for resource in map(decode, record.changes)
+        for resource in changes(record)
         if isinstance(resource, Assignment)
     }
     vips = {vip.address for service in services for vip in service.vips}

@@ -8,17 +8,21 @@ useless after a reboot.
 import json
 import os
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from featherlb.core.flows.memory import HOP_SIZE, LAYOUT, FlowMemory, size_of
 from featherlb.core.flows.record import RECORD_SIZE
 from featherlb.model.shard import Shard
+from featherlb.system import state_file
 
 FRESH = 3600.0
 """Seconds after which the connections in a file count as ended."""
+_HEADER_LIMIT = 4096
+"""Bytes of the first line, at most."""
 _SUFFIX = ".flows"
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
@@ -34,6 +38,11 @@ def find(directory: Path, instance: int | None = None) -> list[Path]:
     return sorted(directory.glob(name + _SUFFIX))
 
 
+def find_all(directory: Path) -> list[Path]:
+    """The files of all instances, also those that were set aside."""
+    return sorted([*find(directory), *directory.glob("*" + _SUFFIX + state_file.SET_ASIDE)])
+
+
 def save(target: Path, memory: FlowMemory, shard: Shard) -> None:
     """Save the flows and delete expired files; OSError if there is no room."""
     _sweep(target.parent.parent)
@@ -41,7 +50,7 @@ def save(target: Path, memory: FlowMemory, shard: Shard) -> None:
     fresh = target.with_suffix(".new")
     try:
         # Who connects to whom is private.
-        with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        with state_file.open_to_write(fresh, 0o600) as file:
             file.write(json.dumps(_header(shard)).encode() + b"\n")
             for part in memory.parts():
                 file.write(part)
@@ -53,8 +62,8 @@ def save(target: Path, memory: FlowMemory, shard: Shard) -> None:
 
 def load(source: Path) -> FlowMemory | None:
     """The flows in a file; None if they can't be restored."""
-    with suppress(OSError), source.open("rb") as file:
-        if _read_shard(file.readline()) is not None and _is_fresh(source):
+    with _opened(source) as file:
+        if file is not None and _read_shard(_first_line(file)) is not None and _is_fresh(file):
             block = bytearray(file.read())
             flows = len(block) - size_of(0)
             if flows >= 0 and not flows % (RECORD_SIZE + HOP_SIZE):
@@ -64,18 +73,55 @@ def load(source: Path) -> FlowMemory | None:
 
 def read_shard(source: Path) -> Shard | None:
     """The shard of the worker that saved the file; None if its flows can't be restored."""
-    with suppress(OSError), source.open("rb") as file:
-        return _read_shard(file.readline())
-    return None
+    with _opened(source) as file:
+        return None if file is None else _read_shard(_first_line(file))
 
 
 def is_of_another_version(source: Path) -> bool:
     """Whether a featherlb with another layout of records saved these flows, since the last boot."""
-    with suppress(OSError, ValueError, KeyError, TypeError), source.open("rb") as file:
-        header = json.loads(file.readline())
-        if header["boot"] == _BOOT.read_text().strip() and _is_fresh(source):
-            return bool(header["layout"] != LAYOUT)
+    with _opened(source) as file, suppress(ValueError, KeyError, TypeError, RecursionError):
+        if file is not None:
+            header = json.loads(_first_line(file))
+            if header["boot"] == _BOOT.read_text().strip() and _is_fresh(file):
+                return bool(header["layout"] != LAYOUT)
     return False
+
+
+def fault(source: Path) -> str:
+    """Why a file is damaged: no ending instance writes the like. Empty if it is whole, of another
+    version or boot, or has expired."""
+    try:
+        with state_file.open_to_read(source) as file:
+            header = json.loads(_first_line(file))
+            size = os.fstat(file.fileno()).st_size - file.tell()
+            if header["layout"] != LAYOUT or header["boot"] != _BOOT.read_text().strip():
+                return ""
+            Shard(**header["shard"])
+            if size < size_of(0) or (size - size_of(0)) % (RECORD_SIZE + HOP_SIZE):
+                return "it is cut"
+    except FileNotFoundError:
+        pass
+    except state_file.UnusableError as error:
+        return str(error)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return "it has no flows"
+    return ""
+
+
+@contextmanager
+def _opened(source: Path) -> Iterator[BinaryIO | None]:
+    """The file, None if it can't be used."""
+    try:
+        file = state_file.open_to_read(source)
+    except (FileNotFoundError, state_file.UnusableError):
+        yield None
+        return
+    with file, suppress(OSError):
+        yield file
+
+
+def _first_line(file: BinaryIO) -> bytes:
+    return file.readline(_HEADER_LIMIT)
 
 
 def _sweep(root: Path) -> None:
@@ -83,7 +129,11 @@ def _sweep(root: Path) -> None:
     with suppress(OSError):
         for directory in list(root.iterdir()):
             with suppress(OSError):
-                stale = [file for file in find(directory) if not _is_fresh(file)]
+                stale = [
+                    file
+                    for file in find_all(directory)
+                    if time.time() - file.lstat().st_mtime >= FRESH
+                ]
                 for file in stale:
                     file.unlink()
                 if stale:
@@ -95,12 +145,12 @@ def _header(shard: Shard) -> dict[str, Any]:
 
 
 def _read_shard(line: bytes) -> Shard | None:
-    with suppress(ValueError, KeyError, TypeError):
+    with suppress(ValueError, KeyError, TypeError, RecursionError):
         shard = Shard(**json.loads(line)["shard"])
         if json.loads(line) == _header(shard):
             return shard
     return None
 
 
-def _is_fresh(file: Path) -> bool:
-    return time.time() - file.stat().st_mtime < FRESH
+def _is_fresh(file: BinaryIO) -> bool:
+    return time.time() - os.fstat(file.fileno()).st_mtime < FRESH

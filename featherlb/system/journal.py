@@ -3,21 +3,27 @@ per instance is in /run/featherlb/<network namespace>/; /run is emptied by a reb
 changes. A record carries the owner's pid and its start time, so that a recycled pid isn't taken for
 the owner. Readers and writers hold the journal's lock: changes to the host and their records are
 made by one process at a time.
+
+A record that can't be read is none. `damaged` finds it, for those who clean up to set it aside.
 """
 
 import fcntl
 import json
 import os
+import re
 import socket
+import stat
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 from featherlb.model.errors import HostError
+from featherlb.system import state_file
 
 ROOT = Path("/run/featherlb")
 LOCK_TIMEOUT = 120.0
@@ -65,6 +71,21 @@ class Record:
         return start_time(self.pid) == self.started
 
 
+@dataclass(frozen=True, slots=True)
+class Damaged:
+    """A record that can't be read."""
+
+    path: Path
+    reason: str
+    used: bool
+    """Its owner runs: somebody listens to the API's socket beside it."""
+
+    @property
+    def instance(self) -> int | None:
+        """The instance's number, by the file's name."""
+        return int(self.path.stem) if re.fullmatch("[0-9]{1,5}", self.path.stem) else None
+
+
 class Journal:
     """The records of this network namespace; HostError if /run cannot be written."""
 
@@ -78,13 +99,16 @@ class Journal:
         process doesn't release it."""
         try:
             self._root.mkdir(mode=0o755, parents=True, exist_ok=True)
-            descriptor = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY)
+            descriptor = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except OSError as error:
             raise HostError(
                 f"cannot use {self._root}: {error.strerror}; featherlb keeps its record of what"
                 " to revert there and needs to write it"
             ) from None
         try:
+            self._check_owner(self._root, os.fstat(descriptor))
+            with suppress(FileNotFoundError):
+                self._check_owner(self.directory, self.directory.lstat())
             self._lock(descriptor)
             yield
         finally:
@@ -106,13 +130,45 @@ class Journal:
             time.sleep(LOCK_INTERVAL)
 
     def records(self) -> list[Record]:
-        """All records, by instance, of owners alive and dead."""
-        found = []
+        """All records that can be read, by instance, of owners alive and dead."""
+        found = [one for _, one in self._read() if isinstance(one, Record)]
+        return sorted(found, key=lambda record: record.instance)
+
+    def damaged(self) -> list[Damaged]:
+        """What should be records, and can't be read."""
+        return [
+            Damaged(path, reason, _listened_to(path.with_suffix(".sock")))
+            for path, reason in self._read()
+            if isinstance(reason, str)
+        ]
+
+    def _read(self) -> Iterator[tuple[Path, Record | str]]:
+        """Each record, or why it is none."""
         for path in sorted(self.directory.glob("*.json")):
             # Complete whenever it exists (renamed into place); it may just have been removed.
             with suppress(FileNotFoundError):
-                found.append(_decode(path.read_text()))
-        return sorted(found, key=lambda record: record.instance)
+                try:
+                    with state_file.open_to_read(path) as file:
+                        record = _decode(file.read())
+                    if path.stem != str(record.instance):
+                        raise ValueError("it is of another instance")
+                except state_file.UnusableError as error:
+                    yield path, str(error)
+                except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+                    yield path, f"it is no record of this version ({_shown(error)})"
+                else:
+                    yield path, record
+
+    @staticmethod
+    def _check_owner(path: Path, status: os.stat_result) -> None:
+        """HostError if others could have put files there."""
+        reason = state_file.fault_of_owner(status)
+        if not stat.S_ISDIR(status.st_mode):
+            reason = "it is no directory"
+        if reason:
+            raise HostError(
+                f"cannot trust {path}: {reason}; remove it, or give it to root with mode 0755"
+            )
 
     def write(self, record: Record) -> None:
         """Put the record on disk, in place of the instance's previous one.
@@ -123,8 +179,8 @@ class Journal:
         fresh = path.with_suffix(".new")
         try:
             self.directory.mkdir(exist_ok=True)
-            with fresh.open("w") as file:
-                json.dump(asdict(record), file)
+            with state_file.open_to_write(fresh, 0o644) as file:
+                file.write(json.dumps(asdict(record)).encode())
                 file.flush()
                 os.fsync(file.fileno())
             fresh.rename(path)
@@ -141,6 +197,11 @@ class Journal:
         self._path(instance).with_suffix(".sock").unlink(missing_ok=True)
         with suppress(OSError):
             self.directory.rmdir()  # only when it is empty
+
+    def set_aside(self, instance: int, reason: str, consequence: str) -> None:
+        """Put the instance's record out of the way, and remove its API's socket."""
+        state_file.set_aside(self._path(instance), reason, consequence)
+        self._path(instance).with_suffix(".sock").unlink(missing_ok=True)
 
     def sweep(self) -> list[str]:
         """Remove sockets on which nobody listens and empty directories, of this and other network
@@ -185,7 +246,9 @@ def _listened_to(path: Path) -> bool:
     return True
 
 
-def _decode(text: str) -> Record:
+def _decode(text: bytes) -> Record:
+    """The record in a file; ValueError, KeyError, TypeError, IndexError or RecursionError if it is
+    none."""
     data = json.loads(text)
     vips = tuple((vip[0], vip[1], vip[2], vip[3]) for vip in data.pop("vips"))
     claims = data.pop("claims", None)
@@ -196,7 +259,29 @@ def _decode(text: str) -> Record:
     lists: dict[str, Any] = {
         name: tuple(data.pop(name)) for name in ("sources", "earlier", "changes")
     }
-    return Record(vips=vips, claims=claims, **lists, **data)
+    record = Record(vips=vips, claims=claims, **lists, **data)
+    for name, address, first, last in vips:
+        if name not in ("tcp", "udp"):
+            raise ValueError(f"{name!r:.40} is no protocol")
+        ip_address(address)
+        _require(int, first, last)
+    _require(int, record.instance, record.workers, record.pid, record.started, record.order)
+    _require(int, *record.earlier)
+    _require(str, *record.sources, *(one for some in claims.values() for one in some))
+    _require(dict, *record.changes)
+    _require(bool, record.offloads)
+    return record
+
+
+def _shown(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:200]
+
+
+def _require(kind: type, *values: object) -> None:
+    """TypeError if one of these isn't of this type."""
+    for value in values:
+        if not isinstance(value, kind):
+            raise TypeError(f"{value!r:.40} is no {kind.__name__}")
 
 
 def _namespace() -> str:

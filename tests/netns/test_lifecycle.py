@@ -1,5 +1,6 @@
 """Start, stop, kill -9 and start again: nothing is left on the host."""
 
+import json
 import re
 import signal
 from collections.abc import Iterator
@@ -242,3 +243,78 @@ def test_other_schedulers_reset_connections_they_do_not_know(lab: Lab, featherlb
         pytest.raises(ConnectionResetError),
     ):
         session.ask()
+
+
+def spoil(path: Path, how: str) -> None:
+    content = path.read_text()
+    if how == "a link":
+        path.rename(path.with_suffix(".target"))
+        path.symlink_to(path.with_suffix(".target"))
+    elif how == "of another version":
+        path.write_text(json.dumps(json.loads(content) | {"changes": [{"kind": "Table"}]}))
+    else:
+        path.write_text(content[:100])
+
+
+@pytest.mark.parametrize(
+    ("command", "how"), [("up", "cut"), ("up", "a link"), ("down", "of another version")]
+)
+def test_a_record_that_cannot_be_used_is_set_aside(
+    lab: Lab, featherlb: Up, command: str, how: str
+) -> None:
+    """Of a dead instance, beside one that runs."""
+    directory = lab.balancer.call(Journal).directory
+    with featherlb(lab, *OPTIONS):
+        during = snapshot(lab.balancer)
+        with featherlb(lab, "--vip", "10.0.0.11:80", "--backend", "10.0.1.2:8080") as dead:
+            dead.kill()
+            wait_for(lambda: len(lab.balancer.pids()) == 2, "no process of the killed run is left")
+        (path,) = (
+            one for one in directory.glob("*.json") if f'"pid": {dead.pid},' in one.read_text()
+        )
+        spoil(path, how)
+        if command == "up":
+            with featherlb(lab, "--vip", "10.0.0.12:80", "--backend", "10.0.1.2:8080") as running:
+                assert ask(lab.client, "10.0.0.12").backend == "backend1"
+                said = running.log
+        else:
+            ended = run(lab.balancer, "down")
+            assert ended.returncode == 0
+            said = ended.stderr
+        assert f"{path} can't be used: " in said
+        assert f"it is {path.name}.bad now, and what it says can't be reverted" in said
+        assert ask(lab.client).backend == "backend1"
+        rules = snapshot(lab.balancer)["iptables-save"]
+        assert rules == during["iptables-save"]
+        for one in directory.glob(f"{path.stem}.json.*"):
+            one.unlink()
+        for one in directory.glob("*.target"):
+            one.unlink()
+
+
+def test_flows_that_cannot_be_used_are_set_aside(lab: Lab, featherlb: Up) -> None:
+    directory = lab.balancer.call(Journal).directory
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "0-0.flows").write_bytes(b"{}\n" + bytes(1000))
+    with featherlb(lab, *OPTIONS) as running:
+        assert ask(lab.client).backend == "backend1"
+        said = running.log
+    assert "0-0.flows can't be used: it has no flows; it is 0-0.flows.bad now" in said
+    assert list(directory.iterdir()) == []
+
+
+def test_flows_are_kept_where_a_start_fails(lab: Lab, featherlb: Up, driver: str) -> None:
+    with featherlb(lab, *OPTIONS) as running:
+        session = Session(lab.client)
+        session.ask()
+        running.forgets = False
+    with session:
+        with lab.balancer.listen("10.0.0.1", 9180):
+            # The API can't listen: by then, the workers have the flows.
+            config = "api: {listen: '10.0.0.1:9180', token: aaaaaaaaaaaaaaaa}\nservices: []\n"
+            path = running.directory / "api.yaml"
+            path.write_text(config)
+            ended = run(lab.balancer, "up", "--driver", driver, *OPTIONS, "--config", str(path))
+            assert "can't listen" in ended.stderr
+        with featherlb(lab, *OPTIONS):
+            assert session.ask().backend == "backend1"

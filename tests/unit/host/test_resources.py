@@ -36,3 +36,22 @@ def test_equal_resources_are_the_same_thing_on_the_host() -> None:
     assert first.name == second.name == "setting net.ipv4.ip_forward"
     assert Rules(1, 4).name != Rules(1, 6).name != Rules(2, 6).name
     assert Assignment("10.0.0.1", "a").name != Assignment("10.0.0.1", "b").name
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {},
+        {"kind": "Table"},
+        {"kind": "Sets"},
+        {"kind": "Sets", "instance": "0"},
+        {"kind": "Sets", "instance": 0, "invented": 1},
+        {"kind": "Rules", "instance": 0, "family": 5},
+        {"kind": "Assignment", "address": "10.0.0", "interface": "eth0"},
+        {"kind": "Setting", "key": "net/ipv4/ip_forward", "value": "1", "restore": [["a"]]},
+        {"kind": "Setting", "key": "net/ipv4/ip_forward", "value": "1", "restore": [[1, 2]]},
+        {"kind": "Chains", "family": 4, "table": "raw", "chains": [1], "table_too": True},
+    ],
+)
+def test_what_is_no_resource(data: dict[str, object]) -> None:
+    assert decode(data) is None

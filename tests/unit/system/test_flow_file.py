@@ -67,6 +67,7 @@ def test_another_version_is_recognised(file: Path) -> None:
     header = json.loads(line)
     for change, other in (({"layout": LAYOUT - 1}, True), ({"layout": 0, "boot": "before"}, False)):
         file.write_bytes(json.dumps(header | change).encode() + b"\n" + rest)
+        assert flow_file.fault(file) == ""
         assert flow_file.is_of_another_version(file) is other
         assert flow_file.load(file) is None
 
@@ -74,6 +75,7 @@ def test_another_version_is_recognised(file: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"\n", b"{}\n", b"nonsense", b"[]\nx", b"\xff\n"])
 def test_neither_is_anything_else(file: Path, content: bytes) -> None:
     file.write_bytes(content)
+    assert flow_file.fault(file) == "it has no flows"
     assert flow_file.load(file) is None
     assert flow_file.read_shard(file) is None
     assert not flow_file.is_of_another_version(file)
@@ -83,8 +85,23 @@ def test_neither_is_anything_else(file: Path, content: bytes) -> None:
 
 @pytest.mark.parametrize("missing", [1, 128, 1200])
 def test_nor_a_part_of_it(file: Path, missing: int) -> None:
+    assert flow_file.fault(file) == ""
     file.write_bytes(file.read_bytes()[:-missing])
     assert flow_file.load(file) is None
+    assert flow_file.fault(file) == "it is cut"
+
+
+def test_a_link_is_not_followed(file: Path, memory: FlowMemory) -> None:
+    target = file.rename(file.with_name("elsewhere"))
+    content = target.read_bytes()
+    file.symlink_to(target)
+    assert flow_file.load(file) is None
+    assert flow_file.read_shard(file) is None
+    assert flow_file.fault(file) == "it is not a regular file"
+    file.with_suffix(".new").symlink_to(target)
+    flow_file.save(file, memory, Shard(0, 1, 0))
+    assert target.read_bytes() == content
+    assert flow_file.read_shard(file) == Shard(0, 1, 0)
 
 
 def test_expired_files_are_deleted(file: Path, memory: FlowMemory) -> None:

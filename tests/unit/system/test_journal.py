@@ -165,3 +165,59 @@ def test_the_file_is_plain_json(tmp_path: Path) -> None:
     journal.write(RECORD)
     data = json.loads((journal.directory / "3.json").read_text())
     assert data["vips"] == [["tcp", "10.0.0.10", 80, 80]]
+
+
+def damage(path: Path, how: str) -> None:
+    text = path.read_text()
+    data = json.loads(text)
+    changed = {
+        "empty": "",
+        "cut": text[: len(text) // 2],
+        "no object": "[1]",
+        "deep": "[" * 100_000,
+        "no key": json.dumps({key: data[key] for key in data if key != "vips"}),
+        "another key": json.dumps(data | {"invented": 1}),
+        "no number": json.dumps(data | {"pid": "1"}),
+        "no address": json.dumps(data | {"vips": [["tcp", "x", 1, 1]]}),
+        "no protocol": json.dumps(data | {"vips": [["sctp", "10.0.0.1", 1, 1]]}),
+        "no change": json.dumps(data | {"changes": ["rm"]}),
+        "of another": json.dumps(data | {"instance": 4}),
+    }
+    path.write_bytes(changed[how].encode() if how in changed else bytes(range(256)))
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        *("empty", "cut", "no object", "deep", "no key", "another key", "no number", "no address"),
+        *("no protocol", "no change", "of another", "binary"),
+    ],
+)
+def test_a_damaged_record_is_none_and_known(tmp_path: Path, how: str) -> None:
+    journal = Journal(tmp_path)
+    other = replace(RECORD, instance=10)
+    for record in (RECORD, other):
+        journal.write(record)
+    assert journal.damaged() == []
+    path = journal.directory / "3.json"
+    damage(path, how)
+    assert journal.records() == [other]
+    (found,) = journal.damaged()
+    assert (found.path, found.instance, found.used) == (path, 3, False)
+    assert len(found.reason) < 300
+    listener = listen(journal.directory / "3.sock")
+    assert journal.damaged()[0].used
+    listener.close()
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_a_directory_that_others_may_write_is_not_trusted(tmp_path: Path, inner: bool) -> None:
+    journal = Journal(tmp_path)
+    journal.write(RECORD)
+    (journal.directory if inner else tmp_path).chmod(0o777)
+    with pytest.raises(HostError, match=r"cannot trust .*others may write it"), journal.locked():
+        pass
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path)
+    with pytest.raises(HostError, match=r"cannot use .*link"), Journal(link).locked():
+        pass
