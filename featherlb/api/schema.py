@@ -427,7 +427,7 @@ class PlannedService(Answer):
     name: str
     flows: dict[str, int] = Field(
         description="Open flows by outcome: `stay`, `drain` (the backend gets no new"
-        " ones), `move` (to another datapath), `break` (the VIP leaves), `drop`, `reset`."
+        " ones), `move` (to another datapath), `drop`, `reset`."
     )
     slots: float | None = Field(
         description="Part of the hash slots that would change backend; null: no hash slots, or"

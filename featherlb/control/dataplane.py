@@ -152,9 +152,17 @@ class DataPlane:
                 await self.send_topology()
             case ApplyServices(state, rules_applied):
                 await self.serve(state.services, state.schedulers, rules_applied=rules_applied)
-            case EndFlows(service, backend, reset):
-                wanted = FlowFilter(service=service, backend=backend)
-                await self.workers.end_flows(wanted, reset=reset)
+            case EndFlows():
+                await self.end_flows(action)
+
+    async def end_flows(self, which: EndFlows) -> str:
+        """End flows, and say so; what became of them, as text that is empty if there were none."""
+        count = await self.workers.end_flows(filter_of(which), reset=which.reset)
+        if not count:
+            return ""
+        text = which.outcome(count)
+        self._events.emit("flows-ended", text, service=which.service, count=count)
+        return text
 
     async def still_departing(
         self, departing: Sequence[Service], services: Sequence[Service]
@@ -340,3 +348,8 @@ class DataPlane:
             # A worker has died just now: its flows are in the kernel still.
             return offloaded
         return [service for service in offloaded if service.name in open_flows]
+
+
+def filter_of(which: EndFlows) -> FlowFilter:
+    """The flows that end."""
+    return FlowFilter(service=which.service, backend=which.backend, spared=which.spared)

@@ -54,7 +54,8 @@ class Reloader:
         """Held from reading the file on: the file read last is in force last."""
 
     async def reload(self, *, discard: bool = False) -> list[str]:
-        """Read the configuration again and serve it; what differs, as lines.
+        """Read the configuration again and serve it; what differs, and which flows have ended, as
+        lines.
 
         Overrides stay in force where they still apply, or go with `discard`. On an error nothing
         changes, the reload counts as refused, and the exception says why.
@@ -63,7 +64,7 @@ class Reloader:
             now = datetime.now(UTC).isoformat(timespec="seconds")
             before = self.outcome
             try:
-                difference = await self._reload(discard)
+                difference, ended = await self._reload(discard)
             except Exception as error:
                 reason = sentence(error)
                 self.outcome = Reloads(before.done, before.refused + 1, now, reason)
@@ -75,9 +76,10 @@ class Reloader:
             self.outcome = Reloads(before.done + 1, before.refused, now)
             self._events.emit("reloaded", f"reloaded: {'; '.join(difference) or 'no difference'}")
             await self._serving.announce()
-            return difference
+            return difference + ended
 
-    async def _reload(self, discard: bool) -> list[str]:
+    async def _reload(self, discard: bool) -> tuple[list[str], list[str]]:
+        """What differs, and the flows that have ended, which are in the log already."""
         serving = self._serving
         # Nobody else waits for the disk, for users' code or for the resolver meanwhile.
         config = await asyncio.to_thread(self._settings.load)
@@ -90,12 +92,15 @@ class Reloader:
             overrides = remaining(config, before.overrides)
             difference = describe(before.running, with_overrides(config, overrides))
             difference += host.repairs(await serving.data.deviations())
-            await serving.serve(config, remaining, schedulers=schedulers, repair=True, moved=True)
+            ended = await serving.serve(
+                config, remaining, schedulers=schedulers, repair=True, moved=True
+            )
             difference += _dropped(before.overrides, serving.state.overrides)
-            return difference + [
+            difference += [
                 f"{service}: backend {backend} is absent: {reason}"
                 for (service, backend), reason in absent(serving.state.places).items()
             ]
+            return difference, ended
 
     async def preview(self) -> list[str]:
         """What a reload would change, as lines; nothing changes. FeatherlbError as `reload`."""

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from functools import partial
 
 from featherlb import host
 from featherlb.config import Config
@@ -24,6 +25,7 @@ from featherlb.control.tasks import Tasks
 from featherlb.control.transition import (
     Action,
     ApplyServices,
+    EndFlows,
     State,
     UpdateHost,
     host_part,
@@ -104,9 +106,9 @@ class Serving:
         repair: bool = False,
         moved: bool = False,
         accept: Callable[[Found], None] = lambda found: None,
-    ) -> None:
+    ) -> list[str]:
         """Serve another configuration with the overrides of now amended, or after an exception the
-        one before. For a caller that is `one_at_a_time`.
+        one before. For a caller that is `one_at_a_time`. Returns which flows have ended, as lines.
 
         `repair` sets up what somebody has changed on the host, which is else touched only where it
         has to be. `moved` uses the latest addresses of names. `accept` may refuse what a
@@ -120,8 +122,10 @@ class Serving:
         accept(found)
         code = before.schedulers if schedulers is None else schedulers
         wanted = state_of(config, overrides, found, code)
-        await run(plan(before, wanted, repair=repair), self._execute)
+        ended: list[str] = []
+        await run(plan(before, wanted, repair=repair), partial(self._execute, ended))
         self.state = replace(self.state, departing=self.data.departing)
+        return ended
 
     def look_for(
         self, running: Config, before: State, *, repair: bool = False, moved: bool = False
@@ -157,9 +161,13 @@ class Serving:
             kept = _places(left)
             return [place for place in _places(state.departing) if place not in kept]
 
-    async def _execute(self, action: Action) -> None:
-        """Carry out an action of a transition. The weights are those of the moment at which the
-        workers get them."""
+    async def _execute(self, ended: list[str], action: Action) -> None:
+        """Carry out an action of a transition, and add to the flows that have `ended`. The weights
+        are those of the moment at which the workers get them."""
+        if isinstance(action, EndFlows):
+            if text := await self.data.end_flows(action):
+                ended.append(text)
+            return
         if not isinstance(action, ApplyServices):
             await self.data.execute(action)
             return

@@ -9,7 +9,7 @@ fails, rolls back. The order keeps every packet served:
 2. The workers get the next hops of new backends.
 3. The workers serve the new services. While the rules of both datapaths are in place, they open no
    flows of services that move between the two.
-4. Flows of removed services end, and those of removed backends if their service says so.
+4. Flows of removed services and VIPs end, and those of removed backends if their service says so.
 5. The host gets the final rules: packets to a VIP are queued only once the workers know it, and
    removed backends keep what their remaining flows need.
 6. Services that have moved open flows again.
@@ -24,7 +24,17 @@ from functools import cached_property
 
 from featherlb.config import Config, Places
 from featherlb.control.overrides import Override, with_overrides
-from featherlb.model import Address, Backend, Endpoint, OnBackendDown, Protocol, Service
+from featherlb.model import (
+    LAST_PORT,
+    Address,
+    Backend,
+    Endpoint,
+    OnBackendDown,
+    Protocol,
+    Service,
+    Vip,
+)
+from featherlb.model.counted import counted
 from featherlb.system.failure import log_traceback, sentence
 
 log = logging.getLogger("featherlb")
@@ -86,11 +96,19 @@ class ApplyServices:
 
 @dataclass(frozen=True, slots=True)
 class EndFlows:
-    """End the flows of a service, or of one of its backends, with a RST to both ends if `reset`."""
+    """End the flows of a service, or of one of its backends, with a RST to both ends if `reset`.
+    Those to the VIPs that are `spared` stay."""
 
     service: str
     backend: Endpoint | None
     reset: bool
+    spared: tuple[tuple[Protocol, Vip], ...] = ()
+
+    def outcome(self, count: int) -> str:
+        """What became of so many flows, as text."""
+        to = f" to {self.backend}" if self.backend else " to removed VIPs" if self.spared else ""
+        how = "reset" if self.reset else "dropped"
+        return f"{self.service}: {counted(count, 'flow')}{to} {how}"
 
 
 Action = UpdateHost | UpdateTopology | ApplyServices | EndFlows
@@ -220,8 +238,8 @@ def _others(service: Service, than: Service) -> tuple[Backend, ...]:
 
 
 def _endings(before: State, wanted: State) -> Iterator[EndFlows]:
-    """What `on_backend_down` says for flows of backends that leave; a RST for those of services
-    that are gone."""
+    """What `on_backend_down` says for flows of backends that leave; a RST for those whose VIP
+    leaves, and for those of services that are gone."""
     policies = {service.name: service.on_backend_down for service in wanted.config.services}
     for service in departing(before.services, wanted.services):
         policy = policies[service.name]
@@ -229,7 +247,19 @@ def _endings(before: State, wanted: State) -> Iterator[EndFlows]:
         asked = service.protocol is Protocol.TCP or not service.datapath.kernel_forwards
         for backend in service.backends if policy is not OnBackendDown.KEEP or not asked else ():
             yield EndFlows(service.name, backend.endpoint, policy is OnBackendDown.RESET)
-    staying = {service.name for service in wanted.services}
+    served = dict.fromkeys(
+        (service.protocol, vip) for service in wanted.services for vip in service.vips
+    )
+    staying = {service.name: service for service in wanted.services}
     for service in before.services:
         if service.name not in staying:
             yield EndFlows(service.name, None, reset=True)
+        elif any((service.protocol, vip) not in served for vip in service.vips):
+            spared = tuple(served)
+            # The kernel translates what gets to this host, whatever the port.
+            if staying[service.name].datapath.kernel_forwards:
+                spared = tuple(
+                    (protocol, replace(vip, first_port=1, last_port=LAST_PORT))
+                    for protocol, vip in served
+                )
+            yield EndFlows(service.name, None, reset=True, spared=spared)

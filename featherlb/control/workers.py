@@ -23,7 +23,7 @@ from featherlb.control.tasks import Tasks
 from featherlb.core.flows.memory import size_of
 from featherlb.core.flows.tcp_state import State
 from featherlb.core.path.export import Explanation, FlowRecords, FlowView, read_flows
-from featherlb.model import Endpoint
+from featherlb.model import Endpoint, Protocol, Vip
 from featherlb.model.errors import HostError
 from featherlb.net.addresses import words_of
 from featherlb.worker.protocol import (
@@ -130,13 +130,15 @@ class WorkerProcess:
 
 @dataclass(frozen=True, slots=True)
 class FlowFilter:
-    """Which flows; None matches all. `client` is a network, `older` an age in seconds."""
+    """Which flows; None matches all. `client` is a network, `older` an age in seconds. Flows to the
+    VIPs that are `spared` don't match."""
 
     service: str | None = None
     client: IPv4Network | IPv6Network | None = None
     backend: Endpoint | None = None
     state: State | None = None
     older: float | None = None
+    spared: tuple[tuple[Protocol, Vip], ...] = ()
 
     def matches(self, flow: FlowView) -> bool:
         return (
@@ -145,6 +147,9 @@ class FlowFilter:
             and (self.state is None or flow.state is self.state)
             and (self.older is None or flow.age >= self.older)
             and (self.client is None or flow.client.address in self.client)
+            and not any(
+                protocol is flow.protocol and vip.covers(flow.vip) for protocol, vip in self.spared
+            )
         )
 
 

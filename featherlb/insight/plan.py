@@ -14,6 +14,7 @@ from pathlib import Path
 from featherlb import host
 from featherlb.config.file import load_text
 from featherlb.control.controller import Controller
+from featherlb.control.dataplane import filter_of
 from featherlb.control.transition import EndFlows, State, Step, departing
 from featherlb.control.workers import Cursor
 from featherlb.core.path.export import FlowRecords, FlowView, read_flows
@@ -34,8 +35,6 @@ class Fate(StrEnum):
     """Its backend leaves, or gets weight 0, and the flow continues until it ends."""
     MOVE = "move"
     """It continues on another datapath."""
-    BREAK = "break"
-    """Its VIP is nobody's any more: its client's packets are not balanced."""
     DROP = "drop"
     """It is forgotten: its next packet is refused, or adopted by another backend."""
     RESET = "reset"
@@ -189,7 +188,7 @@ class _Fates:
         self, leaving: Sequence[Service], before: State, wanted: State, steps: Sequence[Step]
     ) -> None:
         endings = [step.action for step in steps if isinstance(step.action, EndFlows)]
-        self._ending = {(one.service, one.backend): one.reset for one in endings}
+        self._endings = [(one, filter_of(one)) for one in endings]
         self._draining = [
             (one.name, each.endpoint)
             for services in (leaving, wanted.services)
@@ -197,10 +196,6 @@ class _Fates:
             for each in one.backends
             if services is leaving or not each.weight
         ]
-        self._vips = [
-            (service.protocol, vip) for service in wanted.services for vip in service.vips
-        ]
-        self._kernel = {one.name for one in wanted.services if one.datapath.kernel_forwards}
         new = {service.name: service.datapath for service in wanted.services}
         self._moving = {
             one.name
@@ -210,8 +205,11 @@ class _Fates:
         self._known: dict[tuple[str, Protocol, Endpoint, Endpoint], Fate] = {}
 
     def ends(self, service: str, backend: Endpoint) -> bool:
-        """Whether flows of a service to this backend are ended."""
-        return (service, backend) in self._ending or (service, None) in self._ending
+        """Whether all flows of a service to this backend are ended."""
+        return any(
+            one.service == service and one.backend in (None, backend) and not one.spared
+            for one, _ in self._endings
+        )
 
     def holds(self, service: str, backend: Endpoint) -> bool:
         """Whether a backend has any of the flows that were asked for."""
@@ -220,31 +218,20 @@ class _Fates:
     def of(self, flow: FlowView) -> Fate:
         key = flow.service, flow.protocol, flow.vip, flow.backend
         if key not in self._known:
-            self._known[key] = self._find(*key)
+            self._known[key] = self._find(flow)
         return self._known[key]
 
-    def _find(self, service: str, protocol: Protocol, vip: Endpoint, backend: Endpoint) -> Fate:
-        for (name, ending), reset in self._ending.items():
-            if name == service and (ending is None or ending.covers(backend)):
-                return Fate.RESET if reset else Fate.DROP
-        if not self._reaches(service, protocol, vip):
-            return Fate.BREAK
-        if service in self._moving:
+    def _find(self, flow: FlowView) -> Fate:
+        for ending, which in self._endings:
+            if which.matches(flow):
+                return Fate.RESET if ending.reset else Fate.DROP
+        if flow.service in self._moving:
             return Fate.MOVE
         draining = any(
-            name == service and endpoint.covers(backend) for name, endpoint in self._draining
+            name == flow.service and endpoint.covers(flow.backend)
+            for name, endpoint in self._draining
         )
         return Fate.DRAIN if draining else Fate.STAY
-
-    def _reaches(self, service: str, protocol: Protocol, target: Endpoint) -> bool:
-        """Whether packets to this place are still for this instance. The kernel translates those of
-        its own flows as long as they get to this host."""
-        return any(
-            protocol is served
-            and (vip.wildcard or vip.address == target.address)
-            and (service in self._kernel or vip.first_port <= target.port <= vip.last_port)
-            for served, vip in self._vips
-        )
 
 
 class _Clients:

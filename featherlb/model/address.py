@@ -145,6 +145,11 @@ class Vip:
         """Whether it has the ports that no other VIP of its address has."""
         return (self.first_port, self.last_port) == (1, LAST_PORT)
 
+    def covers(self, target: Endpoint) -> bool:
+        """Whether a client that connects to this address and port meets it."""
+        here = self.wildcard or self.address == target.address
+        return here and self.first_port <= target.port <= self.last_port
+
     def __str__(self) -> str:
         return join_vip(str(self.address), self.first_port, self.last_port)
 

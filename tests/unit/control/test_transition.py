@@ -53,8 +53,9 @@ def text(action: Action) -> str:
             return (
                 f"workers {pools(state.services)}{'' if rules_applied else ', rules not applied'}"
             )
-        case EndFlows(service, backend, reset):
-            return f"end {service} {backend or 'all'}{' reset' if reset else ''}"
+        case EndFlows(service, backend, reset, spared):
+            but = f" but to {' '.join(str(vip) for _, vip in spared)}" if spared else ""
+            return f"end {service} {backend or 'all'}{' reset' if reset else ''}{but}"
 
 
 def steps(before: State, wanted: State, *, repair: bool = False) -> list[str]:
@@ -142,8 +143,27 @@ def test_a_vip_moves_once_the_workers_know_its_new_place() -> None:
         "host web@10.0.0.10:80/nfqueue[1,2]",
         "topology web@10.0.0.11:80/nfqueue[1,2]",
         "workers web@10.0.0.11:80/nfqueue[1,2]",
+        "end web all reset but to 10.0.0.11:80",
         "host web@10.0.0.11:80/nfqueue[1,2]",
     ]
+
+
+def test_flows_to_a_vip_that_leaves_end_unless_another_service_has_it() -> None:
+    def endings(wanted: State) -> list[str]:
+        return [step for step in steps(state(WEB), wanted) if step.startswith("end ")]
+
+    other = WEB.replace(":80,", ":81,", 1)
+    assert endings(state(other)) == ["end web all reset but to 10.0.0.10:81"]
+    assert endings(state(other, MAIL.replace(":25", ":80"))) == []
+    assert endings(state(WEB.replace(":80,", ":80-81,", 1).replace(":80'", "'"))) == [
+        "end web all reset but to 10.0.0.10:80-81"
+    ]
+    assert endings(state(WEB.replace("vip:", "protocol: udp, vip:"))) == [
+        "end web all reset but to 10.0.0.10:80"
+    ]
+    # The kernel translates whatever gets to this host.
+    offload = state(other.replace("vip:", "datapath: offload, vip:"))
+    assert endings(offload) == ["end web all reset but to 10.0.0.10:*"]
 
 
 def test_another_nat_mode_has_all_backends_arrive_and_depart() -> None:

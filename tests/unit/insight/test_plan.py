@@ -92,7 +92,7 @@ def test_flows_that_another_datapath_carries_on() -> None:
 def test_flows_whose_vip_leaves() -> None:
     elsewhere = service(ONE, TWO, vips="192.0.2.10:81")
     before = state(service(ONE, TWO))
-    assert fates(become(before, state(elsewhere), *FLOWS)["web"]) == {"break": 3}
+    assert fates(become(before, state(elsewhere), *FLOWS)["web"]) == {"reset": 3}
     # Another service has it: its packets still come, and belong to their flow.
     both = state(elsewhere, service(THREE, name="other"))
     assert fates(become(before, both, *FLOWS)["web"]) == {"stay": 3}
