@@ -115,6 +115,28 @@ class Backend:
         return str(self.endpoint)
 
 
+class HashField(StrEnum):
+    """What a scheduler can hash of a new flow, as the client sees it."""
+
+    SRC = "src"
+    SPORT = "sport"
+    DST = "dst"
+    DPORT = "dport"
+    PROTOCOL = "protocol"
+
+
+@dataclass(frozen=True, slots=True)
+class HashPart:
+    """A field of a flow; of the client's address perhaps only the network, by the length of its
+    prefix."""
+
+    field: HashField
+    prefix: int | None = None
+
+    def __str__(self) -> str:
+        return self.field if self.prefix is None else f"{self.field}/{self.prefix}"
+
+
 @dataclass(frozen=True, slots=True)
 class Persistence:
     """New flows from a client's network go to the backend of its last one.

@@ -21,7 +21,7 @@ from pathlib import Path
 from featherlb.core.flows.memory import FlowMemory
 from featherlb.core.path.balancer import Balancer
 from featherlb.core.path.export import FlowView
-from featherlb.core.pools.schedulers import names
+from featherlb.core.pools.schedulers import names, within_weights
 from featherlb.datapaths.base import Context, Engine, PacketQueue, ServiceChange, open_engine
 from featherlb.datapaths.owners import TupleOwners
 from featherlb.model import DEFAULT_DATAPATH, Backend, Datapath, Service, Topology
@@ -300,7 +300,8 @@ def divide_limits(services: tuple[Service, ...], shard: Shard) -> tuple[Service,
         return replace(backend, max_connections=shard.connections(limit))
 
     return tuple(
-        replace(service, backends=tuple(map(divided, service.backends))) for service in services
+        replace(service, backends=tuple(map(divided, service.backends)))
+        for service in map(within_weights, services)
     )
 
 

@@ -91,6 +91,12 @@ def _one_backend_each(pool: Pool) -> list[str]:
     ]
 
 
+def _one_backend(pool: Pool) -> list[str]:
+    used = sum(count > pool.silent for count in pool.counts)
+    return [] if used == 1 else [f"{used} backends were used: {pool.counts}"]
+
+
+# Not of `overflow`: it refuses connections beyond the sum of the weights.
 PROMISES = {
     "round-robin": Promise("equal shares, to within 1", _even),
     "weighted-round-robin": Promise(
@@ -100,6 +106,12 @@ PROMISES = {
     "weighted-least-connections": Promise(
         "open connections by weight, to within the number of backends", _proportional
     ),
+    "never-queue": Promise(
+        "open connections by weight, to within the number of backends", _proportional
+    ),
+    "first": Promise("all connections on one backend", _one_backend),
+    "failover": Promise("all connections on one backend", _one_backend),
+    "destination-hash": Promise("all connections on one backend", _one_backend),
     "random": Promise("shares by weight, to within 5 standard deviations", _at_random),
     "two-choices": Promise(
         f"open connections by weight, to within {TWO_CHOICES_SPREAD}", _almost_proportional

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from featherlb.core.pools import schedulers
+from scripts.e2e.promises import PROMISES
 
 TOP = Path(__file__).parents[2]
 RUNS = TOP / "tests" / "e2e" / "runs"
@@ -31,7 +31,7 @@ class Settings:
     """Weights of the backends, one per backend."""
     nat: tuple[str, ...] = tuple(COMPOSE_FILES)
     datapath: str = "nfqueue"
-    schedulers: tuple[str, ...] = tuple(schedulers.names())
+    schedulers: tuple[str, ...] = tuple(PROMISES)
     timeout: int = 10
     """Seconds after which a request without a response counts as failed."""
 

@@ -39,10 +39,18 @@ POOLS: list[tuple[str, tuple[int, ...]]] = [
     ("maglev", EVEN),
     ("mh", EVEN),
     ("maglev", (8, 1, 1)),
+    ("sed", (2, 1, 1)),
+    ("nq", (5, 1, 1)),
+    ("first", EVEN),
+    ("fo", (1, 3, 2)),
+    ("ovf", (1, 3, 2)),
+    ("dh", EVEN),
 ]
 """Scheduler and weights of each service, whose port is its place here after FIRST_PORT. Each is for
 one test alone."""
 FIRST_PORT = 1000
+VIPS = [VIP, *(f"10.0.0.{host}" for host in range(212, 220))]
+"""Those of the service with dh."""
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +69,16 @@ def balanced(lab: Lab, featherlb: Up, tmp_path_factory: pytest.TempPathFactory) 
     lines = ["services:"]
     for scheduler, weights in POOLS:
         number = port(scheduler, weights)
+        vips = VIPS if scheduler == "dh" else [VIP]
+        limit = ", max_connections: 2" if scheduler in ("first", "fo") else ""
         lines += [
             f"  - name: s{number}",
-            f"    vip: {VIP}:{number}",
+            f"    vip: [{', '.join(f'{vip}:{number}' for vip in vips)}]",
             f"    scheduler: {scheduler}",
             "    backends:",
         ]
         for backend, weight in zip(BACKENDS, weights, strict=True):
-            lines.append(f"      - {{address: '{backend}', weight: {weight}}}")
+            lines.append(f"      - {{address: '{backend}', weight: {weight}{limit}}}")
     path = tmp_path_factory.mktemp("distribution") / "lb.yaml"
     path.write_text("\n".join(lines) + "\n")
     with featherlb(lab, "--config", str(path)):
@@ -132,7 +142,7 @@ def test_least_connections_fills_the_emptiest(lab: Lab, name: str) -> None:
         assert names(hold(stack, lab, port(name), 2)) == {"backend2": 2}
 
 
-@pytest.mark.parametrize("name", ["weighted-least-connections", "wlc"])
+@pytest.mark.parametrize("name", ["weighted-least-connections", "wlc", "sed"])
 def test_weighted_least_connections_fills_in_proportion(lab: Lab, name: str) -> None:
     with ExitStack() as stack:
         held = hold(stack, lab, port(name, (2, 1, 1)), 8)
@@ -140,6 +150,54 @@ def test_weighted_least_connections_fills_in_proportion(lab: Lab, name: str) -> 
         for session in [session for session, name in held if name == "backend1"]:
             session.close()
         assert names(hold(stack, lab, port(name, (2, 1, 1)), 4)) == {"backend1": 4}
+
+
+def test_never_queue_takes_idle_backends_first(lab: Lab) -> None:
+    with ExitStack() as stack:
+        held = hold(stack, lab, port("nq", (5, 1, 1)), 3)
+        assert names(held) == {"backend1": 1, "backend2": 1, "backend3": 1}
+        more = hold(stack, lab, port("nq", (5, 1, 1)), 3)
+        assert names(more) == {"backend1": 3}
+        (slow,) = (session for session, name in held if name == "backend3")
+        slow.close()
+        assert names(hold(stack, lab, port("nq", (5, 1, 1)), 1)) == {"backend3": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "expected"),
+    [
+        ("first", EVEN, [1, 1, 2, 2, 3, 3]),
+        ("fo", (1, 3, 2), [2, 2, 3, 3, 1, 1]),
+        ("ovf", (1, 3, 2), [2, 2, 2, 3, 3, 1]),
+    ],
+)
+def test_one_backend_fills_after_the_other_and_is_used_again_once_it_has_room(
+    lab: Lab, name: str, weights: tuple[int, ...], expected: list[int]
+) -> None:
+    with ExitStack() as stack:
+        held = hold(stack, lab, port(name, weights), 6)
+        assert [backend for _, backend in held] == [f"backend{number}" for number in expected]
+        with pytest.raises(ConnectionRefusedError):
+            Session(lab.client, port=port(name, weights))
+        session, backend = held[1]
+        session.close()
+        assert names(hold(stack, lab, port(name, weights), 1)) == {backend: 1}
+
+
+def test_destination_hash_keeps_an_address_on_its_backend(lab: Lab) -> None:
+    def by_vip() -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for vip in VIPS:
+            for client in CLIENTS[:4]:
+                with Session(lab.client, vip, port("dh"), (client, 0)) as session:
+                    found.setdefault(vip, set()).add(session.ask().backend)
+                    session.reset()
+        return found
+
+    first = by_vip()
+    assert by_vip() == first
+    assert all(len(backends) == 1 for backends in first.values())
+    assert set().union(*first.values()) == {"backend1", "backend2", "backend3"}
 
 
 def test_random_uses_every_backend_in_no_fixed_order(lab: Lab) -> None:

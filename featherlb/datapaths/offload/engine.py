@@ -3,6 +3,7 @@ translates the rest."""
 
 from collections.abc import Sequence
 
+from featherlb.core.pools.schedulers import within_weights
 from featherlb.datapaths import base
 from featherlb.datapaths.base import Context, ServiceChange
 from featherlb.datapaths.offload.ctnetlink import Conntrack
@@ -79,4 +80,5 @@ def names(services: Sequence[Service]) -> set[str]:
 
 def is_limited(service: Service) -> bool:
     """Whether the end of a connection can make room for another."""
-    return any(backend.max_connections is not None for backend in service.backends)
+    backends = within_weights(service).backends
+    return any(backend.max_connections is not None for backend in backends)

@@ -175,6 +175,14 @@ from featherlb.model.errors import ConfigError
             ],
         ),
         (
+            "- vip: 10.0.0.1:80\n  scheduler: ovf\n  backends: [{address: '10.0.1.1:80'}]\n"
+            "workers: 2",
+            [
+                "f:4: services[0].backends[0].address: 2 workers can't share 1 connections of "
+                "10.0.1.1:80 (expected a weight of 2 or more)"
+            ],
+        ),
+        (
             "- vip: 10.0.0.1:80\n  scheduler: mh\n  slow_start: 9s",
             [
                 "f:4: services[0].slow_start: 'slow_start' has no effect with maglev, whose "

@@ -11,7 +11,7 @@ from featherlb.core.pools.schedulers import scheduler
 from featherlb.insight.simulate import Load, Simulation, jain, read_change, simulate
 from featherlb.model import Address
 from featherlb.model.errors import ConfigError
-from tests.unit.core.pools.schedulers.test_registry import BUILT_INS
+from tests.unit.core.pools.schedulers.test_all import SPREADING
 
 ONE, TWO, THREE, FOUR = (f"10.0.1.{number}:8080" for number in range(2, 6))
 EQUAL = f"    backends: [{ONE}, {TWO}, {THREE}, {FOUR}]\n"
@@ -43,7 +43,7 @@ def shares(result: Simulation, trial: int = 0) -> list[float]:
     return [one.share for one in result.trials[trial].shares]
 
 
-@pytest.mark.parametrize("name", BUILT_INS)
+@pytest.mark.parametrize("name", SPREADING)
 def test_every_scheduler_gives_equal_backends_equal_shares(name: str) -> None:
     result = run(EQUAL, name, changes=[f"remove {ONE}"])
     assert shares(result) == pytest.approx([0.25] * 4, abs=0.03)

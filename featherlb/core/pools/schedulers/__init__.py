@@ -4,11 +4,14 @@ Importing this package registers the built-ins.
 """
 
 from featherlb.core.pools.schedulers import (  # noqa: F401 (imported to register)
-    five_tuple_hash,
+    failover,
+    first,
     least_connections,
     maglev,
+    never_queue,
+    overflow,
+    rendezvous_hash,
     round_robin,
-    source_hash,
     two_choices,
     weighted_least_connections,
     weighted_random,
@@ -21,9 +24,11 @@ from featherlb.core.pools.schedulers.registry import (
     factory_of,
     is_consistent,
     is_file_reference,
+    limits_by_weight,
     names,
     register,
     scheduler,
+    within_weights,
 )
 from featherlb.core.pools.schedulers.user import PickFunction, UserScheduler
 
@@ -38,7 +43,9 @@ __all__ = [
     "factory_of",
     "is_consistent",
     "is_file_reference",
+    "limits_by_weight",
     "names",
     "register",
     "scheduler",
+    "within_weights",
 ]

@@ -96,13 +96,15 @@ class Scheduler(ABC):
     `name` is used in configuration and logs; `aliases` are other systems' names for the same
     strategy. `consistent` means that a pick is a pure function of flow, pool and key, so that
     another node, or this one after a restart, makes the same decision. `rewindable` means that
-    `save` and `restore` know all that picks change.
+    `save` and `restore` know all that picks change. `weight_limits` means that a member takes no
+    more open flows than its weight says (`within_weights`).
     """
 
     name: str
     aliases: ClassVar[tuple[str, ...]] = ()
     consistent: bool = False
     rewindable: bool = True
+    weight_limits: bool = False
 
     @abstractmethod
     def __init__(self, *, seed: int, key: bytes) -> None:

@@ -3,11 +3,18 @@ predict which backend a source port leads to, and the result is the same in ever
 machine and in every release, none of which Python's `hash()` guarantees.
 """
 
+from collections.abc import Callable
 from hashlib import blake2b, blake2s
 from struct import Struct
 
 from featherlb import model
 from featherlb.core.pools.schedulers.base import NewFlow
+from featherlb.model import HashField, HashPart
+
+CLIENT = (HashPart(HashField.SRC),)
+VIP = (HashPart(HashField.DST),)
+FIVE_TUPLE = tuple(map(HashPart, HashField))
+"""The parts of a flow that schedulers hash if the configuration names none."""
 
 _FIVE_TUPLE_V4 = Struct("!IIHHB").pack
 _PORTS_AND_PROTOCOL = Struct("!HHB").pack
@@ -48,6 +55,57 @@ def five_tuple_bytes(flow: NewFlow) -> bytes:
             _PORTS_AND_PROTOCOL(flow.client_port, flow.vip_port, flow.protocol),
         )
     )
+
+
+def bytes_of(parts: tuple[HashPart, ...]) -> tuple[bytes, Callable[[NewFlow], bytes]]:
+    """What distinguishes hashes of these parts from others (the purpose of a `KeyedHash`), and a
+    function that returns the parts of a flow, in a form in which no two flows with different ones
+    look alike. The order of the parts doesn't matter."""
+    if parts == CLIENT:
+        return b"client", client_bytes
+    wanted = {part.field: part.prefix for part in parts}
+    if wanted == dict.fromkeys(HashField):
+        return b"flow", five_tuple_bytes
+    prefix = wanted.get(HashField.SRC)
+
+    def chosen_bytes(flow: NewFlow) -> bytes:
+        size = 4 if flow.version == 4 else 16
+        found = []
+        if HashField.SRC in wanted:
+            beyond = 0 if prefix is None else 8 * size - prefix
+            found.append((flow.client >> beyond).to_bytes(size, "big"))
+        if HashField.DST in wanted:
+            found.append(flow.vip.to_bytes(size, "big"))
+        if HashField.SPORT in wanted:
+            found.append(flow.client_port.to_bytes(2, "big"))
+        if HashField.DPORT in wanted:
+            found.append(flow.vip_port.to_bytes(2, "big"))
+        if HashField.PROTOCOL in wanted:
+            found.append(flow.protocol.to_bytes(1, "big"))
+        return b"".join(found)
+
+    fields = [HashPart(field, wanted[field]) for field in HashField if field in wanted]
+    return f"flow by {' '.join(map(str, fields))}".encode(), chosen_bytes
+
+
+_SHOWN = {
+    HashField.SRC: "the client's address",
+    HashField.DST: "the VIP's address",
+    HashField.SPORT: "the client's port",
+    HashField.DPORT: "the VIP's port",
+    HashField.PROTOCOL: "the protocol",
+}
+
+
+def shown_parts(parts: tuple[HashPart, ...]) -> str:
+    """Subject and verb of a sentence about the hash of these parts."""
+    if {part.field for part in parts} == set(HashField) and not any(one.prefix for one in parts):
+        return "addresses, ports and protocol hash"
+    words = [
+        f"the client's network /{part.prefix}" if part.prefix is not None else _SHOWN[part.field]
+        for part in parts
+    ]
+    return f"{' and '.join(words)} {'hashes' if len(words) == 1 else 'hash'}"
 
 
 def endpoint_bytes(endpoint: model.Endpoint) -> bytes:

@@ -5,6 +5,7 @@ of them would pay for keeping an order. Weight 0 excludes a member; other weight
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from featherlb.core.pools.schedulers.base import Member, NewFlow, Scheduler
 from featherlb.core.pools.schedulers.registry import register
@@ -13,7 +14,7 @@ from featherlb.core.pools.schedulers.registry import register
 @register
 class LeastConnections(Scheduler):
     name = "least-connections"
-    aliases = ("lc", "leastconn", "least-conn")
+    aliases: ClassVar[tuple[str, ...]] = ("lc", "leastconn", "least-conn")
 
     def __init__(self, *, seed: int, key: bytes) -> None:
         self._members: list[Member] = []

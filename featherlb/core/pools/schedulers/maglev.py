@@ -1,4 +1,4 @@
-"""Maglev hashing: a table look-up by the hash of the 5-tuple. O(1).
+"""Maglev hashing: a table look-up by the hash of the flow, of the 5-tuple by default. O(1).
 
 Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load Balancer", NSDI 2016,
 section 3.4. Every member has a preference list, a permutation of the slots; the members take turns,
@@ -12,26 +12,35 @@ and every member with a weight gets at least one slot.
 from collections.abc import Sequence
 from heapq import heapreplace
 
-from featherlb.core.pools.schedulers.base import Member, NewFlow, Scheduler
-from featherlb.core.pools.schedulers.hashing import KeyedHash, endpoint_bytes, five_tuple_bytes
+from featherlb.core.pools.schedulers.base import Member, NewFlow
+from featherlb.core.pools.schedulers.hash_scheduler import HashScheduler
+from featherlb.core.pools.schedulers.hashing import FIVE_TUPLE, KeyedHash, endpoint_bytes
 from featherlb.core.pools.schedulers.registry import register
+from featherlb.model import HashPart
 
 TABLE_SIZE = 65537
 """The paper's size for up to some hundred members, whose shares are then within 1 %."""
 
 
 @register
-class Maglev(Scheduler):
+class Maglev(HashScheduler):
     name = "maglev"
     aliases = ("mh",)
-    consistent = True
+    default_parts = FIVE_TUPLE
 
-    def __init__(self, *, seed: int, key: bytes, table_size: int = TABLE_SIZE) -> None:
+    def __init__(
+        self,
+        *,
+        seed: int,
+        key: bytes,
+        hash_on: tuple[HashPart, ...] = (),
+        table_size: int = TABLE_SIZE,
+    ) -> None:
         """`table_size` must be a prime, or else preference lists would miss slots."""
         if table_size < 2 or any(table_size % n == 0 for n in range(2, int(table_size**0.5) + 1)):
             raise ValueError(f"Maglev table size {table_size} is not a prime number")
+        super().__init__(seed=seed, key=key, hash_on=hash_on)
         self._size = table_size
-        self._hash_flow = KeyedHash(key, b"flow")
         self._hash_offset = KeyedHash(key, b"maglev offset")
         self._hash_skip = KeyedHash(key, b"maglev skip")
         self._shares: list[tuple[bytes, int, Member]] = []
@@ -55,25 +64,22 @@ class Maglev(Scheduler):
         table = self._table
         if not table:
             return None
-        return table[self._hash_flow(five_tuple_bytes(flow)) % self._size]
+        return table[self._hash(self._bytes(flow)) % self._size]
 
     def slots(self) -> Sequence[Member]:
         return self._table
 
     def explain(self, flow: NewFlow) -> str:
-        slot = self._hash_flow(five_tuple_bytes(flow)) % self._size
+        slot = self._hash_of(flow) % self._size
         owned = self._table.count(self._table[slot])
-        return (
-            f"addresses, ports and protocol hash to slot {slot} of {self._size}, one of the"
-            f" {owned} that it owns"
-        )
+        return f"{self._parts} to slot {slot} of {self._size}, one of the {owned} that it owns"
 
     def overflow(self, flow: NewFlow, members: Sequence[Member]) -> Member:
         """The owner of the next slot that has room: flows of one slot stay together, those of
         neighbouring slots spread (as in consistent hashing with bounded loads, Mirrokni, Thorup and
         Zadimoghaddam, 2018)."""
         wanted = frozenset(members)
-        slot = self._hash_flow(five_tuple_bytes(flow)) % self._size
+        slot = self._hash_of(flow) % self._size
         table = self._table
         # Every member with a weight owns a slot.
         return next(

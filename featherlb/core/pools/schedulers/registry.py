@@ -4,10 +4,12 @@ class or function is registered with `@scheduler("name")`, or by `featherlb.syst
 
 import difflib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol, TypeVar
 
 from featherlb.core.pools.schedulers.base import Scheduler
 from featherlb.core.pools.schedulers.user import PickFunction, UserScheduler
+from featherlb.model import Service
 
 
 class SchedulerFactory(Protocol):
@@ -91,6 +93,22 @@ def is_consistent(name: str) -> bool:
     """Whether the built-in scheduler of this name is consistent; False for a custom one, which is
     not known before it runs."""
     return bool(getattr(_factories.get(_canonical.get(name, name)), "consistent", False))
+
+
+def limits_by_weight(name: str) -> bool:
+    """Whether weights are limits of open flows to the built-in scheduler of this name."""
+    return bool(getattr(_factories.get(name), "weight_limits", False))
+
+
+def within_weights(service: Service) -> Service:
+    """The service with its weights as limits of open flows, if its scheduler has them so."""
+    if not limits_by_weight(service.scheduler):
+        return service
+    backends = (
+        replace(one, max_connections=min(one.weight, one.max_connections or one.weight))
+        for one in service.backends
+    )
+    return replace(service, backends=tuple(backends))
 
 
 def create(name: str, *, seed: int, key: bytes) -> Scheduler:

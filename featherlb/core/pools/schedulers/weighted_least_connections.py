@@ -1,8 +1,11 @@
 """Weighted least connections: open flows in proportion to weights. O(n) per pick.
 
 Picks the smallest (active + 1) / weight, the load that the member would have with this flow, so an
-idle pool fills from its strongest member. Compared by cross-multiplication.
+idle pool fills from its strongest member. Compared by cross-multiplication. That is the shortest
+expected delay, too: IPVS's sed (net/netfilter/ipvs/ip_vs_sed.c).
 """
+
+from typing import ClassVar
 
 from featherlb.core.pools.schedulers.base import Member, NewFlow
 from featherlb.core.pools.schedulers.least_connections import LeastConnections, waited
@@ -12,7 +15,13 @@ from featherlb.core.pools.schedulers.registry import register
 @register
 class WeightedLeastConnections(LeastConnections):
     name = "weighted-least-connections"
-    aliases = ("wlc", "weighted-leastconn", "weighted-least-conn")
+    aliases: ClassVar[tuple[str, ...]] = (
+        "wlc",
+        "weighted-leastconn",
+        "weighted-least-conn",
+        "sed",
+        "shortest-expected-delay",
+    )
 
     def pick(self, flow: NewFlow) -> Member | None:
         members = self._members

@@ -17,9 +17,14 @@ from featherlb.core.pools.schedulers import (
 from tests.unit.core.pools.schedulers.pools import FLOW, KEY, make_pool
 
 BUILT_INS = [
+    "destination-hash",
+    "failover",
+    "first",
     "five-tuple-hash",
     "least-connections",
     "maglev",
+    "never-queue",
+    "overflow",
     "random",
     "round-robin",
     "source-hash",
@@ -47,6 +52,11 @@ def test_all_built_ins_are_registered() -> None:
         ("lc", "least-connections"),
         ("leastconn", "least-connections"),
         ("wlc", "weighted-least-connections"),
+        ("sed", "weighted-least-connections"),
+        ("nq", "never-queue"),
+        ("fo", "failover"),
+        ("ovf", "overflow"),
+        ("dh", "destination-hash"),
         ("random", "random"),
         ("p2c", "two-choices"),
         ("twos", "two-choices"),
@@ -65,7 +75,7 @@ def test_other_names_are_understood(spelling: str, name: str) -> None:
 
 def test_only_hashes_are_consistent() -> None:
     consistent = {name for name in BUILT_INS if create(name, seed=1, key=KEY).consistent}
-    assert consistent == {"five-tuple-hash", "maglev", "source-hash"}
+    assert consistent == {"destination-hash", "five-tuple-hash", "maglev", "source-hash"}
 
 
 def test_an_unknown_name_is_answered_with_the_known_and_the_closest() -> None:
