@@ -5,6 +5,7 @@ import click
 from featherlb.api.client import connect
 from featherlb.cli.asking import instance_option, output_option
 from featherlb.cli.help import examples
+from featherlb.model.counted import counted
 from featherlb.model.errors import HostError
 
 
@@ -21,7 +22,7 @@ def monitor(instance: int | None, output: str) -> None:
             click.echo(event.model_dump_json())
             continue
         if event.missed:
-            click.echo(f"({event.missed} events lost: the reader is too slow)", err=True)
+            click.echo(f"({counted(event.missed, 'event')} lost: the reader is too slow)", err=True)
         for line in event.message.splitlines():
             click.echo(f"{event.time} {line}")
     raise HostError("featherlb has stopped")

@@ -2,6 +2,7 @@
 
 from featherlb.api import schema
 from featherlb.cli.asking import new_table, print_table, short_time, shows
+from featherlb.model.counted import counted
 
 
 @shows("/v1/status", schema.Status, "featherlb status", "featherlb status -o json")
@@ -12,7 +13,7 @@ def status(answer: schema.Status) -> None:
     rows = {
         "instance": f"{answer.instance}, pid {answer.pid}, version {answer.version}",
         "running for": short_time(answer.uptime),
-        "services": f"{answer.services} with {answer.backends} backends",
+        "services": f"{answer.services} with {counted(answer.backends, 'backend')}",
         "datapaths": ", ".join(f"{count} {name}" for name, count in answer.datapaths.items()),
         "flows": f"{answer.flows:,} of {answer.capacity:,}",
         "log level": str(answer.log_level),
@@ -30,19 +31,21 @@ def status(answer: schema.Status) -> None:
         rows["panic"] = f"{', '.join(answer.panic)}: too few backends are healthy, all are used"
     for worker in answer.workers:
         rows[f"worker {worker.number}"] = (
-            f"pid {worker.pid}, {worker.flows:,} {'flow' if worker.flows == 1 else 'flows'},"
-            f" {worker.received:,} packets, {worker.waiting} waiting"
+            f"pid {worker.pid}, {counted(worker.flows, 'flow')},"
+            f" {counted(worker.received, 'packet')}, {worker.waiting} waiting"
         )
     if answer.worker_restarts:
         rows["worker restarts"] = str(answer.worker_restarts)
     for task in answer.tasks:
         if task.restarts or task.failing:
-            state = "keeps failing" if task.failing else f"restarted {task.restarts} times"
+            state = (
+                "keeps failing" if task.failing else f"restarted {counted(task.restarts, 'time')}"
+            )
             rows[f"task {task.name}"] = f"{state}, last error: {task.last_error}"
     host = answer.host
     if host.deviations:
         count = len(host.deviations)
-        differences = f"{count} {'difference' if count == 1 else 'differences'}"
+        differences = counted(count, "difference")
         rows["host"] = f"changed by others, {differences}: {host.deviations[0]}"
     if host.last_restored:
         rows["host restored"] = f"last {host.last_restored}: {host.repairs}"

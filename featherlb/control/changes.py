@@ -20,6 +20,7 @@ from featherlb.control.prepare import Found
 from featherlb.control.serving import Overrides, Serving
 from featherlb.control.workers import FlowFilter
 from featherlb.model import Endpoint
+from featherlb.model.counted import counted
 from featherlb.model.errors import ConfigError
 
 
@@ -147,7 +148,8 @@ class RunTimeChanges:
             count += await self._serving.data.workers.end_flows(wanted, reset=True)
         self._events.emit(
             "drain-deadline",
-            f"{override.service}: drain deadline of {override.backend}, {count} flows reset",
+            f"{override.service}: drain deadline of {override.backend},"
+            f" {counted(count, 'flow')} reset",
             service=override.service,
             backend=override.backend,
             count=count,

@@ -20,6 +20,7 @@ from featherlb.control.serving import Serving
 from featherlb.control.tasks import Tasks
 from featherlb.control.view import View, WorkerView, view_services
 from featherlb.control.workers import FlowFilter
+from featherlb.model.counted import counted
 
 log = logging.getLogger("featherlb")
 
@@ -83,9 +84,7 @@ class Controller:
         """End flows, with a RST to both ends of connections if `reset`; how many there were."""
         count = await self.data.workers.end_flows(wanted, reset=reset)
         if count:
-            self.events.emit(
-                "flows-ended", f"{count} {'flow' if count == 1 else 'flows'} ended", count=count
-            )
+            self.events.emit("flows-ended", f"{counted(count, 'flow')} ended", count=count)
         return count
 
     async def view(self, *, backends: bool = True) -> View:

@@ -277,10 +277,9 @@ class DataPlane:
         )
 
     def _revert(self) -> None:
-        standing = self._host.standing
-        for failure in self._host.revert():
+        undone, failures = self._host.revert()
+        for failure in failures:
             log.error("%s", failure)
-        undone = [name for name in standing if name not in self._host.standing]
         if undone:
             more = f" and {len(undone) - SHOWN} more" if len(undone) > SHOWN else ""
             log.info("undone on this host: %s%s", ", ".join(undone[:SHOWN]), more)

@@ -19,6 +19,7 @@ from featherlb.control.tasks import Tasks, cancel
 from featherlb.core.pools.hysteresis import Hysteresis, panicking
 from featherlb.core.pools.outlier import Outlier
 from featherlb.model import Backend, Endpoint, Health, HealthCheck, Ramp, Service
+from featherlb.model.counted import counted
 
 FASTER = 4
 """By how much the interval is shorter while results and state disagree."""
@@ -281,7 +282,7 @@ class HealthChecks:
         if checked.hysteresis:
             checked.hysteresis.fall_at_once()
             ending = "until its health checks succeed"
-        checked.failure = f"{failed} of {max(opened, failed)} connections failed"
+        checked.failure = f"{failed} of {counted(max(opened, failed), 'connection')} failed"
         message = f"is ejected {ending}: {checked.failure}"
         self._fall(key, "backend-ejected", message, checked.failure)
 
@@ -323,8 +324,7 @@ class HealthChecks:
         count = self._without_verdict
         self._events.emit(
             "health-no-verdict",
-            f"{count} health {'check' if count == 1 else 'checks'} could not run, backends keep"
-            f" their states: {error}",
+            f"{counted(count, 'health check')} could not run, backends keep their states: {error}",
             logging.WARNING,
             count=count,
             reason=str(error),

@@ -8,6 +8,7 @@ rest a glance every few seconds is enough. What looks different is compared with
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
@@ -17,6 +18,7 @@ from datetime import UTC, datetime
 
 from featherlb import host
 from featherlb.control.events import Events
+from featherlb.model.counted import counted
 from featherlb.model.errors import HostError
 from featherlb.system import nft_monitor, rtnetlink
 
@@ -98,6 +100,10 @@ class HostWatch:
         self._repairs = ""
         self._error = ""
         """Why the host can't be restored; empty if it can."""
+        self._holding = False
+        """The rules are not adapted to VIPs that have come or gone, and the log says so."""
+        self._contested = float("-inf")
+        """Until when the log has it that something keeps changing this host."""
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -156,6 +162,7 @@ class HostWatch:
         if {one.text for one in found} - before:
             self._report(found, None if due is None else due - now)
         elif before and not self._standing:
+            self._holding = False
             self._events.emit("host-right", "this host is as it should be again")
         return False
 
@@ -176,6 +183,18 @@ class HostWatch:
             f"this host was changed{self._by(ours)}: {self._repairs}",
             logging.WARNING,
         )
+
+    def hold_vips(self) -> None:
+        """The rules are not adapted to VIPs that have come or gone."""
+        if not self._holding:
+            self._events.emit(
+                "vips-not-followed",
+                "VIPs have become addresses of this host, or are no longer, but the rules are not"
+                " adapted: others have changed them, and `restore` is false; `featherlb reload`"
+                " restores and adapts them",
+                logging.WARNING,
+            )
+        self._holding = True
 
     def failed(self, error: HostError) -> None:
         """It could not be compared, or not restored."""
@@ -200,11 +219,15 @@ class HostWatch:
         more = len(found) - 1
         text = f"this host was changed{self._by(found)}: {found[0].text}"
         if more:
-            text += f", and {more} more {'difference' if more == 1 else 'differences'}"
+            text += f", and {counted(more, 'more difference')}"
         if wait is None and any(one.repair for one in found):
             text += "; `featherlb reload` restores it"
         elif wait is not None:
-            text += f"; something keeps changing it, so it is restored in {wait:.0f} s"
+            # Each restoration is reported, too.
+            contested, self._contested = self._contested, time.monotonic() + CALM
+            if time.monotonic() < contested:
+                return
+            text += f"; something keeps changing it, so it is restored in {math.ceil(wait)} s"
         self._events.emit("host-changed", text, logging.WARNING)
 
     def _tried(self, found: Sequence[host.Deviation]) -> None:

@@ -10,6 +10,7 @@ from featherlb.config.resolve import absent
 from featherlb.control.events import Events
 from featherlb.control.prepare import advise as advise_here
 from featherlb.control.transition import State
+from featherlb.model import Service
 
 log = logging.getLogger("featherlb")
 
@@ -23,6 +24,8 @@ class Notices:
         """Why backends are absent, by service and backend."""
         self._refused: Mapping[str, str] = {}
         """Why the addresses of names are not used."""
+        self._lines: Mapping[str, int] = {}
+        """What was announced last, each line with its level."""
 
     def tell_of_absent(self, state: State) -> None:
         """Say which backends are absent, which ones are no longer, and which addresses of names are
@@ -53,25 +56,30 @@ class Notices:
         self._refused = state.refused
 
     async def announce(self, state: State, options: host.Options) -> None:
-        """Say what is served, and what may not be as intended with it."""
-        for fault in advise(state.config):
-            log.warning("%s: %s", fault.origin, fault.text)
-        for line in await asyncio.to_thread(advise_here, state.services, options):
-            log.warning("%s", line)
+        """Say what is served, and what may not be as intended with it, as far as that has changed
+        since the last time."""
+        lines = {f"{one.origin}: {one.text}": logging.WARNING for one in advise(state.config)}
+        for text in await asyncio.to_thread(advise_here, state.services, options):
+            lines[text] = logging.WARNING
         for service in state.services:
-            log.info(
-                "%s: %s on %s, %s, %s, %s to %s",
-                service.name,
-                service.protocol,
-                ", ".join(map(str, service.vips)),
-                service.scheduler,
-                service.nat,
-                service.datapath,
-                ", ".join(map(str, service.backends)) or "no backend",
-            )
+            lines[describe(service)] = logging.INFO
             if not service.backends:
-                log.warning(
-                    "%s has no backend and refuses connections: add one with --backend IP:PORT,"
-                    " in the configuration file, or with `featherlb backend add`",
-                    service.name,
+                text = (
+                    f"{service.name} has no backend and refuses connections: add one with --backend"
+                    " IP:PORT, in the configuration file, or with `featherlb backend add`"
                 )
+                lines[text] = logging.WARNING
+        before, self._lines = self._lines, lines
+        for text, level in lines.items():
+            if text not in before:
+                log.log(level, "%s", text)
+
+
+def describe(service: Service) -> str:
+    """A service in one line."""
+    vips = ", ".join(map(str, service.vips))
+    backends = ", ".join(map(str, service.backends)) or "no backend"
+    return (
+        f"{service.name}: {service.protocol} on {vips}, {service.scheduler}, {service.nat},"
+        f" {service.datapath} to {backends}"
+    )

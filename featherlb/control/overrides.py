@@ -182,6 +182,13 @@ def add(config: Config, overrides: Sequence[Override], override: Override) -> tu
         changed = [*kept, replace(last, until=None), override]
     else:
         changed = [*kept, override]
+    if override.action is Action.ENABLE and not replaced and not pool[key].weight:
+        raise ConfigError(
+            [
+                f"{override.backend} is not drained, it has weight 0: give it another with"
+                f" `featherlb backend weight`"
+            ]
+        )
     temporary = override.until is not None and override.action is not Action.ENABLE
     if not temporary and _effect(configured, changed) == _effect(configured, kept):
         return tuple(kept)

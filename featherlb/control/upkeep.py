@@ -101,10 +101,22 @@ class Upkeep:
                     await data.restore(found)
                     watch.restored(found)
                 if moved:
-                    await data.follow_vips()
+                    await self._follow_vips()
         except HostError as error:
             if not serving.stopping:
                 watch.failed(error)
+
+    async def _follow_vips(self) -> None:
+        """Adapt the rules to VIPs that have come or gone, which replaces all of them: what others
+        have changed is restored along with it, so this waits where that isn't wanted."""
+        data = self._serving.data
+        found = await data.deviations()
+        if any(one.ours for one in found) and not self._serving.state.config.restore:
+            data.watch.hold_vips()
+            return
+        await data.follow_vips()
+        if restored := [one for one in found if one.ours and one.repair]:
+            data.watch.restored(restored)
 
     async def _end_flows_of_fallen(self, name: str, endpoint: Endpoint) -> None:
         running = self._serving.state.running

@@ -7,6 +7,7 @@ from featherlb import __version__
 from featherlb.api import schema
 from featherlb.doctor.finding import Finding, error, note, warning
 from featherlb.doctor.subject import Subject, ask_for_stats
+from featherlb.model.counted import counted
 from featherlb.system import kernel_state
 
 FULL = 0.9
@@ -57,8 +58,8 @@ def judge_state(status: schema.Status, installed: str) -> Iterator[Finding]:
         )
     if status.worker_restarts:
         yield warning(
-            f"workers were replaced {status.worker_restarts} times since the start; the log says"
-            " why",
+            f"workers were replaced {counted(status.worker_restarts, 'time')} since the start;"
+            " the log says why",
             "journalctl -u featherlb -g worker",
         )
     for task in status.tasks:
@@ -69,15 +70,16 @@ def judge_state(status: schema.Status, installed: str) -> Iterator[Finding]:
             )
         elif task.restarts:
             yield warning(
-                f"the background task '{task.name}' failed and was restarted {task.restarts} times"
-                f" since the start, the last time because of {task.last_error}",
+                f"the background task '{task.name}' failed and was restarted"
+                f" {counted(task.restarts, 'time')} since the start, the last time because of"
+                f" {task.last_error}",
                 "journalctl -u featherlb -g task",
             )
     if status.host.last_restored:
         times = max(status.host.restored.values())
         yield warning(
             f"another program changes what featherlb needs on this host, and featherlb restored it"
-            f" {times} {'time' if times == 1 else 'times'} since the start, last at"
+            f" {counted(times, 'time')} since the start, last at"
             f" {status.host.last_restored}: {status.host.repairs}; the log says which program, if"
             " the kernel knows",
             'journalctl -u featherlb -g "this host was changed"',

@@ -29,6 +29,7 @@ from featherlb.host.resources import (
 )
 from featherlb.host.survey import place, require_privileges
 from featherlb.model import Address
+from featherlb.model.counted import counted
 from featherlb.model.errors import HostError
 from featherlb.system import (
     arp,
@@ -111,19 +112,15 @@ class Host:
         """The plan in force."""
         return self._plan
 
-    @property
-    def standing(self) -> list[str]:
-        """The names of what is set up now."""
-        return [resource.name for resource in self._resources]
-
-    def revert(self) -> list[str]:
-        """Revert everything; what could not be reverted, as sentences, stays in the journal."""
+    def revert(self) -> tuple[list[str], list[str]]:
+        """Revert everything but what another instance needs: the names of what was reverted, and as
+        sentences what could not be and stays in the journal."""
         with self._journal.locked():
             plan = self._plan
-            failures = self._revert(self._resources)
+            reverted, failures = self._revert(self._resources)
             if plan is not None:
                 delete_flows(vip_rows(plan), plan.claims[Replies.TRACKED])
-            return failures
+            return reverted, failures
 
     def hand_off(self, plan: HostPlan) -> None:
         """Change to a plan that stays on the host when this process has gone: the next instance
@@ -246,10 +243,11 @@ class Host:
                 elif missing:
                     yield made
 
-    def _revert(self, resources: Iterable[Resource]) -> list[str]:
-        """Revert these, the last one first, except those that another instance needs."""
+    def _revert(self, resources: Iterable[Resource]) -> tuple[list[str], list[str]]:
+        """Revert these, the last one first, except those that another instance needs; the answer
+        is that of `revert`."""
         if self._plan is None:
-            return []
+            return [], []
         shared = {
             resource.name
             for record in self._journal.records()
@@ -257,18 +255,20 @@ class Host:
             for resource in changes(record)
         }
         failures = []
+        reverted = []
         gone = set()
         with rtnetlink.asked_once():
             for resource in newest_first(list(resources)):
                 try:
                     if resource.name not in shared:
                         resource.revert()
+                        reverted.append(resource.name)
                     gone.add(resource.name)
                 except HostError as error:
                     failures.append(str(error))
         self._resources = [one for one in self._resources if one.name not in gone]
         self._write()
-        return failures
+        return reverted, failures
 
     def _write(self) -> None:
         assert self._plan is not None
@@ -351,7 +351,7 @@ def _remove_stale(log: journal.Journal, keep: Keep) -> list[str]:
         # Last: without the rules, nothing opens new ones.
         if count := delete_flows(record.vips, record.claims[Replies.TRACKED], served):
             removed.append(
-                f"{count} connection tracking {'entry' if count == 1 else 'entries'}"
+                f"{counted(count, 'connection tracking entry', 'connection tracking entries')}"
                 f" of flows, left by pid {record.pid}"
             )
         if len(changes(record)) < len(record.changes):

@@ -9,6 +9,7 @@ from featherlb.datapaths.rules.vip_addresses import subnet_interface
 from featherlb.host.plan import HostPlan
 from featherlb.host.survey import bridge_filter, is_local
 from featherlb.model import LOOPBACK, Address
+from featherlb.model.counted import counted
 from featherlb.system import ipset, iptables, rtnetlink, sysctl, xtables
 
 OwnRules = Mapping[int, list[tuple[str, str]]]
@@ -82,7 +83,7 @@ def repairs(deviations: Iterable[Deviation]) -> list[str]:
     """What an update does about them, one line for all rules of a table: `restored 10 rules of
     table raw`."""
     counts = Counter(one.repair for one in deviations if one.repair)
-    return [text.format(f"{n} {'rule' if n == 1 else 'rules'}") for text, n in counts.items()]
+    return [text.format(counted(n, "rule")) for text, n in counts.items()]
 
 
 def _rules(plan: HostPlan, family: int, before: list[tuple[str, str]]) -> Iterator[Deviation]:

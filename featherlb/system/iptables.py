@@ -28,6 +28,8 @@ RUN_TIMEOUT = 60
 _CHAIN = re.compile(r"^:FEATHERLB-([A-Z]+)-(\d+) ")
 _RULE = re.compile(r"^-A (\S+) (.*)$")
 _TARGET = re.compile(r"(?:-j|-g) FEATHERLB-([A-Z]+)-(\d+)$")
+_PROGRAM = re.compile(r"^(?:ip6?tables[a-z-]*(?: v\S+)?(?: \(\w+\))?: ?)+")
+_BESIDE = re.compile(r"^Error occurred at line|^Try `|^# Warning: |^line \d+ failed$")
 _UNSUPPORTED = re.compile(r"Extension (\S+) revision \d+ not supported")
 
 
@@ -312,6 +314,9 @@ def _find(name: str) -> str | None:
 
 
 def _reason(stderr: str) -> str:
-    """The last line that isn't an advertisement."""
-    lines = [line.strip() for line in stderr.splitlines() if line.strip() and "Try `" not in line]
-    return lines[-1] if lines else "no reason given"
+    """What the program says went wrong, without what surrounds it: its name and version, warnings,
+    the number of the line, an advertisement of its manual."""
+    lines = [_PROGRAM.sub("", line.strip()) for line in stderr.splitlines()]
+    said = [line for line in lines if line]
+    useful = [line for line in said if not _BESIDE.search(line)]
+    return "; ".join(dict.fromkeys(useful)) or (said[-1] if said else "no reason given")

@@ -25,6 +25,7 @@ from featherlb.core.pools.schedulers import names, within_weights
 from featherlb.datapaths.base import Context, Engine, PacketQueue, ServiceChange, open_engine
 from featherlb.datapaths.owners import TupleOwners
 from featherlb.model import DEFAULT_DATAPATH, Backend, Datapath, Service, Topology
+from featherlb.model.counted import counted
 from featherlb.model.errors import FeatherlbError
 from featherlb.model.shard import Shard
 from featherlb.system import flow_file, plugins
@@ -247,9 +248,9 @@ class Worker:
                 more, fewer = self._core.restoration.restore(memory, start.shard)
                 restored, unmatched = restored + more, unmatched + fewer
         if restored or unmatched:
-            text = f"worker {start.shard.worker} restored {restored} flows"
+            text = f"worker {start.shard.worker} restored {counted(restored, 'flow')}"
             if unmatched:
-                text += f"; {unmatched} match no service"
+                text += f"; {unmatched} {'matches' if unmatched == 1 else 'match'} no service"
             self._channel.send(Log(logging.INFO, text))
 
     def save(self) -> None:

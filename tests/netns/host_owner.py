@@ -47,7 +47,7 @@ def main(queue: str, nat: str, vip: str, *backends: str) -> None:
     for line in sys.stdin:
         instance.update(plan(line.split()))
         print("updated", flush=True)
-    print("reverted", *instance.revert(), flush=True)
+    print("reverted", *instance.revert()[1], flush=True)
 
 
 if __name__ == "__main__":

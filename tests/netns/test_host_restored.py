@@ -244,6 +244,34 @@ def test_a_standby_serves_as_soon_as_it_has_the_vip(
         assert host(lab)["deviations"] == []
 
 
+@pytest.mark.parametrize("driver", ["netlink"], indirect=True)
+def test_a_vip_that_moves_is_no_reason_to_restore(lab: Lab, featherlb: Up, tmp_path: Path) -> None:
+    node = lab.balancer
+    path = write(tmp_path, "assign: false", "restore: false")
+
+    def give(action: str) -> None:
+        node.run(["ip", "address", action, f"{VIP}/24", "dev", "front"])
+
+    with featherlb(lab, "--config", path) as running:
+        away = rules(node)
+        give("add")
+        wait_for(lambda: f"VIP {VIP} is an address of this host" in running.log, "the report")
+        wait_for(lambda: served(lab), "traffic")
+        assert rules(node) != away
+        flush(node, "nft")
+        wait_for(lambda: len(json.dumps(host(lab))) > 1000, "the report of the rules")
+        give("del")
+        wait_for(lambda: "`restore` is false" in running.log, "the report")
+        give("add")
+        give("del")
+        assert rules(node) == []
+        reload(node)
+        assert rules(node) == away
+        assert running.log.count("`restore` is false") == 1
+        give("add")
+        wait_for(lambda: served(lab), "traffic")
+
+
 def test_more_changes_of_rules_than_a_socket_holds(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:

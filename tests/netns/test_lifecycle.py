@@ -187,11 +187,18 @@ def test_instances_for_different_vips_do_not_disturb_each_other(lab: Lab, feathe
 def test_the_first_of_two_instances_may_end_first(lab: Lab, featherlb: Up) -> None:
     before = snapshot(lab.balancer)
     first = featherlb(lab, *OPTIONS)
-    first.__enter__()
-    with featherlb(lab, "--vip", "10.0.0.11:80", "--backend", "10.0.1.2:8080"):
+    running = first.__enter__()
+    with featherlb(lab, "--vip", "10.0.0.11:80", "--backend", "10.0.1.2:8080") as second:
+        assert running.stop() == 0
+        (undone,) = (line for line in running.log.splitlines() if "undone on this host" in line)
         first.__exit__(None, None, None)
         assert ask(lab.client, "10.0.0.11").backend == "backend1"
+        second.stop()
+        (rest,) = (line for line in second.log.splitlines() if "undone on this host" in line)
     assert snapshot(lab.balancer) == before
+    # What both need goes with the last one.
+    assert ("ip_forward" in undone, "ip_forward" in rest) == (False, True)
+    assert ("FEATHERLB-*-0" in undone, "FEATHERLB-*-1" in rest) == (True, True)
 
 
 def test_a_second_instance_for_a_vip_is_refused(lab: Lab, featherlb: Up, driver: str) -> None:

@@ -190,7 +190,7 @@ def test_a_name_without_an_address_is_a_backend_that_is_not_there_yet(
             lab.client.connect(VIP, 81)
         text = "the name 'late.test' has no IPv4 address"
         assert f"late.test:8080: absent: {text}" in run(lab.balancer, "backends").stdout
-        assert "2 with 1 backends, 2 absent" in run(lab.balancer, "status").stdout
+        assert "2 with 1 backend, 2 absent" in run(lab.balancer, "status").stdout
         assert f"web: backend late.test:8080 is absent: {text}" in "".join(reload(lab.balancer))
         change(lab.balancer, "drain", "web", "late.test:8080")
         names.write_text("10.0.1.3 late.test\n")

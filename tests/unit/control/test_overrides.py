@@ -173,3 +173,12 @@ def test_another_configuration_keeps_what_fits() -> None:
 def test_the_running_configuration_can_be_written_and_read() -> None:
     config = with_overrides(CONFIG, made(override("drain", "b"), override("add", "c", 3)))
     assert parse(write(config), "saved") == config
+
+
+def test_a_backend_of_weight_0_is_not_enabled() -> None:
+    with pytest.raises(ConfigError, match=r"^b:1 is not drained, it has weight 0: give it another"):
+        made(override("weight", "b", 0), override("enable", "b"))
+    # A drain on top of that can be ended.
+    assert made(
+        override("weight", "b", 0), override("drain", "b"), override("enable", "b")
+    ) == made(override("weight", "b", 0))

@@ -412,7 +412,7 @@ def test_it_ends_with_its_supervisor_and_saves_its_flows(
     successor = Supervised(monkeypatch, again)
     try:
         successor.channel.send(Apply((WEB,), 0))
-        assert successor.hear(Log).text == "worker 0 restored 1 flows"
+        assert successor.hear(Log).text == "worker 0 restored 1 flow"
         successor.hear(Applied)
     finally:
         successor.close()
