@@ -320,7 +320,7 @@ def test_what_goes_wrong_beside_the_packets_costs_none(
         f" timeout: 1s}}\n    backends: ['{THREE}']\n"
     )
     path.write_text(configuration(ONE, TWO) + slow)
-    own_run = 'mount -t tmpfs -o size=64k tmpfs /run/featherlb && exec "$@"'
+    own_run = 'mount -t tmpfs -o size=64k,mode=755 tmpfs /run/featherlb && exec "$@"'
     # Of this test alone: the file system is full for nobody else.
     program = ("unshare", "--mount", "sh", "-c", own_run, "sh", PROGRAM)
     arguments = ["up", *DRIVERS[driver], "--config", str(path)]
