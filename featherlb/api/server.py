@@ -11,20 +11,18 @@ import os
 import re
 import socket
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from importlib import resources
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from aiohttp import web
 from pydantic import BaseModel
 
-from featherlb import __version__
 from featherlb.api import schema
 from featherlb.api.listener import (
     BODY_TIMEOUT,
@@ -35,21 +33,27 @@ from featherlb.api.listener import (
     Refusal,
     Refusals,
 )
+from featherlb.api.show import (
+    show_change,
+    show_explanation,
+    show_flow,
+    show_services,
+    show_stats,
+    show_status,
+)
 from featherlb.config import values
 from featherlb.control.controller import Controller
 from featherlb.control.overrides import Action, Override, find_service
-from featherlb.control.view import BackendView, ServiceView, View
 from featherlb.control.workers import Cursor, FlowFilter
-from featherlb.core.flows.tcp_state import State, TimeoutClass
-from featherlb.core.path.export import FlowView, Statistics, read_flows
-from featherlb.model import Endpoint, Health, Role
+from featherlb.core.flows.tcp_state import State
+from featherlb.core.path.export import read_flows
+from featherlb.model import Endpoint, Role
 from featherlb.model.errors import ConfigError, FeatherlbError, HostError
-from featherlb.model.reason import Reason
 from featherlb.system import journal, kernel_state
 from featherlb.system.failure import explain, log_traceback
 
 if TYPE_CHECKING:
-    from featherlb.insight.explain import Answer as Explanation
+    pass
 
 log = logging.getLogger("featherlb")
 
@@ -377,7 +381,7 @@ class _Handlers:
         start = Cursor(int(worker), max(1, int(record)))
         async for page, following in self._controller.data.workers.copies(start):
             place = f"{following.worker}:{following.record}" if following else None
-            found += [_flow(flow) for _, _, flow in read_flows(page) if wanted.matches(flow)]
+            found += [show_flow(flow) for _, _, flow in read_flows(page) if wanted.matches(flow)]
             scanned += len(page.records) // 128
             if len(found) >= query.limit or scanned >= RECORDS_PER_ANSWER:
                 break
@@ -420,7 +424,7 @@ class _Handlers:
 
     async def changes(self, request: web.BaseRequest) -> web.Response:
         overrides = self._controller.serving.state.overrides
-        return _answer(schema.Changes(changes=[_change(one) for one in overrides]))
+        return _answer(schema.Changes(changes=[show_change(one) for one in overrides]))
 
     async def change(self, request: web.BaseRequest) -> web.Response:
         wanted = schema.read(schema.ChangeRequest, await _body(request))
@@ -450,13 +454,15 @@ class _Handlers:
             deadline=None if wanted.deadline is None else now + wanted.deadline,
         )
         made = await self._complete(self._controller.changes.make(override))
-        change = _change(made.override).model_dump()
+        change = show_change(made.override).model_dump()
         return _answer(schema.Made(**change, replaces=list(made.replaced)))
 
     async def revert(self, request: web.BaseRequest, number: str) -> web.Response:
         if not re.fullmatch("[0-9]{1,18}", number):
             raise ConfigError([f"{values.quote(number)} is not the number of a change"])
-        return _answer(_change(await self._complete(self._controller.changes.revert(int(number)))))
+        return _answer(
+            show_change(await self._complete(self._controller.changes.revert(int(number))))
+        )
 
     async def reload(self, request: web.BaseRequest) -> web.Response:
         wanted = schema.read(schema.ReloadRequest, await _body(request))
@@ -553,256 +559,3 @@ class _Handlers:
 
 def _resource(name: str) -> str:
     return resources.files("featherlb.api").joinpath(name).read_text(encoding="utf-8")
-
-
-def _flow(flow: FlowView) -> schema.Flow:
-    return schema.Flow.model_construct(
-        service=flow.service,
-        protocol=str(flow.protocol),
-        state=schema.label(flow.state),
-        client=str(flow.client),
-        vip=str(flow.vip),
-        backend=str(flow.backend),
-        source=str(flow.source),
-        age=flow.age,
-        idle=flow.idle,
-        bytes_forward=flow.bytes_forward,
-        bytes_reply=flow.bytes_reply,
-    )
-
-
-def _change(override: Override) -> schema.Change:
-    now = time.monotonic()
-    left = [
-        None if at is None else round(at - now, 3) for at in (override.until, override.deadline)
-    ]
-    return schema.Change(
-        number=override.number or None,
-        action=override.action,
-        service=override.service,
-        backend=override.backend,
-        weight=override.weight,
-        role=override.role,
-        max_connections=override.max_connections,
-        remaining=left[0],
-        deadline=left[1],
-    )
-
-
-def show_explanation(found: "Explanation") -> schema.Explanation:
-    return schema.Explanation(
-        service=found.service,
-        protocol=str(found.protocol),
-        client=str(found.client),
-        port_assumed=found.port_assumed,
-        vip=str(found.vip),
-        scheduler=found.scheduler,
-        nat=str(found.nat),
-        datapath=found.datapath,
-        panic=found.panic,
-        worker=found.worker,
-        workers=found.workers,
-        flow=None if found.flow is None else _flow(found.flow),
-        reopens=found.reopens,
-        flows=[_flow(flow) for flow in found.flows],
-        outcome=found.outcome.label,
-        reasons=list(found.reasons),
-        backend=None if found.backend is None else str(found.backend),
-        target=None if found.target is None else str(found.target),
-        binding=None
-        if found.binding is None
-        else schema.Binding(backend=str(found.binding.backend), remaining=found.binding.remaining),
-        candidates=[schema.Candidate(**asdict(one)) for one in found.candidates],
-        hooks=[schema.HookAction(**asdict(one)) for one in found.hooks],
-        rules=[schema.MetRule(**asdict(one)) for one in found.rules],
-    )
-
-
-def show_status(view: View) -> schema.Status:
-    found = view.statistics
-    served = [service.served for service in view.services if service.served is not None]
-    return schema.Status(
-        instance=view.instance,
-        version=__version__,
-        pid=os.getpid(),
-        started=view.started.isoformat(timespec="seconds"),
-        uptime=round((datetime.now(UTC) - view.started).total_seconds(), 1),
-        services=len(served),
-        datapaths=dict(Counter(str(service.datapath) for service in served)),
-        backends=sum(len(service.backends) for service in served),
-        absent=view.absent,
-        flows=sum(one.core.flows for one in found.values()),
-        capacity=sum(one.core.capacity for one in found.values()),
-        log_level=view.log_level,
-        log_level_remaining=(
-            None if view.log_until is None else round(view.log_until - time.monotonic(), 3)
-        ),
-        changes=len(view.overrides),
-        reloads=view.reloads.done,
-        reloads_refused=view.reloads.refused,
-        last_reload=view.reloads.last,
-        reload_error=view.reloads.error,
-        panic=sorted(service.config.name for service in view.services if service.panic),
-        worker_restarts=view.worker_restarts,
-        workers=[
-            schema.Worker(
-                number=one.number,
-                pid=one.pid,
-                flows=one.statistics.core.flows,
-                received=one.statistics.core.received,
-                waiting=one.statistics.queue.waiting,
-            )
-            for one in view.workers
-            if one.statistics is not None
-        ],
-        tasks=[
-            schema.Task(
-                name=one.name,
-                restarts=one.restarts,
-                failing=one.failing,
-                last_error=one.last_error,
-                last_failure=one.last_failure,
-            )
-            for one in view.tasks
-        ],
-        host=schema.HostState(
-            restoring=view.host.restoring,
-            deviations=list(view.host.deviations),
-            restored=dict(view.host.restored),
-            last_restored=view.host.last,
-            repairs=view.host.repairs,
-        ),
-        watchdog_fed=view.watchdog_fed,
-    )
-
-
-def show_services(view: View) -> schema.Services:
-    found = [one.core for one in view.statistics.values()]
-    counts = backend_counts(found)
-    return schema.Services(services=[_service(one, found, counts) for one in view.services])
-
-
-def _service(
-    view: ServiceView, found: list[Statistics], counts: dict[tuple[str, Endpoint], dict[str, int]]
-) -> schema.Service:
-    name = view.config.name
-    rows = [
-        schema.Backend(
-            backend=str(one.config),
-            address=str(one.endpoint or ""),
-            state=_state(one),
-            failure=one.failure,
-            role=one.config.role,
-            weight=one.config.weight,
-            effective_weight=one.effective_weight,
-            max_connections=one.config.max_connections,
-            **(counts[name, one.endpoint] if one.endpoint else dict.fromkeys(COUNTS, 0)),
-        )
-        for one in view.backends
-    ]
-    listed = {one.endpoint for one in view.backends}
-    departing = {
-        backend.endpoint: backend
-        for core in found
-        for service, backend in core.departing
-        if service == name and backend.endpoint not in listed
-    }
-    rows += [
-        schema.Backend(
-            backend=str(one),
-            address=str(one),
-            state="leaving",
-            failure="",
-            role=one.role,
-            weight=0,
-            effective_weight=0,
-            max_connections=None,
-            **dict.fromkeys(COUNTS, 0),
-        )
-        for _, one in sorted(departing.items())
-    ]
-    return schema.Service(
-        name=name,
-        protocol=str(view.config.protocol),
-        vips=[str(vip) for vip in (view.served or view.config).vips],
-        scheduler=view.config.scheduler,
-        nat=str(view.config.nat),
-        datapath=str(view.served.datapath) if view.served else "",
-        panic=view.panic,
-        backends=rows,
-    )
-
-
-def _state(view: BackendView) -> Health | Literal["absent", "drained"]:
-    if view.endpoint is None:
-        return "absent"
-    return "drained" if view.drained else view.health or Health.UP
-
-
-COUNTS = (
-    "active",
-    "flows",
-    "packets_forward",
-    "bytes_forward",
-    "packets_reply",
-    "bytes_reply",
-    "resets",
-    "refused",
-    "syn_timeouts",
-    "syn_retries",
-)
-"""A backend's counters in `BackendStats` and in the API."""
-
-
-def backend_counts(found: list[Statistics]) -> dict[tuple[str, Endpoint], dict[str, int]]:
-    """The counters of each backend, over all workers."""
-    counts: dict[tuple[str, Endpoint], dict[str, int]] = defaultdict(
-        lambda: dict.fromkeys(COUNTS, 0)
-    )
-    for core in found:
-        for one in core.backends:
-            sums = counts[one.service, one.backend.endpoint]
-            for key in COUNTS:
-                sums[key] += getattr(one, key)
-    return counts
-
-
-def show_stats(view: View) -> schema.Stats:
-    found = view.statistics
-    cores = [one.core for one in found.values()]
-    return schema.Stats(
-        received=sum(core.received for core in cores),
-        translated=sum(core.translated for core in cores),
-        passed=sum(core.passed for core in cores),
-        dropped=sum(core.dropped for core in cores),
-        reasons={one.label: sum(core.reasons[one] for core in cores) for one in Reason},
-        flows=sum(core.flows for core in cores),
-        flows_by_class={
-            schema.label(kind): sum(core.flows_by_class[kind] for core in cores)
-            for kind in TimeoutClass
-        },
-        evicted=sum(core.evicted for core in cores),
-        scheduler_errors=dict(
-            sum((Counter(core.scheduler_errors) for core in cores), Counter[str]())
-        ),
-        queues=[
-            schema.Queue(
-                worker=number,
-                received=one.queue.received,
-                truncated=one.queue.truncated,
-                queue_dropped=one.queue.queue_dropped,
-                socket_dropped=one.queue.socket_dropped,
-                verdict_refused=one.queue.unsent,
-                waiting=one.queue.waiting,
-                unsent=one.unsent,
-                frames=schema.Frames(
-                    received=one.frames.received,
-                    dropped=one.frames.socket_dropped,
-                    unsent=one.frames.unsent,
-                    unresolved=one.frames.unresolved,
-                    held=one.frames.held,
-                ),
-            )
-            for number, one in found.items()
-        ],
-    )

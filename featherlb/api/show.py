@@ -1,0 +1,273 @@
+"""What the API shows: the controller's values as the schema's models."""
+
+import os
+import time
+from collections import Counter, defaultdict
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Literal
+
+from featherlb import __version__
+from featherlb.api import schema
+from featherlb.control.overrides import Override
+from featherlb.control.view import BackendView, ServiceView, View
+from featherlb.core.flows.tcp_state import TimeoutClass
+from featherlb.core.path.export import FlowView, Statistics
+from featherlb.model import Endpoint, Health
+from featherlb.model.reason import Reason
+
+if TYPE_CHECKING:
+    from featherlb.insight.explain import Answer as Explanation
+
+
+def show_flow(flow: FlowView) -> schema.Flow:
+    return schema.Flow.model_construct(
+        service=flow.service,
+        protocol=str(flow.protocol),
+        state=schema.label(flow.state),
+        client=str(flow.client),
+        vip=str(flow.vip),
+        backend=str(flow.backend),
+        source=str(flow.source),
+        age=flow.age,
+        idle=flow.idle,
+        bytes_forward=flow.bytes_forward,
+        bytes_reply=flow.bytes_reply,
+    )
+
+
+def show_change(override: Override) -> schema.Change:
+    now = time.monotonic()
+    left = [
+        None if at is None else round(at - now, 3) for at in (override.until, override.deadline)
+    ]
+    return schema.Change(
+        number=override.number or None,
+        action=override.action,
+        service=override.service,
+        backend=override.backend,
+        weight=override.weight,
+        role=override.role,
+        max_connections=override.max_connections,
+        remaining=left[0],
+        deadline=left[1],
+    )
+
+
+def show_explanation(found: "Explanation") -> schema.Explanation:
+    return schema.Explanation(
+        service=found.service,
+        protocol=str(found.protocol),
+        client=str(found.client),
+        port_assumed=found.port_assumed,
+        vip=str(found.vip),
+        scheduler=found.scheduler,
+        nat=str(found.nat),
+        datapath=found.datapath,
+        panic=found.panic,
+        worker=found.worker,
+        workers=found.workers,
+        flow=None if found.flow is None else show_flow(found.flow),
+        reopens=found.reopens,
+        flows=[show_flow(flow) for flow in found.flows],
+        outcome=found.outcome.label,
+        reasons=list(found.reasons),
+        backend=None if found.backend is None else str(found.backend),
+        target=None if found.target is None else str(found.target),
+        binding=None
+        if found.binding is None
+        else schema.Binding(backend=str(found.binding.backend), remaining=found.binding.remaining),
+        candidates=[schema.Candidate(**asdict(one)) for one in found.candidates],
+        hooks=[schema.HookAction(**asdict(one)) for one in found.hooks],
+        rules=[schema.MetRule(**asdict(one)) for one in found.rules],
+    )
+
+
+def show_status(view: View) -> schema.Status:
+    found = view.statistics
+    served = [service.served for service in view.services if service.served is not None]
+    return schema.Status(
+        instance=view.instance,
+        version=__version__,
+        pid=os.getpid(),
+        started=view.started.isoformat(timespec="seconds"),
+        uptime=round((datetime.now(UTC) - view.started).total_seconds(), 1),
+        services=len(served),
+        datapaths=dict(Counter(str(service.datapath) for service in served)),
+        backends=sum(len(service.backends) for service in served),
+        absent=view.absent,
+        flows=sum(one.core.flows for one in found.values()),
+        capacity=sum(one.core.capacity for one in found.values()),
+        log_level=view.log_level,
+        log_level_remaining=(
+            None if view.log_until is None else round(view.log_until - time.monotonic(), 3)
+        ),
+        changes=len(view.overrides),
+        reloads=view.reloads.done,
+        reloads_refused=view.reloads.refused,
+        last_reload=view.reloads.last,
+        reload_error=view.reloads.error,
+        panic=sorted(service.config.name for service in view.services if service.panic),
+        worker_restarts=view.worker_restarts,
+        workers=[
+            schema.Worker(
+                number=one.number,
+                pid=one.pid,
+                flows=one.statistics.core.flows,
+                received=one.statistics.core.received,
+                waiting=one.statistics.queue.waiting,
+            )
+            for one in view.workers
+            if one.statistics is not None
+        ],
+        tasks=[
+            schema.Task(
+                name=one.name,
+                restarts=one.restarts,
+                failing=one.failing,
+                last_error=one.last_error,
+                last_failure=one.last_failure,
+            )
+            for one in view.tasks
+        ],
+        host=schema.HostState(
+            restoring=view.host.restoring,
+            deviations=list(view.host.deviations),
+            restored=dict(view.host.restored),
+            last_restored=view.host.last,
+            repairs=view.host.repairs,
+        ),
+        watchdog_fed=view.watchdog_fed,
+    )
+
+
+def show_services(view: View) -> schema.Services:
+    found = [one.core for one in view.statistics.values()]
+    counts = _backend_counts(found)
+    return schema.Services(services=[_service(one, found, counts) for one in view.services])
+
+
+def _service(
+    view: ServiceView, found: list[Statistics], counts: dict[tuple[str, Endpoint], dict[str, int]]
+) -> schema.Service:
+    name = view.config.name
+    rows = [
+        schema.Backend(
+            backend=str(one.config),
+            address=str(one.endpoint or ""),
+            state=_state(one),
+            failure=one.failure,
+            role=one.config.role,
+            weight=one.config.weight,
+            effective_weight=one.effective_weight,
+            max_connections=one.config.max_connections,
+            **(counts[name, one.endpoint] if one.endpoint else dict.fromkeys(_COUNTS, 0)),
+        )
+        for one in view.backends
+    ]
+    listed = {one.endpoint for one in view.backends}
+    departing = {
+        backend.endpoint: backend
+        for core in found
+        for service, backend in core.departing
+        if service == name and backend.endpoint not in listed
+    }
+    rows += [
+        schema.Backend(
+            backend=str(one),
+            address=str(one),
+            state="leaving",
+            failure="",
+            role=one.role,
+            weight=0,
+            effective_weight=0,
+            max_connections=None,
+            **dict.fromkeys(_COUNTS, 0),
+        )
+        for _, one in sorted(departing.items())
+    ]
+    return schema.Service(
+        name=name,
+        protocol=str(view.config.protocol),
+        vips=[str(vip) for vip in (view.served or view.config).vips],
+        scheduler=view.config.scheduler,
+        nat=str(view.config.nat),
+        datapath=str(view.served.datapath) if view.served else "",
+        panic=view.panic,
+        backends=rows,
+    )
+
+
+def _state(view: BackendView) -> Health | Literal["absent", "drained"]:
+    if view.endpoint is None:
+        return "absent"
+    return "drained" if view.drained else view.health or Health.UP
+
+
+_COUNTS = (
+    "active",
+    "flows",
+    "packets_forward",
+    "bytes_forward",
+    "packets_reply",
+    "bytes_reply",
+    "resets",
+    "refused",
+    "syn_timeouts",
+    "syn_retries",
+)
+"""A backend's counters in `BackendStats` and in the API."""
+
+
+def _backend_counts(found: list[Statistics]) -> dict[tuple[str, Endpoint], dict[str, int]]:
+    """The counters of each backend, over all workers."""
+    counts: dict[tuple[str, Endpoint], dict[str, int]] = defaultdict(
+        lambda: dict.fromkeys(_COUNTS, 0)
+    )
+    for core in found:
+        for one in core.backends:
+            sums = counts[one.service, one.backend.endpoint]
+            for key in _COUNTS:
+                sums[key] += getattr(one, key)
+    return counts
+
+
+def show_stats(view: View) -> schema.Stats:
+    found = view.statistics
+    cores = [one.core for one in found.values()]
+    return schema.Stats(
+        received=sum(core.received for core in cores),
+        translated=sum(core.translated for core in cores),
+        passed=sum(core.passed for core in cores),
+        dropped=sum(core.dropped for core in cores),
+        reasons={one.label: sum(core.reasons[one] for core in cores) for one in Reason},
+        flows=sum(core.flows for core in cores),
+        flows_by_class={
+            schema.label(kind): sum(core.flows_by_class[kind] for core in cores)
+            for kind in TimeoutClass
+        },
+        evicted=sum(core.evicted for core in cores),
+        scheduler_errors=dict(
+            sum((Counter(core.scheduler_errors) for core in cores), Counter[str]())
+        ),
+        queues=[
+            schema.Queue(
+                worker=number,
+                received=one.queue.received,
+                truncated=one.queue.truncated,
+                queue_dropped=one.queue.queue_dropped,
+                socket_dropped=one.queue.socket_dropped,
+                verdict_refused=one.queue.unsent,
+                waiting=one.queue.waiting,
+                unsent=one.unsent,
+                frames=schema.Frames(
+                    received=one.frames.received,
+                    dropped=one.frames.socket_dropped,
+                    unsent=one.frames.unsent,
+                    unresolved=one.frames.unresolved,
+                    held=one.frames.held,
+                ),
+            )
+            for number, one in found.items()
+        ],
+    )
