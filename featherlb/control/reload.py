@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
+from typing import ParamSpec, TypeVar
 
 from featherlb import host
 from featherlb.config import Config
@@ -17,8 +18,14 @@ from featherlb.control.prepare import load_schedulers
 from featherlb.control.serving import Overrides, Serving, state_of
 from featherlb.control.transition import State, Step, plan
 from featherlb.control.view import Reloads
-from featherlb.model.errors import FeatherlbError
+from featherlb.model.errors import FeatherlbError, HostError
 from featherlb.system.failure import log_traceback, sentence
+
+READ_TIMEOUT = 60.0
+"""Seconds for reading the configuration, and as many for the code of users' schedulers."""
+
+_Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +89,8 @@ class Reloader:
         """What differs, and the flows that have ended, which are in the log already."""
         serving = self._serving
         # Nobody else waits for the disk, for users' code or for the resolver meanwhile.
-        config = await asyncio.to_thread(self._settings.load)
-        schedulers = await asyncio.to_thread(load_schedulers, config, serving.state.schedulers)
+        config = await _read(self._settings.load)
+        schedulers = await _read(load_schedulers, config, serving.state.schedulers)
         remaining = _none if discard else applicable
         overrides = remaining(config, serving.state.overrides)
         await serving.resolver.refresh(names(with_overrides(config, overrides)))
@@ -105,7 +112,7 @@ class Reloader:
     async def preview(self) -> list[str]:
         """What a reload would change, as lines; nothing changes. FeatherlbError as `reload`."""
         serving = self._serving
-        config = await asyncio.to_thread(self._settings.load)
+        config = await _read(self._settings.load)
         await serving.resolver.refresh(names(config))
         async with serving.one_at_a_time():
             before = serving.state
@@ -139,6 +146,21 @@ class Reloader:
             wanted = state_of(config, overrides, found, before.schedulers)
             steps = tuple(plan(before, wanted, repair=True))
             return Prospect(differences, before, wanted, steps)
+
+
+async def _read(
+    call: Callable[_Parameters, _Result], *args: _Parameters.args, **kwargs: _Parameters.kwargs
+) -> _Result:
+    """What a call returns that reads files or runs users' code. HostError if it hangs: reloads come
+    one at a time, and the next one must not wait for it."""
+    try:
+        async with asyncio.timeout(READ_TIMEOUT):
+            return await asyncio.to_thread(call, *args, **kwargs)
+    except TimeoutError:
+        raise HostError(
+            f"the configuration could not be read within {READ_TIMEOUT:g} s: its file, or the code"
+            " of a scheduler, hangs"
+        ) from None
 
 
 def _dropped(before: Iterable[Override], after: Iterable[Override]) -> list[str]:
