@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from featherlb.config.faults import Fault
 from featherlb.config.types import BackendConfig, BackendKey, Config, Host, ServiceConfig, VipConfig
-from featherlb.core.pools.schedulers import is_consistent, limits_by_weight
+from featherlb.core.pools.schedulers import is_consistent, limits_by_weight, takes_hash_options
 from featherlb.model import LAST_PORT, CheckType, NatMode, Protocol, reached_ports
 
 _BROADCAST = IPv4Address("255.255.255.255")
@@ -44,7 +44,8 @@ def advise(config: Config) -> Iterator[Fault]:
     for service in config.services:
         persistence = service.persistence
         # With source-hash all workers pick the same backend for a client, though not for a network.
-        alike = service.scheduler == "source-hash" and persistence and not persistence.prefix
+        by_client = service.scheduler == "source-hash" and not service.hash_on
+        alike = by_client and not service.hash_balance and persistence and not persistence.prefix
         if persistence and config.workers > 1 and not alike:
             text = f"each of the {config.workers} workers remembers clients on its own"
             text += ", and a client's ports lead to all of them"
@@ -274,7 +275,19 @@ def _options(service: ServiceConfig) -> Iterator[Fault]:
             text = f"'{name}' requires protocol {protocol}"
             origin = service.option_origins.get(name, service.origin)
             yield Fault(origin, f"{text} (this service has {service.protocol})")
-    if service.slow_start and is_consistent(service.scheduler):
+    for name, value in (("hash_on", service.hash_on), ("hash_balance", service.hash_balance)):
+        if value and not takes_hash_options(service.scheduler):
+            text = f"'{name}' has no effect with {service.scheduler}, which hashes no flows"
+            origin = service.option_origins.get(name, service.origin)
+            yield Fault(origin, f"{text} (expected a scheduler such as maglev or source-hash)")
+    origin = service.option_origins.get("hash_on", service.origin)
+    fields = [part.field for part in service.hash_on]
+    if twice := next((one for one in fields if fields.count(one) > 1), None):
+        yield Fault(origin, f"'{twice}' is listed twice")
+    widest = max((part.prefix or 0 for part in service.hash_on), default=0)
+    if widest > 32 and any(_family(vip.host) == 4 for vip in service.vips):
+        yield Fault(origin, f"src/{widest} is too long a prefix for IPv4 (expected at most 32)")
+    if service.slow_start and is_consistent(service.scheduler) and not service.hash_balance:
         text = (
             f"'slow_start' has no effect with {service.scheduler}, whose picks don't depend on time"
         )

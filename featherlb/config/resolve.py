@@ -218,10 +218,13 @@ def _service(service: ServiceConfig, places: Sequence[Place] | None) -> model.Se
                 sources=sources,
                 role=backend.role,
                 max_connections=backend.max_connections,
+                labels=backend.labels,
             )
             for endpoint, backend in first.items()
         ),
         scheduler=service.scheduler,
+        hash_on=service.hash_on,
+        hash_balance=service.hash_balance,
         nat=service.nat,
         datapath=model.DEFAULT_DATAPATH if service.datapath == AUTO else service.datapath,
         one_packet=service.one_packet,

@@ -32,6 +32,7 @@ from featherlb.model import (
     Datapath,
     Driver,
     Endpoint,
+    HashPart,
     Health,
     HealthCheck,
     NatMode,
@@ -70,6 +71,7 @@ _Host = Annotated[Host, PlainValidator(values.host)]
 _Name = Annotated[str, PlainValidator(values.host_name)]
 _Duration = Annotated[float, PlainValidator(values.duration)]
 _SourceAddress = Annotated[Address, PlainValidator(values.address), _keep_discarded]
+_HashPart = Annotated[HashPart, PlainValidator(values.hash_part), _keep_discarded]
 _Vip = Annotated[Vip, PlainValidator(values.vip), _keep_discarded]
 
 
@@ -87,6 +89,7 @@ class BackendEntry(_Strict):
     weight: Annotated[int, PlainValidator(values.weight)] = 1
     role: Annotated[Role, PlainValidator(values.role)] = Role.PRIMARY
     max_connections: Annotated[int | None, PlainValidator(values.max_connections)] = None
+    labels: Annotated[dict[str, str], PlainValidator(values.labels)] = {}
 
 
 class PersistenceEntry(_Strict):
@@ -161,6 +164,8 @@ class ServiceEntry(_Strict):
     )
     protocol: Annotated[Protocol, PlainValidator(values.protocol)] = Protocol.TCP
     scheduler: Annotated[str, PlainValidator(values.scheduler)] = "round-robin"
+    hash_on: Annotated[list[_HashPart], _one_or_list] = []
+    hash_balance: Annotated[int | None, PlainValidator(values.integer(101, 1000))] = None
     nat: Annotated[NatMode, PlainValidator(values.nat)] = NatMode.DNAT
     datapath: Annotated[Datapath | Automatic, PlainValidator(values.datapath)] = DEFAULT_DATAPATH
     source_addresses: list[_SourceAddress] = []

@@ -13,7 +13,7 @@ from featherlb.config.types import (
     VipConfig,
     default_name,
 )
-from featherlb.model import HealthCheck, PassiveCheck, Timeouts
+from featherlb.model import HealthCheck, Label, PassiveCheck, Timeouts
 
 
 def read(document: Document, faults: list[Fault]) -> Config:
@@ -63,6 +63,8 @@ def _service(entry: schema.ServiceEntry, document: Document, path: Path) -> Serv
         protocol=entry.protocol,
         scheduler=entry.scheduler,
         scheduler_origin=document.origin((*path, "scheduler")),
+        hash_on=tuple(part for part in entry.hash_on if part is not schema.DISCARDED),
+        hash_balance=entry.hash_balance,
         nat=entry.nat,
         datapath=entry.datapath,
         one_packet=entry.one_packet,
@@ -87,13 +89,22 @@ def _service(entry: schema.ServiceEntry, document: Document, path: Path) -> Serv
                 weight=backend.weight,
                 role=backend.role,
                 max_connections=backend.max_connections,
+                labels=tuple(Label(*pair) for pair in backend.labels.items()),
             )
             for i, backend in enumerate(entry.backends)
             if backend is not schema.DISCARDED
         ),
         option_origins={
             key: document.origin((*path, key))
-            for key in ("mss", "one_packet", "responses", "passive_health", "slow_start")
+            for key in (
+                "mss",
+                "one_packet",
+                "responses",
+                "passive_health",
+                "slow_start",
+                "hash_on",
+                "hash_balance",
+            )
         },
     )
 

@@ -16,7 +16,9 @@ from featherlb.model import (
     Datapath,
     Driver,
     Endpoint,
+    HashPart,
     HealthCheck,
+    Label,
     NatMode,
     OnBackendDown,
     PassiveCheck,
@@ -65,6 +67,7 @@ class BackendConfig:
     role: Role = Role.PRIMARY
     max_connections: int | None = None
     last_port: int = 0
+    labels: tuple[Label, ...] = ()
 
     @property
     def key(self) -> BackendKey:
@@ -105,6 +108,8 @@ class ServiceConfig:
     protocol: Protocol = Protocol.TCP
     scheduler: str = "round-robin"
     scheduler_origin: Origin = field(default=NOWHERE, compare=False)
+    hash_on: tuple[HashPart, ...] = ()
+    hash_balance: int | None = None
     nat: NatMode = NatMode.DNAT
     datapath: Datapath | Automatic = DEFAULT_DATAPATH
     one_packet: bool = False

@@ -21,6 +21,8 @@ from featherlb.model import (
     Datapath,
     Driver,
     Endpoint,
+    HashField,
+    HashPart,
     Health,
     NatMode,
     OnBackendDown,
@@ -37,6 +39,7 @@ T = TypeVar("T")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _LONGEST_SECONDS = 720 * 3600.0
 _DURATION = "a duration such as 500ms, 30s, 5m or 1h, at most 720h"
+_LABEL = "letters, digits, `.`, `_`, `/` and `-`, up to 63"
 _LONGEST_SHOWN = 60
 _MOST_LISTED = 10
 
@@ -152,6 +155,31 @@ def one_of(choices: Mapping[str, T]) -> Callable[[object], T]:
 def scheduler(value: object) -> str:
     """The canonical name of a scheduler, from its name or an alias."""
     return canonical_name(text(value, "the name of a scheduler"))
+
+
+def hash_part(value: object) -> HashPart:
+    """A part of a flow that is hashed: a field, or `src/24`."""
+    expected = f"{', '.join(HashField)}, or src/PREFIX"
+    word = text(value, expected)
+    match = re.fullmatch(r"src/([0-9]{1,3})", word)
+    if match and 1 <= int(match[1]) <= 128:
+        return HashPart(HashField.SRC, int(match[1]))
+    try:
+        return HashPart(HashField(word))
+    except ValueError:
+        raise ValueError(f"{quote(word)} is no part of a flow (expected {expected})") from None
+
+
+def labels(value: object) -> dict[str, str]:
+    """A backend's labels, such as `{zone: a}`."""
+    expected = "a mapping such as {zone: a, rack: r7}"
+    if not isinstance(value, dict):
+        raise wrong_type(value, expected)
+    for part in (*value, *value.values()):
+        word = text(part, f"{expected}, of {_LABEL}")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}", word):
+            raise ValueError(f"{quote(word)} is no part of a label (expected {_LABEL})")
+    return value
 
 
 def duration(value: object) -> float:

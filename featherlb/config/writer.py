@@ -19,7 +19,7 @@ from featherlb.config.types import (
     VipConfig,
     default_name,
 )
-from featherlb.model import Endpoint, Protocol, StatusRange
+from featherlb.model import Endpoint, HashPart, Protocol, StatusRange
 
 _RENAMED = {"vips": "vip"}
 
@@ -31,14 +31,16 @@ def write(config: Config) -> str:
 
 def _plain(value: Any) -> Any:
     match value:
-        case VipConfig() | Endpoint() | StatusRange():
+        case VipConfig() | Endpoint() | StatusRange() | HashPart():
             return str(value)
         case Protocol() | IPv4Address() | IPv6Address():
             return str(value)
         case SourceConfig():
             return str(value.address)
         case BackendConfig():
-            rest = _mapping(value, without=("host", "port", "last_port"))
+            rest = _mapping(value, without=("host", "port", "last_port", "labels"))
+            if value.labels:
+                rest["labels"] = {label.key: label.value for label in value.labels}
             return {"address": str(value), **rest} if rest else str(value)
         case Enum():
             return str(value)

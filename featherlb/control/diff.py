@@ -20,6 +20,8 @@ _SERVICE = (
     "vips",
     "protocol",
     "scheduler",
+    "hash_on",
+    "hash_balance",
     "nat",
     "datapath",
     "source_addresses",
@@ -36,7 +38,7 @@ _SECTIONS = {
     "passive_health": "passive health check",
 }
 """Sections of a service, of which only is said that they changed."""
-_BACKEND = ("weight", "role", "max_connections")
+_BACKEND = ("weight", "role", "max_connections", "labels")
 
 
 def describe(before: Config, after: Config) -> list[str]:

@@ -247,7 +247,7 @@ class _Clients:
             return
         if is_consistent(old.scheduler) and is_consistent(new.scheduler):
             self._pools = _pool(old, key), _pool(new, key)
-            if old.scheduler == new.scheduler:
+            if (old.scheduler, old.hash_on) == (new.scheduler, new.hash_on):
                 self.least = least_moved(old, new)
         self._taking = shares_of(new).keys()
 

@@ -91,6 +91,17 @@ class Ramp:
 
 
 @dataclass(frozen=True, slots=True)
+class Label:
+    """What an operator says about a backend: its zone, its rack. Schedulers see it."""
+
+    key: str
+    value: str
+
+    def __str__(self) -> str:
+        return f"{self.key}={self.value}"
+
+
+@dataclass(frozen=True, slots=True)
 class Backend:
     """A server of a pool.
 
@@ -108,6 +119,7 @@ class Backend:
     max_connections: int | None = None
     """Limit of open flows."""
     ramp: Ramp | None = None
+    labels: tuple[Label, ...] = ()
     down: bool = False
     """It fails its health checks, or is ejected."""
 
@@ -134,7 +146,7 @@ class HashPart:
     prefix: int | None = None
 
     def __str__(self) -> str:
-        return self.field if self.prefix is None else f"{self.field}/{self.prefix}"
+        return self.field.value if self.prefix is None else f"{self.field}/{self.prefix}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +169,10 @@ class Service:
     vips: tuple[Vip, ...]
     backends: tuple[Backend, ...] = ()
     scheduler: str = "round-robin"
+    hash_on: tuple[HashPart, ...] = ()
+    """What a hash scheduler hashes of a flow; its default if empty."""
+    hash_balance: int | None = None
+    """Limit of a backend's open flows under a hash scheduler, in per cent of its fair share."""
     nat: NatMode = NatMode.DNAT
     datapath: Datapath = DEFAULT_DATAPATH
     one_packet: bool = False

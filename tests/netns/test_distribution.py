@@ -45,9 +45,16 @@ POOLS: list[tuple[str, tuple[int, ...]]] = [
     ("fo", (1, 3, 2)),
     ("ovf", (1, 3, 2)),
     ("dh", EVEN),
+    ("sh", (1, 1, 2)),
+    ("mh", (2, 1, 1)),
 ]
 """Scheduler and weights of each service, whose port is its place here after FIRST_PORT. Each is for
 one test alone."""
+OPTIONS: dict[tuple[str, tuple[int, ...]], list[str]] = {
+    ("sh", (1, 1, 2)): ["hash_balance: 125"],
+    ("mh", (2, 1, 1)): ["hash_on: [src/25, dport]"],
+}
+"""Further keys of services."""
 FIRST_PORT = 1000
 VIPS = [VIP, *(f"10.0.0.{host}" for host in range(212, 220))]
 """Those of the service with dh."""
@@ -75,6 +82,7 @@ def balanced(lab: Lab, featherlb: Up, tmp_path_factory: pytest.TempPathFactory) 
             f"  - name: s{number}",
             f"    vip: [{', '.join(f'{vip}:{number}' for vip in vips)}]",
             f"    scheduler: {scheduler}",
+            *(f"    {key}" for key in OPTIONS.get((scheduler, weights), ())),
             "    backends:",
         ]
         for backend, weight in zip(BACKENDS, weights, strict=True):
@@ -239,6 +247,20 @@ def test_flow_hashes_keep_a_5_tuple_and_spread_a_client(lab: Lab, name: str) -> 
     again = by_port()
     assert again == first
     assert set(first.values()) == {"backend1", "backend2", "backend3"}
+
+
+def test_the_bound_of_hash_balance_holds_for_a_single_client(lab: Lab) -> None:
+    with ExitStack() as stack:
+        held = names(hold(stack, lab, port("sh", (1, 1, 2)), 16))
+        # Of 16: fair shares are 4, 4 and 8, and the bounds 5, 5 and 10.
+        assert held.total() == 16
+        assert all(held[f"backend{number}"] <= bound for number, bound in ((1, 5), (2, 5), (3, 10)))
+
+
+def test_hash_on_keeps_a_network_on_its_backend(lab: Lab) -> None:
+    found = from_clients(lab, port("mh", (2, 1, 1)))
+    # All of them are in 10.0.0.128/25.
+    assert len(set(found.values())) == 1
 
 
 def test_maglev_splits_by_weight(lab: Lab) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from featherlb.core.pools.persistence import PersistenceTable
-from featherlb.core.pools.schedulers import Member, NewFlow, Scheduler, factory_of
+from featherlb.core.pools.schedulers import Member, NewFlow, Scheduler, create_for, factory_of
 from featherlb.model import Address, Backend, Endpoint, NatMode, Role, Service
 from featherlb.model.ticks import TICKS_PER_SECOND
 
@@ -85,7 +85,7 @@ class Pool:
         self.awaiting_rules = False
         self._seed = seed
         self._key = key
-        self._factory = factory_of(service.scheduler)
+        self._strategy = _strategy(service)
         self._tiers = {Role.PRIMARY: self._new_tier()}
         self.persistence = _table(service)
         self._update_tiers()
@@ -125,11 +125,7 @@ class Pool:
 
     def update(self, service: Service, new_member: Callable[[Backend], Member]) -> Iterable[Member]:
         """Change to `service`; returns the members that it no longer has."""
-        factory = factory_of(service.scheduler)
-        # A user's edited code is another factory of the same name.
-        if factory is not self._factory:
-            self._factory = factory
-            self._tiers = {role: self._new_tier() for role in self._tiers}
+        strategy = _strategy(service)
         gone = dict(self.members)
         members: dict[Endpoint, Member] = {}
         for backend in service.backends:
@@ -141,6 +137,9 @@ class Pool:
         if service.persistence != self.service.persistence:
             self.persistence = _table(service)
         self._take(service)
+        if strategy != self._strategy:
+            self._strategy = strategy
+            self._tiers = {role: self._new_tier() for role in self._tiers}
         self.members = members
         self.ranged = {}
         for endpoint, member in members.items():
@@ -150,7 +149,7 @@ class Pool:
         return gone.values()
 
     def _new_tier(self) -> Tier:
-        return Tier(self._factory(seed=self._seed, key=self._key))
+        return Tier(create_for(self.service, seed=self._seed, key=self._key))
 
     def _update_tiers(self) -> None:
         tiers: dict[Role, Tier] = {}
@@ -213,6 +212,11 @@ class Pool:
     def consistent_choice(self, flow: NewFlow) -> Member | None:
         """The member of this established connection, in a pool that `adopts`."""
         return self._serving.scheduler.pick(flow)
+
+
+def _strategy(service: Service) -> tuple[object, ...]:
+    """What a scheduler is made from. A user's edited code is another factory of the same name."""
+    return factory_of(service.scheduler), service.hash_on, service.hash_balance
 
 
 def _table(service: Service) -> PersistenceTable | None:

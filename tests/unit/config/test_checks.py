@@ -183,6 +183,23 @@ from featherlb.model.errors import ConfigError
             ],
         ),
         (
+            "- vip: 10.0.0.1:80\n  scheduler: wlc\n  hash_on: src\n  hash_balance: 125",
+            [
+                f"f:{line}: services[0].{key}: '{key}' has no effect with "
+                "weighted-least-connections, which hashes no flows (expected a scheduler such as "
+                "maglev or source-hash)"
+                for line, key in ((4, "hash_on"), (5, "hash_balance"))
+            ],
+        ),
+        (
+            "- vip: 10.0.0.1:80\n  scheduler: mh\n  hash_on: [src/48, sport, src]",
+            [
+                "f:4: services[0].hash_on: 'src' is listed twice",
+                "f:4: services[0].hash_on: src/48 is too long a prefix for IPv4 (expected at most "
+                "32)",
+            ],
+        ),
+        (
             "- vip: 10.0.0.1:80\n  scheduler: mh\n  slow_start: 9s",
             [
                 "f:4: services[0].slow_start: 'slow_start' has no effect with maglev, whose "
@@ -288,6 +305,8 @@ def test_faults_between_values(text: str, faults: list[str]) -> None:
         "- {vip: '10.0.0.1:80', backends: ['10.0.1.1:80', '10.0.1.1:81', 'web:80']}",
         "- {vip: '10.0.0.1:80', backends: [{address: '10.0.1.1:80', weight: 0}]}",
         "- {vip: '10.0.0.1:80', backends: []}",
+        "- {vip: '10.0.0.1:80', scheduler: mh, hash_balance: 150, slow_start: 9s}",
+        "- {vip: '[2001:db8::1]:80', scheduler: mh, hash_on: [src/64, dst, protocol]}",
         "- {vip: '10.0.0.1:80', nat: full, source_addresses: ['10.0.0.1']}",
         "- {vip: '10.0.0.1:8000-8009', backends: ['10.0.1.1', '10.0.1.2:9000-9009', 'web']}",
         "- {vip: ['10.0.0.1:21', '10.0.0.1:8000-8009'], backends: ['10.0.1.1', '10.0.1.2:80']}",
@@ -304,6 +323,10 @@ def test_what_only_looks_like_a_fault_is_accepted(text: str) -> None:
 def test_a_warning_where_clients_are_remembered_by_several_workers() -> None:
     text = "services:\n- vip: 10.0.0.1:80\n  persistence: {}\n"
     assert list(advise(parse(text, "f"))) == []
+    by_client = f"workers: 3\n{text}  scheduler: sh\n"
+    assert list(advise(parse(by_client, "f"))) == []
+    assert len(list(advise(parse(f"{by_client}  hash_on: sport\n", "f")))) == 1
+    assert len(list(advise(parse(f"{by_client}  hash_balance: 125\n", "f")))) == 1
     (warning,) = advise(parse(f"workers: 3\n{text}", "f"))
     assert str(warning.origin).startswith("f:4")
     assert warning.text == (

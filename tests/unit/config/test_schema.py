@@ -10,9 +10,9 @@ SERVICE = "services:\n- vip: 10.0.0.10:80\n"
 BACKENDS = f"{SERVICE}  backends:\n"
 
 SERVICE_KEYS = (
-    "name, vip, protocol, scheduler, nat, datapath, source_addresses, persistence, mss, "
-    "one_packet, responses, on_backend_down, health, passive_health, slow_start, panic_threshold, "
-    "backends"
+    "name, vip, protocol, scheduler, hash_on, hash_balance, nat, datapath, source_addresses, "
+    "persistence, mss, one_packet, responses, on_backend_down, health, passive_health, "
+    "slow_start, panic_threshold, backends"
 )
 FILE_KEYS = (
     "services, queue, workers, fail_open, assign, restore, driver, hash_key, max_flows, timeouts, "
@@ -293,6 +293,36 @@ def faults_of(text: str) -> list[str]:
         (
             f"{SERVICE}  panic_threshold: 50%",
             "f:3: services[0].panic_threshold: '50%' is text (expected an integer from 0 to 100)",
+        ),
+        (
+            f"{SERVICE}  scheduler: mh\n  hash_on: [src, ports]",
+            "f:4: services[0].hash_on[1]: 'ports' is no part of a flow (expected src, sport, dst, "
+            "dport, protocol, or src/PREFIX)",
+        ),
+        (
+            f"{SERVICE}  scheduler: mh\n  hash_on: dst/24",
+            "f:4: services[0].hash_on: 'dst/24' is no part of a flow (expected src, sport, dst, "
+            "dport, protocol, or src/PREFIX)",
+        ),
+        (
+            f"{SERVICE}  scheduler: mh\n  hash_balance: 100",
+            "f:4: services[0].hash_balance: 100 is too small (expected an integer from 101 to "
+            "1000)",
+        ),
+        (
+            f"{BACKENDS}  - {{address: '10.0.1.2:80', labels: [a]}}",
+            "f:4: services[0].backends[0].labels: this is a list (expected a mapping such as "
+            "{zone: a, rack: r7})",
+        ),
+        (
+            f"{BACKENDS}  - {{address: '10.0.1.2:80', labels: {{zone: a b}}}}",
+            "f:4: services[0].backends[0].labels: 'a b' is no part of a label (expected letters, "
+            "digits, `.`, `_`, `/` and `-`, up to 63)",
+        ),
+        (
+            f"{BACKENDS}  - {{address: '10.0.1.2:80', labels: {{zone: 7}}}}",
+            "f:4: services[0].backends[0].labels: 7 is a number (expected a mapping such as "
+            "{zone: a, rack: r7}, of letters, digits, `.`, `_`, `/` and `-`, up to 63)",
         ),
         (
             f"{SERVICE}  slow_start: 0",

@@ -21,10 +21,14 @@ services:
     mss: 1400
     on_backend_down: reset
     backends: ['[2001:db8::3]:80', {address: 'name:80', weight: 0},
-      {address: '[2001:db8::4]:80', role: sorry, max_connections: 7}]
+      {address: '[2001:db8::4]:80', role: sorry, max_connections: 7,
+      labels: {zone: a, rack: r7}}]
   - name: ranges
     vip: ['10.0.0.4:8000-8010', '10.0.0.5:8000-8010']
     backends: [10.0.1.1, '10.0.1.2:9000-9010', name, {address: '10.0.1.3:80', weight: 2}]
+    scheduler: mh
+    hash_on: [src/24, dport]
+    hash_balance: 125
   - name: all
     vip: '[2001:db8::9]:*'
     backends: ['[2001:db8::3]']

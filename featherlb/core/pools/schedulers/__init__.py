@@ -21,6 +21,7 @@ from featherlb.core.pools.schedulers.base import Member, NewFlow, Scheduler
 from featherlb.core.pools.schedulers.registry import (
     canonical_name,
     create,
+    create_for,
     factory_of,
     is_consistent,
     is_file_reference,
@@ -28,6 +29,7 @@ from featherlb.core.pools.schedulers.registry import (
     names,
     register,
     scheduler,
+    takes_hash_options,
     within_weights,
 )
 from featherlb.core.pools.schedulers.user import PickFunction, UserScheduler
@@ -40,6 +42,7 @@ __all__ = [
     "UserScheduler",
     "canonical_name",
     "create",
+    "create_for",
     "factory_of",
     "is_consistent",
     "is_file_reference",
@@ -47,5 +50,6 @@ __all__ = [
     "names",
     "register",
     "scheduler",
+    "takes_hash_options",
     "within_weights",
 ]

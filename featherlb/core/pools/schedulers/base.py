@@ -19,9 +19,10 @@ class Member:
 
     `active` counts its open flows (half-open or established). `index` is its number, which is
     constant. Weight 0 means no new flows. `unlimited` means that only the weight limits them.
+    `labels` are the configuration's.
     """
 
-    __slots__ = ("active", "backend", "credit", "index", "ramp", "unlimited", "weight")
+    __slots__ = ("active", "backend", "credit", "index", "labels", "ramp", "unlimited", "weight")
 
     def __init__(self, backend: model.Backend, index: int) -> None:
         self.active: int = 0
@@ -34,6 +35,7 @@ class Member:
     def take_backend(self, backend: model.Backend) -> None:
         """Apply a change of the backend's configuration."""
         self.backend = backend
+        self.labels: dict[str, str] = {label.key: label.value for label in backend.labels}
         self.weight: int = backend.weight
         self.ramp = backend.ramp
         self.unlimited = backend.max_connections is None and backend.ramp is None

@@ -5,9 +5,11 @@ class or function is registered with `@scheduler("name")`, or by `featherlb.syst
 import difflib
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, cast
 
 from featherlb.core.pools.schedulers.base import Scheduler
+from featherlb.core.pools.schedulers.bounded_load import BoundedLoad
+from featherlb.core.pools.schedulers.hash_scheduler import HashScheduler
 from featherlb.core.pools.schedulers.user import PickFunction, UserScheduler
 from featherlb.model import Service
 
@@ -109,6 +111,21 @@ def within_weights(service: Service) -> Service:
         for one in service.backends
     )
     return replace(service, backends=tuple(backends))
+
+
+def create_for(service: Service, *, seed: int, key: bytes) -> Scheduler:
+    """A new scheduler for a service, with its options; ValueError as for `create`."""
+    factory = factory_of(service.scheduler)
+    if not takes_hash_options(service.scheduler):
+        return factory(seed=seed, key=key)
+    scheduler = cast(type[HashScheduler], factory)(seed=seed, key=key, hash_on=service.hash_on)
+    return BoundedLoad(scheduler, service.hash_balance) if service.hash_balance else scheduler
+
+
+def takes_hash_options(name: str) -> bool:
+    """Whether `hash_on` and `hash_balance` mean something to the scheduler of this name."""
+    factory = _factories.get(name)
+    return isinstance(factory, type) and issubclass(factory, HashScheduler)
 
 
 def create(name: str, *, seed: int, key: bytes) -> Scheduler:

@@ -8,7 +8,7 @@ import pytest
 
 from featherlb.core.pools.pool import Pool
 from featherlb.core.pools.schedulers import Member, NewFlow
-from featherlb.model import Backend, Persistence, Ramp, Role, Service
+from featherlb.model import Backend, HashField, HashPart, Label, Persistence, Ramp, Role, Service
 from tests.unit.core.pools.schedulers.test_registry import BUILT_INS
 from tests.world import ONE, THREE, TWO, backend, service
 
@@ -264,3 +264,32 @@ def test_overflow_of_consistent_placement_moves_no_other_flow(scheduler: str) ->
     assert moved.keys() == {TWO, THREE, FOUR}
     # A connection that is under way is where it would have gone without the limit.
     assert [pool.consistent_choice(flow) for flow in flows] == before
+
+
+def test_a_hash_scheduler_gets_its_options_and_is_made_anew_if_they_change() -> None:
+    wanted = service(ONE, TWO, scheduler="maglev")
+    pool = make_pool(wanted)
+    update(pool, wanted)
+    assert pool.adopts
+    (plain,) = pool.schedulers
+    by_client = replace(wanted, hash_on=(HashPart(HashField.SRC),))
+    update(pool, by_client)
+    assert pool.adopts
+    assert pool.schedulers != [plain]
+    ports = (NewFlow(6, 4, 0x0A000001, port, 0xC000020A, 80) for port in range(1024, 1074))
+    assert len({pool.pick(flow, 0) for flow in ports}) == 1
+    update(pool, replace(by_client, hash_balance=125))
+    # Other balancers' picks depend on their own flows.
+    assert not pool.adopts
+    update(pool, replace(by_client, hash_balance=125, scheduler="round-robin"))
+    assert not pool.adopts
+
+
+def test_schedulers_see_labels() -> None:
+    labelled = replace(backend(ONE), labels=(Label("zone", "a"), Label("rack", "r7")))
+    pool = make_pool(service(labelled, TWO))
+    update(pool, service(labelled, TWO))
+    one, two = pool.members.values()
+    assert (one.labels, two.labels) == ({"zone": "a", "rack": "r7"}, {})
+    update(pool, service(replace(labelled, labels=(Label("zone", "b"),)), TWO))
+    assert one.labels == {"zone": "b"}
