@@ -12,6 +12,7 @@ from featherlb.config.faults import Fault
 from featherlb.config.types import BackendConfig, BackendKey, Config, Host, ServiceConfig, VipConfig
 from featherlb.core.pools.schedulers import is_consistent, limits_by_weight, takes_hash_options
 from featherlb.model import LAST_PORT, CheckType, NatMode, Protocol, reached_ports
+from featherlb.model.counted import counted
 
 _BROADCAST = IPv4Address("255.255.255.255")
 
@@ -222,10 +223,11 @@ def _limits(service: ServiceConfig, workers: int) -> Iterator[Fault]:
     for backend in service.backends:
         limit = backend.max_connections
         if limits_by_weight(service.scheduler) and 0 < backend.weight < workers:
-            text = f"{workers} workers can't share {backend.weight} connections of {backend}"
+            shared = counted(backend.weight, "connection")
+            text = f"{workers} workers can't share {shared} of {backend}"
             yield Fault(backend.origin, f"{text} (expected a weight of {workers} or more)")
         if limit is not None and limit < workers:
-            text = f"{workers} workers can't share {limit} connections of {backend}"
+            text = f"{workers} workers can't share {counted(limit, 'connection')} of {backend}"
             yield Fault(backend.origin, f"{text} (expected max_connections of {workers} or more)")
 
 

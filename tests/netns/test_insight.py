@@ -44,13 +44,15 @@ def test_a_connection_goes_where_it_was_told_to_go(lab: Lab, featherlb: Up, tmp_
     (tmp_path / "mine.py").write_text(CUSTOM)
     schedulers = [*names(), "./mine.py:pick", "persistent"]
     path = tmp_path / "lb.yaml"
+    # Some schedulers take the weight as a limit, which the workers share.
+    pool = [f"{{address: '{one}', weight: 8}}" for one in BACKENDS]
     path.write_text(
         "workers: 2\nservices:\n"
         + "".join(
             f"- name: s{number}\n  vip: '{VIP}:{8000 + number}'\n"
             f"  scheduler: {'rr' if name == 'persistent' else name}\n"
             f"{'  persistence: {}' if name == 'persistent' else ''}\n"
-            f"  backends: [{', '.join(BACKENDS)}]\n"
+            f"  backends: [{', '.join(pool)}]\n"
             for number, name in enumerate(schedulers)
         )
     )

@@ -178,7 +178,7 @@ from featherlb.model.errors import ConfigError
             "- vip: 10.0.0.1:80\n  scheduler: ovf\n  backends: [{address: '10.0.1.1:80'}]\n"
             "workers: 2",
             [
-                "f:4: services[0].backends[0].address: 2 workers can't share 1 connections of "
+                "f:4: services[0].backends[0].address: 2 workers can't share 1 connection of "
                 "10.0.1.1:80 (expected a weight of 2 or more)"
             ],
         ),
