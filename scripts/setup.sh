@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1
 
 run="gcc iproute2 iptables libnetfilter-queue-dev python3-dev"
 test="bind9-dnsutils conntrack curl dnsmasq-base ethtool iperf3 ipset iputils-ping nftables nginx-light
-  procps tcpdump wrk"
+  procps tcpdump tshark wrk"
 bench="git haproxy libnginx-mod-stream"
 case "$level" in
 run) packages="$run" extras="" levels="run" ;;

@@ -5,7 +5,7 @@ from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 from urllib.parse import urlencode
 
 from pydantic import BaseModel, ValidationError
@@ -100,8 +100,7 @@ class Client:
         with self._request(method, path, body, self._timeout) as response:
             status, text = response.status, response.read().decode(errors="replace")
         if status >= 400:
-            reason = self._read(schema.Fault, text).error
-            raise ConfigError(reason.splitlines()) if status < 500 else HostError(reason)
+            self._refuse(status, text)
         return text
 
     def events(self) -> Generator[schema.Event, None, None]:
@@ -109,6 +108,21 @@ class Client:
         with self._request("GET", "/v1/events", None, None) as response:
             for line in response:
                 yield self._read(schema.Event, line.decode(errors="replace"))
+
+    def capture(self, query: Mapping[str, object]) -> Generator[schema.CapturedPacket, None, None]:
+        """Packets from now on, until the instance stops; now and then one without data."""
+        parameters = {key: value for key, value in query.items() if value is not None}
+        path = f"/v1/capture?{urlencode(parameters, errors='surrogateescape')}"
+        with self._request("GET", path, None, None) as response:
+            if response.status >= 400:
+                self._refuse(response.status, response.read().decode(errors="replace"))
+            for line in response:
+                yield self._read(schema.CapturedPacket, line.decode(errors="replace"))
+
+    def _refuse(self, status: int, text: str) -> NoReturn:
+        """Raise what an instance answers that refuses a request."""
+        reason = self._read(schema.Fault, text).error
+        raise ConfigError(reason.splitlines()) if status < 500 else HostError(reason)
 
     def _read(self, model: type[_Model], text: str) -> _Model:
         """The text of a response as data; HostError if it isn't what this version expects."""

@@ -465,6 +465,29 @@ class Event(Answer):
     details: dict[str, str | int]
 
 
+class CaptureQuery(Question):
+    service: str | None = None
+    client: str | None = Field(None, description="An address or a network, such as `10.0.0.0/8`.")
+    backend: str | None = Field(
+        None, description="`IP:PORT`, `IP:LOW-HIGH`, or `IP` for all ports of a host."
+    )
+    protocol: Literal["tcp", "udp"] | None = None
+    length: int = Field(65535, ge=64, le=65535, description="Bytes of each packet, at most.")
+
+
+class CapturedPacket(Answer):
+    """A packet on one side of the balancer. `data` is empty, and nothing else means anything but
+    `missed`, where there was none for a while."""
+
+    time: float = Field(description="Seconds since the epoch.")
+    side: Literal["clients", "backends"]
+    leaving: bool = Field(description="False: as it arrived; true: as it left.")
+    length: int = Field(description="Of the packet, in bytes; `data` has the first ones.")
+    data: str = Field(description="From the IP header on, in base64.")
+    comment: str = Field(description="What became of it, and why.")
+    missed: int = Field(description="Packets before it that were too many to be captured.")
+
+
 class Frames(Answer):
     """Frames of the `raw` datapath."""
 

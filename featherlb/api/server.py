@@ -13,7 +13,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import asdict, dataclass
 from importlib import resources
 from ipaddress import ip_address, ip_network
@@ -34,9 +34,11 @@ from featherlb.api.listener import (
     Refusals,
 )
 from featherlb.api.show import (
+    NO_PACKET,
     show_change,
     show_explanation,
     show_flow,
+    show_packet,
     show_services,
     show_stats,
     show_status,
@@ -47,7 +49,8 @@ from featherlb.control.overrides import Action, Override, find_service
 from featherlb.control.workers import Cursor, FlowFilter
 from featherlb.core.flows.tcp_state import State
 from featherlb.core.path.export import read_flows
-from featherlb.model import Endpoint, Role
+from featherlb.core.path.recording import Wanted
+from featherlb.model import Endpoint, Protocol, Role
 from featherlb.model.errors import ConfigError, FeatherlbError, HostError
 from featherlb.system import journal, kernel_state
 from featherlb.system.failure import explain, log_traceback
@@ -198,7 +201,7 @@ def http_server(
 ) -> HttpServer:
     """The API, open to everybody without `access`. Needs a running loop."""
     refusals = refusals or Refusals()
-    handlers = _Handlers(controller, refusals)
+    handlers = _Handlers(controller, refusals, local=access is None)
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
         try:
@@ -268,6 +271,7 @@ _ROUTES = {
     ("GET", "/v1/config"): "config",
     ("GET", "/v1/host"): "host",
     ("GET", "/v1/events"): "events",
+    ("GET", "/v1/capture"): "capture",
     ("GET", "/metrics"): "metrics",
     ("GET", "/"): "page",
     ("GET", "/page.js"): "script",
@@ -348,7 +352,9 @@ async def _body(request: web.BaseRequest) -> object:
 class _Handlers:
     """One method per route."""
 
-    def __init__(self, controller: Controller, refusals: Refusals) -> None:
+    def __init__(self, controller: Controller, refusals: Refusals, *, local: bool) -> None:
+        """`local`: clients are root of this host."""
+        self._local = local
         self._controller = controller
         self._refusals = refusals
         self._changes: set[asyncio.Task[Any]] = set()
@@ -514,6 +520,28 @@ class _Handlers:
                 await response.write(line.model_dump_json().encode() + b"\n")
         return response
 
+    async def capture(self, request: web.BaseRequest) -> web.StreamResponse:
+        if not self._local:
+            raise web.HTTPForbidden(reason="packets are captured over the Unix socket only")
+        query = schema.read(schema.CaptureQuery, dict(request.query))
+        flows = self._filter(query)
+        protocol = Protocol[query.protocol.upper()] if query.protocol else None
+        wanted = Wanted(flows.service, flows.client, flows.backend, protocol, query.length)
+        response = web.StreamResponse()
+        response.content_type = "application/x-ndjson"
+        async with aclosing(self._controller.captures.run(wanted)) as capture:
+            # A client that disconnects is no error.
+            with suppress(ConnectionError):
+                async for packets, missed in capture:
+                    if not response.prepared:
+                        await response.prepare(request)
+                    # Also without packets: that shows whether the client is still there.
+                    lines = [show_packet(one) for one in packets] or [NO_PACKET]
+                    lines[0] = lines[0].model_copy(update={"missed": missed})
+                    for line in lines:
+                        await response.write(line.model_dump_json().encode() + b"\n")
+        return response
+
     async def metrics(self, request: web.BaseRequest) -> web.Response:
         from featherlb.api.metrics import render
 
@@ -530,7 +558,7 @@ class _Handlers:
     async def script(self, request: web.BaseRequest) -> web.Response:
         return web.Response(text=_resource("page.js"), content_type="text/javascript")
 
-    def _filter(self, query: schema.FlowQuery) -> FlowFilter:
+    def _filter(self, query: schema.FlowQuery | schema.CaptureQuery) -> FlowFilter:
         """The query as a filter; ConfigError for values that can't match anything."""
         service = query.service
         try:
@@ -546,15 +574,17 @@ class _Handlers:
             backend = Endpoint.of_backend(query.backend) if query.backend else None
         except ValueError as error:
             raise ConfigError([f"backend: {error}"]) from None
-        state = None
-        if query.state:
-            try:
-                state = _STATES(query.state)
-            except ValueError as error:
-                raise ConfigError([f"state: {error}"]) from None
+        state, older = None, None
+        if isinstance(query, schema.FlowQuery):
+            older = query.older
+            if query.state:
+                try:
+                    state = _STATES(query.state)
+                except ValueError as error:
+                    raise ConfigError([f"state: {error}"]) from None
         if service is not None:
             service = find_service(self._controller.serving.state.running, service).name
-        return FlowFilter(service, client, backend, state, query.older)
+        return FlowFilter(service, client, backend, state, older)
 
 
 def _resource(name: str) -> str:

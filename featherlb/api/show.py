@@ -2,6 +2,7 @@
 
 import os
 import time
+from base64 import b64encode
 from collections import Counter, defaultdict
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from featherlb.control.overrides import Override
 from featherlb.control.view import BackendView, ServiceView, View
 from featherlb.core.flows.tcp_state import TimeoutClass
 from featherlb.core.path.export import FlowView, Statistics
+from featherlb.core.path.recording import Recorded
 from featherlb.model import Endpoint, Health
 from featherlb.model.reason import Reason
 
@@ -33,6 +35,24 @@ def show_flow(flow: FlowView) -> schema.Flow:
         idle=flow.idle,
         bytes_forward=flow.bytes_forward,
         bytes_reply=flow.bytes_reply,
+    )
+
+
+NO_PACKET = schema.CapturedPacket.model_construct(
+    time=0.0, side="clients", leaving=False, length=0, data="", comment="", missed=0
+)
+"""Shows that there was none for a while."""
+
+
+def show_packet(packet: Recorded) -> schema.CapturedPacket:
+    return schema.CapturedPacket.model_construct(
+        time=packet.time,
+        side=packet.side.name.lower(),
+        leaving=packet.leaving,
+        length=packet.length,
+        data=b64encode(packet.data).decode(),
+        comment=packet.comment,
+        missed=0,
     )
 
 

@@ -26,6 +26,7 @@ _COMMANDS = {
     "backends": "Show services and their backends.",
     "flows": "Show or end tracked connections.",
     "explain": "Explain where a client's packets go, and why.",
+    "capture": "Capture packets with what became of each.",
     "stats": "Show packet counters by outcome.",
     "backend": "Add, remove, drain or reweight a backend.",
     "reload": "Reload the configuration.",

@@ -10,6 +10,7 @@ from featherlb import host
 from featherlb.config import Config, VipConfig
 from featherlb.config.resolve import absent, names
 from featherlb.control import log_level
+from featherlb.control.capture import Captures
 from featherlb.control.changes import RunTimeChanges
 from featherlb.control.events import Events
 from featherlb.control.log_switch import LogSwitch
@@ -45,6 +46,7 @@ class Controller:
         self.data = self.serving.data
         self.reloader = Reloader(settings, self.serving, events)
         self.changes = RunTimeChanges(self.serving, events)
+        self.captures = Captures(self.data.workers, events)
         self.log_switch = LogSwitch(events, self.data.log_flows)
         self._settings = settings
         self._started = datetime.now(UTC)

@@ -23,6 +23,7 @@ from featherlb.control.tasks import Tasks
 from featherlb.core.flows.memory import size_of
 from featherlb.core.flows.tcp_state import State
 from featherlb.core.path.export import Explanation, FlowRecords, FlowView, read_flows
+from featherlb.core.path.recording import Recorded, Wanted
 from featherlb.model import Endpoint, Protocol, Vip
 from featherlb.model.errors import HostError
 from featherlb.net.addresses import words_of
@@ -41,6 +42,8 @@ from featherlb.worker.protocol import (
     GetStatistics,
     LogFlows,
     Outcomes,
+    RecordedPackets,
+    RecordPackets,
     Reweigh,
     SetTopology,
     Start,
@@ -244,6 +247,23 @@ class Workers:
         if answer.explanation is None:
             raise HostError(answer.failure)
         return worker.number, answer.explanation
+
+    async def record(self, wanted: Wanted | None) -> tuple[list[Recorded], int]:
+        """What the workers have recorded of these packets since the last call, in the order of
+        time, and how many more there were (see `RecordPackets`); a dead one's are left out."""
+        packets: list[Recorded] = []
+        missed = 0
+        for worker in list(self._processes):
+            try:
+                answer = await worker.ask(RecordPackets(wanted))
+            except HostError:
+                if worker.gone.is_set():
+                    continue
+                raise
+            assert isinstance(answer, RecordedPackets)
+            packets += answer.packets
+            missed += answer.missed
+        return sorted(packets, key=lambda one: one.time), missed
 
     async def copies(self, start: Cursor) -> AsyncIterator[tuple[FlowRecords, Cursor | None]]:
         """The flow tables from a place on, in pieces, each with the place after it."""

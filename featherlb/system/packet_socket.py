@@ -1,10 +1,13 @@
-"""Packet sockets (packet(7)): their numbers, and whether they keep the kernel's offloads."""
+"""Packet sockets (packet(7)): numbers, filters, and whether they keep the kernel's offloads."""
 
 import socket
+import struct
+from array import array
 
 # linux/if_packet.h
 SOL_PACKET = 263
-PACKET_STATISTICS, PACKET_VNET_HDR, PACKET_IGNORE_OUTGOING = 6, 15, 23
+PACKET_STATISTICS, PACKET_AUXDATA, PACKET_VNET_HDR, PACKET_IGNORE_OUTGOING = 6, 8, 15, 23
+_SO_ATTACH_FILTER = 26  # include/uapi/asm-generic/socket.h
 
 
 def supported() -> bool:
@@ -16,3 +19,11 @@ def supported() -> bool:
     except OSError:
         return False
     return True
+
+
+def attach_filter(link: socket.socket, program: bytes) -> None:
+    """Have the socket let in only what this filter does (an array of struct sock_filter)."""
+    code = array("B", program)
+    address, _ = code.buffer_info()
+    fprog = struct.pack("HxxxxxxP", len(program) // 8, address)
+    link.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, fprog)

@@ -3,20 +3,24 @@
 draft-ietf-opsawg-pcap, draft-ietf-opsawg-pcapng; link types: tcpdump.org/linktypes.html.
 """
 
+import os
+import stat
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
 
 from featherlb.model.errors import ConfigError, HostError
 from featherlb.net.protocols import ETHER_TYPES, ETHERNET_HEADER
+from featherlb.system.state_file import open_to_write
 
 MAGICS = {0xA1B2C3D4: 1e-6, 0xA1B23C4D: 1e-9}
 """Of pcap, with the unit of its fractions of seconds."""
 SECTION, INTERFACE, SIMPLE_PACKET, PACKET = 0x0A0D0D0A, 1, 3, 6
 """Blocks of pcapng."""
 BYTE_ORDER = 0x1A2B3C4D
-TSRESOL, TSOFFSET, COMMENT = 9, 14, 1
+END, COMMENT, NAME, FLAGS, TSRESOL, TSOFFSET = 0, 1, 2, 2, 9, 14
 """Options of pcapng."""
 
 ETHERNET, NULL, RAW, LOOP, SLL, IPV4, IPV6, SLL2 = 1, 0, 101, 108, 113, 228, 229, 276
@@ -139,36 +143,82 @@ def _start(link: int, data: bytes) -> int | None:
     return start if kind in ETHER_TYPES.values() else None
 
 
-class Writer:
-    """Writes a capture of IP packets (pcapng), each with a comment. A context manager."""
+class Direction(IntEnum):
+    """Of a packet at its interface (epb_flags)."""
 
-    def __init__(self, path: Path) -> None:
-        """HostError if the file can't be written."""
+    UNKNOWN = 0
+    INBOUND = 1
+    OUTBOUND = 2
+
+
+class Writer:
+    """Writes a capture of IP packets (pcapng), each with a comment."""
+
+    def __init__(self, path: Path, interfaces: Sequence[str] = ("",)) -> None:
+        """A new file that only this user may read, in place of another: packets have secrets.
+        `interfaces` are names. HostError if the file can't be written, or isn't one."""
+        self._path = path
         try:
-            self._file = path.open("wb")
+            # Neither a device nor what a link of somebody else leads to.
+            if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
+                raise HostError(f"cannot write {path}: it is not a regular file")
+            self._file = open_to_write(path, 0o600)
         except OSError as error:
             raise HostError(
                 f"cannot write {path}: {(error.strerror or str(error)).lower()}"
             ) from None
+        self.size = 0
+        """Bytes written so far."""
         self._block(SECTION, struct.pack("<IHHq", BYTE_ORDER, 1, 0, -1))
-        self._block(INTERFACE, struct.pack("<HHI", RAW, 0, 0))
+        for name in interfaces:
+            options = _option(NAME, name.encode()) + _option(END, b"") if name else b""
+            self._block(INTERFACE, struct.pack("<HHI", RAW, 0, 0) + options)
 
-    def write(self, packet: Captured, comment: str) -> None:
-        """Add a packet."""
+    def write(
+        self,
+        packet: Captured,
+        comment: str,
+        interface: int = 0,
+        direction: Direction = Direction.UNKNOWN,
+    ) -> None:
+        """Add a packet of this interface, by its number. HostError if the disk is full."""
         ticks = round(packet.time * 1e6)
         header = struct.pack(
-            "<5I", 0, ticks >> 32, ticks & 0xFFFFFFFF, len(packet.data), packet.length
+            "<5I", interface, ticks >> 32, ticks & 0xFFFFFFFF, len(packet.data), packet.length
         )
-        text = comment.encode()
-        options = struct.pack("<HH", COMMENT, len(text)) + _padded(text) + bytes(4)
+        options = _option(COMMENT, comment.encode())
+        if direction:
+            options += _option(FLAGS, struct.pack("<I", direction))
+        options += _option(END, b"")
         self._block(PACKET, header + _padded(packet.data) + options)
 
+    def flush(self) -> None:
+        """Have everybody who reads the file see what has been written."""
+        try:
+            self._file.flush()
+        except OSError as error:
+            raise self._failure(error) from None
+
     def close(self) -> None:
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError as error:
+            raise self._failure(error) from None
 
     def _block(self, kind: int, body: bytes) -> None:
         size = len(body) + 12
-        self._file.write(struct.pack("<2I", kind, size) + body + struct.pack("<I", size))
+        try:
+            self._file.write(struct.pack("<2I", kind, size) + body + struct.pack("<I", size))
+        except OSError as error:
+            raise self._failure(error) from None
+        self.size += size
+
+    def _failure(self, error: OSError) -> HostError:
+        return HostError(f"cannot write {self._path}: {(error.strerror or str(error)).lower()}")
+
+
+def _option(code: int, value: bytes) -> bytes:
+    return struct.pack("<HH", code, len(value)) + _padded(value)
 
 
 def _padded(data: bytes) -> bytes:

@@ -48,6 +48,7 @@ from featherlb.worker.protocol import (
     LogFlows,
     Outcomes,
     Ready,
+    RecordPackets,
     Reweigh,
     SetTopology,
     Start,
@@ -56,6 +57,7 @@ from featherlb.worker.protocol import (
     WorkerStatistics,
     merge,
 )
+from featherlb.worker.recorder import Recorder
 
 TICK = 0.1
 """Seconds between two rounds of periodic work, such as expiry and log lines."""
@@ -82,6 +84,7 @@ class Worker:
             shard=start.shard,
             adopt_until=time.monotonic() + ADOPTION,
         )
+        self._recorder = Recorder(self._core)
         self._owners = TupleOwners(self._core.claims)
         context = Context(self._core, self._owners, self._sender, start.shard, start.queue)
         queue = open_engine(DEFAULT_DATAPATH, context)
@@ -127,12 +130,15 @@ class Worker:
             engine.flush(now)
         for packet in self._core.outbox.take():
             self._sender.send(packet)
+            if self._core.recording.active:
+                self._core.recording.send(packet, now)
 
     def _tick(self, now: float) -> bool:
         """Do periodic work; True if there is more than one round handles."""
         overdue = self._core.handle_timer(now)
         for engine in self._engines.values():
             engine.tick(now)
+        self._recorder.tick(now)
         self._log_flows(now)
         self._flush_channel()
         return overdue
@@ -190,6 +196,12 @@ class Worker:
                 self._channel.send(FlowPage(self._core.views.copy_records(first, count, now)))
             case Explain():
                 self._channel.send(answer(self._core.views, message, now))
+            case RecordPackets(wanted):
+                try:
+                    self._channel.send(self._recorder.ask(wanted, self._services, now))
+                except OSError as error:
+                    self._recorder.stop()
+                    self._channel.send(Failed(f"cannot open a packet socket: {error.strerror}"))
             case EndFlows(flows, reset):
                 end = self._core.termination.terminate
                 ended = sum(end(flow.record, flow.key, reset, now) for flow in flows)
@@ -264,6 +276,7 @@ class Worker:
     def close(self) -> None:
         for engine in reversed(self._engines.values()):
             engine.close()
+        self._recorder.stop()
         self._owners.close()
         self._sender.close()
 

@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from featherlb.core.path.export import Explanation, FlowRecords, Statistics
+from featherlb.core.path.recording import Recorded, Wanted
 from featherlb.datapaths.base import EngineCounters, QueueOptions
 from featherlb.model import (
     DEFAULT_DATAPATH,
@@ -149,6 +150,15 @@ class Explain:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordPackets:
+    """To the worker: record these packets (None: no more). It answers `RecordedPackets` with those
+    since the last such message, which has to be repeated: a worker that isn't asked stops
+    recording."""
+
+    wanted: Wanted | None
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
     """From the worker: the queue is bound."""
 
@@ -215,6 +225,15 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordedPackets:
+    """From the worker: packets in the order of their times, which are in seconds since the epoch;
+    and how many more there were than it records."""
+
+    packets: tuple[Recorded, ...]
+    missed: int
+
+
+@dataclass(frozen=True, slots=True)
 class Explained:
     """From the worker: the explanation, or why there is none (one sentence)."""
 
@@ -243,9 +262,19 @@ ToWorker = (
     | GetFlows
     | EndFlows
     | Explain
+    | RecordPackets
 )
 FromWorker = (
-    Ready | Applied | Failed | Log | WorkerStatistics | Outcomes | FlowPage | Ended | Explained
+    Ready
+    | Applied
+    | Failed
+    | Log
+    | WorkerStatistics
+    | Outcomes
+    | FlowPage
+    | Ended
+    | Explained
+    | RecordedPackets
 )
 
 

@@ -23,6 +23,7 @@ from featherlb.net.tcp_options cimport lower
 from featherlb.core.path.nat cimport rewrite, rewrite_addresses
 from featherlb.core.path.offloaded cimport OffloadedFlows
 from featherlb.net.packet cimport FRAGMENT, OK, UNSUPPORTED, Packet
+from featherlb.core.path.recording cimport Recording
 from featherlb.core.path.services cimport Services
 from featherlb.core.path.restore cimport Restoration
 from featherlb.core.path.export cimport Views
@@ -44,6 +45,7 @@ cdef class Balancer:
     cdef readonly Termination termination
     cdef readonly Restoration restoration
     cdef readonly Views views
+    cdef readonly Recording recording
     cdef readonly object buffer
     cdef Packet packet
     cdef Counters counters

@@ -31,6 +31,7 @@ from featherlb.core.path.liveness import Liveness
 from featherlb.core.path.migrate import Migration
 from featherlb.core.path.offloaded import OffloadedFlows
 from featherlb.core.path.outbox import Outbox
+from featherlb.core.path.recording import Recording
 from featherlb.core.path.restore import Restoration
 from featherlb.core.path.services import Services
 from featherlb.core.path.terminate import Termination
@@ -100,8 +101,8 @@ class Balancer:
 
     Its parts have entry points of their own: `outbox` has packets to send, `offload` is for the
     engine of offloaded flows, `claims` for engines that look up who has a tuple, `views` shows
-    flows and counts, `termination` ends flows for an operator, `restoration` restores those of a
-    predecessor.
+    flows and counts, `recording` records packets, `termination` ends flows for an operator,
+    `restoration` restores those of a predecessor.
     """
 
     def __init__(
@@ -152,6 +153,7 @@ class Balancer:
         self.termination = Termination(flows, lifecycle, self.offload, self.tombstones, outbox)
         self.liveness = Liveness(flows, lifecycle, outbox)
         self.views = Views(flows, services, members, counters, lifecycle)
+        self.recording = Recording(flows, members, services, counters, self.context, packet)
         self.tags = memoryview(array("Q", bytes(8 * MAX_EXPECTED)))
         self.attach(bytearray(64))
 

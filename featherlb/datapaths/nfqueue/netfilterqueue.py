@@ -97,7 +97,13 @@ class NetfilterQueueDriver:
                 self.truncated += 1
                 info = PacketInfo.TRUNCATED
                 length = total
+        recording = self._core.recording
+        recorded = recording.active
+        if recorded:
+            recording.begin(0, min(length, len(payload)))
         verdict = self._decide(length, packet.hook, info)
+        if recorded:
+            recording.end()
         if verdict == Verdict.REWRITTEN:
             packet.set_payload(bytes(self._buffer[:length]))
             packet.accept()

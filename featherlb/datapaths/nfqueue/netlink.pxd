@@ -42,3 +42,5 @@ cdef class NetlinkDriver:
         payload=cython.Py_ssize_t, size=cython.Py_ssize_t, hook=cython.int, verdict=cython.int,
         at=cython.Py_ssize_t, outcome=cython.int, total=cython.Py_ssize_t)
     cdef void handle(self, Py_ssize_t i, Balancer core, double now) except *
+    @cython.locals(i=cython.Py_ssize_t)
+    cdef void handle_recorded(self, Balancer core, double now) except *

@@ -134,8 +134,11 @@ class NetlinkDriver:
                 core.look_up_ahead(self.payloads, self.sizes, self.packets)
                 self.kernel_flows.execute(now)
                 core.offload.take_refused()  # their packets are gone
-            for i in range(self.packets):
-                self.handle(i, core, now)
+            if core.recording.active:
+                self.handle_recorded(core, now)
+            else:
+                for i in range(self.packets):
+                    self.handle(i, core, now)
             if core.offload.commands.count:
                 self.insert(core, now)
             batch.flush()
@@ -265,6 +268,13 @@ class NetlinkDriver:
         if core.offload.opened:
             self.opened[core.offload.opened] = at
             core.offload.opened = 0
+
+    def handle_recorded(self, core: Balancer, now: float) -> None:
+        """Have the noted packets handled and recorded."""
+        for i in range(self.packets):
+            core.recording.begin(self.payloads[i], self.sizes[i])
+            self.handle(i, core, now)
+            core.recording.end()
 
     def attach(self, kernel_flows: KernelFlows) -> None:
         self.kernel_flows = kernel_flows

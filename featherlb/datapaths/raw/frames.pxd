@@ -35,6 +35,9 @@ cdef class FrameSockets:
         data="unsigned char[::1]", at=cython.Py_ssize_t, size=cython.Py_ssize_t, next_hops=NextHops,
         info=cython.int, ingress=cython.ulonglong, verdict=cython.int, i=cython.int)
     cdef void handle(self, LinkSocket one, int slot, Balancer core, double now) except *
+    @cython.locals(slot=cython.int)
+    cdef void handle_recorded(
+        self, LinkSocket one, int count, Balancer core, double now) except *
     @cython.locals(data="unsigned char[::1]", out=LinkSocket)
     cdef void send(
         self, int family, Py_ssize_t at, Py_ssize_t size, unsigned long long hop,

@@ -134,9 +134,12 @@ class FrameSockets:
             for slot in range(count):
                 self.measure(one, slot, batch.lengths[slot])
             core.expect_packets(self.packets, self.sizes, count)
-            for slot in range(count):
-                if self.sizes[slot]:
-                    self.handle(one, slot, core, now)
+            if core.recording.active:
+                self.handle_recorded(one, count, core, now)
+            else:
+                for slot in range(count):
+                    if self.sizes[slot]:
+                        self.handle(one, slot, core, now)
             self.flush()
             if count < BATCH:
                 break
@@ -180,6 +183,14 @@ class FrameSockets:
         if info & GSO:
             self.u16[(at + 4) >> 1] = next_hops.gso_size
         self.send(one.family, at, size, next_hops.egress, now)
+
+    def handle_recorded(self, one: LinkSocket, count: int, core: Balancer, now: float) -> None:
+        """Handle the frames in the first `count` buffer slots, and have their packets recorded."""
+        for slot in range(count):
+            if self.sizes[slot]:
+                core.recording.begin(self.packets[slot], self.sizes[slot])
+                self.handle(one, slot, core, now)
+                core.recording.end()
 
     def send(self, family: int, at: int, size: int, hop: int, now: float) -> None:
         """Send the frame at this offset, whose IP packet has `size` bytes, to this next hop."""

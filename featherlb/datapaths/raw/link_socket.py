@@ -9,7 +9,6 @@ its checksum and segmentation offload state.
 
 import socket
 import struct
-from array import array
 
 import cython
 
@@ -18,12 +17,15 @@ from featherlb.model import Link
 from featherlb.net.protocols import ETHER_TYPES
 from featherlb.system import socket_buffers
 from featherlb.system.mmsg import DatagramBatch, MessageBatch
-from featherlb.system.packet_socket import PACKET_STATISTICS, PACKET_VNET_HDR, SOL_PACKET
+from featherlb.system.packet_socket import (
+    PACKET_STATISTICS,
+    PACKET_VNET_HDR,
+    SOL_PACKET,
+    attach_filter,
+)
 
 if not cython.compiled:
     from featherlb.core.flows.next_hops import LINK_SHIFT
-
-SO_ATTACH_FILTER = 26  # include/uapi/asm-generic/socket.h
 
 
 class LinkSocket:
@@ -53,10 +55,7 @@ class LinkSocket:
 
     def let_in(self, program: bytes) -> None:
         """Attach this filter (an array of struct sock_filter)."""
-        code = array("B", program)
-        address, _ = code.buffer_info()
-        fprog = struct.pack("HxxxxxxP", len(program) // 8, address)
-        self.socket.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, fprog)
+        attach_filter(self.socket, program)
 
     def count_dropped(self) -> int:
         """Frames that the kernel has dropped because the buffer was full."""

@@ -110,3 +110,15 @@ def test_scapy_reads_what_is_written(tmp_path: Path) -> None:
     assert [one.length for one in read(path)] == [1400, len(V6)]
     with pytest.raises(HostError, match="cannot write"):
         Writer(tmp_path / "none" / "a.pcapng")
+
+
+def test_only_its_owner_may_read_what_is_written_where_no_link_leads(tmp_path: Path) -> None:
+    path, link = tmp_path / "a.pcapng", tmp_path / "link"
+    path.write_text("of before")
+    path.chmod(0o666)
+    Writer(path).close()
+    assert path.stat().st_mode & 0o777 == 0o600
+    link.symlink_to(path)
+    for one in (link, Path("/dev/null")):
+        with pytest.raises(HostError, match="it is not a regular file"):
+            Writer(one)

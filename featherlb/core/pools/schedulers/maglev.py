@@ -9,6 +9,7 @@ A member of weight w has a turn every 1/w units of time: equal weights take turn
 and every member with a weight gets at least one slot.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from heapq import heapreplace
 
@@ -45,6 +46,7 @@ class Maglev(HashScheduler):
         self._hash_skip = KeyedHash(key, b"maglev skip")
         self._shares: list[tuple[bytes, int, Member]] = []
         self._table: list[Member] = []
+        self._owned: Counter[Member] = Counter()
 
     def update(self, members: Sequence[Member]) -> None:
         # Sorted by endpoint, so that the order in the configuration doesn't matter.
@@ -59,6 +61,7 @@ class Maglev(HashScheduler):
         if shares != self._shares:
             self._shares = shares
             self._table = self._populate() if shares else []
+            self._owned = Counter()
 
     def pick(self, flow: NewFlow) -> Member | None:
         table = self._table
@@ -71,7 +74,8 @@ class Maglev(HashScheduler):
 
     def explain(self, flow: NewFlow) -> str:
         slot = self._hash_of(flow) % self._size
-        owned = self._table.count(self._table[slot])
+        self._owned = self._owned or Counter(self._table)
+        owned = self._owned[self._table[slot]]
         return f"{self._parts} to slot {slot} of {self._size}, one of the {owned} that it owns"
 
     def overflow(self, flow: NewFlow, members: Sequence[Member]) -> Member:
