@@ -60,7 +60,7 @@ def generate_types() -> str:
 def annotation(field: Field) -> str:
     """Of an attribute."""
     kind = field.kind.name if isinstance(field.kind, Struct) else "int"
-    return f"{field.name}: {kind if field.count == 1 else f'Sequence[{kind}]'}"
+    return f"{field.name}: {kind if field.count == 1 else f'MutableSequence[{kind}]'}"
 
 
 def write_c(struct: Struct, indent: str = "") -> Iterator[str]:

@@ -22,6 +22,7 @@ _BACKEND_COUNTERS = {
     "refused": ("refused", "Connections that the backend refused with a RST."),
     "syn_timeouts": ("syn_timeouts", "Connections that the backend never answered."),
     "syn_retries": ("syn_retries", "Connections whose client retransmitted the SYN."),
+    "doubtful": ("doubtful", "TCP segments that changed nothing, as they may be forged."),
 }
 _DIRECTIONS = ("forward", "reply")
 

@@ -177,6 +177,7 @@ class Backend(Answer):
     refused: int = Field(description="Connections that the backend refused with a RST.")
     syn_timeouts: int = Field(description="Connections that the backend never answered.")
     syn_retries: int = Field(description="Connections whose client retransmitted the SYN.")
+    doubtful: int = Field(description="TCP segments that changed nothing, as they may be forged.")
 
 
 class Service(Answer):

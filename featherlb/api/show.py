@@ -235,6 +235,7 @@ _COUNTS = (
     "refused",
     "syn_timeouts",
     "syn_retries",
+    "doubtful",
 )
 """A backend's counters in `BackendStats` and in the API."""
 

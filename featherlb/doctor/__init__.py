@@ -57,6 +57,7 @@ CHECKS = (
     Check("state", instance.check_state, instance=True),
     Check("firewall", firewall.check),
     Check("conntrack", settings.check_conntrack, privileges=False),
+    Check("windows", settings.check_windows, privileges=False),
     Check("source-ports", settings.check_source_ports, privileges=False, services=True),
     Check("marks", settings.check_marks, privileges=False, services=True),
     Check("bridges", settings.check_bridges, privileges=False, services=True),

@@ -52,6 +52,22 @@ def judge_conntrack(services: Iterable[Service], read: Read) -> Iterator[Finding
         )
 
 
+def check_windows(subject: Subject) -> Iterator[Finding]:
+    """Whether conntrack tells the segments of offloaded connections from forged ones."""
+    yield from judge_windows(subject.services, sysctl.read)
+
+
+def judge_windows(services: Iterable[Service], read: Read) -> Iterator[Finding]:
+    if not any(service.datapath.kernel_forwards for service in services):
+        return
+    if (read("net/netfilter/nf_conntrack_tcp_be_liberal") or "0") != "0":
+        yield warning(
+            "conntrack doesn't check sequence numbers, so forged segments can change the state of"
+            " connections of the offload datapath",
+            "sysctl -w net.netfilter.nf_conntrack_tcp_be_liberal=0",
+        )
+
+
 def check_source_ports(subject: Subject) -> Iterator[Finding]:
     """Whether local connections avoid the source ports that `full` mode allocates."""
     yield from judge_source_ports(subject.services, sysctl.read)

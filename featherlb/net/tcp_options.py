@@ -1,6 +1,8 @@
-"""MSS clamping: lowers the maximum segment size option of a SYN in place, for paths that drop
-full-size packets without an ICMP error (tunnels, filters). The option limits what the other side
-sends, so both SYNs are clamped (RFC 9293 section 3.7.1). It is never raised or added.
+"""Options of a SYN: the window scale, and the maximum segment size.
+
+The MSS is lowered in place, for paths that drop full-size packets without an ICMP error (tunnels,
+filters). The option limits what the other side sends, so both SYNs are clamped (RFC 9293 section
+3.7.1). It is never raised or added.
 """
 
 import cython
@@ -12,14 +14,32 @@ if not cython.compiled:
 
 # RFC 9293 section 3.1.
 END_OF_OPTIONS, NO_OPERATION, MAXIMUM_SEGMENT_SIZE = 0, 1, 2
+# RFC 7323 sections 2.2 and 2.3.
+WINDOW_SCALE, LARGEST_SCALE = 3, 14
 
 
 def lower(packet: Packet, limit: int, summed: bool) -> None:
     """Clamp the MSS of the parsed SYN to `limit` bytes.
 
     `summed` means that its checksum is complete and is updated; otherwise the caller computes it
-    later. Options after a malformed one are ignored.
+    later.
     """
+    at = find(packet, MAXIMUM_SEGMENT_SIZE, 4)
+    if at:
+        replace(packet, at + 2, limit, summed)
+
+
+def window_scale(packet: Packet) -> int:
+    """The window scale of the parsed SYN, 14 at most; -1 if it has none."""
+    at = find(packet, WINDOW_SCALE, 3)
+    if not at:
+        return -1
+    return min(packet.data[at + 2], LARGEST_SCALE)
+
+
+def find(packet: Packet, wanted: int, size: int) -> int:
+    """The offset of the first option of this kind if it has this many bytes, or 0. Options after a
+    malformed one are ignored."""
     at = packet.transport + 20
     while at < packet.payload:
         kind = packet.data[at]
@@ -27,15 +47,14 @@ def lower(packet: Packet, limit: int, summed: bool) -> None:
             at += 1
             continue
         if kind == END_OF_OPTIONS or at + 2 > packet.payload:
-            return
+            return 0
         length = packet.data[at + 1]
         if length < 2 or at + length > packet.payload:
-            return
-        if kind == MAXIMUM_SEGMENT_SIZE:
-            if length == 4:
-                replace(packet, at + 2, limit, summed)
-            return
+            return 0
+        if kind == wanted:
+            return at if length == size else 0
         at += length
+    return 0
 
 
 def replace(packet: Packet, at: int, limit: int, summed: bool) -> None:

@@ -14,8 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from featherlb.core.flows.memory import HOP_SIZE, LAYOUT, FlowMemory, size_of
-from featherlb.core.flows.record import RECORD_SIZE
+from featherlb.core.flows.memory import FLOW_SIZE, LAYOUT, FlowMemory, size_of
 from featherlb.model.shard import Shard
 from featherlb.system import state_file
 
@@ -66,7 +65,7 @@ def load(source: Path) -> FlowMemory | None:
         if file is not None and _read_shard(_first_line(file)) is not None and _is_fresh(file):
             block = bytearray(file.read())
             flows = len(block) - size_of(0)
-            if flows >= 0 and not flows % (RECORD_SIZE + HOP_SIZE):
+            if flows >= 0 and not flows % FLOW_SIZE:
                 return FlowMemory(block)
     return None
 
@@ -97,7 +96,7 @@ def fault(source: Path) -> str:
             if header["layout"] != LAYOUT or header["boot"] != _BOOT.read_text().strip():
                 return ""
             Shard(**header["shard"])
-            if size < size_of(0) or (size - size_of(0)) % (RECORD_SIZE + HOP_SIZE):
+            if size < size_of(0) or (size - size_of(0)) % FLOW_SIZE:
                 return "it is cut"
     except FileNotFoundError:
         pass

@@ -1,7 +1,7 @@
 # C types of counters.py, for the compiled build.
 cimport cython
 
-cdef Py_ssize_t OPENED, RESETS, REFUSED, SYN_TIMEOUTS, SYN_RETRIES, COUNTERS
+cdef Py_ssize_t OPENED, RESETS, REFUSED, SYN_TIMEOUTS, SYN_RETRIES, DOUBTFUL, COUNTERS
 cdef int NOT_OURS, PASS, DROP
 
 

@@ -15,7 +15,8 @@ RESETS = 5  # established connections that the backend reset
 REFUSED = 6  # connections that it refused
 SYN_TIMEOUTS = 7  # SYNs that it never answered
 SYN_RETRIES = 8  # SYNs that the client retransmitted before an answer
-COUNTERS = 9
+DOUBTFUL = 9  # SYNs, FINs, RSTs and handshakes' ACKs that changed nothing, as they may be forged
+COUNTERS = 10
 
 NOT_OURS = int(Reason.NOT_OURS)
 PASS = int(Verdict.PASS)

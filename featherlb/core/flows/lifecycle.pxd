@@ -6,14 +6,16 @@ from featherlb.core.flows.counters cimport OPENED, SYN_TIMEOUTS, Counters
 from featherlb.core.flows.members cimport Members, PoolMember
 from featherlb.core.flows.next_hops cimport NextHops
 from featherlb.core.flows.record cimport (
-    COUNTED, FULL, IPV6, LOCAL_CLIENT, OFFLOADED, WIRED, Record)
+    COUNTED, FULL, IPV6, LOCAL_CLIENT, OFFLOADED, UNSURE, WIRED, Record)
 from featherlb.core.flows.table cimport FlowTable
+from featherlb.core.flows.windows cimport are_acknowledged, start_unsure
 from featherlb.net.packet cimport Packet
 
 cdef int SYN, TCP
 cdef int MAX_EXPIRED_AT_ONCE, MAX_PORT_RECLAIMS
 cdef unsigned char[::1] IS_ACTIVE, IS_REUSABLE, IS_ENDED
-cdef int NEW, SYN_SENT, SYN_RETRIED, ADOPTED
+cdef int NEW, SYN_SENT, SYN_RETRIED, CLOSING, CLOSED, ADOPTED
+cdef unsigned int LONG_SILENCE
 cdef int OUTPUT, WIRE, NO_SOURCE_PORT, TUPLE_IN_USE, UNPRIVILEGED
 
 
@@ -59,9 +61,11 @@ cdef class Lifecycle:
         record="Record *", before=cython.int, queue=cython.Py_ssize_t, member=PoolMember)
     cdef void enter(self, Py_ssize_t flow, int state, unsigned int ticks) except *
     @cython.locals(record="Record *", member_id=cython.Py_ssize_t)
-    cdef bint reopens(self, Py_ssize_t flow) noexcept
+    cdef bint reopens(self, Py_ssize_t flow, unsigned int ticks) noexcept
+    @cython.locals(state=cython.int)
+    cdef bint is_over(self, Record *record, unsigned int ticks) noexcept
     @cython.locals(record="Record *")
-    cdef bint yields(self, Py_ssize_t flow) noexcept
+    cdef bint yields(self, Py_ssize_t flow, unsigned int ticks) noexcept
     @cython.locals(flows=FlowTable, record="Record *", member=PoolMember)
     cdef void close(self, Py_ssize_t flow) except *
     cdef bint is_silent(self, Py_ssize_t flow) noexcept

@@ -16,12 +16,23 @@ from featherlb.core.flows.tcp_state import ACTIVE, REUSABLE, TIMEOUT_CLASS, Stat
 from featherlb.core.pools.pool import Pool
 from featherlb.model import FIRST_UNPRIVILEGED_PORT, Hook, Timeouts
 from featherlb.model.reason import Reason
+from featherlb.model.ticks import TICKS_PER_SECOND
 from featherlb.net.packet import Packet
 from featherlb.net.protocols import SYN, TCP
 
 if not cython.compiled:
     from featherlb.core.flows.counters import OPENED, SYN_TIMEOUTS
-    from featherlb.core.flows.record import COUNTED, FULL, IPV6, LOCAL_CLIENT, OFFLOADED, WIRED
+    from featherlb.core.flows.record import (
+        COUNTED,
+        FULL,
+        IPV6,
+        LOCAL_CLIENT,
+        OFFLOADED,
+        UNSURE,
+        WIRED,
+        Record,
+    )
+    from featherlb.core.flows.windows import are_acknowledged, start_unsure
     from featherlb.net.checksum import fold, words
 
 MAX_EXPIRED_AT_ONCE = 1024
@@ -31,6 +42,9 @@ MAX_PORT_RECLAIMS = 64
 refused."""
 SILENCE = 0.125
 """The part of its timeout after which an established connection is silent."""
+LONG_SILENCE = 60 * TICKS_PER_SECOND
+"""Ticks after which a connection that one end has closed counts as over. Linux keeps no FIN-WAIT-2
+for longer (tcp_fin_timeout in Documentation/networking/ip-sysctl.rst)."""
 FOREVER = 1 << 28
 """Seconds, longer than any flow: an offloaded flow ends when the kernel removes it."""
 
@@ -42,6 +56,8 @@ IS_ENDED = memoryview(bytearray(state in (State.CLOSING, State.CLOSED) for state
 NEW = int(State.NEW)
 SYN_SENT = int(State.SYN_SENT)
 SYN_RETRIED = int(State.SYN_RETRIED)
+CLOSING = int(State.CLOSING)
+CLOSED = int(State.CLOSED)
 ADOPTED = int(State.ADOPTED)
 OUTPUT = int(Hook.OUTPUT)
 WIRE = int(Hook.WIRE)
@@ -146,7 +162,7 @@ class Lifecycle:
                 flow = clash >> 1
                 if pool.one_packet and self.serves(flow, member.id):
                     return flow
-                if packet.protocol == TCP and not IS_REUSABLE[flows.at(flow).state]:
+                if packet.protocol == TCP and not self.is_over(flows.at(flow), ticks):
                     return -TUPLE_IN_USE
                 self.close(flow)
         if flows.count == flows.capacity:
@@ -179,6 +195,8 @@ class Lifecycle:
         record.flags = flags
         record.state = state
         record.member_id = member.id
+        if packet.protocol == TCP and packet.flags != SYN:
+            start_unsure(record)
         self.compute_deltas(flow)
         if pool.one_packet:
             flows.hide(flow)
@@ -293,25 +311,41 @@ class Lifecycle:
             member = self._members.by_id[record.member_id]
             member.scheduled.active += 1 if IS_ACTIVE[state] else -1
 
-    def reopens(self, flow: int) -> bool:
-        """Whether a SYN or datagram of this flow is scheduled again: the old connection is closing
-        (the client reuses its port), or the backend has left the pool or is down. In any other
-        state, too: a client that sends a SYN has no connection that could break. Datagrams stay
-        with a backend that is down, as in a panic there may be no better one: the control plane
-        ends their flows."""
+    def reopens(self, flow: int, ticks: int) -> bool:
+        """Whether a SYN or datagram of this flow is scheduled again: the old connection is over
+        (the client reuses its port), or the backend has left the pool or is down. The latter in any
+        state: a client that sends a SYN has no connection that could break, and nobody's works
+        there. Datagrams stay with a backend that is down, as in a panic there may be no better one:
+        the control plane ends their flows."""
         record = self._flows.at(flow)
         member_id = record.member_id
         return bool(
-            IS_REUSABLE[record.state]
-            or self._members.retired[member_id]
+            self._members.retired[member_id]
             or (record.protocol == TCP and self._members.down[member_id])
+            or self.is_over(record, ticks)
         )
 
-    def yields(self, flow: int) -> bool:
+    def is_over(self, record: Record, ticks: int) -> bool:
+        """Whether the connection of this flow has ended for certain, or is closing and has long
+        been silent. Anybody can send a SYN: to a connection that may live it is passed on, and if
+        the client has no such connection any more, it answers the backend's challenge ACK with a
+        RST (RFC 5961 section 4) and sends its SYN again."""
+        state = record.state
+        if not IS_REUSABLE[state]:
+            return False
+        if state == CLOSED or record.flags & (OFFLOADED | UNSURE):
+            return True
+        if state == CLOSING and are_acknowledged(record):
+            return True
+        return ticks - record.seen >= LONG_SILENCE
+
+    def yields(self, flow: int, ticks: int) -> bool:
         """Whether a SYN-ACK of the backend is not of this flow: the connection has ended, and the
         client, which kept its address, has opened one with the backend itself from its port."""
         record = self._flows.at(flow)
-        return bool(IS_ENDED[record.state] and not record.flags & FULL)
+        return bool(
+            IS_ENDED[record.state] and not record.flags & FULL and self.is_over(record, ticks)
+        )
 
     def close(self, flow: int) -> None:
         """Remove a flow and release what it held."""

@@ -42,19 +42,21 @@ cdef extern from *:
                 uint64_t reply_bytes;
             };
         };
-        uint32_t created;
         uint32_t seen;
         uint32_t previous;
         uint32_t next;
+        union {
+            uint32_t ends[2];
+            uint16_t responses;
+        };
         uint16_t member_id;
         uint16_t flags;
         uint16_t address_delta;
         uint16_t transport_delta;
-        uint16_t responses;
         uint8_t protocol;
         uint8_t state;
         uint8_t queue;
-        uint8_t unused[3];
+        uint8_t scales;
     } Record;
     _Static_assert(sizeof(Direction) == 48, "Direction has gaps");
     _Static_assert(sizeof(Record) == 128, "Record has gaps");
@@ -88,19 +90,19 @@ cdef extern from *:
         uint16_t source_port
         uint32_t backend_expects
         uint64_t reply_bytes
-        uint32_t created
         uint32_t seen
         uint32_t previous
         uint32_t next
+        uint32_t ends[2]
+        uint16_t responses
         uint16_t member_id
         uint16_t flags
         uint16_t address_delta
         uint16_t transport_delta
-        uint16_t responses
         uint8_t protocol
         uint8_t state
         uint8_t queue
-        uint8_t unused[3]
+        uint8_t scales
 
 cdef enum:
     IPV6 = 1
@@ -112,6 +114,9 @@ cdef enum:
     WIRED = 64
     OFFLOADED = 128
     ABANDONED = 256
+    UNSURE = 512
+    CLIENT_SPOKE = 1024
+    BACKEND_SPOKE = 2048
 # End of what the tables of record.py say.
 
 

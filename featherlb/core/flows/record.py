@@ -109,19 +109,25 @@ RECORD = Struct(
             ),
             union=True,
         ),
-        Field("created", "uint32_t", "ticks"),
         Field("seen", "uint32_t", "ticks of the last packet"),
         Field("previous", "uint32_t", "previous flow in its queue"),
         Field("next", "uint32_t", "next flow in its queue, or next free record"),
+        Struct(
+            "",
+            (
+                Field("ends", "uint32_t", "TCP: behind what the client, the backend has sent", 2),
+                Field("responses", "uint16_t", "COUNTED: responses to each datagram"),
+            ),
+            union=True,
+        ),
         Field("member_id", "uint16_t", "number of its pool member"),
         Field("flags", "uint16_t", "bits of `Flag`"),
         Field("address_delta", "uint16_t", "checksum delta of the addresses, forward"),
         Field("transport_delta", "uint16_t", "checksum delta of addresses and ports, forward"),
-        Field("responses", "uint16_t", "COUNTED: responses to each datagram"),
         Field("protocol", "uint8_t", "IP protocol; 0 in a free record"),
         Field("state", "uint8_t", "a `tcp_state.State`"),
         Field("queue", "uint8_t", "number of its timeout queue"),
-        Field("unused", "uint8_t", "", 3),
+        Field("scales", "uint8_t", "TCP: window scales, client << 4 | backend"),
     ),
 )
 """A flow: both directions, by index or by names, and the fields they share."""
@@ -143,6 +149,9 @@ class Flag(IntFlag):
     WIRED = 1 << 6  # its packets are frames (the raw datapath)
     OFFLOADED = 1 << 7  # the kernel translates its packets
     ABANDONED = 1 << 8  # OFFLOADED, but no longer in the kernel
+    UNSURE = 1 << 9  # TCP: the ends have not confirmed its sequence numbers yet
+    CLIENT_SPOKE = 1 << 10  # CLOSED: the client has sent something else since the RST
+    BACKEND_SPOKE = 1 << 11  # CLOSED: the backend has
 
 
 class Records:
@@ -217,6 +226,9 @@ if not cython.compiled:
         WIRED,
         OFFLOADED,
         ABANDONED,
+        UNSURE,
+        CLIENT_SPOKE,
+        BACKEND_SPOKE,
     ) = map(int, Flag)
 
     def direction_of(record: "Record", reply: int) -> "Direction":

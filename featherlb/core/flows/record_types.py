@@ -1,6 +1,6 @@
 """A record and its directions as mypy sees them. Nothing imports this when the program runs."""
 
-from collections.abc import Sequence
+from collections.abc import MutableSequence
 
 # From the tables of record.py, by `scripts/check_record.py --write`:
 
@@ -19,7 +19,7 @@ class Direction:
 
 
 class Record:
-    directions: Sequence[Direction]
+    directions: MutableSequence[Direction]
     client_high: int
     client_low: int
     vip_high: int
@@ -36,19 +36,19 @@ class Record:
     source_port: int
     backend_expects: int
     reply_bytes: int
-    created: int
     seen: int
     previous: int
     next: int
+    ends: MutableSequence[int]
+    responses: int
     member_id: int
     flags: int
     address_delta: int
     transport_delta: int
-    responses: int
     protocol: int
     state: int
     queue: int
-    unused: Sequence[int]
+    scales: int
 
 
 # End of what the tables of record.py say.

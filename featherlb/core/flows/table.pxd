@@ -15,7 +15,7 @@ cdef class FlowTable:
     cdef readonly Py_ssize_t capacity, count, queues
     cdef Records records
     cdef unsigned long long[::1] index
-    cdef unsigned int[::1] used, head, tail, length, timeout, rank, grain
+    cdef unsigned int[::1] used, created, head, tail, length, timeout, rank, grain
     cdef unsigned long long mask
     cdef unsigned int unused, free
     cdef unsigned long long k0, k1, k2, k3, k4, k5, k6, k7, k8, k9, k10

@@ -64,6 +64,7 @@ class FlowTable:
         self.count = 0
         self.records = Records(memory.records)
         self.used = memory.used
+        self.created = memory.created
         slots = 1 << (4 * capacity - 1).bit_length()
         self.mask = slots - 1
         self.index = memoryview(mmap.mmap(-1, slots * 8)).cast("Q")
@@ -220,7 +221,7 @@ class FlowTable:
         record.source_low = source_low
         record.backend_port = reply_ports >> 16
         record.source_port = reply_ports & 0xFFFF
-        record.created = ticks
+        self.created[flow] = ticks
         record.seen = ticks
         record.protocol = protocol
         record.queue = queue

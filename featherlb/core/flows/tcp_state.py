@@ -12,8 +12,11 @@ connection. The table is read as `TRANSITIONS[state][direction][event]`.
     NEW ─ACK→ ADOPTED ─ACK← ESTABLISHED               (from before, or from another node)
 
 An adopted connection is half-open until its backend has sent something other than a RST: anybody
-can send an ACK. Sequence numbers are not checked: a forged RST shortens a flow's timeout, but the
-packets of a live connection keep the flow, as in IPVS.
+can send an ACK.
+
+Segments whose sequence numbers can't be right are no events (`windows.py`). A connection that was
+reset returns to ESTABLISHED when both ends send something else than RSTs: a RST that was in flight
+may be none to its receiver (RFC 5961 section 3.2).
 
 UDP has no connections to follow. UDP_ONE_WAY turns into UDP_TWO_WAY when the backend answers.
 """
@@ -131,11 +134,13 @@ ACTIVE = frozenset(
         State.SYN_RECEIVED,
         State.ADOPTED,
         State.ESTABLISHED,
+        State.FIN_WAIT,
         State.UDP_ONE_WAY,
         State.UDP_TWO_WAY,
     }
 )
-"""States in which a flow counts as load of its backend (least-connections)."""
+"""States in which a flow counts as load of its backend (least-connections) and towards its limit. A
+client that has closed its direction may wait for a long answer."""
 
 REUSABLE = frozenset({State.FIN_WAIT, State.CLOSE_WAIT, State.CLOSING, State.CLOSED})
-"""States in which a new SYN of the same 5-tuple is a new connection (IPVS conn_reuse_mode)."""
+"""States in which a new SYN of the same 5-tuple may be a new connection (`Lifecycle.is_over`)."""

@@ -306,10 +306,10 @@ class Balancer:
                 return self.offload.handle(ctx)
             return self.counters.drop(COPY) if action == DROP else self.counters.pass_on()
         # A SYN, or a datagram (which has no flags), may reopen it.
-        if not reply and packet.flags <= SYN and self.lifecycle.reopens(flow):
+        if not reply and packet.flags <= SYN and self.lifecycle.reopens(flow, ctx.ticks):
             self.lifecycle.close(flow)
             ctx.flow = 0
-        elif reply and packet.flags & SYN and self.lifecycle.yields(flow):
+        elif reply and packet.flags & SYN and self.lifecycle.yields(flow, ctx.ticks):
             self.lifecycle.close(flow)
             ctx.flow = 0
             ctx.reply = 0

@@ -1,6 +1,6 @@
 # C types of export.py, for the compiled build.
 from featherlb.core.flows.counters cimport (
-    COUNTERS, OPENED, REFUSED, RESETS, SYN_RETRIES, SYN_TIMEOUTS, Counters)
+    COUNTERS, DOUBTFUL, OPENED, REFUSED, RESETS, SYN_RETRIES, SYN_TIMEOUTS, Counters)
 from featherlb.core.flows.lifecycle cimport Lifecycle
 from featherlb.core.flows.members cimport Members
 from featherlb.core.flows.record cimport Records

@@ -27,6 +27,7 @@ from featherlb.net.addresses import address_of, words_of
 if not cython.compiled:
     from featherlb.core.flows.counters import (
         COUNTERS,
+        DOUBTFUL,
         OPENED,
         REFUSED,
         RESETS,
@@ -57,7 +58,8 @@ class BackendStats:
     """Counters of one backend since it joined the pool.
 
     `resets` are RSTs in open connections, `refused` RSTs in answer to a SYN, `syn_timeouts`
-    connections that it never answered, `syn_retries` those whose client retransmitted the SYN.
+    connections that it never answered, `syn_retries` those whose client retransmitted the SYN,
+    `doubtful` segments that changed nothing, as their sequence numbers may be forged.
     """
 
     service: str
@@ -68,6 +70,7 @@ class BackendStats:
     refused: int
     syn_timeouts: int
     syn_retries: int
+    doubtful: int
     packets_forward: int
     bytes_forward: int
     packets_reply: int
@@ -102,10 +105,12 @@ class FlowRecords:
     (`read_flows`).
 
     `first` is the number of the first record, `end` that of the last one in use plus one.
-    `services` are by member number, `now` is the time of the copy in seconds.
+    `created` are the ticks at which they were opened, `services` are by member number, `now` is the
+    time of the copy in seconds.
     """
 
     records: bytes
+    created: bytes
     first: int
     end: int
     services: dict[int, str]
@@ -172,6 +177,7 @@ class Views:
     ) -> Explanation:
         """What a packet of this client to a VIP of the pool would meet. Changes nothing if the pool
         is `rewindable`."""
+        ticks = int(now * TICKS_PER_SECOND)
         high, low = words_of(client.address)
         vip_high, vip_low = words_of(vip.address)
         ports = client.port << 16 | vip.port
@@ -186,7 +192,7 @@ class Views:
                 int(vip.address),
                 vip.port,
             ),
-            int(now * TICKS_PER_SECOND),
+            ticks,
         )
         clash = 0
         if decision.backend is not None and not pool.full:
@@ -196,12 +202,12 @@ class Views:
             clash = (
                 self._flows.find(backend_high, backend_low, high, low, ports, int(protocol)) >> 1
             )
-            if clash == flow or protocol is Protocol.UDP or self._lifecycle.reopens(clash):
+            if clash == flow or protocol is Protocol.UDP or self._lifecycle.reopens(clash, ticks):
                 clash = 0
         return Explanation(
             service=pool.service.name,
             flow=self.view(flow, now) if flow else None,
-            reopens=bool(flow and self._lifecycle.reopens(flow)),
+            reopens=bool(flow and self._lifecycle.reopens(flow, ticks)),
             decision=decision,
             clash=self.view(clash, now) if clash else None,
             full=self._flows.count == self._flows.capacity,
@@ -217,7 +223,9 @@ class Views:
             if record.protocol and record.member_id not in services:
                 pool = self._members.by_id[record.member_id].pool
                 services[record.member_id] = pool.service.name
-        return FlowRecords(self._flows.records.copy(first, last), first, end, services, now)
+        records = self._flows.records.copy(first, last)
+        created = bytes(self._flows.created[first:last])
+        return FlowRecords(records, created, first, end, services, now)
 
     def take_scheduler_errors(self) -> list[tuple[str, str]]:
         """The first error of each user's scheduler since it was loaded, once: service, error."""
@@ -277,6 +285,7 @@ class Views:
                         refused=counters.members[at + REFUSED],
                         syn_timeouts=counters.members[at + SYN_TIMEOUTS],
                         syn_retries=counters.members[at + SYN_RETRIES],
+                        doubtful=counters.members[at + DOUBTFUL],
                         packets_forward=counters.members[at],
                         bytes_forward=counters.members[at + 1],
                         packets_reply=counters.members[at + 2],
@@ -309,6 +318,7 @@ class Views:
 def read_flows(page: FlowRecords) -> Iterator[tuple[int, bytes, FlowView]]:
     """The flows in a copied part of the table: record number, key and view of each."""
     records = Records(memoryview(bytearray(page.records)))
+    created = memoryview(page.created).cast("I")
     ticks = int(page.now * 10)
     for number in range(records.count):
         record = records.at(number)
@@ -325,7 +335,7 @@ def read_flows(page: FlowRecords) -> Iterator[tuple[int, bytes, FlowView]]:
                 vip=_endpoint(record.vip_high, record.vip_low, record.vip_port),
                 backend=_endpoint(record.backend_high, record.backend_low, record.backend_port),
                 source=_endpoint(record.source_high, record.source_low, record.source_port),
-                age=(ticks - record.created) / 10,
+                age=(ticks - created[number]) / 10,
                 idle=(ticks - record.seen) / 10,
                 bytes_forward=record.forward_bytes,
                 bytes_reply=record.reply_bytes,

@@ -6,7 +6,9 @@ from featherlb.core.flows.members cimport Members
 from featherlb.core.flows.record cimport (
     ABANDONED, COUNTED, LOCAL_CLIENT, OFFLOADED, WIRED, Record, direction_of)
 from featherlb.core.flows.table cimport FlowTable
+from featherlb.core.flows.windows cimport start_unsure
 
+cdef int TCP
 cdef int CLOSING, CLOSED
 
 

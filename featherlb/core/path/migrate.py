@@ -10,6 +10,7 @@ from featherlb.core.flows.members import Members
 from featherlb.core.flows.table import FlowTable
 from featherlb.core.flows.tcp_state import State
 from featherlb.core.pools.pool import Pool
+from featherlb.net.protocols import TCP
 
 if not cython.compiled:
     from featherlb.core.flows.record import (
@@ -20,6 +21,7 @@ if not cython.compiled:
         WIRED,
         direction_of,
     )
+    from featherlb.core.flows.windows import start_unsure
 
 CLOSING = int(State.CLOSING)
 CLOSED = int(State.CLOSED)
@@ -73,5 +75,7 @@ class Migration:
             self._commands.insert(flows, flow)
         else:
             record.flags &= ~(OFFLOADED | ABANDONED)
+            if record.protocol == TCP:
+                start_unsure(record)
             self._lifecycle.compute_deltas(flow)
         self._lifecycle.enter(flow, state, record.seen)

@@ -127,7 +127,7 @@ class OffloadedFlows:
             self.look_up(flow)
             return LOOK_UP
         self.looked_up = 0
-        if not alive or self._lifecycle.reopens(flow):
+        if not alive or self._lifecycle.reopens(flow, ctx.ticks):
             self._lifecycle.close(flow)
             ctx.flow = 0
             return GO_ON
@@ -296,7 +296,7 @@ class OffloadedFlows:
         flow = self.flow_of(last)
         if not flow:
             return
-        if (ticks - self._flows.at(flow).created) & MASK32 < YOUNG:
+        if (ticks - self._flows.created[flow]) & MASK32 < YOUNG:
             self._destroyed[flow] = last.copy()
             self.look_up(flow)
         else:

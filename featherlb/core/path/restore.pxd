@@ -4,12 +4,13 @@ from featherlb.core.flows.lifecycle cimport IS_ACTIVE, Lifecycle
 from featherlb.core.flows.members cimport Members, PoolMember
 from featherlb.core.flows.next_hops cimport NextHops
 from featherlb.core.flows.record cimport (
-    COUNTED, FULL, IPV6, LOCAL_CLIENT, OFFLOADED, REPLY_ONLY, WIRED, Direction, Record, Records,
+    COUNTED, FULL, IPV6, LOCAL_CLIENT, OFFLOADED, REPLY_ONLY, UNSURE, WIRED, Direction, Record, Records,
     direction_of, ports_of)
 from featherlb.core.flows.table cimport FlowTable
 from featherlb.core.path.migrate cimport Migration
 from featherlb.core.path.services cimport Services
 
+cdef int TCP
 cdef int STATES
 
 
@@ -23,6 +24,7 @@ cdef class Restoration:
     cdef object _source_ports
     cdef dict _known
     cdef Records _records
+    cdef object _created
 
     @cython.locals(flows=FlowTable, flow=cython.Py_ssize_t, record="Record *")
     cpdef bint has_flows(self)

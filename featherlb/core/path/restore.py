@@ -21,6 +21,7 @@ from featherlb.core.pools.pool import Pool
 from featherlb.core.pools.schedulers import NewFlow
 from featherlb.model.shard import Shard
 from featherlb.net.addresses import address_of
+from featherlb.net.protocols import TCP
 
 if not cython.compiled:
     from featherlb.core.flows.lifecycle import IS_ACTIVE
@@ -31,6 +32,7 @@ if not cython.compiled:
         LOCAL_CLIENT,
         OFFLOADED,
         REPLY_ONLY,
+        UNSURE,
         WIRED,
         Direction,
         direction_of,
@@ -107,6 +109,7 @@ class Restoration:
     def read_from(self, memory: FlowMemory) -> None:
         """Read this memory from now on."""
         self._records = Records(memory.records)
+        self._created = memory.created
         self._known.clear()
 
     def restore_flow(self, number: int) -> int:
@@ -150,19 +153,23 @@ class Restoration:
             old.source_low,
             ports_of(reply),
             self._lifecycle.closed_queue,
-            old.created,
+            self._created[number],
         )
         record = flows.at(flow)
         flags = member.flags | flags & (IPV6 | FULL | LOCAL_CLIENT | COUNTED)
         if pool.raw and not flags & LOCAL_CLIENT:
             flags |= WIRED
+        if old.protocol == TCP:  # some of its segments may have passed meanwhile
+            flags |= UNSURE
         record.flags = flags
         record.state = state
         record.member_id = member.id
-        record.responses = old.responses
         # Or the other fields of their unions, depending on the flow.
+        record.ends[0] = old.ends[0]
+        record.ends[1] = old.ends[1]
         record.client_expects = old.client_expects
         record.backend_expects = old.backend_expects
+        record.scales = old.scales
         record.forward_bytes = old.forward_bytes
         record.reply_bytes = old.reply_bytes
         if old.flags & REPLY_ONLY:

@@ -1,6 +1,8 @@
 """Tracks flows by their packets: the state of TCP connections, and the UDP responses that are still
 to come."""
 
+from array import array
+
 import cython
 
 from featherlb.core.flows.counters import Counters
@@ -8,11 +10,28 @@ from featherlb.core.flows.lifecycle import Lifecycle
 from featherlb.core.flows.table import FlowTable
 from featherlb.core.flows.tcp_state import TRANSITIONS, Event, State
 from featherlb.core.path.context import Context
+from featherlb.model import PacketInfo
 from featherlb.net.protocols import ACK, FIN, RST, SYN
 
 if not cython.compiled:
-    from featherlb.core.flows.counters import REFUSED, RESETS, SYN_RETRIES
-    from featherlb.core.flows.record import COUNTED, direction_of
+    from featherlb.core.flows.counters import DOUBTFUL, REFUSED, RESETS, SYN_RETRIES
+    from featherlb.core.flows.record import (
+        BACKEND_SPOKE,
+        CLIENT_SPOKE,
+        COUNTED,
+        UNSURE,
+        direction_of,
+    )
+    from featherlb.core.flows.windows import (
+        acknowledges_syn,
+        admits,
+        admits_reset,
+        answer,
+        begin,
+        renew,
+    )
+    from featherlb.core.path.context import FIRST_FRAGMENT
+    from featherlb.net.checksum import MASK16
     from featherlb.net.packet import MASK32
 
 # The table of transitions as flat bytes, for the compiled build.
@@ -21,11 +40,21 @@ NEXT_STATE = memoryview(
     bytearray(state for by_direction in TRANSITIONS for row in by_direction for state in row)
 )
 EVENT_SYN, EVENT_SYN_ACK, EVENT_FIN, EVENT_RST, EVENT_ACK = (int(event) for event in Event)
+NO_EVENT = -1
+"""The segment doesn't change the state."""
+EVENT_ANSWERED = -2
+"""A backend that has lost the connection has opened another one for the client's SYN."""
+REMEMBERED = 1024
+"""SYNs of open connections to remember."""
 
+NEW = int(State.NEW)
 SYN_SENT = int(State.SYN_SENT)
 SYN_RECEIVED = int(State.SYN_RECEIVED)
 SYN_RETRIED = int(State.SYN_RETRIED)
+ADOPTED = int(State.ADOPTED)
+ESTABLISHED = int(State.ESTABLISHED)
 CLOSED = int(State.CLOSED)
+NOT_READY = int(PacketInfo.CHECKSUM_NOT_READY)
 
 
 class Tracker:
@@ -35,9 +64,12 @@ class Tracker:
         self._flows = flows
         self._lifecycle = lifecycle
         self._counters = counters
+        # The latest SYNs to connections that were open already: flow and sequence number.
+        self._syn_flows = memoryview(array("I", bytes(4 * REMEMBERED)))
+        self._syn_sequences = memoryview(array("I", bytes(4 * REMEMBERED)))
 
     def follow(self, ctx: Context) -> None:
-        """Update the flow's state, timeout and expected sequence numbers."""
+        """Update the flow's state, timeout and sequence numbers."""
         packet = ctx.packet
         flows = self._flows
         flow = ctx.flow
@@ -45,19 +77,28 @@ class Tracker:
         record = flows.at(flow)
         state = record.state
         flags = packet.flags
+        event = EVENT_ACK
         if flags & RST:
-            if not reply and self.resets_another(ctx, state):
-                return
-            event = EVENT_RST
+            event = self.judge_reset(ctx, state)
         elif flags & SYN:
-            event = EVENT_SYN_ACK if flags & ACK else EVENT_SYN
-        elif flags & FIN:
-            event = EVENT_FIN
-        else:
-            event = EVENT_ACK
-        following = NEXT_STATE[(state * 2 + reply) * EVENTS + event]
-        if flags & ACK:
-            direction_of(record, reply).expected = packet.acknowledgement
+            event = self.judge_syn(ctx, state)
+        elif flags:
+            if flags & FIN:
+                event = EVENT_FIN
+            more = MASK16 if ctx.kind == FIRST_FRAGMENT else 0
+            if not admits(record, reply, packet, more):
+                if event == EVENT_FIN or state == SYN_RECEIVED:
+                    self._counters.add(record.member_id, DOUBTFUL)
+                event = NO_EVENT
+            elif state == CLOSED and self.lives(ctx):
+                self._lifecycle.enter(flow, ESTABLISHED, ctx.ticks)
+                return
+        # Else it is a datagram.
+        following = state
+        if event == EVENT_ANSWERED:
+            following = SYN_RECEIVED
+        elif event != NO_EVENT:
+            following = NEXT_STATE[(state * 2 + reply) * EVENTS + event]
         if following == state:
             if record.queue != self._lifecycle.silent_queue:
                 flows.touch(flow, ctx.ticks)
@@ -72,18 +113,76 @@ class Tracker:
             refused = state in (SYN_SENT, SYN_RETRIED)
             self._counters.add(record.member_id, REFUSED if refused else RESETS)
 
-    def resets_another(self, ctx: Context, state: int) -> bool:
-        """Whether the client's RST belongs to its previous connection from the same port.
+    def judge_reset(self, ctx: Context, state: int) -> int:
+        """The event that a RST is: none if it can't be real.
 
-        A late segment of that connection makes the client, which is in SYN-SENT again, send such a
-        RST and retransmit its SYN. If the RST closed the flow, the SYN would open another one at
-        another backend, while the first backend's SYN-ACK is on its way. An unanswered SYN needs no
-        RST, and a new connection's sequence numbers are beyond those of the old one.
+        To an unanswered SYN, the backend's is real if it acknowledges the SYN (RFC 9293 section
+        3.10.7.3). The client's belongs to its previous connection from the same port then: a late
+        segment of that one makes the client send such a RST and retransmit its SYN. If the RST
+        closed the flow, the SYN would open another one at another backend, while the first
+        backend's SYN-ACK is on its way. An unanswered SYN needs no RST.
         """
-        if state in (SYN_SENT, SYN_RETRIED):
-            return True
-        expected = self._flows.at(ctx.flow).backend_expects
-        return state == SYN_RECEIVED and (ctx.packet.sequence - expected) & MASK32 >= 1 << 31
+        packet = ctx.packet
+        record = self._flows.at(ctx.flow)
+        opening = state in (SYN_SENT, SYN_RETRIED)
+        if opening and not ctx.reply:
+            return NO_EVENT
+        real = (
+            acknowledges_syn(record, packet) if opening else admits_reset(record, ctx.reply, packet)
+        )
+        # Its receiver drops it if it is damaged.
+        if real and not ctx.info & NOT_READY and ctx.kind != FIRST_FRAGMENT:
+            real = not packet.transport_checksum(
+                packet.src_high, packet.src_low, packet.dst_high, packet.dst_low
+            )
+        if not real:
+            self._counters.add(record.member_id, DOUBTFUL)
+            return NO_EVENT
+        record.flags &= ~(CLIENT_SPOKE | BACKEND_SPOKE)
+        return EVENT_RST
+
+    def judge_syn(self, ctx: Context, state: int) -> int:
+        """The event that a SYN or SYN-ACK is."""
+        packet = ctx.packet
+        record = self._flows.at(ctx.flow)
+        opening = state in (SYN_SENT, SYN_RETRIED)
+        following = (packet.sequence + 1) & MASK32
+        if packet.flags & ACK:
+            if not ctx.reply:
+                return EVENT_SYN_ACK
+            if opening or state == ADOPTED:
+                answer(record, packet)
+            elif self.answers_syn(ctx):
+                renew(record, packet)
+                return EVENT_ANSWERED
+            elif state == SYN_RECEIVED and following != record.client_expects:
+                record.flags |= UNSURE  # SYN cookies: the client may answer either
+        elif not ctx.reply and following != record.backend_expects:
+            if opening or state in (NEW, ADOPTED):
+                begin(record, packet)
+            else:
+                self.remember_syn(ctx)
+                self._counters.add(record.member_id, DOUBTFUL)
+        return EVENT_SYN_ACK if packet.flags & ACK else EVENT_SYN
+
+    def remember_syn(self, ctx: Context) -> None:
+        """Note a SYN of a connection that is open: if its backend has lost it, it opens another."""
+        at = ctx.flow % REMEMBERED
+        self._syn_flows[at] = ctx.flow
+        self._syn_sequences[at] = ctx.packet.sequence
+
+    def answers_syn(self, ctx: Context) -> bool:
+        """Whether a SYN-ACK acknowledges such a SYN."""
+        at = ctx.flow % REMEMBERED
+        following = (self._syn_sequences[at] + 1) & MASK32
+        return self._syn_flows[at] == ctx.flow and ctx.packet.acknowledgement == following
+
+    def lives(self, ctx: Context) -> bool:
+        """Whether both ends have sent something else than a RST since the flow was reset, including
+        the packet in hand."""
+        record = self._flows.at(ctx.flow)
+        record.flags |= BACKEND_SPOKE if ctx.reply else CLIENT_SPOKE
+        return record.flags & BACKEND_SPOKE != 0 and record.flags & CLIENT_SPOKE != 0
 
     def is_last_response(self, ctx: Context) -> bool:
         """Count a datagram of a flow that expects a number of responses; True after the last."""

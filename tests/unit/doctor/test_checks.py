@@ -159,7 +159,7 @@ def test_state_of_the_instance() -> None:
 def test_answers_that_never_came() -> None:
     def judged(**counts: int) -> list[tuple[Severity, str]]:
         names = ("active", "flows", "packets_forward", "bytes_forward", "packets_reply")
-        more = ("bytes_reply", "resets", "refused", "syn_timeouts", "syn_retries")
+        more = ("bytes_reply", "resets", "refused", "syn_timeouts", "syn_retries", "doubtful")
         data: dict[str, object] = {**dict.fromkeys((*names, *more), 0), **counts}
         data |= {"backend": "b", "address": str(ONE), "state": "up", "failure": "", "weight": 1}
         data |= {"role": "primary", "effective_weight": 1, "max_connections": None}
@@ -197,6 +197,16 @@ def test_conntrack() -> None:
     # 0 is no limit; no such file is a kernel without connection tracking.
     assert judged(5, 0) == []
     assert brief(settings.judge_conntrack((), lambda key: None)) == []
+
+
+@pytest.mark.parametrize("datapath", Datapath)
+def test_conntrack_that_checks_no_sequence_numbers(datapath: Datapath) -> None:
+    services = (replace(WEB, datapath=datapath),)
+    liberal = brief(settings.judge_windows(services, lambda key: "1"))
+    fix = (W, "sysctl -w net.netfilter.nf_conntrack_tcp_be_liberal=0")
+    assert liberal == ([fix] if datapath is Datapath.OFFLOAD else [])
+    assert brief(settings.judge_windows(services, lambda key: "0")) == []
+    assert brief(settings.judge_windows(services, lambda key: None)) == []
 
 
 def test_source_ports() -> None:

@@ -171,13 +171,14 @@ def test_every_state_is_reached_and_can_end() -> None:
     assert set(TCP_STATES) <= reached
 
 
-def test_active_flows_are_those_that_are_not_closing() -> None:
+def test_active_flows_are_those_that_the_backend_has_not_closed() -> None:
     assert {state for state in TCP_STATES if state in ACTIVE} == {
         State.SYN_SENT,
         State.SYN_RETRIED,
         State.SYN_RECEIVED,
         State.ADOPTED,
         State.ESTABLISHED,
+        State.FIN_WAIT,
     }
     assert {state for state in TCP_STATES if state in REUSABLE} == {
         State.FIN_WAIT,

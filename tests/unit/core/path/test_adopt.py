@@ -84,7 +84,7 @@ def test_a_forged_segment_holds_no_more_than_a_forged_syn() -> None:
     world.advance(Timeouts().half_open + 1)
     assert world.flows() == []
     refused = world.handle(tcp(CLIENT, VIP, ack=7))
-    world.handle(tcp(refused.destination, CLIENT, "R"), POSTROUTING)
+    world.handle(tcp(refused.destination, CLIENT, "R", seq=7), POSTROUTING)
     assert world.states() == ["CLOSED"]
 
 

@@ -223,10 +223,10 @@ def test_only_packets_that_may_reopen_a_flow_are_looked_up_ahead() -> None:
 def test_a_connection_that_closes_is_no_load_as_soon_as_conntrack_says_so() -> None:
     world = opening()
     (before,) = world.statistics().backends
-    world.balancer.offload.changed(told(FIN_WAIT), ticks(world))
+    world.balancer.offload.changed(told(CLOSE), ticks(world))
     (after,) = world.statistics().backends
     assert (before.active, after.active) == (1, 0)
-    assert [flow.state for flow in world.flows()] == [State.FIN_WAIT]
+    assert [flow.state for flow in world.flows()] == [State.CLOSED]
     # Neither packets nor bytes come with it.
     assert (after.packets_reply, after.bytes_reply) == (0, 0)
 

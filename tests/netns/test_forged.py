@@ -1,0 +1,106 @@
+"""Forged packets on the real kernel, by one who knows the addresses and ports of a connection."""
+
+from collections.abc import Iterator
+
+import pytest
+from scapy.layers.inet import IP, TCP
+from scapy.packet import Packet
+
+from featherlb.lab import Lab
+from featherlb.lab.namespaces import VIP
+from featherlb.lab.servers import HttpServer
+from tests.netns.command import api, flows
+from tests.netns.conftest import Up, in_turn
+from tests.netns.traffic import Session, ask, wait_for
+from tests.netns.wire import send
+
+WEB = {"dnat": 80, "full": 81}
+LIMITED = {"dnat": 82, "full": 83}
+"""Ports of the VIP, by NAT mode."""
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab(backends=2) as lab, HttpServer(lab.backends[0]), HttpServer(lab.backends[1]):
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def running(lab: Lab, featherlb: Up, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One instance for all tests."""
+    path = tmp_path_factory.mktemp("forged") / "lb.yaml"
+    path.write_text(
+        "services:\n"
+        + "".join(
+            f"  - {{name: web-{nat}, vip: '{VIP}:{WEB[nat]}', nat: {nat},"
+            " backends: ['10.0.1.2:8080', '10.0.1.3:8080']}\n"
+            f"  - {{name: limited-{nat}, vip: '{VIP}:{LIMITED[nat]}', nat: {nat},"
+            " backends: [{address: '10.0.1.2:8080', max_connections: 1}]}\n"
+            for nat in WEB
+        )
+    )
+    with featherlb(lab, "--config", str(path)):
+        yield
+
+
+def blind(session: Session, flags: str, **fields: int) -> bytes:
+    """A segment in the client's name; no number of the connection is known."""
+    (source, port), (address, vip_port) = session.socket.getsockname(), session.socket.getpeername()
+    segment: Packet = IP(src=source, dst=address) / TCP(
+        sport=port, dport=vip_port, flags=flags, **({"seq": 77, "ack": 77} | fields)
+    )
+    return bytes(segment)
+
+
+@in_turn(nat=["dnat", "full"])
+def test_a_blind_close_and_a_syn_leave_the_connection(lab: Lab, running: None, nat: str) -> None:
+    with Session(lab.client, port=WEB[nat]) as session:
+        backend = session.ask().backend
+        for flags in ("R", "RA", "FA", "S"):
+            send(lab, [blind(session, flags)] * 3)
+        # What came before this connection has been looked at when it is answered.
+        ask(lab.client, port=WEB[nat])
+        ask(lab.client, port=WEB[nat])
+        assert session.ask().backend == backend
+        send(lab, [blind(session, flags) for flags in ("R", "FA")])
+        assert [session.ask().backend for _ in range(3)] == [backend] * 3
+
+
+@in_turn(nat=["dnat", "full"])
+def test_a_blind_close_makes_no_room_at_a_full_backend(lab: Lab, running: None, nat: str) -> None:
+    with Session(lab.client, port=LIMITED[nat]) as session:
+        session.ask()
+        for flags in ("R", "RA", "FA"):
+            send(lab, [blind(session, flags)])
+            ask(lab.client, port=WEB[nat])
+            with pytest.raises(ConnectionError):
+                lab.client.connect(VIP, LIMITED[nat])
+        session.ask()
+        session.reset()
+    # A real RST does.
+    wait_for(lambda: not is_refused(lab, nat), "room for another connection")
+
+
+def is_refused(lab: Lab, nat: str) -> bool:
+    try:
+        with Session(lab.client, port=LIMITED[nat]) as session:
+            session.ask()
+            session.reset()
+    except ConnectionError:
+        return True
+    return False
+
+
+@in_turn(["netlink", "raw"], nat=["dnat", "full"])
+def test_a_doubtful_segment_is_counted(lab: Lab, running: None, nat: str) -> None:
+    def doubtful() -> int:
+        services = api(lab.balancer, "services")["services"]
+        return sum(one["doubtful"] for service in services for one in service["backends"])
+
+    before = doubtful()
+    with Session(lab.client, port=WEB[nat]) as session:
+        session.ask()
+        send(lab, [blind(session, flags) for flags in ("R", "RA", "FA", "S")])
+        wait_for(lambda: doubtful() == before + 4, "four doubtful segments")
+        (flow,) = [one for one in flows(lab.balancer) if one["vip"] == f"{VIP}:{WEB[nat]}"]
+        assert flow["state"] == "established"
