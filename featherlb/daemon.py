@@ -18,7 +18,7 @@ from featherlb.control.reload import Settings
 from featherlb.control.systemd import Notifier
 from featherlb.control.tasks import Tasks
 from featherlb.control.threads import Threads
-from featherlb.system import kernel_state
+from featherlb.system import kernel_state, processes
 from featherlb.system.failure import explain, log_traceback
 
 log = logging.getLogger("featherlb")
@@ -40,6 +40,7 @@ class Supervisor:
         """Balance until SIGINT or SIGTERM; SIGHUP reloads. HostError and ConfigError if it
         can't start, with nothing left on the host."""
         kernel_state.raise_descriptor_limit()
+        processes.adopt_orphans()
         loop = asyncio.get_running_loop()
         loop.set_default_executor(Threads())
         loop.set_exception_handler(log_callback)
@@ -54,6 +55,7 @@ class Supervisor:
             self._notifier.stopping()
             await self._server.stop()
             await self._controller.stop()
+            await processes.end_orphans()
 
     async def _start(self) -> bool:
         """Balance; False if it is told to stop meanwhile, and doesn't."""

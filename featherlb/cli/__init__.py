@@ -14,6 +14,7 @@ import click
 from featherlb import COMPILED, __version__
 from featherlb.cli.help import Commands, examples
 from featherlb.model.errors import FeatherlbError
+from featherlb.system import trust
 
 _COMMANDS = {
     "up": "Balance traffic until stopped.",
@@ -82,6 +83,9 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The `featherlb` command, with the process's arguments if there are no others."""
+    if os.geteuid() == 0 and "PATH" in os.environ:
+        # Only what root alone may change is run as root.
+        os.environ["PATH"] = trust.search_path(os.environ["PATH"])
     if "_FEATHERLB_COMPLETE" in os.environ:
         importlib.import_module("featherlb.cli.completion")
     try:

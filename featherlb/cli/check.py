@@ -1,5 +1,6 @@
 """`featherlb check [FILE]`: validates a configuration and shows how featherlb would run it."""
 
+import os
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from featherlb.config import SEARCH_PATH, ServiceConfig, advise, find_config
 from featherlb.config.file import load
 from featherlb.config.schema import CHECK_KEYS
 from featherlb.control.diff import plain
-from featherlb.control.prepare import load_schedulers
+from featherlb.control.prepare import distrust, load_schedulers
 from featherlb.model import HealthCheck, Role
 from featherlb.model.errors import ConfigError
 from featherlb.system import plugins
@@ -61,6 +62,8 @@ def check(context: click.Context, file: Path | None) -> None:
         context.exit(error.exit_code)
     for fault in advise(config):
         click.echo(f"{fault.origin}: warning: {fault.text}", err=True)
+    for line in distrust(config) if os.geteuid() == 0 else ():
+        click.echo(f"warning: {line}", err=True)
     lines = []
     for service in config.services:
         lines.append(f"service {service.name}")

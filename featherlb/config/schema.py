@@ -104,7 +104,7 @@ CHECK_KEYS = {
     CheckType.HTTP: _HTTP_KEYS,
     CheckType.HTTPS: _HTTP_KEYS,
     CheckType.UDP: {"send", "expect"},
-    CheckType.SCRIPT: {"command"},
+    CheckType.SCRIPT: {"command", "user"},
 }
 """Keys that only some check types allow."""
 _Status = Annotated[StatusRange, PlainValidator(values.http_status), _keep_discarded]
@@ -131,6 +131,7 @@ class HealthEntry(_Strict):
     send: Annotated[str, PlainValidator(values.payload)] = _CHECK.send
     expect: Annotated[str | None, PlainValidator(values.payload)] = None
     command: Annotated[list[_Word], _one_or_list, Field(min_length=1)] = []
+    user: Annotated[str | None, PlainValidator(values.user)] = None
 
     @model_validator(mode="after")
     def _keys_fit_type(self) -> Self:

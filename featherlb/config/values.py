@@ -224,6 +224,14 @@ def host(value: object) -> Host:
     return word
 
 
+def user(value: object) -> str:
+    """The name of a user of this host, as useradd(8) allows it."""
+    word = text(value, "the name of a user")
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}", word):
+        raise ValueError(f"{quote(word)} is not the name of a user")
+    return word
+
+
 def host_name(value: object) -> str:
     """A host name (RFC 1123 section 2.1, underscores allowed), in lower case and without a dot at
     its end."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 from collections.abc import Mapping
 
 from featherlb import host
@@ -9,6 +10,7 @@ from featherlb.config import advise
 from featherlb.config.resolve import absent
 from featherlb.control.events import Events
 from featherlb.control.prepare import advise as advise_here
+from featherlb.control.prepare import distrust
 from featherlb.control.transition import State
 from featherlb.model import Service
 
@@ -59,7 +61,8 @@ class Notices:
         """Say what is served, and what may not be as intended with it, as far as that has changed
         since the last time."""
         lines = {f"{one.origin}: {one.text}": logging.WARNING for one in advise(state.config)}
-        for text in await asyncio.to_thread(advise_here, state.services, options):
+        distrusted = distrust(state.config) if os.geteuid() == 0 else ()
+        for text in (*distrusted, *await asyncio.to_thread(advise_here, state.services, options)):
             lines[text] = logging.WARNING
         for service in state.services:
             lines[describe(service)] = logging.INFO

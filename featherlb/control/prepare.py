@@ -4,8 +4,10 @@ All of it is blocking: not for a running asyncio loop.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from featherlb import host
 from featherlb.config import AUTO, Config, Places
@@ -14,7 +16,7 @@ from featherlb.config.resolve import build, place
 from featherlb.core.pools.schedulers import is_file_reference
 from featherlb.model import Address, Service
 from featherlb.model.errors import ConfigError, FeatherlbError
-from featherlb.system import flow_file, plugins, rtnetlink, state_file
+from featherlb.system import flow_file, plugins, rtnetlink, state_file, trust
 from featherlb.system.journal import Journal
 
 log = logging.getLogger("featherlb")
@@ -64,6 +66,30 @@ def advise(services: Sequence[Service], options: host.Options) -> list[str]:
     if not options.assign:
         found += host.advise(services, options, host.survey(services))
     return found
+
+
+def distrust(config: Config) -> Iterator[str]:
+    """Which schedulers and scripts others than root may change, as sentences: root runs them."""
+    for service in config.services:
+        if is_file_reference(service.scheduler):
+            path = Path(service.scheduler.rpartition(":")[0])
+            if reason := trust.fault(path):
+                yield (
+                    f"{service.scheduler_origin}: root runs {path}, and {reason}: give it to root,"
+                    " with mode 0755 or less"
+                )
+        check = service.health
+        if check is not None and check.command and check.user in (None, "root"):
+            program, *arguments = check.command
+            programs = [shutil.which(program) or program]
+            # What an interpreter is given to run.
+            programs += [one for one in arguments if one.endswith((".sh", ".py", ".pl", ".rb"))]
+            for path in map(Path, programs):
+                if reason := trust.fault(path):
+                    yield (
+                        f"service '{service.name}': root runs {path}, and {reason}: give it to"
+                        " root, or set `user:` for the check"
+                    )
 
 
 def with_names(

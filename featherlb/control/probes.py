@@ -4,13 +4,13 @@ that it is given, from this host. None outlasts its timeout.
 
 import asyncio
 import errno
+import math
 import os
-import signal
 import socket
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 
 from featherlb.model import CheckType, Endpoint, HealthCheck
+from featherlb.system import processes
 
 LOCAL_ERRORS = frozenset(
     {
@@ -82,22 +82,21 @@ async def _script(check: HealthCheck, backend: Endpoint) -> None:
         "FEATHERLB_ADDRESS": str(backend.address),
         "FEATHERLB_PORT": str(backend.port),
     }
-    # A session of its own, so that it can be killed with all that it has started.
-    process = await asyncio.create_subprocess_exec(
-        *check.command,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.DEVNULL,
-        env=os.environ | variables,
-        start_new_session=True,
-    )
+    user = None
+    if check.user is not None:
+        try:
+            user = processes.find_user(check.user)
+        except KeyError:
+            raise NoVerdictError(f"there is no user '{check.user}'") from None
+    seconds = math.ceil(check.timeout) + 1
     try:
-        code = await process.wait()
-    finally:
-        if process.returncode is None:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
+        code = await processes.run(check.command, variables, user, seconds)
+    except PermissionError as error:
+        if user is None or error.filename is None:
+            raise
+        raise NoVerdictError(
+            f"may not run it as '{user.name}' (this needs CAP_SETUID, CAP_SETGID and CAP_KILL)"
+        ) from None
     if code < 0:
         raise _FailedError(f"killed by signal {-code}")
     if code > 0:

@@ -69,6 +69,8 @@ class HealthCheck:
     expect: str | None = None
     """UDP: what the answer must contain; None: no answer is needed."""
     command: tuple[str, ...] = ()
+    user: str | None = None
+    """Script: whom it runs as; None: as this program."""
 
     def endpoint(self, backend: Endpoint) -> Endpoint:
         """The endpoint that is checked for a backend."""

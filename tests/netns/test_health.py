@@ -349,3 +349,23 @@ def test_idle_connections_to_the_api_stop_no_check(
         assert len(os.listdir(f"/proc/{running.pid}/fd")) < 300
         assert len(running.log.splitlines()) < 30
         assert "too many connections" in running.log
+
+
+@pytest.mark.parametrize("user", ["", ", user: nobody"])
+def test_scripts_leave_no_processes(
+    lab: Lab, featherlb: Up, servers: list[ExitStack], tmp_path: Path, user: str
+) -> None:
+    """Neither children nor those that leave group and session, also as another user."""
+    script = tmp_path / "check.sh"
+    script.write_text("setsid sleep 1000 & sleep 1001 & exit 0\n")
+    script.chmod(0o757)
+    text = f"[/bin/sh, {script}]" if not user else '[/bin/sh, -c, "setsid sleep 1000 & exit 0"]'
+    health = f"type: script, command: {text}, initial: down, {FAST}{user}"
+    with balancing(lab, featherlb, tmp_path / "lb.yaml", health) as running:
+        for one in BACKENDS:
+            wait_for(lambda one=one: logged(running, f"{one} is up"), "a good check")  # type: ignore[misc]
+        # Checks are made all the while; supervisor and worker stay.
+        wait_for(lambda: len(lab.balancer.pids()) == 2, "no process of a check is there")
+        warned = f"root runs {script}, and {script} may be written by others (mode 0757)"
+        assert (warned in running.log) is (not user)
+    assert lab.balancer.pids() == []

@@ -52,7 +52,7 @@ services:
       max_ejected: 7}
   - name: mail
     vip: 10.0.0.1:25
-    health: {type: script, command: [check, "-v"]}
+    health: {type: script, command: [check, "-v"], user: nobody}
 queue: 3
 workers: 2
 fail_open: true

@@ -164,7 +164,7 @@ def test_a_check_that_fails_in_a_way_that_nobody_expected_is_made_again() -> Non
             message = await hear(heard, "task-failed")
             assert message.startswith(
                 "task health-checks (127.0.0.1:1 of web) failed: ValueError: embedded null byte"
-                " (control/probes.py:"
+                " (system/processes.py:"
             )
             await hear(heard, "task-failed")
         (state,) = tasks.states()

@@ -1,14 +1,16 @@
 """Probes against real servers on the loopback interface."""
 
 import asyncio
+import ctypes
 import os
+import pwd
 import shutil
 import socket
 import ssl
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import pytest
 from featherlb.control.http_probe import BODY_LIMIT
 from featherlb.control.probes import NoVerdictError, probe
 from featherlb.model import CheckType, Endpoint, HealthCheck, StatusRange
+from featherlb.system import processes
 from tests.descriptors import descriptors_left, open_descriptors
 
 LOCALHOST = ip_address("127.0.0.1")
@@ -277,21 +280,63 @@ def test_a_script_that_is_not_there() -> None:
     assert ask(check, Endpoint(LOCALHOST, 7)) == "no such file or directory"
 
 
-def test_a_slow_script_is_killed_with_its_children(tmp_path: Path) -> None:
+@pytest.fixture
+def subreaper() -> Iterator[None]:
+    """This process is the parent of orphans, as the supervisor is."""
+    processes.adopt_orphans()
+    yield
+    assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0) == 0
+
+
+PR_SET_CHILD_SUBREAPER = 36
+LEFT = "sleep 600 & echo $! >> {pids}; setsid sh -c 'sleep 600 & echo $! $$ >> {pids}; wait' &"
+
+
+@pytest.mark.usefixtures("subreaper")
+@pytest.mark.parametrize(
+    ("end", "failure"),
+    [("exit 0", None), ("exit 3", "exit code 3"), ("sleep 600", "no answer within 1 s")],
+)
+def test_nothing_is_left_of_a_script(tmp_path: Path, end: str, failure: str | None) -> None:
+    """However it ends: neither its children nor what has left its session."""
     pids = tmp_path / "pids"
-    check = script(f"sleep 600 & echo $$ $! > {pids}; wait", timeout=1)
-    assert ask(check, Endpoint(LOCALHOST, 7)) == "no answer within 1 s"
-    parent, child = pids.read_text().split()
-    # The parent is reaped by us, the child by init: until then it may be a zombie.
-    assert not os.path.exists(f"/proc/{parent}")
-    deadline = time.monotonic() + 10
-    while _runs(child):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    begun = f"while [ $(wc -l < {pids}) -lt 2 ]; do sleep 0.01; done"
+    timeout = 1 if failure and "answer" in failure else 20
+    check = script(f"{LEFT.format(pids=pids)} {begun}; {end}", timeout=timeout)
+    assert ask(check, Endpoint(LOCALHOST, 7)) == failure
+    found = pids.read_text().split()
+    assert len(found) == 3
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in found)
 
 
-def _runs(pid: str) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+@pytest.mark.usefixtures("subreaper")
+def test_scripts_at_the_same_time_leave_each_other_alone() -> None:
+    async def run() -> list[str | None]:
+        quick = [probe(script("sleep 600 & exit 0"), Endpoint(LOCALHOST, 7)) for _ in range(20)]
+        slow = [
+            probe(script("(sleep 0.3; exit 0) & wait $!", 30), Endpoint(LOCALHOST, 7))
+            for _ in range(5)
+        ]
+        return await asyncio.gather(*quick, *slow)
+
+    assert asyncio.run(run()) == [None] * 25
+
+
+def test_a_script_has_limits() -> None:
+    limits = script("[ $(ulimit -n):$(ulimit -c):$(ulimit -t) = 1024:0:6 ]")
+    assert ask(limits, Endpoint(LOCALHOST, 7)) is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_a_script_as_another_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "1")
+    nobody = pwd.getpwnam("nobody")
+    text = (
+        f"[ $(id -u):$(id -g) = {nobody.pw_uid}:{nobody.pw_gid} ] && [ $PWD = / ] &&"
+        " [ -z $SECRET ] && [ $USER = nobody ] && [ $FEATHERLB_PORT = 7 ] && [ ! -r /etc/shadow ]"
+    )
+    check = replace(script(text), user="nobody")
+    assert ask(check, Endpoint(LOCALHOST, 7)) is None
+    check = replace(check, user="nobody-of-this-name")
+    with pytest.raises(NoVerdictError, match="there is no user 'nobody-of-this-name'"):
+        ask(check, Endpoint(LOCALHOST, 7))
