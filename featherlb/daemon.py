@@ -18,7 +18,7 @@ from featherlb.control.reload import Settings
 from featherlb.control.systemd import Notifier
 from featherlb.control.tasks import Tasks
 from featherlb.control.threads import Threads
-from featherlb.system import kernel_state, processes
+from featherlb.system import kernel_state, privileges, processes
 from featherlb.system.failure import explain, log_traceback
 
 log = logging.getLogger("featherlb")
@@ -39,6 +39,8 @@ class Supervisor:
     async def run(self, on_ready: Callable[[], None]) -> None:
         """Balance until SIGINT or SIGTERM; SIGHUP reloads. HostError and ConfigError if it
         can't start, with nothing left on the host."""
+        # There are no threads yet, each of which has capabilities of its own.
+        privileges.drop_capabilities(privileges.SUPERVISOR)
         kernel_state.raise_descriptor_limit()
         processes.adopt_orphans()
         loop = asyncio.get_running_loop()

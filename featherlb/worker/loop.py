@@ -28,7 +28,7 @@ from featherlb.model import DEFAULT_DATAPATH, Backend, Datapath, Service, Topolo
 from featherlb.model.counted import counted
 from featherlb.model.errors import FeatherlbError
 from featherlb.model.shard import Shard
-from featherlb.system import flow_file, plugins
+from featherlb.system import flow_file, plugins, privileges
 from featherlb.system.failure import explain, whole
 from featherlb.system.raw_socket import RawSender
 from featherlb.worker.explain import answer
@@ -342,6 +342,9 @@ def main() -> None:
     except (FeatherlbError, OSError) as error:
         channel.send(Failed(str(error)))
         return
+    # The directory of all instances' files: those that have expired are deleted there.
+    for means in privileges.confine([Path(start.save).parent.parent]):
+        channel.send(Log(logging.INFO, f"worker {worker.number} does without {means}"))
     # Existing objects are permanent: the garbage collector need not traverse them again.
     gc.freeze()
     channel.send(Ready())

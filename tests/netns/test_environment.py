@@ -11,7 +11,7 @@ import pytest
 from featherlb.lab import Lab
 from featherlb.lab.namespaces import VIP
 from featherlb.lab.servers import HttpServer
-from tests.netns.command import Featherlb, run
+from tests.netns.command import Featherlb, run, worker_pids
 from tests.netns.conftest import ONE_DRIVER, Up
 from tests.netns.traffic import Session, ask
 
@@ -114,6 +114,23 @@ def test_code_in_the_working_directory_is_not_run(lab: Lab, driver: str, tmp_pat
         assert ask(lab.client).backend == "backend1"
     assert run(lab.balancer, "doctor", cwd=tmp_path).returncode != 2
     assert not ran.exists(), ran.read_text()
+
+
+def test_a_worker_can_do_nothing_but_its_work(lab: Lab, featherlb: Up) -> None:
+    """What is refused to it is tried in the unit tests of `system/privileges.py`."""
+
+    def status(pid: int) -> dict[str, str]:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return dict(line.split(":\t", 1) for line in lines)
+
+    with featherlb(lab, *OPTIONS) as running:
+        assert ask(lab.client).backend == "backend1"
+        assert int(status(running.pid)["CapEff"], 16) == int(status(running.pid)["CapBnd"], 16)
+        assert int(status(running.pid)["CapEff"], 16).bit_count() == 8
+        for pid in worker_pids(lab.balancer):
+            lines = status(pid)
+            assert int(lines["CapPrm"], 16) == int(lines["CapEff"], 16) == 0x3000
+            assert (lines["NoNewPrivs"], lines["Seccomp"]) == ("1", "2")
 
 
 def test_full_nat_says_what_a_strict_rp_filter_needs(lab: Lab, driver: str) -> None:
