@@ -68,6 +68,12 @@ class Dialogue:
                 else:
                     assert not isinstance(message, ToWorker)
                     self._answers.put_nowait(message)
+        except ValueError as error:
+            log.error("%s sent what is no message (%s): ending it", self._name, error)
+            self._on_silence()
+            asyncio.get_running_loop().remove_reader(self._channel.fileno())
+            self.ended.set()
+            self._answers.put_nowait(Failed(f"{self._name} sent what is no message"))
         except EOFError:
             asyncio.get_running_loop().remove_reader(self._channel.fileno())
             self.ended.set()

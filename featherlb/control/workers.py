@@ -105,7 +105,8 @@ class WorkerProcess:
                     stdin=subprocess.DEVNULL,
                 )
             on_failure.pop_all()
-        self._dialogue = Dialogue(Channel(ours), f"worker {self.number}", self.process.kill)
+        channel = Channel(ours, of_worker=False)
+        self._dialogue = Dialogue(channel, f"worker {self.number}", self.process.kill)
         self.gone = self._dialogue.ended
 
     async def ask(self, message: ToWorker) -> FromWorker:

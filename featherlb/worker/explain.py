@@ -5,13 +5,13 @@ A custom scheduler may change anything when it picks, so it is asked in a copy o
 """
 
 import os
-import pickle
 import select
 import signal
 from collections.abc import Callable
 
 from featherlb.core.path.export import Views
 from featherlb.model.errors import HostError
+from featherlb.worker.data import dump, load
 from featherlb.worker.protocol import Explain, Explained
 
 PATIENCE = 0.5
@@ -55,8 +55,8 @@ def in_a_copy(compute: Callable[[], Explained]) -> Explained:
         os.kill(copy, signal.SIGKILL)
         os.waitpid(copy, 0)
     try:
-        answer: Explained = pickle.loads(data)
-    except (EOFError, pickle.UnpicklingError):
+        answer: Explained = load(data, Explained)
+    except ValueError:
         raise HostError(f"the scheduler did not answer within {PATIENCE:g} s") from None
     return answer
 
@@ -64,7 +64,7 @@ def in_a_copy(compute: Callable[[], Explained]) -> Explained:
 def _compute(compute: Callable[[], Explained], writer: int) -> None:
     """In the copy: compute, write, end; nothing of the original's is flushed or closed."""
     try:
-        data = pickle.dumps(compute())
+        data = dump(compute(), Explained)
         while data:
             data = data[os.write(writer, data) :]
     finally:

@@ -1,9 +1,11 @@
 """The messages between supervisor and worker, and their channel.
 
 The channel is a pair of stream sockets between two processes of the same program: packets would
-have to fit into the kernel's buffers, and thousands of services exceed any. Each pickled message
-has its length in front. Sending never blocks: what does not fit is queued in memory and sent by
-`flush`.
+have to fit into the kernel's buffers, and thousands of services exceed any. Each message has its
+length in front. Sending never blocks: what does not fit is queued in memory and sent by `flush`.
+
+The supervisor, which has more privileges, pickles its messages. A worker, which somebody may have
+taken over, has no way to make it run code: its messages are data of declared types (`data.py`).
 """
 
 import pickle
@@ -26,11 +28,14 @@ from featherlb.model import (
     Topology,
 )
 from featherlb.model.shard import Shard
+from featherlb.worker import data
 
 _BUFFER = 4 << 20
 """Bytes of kernel memory per direction, or what net.core.wmem_max allows."""
 _PART = 1 << 18
 """Bytes to receive at once."""
+_LONGEST = 1 << 28
+"""Bytes of a worker's message, at most: the counts of a million backends."""
 _LENGTH = struct.Struct("=I")
 """In front of each message."""
 
@@ -279,9 +284,10 @@ FromWorker = (
 
 
 class Channel:
-    """One end of the pair."""
+    """One end of the pair: the supervisor's, or the worker's."""
 
-    def __init__(self, end: socket.socket) -> None:
+    def __init__(self, end: socket.socket, *, of_worker: bool) -> None:
+        self._of_worker = of_worker
         end.setblocking(False)
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             end.setsockopt(socket.SOL_SOCKET, option, _BUFFER)
@@ -294,8 +300,11 @@ class Channel:
 
     def send(self, message: ToWorker | FromWorker) -> bool:
         """Send, now or with a later `flush`; whether nothing is left."""
-        data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
-        self._pending.append(memoryview(_LENGTH.pack(len(data)) + data))
+        if self._of_worker:
+            content = data.dump(message, FromWorker)
+        else:
+            content = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+        self._pending.append(memoryview(_LENGTH.pack(len(content)) + content))
         return self.flush()
 
     def flush(self) -> bool:
@@ -314,8 +323,9 @@ class Channel:
         return True
 
     def receive(self) -> ToWorker | FromWorker | None:
-        """The next message, None if none waits; EOFError when the other end has closed."""
-        while (data := self._take()) is None:
+        """The next message, None if none waits; EOFError when the other end has closed. ValueError
+        if a worker has sent no message."""
+        while (content := self._take()) is None:
             try:
                 part = self._socket.recv(_PART)
             except BlockingIOError:
@@ -325,7 +335,9 @@ class Channel:
             if not part:
                 raise EOFError
             self._received += part
-        message: ToWorker | FromWorker = pickle.loads(data)
+        message: ToWorker | FromWorker = (
+            pickle.loads(content) if self._of_worker else data.load(content, FromWorker)
+        )
         return message
 
     def _take(self) -> bytes | None:
@@ -333,11 +345,13 @@ class Channel:
         if len(self._received) < _LENGTH.size:
             return None
         end = _LENGTH.size + _LENGTH.unpack_from(self._received)[0]
+        if end > _LONGEST and not self._of_worker:
+            raise ValueError("it is too long")
         if len(self._received) < end:
             return None
-        data = bytes(self._received[_LENGTH.size : end])
+        content = bytes(self._received[_LENGTH.size : end])
         del self._received[:end]
-        return data
+        return content
 
     def close(self) -> None:
         self._socket.close()

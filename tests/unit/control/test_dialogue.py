@@ -26,8 +26,8 @@ from featherlb.worker.protocol import (
 def pair() -> Iterator[tuple[Dialogue, Channel]]:
     """A dialogue and the worker's end of it."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    worker = Channel(theirs)
-    dialogue = Dialogue(Channel(ours), "worker 3", worker.close)
+    worker = Channel(theirs, of_worker=True)
+    dialogue = Dialogue(Channel(ours, of_worker=False), "worker 3", worker.close)
     try:
         yield dialogue, worker
     finally:
@@ -103,3 +103,22 @@ def test_a_refusal_is_an_error() -> None:
                 await asked
 
     asyncio.run(asyncio.wait_for(run(), 20))
+
+
+@pytest.mark.parametrize("sent", [b"\x03\x00\x00\x00abc", b"\xff\xff\xff\xff"])
+def test_a_worker_that_sends_no_message_is_ended(sent: bytes) -> None:
+    """Neither garbage nor a length that would fill the memory is taken."""
+
+    async def run() -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        ended: list[str] = []
+        dialogue = Dialogue(Channel(ours, of_worker=False), "worker 3", lambda: ended.append("yes"))
+        theirs.sendall(sent)
+        with pytest.raises(HostError, match="worker 3"):
+            await dialogue.ask(GetOutcomes())
+        assert dialogue.ended.is_set()
+        assert ended == ["yes"]
+        dialogue.close()
+        theirs.close()
+
+    asyncio.run(run())

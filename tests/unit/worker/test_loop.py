@@ -176,8 +176,8 @@ class Supervised:
         monkeypatch.setattr(loop, "RawSender", lambda: self.outbox)
         monkeypatch.setattr(loop, "TupleOwners", UnknownOwners)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.channel = Channel(ours)
-        self.inner = Channel(theirs)
+        self.channel = Channel(ours, of_worker=False)
+        self.inner = Channel(theirs, of_worker=True)
         self.worker = loop.Worker(self.inner, start)
         self._thread = threading.Thread(target=self.worker.run)
         self._thread.start()
@@ -426,7 +426,7 @@ def test_what_a_worker_fails_of_is_in_the_log(supervised: Supervised) -> None:
         raise KeyError("flow")
 
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    channel, inner = Channel(ours), Channel(theirs)
+    channel, inner = Channel(ours, of_worker=False), Channel(theirs, of_worker=True)
     supervised.worker.run = fail  # type: ignore[method-assign]
     with pytest.raises(SystemExit) as ended:
         loop.work(supervised.worker, inner)
