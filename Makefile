@@ -8,7 +8,7 @@ PARALLEL = -n $(shell expr $$(nproc) \* 3 / 2) --dist loadfile
 HOT = api core datapaths net system worker
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-run setup-bench demo test unit netns-test wheel wheels check fmt e2e e2e-day bench \
+.PHONY: help setup setup-run setup-bench demo test unit netns-test wheel wheels check fmt fuzz e2e e2e-day bench \
 	bench-core lab-up lab-down clean
 
 help: ## list the targets
@@ -60,6 +60,9 @@ e2e: setup-bench ## every scheduler under load in Docker containers; ARGS="--sec
 
 e2e-day: setup-run ## restarts, a crash, an addition and a reload in Docker containers under load
 	$(PYTHON) -m scripts.e2e.day $(ARGS)
+
+fuzz: setup-run ## mutated input for all that reads what others write, for a minute; ARGS="--seconds 600"
+	$(PYTHON) -m scripts.fuzz $(ARGS)
 
 bench: setup-bench ## compare featherlb with HAProxy, nginx and the kernel; QUICK=1: two minutes
 	$(PYTHON) -m scripts.bench $(if $(QUICK),--quick)
