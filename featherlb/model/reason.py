@@ -40,13 +40,13 @@ class Reason(IntEnum):
     TUPLE_IN_USE = 12
     """The backend already has a connection from this client's address and port."""
     BAD_CHECKSUM = 13
-    """An ICMP message with a wrong checksum."""
+    """An ICMP message with a wrong checksum, or a frame with a wrong one in its IPv4 header."""
     ECHO = 14
     """An ICMP echo request to a VIP that is not an address of this host; answered."""
     COPY = 15
     """The kernel's copy of a packet that the raw datapath received as a frame."""
     MARTIAN = 16
-    """Opens a flow from an address that can't appear on a wire."""
+    """Opens a flow from an address that can't appear on a wire, or from the VIP itself."""
     TTL_EXCEEDED = 17
     """Its TTL has run out (raw datapath); answered with ICMP time exceeded."""
     TOO_BIG = 18

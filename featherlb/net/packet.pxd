@@ -36,6 +36,8 @@ cdef class Packet:
     @cython.locals(header=cython.Py_ssize_t)
     cpdef bint parse_quoted(self, int version, Py_ssize_t offset, Py_ssize_t end) noexcept
     cpdef bint has_unicast_source(self) noexcept
+    @cython.locals(first=cython.int)
+    cpdef bint is_header_intact(self) noexcept
     cpdef bint is_martian(self) noexcept
     cpdef int ttl(self) noexcept
     cpdef void decrement_ttl(self) noexcept

@@ -328,10 +328,21 @@ class Packet:
             return 0 < (self.src_low >> 24 & 0xFF) < 224
         return self.src_high >> 56 != 0xFF and (self.src_high != 0 or self.src_low != 0)
 
+    def is_header_intact(self) -> bool:
+        """Whether the header checksum of a packet that was parsed is right, which IPv6 doesn't have
+        (RFC 1812 section 5.2.2)."""
+        first = self.data[self.ip]
+        if first >> 4 != 4:
+            return True
+        return sum_bytes(self.data, self.ip, (first & 15) * 4) == MASK16
+
     def is_martian(self) -> bool:
-        """Whether its source can't be on a wire: it isn't unicast, or it is a loopback address
-        (RFC 1122 section 3.2.1.3 g, RFC 4291 section 2.5.3)."""
+        """Whether its source can't be on a wire: it isn't unicast, is a loopback address (RFC 1122
+        section 3.2.1.3 g, RFC 4291 section 2.5.3), or the destination itself (RFC 1812 section
+        5.3.7)."""
         if not self.has_unicast_source():
+            return True
+        if self.src_low == self.dst_low and self.src_high == self.dst_high:
             return True
         if self.version == 4:
             return self.src_low >> 24 & 0xFF == 127

@@ -104,3 +104,30 @@ def test_a_doubtful_segment_is_counted(lab: Lab, running: None, nat: str) -> Non
         wait_for(lambda: doubtful() == before + 4, "four doubtful segments")
         (flow,) = [one for one in flows(lab.balancer) if one["vip"] == f"{VIP}:{WEB[nat]}"]
         assert flow["state"] == "established"
+
+
+MARTIANS = ("127.0.0.1", "224.0.0.5", "240.0.0.1", "0.0.0.1", VIP)
+
+
+@in_turn(nat=["dnat", "full"])
+def test_packets_that_no_host_can_have_sent_open_no_flow(
+    lab: Lab, running: None, nat: str, driver: str
+) -> None:
+    def counted(reason: str) -> int:
+        number: int = api(lab.balancer, "stats")["reasons"][reason]
+        return number
+
+    before = {reason: counted(reason) for reason in ("martian", "bad-checksum")}
+    martians = [
+        bytes(IP(src=source, dst=VIP) / TCP(sport=4000, dport=WEB[nat], flags="S"))
+        for source in MARTIANS
+    ]
+    send(lab, martians)
+    damaged = IP(src="10.0.0.201", dst=VIP, chksum=0xDEAD) / TCP(dport=WEB[nat], flags="S")
+    send(lab, [bytes(damaged)])
+    ask(lab.client, port=WEB[nat])
+    assert {one["client"].partition(":")[0] for one in flows(lab.balancer)} <= {lab.client.address}
+    wait_for(lambda: counted("martian") > before["martian"], "martians are counted")
+    # At its hooks the kernel checks it before.
+    damaged_here = counted("bad-checksum") - before["bad-checksum"]
+    assert damaged_here == (driver == "raw")

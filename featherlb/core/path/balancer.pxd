@@ -32,7 +32,7 @@ cdef int SYN, TCP, UDP
 cdef int NEW, UDP_ONE_WAY
 cdef int PREROUTING, OUTPUT, WIRE, NOT_READY, TRUNCATED, REWRITTEN
 cdef int TRUNCATED_REASON, NO_BACKEND, POOL_FULL, NO_FLOW, COPY, INVALID, MARTIAN, TTL_EXCEEDED
-cdef int TOO_BIG, NO_NEXT_HOP, TUPLE_IN_USE
+cdef int TOO_BIG, NO_NEXT_HOP, TUPLE_IN_USE, MALFORMED, BAD_CHECKSUM
 
 
 @cython.final
@@ -72,6 +72,7 @@ cdef class Balancer:
     cpdef int handle_packet(
         self, Py_ssize_t offset, Py_ssize_t length, int hook, int info, double now) except -1
     cpdef bint handle_timer(self, double now) except -1
+    @cython.locals(packet=Packet, reason=cython.int)
     cdef int parse(self, Context ctx) except -1
     @cython.locals(packet=Packet)
     cdef int parse_further(self, Context ctx, int reason) except -1

@@ -84,6 +84,8 @@ NOT_READY = int(PacketInfo.CHECKSUM_NOT_READY)
 TRUNCATED = int(PacketInfo.TRUNCATED)
 TRUNCATED_REASON = int(Reason.TRUNCATED)
 COPY = int(Reason.COPY)
+MALFORMED = int(Reason.MALFORMED)
+BAD_CHECKSUM = int(Reason.BAD_CHECKSUM)
 INVALID = int(Reason.INVALID)
 MARTIAN = int(Reason.MARTIAN)
 TTL_EXCEEDED = int(Reason.TTL_EXCEEDED)
@@ -261,7 +263,11 @@ class Balancer:
 
     def parse(self, ctx: Context) -> int:
         """Read the headers. Every length is checked, nothing else is trusted."""
-        reason = ctx.packet.parse(ctx.offset, ctx.length)
+        packet = ctx.packet
+        reason = packet.parse(ctx.offset, ctx.length)
+        # At its own hooks the kernel has checked it.
+        if ctx.hook == WIRE and reason != MALFORMED and not packet.is_header_intact():
+            return self.counters.drop(BAD_CHECKSUM)
         return GO_ON if reason == OK else self.parse_further(ctx, reason)
 
     def parse_further(self, ctx: Context, reason: int) -> int:
@@ -334,11 +340,11 @@ class Balancer:
             return self.counters.drop(COPY)
         if ctx.info & TRUNCATED and not pool.offloaded:
             return self.counters.drop(TRUNCATED_REASON)
-        if wire:
-            if packet.is_martian():
-                return self.counters.drop(MARTIAN)
-            if packet.ttl() <= 1:
-                return self.drop_ttl_exceeded(ctx, packet.dst_high, packet.dst_low)
+        # The kernel would drop it or its answer behind the hook, and the backend seem to be dead.
+        if ctx.hook != OUTPUT and packet.is_martian():
+            return self.counters.drop(MARTIAN)
+        if wire and packet.ttl() <= 1:
+            return self.drop_ttl_exceeded(ctx, packet.dst_high, packet.dst_low)
         # Mid-stream segments are adopted if the same backend is certain to be chosen again.
         if packet.protocol == TCP and (packet.flags != SYN or self.tombstones):
             key = (packet.src_high, packet.src_low, packet.dst_high, packet.dst_low, packet.ports)

@@ -7,6 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from featherlb.core.flows.tcp_state import State
 from featherlb.model import Hook, PacketInfo, Timeouts, Verdict
+from featherlb.model.reason import Reason
 from tests.builders import tcp
 from tests.unit.core.path.test_scenarios import both_modes
 from tests.world import CLIENT, ONE, TWO, VIP, Connection, Outcome, World, service
@@ -132,6 +133,16 @@ def test_another_syn_before_an_answer_is_another_attempt() -> None:
     assert second.state == "ESTABLISHED"
     forge(world, second, "R")
     assert second.state == "ESTABLISHED"
+
+
+@pytest.mark.parametrize("source", ["127.0.0.1", "224.0.0.5", "240.0.0.1", "0.0.0.0", "192.0.2.10"])
+def test_martians_open_no_flow(source: str) -> None:
+    world = World(service(ONE))
+    syn = tcp(f"{source}:4000", VIP, "S")
+    assert world.handle(syn).reason is Reason.MARTIAN
+    assert world.flows() == []
+    if source == "192.0.2.10":  # this host's own
+        assert world.handle(syn, Hook.OUTPUT).reason is Reason.FORWARD
 
 
 @pytest.mark.parametrize("closer", [">", "<"])

@@ -36,7 +36,7 @@ def test_no_answer_to_a_source_that_is_not_unicast(source: str) -> None:
     )
     for packet in (udp(source, vip), tcp(source, vip, "S")):
         outcome = world.handle(packet)
-        assert (outcome.reason, outcome.answers) == (Reason.NO_BACKEND, ())
+        assert (outcome.reason, outcome.answers) == (Reason.MARTIAN, ())
 
 
 def test_errors_are_limited_in_rate() -> None:
