@@ -52,6 +52,11 @@ def advise(config: Config) -> Iterator[Fault]:
             text += ", and a client's ports lead to all of them"
             way_out = "" if persistence.prefix else ", or the scheduler source-hash"
             yield Fault(persistence.origin, f"{text} (expected one worker{way_out})")
+        wanted = service.prefer.labels if service.prefer else ()
+        if not any(set(wanted) <= set(backend.labels) for backend in service.backends) and wanted:
+            text = f"no backend is labelled {', '.join(map(str, wanted))}"
+            origin = service.option_origins.get("prefer", service.origin)
+            yield Fault(origin, f"{text}: none is preferred (expected 'labels' of backends)")
         for backend in service.backends:
             if isinstance(backend.host, IPv6Address) and backend.host.is_loopback:
                 text = f"only clients on this host can reach {backend}"

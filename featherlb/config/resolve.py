@@ -231,6 +231,7 @@ def _service(service: ServiceConfig, places: Sequence[Place] | None) -> model.Se
         responses=service.responses,
         mss=service.mss,
         persistence=_persistence(service),
+        prefer=service.prefer,
     )
 
 

@@ -38,6 +38,7 @@ from featherlb.model import (
     NatMode,
     OnBackendDown,
     PassiveCheck,
+    Preference,
     Protocol,
     Role,
     StatusRange,
@@ -95,6 +96,13 @@ class BackendEntry(_Strict):
 class PersistenceEntry(_Strict):
     timeout: _Duration = 300.0
     prefix: Annotated[int | None, PlainValidator(values.integer(1, 128))] = None
+
+
+class PreferenceEntry(_Strict):
+    labels: Annotated[dict[str, str], PlainValidator(values.some_labels)] = Field(
+        description="a mapping such as {zone: a}"
+    )
+    spill_below: Annotated[int, PlainValidator(values.percentage)] = Preference(()).spill_below
 
 
 _CHECK = HealthCheck(CheckType.TCP)
@@ -171,6 +179,7 @@ class ServiceEntry(_Strict):
     datapath: Annotated[Datapath | Automatic, PlainValidator(values.datapath)] = DEFAULT_DATAPATH
     source_addresses: list[_SourceAddress] = []
     persistence: PersistenceEntry | None = None
+    prefer: PreferenceEntry | None = None
     mss: Annotated[int | None, PlainValidator(values.integer(88, 65535))] = None
     one_packet: Annotated[bool, PlainValidator(values.boolean)] = False
     responses: Annotated[int | None, PlainValidator(values.integer(0, 65535))] = None

@@ -13,7 +13,7 @@ from featherlb.config.types import (
     VipConfig,
     default_name,
 )
-from featherlb.model import HealthCheck, Label, PassiveCheck, Timeouts
+from featherlb.model import HealthCheck, Label, PassiveCheck, Preference, Timeouts
 
 
 def read(document: Document, faults: list[Fault]) -> Config:
@@ -71,6 +71,9 @@ def _service(entry: schema.ServiceEntry, document: Document, path: Path) -> Serv
         responses=entry.responses,
         mss=entry.mss,
         persistence=_persistence(entry, document, path),
+        prefer=Preference(_labels(entry.prefer.labels), entry.prefer.spill_below)
+        if entry.prefer
+        else None,
         on_backend_down=entry.on_backend_down,
         health=_health(entry.health),
         passive_health=_passive_health(entry.passive_health),
@@ -89,7 +92,7 @@ def _service(entry: schema.ServiceEntry, document: Document, path: Path) -> Serv
                 weight=backend.weight,
                 role=backend.role,
                 max_connections=backend.max_connections,
-                labels=tuple(Label(*pair) for pair in backend.labels.items()),
+                labels=_labels(backend.labels),
             )
             for i, backend in enumerate(entry.backends)
             if backend is not schema.DISCARDED
@@ -104,6 +107,7 @@ def _service(entry: schema.ServiceEntry, document: Document, path: Path) -> Serv
                 "slow_start",
                 "hash_on",
                 "hash_balance",
+                "prefer",
             )
         },
     )
@@ -116,6 +120,10 @@ def _persistence(
         return None
     origin = document.origin((*path, "persistence"))
     return PersistenceConfig(entry.persistence.timeout, entry.persistence.prefix, origin)
+
+
+def _labels(entry: dict[str, str]) -> tuple[Label, ...]:
+    return tuple(Label(*pair) for pair in entry.items())
 
 
 def _passive_health(entry: schema.PassiveHealthEntry | None) -> PassiveCheck | None:

@@ -22,6 +22,7 @@ from featherlb.model import (
     NatMode,
     OnBackendDown,
     PassiveCheck,
+    Preference,
     Protocol,
     Role,
     Timeouts,
@@ -116,6 +117,7 @@ class ServiceConfig:
     responses: int | None = None
     mss: int | None = None
     persistence: PersistenceConfig | None = None
+    prefer: Preference | None = None
     source_addresses: tuple[SourceConfig, ...] = ()
     on_backend_down: OnBackendDown = OnBackendDown.KEEP
     health: HealthCheck | None = None

@@ -182,6 +182,14 @@ def labels(value: object) -> dict[str, str]:
     return value
 
 
+def some_labels(value: object) -> dict[str, str]:
+    """Labels, at least one."""
+    found = labels(value)
+    if not found:
+        raise ValueError("there is no label (expected a mapping such as {zone: a})")
+    return found
+
+
 def duration(value: object) -> float:
     """Seconds, from a plain number or from text with a unit."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):

@@ -19,7 +19,7 @@ from featherlb.config.types import (
     VipConfig,
     default_name,
 )
-from featherlb.model import Endpoint, HashPart, Protocol, StatusRange
+from featherlb.model import Endpoint, HashPart, Label, Protocol, StatusRange
 
 _RENAMED = {"vips": "vip"}
 
@@ -38,12 +38,12 @@ def _plain(value: Any) -> Any:
         case SourceConfig():
             return str(value.address)
         case BackendConfig():
-            rest = _mapping(value, without=("host", "port", "last_port", "labels"))
-            if value.labels:
-                rest["labels"] = {label.key: label.value for label in value.labels}
+            rest = _mapping(value, without=("host", "port", "last_port"))
             return {"address": str(value), **rest} if rest else str(value)
         case Enum():
             return str(value)
+        case (Label(), *_):
+            return {label.key: label.value for label in value}
         case tuple() | list():
             return [_plain(item) for item in value]
         case ServiceConfig():

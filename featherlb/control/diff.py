@@ -34,6 +34,7 @@ _SERVICE = (
 )
 _SECTIONS = {
     "persistence": "persistence",
+    "prefer": "preference",
     "health": "health check",
     "passive_health": "passive health check",
 }

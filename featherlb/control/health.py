@@ -124,14 +124,19 @@ class HealthChecks:
             )
             if ignored is not None:
                 panic.add(service.name)
+
+            def usable(one: Backend) -> bool:
+                return healthy[one] or one.role is ignored
+
             return replace(
                 service,
                 backends=tuple(
                     replace(
                         one,
-                        weight=one.weight if healthy[one] or one.role is ignored else 0,
+                        weight=one.weight if usable(one) else 0,
                         ramp=_ramp(configured, risen.get((service.name, one.endpoint)), now),
                         down=not healthy[one],
+                        missing=bool(one.weight) and not usable(one),
                     )
                     for one in service.backends
                 ),

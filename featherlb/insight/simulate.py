@@ -231,6 +231,8 @@ def shares_of(service: Service) -> dict[Endpoint, float]:
     """What the weights demand: each backend's part of the new flows, while all have room."""
     for role in Role:
         serving = [one for one in service.backends if one.role is role and one.weight]
+        preferred = [one for one in serving if service.prefer and service.prefer.covers(one)]
+        serving = preferred or serving
         if total := sum(one.weight for one in serving):
             return {one.endpoint: one.weight / total for one in serving}
     return {}

@@ -122,6 +122,8 @@ class Backend:
     labels: tuple[Label, ...] = ()
     down: bool = False
     """It fails its health checks, or is ejected."""
+    missing: bool = False
+    """That has taken its weight: it would serve otherwise."""
 
     def __str__(self) -> str:
         return str(self.endpoint)
@@ -147,6 +149,28 @@ class HashPart:
 
     def __str__(self) -> str:
         return self.field.value if self.prefix is None else f"{self.field}/{self.prefix}"
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """New flows go to the backends with these labels; others of their role take what is left.
+
+    `spill_below` is the percentage of the preferred backends that must be usable so that they take
+    all flows; with fewer, they take a share in proportion.
+    """
+
+    labels: tuple[Label, ...]
+    spill_below: int = 70
+
+    def covers(self, backend: Backend) -> bool:
+        """Whether this backend is preferred."""
+        return set(self.labels) <= set(backend.labels)
+
+    def share(self, usable: int, missing: int) -> float:
+        """The part of the new flows, from 0 to 1, that so many preferred backends take if so many
+        more are missing."""
+        wanted = self.spill_below * (usable + missing)
+        return min(1.0, 100 * usable / wanted) if wanted else 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +206,7 @@ class Service:
     mss: int | None = None
     """TCP: upper limit of the MSS that either side announces, in bytes (RFC 9293 section 3.7.1)."""
     persistence: Persistence | None = None
+    prefer: Preference | None = None
 
     def endpoints_of(self, backend: Backend) -> tuple[Endpoint, ...]:
         """What packets reach at a backend of this service: its endpoint, or, if that keeps the

@@ -116,6 +116,37 @@ def test_a_backend_killed_under_load_is_avoided_and_comes_back(
         assert (up["state"], up["weight"], up["failure"]) == ("up", 3, "")
 
 
+def test_a_preferred_zone_spills_what_it_can_not_take_and_all_when_it_is_gone(
+    lab: Lab, servers: list[ExitStack], featherlb: Up, tmp_path: Path
+) -> None:
+    """Zone a has two servers on backend1, zone b has backend2."""
+    second = ExitStack()
+    servers.append(second)
+    second.enter_context(HttpServer(lab.backends[0], port=8081))
+    pool = "".join(
+        f"      - {{address: '{address}', labels: {{zone: {zone}}}}}\n"
+        for address, zone in ((ONE, "a"), ("10.0.1.2:8081", "a"), (TWO, "b"))
+    )
+    path = tmp_path / "lb.yaml"
+    path.write_text(
+        f"services:\n  - name: web\n    vip: {VIP}:80\n    health: {{type: tcp, {FAST}}}\n"
+        f"    prefer: {{labels: {{zone: a}}}}\n    backends:\n{pool}"
+    )
+    with featherlb(lab, "--config", str(path)) as running:
+        assert answering(lab, 12) == {"backend1"}
+        second.close()
+        wait_for(lambda: logged(running, "10.0.1.2:8081 is down"), "its fall")
+        # 71 % stay: by chance alone, 60 connections would all do so once in 10^9 runs.
+        wait_for(lambda: answering(lab, 60) == {"backend1", "backend2"}, "both zones")
+        servers[0].close()
+        wait_for(lambda: logged(running, f"{ONE} is down"), "the fall of the zone")
+        wait_for(lambda: answering(lab) == {"backend2"}, "the other zone alone")
+        serve(lab, servers, 0)
+        second.enter_context(HttpServer(lab.backends[0], port=8081))
+        wait_for(lambda: logged(running, "10.0.1.2:8081 is up"), "its return")
+        wait_for(lambda: answering(lab, 12) == {"backend1"}, "the preferred zone alone")
+
+
 def test_backends_keep_their_states_while_no_check_can_be_made(
     lab: Lab, servers: list[ExitStack], featherlb: Up, tmp_path: Path
 ) -> None:

@@ -445,7 +445,7 @@ def reason_for(pool: Pool, chosen: Member, flow: NewFlow) -> str:
     """The scheduler's name, and why it chose this member, as far as that can be told afterwards: of
     one whose picks change nothing."""
     name = pool.service.scheduler
-    scheduler = pool.tiers[chosen.backend.role].scheduler
+    scheduler = pool.tier_of(chosen).scheduler
     if isinstance(scheduler, UserScheduler) or scheduler.save() is not None:
         return name
     first = scheduler.peek(flow)

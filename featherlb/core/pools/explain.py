@@ -3,7 +3,7 @@ pool's schedulers are `rewindable`."""
 
 from dataclasses import dataclass
 
-from featherlb.core.pools.pool import Pool
+from featherlb.core.pools.pool import Level, Pool
 from featherlb.core.pools.schedulers import Member, NewFlow, UserScheduler
 from featherlb.model import Endpoint, Role
 from featherlb.model.ticks import TICKS_PER_SECOND
@@ -100,27 +100,33 @@ def _about(pool: Pool, binding: Binding | None, chosen: Member | None) -> str:
 
 
 def _scheduled(pool: Pool, flow: NewFlow, ticks: int) -> list[str]:
-    """Why the scheduler of each role that was asked did what it did."""
+    """Why the scheduler of each tier that was asked did what it did."""
     reasons = []
-    for role, tier in pool.tiers.items():
+    if pool.spill is not None:
+        first = "others" if pool.spill.takes(flow) else "preferred ones"
+        reasons.append(
+            f"prefer: backends that are preferred are down, so the rest take"
+            f" {100 * pool.spill.share:.0f} % of the flows; this one goes to {first} first"
+        )
+    for level, tier in pool.tiers_for(flow).items():
         if not tier.usable:
-            reasons.append(f"{role}: no backend takes new flows")
+            reasons.append(f"{level}: no backend takes new flows")
             continue
         with pool.rewinding():
             picked = tier.pick(flow, ticks)
         if picked is not None:
-            return [*reasons, *_picked(pool, role, flow, picked)]
-        reasons.append(f"{role}: all backends are full")
+            return [*reasons, *_picked(pool, level, flow, picked)]
+        reasons.append(f"{level}: all backends are full")
     return reasons
 
 
-def _picked(pool: Pool, role: Role, flow: NewFlow, picked: Member) -> list[str]:
-    """Why a role's scheduler picked this member."""
-    scheduler = pool.tiers[role].scheduler
+def _picked(pool: Pool, level: Level, flow: NewFlow, picked: Member) -> list[str]:
+    """Why a tier's scheduler picked this member."""
+    scheduler = pool.tiers[level].scheduler
     first = scheduler.peek(flow)
     assert first is not None
     reason = (
-        f"{role}: {pool.service.scheduler} picks {first.endpoint}, as {scheduler.explain(flow)}"
+        f"{level}: {pool.service.scheduler} picks {first.endpoint}, as {scheduler.explain(flow)}"
     )
     if picked is first:
         return [reason]

@@ -2,17 +2,26 @@
 members. Members keep their identity, and so their counts of open flows, when the configuration
 changes around them.
 
-Members of one role are a tier with a scheduler of its own: a new flow goes to the first tier
-that has a usable member with room. A scheduler ignores limits and ramps. If its pick can't take
-the flow, `Scheduler.overflow` chooses among the members that can; so limits cost nothing for most
-flows, and consistent placement moves no other flow.
+Members of one role are a tier with a scheduler of its own, or two tiers if the service prefers some
+of them: a new flow goes to the first tier that has a usable member with room. A scheduler ignores
+limits and ramps. If its pick can't take the flow, `Scheduler.overflow` chooses among the members
+that can; so limits cost nothing for most flows, and consistent placement moves no other flow.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from featherlb.core.pools.persistence import PersistenceTable
-from featherlb.core.pools.schedulers import Member, NewFlow, Scheduler, create_for, factory_of
+from featherlb.core.pools.schedulers import (
+    Member,
+    NewFlow,
+    Scheduler,
+    create_for,
+    factory_of,
+    hashed_parts,
+)
+from featherlb.core.pools.schedulers.hashing import KeyedHash, bytes_of
 from featherlb.model import Address, Backend, Endpoint, NatMode, Role, Service
 from featherlb.model.ticks import TICKS_PER_SECOND
 
@@ -65,6 +74,40 @@ class Tier:
         return member.ramp is not None
 
 
+@dataclass(frozen=True, slots=True)
+class Level:
+    """Which members a tier has: those of a role, and of these perhaps only the preferred or the
+    other ones."""
+
+    role: Role
+    preferred: bool | None = None
+
+    def __str__(self) -> str:
+        if self.preferred is None:
+            return self.role
+        return f"{self.role}, {'preferred' if self.preferred else 'not preferred'}"
+
+
+class Spill:
+    """Splits flows between the preferred backends and the others, if too few of the preferred ones
+    are usable.
+
+    By a hash, so that a consistent scheduler stays consistent: a flow's place in the split doesn't
+    depend on the pool, and a change of the share moves as few flows as it can.
+    """
+
+    def __init__(self, service: Service, key: bytes, share: float) -> None:
+        """`share` is the part of the flows that stay, from 0 to 1."""
+        self.share = share
+        self._limit = int(share * (1 << 64))
+        self._hash = KeyedHash(key, b"spill")
+        self._bytes = bytes_of(hashed_parts(service))[1]
+
+    def takes(self, flow: NewFlow) -> bool:
+        """Whether the flow goes to the others first."""
+        return self._hash(self._bytes(flow)) >= self._limit
+
+
 class Pool:
     """A running service. Changed by `update` only.
 
@@ -86,19 +129,31 @@ class Pool:
         self._seed = seed
         self._key = key
         self._strategy = _strategy(service)
-        self._tiers = {Role.PRIMARY: self._new_tier()}
+        self._tiers: dict[Level, Tier] = {}
+        self.spill: Spill | None = None
+        """What is split between preferred backends and others."""
         self.persistence = _table(service)
         self._update_tiers()
 
     @property
     def schedulers(self) -> list[Scheduler]:
-        """One for each role that has had members."""
+        """One for each tier that has had members."""
         return [tier.scheduler for tier in self._tiers.values()]
 
     @property
-    def tiers(self) -> Mapping[Role, Tier]:
-        """By role, in the order in which they are asked."""
+    def tiers(self) -> Mapping[Level, Tier]:
+        """In the order in which they are asked, unless a flow spills (`tiers_for`)."""
         return self._tiers
+
+    def tier_of(self, member: Member) -> Tier:
+        """The tier that has this member."""
+        return self._tiers[self._level(member.backend)]
+
+    def tiers_for(self, flow: NewFlow) -> Mapping[Level, Tier]:
+        """The tiers in the order in which they are asked for this flow."""
+        if self.spill is None or not self.spill.takes(flow):
+            return self._tiers
+        return self._spilling
 
     def slots(self) -> Sequence[Member]:
         """The owner of each slot of the scheduler in service (`Scheduler.slots`)."""
@@ -139,7 +194,7 @@ class Pool:
         self._take(service)
         if strategy != self._strategy:
             self._strategy = strategy
-            self._tiers = {role: self._new_tier() for role in self._tiers}
+            self._tiers = {level: self._new_tier() for level in self._tiers}
         self.members = members
         self.ranged = {}
         for endpoint, member in members.items():
@@ -152,19 +207,49 @@ class Pool:
         return Tier(create_for(self.service, seed=self._seed, key=self._key))
 
     def _update_tiers(self) -> None:
-        tiers: dict[Role, Tier] = {}
+        tiers: dict[Level, Tier] = {}
+        by_level: dict[Level, list[Member]] = {}
+        for member in self.members.values():
+            by_level.setdefault(self._level(member.backend), []).append(member)
         for role in Role:
-            members = [one for one in self.members.values() if one.backend.role is role]
-            if members or role in self._tiers:
-                tiers[role] = self._tiers.get(role) or self._new_tier()
-                tiers[role].update(members)
+            for preferred in (None,) if self.service.prefer is None else (True, False):
+                level = Level(role, preferred)
+                if level in by_level or level in self._tiers or not tiers:
+                    tiers[level] = self._tiers.get(level) or self._new_tier()
+                    tiers[level].update(by_level.get(level, ()))
         self._tiers = tiers
-        usable = (tier for tier in tiers.values() if tier.usable)
-        self._serving = next(usable, tiers[Role.PRIMARY])
-        self._takers = frozenset(self._serving.usable)
+        serving = next((level for level, tier in tiers.items() if tier.usable), next(iter(tiers)))
+        self._serving = tiers[serving]
+        self._takers = frozenset(
+            member
+            for level, tier in tiers.items()
+            if level.role is serving.role
+            for member in tier.usable
+        )
+        self._split(serving)
         self.adopts = (
             self._serving.scheduler.consistent and not self.full and self.persistence is None
         )
+
+    def _level(self, backend: Backend) -> Level:
+        prefer = self.service.prefer
+        return Level(backend.role, prefer.covers(backend) if prefer else None)
+
+    def _split(self, serving: Level) -> None:
+        """Split the flows, if too few preferred members of the role in service are usable."""
+        self.spill = None
+        others = Level(serving.role, preferred=False)
+        prefer = self.service.prefer
+        if prefer is None or not serving.preferred or others not in self._tiers:
+            return
+        missing = sum(
+            one.backend.missing and self._level(one.backend) == serving
+            for one in self.members.values()
+        )
+        share = prefer.share(len(self._serving.usable), missing)
+        if share < 1 and self._tiers[others].usable:
+            self.spill = Spill(self.service, self._key, share)
+            self._spilling = {others: self._tiers[others], **self._tiers}
 
     def pick(self, flow: NewFlow, ticks: int) -> Member | None:
         """The member for a new flow at this time (0.1 s), None if no backend is usable or all
@@ -203,7 +288,8 @@ class Pool:
         return self._pick(flow, ticks)
 
     def _pick(self, flow: NewFlow, ticks: int) -> Member | None:
-        for tier in self._tiers.values():
+        tiers = self._tiers if self.spill is None else self.tiers_for(flow)
+        for tier in tiers.values():
             member = tier.pick(flow, ticks)
             if member is not None:
                 return member
@@ -211,7 +297,8 @@ class Pool:
 
     def consistent_choice(self, flow: NewFlow) -> Member | None:
         """The member of this established connection, in a pool that `adopts`."""
-        return self._serving.scheduler.pick(flow)
+        tiers = self.tiers_for(flow).values()
+        return next((one for one in tiers if one.usable), self._serving).scheduler.pick(flow)
 
 
 def _strategy(service: Service) -> tuple[object, ...]:

@@ -320,6 +320,19 @@ def test_what_only_looks_like_a_fault_is_accepted(text: str) -> None:
     assert parse(f"services:\n{text}", "f").services
 
 
+def test_a_warning_where_no_backend_is_preferred() -> None:
+    text = (
+        "services:\n- vip: 10.0.0.1:80\n  prefer: {labels: {zone: b, rack: r1}}\n"
+        "  backends: [{address: '10.0.1.1:80', labels: {zone: LABEL}}]\n"
+    )
+    (warning,) = advise(parse(text.replace("LABEL", "a"), "f"))
+    assert str(warning.origin).startswith("f:3")
+    assert warning.text == (
+        "no backend is labelled zone=b, rack=r1: none is preferred (expected 'labels' of backends)"
+    )
+    assert list(advise(parse(text.replace("LABEL", "b, rack: r1"), "f"))) == []
+
+
 def test_a_warning_where_clients_are_remembered_by_several_workers() -> None:
     text = "services:\n- vip: 10.0.0.1:80\n  persistence: {}\n"
     assert list(advise(parse(text, "f"))) == []

@@ -19,6 +19,7 @@ SECTIONS = {
     "Health checks": schema.HealthEntry,
     "Passive health": schema.PassiveHealthEntry,
     "Persistence": schema.PersistenceEntry,
+    "Preference": schema.PreferenceEntry,
     "Timeouts": schema.TimeoutsEntry,
     "The API": schema.ApiEntry,
 }
@@ -30,6 +31,7 @@ WRITTEN = {
     "Health checks": SERVICE + "  health: {{type: http, {key}: {value}}}\n",
     "Passive health": SERVICE + "  passive_health: {{{key}: {value}}}\n",
     "Persistence": SERVICE + "  persistence: {{{key}: {value}}}\n",
+    "Preference": SERVICE + "  prefer: {{labels: {{zone: a}}, {key}: {value}}}\n",
     "Timeouts": SERVICE + "timeouts: {{{key}: {value}}}\n",
 }
 """Where a key of each section stands in a file."""
@@ -48,6 +50,7 @@ def without(section: str) -> Config:
         "Health checks": "  health: {type: http}\n",
         "Passive health": "  passive_health: {}\n",
         "Persistence": "  persistence: {}\n",
+        "Preference": "  prefer: {labels: {zone: a}}\n",
     }
     return parse(SERVICE + more.get(section, ""), "f")
 

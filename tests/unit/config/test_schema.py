@@ -11,7 +11,7 @@ BACKENDS = f"{SERVICE}  backends:\n"
 
 SERVICE_KEYS = (
     "name, vip, protocol, scheduler, hash_on, hash_balance, nat, datapath, source_addresses, "
-    "persistence, mss, one_packet, responses, on_backend_down, health, passive_health, "
+    "persistence, prefer, mss, one_packet, responses, on_backend_down, health, passive_health, "
     "slow_start, panic_threshold, backends"
 )
 FILE_KEYS = (
@@ -298,6 +298,15 @@ def faults_of(text: str) -> list[str]:
             f"{SERVICE}  scheduler: mh\n  hash_on: [src, ports]",
             "f:4: services[0].hash_on[1]: 'ports' is no part of a flow (expected src, sport, dst, "
             "dport, protocol, or src/PREFIX)",
+        ),
+        (
+            f"{SERVICE}  prefer: {{}}",
+            "f:3: services[0].prefer: 'labels' is missing (expected a mapping such as {zone: a})",
+        ),
+        (
+            f"{SERVICE}  prefer: {{labels: {{}}}}",
+            "f:3: services[0].prefer.labels: there is no label (expected a mapping such as "
+            "{zone: a})",
         ),
         (
             f"{SERVICE}  scheduler: mh\n  hash_on: dst/24",

@@ -29,6 +29,7 @@ services:
     scheduler: mh
     hash_on: [src/24, dport]
     hash_balance: 125
+    prefer: {labels: {zone: a, rack: b}, spill_below: 80}
   - name: all
     vip: '[2001:db8::9]:*'
     backends: ['[2001:db8::3]']
@@ -76,6 +77,7 @@ def test_every_key_survives() -> None:
         schema.ServiceEntry,
         schema.HealthEntry,
         schema.PassiveHealthEntry,
+        schema.PreferenceEntry,
         schema.BackendEntry,
         schema.ApiEntry,
         schema.TimeoutsEntry,

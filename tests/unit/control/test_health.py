@@ -99,6 +99,21 @@ def test_a_backend_is_as_configured_before_its_first_result() -> None:
     assert weights(checks, configuration("127.0.0.1:1", health=None)) == [1]
 
 
+def test_a_backend_is_missing_if_its_health_took_its_weight() -> None:
+    checks = HealthChecks(Events(), Tasks(Events()))
+
+    def missing(config: Config) -> list[bool]:
+        (service,) = checks.judge(config, services(config)).services
+        return [backend.missing for backend in service.backends]
+
+    drained = "{address: '127.0.0.1:2', weight: 0}"
+    assert missing(configuration("127.0.0.1:1", drained)) == [False, False]
+    down = "type: tcp, initial: down"
+    assert missing(configuration("127.0.0.1:1", drained, health=down)) == [True, False]
+    panic = replace(configuration("127.0.0.1:1", health=down).services[0], panic_threshold=50)
+    assert missing(Config(services=(panic,))) == [False]
+
+
 def test_what_is_known_stays_with_another_check_and_goes_without_one() -> None:
     async def run() -> None:
         events = Events()

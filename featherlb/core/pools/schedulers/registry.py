@@ -10,8 +10,9 @@ from typing import Protocol, TypeVar, cast
 from featherlb.core.pools.schedulers.base import Scheduler
 from featherlb.core.pools.schedulers.bounded_load import BoundedLoad
 from featherlb.core.pools.schedulers.hash_scheduler import HashScheduler
+from featherlb.core.pools.schedulers.hashing import FIVE_TUPLE
 from featherlb.core.pools.schedulers.user import PickFunction, UserScheduler
-from featherlb.model import Service
+from featherlb.model import HashPart, Service
 
 
 class SchedulerFactory(Protocol):
@@ -120,6 +121,12 @@ def create_for(service: Service, *, seed: int, key: bytes) -> Scheduler:
         return factory(seed=seed, key=key)
     scheduler = cast(type[HashScheduler], factory)(seed=seed, key=key, hash_on=service.hash_on)
     return BoundedLoad(scheduler, service.hash_balance) if service.hash_balance else scheduler
+
+
+def hashed_parts(service: Service) -> tuple[HashPart, ...]:
+    """What the service's scheduler hashes of a flow; the 5-tuple if it hashes nothing."""
+    default = getattr(_factories.get(service.scheduler), "default_parts", FIVE_TUPLE)
+    return service.hash_on or default
 
 
 def takes_hash_options(name: str) -> bool:
