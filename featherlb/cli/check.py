@@ -87,6 +87,7 @@ def _service(service: ServiceConfig) -> Iterator[tuple[str, str]]:
         more = "" if backend.role is Role.PRIMARY else f", {backend.role}"
         if backend.max_connections is not None:
             more += f", at most {backend.max_connections} connections"
+        more += "".join(f", {label}" for label in backend.labels)
         yield "backend", f"{backend!s:<{width}}  weight {backend.weight}{more}"
     if not service.backends:
         yield "backend", "none: connections are refused"

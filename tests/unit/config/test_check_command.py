@@ -103,7 +103,7 @@ def test_roles_limits_and_warnings(tmp_path: Path) -> None:
     path = tmp_path / "lb.yaml"
     path.write_text(
         "services:\n- vip: '[2001:db8::1]:80'\n  backends:\n  - '[::1]:80'\n"
-        "  - {address: '[2001:db8::2]:80', role: backup, max_connections: 9}\n"
+        "  - {address: '[2001:db8::2]:80', role: backup, max_connections: 9, labels: {zone: a}}\n"
     )
     result = CliRunner().invoke(check, [str(path)])
     assert result.exit_code == 0
@@ -112,7 +112,7 @@ def test_roles_limits_and_warnings(tmp_path: Path) -> None:
         " [::1]:80 (make it listen on another address)\n"
     )
     assert "weight 1\n" in result.stdout
-    assert "weight 1, backup, at most 9 connections\n" in result.stdout
+    assert "weight 1, backup, at most 9 connections, zone=a\n" in result.stdout
 
 
 def test_every_fault_goes_to_stderr(tmp_path: Path) -> None:
