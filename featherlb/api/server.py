@@ -538,8 +538,8 @@ class _Handlers:
                     # Also without packets: that shows whether the client is still there.
                     lines = [show_packet(one) for one in packets] or [NO_PACKET]
                     lines[0] = lines[0].model_copy(update={"missed": missed})
-                    for line in lines:
-                        await response.write(line.model_dump_json().encode() + b"\n")
+                    text = "".join(line.model_dump_json() + "\n" for line in lines)
+                    await response.write(text.encode())
         return response
 
     async def metrics(self, request: web.BaseRequest) -> web.Response:

@@ -47,7 +47,7 @@ NO_PACKET = schema.CapturedPacket.model_construct(
 def show_packet(packet: Recorded) -> schema.CapturedPacket:
     return schema.CapturedPacket.model_construct(
         time=packet.time,
-        side=packet.side.name.lower(),
+        side=packet.side,
         leaving=packet.leaving,
         length=packet.length,
         data=b64encode(packet.data).decode(),

@@ -23,7 +23,7 @@ from featherlb.control.tasks import Tasks
 from featherlb.core.flows.memory import size_of
 from featherlb.core.flows.tcp_state import State
 from featherlb.core.path.export import Explanation, FlowRecords, FlowView, read_flows
-from featherlb.core.path.recording import Recorded, Wanted
+from featherlb.core.path.recording import Recorded, Wanted, unpack
 from featherlb.model import Endpoint, Protocol, Vip
 from featherlb.model.errors import HostError
 from featherlb.net.addresses import words_of
@@ -251,7 +251,8 @@ class Workers:
 
     async def record(self, wanted: Wanted | None) -> tuple[list[Recorded], int]:
         """What the workers have recorded of these packets since the last call, in the order of
-        time, and how many more there were (see `RecordPackets`); a dead one's are left out."""
+        time, which is in seconds since the epoch, and how many more there were (see
+        `RecordPackets`); a dead one's are left out."""
         packets: list[Recorded] = []
         missed = 0
         for worker in list(self._processes):
@@ -262,7 +263,11 @@ class Workers:
                     continue
                 raise
             assert isinstance(answer, RecordedPackets)
-            packets += answer.packets
+            try:
+                found = unpack(answer.packets)
+            except ValueError as error:
+                raise HostError(f"worker {worker.number} sends no packets: {error}") from None
+            packets += (one._replace(time=one.time + answer.epoch) for one in found)
             missed += answer.missed
         return sorted(packets, key=lambda one: one.time), missed
 

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from featherlb.core.path.export import Explanation, FlowRecords, Statistics
-from featherlb.core.path.recording import Recorded, Wanted
+from featherlb.core.path.recording import Wanted
 from featherlb.datapaths.base import EngineCounters, QueueOptions
 from featherlb.model import (
     DEFAULT_DATAPATH,
@@ -231,11 +231,13 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class RecordedPackets:
-    """From the worker: packets in the order of their times, which are in seconds since the epoch;
-    and how many more there were than it records."""
+    """From the worker: packets, and how many more there were than it records. Their clock is never
+    set; `epoch` added to it makes seconds since the epoch."""
 
-    packets: tuple[Recorded, ...]
+    packets: bytes
+    """By `pack`, read by `unpack` (`core/path/recording.py`)."""
     missed: int
+    epoch: float
 
 
 @dataclass(frozen=True, slots=True)

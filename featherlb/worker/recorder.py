@@ -3,10 +3,9 @@ flows that the kernel translates, those that a tap sees."""
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 
 from featherlb.core.path.balancer import Balancer
-from featherlb.core.path.recording import Wanted
+from featherlb.core.path.recording import Wanted, pack
 from featherlb.model import Address, Service
 from featherlb.system.tap import Tap, Tapped
 from featherlb.worker.protocol import RecordedPackets
@@ -35,17 +34,14 @@ class Recorder:
         self._asked = now
         if wanted is None:
             self.stop()
-            return RecordedPackets((), 0)
+            return RecordedPackets(b"", 0, 0.0)
         if not self._recording.active or wanted != self._recording.wanted:
             self.stop()
             self._recording.start(wanted)
         self._watch(services, wanted.length)
         records, missed = self._recording.take()
         missed, self._unread = missed + self._unread, 0
-        # Packets have the time of a clock that is never set.
-        epoch = time.time() - now
-        packets = [replace(one, time=one.time + epoch) for one in records]
-        return RecordedPackets(tuple(sorted(packets, key=lambda one: one.time)), missed)
+        return RecordedPackets(pack(records), missed, time.time() - now)
 
     def tick(self, now: float) -> None:
         """Look at what the tap has seen since the last tick."""

@@ -27,7 +27,7 @@ cdef class Recording:
     cdef Py_ssize_t offset, size
     cdef list _records
     cdef Py_ssize_t _bytes, _missed
-    cdef dict _remarks
+    cdef dict _remarks, _comments
 
     @cython.locals(head=cython.Py_ssize_t)
     cpdef object begin(self, Py_ssize_t offset, Py_ssize_t size)
@@ -61,6 +61,8 @@ cdef class Recording:
     @cython.locals(ref=cython.Py_ssize_t)
     cpdef object send(self, bytes packet, double now)
     @cython.locals(record="Record *")
+    cdef object about(self, Py_ssize_t flow, Py_ssize_t reply, bint leaving)
+    @cython.locals(record="Record *")
     cdef object about_new(self, Py_ssize_t flow)
     @cython.locals(record="Record *")
     cdef object about_forward(self, Py_ssize_t flow)
@@ -71,4 +73,4 @@ cdef class Recording:
     @cython.locals(record="Record *")
     cdef object backend(self, Py_ssize_t flow)
     cdef object add(
-        self, double time, int side, bint leaving, Py_ssize_t length, bytes data, object comment)
+        self, double time, object side, bint leaving, Py_ssize_t length, bytes data, object comment)

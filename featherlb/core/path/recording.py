@@ -8,10 +8,12 @@ A translated packet is recorded twice: on the side where it arrived, as it arriv
 side as it left. The kernel's packets (`see`) and featherlb's own (`send`) are recorded once.
 """
 
+import struct
 from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import IntEnum
 from ipaddress import IPv4Network, IPv6Network
+from typing import NamedTuple
 
 import cython
 
@@ -36,10 +38,12 @@ if not cython.compiled:
 HEAD = 256
 """Bytes at the beginning of a packet that may be rewritten: its headers, and those of a packet that
 an ICMP error quotes."""
-MAX_RECORDS = 1000
+MAX_RECORDS = 400
 MAX_BYTES = 1 << 20
 """Records and bytes between two calls of `take`: a worker spends no more time on them, however much
 is wanted. The packet that reaches a limit is recorded whole."""
+CLIENTS, BACKENDS = "clients", "backends"
+"""The sides on which a packet is seen."""
 LONGEST = 1 << 16
 """Bytes of a packet."""
 
@@ -55,13 +59,6 @@ WITHOUT_PORTS = frozenset(
 """Reasons for packets whose addresses are read, but not ports."""
 
 
-class Side(IntEnum):
-    """Where a packet is seen."""
-
-    CLIENTS = 0
-    BACKENDS = 1
-
-
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """Which packets to record, and how many bytes of each (`length`); None is any."""
@@ -74,17 +71,49 @@ class Wanted:
     length: int = LONGEST
 
 
-@dataclass(frozen=True, slots=True)
-class Recorded:
+class Recorded(NamedTuple):
     """A packet on one side. `time` is on the clock of `handle_packet`, `length` in bytes as it was,
     of which `data` has the first ones. `leaving` is False where it arrives."""
 
     time: float
-    side: Side
+    side: str
     leaving: bool
     length: int
     data: bytes
     comment: str
+
+
+_PACKED = struct.Struct("=dB?III")
+"""Of a record: time, side, leaving, and the lengths of the packet, of its data and its comment."""
+
+
+def pack(records: Iterable[Recorded]) -> bytes:
+    """The records as bytes: a worker has no time for more."""
+    parts = []
+    for time, side, leaving, length, data, comment in records:
+        text = comment.encode()
+        head = _PACKED.pack(time, side == BACKENDS, leaving, length, len(data), len(text))
+        parts += [head, data, text]
+    return b"".join(parts)
+
+
+def unpack(content: bytes) -> list[Recorded]:
+    """The inverse; ValueError if it is no such content."""
+    records = []
+    at = 0
+    while at < len(content):
+        if at + _PACKED.size > len(content):
+            raise ValueError("a record is cut off")
+        time, side, leaving, length, size, text = _PACKED.unpack_from(content, at)
+        at += _PACKED.size
+        if at + size + text > len(content):
+            raise ValueError("a record is cut off")
+        data, comment = content[at : at + size], content[at + size : at + size + text].decode()
+        at += size + text
+        records.append(
+            Recorded(time, (CLIENTS, BACKENDS)[side & 1], leaving, length, data, comment)
+        )
+    return records
 
 
 class Recording:
@@ -115,6 +144,7 @@ class Recording:
         self._bytes = 0
         self._missed = 0
         self._remarks: dict[int, str] = {}
+        self._comments: dict[tuple[int, ...], str] = {}
 
     def start(self, wanted: Wanted) -> None:
         """Record these packets from now on."""
@@ -139,6 +169,7 @@ class Recording:
         """What has been recorded since the last call, and how many records didn't fit."""
         records, missed = self._records, self._missed
         self._records, self._missed, self._bytes = [], 0, 0
+        self._comments.clear()
         return records, missed
 
     # Around `handle_packet`
@@ -246,8 +277,8 @@ class Recording:
         """Record the handled packet, which belongs to a flow."""
         ctx = self._context
         record = self._flows.at(ctx.flow)
-        arrived = Side.BACKENDS if ctx.reply else Side.CLIENTS
-        left = Side.CLIENTS if ctx.reply else Side.BACKENDS
+        arrived = BACKENDS if ctx.reply else CLIENTS
+        left = CLIENTS if ctx.reply else BACKENDS
         name = self._members.by_id[record.member_id].pool.service.name
         if Reason(reason) not in TRANSLATED:
             comment = f"{name}: dropped, {Reason(reason).label}"
@@ -256,11 +287,11 @@ class Recording:
         elif ctx.offloaded:
             comment = f"{self.about_new(ctx.flow)}; the kernel translates the flow"
         elif ctx.reply:
-            comment = self.about_reply(ctx.flow)
+            comment = self.about(ctx.flow, 1, False)
         elif record.forward_bytes == ctx.length and not record.reply_bytes:
             comment = self.about_new(ctx.flow)
         else:
-            comment = self.about_forward(ctx.flow)
+            comment = self.about(ctx.flow, 0, False)
         if record.flags & OFFLOADED:
             # The kernel's packet sockets see the packet, too.
             if len(self._remarks) < MAX_RECORDS:
@@ -268,7 +299,7 @@ class Recording:
             return
         self.add(ctx.now, arrived, False, ctx.length, self.before(), comment)
         if Reason(reason) in TRANSLATED:
-            comment = self.about_translation(ctx.flow, ctx.reply)
+            comment = self.about(ctx.flow, ctx.reply, True)
             self.add(ctx.now, left, True, ctx.length, self.after(), comment)
 
     def record_stray(self, reason: int) -> None:
@@ -279,11 +310,11 @@ class Recording:
         prefix = f"{service}: " if service else ""
         if Reason(reason) not in TRANSLATED:
             self.add(
-                ctx.now, Side.CLIENTS, False, ctx.length, self.before(), f"{prefix}dropped, {label}"
+                ctx.now, CLIENTS, False, ctx.length, self.before(), f"{prefix}dropped, {label}"
             )
             return
-        arrived = Side.BACKENDS if ctx.reply else Side.CLIENTS
-        left = Side.CLIENTS if ctx.reply else Side.BACKENDS
+        arrived = BACKENDS if ctx.reply else CLIENTS
+        left = CLIENTS if ctx.reply else BACKENDS
         comment = f"{prefix}{label}, the last packet of its flow"
         self.add(ctx.now, arrived, False, ctx.length, self.before(), comment)
         self.add(ctx.now, left, True, ctx.length, self.after(), f"{prefix}translated")
@@ -295,7 +326,7 @@ class Recording:
         if not self.wants_sent(packet) or not self.has_room():
             return
         ref = self.find_sent()
-        side = Side.BACKENDS if ref & 1 else Side.CLIENTS
+        side = BACKENDS if ref & 1 else CLIENTS
         name = self.name_of_sent(ref)
         comment = f"{name}: from featherlb itself" if name else "from featherlb itself"
         self.add(now, side, True, len(packet), packet, comment)
@@ -351,26 +382,41 @@ class Recording:
             return
         if leaving:
             ref = self.find_sent()
-            side = Side.BACKENDS if ref & 1 else Side.CLIENTS
+            side = BACKENDS if ref & 1 else CLIENTS
         else:
             ref = self._flows.find(
                 own.src_high, own.src_low, own.dst_high, own.dst_low, own.ports, own.protocol
             )
-            side = Side.BACKENDS if ref & 1 else Side.CLIENTS
+            side = BACKENDS if ref & 1 else CLIENTS
         flow = ref >> 1
         if not ref or not self._flows.at(flow).flags & OFFLOADED:
             return
         if not self.wants(flow) or not self.has_room():
             return
         if leaving:
-            comment = self.about_translation(flow, 1 - (ref & 1))
-        elif ref & 1:
-            comment = self.about_reply(flow)
+            comment = self.about(flow, 1 - (ref & 1), True)
         else:
-            comment = self._remarks.pop(flow, "") or self.about_forward(flow)
+            comment = self._remarks.pop(flow, "") or self.about(flow, ref & 1, False)
         self.add(time, side, leaving, length, data, comment)
 
     # Comments
+
+    def about(self, flow: int, reply: int, leaving: bool) -> str:
+        """Of a packet of this flow in this direction; the same for all until its state changes."""
+        record = self._flows.at(flow)
+        # The record may be another flow's meanwhile.
+        client = record.client_low, record.client_port, record.member_id
+        key = (flow, *client, record.state, reply, leaving)
+        comment = self._comments.get(key)
+        if comment is None:
+            if leaving:
+                comment = self.about_translation(flow, reply)
+            elif reply:
+                comment = self.about_reply(flow)
+            else:
+                comment = self.about_forward(flow)
+            self._comments[key] = comment
+        return comment
 
     def about_new(self, flow: int) -> str:
         """Of the packet that opened this flow."""
@@ -424,12 +470,12 @@ class Recording:
         return endpoint(record.backend_high, record.backend_low, record.backend_port)
 
     def add(
-        self, time: float, side: int, leaving: bool, length: int, data: bytes, comment: str
+        self, time: float, side: str, leaving: bool, length: int, data: bytes, comment: str
     ) -> None:
         """Add a record."""
         data = data[: self.wanted.length]
         self._bytes += len(data)
-        self._records.append(Recorded(time, Side(side), bool(leaving), length, data, comment))
+        self._records.append(Recorded(time, side, bool(leaving), length, data, comment))
 
 
 def endpoint(high: int, low: int, port: int) -> Endpoint:

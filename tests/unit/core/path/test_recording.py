@@ -4,7 +4,15 @@ from ipaddress import ip_network
 
 import pytest
 
-from featherlb.core.path.recording import MAX_RECORDS, Side, Wanted
+from featherlb.core.path.recording import (
+    BACKENDS,
+    CLIENTS,
+    MAX_RECORDS,
+    Recorded,
+    Wanted,
+    pack,
+    unpack,
+)
 from featherlb.model import Endpoint, Protocol
 from tests.builders import tcp, udp
 from tests.world import VIP, World, backend, client, service
@@ -12,7 +20,7 @@ from tests.world import VIP, World, backend, client, service
 BACKEND = "10.0.1.2:8080"
 
 
-def recorded(world: World, wanted: Wanted, packet: bytes) -> list[tuple[Side, str]]:
+def recorded(world: World, wanted: Wanted, packet: bytes) -> list[tuple[str, str]]:
     """What is recorded of a packet from a client."""
     recording = world.balancer.recording
     recording.start(wanted)
@@ -23,6 +31,7 @@ def recorded(world: World, wanted: Wanted, packet: bytes) -> list[tuple[Side, st
     recording.end()
     records, missed = recording.take()
     assert not missed
+    assert unpack(pack(records)) == records
     for one in records:
         assert one.data == bytes(buffer if one.leaving else packet)[: wanted.length]
         assert one.length == len(packet)
@@ -49,14 +58,21 @@ def test_what_is_wanted_is_recorded_on_both_sides(wanted: Wanted, matches: bool)
     world = World(service(backend(BACKEND)))
     for flags, comment in (("S", "web: new flow to "), ("A", "web: to ")):
         found = recorded(world, wanted, tcp(client(1), VIP, flags=flags, payload=b"x" * 500))
-        assert [side for side, _ in found] == [Side.CLIENTS, Side.BACKENDS] * matches
+        assert [side for side, _ in found] == [CLIENTS, BACKENDS] * matches
         assert all(text.startswith(comment) for _, text in found[:1])
+
+
+@pytest.mark.parametrize("cut", [1, 20, 25, 29])
+def test_what_is_no_record(cut: int) -> None:
+    content = pack([Recorded(1.0, CLIENTS, True, 9, b"data", "text")])
+    with pytest.raises(ValueError, match="cut off"):
+        unpack(content[:cut])
 
 
 def test_packets_without_a_flow() -> None:
     world = World(service())
     packet = tcp(client(1), VIP, "S")
-    dropped = [(Side.CLIENTS, "web: dropped, no-backend")]
+    dropped = [(CLIENTS, "web: dropped, no-backend")]
     assert recorded(world, Wanted(service="web"), packet) == dropped
     assert recorded(world, Wanted(backend=Endpoint.parse(BACKEND)), packet) == []
     assert recorded(world, Wanted(service="other"), packet) == []
@@ -64,7 +80,7 @@ def test_packets_without_a_flow() -> None:
     assert recorded(world, Wanted(), udp(client(1), "192.0.2.9:53")) == []
     malformed = bytearray(packet)
     malformed[2:4] = b"\xff\xff"
-    assert recorded(world, Wanted(), bytes(malformed)) == [(Side.CLIENTS, "dropped, malformed")]
+    assert recorded(world, Wanted(), bytes(malformed)) == [(CLIENTS, "dropped, malformed")]
     assert recorded(world, Wanted(service="web"), bytes(malformed)) == []
 
 
