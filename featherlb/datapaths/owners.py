@@ -10,7 +10,7 @@ from contextlib import suppress
 import cython
 
 from featherlb.core.path.claims import Claims
-from featherlb.model import Protocol, Service
+from featherlb.model import Service
 from featherlb.system import sysctl
 from featherlb.system.conntrack_messages import Entry, Requests
 from featherlb.system.mmsg import MessageBatch
@@ -44,9 +44,7 @@ class TupleOwners:
     def serve(self, services: tuple[Service, ...]) -> None:
         """Answer questions from now on if these services have any, and if the kernel tracks
         connections. Loads no kernel module."""
-        asking = any(
-            one.protocol is Protocol.TCP and not one.datapath.kernel_forwards for one in services
-        )
+        asking = any(not one.datapath.kernel_forwards for one in services)
         self.claims.active = asking and sysctl.read(COUNT) is not None
         if self.claims.active and self._socket is None:
             self._socket = open_socket(BUFFER, BUFFER)
@@ -57,8 +55,9 @@ class TupleOwners:
         closing has given its tuple up."""
         claims = self.claims
         entry = self.entry
-        self.requests.get_tcp(
+        self.requests.get_tuple(
             claims.version,
+            claims.protocol,
             claims.client_high,
             claims.client_low,
             claims.backend_high,

@@ -34,8 +34,8 @@ cdef class Requests:
     cdef object delete(self, Record *record, unsigned int sequence)
     cdef object get(self, Record *record, unsigned int sequence)
     @cython.locals(family=cython.int, start=cython.Py_ssize_t, end=cython.Py_ssize_t)
-    cpdef object get_tcp(
-        self, int version, unsigned long long src_high, unsigned long long src_low,
+    cpdef object get_tuple(
+        self, int version, int protocol, unsigned long long src_high, unsigned long long src_low,
         unsigned long long dst_high, unsigned long long dst_low, unsigned int ports)
     @cython.locals(at=cython.Py_ssize_t, kind=cython.int)
     cpdef object write(self, Commands commands, Py_ssize_t first, Py_ssize_t end)

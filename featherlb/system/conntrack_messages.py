@@ -141,11 +141,18 @@ class Requests:
         """Get a flow's entry; the response, or an error, has this sequence."""
         self.name(record, GET_MESSAGE, sequence)
 
-    def get_tcp(
-        self, version: int, src_high: int, src_low: int, dst_high: int, dst_low: int, ports: int
+    def get_tuple(
+        self,
+        version: int,
+        protocol: int,
+        src_high: int,
+        src_low: int,
+        dst_high: int,
+        dst_low: int,
+        ports: int,
     ) -> None:
-        """Get the entry of the TCP connection with this forward tuple; `version` is that of IP,
-        `ports` are source << 16 | destination."""
+        """Get the entry of the connection with this forward tuple; `version` is that of IP, `ports`
+        are source << 16 | destination."""
         family = AF_INET6 if version == 6 else AF_INET
         start = self.begin(GET_MESSAGE, NLM_F_REQUEST, family, 0)
         end = self.tuple_attribute(
@@ -158,7 +165,7 @@ class Requests:
             dst_low,
             ports >> 16,
             ports & 0xFFFF,
-            TCP,
+            protocol,
         )
         self.finish(start, end)
 

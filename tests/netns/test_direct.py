@@ -12,6 +12,7 @@ from featherlb.lab import Lab, Node
 from featherlb.lab.namespaces import VIP, VIP6
 from tests.netns.command import flows
 from tests.netns.conftest import Up, in_turn
+from tests.netns.datagrams import open_socket
 from tests.netns.traffic import forward, reset, wait_for
 from tests.netns.wire import Capture
 
@@ -140,3 +141,32 @@ def test_a_closed_connection_leaves_its_port_to_one_to_the_backend(
             for _ in range(3):
                 exchange(*direct)
         assert flows(lab.balancer) == []
+
+
+@in_turn(("netlink", "raw", "offload"), family=[4, 6])
+def test_datagrams_through_the_vip_and_to_the_backend_from_one_port(
+    lab: Lab, featherlb: Up, family: int
+) -> None:
+    """And to another VIP with the same backend: each answer comes from where its question went."""
+    forward(lab.balancer)
+    backend = lab.backends[0]
+    vip, client, address, every = (
+        (VIP, lab.client.address, backend.address, "0.0.0.0")
+        if family == 4
+        else (VIP6, lab.client.address6, backend.address6, "::")
+    )
+    at = vip if family == 4 else f"[{vip}]"
+    to = f"{address}:{PORT}" if family == 4 else f"[{address}]:{PORT}"
+    vips = ("--vip", f"{at}:80/udp", "--vip", f"{at}:81/udp")
+    with (
+        featherlb(lab, *vips, "--backend", to),
+        open_socket(backend, (every, PORT)) as server,
+        open_socket(lab.client, (client, 40001)) as socket_,
+    ):
+        for remote in [(address, PORT), (vip, 80), (vip, 81)] * 3:
+            socket_.sendto(b"?", remote)
+            _, peer = server.recvfrom(1)
+            server.sendto(b"!", peer)
+            assert socket_.recvfrom(1)[1][:2] == remote
+            assert (peer[1] == 40001) == (remote[0] == address), "the older one keeps its port"
+        assert len(flows(lab.balancer)) == 2

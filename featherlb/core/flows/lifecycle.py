@@ -156,13 +156,14 @@ class Lifecycle:
                 backend_port << 16 | source_port,
                 packet.protocol,
             )
-            # A client may use one port towards two VIPs that share a backend: a connection keeps
-            # the tuple until it closes, for UDP the newest flow gets it.
+            # A client may use one port towards two VIPs that share a backend: a flow keeps the
+            # tuple until it closes. Single datagrams take it, as their replies are near.
             if clash:
                 flow = clash >> 1
-                if pool.one_packet and self.serves(flow, member.id):
-                    return flow
-                if packet.protocol == TCP and not self.is_over(flows.at(flow), ticks):
+                if pool.one_packet:
+                    if self.serves(flow, member.id):
+                        return flow
+                elif not self.is_over(flows.at(flow), ticks):
                     return -TUPLE_IN_USE
                 self.close(flow)
         if flows.count == flows.capacity:

@@ -375,11 +375,7 @@ class Balancer:
             if pool.offloaded:
                 if self.offload.is_last_hop(ctx, member.flags):
                     return self.drop_ttl_exceeded(ctx, packet.dst_high, packet.dst_low)
-            elif (
-                claims.active
-                and packet.protocol == TCP
-                and self.lifecycle.keeps_client(pool, ctx.hook)
-            ):
+            elif claims.active and self.lifecycle.keeps_client(pool, ctx.hook):
                 port = claims.ask(member, port)
         flow = -TUPLE_IN_USE
         while port >= 0:

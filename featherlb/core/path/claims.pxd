@@ -11,7 +11,7 @@ cdef int MAX_PORTS, MAX_DRAWS, FIND_OWNER, UNPRIVILEGED, NONE, PENDING
 cdef class Claims:
     cdef public bint active
     cdef readonly PoolMember member
-    cdef readonly int version
+    cdef readonly int version, protocol
     cdef readonly unsigned long long client_high, client_low, backend_high, backend_low
     cdef readonly unsigned int ports
     cdef FlowTable _flows

@@ -1,12 +1,12 @@
 """The source ports of connections whose clients keep their address.
 
-A reply in `dnat` mode names the backend, the client and the client's port, but no VIP. So a
-connection needs a tuple that no other one has: no other flow, and no connection that the client has
-with the backend itself, through this host as its router. Only the kernel's connection tracking
-knows the latter, so an engine asks it about each new connection: it sees the verdict FIND_OWNER,
-looks the tuple up, answers, and hands the packet in again. Where the tuple has an owner, the
-connection gets another source port, as from the kernel's own NAT (net/netfilter/nf_nat_core.c,
-`get_unique_tuple`).
+A reply in `dnat` mode names the backend, the client and the client's port, but no VIP. So a flow
+needs a tuple that no other one has: no other flow, and no connection (of UDP: exchange of
+datagrams) that the client has with the backend itself, through this host as its router. Only the
+kernel's connection tracking knows the latter, so an engine asks it about each new flow: it sees
+the verdict FIND_OWNER, looks the tuple up, answers, and hands the packet in again. Where the tuple
+has an owner, the flow gets another source port, as from the kernel's own NAT
+(net/netfilter/nf_nat_core.c, `get_unique_tuple`).
 """
 
 import random
@@ -33,9 +33,9 @@ OTHERS = range(FIRST_UNPRIVILEGED_PORT, 1 << 16)
 class Claims:
     """Finds source ports. `active` says that an engine can ask connection tracking.
 
-    The open question, for the engine: `version` is that of IP; `client_*` and `backend_*` are
-    addresses in two words, `ports` are client << 16 | backend. It is about TCP. `member` is the one
-    that the packet in hand is to go to, None if there is no question. `tries` counts the other
+    The open question, for the engine: `version` is that of IP, `protocol` TCP or UDP; `client_*`
+    and `backend_*` are addresses in two words, `ports` are client << 16 | backend. `member` is the
+    one that the packet in hand is to go to, None if there is no question. `tries` counts the other
     ports that were tried for the packet.
     """
 
@@ -44,6 +44,7 @@ class Claims:
         self.active = False
         self.member: PoolMember | None = None
         self.version = 0
+        self.protocol = 0
         self.client_high = self.client_low = 0
         self.backend_high = self.backend_low = 0
         self.ports = 0
@@ -66,7 +67,7 @@ class Claims:
         """Another source port, since the last one has an owner. A connection that is open already
         has its port."""
         packet = self._packet
-        if packet.protocol != TCP or packet.flags != SYN:
+        if packet.protocol == TCP and packet.flags != SYN:
             return NONE
         backend_port = member.port_for(packet.ports & 0xFFFF)
         while self.tries < MAX_PORTS:
@@ -78,7 +79,7 @@ class Claims:
                 packet.src_high,
                 packet.src_low,
                 backend_port << 16 | port,
-                TCP,
+                packet.protocol,
             )
             if free:
                 return self.ask(member, port)
@@ -109,6 +110,7 @@ class Claims:
             return port
         self.member = member
         self.version = self._packet.version
+        self.protocol = self._packet.protocol
         self.client_high, self.client_low = high, low
         self.backend_high, self.backend_low = member.high, member.low
         self.ports = port << 16 | backend_port

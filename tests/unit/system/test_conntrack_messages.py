@@ -99,17 +99,17 @@ def test_a_flow_that_ends_here_has_its_entry_deleted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("client", "backend", "version"),
-    [("198.51.100.7", "10.1.0.1", 4), ("2001:db8::7", "2001:db8:1::2", 6)],
+    ("client", "backend", "version", "protocol"),
+    [("198.51.100.7", "10.1.0.1", 4, 6), ("2001:db8::7", "2001:db8:1::2", 6, 17)],
 )
-def test_any_tuple_is_looked_up(client: str, backend: str, version: int) -> None:
+def test_any_tuple_is_looked_up(client: str, backend: str, version: int, protocol: int) -> None:
     requests = Requests()
     words = (*words_of(ip_address(client)), *words_of(ip_address(backend)))
-    requests.get_tcp(version, *words, 40001 << 16 | 8080)
+    requests.get_tuple(version, protocol, *words, 40001 << 16 | 8080)
     message = nfct_msg(bytes(requests.take()))
     message.decode()
     assert message["header"]["type"] == GET
-    assert ends(message, "ORIG") == (client, 40001, backend, 8080, 6)
+    assert ends(message, "ORIG") == (client, 40001, backend, 8080, protocol)
 
 
 def test_an_entry_is_read() -> None:

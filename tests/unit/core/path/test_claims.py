@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from featherlb.model import Datapath, Endpoint, Protocol, Service, Verdict
+from featherlb.model import Datapath, Endpoint, Hook, Protocol, Service, Verdict
 from featherlb.model.reason import Reason
 from featherlb.model.shard import WHOLE, Shard
 from featherlb.net.addresses import words_of
@@ -56,6 +56,23 @@ def test_a_connection_of_the_clients_own_keeps_its_tuple(port: int, workers: int
     assert world.asked == [(who, ONE), (connection.source, ONE)]
 
 
+@pytest.mark.parametrize("one_packet", [False, True])
+def test_datagrams_of_the_clients_own_keep_their_tuple(one_packet: bool) -> None:
+    world = asking(replace(service(ONE, protocol=Protocol.UDP), one_packet=one_packet))
+    world.tracked = {(CLIENT, ONE)}
+    sources = set()
+    for _ in range(2):
+        question = world.handle(udp(CLIENT, VIP, b"?"))
+        sources.add(question.source)
+        assert question.destination == ONE
+        reply = world.handle(udp(ONE, question.source, b"!"), Hook.POSTROUTING)
+        assert (reply.source, reply.destination) == (VIP, CLIENT)
+        assert world.handle(udp(ONE, CLIENT, b"!"), Hook.POSTROUTING).reason is Reason.NOT_OURS
+    assert CLIENT not in sources
+    if not one_packet:
+        assert world.asked == [(CLIENT, ONE), (*sources, ONE)], "once for a flow"
+
+
 def test_the_search_for_a_port_ends() -> None:
     world = asking(service(ONE))
 
@@ -77,13 +94,11 @@ def test_the_search_for_a_port_ends() -> None:
     [
         (service(ONE, nat="full"), tcp(CLIENT, VIP, "S")),
         (service(ONE, datapath=Datapath.OFFLOAD), tcp(CLIENT, VIP, "S")),
-        (service(ONE, protocol=Protocol.UDP), udp(CLIENT, VIP)),
     ],
-    ids=["full", "offload", "udp"],
+    ids=["full", "offload"],
 )
 def test_others_are_not_asked_about(wanted: Service, packet: bytes) -> None:
-    """SNAT ports are featherlb's own, the kernel resolves clashes itself, and datagrams have no
-    connection that could break."""
+    """SNAT ports are featherlb's own, and the kernel resolves clashes itself."""
     world = asking(wanted)
     assert world.handle(packet).reason is Reason.FORWARD
     assert world.asked == []

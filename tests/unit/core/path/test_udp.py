@@ -132,13 +132,14 @@ def test_flows_of_an_emptied_pool_are_refused() -> None:
     assert world.flows() == []
 
 
-def test_a_port_used_towards_two_vips_belongs_to_the_last() -> None:
+def test_a_port_used_towards_two_vips_has_a_flow_of_each() -> None:
     vips = ["192.0.2.10:80", "192.0.2.11:80"]
     world = World(service(ONE, vips=vips, protocol=Protocol.UDP))
-    for vip in [*vips, *vips]:
-        reply = answer(world, ask(world, CLIENT, vip))
+    questions = [(vip, ask(world, CLIENT, vip)) for vip in [*vips, *vips]]
+    for vip, question in reversed(questions):
+        reply = answer(world, question)
         assert (reply.source, reply.destination) == (vip, CLIENT)
-    assert len(world.flows()) == 1
+    assert len(world.flows()) == len({question.source for _, question in questions}) == 2
 
 
 # Responses
