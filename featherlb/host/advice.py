@@ -23,6 +23,7 @@ def advice(services: Sequence[Service]) -> Iterator[str]:
                 f" this host masquerades none of their own connections; if it should, set"
                 f" `nat: {NatMode.FULL}` or another datapath than {service.datapath}"
             )
+    yield from _bypassed(services)
     yield from _unruled(services)
 
 
@@ -44,6 +45,32 @@ def _shadowed(services: Sequence[Service]) -> Iterator[str]:
                     f" reach {', '.join(dict.fromkeys(hidden))} only at other addresses of this"
                     " host"
                 )
+
+
+def _bypassed(services: Sequence[Service]) -> Iterator[str]:
+    """Services whose backends see clients' addresses and are in the subnet of clients."""
+    if all(service.nat is NatMode.FULL for service in services):
+        return
+    subnets = [
+        own.address.network
+        for own in rtnetlink.addresses()
+        if own.address.network.prefixlen < own.address.max_prefixlen
+    ]
+    for service in services:
+        addresses = [] if service.nat is NatMode.FULL else [vip.address for vip in service.vips]
+        shared = [one for one in subnets if any(address in one for address in addresses)]
+        found = {
+            str(backend.endpoint.address): None
+            for backend in service.backends
+            if not backend.local and any(backend.endpoint.address in one for one in shared)
+        }
+        if found:
+            yield (
+                f"service '{service.name}' has backends in the subnet of its VIP"
+                f" ({', '.join(found)}), which answer the clients of that subnet directly, not"
+                f" through this host: these clients can't connect; set `nat: {NatMode.FULL}`, or"
+                " put the backends into a subnet of their own"
+            )
 
 
 def _unruled(services: Sequence[Service]) -> Iterator[str]:

@@ -76,6 +76,7 @@ def problems(
     checks: list[Callable[[], None]] = [
         partial(_check_kernel, services, options),
         partial(_check_services, services),
+        partial(_check_sources, services, options),
         partial(_check_limits, services, options, facts),
         partial(_check_peers, services, rivals),
         partial(_check_listeners, services),
@@ -83,7 +84,7 @@ def problems(
         partial(_check_vip_addresses, services, options, facts),
     ]
     if not any(record.alive and record.pid == owner for record in records):
-        checks.insert(4, partial(_check_queues, options, rivals))
+        checks.insert(5, partial(_check_queues, options, rivals))
     for check_one in checks:
         try:
             check_one()
@@ -123,6 +124,40 @@ def _check_services(services: Sequence[Service]) -> None:
                         f" addresses are loopback addresses as well; set `nat: full` for service"
                         f" '{service.name}'"
                     )
+
+
+def _check_sources(services: Sequence[Service], options: Options) -> None:
+    """Whether replies to the source addresses of `full` mode come to this host."""
+    if not options.assign:
+        return
+    for service, source in _foreign_sources(services):
+        raise HostError(
+            f"source address {source} of service '{service.name}' is not an address of this host,"
+            f" so no reply would come here; name one that it has, or add it: {_addition(source)}"
+        )
+
+
+def _foreign_sources(services: Sequence[Service]) -> Iterator[tuple[Service, Address]]:
+    """Source addresses that are neither this host's nor VIPs, which it may get later, each with the
+    first service that has it."""
+    vips = {vip.address for _, _, vip in _vips(services)}
+    users: dict[Address, Service] = {}
+    for service in services:
+        for backend in service.backends:
+            for source in backend.sources:
+                users.setdefault(source, service)
+    for source, service in users.items():
+        route = None if source in vips else rtnetlink.route(source)
+        if source not in vips and (route is None or not route.local):
+            yield service, source
+
+
+def _addition(address: Address) -> str:
+    """How to give this host an address."""
+    route = rtnetlink.route(address)
+    link = rtnetlink.links().get(route.link) if route is not None else None
+    name = LOOPBACK if link is None or route is None or route.gateway is not None else link.name
+    return f"`ip addr add {address}/{address.max_prefixlen} dev {name}`"
 
 
 def _check_shared_backends(services: Sequence[Service]) -> None:
@@ -307,7 +342,13 @@ def _crossings(
 
 def advise(services: Sequence[Service], options: Options, facts: Facts) -> Iterator[str]:
     """What keeps clients away for now, but may change without an operator: VIPs that this instance
-    doesn't assign, and that are not here. A standby host gets them when the other one fails."""
+    doesn't assign, and source addresses, that are not here. A standby host gets them when the other
+    one fails."""
+    for service, source in () if options.assign else _foreign_sources(services):
+        yield (
+            f"source address {source} of service '{service.name}' is not an address of this host:"
+            f" no reply comes here until something adds it, such as VRRP or {_addition(source)}"
+        )
     found = {} if options.assign else _on_link(services, facts)
     for interface, addresses in sorted(found.items()):
         for address in sorted(addresses, key=str):

@@ -175,6 +175,50 @@ def test_a_full_backend_without_a_route(lab: Lab) -> None:
     assert refused(lab.balancer, "dnat", "10.0.0.10:80", "192.0.2.1:80") is None
 
 
+def test_source_addresses_are_addresses_of_this_host(lab: Lab) -> None:
+    node = lab.balancer
+    one = service("full", "10.0.0.10:80", ["10.0.1.2:8080"])
+
+    def ask(source: str, **options: bool) -> tuple[list[str], list[str]]:
+        """What refuses a service with this source address, and what it warns of."""
+        backends = [replace(backend, sources=(ip_address(source),)) for backend in one.backends]
+        services = host.prepare([replace(one, backends=tuple(backends))])
+        chosen = host.Options(**options)
+        facts = host.survey(services)
+        problems = [str(problem) for problem in host.problems(services, chosen, facts)]
+        return problems, list(host.advise(services, chosen, facts))
+
+    (fault,), none = node.call(ask, "10.0.1.77")
+    assert none == []
+    assert "10.0.1.77" in fault
+    (addition,) = [part for part in fault.split("`") if part.startswith("ip addr add")]
+    # A standby host gets it later.
+    refused_, (warning, _) = node.call(lambda: ask("10.0.1.77", assign=False))
+    assert refused_ == []
+    assert "10.0.1.77" in warning
+    node.run(addition.split())
+    assert node.call(ask, "10.0.1.77") == ([], [])
+    assert node.call(ask, "10.0.0.10") == ([], []), "a VIP that it is about to assign"
+    node.run(["ip", "route", "add", "local", "10.9.0.0/24", "dev", "lo"])
+    assert node.call(ask, "10.9.0.7") == ([], []), "all addresses of a network"
+
+
+def test_backends_in_the_subnet_of_the_vip(lab: Lab) -> None:
+    def advice(nat: str, vip: str, *backends: str) -> list[str]:
+        return list(host.advice(host.prepare([service(nat, vip, list(backends))])))
+
+    for vip, near, far, own in (
+        ("10.0.0.10", "10.0.0.5", "10.0.1.2", "10.0.0.1"),
+        ("[2001:db8::10]", "[2001:db8::5]", "[2001:db8:1::2]", "[2001:db8::1]"),
+    ):
+        pool = (f"{near}:80", f"{far}:80", f"{own}:8080")
+        (sentence,) = lab.balancer.call(advice, "dnat", f"{vip}:80", *pool)
+        assert f"({near.strip('[]')})" in sentence
+        assert "nat: full" in sentence
+        assert lab.balancer.call(advice, "full", f"{vip}:80", *pool) == []
+        assert lab.balancer.call(advice, "dnat", f"{vip}:80", *pool[1:]) == []
+
+
 def passes(sender: Node, receiver: Node, source: str) -> bool:
     """Whether the balancer's host forwards a datagram that claims to come from `source`.
 
