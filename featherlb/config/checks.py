@@ -43,15 +43,6 @@ def check(config: Config) -> Iterator[Fault]:
 def advise(config: Config) -> Iterator[Fault]:
     """Warnings: what works, but probably not as intended."""
     for service in config.services:
-        persistence = service.persistence
-        # With source-hash all workers pick the same backend for a client, though not for a network.
-        by_client = service.scheduler == "source-hash" and not service.hash_on
-        alike = by_client and not service.hash_balance and persistence and not persistence.prefix
-        if persistence and config.workers > 1 and not alike:
-            text = f"each of the {config.workers} workers remembers clients on its own"
-            text += ", and a client's ports lead to all of them"
-            way_out = "" if persistence.prefix else ", or the scheduler source-hash"
-            yield Fault(persistence.origin, f"{text} (expected one worker{way_out})")
         wanted = service.prefer.labels if service.prefer else ()
         if not any(set(wanted) <= set(backend.labels) for backend in service.backends) and wanted:
             text = f"no backend is labelled {', '.join(map(str, wanted))}"

@@ -16,6 +16,7 @@ from featherlb.config.resolve import build, place
 from featherlb.core.pools.schedulers import is_file_reference
 from featherlb.model import Address, Service
 from featherlb.model.errors import ConfigError, FeatherlbError
+from featherlb.model.shard import remembered_prefix
 from featherlb.system import flow_file, plugins, rtnetlink, state_file, trust
 from featherlb.system.journal import Journal
 
@@ -62,7 +63,7 @@ def check(services: Sequence[Service], options: host.Options) -> None:
 def advise(services: Sequence[Service], options: host.Options) -> list[str]:
     """What may not be as intended with these services on this host, and what keeps clients away for
     now, as sentences."""
-    found = list(host.advice(services))
+    found = [*host.advice(services), *_forgetful(services, options)]
     if not options.assign:
         found += host.advise(services, options, host.survey(services))
     return found
@@ -90,6 +91,20 @@ def distrust(config: Config) -> Iterator[str]:
                         f"service '{service.name}': root runs {path}, and {reason}: give it to"
                         " root, or set `user:` for the check"
                     )
+
+
+def _forgetful(services: Sequence[Service], options: host.Options) -> Iterator[str]:
+    """Services whose clients this instance doesn't keep at one worker, as it has started without
+    them."""
+    for service in services if options.workers > 1 else ():
+        for family, prefix in ((4, options.prefix4), (6, options.prefix6)):
+            wanted = remembered_prefix([service], family)
+            if wanted and not 0 < prefix <= wanted:
+                yield (
+                    f"until the next start, each of the {options.workers} workers remembers the"
+                    f" clients of service '{service.name}' on its own, and a client may meet any of"
+                    " them, as there was no such persistence when this instance started"
+                )
 
 
 def with_names(
@@ -163,6 +178,8 @@ def _plan(config: Config, services: Sequence[Service]) -> host.HostPlan:
         workers=config.workers,
         fail_open=config.fail_open,
         assign=config.assign,
+        prefix4=remembered_prefix(services, 4),
+        prefix6=remembered_prefix(services, 6),
     )
     # The ports of saved flows, and so their packets' queues, were given to workers by this seed.
     for path in flow_file.find(Journal().directory, options.queue):

@@ -20,6 +20,7 @@ from featherlb.control.resolver import look_up
 from featherlb.doctor.finding import Finding, error, refusal, warning
 from featherlb.model import Address, HealthCheck, Service
 from featherlb.model.errors import ConfigError, FeatherlbError, HostError
+from featherlb.model.shard import remembered_prefix
 from featherlb.system import ipset, iptables, kernel_state, plugins
 from featherlb.system.journal import Journal, Record
 
@@ -123,6 +124,8 @@ def find_subject(
                 workers=config.workers,
                 fail_open=config.fail_open,
                 assign=config.assign if running is None else running.host.assign,
+                prefix4=remembered_prefix(services, 4),
+                prefix6=remembered_prefix(services, 6),
             )
             facts = host.survey(services)
         except FeatherlbError as problem:

@@ -17,6 +17,7 @@ from featherlb.system.ruleset import (
     Goto,
     HashMark,
     Match,
+    Rule,
     Side,
     State,
     Table,
@@ -89,7 +90,7 @@ def _walk(
             position += 1
             if not matches(rule.match, packet, sets):
                 continue
-            found.append(Met(name, hook.name, str(chain), str(rule)))
+            found.append(Met(name, hook.name, str(chain), _text(rule)))
             match rule.target:
                 case Goto(chain):
                     rules, position = table.chains[chain], 0
@@ -104,6 +105,14 @@ def _walk(
                 case Action.ACCEPT | Action.MASQUERADE | Enqueue() | TranslateTo():
                     return packet, False
     return packet, False
+
+
+def _text(rule: Rule) -> str:
+    """Without the seed of hashes: a client that knew it could choose its worker."""
+    text = str(rule)
+    if isinstance(rule.target, HashMark):
+        return text.replace(f"{rule.target.seed:#010x}", "SECRET")
+    return text
 
 
 def matches(match: Match, packet: Packet, sets: Mapping[str, Set]) -> bool:

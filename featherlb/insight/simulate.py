@@ -21,7 +21,7 @@ from featherlb.core.pools.pool import Pool
 from featherlb.core.pools.schedulers import Member, NewFlow, UserScheduler
 from featherlb.model import Address, Backend, Endpoint, Network, Role, Service
 from featherlb.model.errors import ConfigError
-from featherlb.model.shard import Shard
+from featherlb.model.shard import Shard, remembered_prefix
 from featherlb.model.ticks import TICKS_PER_SECOND
 from featherlb.net.addresses import words_of
 from featherlb.worker.loop import divide_limits
@@ -165,7 +165,7 @@ def simulate(
     ]
     arrivals = generate(service, load)
     scenarios = [("no change", service), *zip(wanted, after, strict=True)]
-    run = _Run(config, arrivals, load.seed)
+    run = _Run(config, service, arrivals, load.seed)
     costs = cost_of_picks([replace(service, scheduler=s) for s in (BASE, *schedulers)], run)
     return Simulation(
         service=one.name,
@@ -247,7 +247,9 @@ def least_moved(before: Service, after: Service) -> float:
 class _Run:
     """What all trials have in common."""
 
-    def __init__(self, config: Config, arrivals: Sequence[Arrival], seed: int) -> None:
+    def __init__(
+        self, config: Config, service: Service, arrivals: Sequence[Arrival], seed: int
+    ) -> None:
         self.arrivals = arrivals
         flows = [arrival.flow for arrival in arrivals]
         self.order = random.Random(seed).sample(range(len(flows)), len(flows))
@@ -258,7 +260,9 @@ class _Run:
         ]
         self.seed = seed
         self.key = config.hash_key.encode()
-        self.shards = [Shard(number, config.workers, seed) for number in range(config.workers)]
+        prefixes = (remembered_prefix([service], family) for family in (4, 6))
+        one = Shard(0, config.workers, seed, *prefixes)
+        self.shards = [replace(one, worker=number) for number in range(config.workers)]
 
     def worker(self, flow: NewFlow) -> int:
         """Which worker has this flow."""

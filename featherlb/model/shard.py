@@ -1,16 +1,18 @@
 """A shard: the flows, source ports and connection limits of one of several workers.
 
-A hash of the client's address and port selects a flow's worker. Three places must agree on it, or
-packets of one flow would meet different workers: the kernel's rules (HMARK,
+A hash of the client's address and port selects a flow's worker; if workers are to remember
+clients, a hash of the address alone, or of its network (`remembered_prefix`). Three places must
+agree on it, or packets of one flow would meet different workers: the kernel's rules (HMARK,
 `datapaths/rules/steering.py`), the filters of packet sockets (`datapaths/raw/socket_filter.py`),
 and a worker that adopts entries of connection tracking (`core/path/offloaded.py`). So the hash
 is HMARK's (net/netfilter/xt_HMARK.c, `hmark_hash`) of the client's side alone: Jenkins' hash of
 three words (include/linux/jhash.h, `jhash_3words`), scaled to the number of workers.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from featherlb.model import PRIVILEGED_SOURCE_PORTS, SOURCE_PORTS
+from featherlb.model import PRIVILEGED_SOURCE_PORTS, SOURCE_PORTS, Service
 
 WORD = 0xFFFFFFFF
 ROUNDS = (
@@ -26,6 +28,21 @@ ROUNDS = (
 _INITIAL = 0xDEADBEEF + (3 << 2)  # JHASH_INITVAL and the length, of three words
 
 
+def remembered_prefix(services: Iterable[Service], family: int) -> int:
+    """How many bits of a client's address select its worker, for this address family, 4 or 6: those
+    by which all services with persistence can tell clients apart; 0 if there is none.
+
+    It holds for the clients of all services. A reply names a backend, which several services may
+    have, but not the service.
+    """
+    prefixes = [
+        service.persistence.prefix
+        for service in services
+        if service.persistence is not None and service.vips[0].address.version == family
+    ]
+    return min(prefixes, default=0)
+
+
 def folded(high: int, low: int) -> int:
     """An address as it is hashed: itself, or the four words of an IPv6 address combined with XOR
     (`hmark_addr6_mask`). Given as two words, IPv4 in its mapped form."""
@@ -38,11 +55,14 @@ def folded(high: int, low: int) -> int:
 @dataclass(frozen=True, slots=True)
 class Shard:
     """The part of worker number `worker` (from 0) of `workers`. All workers of an instance have
-    the same `seed` (32 bits)."""
+    the same `seed` (32 bits) and `prefix4` and `prefix6`: how many bits of a client's IPv4 or IPv6
+    address select the worker; 0 if the whole address and the port do."""
 
     worker: int
     workers: int
     seed: int
+    prefix4: int = 0
+    prefix6: int = 0
 
     @property
     def ports(self) -> range:
@@ -79,6 +99,13 @@ class Shard:
         (IPv4 in its mapped form)."""
         if self.workers == 1:
             return True
+        if high or low >> 32 != 0xFFFF:
+            prefix, unused = self.prefix6, 128 - self.prefix6
+        else:
+            prefix, unused = self.prefix4, 32 - self.prefix4
+        if prefix:
+            network = (high << 64 | low) >> unused << unused
+            high, low, port = network >> 64, network & (1 << 64) - 1, 0
         start, address = self.start, folded(high, low)
         words = {"a": start, "b": (start + address) & WORD, "c": (start + (port << 16)) & WORD}
         for changed, other, bits in ROUNDS:

@@ -212,19 +212,22 @@ class Enqueue:
 
 @dataclass(frozen=True, slots=True)
 class HashMark:
-    """Mark the packet with `offset` plus the hash of the address and port of one side, modulo
-    `modulus`; of an ICMP error, that side of the quoted packet. The next rule follows."""
+    """Mark the packet with `offset` plus the hash of the address and port of one side, or of the
+    first `prefix` bits of the address, modulo `modulus`; of an ICMP error, that side of the quoted
+    packet. The next rule follows."""
 
     side: Side
     seed: int
     modulus: int
     offset: int = 0
+    prefix: int = 0
 
     def __str__(self) -> str:
-        text = (
-            f"-j HMARK --hmark-tuple {self.side},{self.side[0]}port"
-            f" --hmark-rnd {self.seed:#010x} --hmark-mod {self.modulus}"
-        )
+        if self.prefix:
+            hashed = f"--hmark-{self.side}-prefix {self.prefix}"
+        else:
+            hashed = f"--hmark-tuple {self.side},{self.side[0]}port"
+        text = f"-j HMARK {hashed} --hmark-rnd {self.seed:#010x} --hmark-mod {self.modulus}"
         return f"{text} --hmark-offset {self.offset:#x}" if self.offset else text
 
 

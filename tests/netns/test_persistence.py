@@ -11,10 +11,8 @@ import pytest
 from featherlb.lab import Lab
 from featherlb.lab.namespaces import VIP
 from featherlb.lab.servers import HttpServer
-from tests.netns.conftest import ONE_DRIVER, Up
+from tests.netns.conftest import ONE_DRIVER, Up, in_turn
 from tests.netns.traffic import Session, wait_for
-
-pytestmark = ONE_DRIVER
 
 NAT_MODES = pytest.mark.parametrize("nat", ["dnat", "full"])
 NETWORKS = [[f"192.0.{network}.{host}" for host in (1, 77, 254)] for network in range(1, 7)]
@@ -55,6 +53,7 @@ def ask_from(lab: Lab, address: str) -> str:
         return session.ask().backend
 
 
+@ONE_DRIVER
 @NAT_MODES
 def test_clients_of_one_network_keep_a_backend_of_a_weight_above_0(
     lab: Lab, featherlb: Up, tmp_path: Path, nat: str
@@ -79,6 +78,29 @@ def test_clients_of_one_network_keep_a_backend_of_a_weight_above_0(
             assert now == {before} if before != "backend1" else "backend1" not in now
 
 
+@in_turn(("netlink", "raw", "offload"), nat=["dnat", "full"])
+def test_several_workers_remember_a_network_as_one(
+    lab: Lab, featherlb: Up, tmp_path: Path, nat: str
+) -> None:
+    """All its connections, from whatever port, meet one worker, and so do the replies."""
+    path = tmp_path / "lb.yaml"
+    write(path, nat, "1h")
+    with featherlb(lab, "--config", str(path), "--workers", "3") as running:
+        assert "remembers" not in running.log
+        chosen = [
+            {ask_from(lab, address) for _ in range(4) for address in network}
+            for network in NETWORKS
+        ]
+        assert all(len(backends) == 1 for backends in chosen), chosen
+        # A service with another persistence waits for the next start.
+        start = len(running.log)
+        path.write_text(path.read_text().replace("prefix: 24", "prefix: 16"))
+        running.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: "reloaded" in running.log[start:], "the end of the reload in the log")
+        wait_for(lambda: "until the next start" in running.log[start:], "the warning")
+
+
+@ONE_DRIVER
 def test_a_client_that_stays_away_is_forgotten(lab: Lab, featherlb: Up, tmp_path: Path) -> None:
     path = tmp_path / "lb.yaml"
     write(path, "dnat", "500ms")

@@ -100,14 +100,14 @@ def _raw(parts: Parts, opening: list[Match], scope: Scope) -> Table:
     options, facts = scope.options, scope.facts
     echoes = queue_echo_requests(parts.family, foreign_vips([parts], options, facts), options)
     return join(
-        Table() if scope.handoff else _opening(opening, options, facts),
+        Table() if scope.handoff else _opening(parts.family, opening, options, facts),
         hooked(_chain("REDIRECT", options), "OUTPUT", redirects(parts, facts)),
         hooked(_chain("ECHO", options), "PREROUTING", () if scope.handoff else echoes, first=False),
         hooked(_chain("GUARD", options), "PREROUTING", guards(parts)),
     )
 
 
-def _opening(opening: list[Match], options: Options, facts: Facts) -> Table:
+def _opening(family: int, opening: list[Match], options: Options, facts: Facts) -> Table:
     """Queues SYNs to a VIP."""
     if not opening:
         return Table()
@@ -115,7 +115,7 @@ def _opening(opening: list[Match], options: Options, facts: Facts) -> Table:
     return Table(
         {
             steering: (*returns(facts), *(Rule(match, Goto(queue)) for match in opening)),
-            queue: tuple(queue_by_client(Side.SOURCE, options)),
+            queue: tuple(queue_by_client(family, Side.SOURCE, options)),
         },
         tuple(
             Jump(hook, steering, Match(protocol=Protocol.TCP, syn=True))
@@ -159,9 +159,9 @@ def _untranslated(
                 # A SYN that was queued in raw has an entry by now, or is retransmitted.
                 *(Rule(match, Action.DROP) for match in opening if not options.fail_open),
             ),
-            forward: tuple(queue_by_client(Side.SOURCE, options)),
+            forward: tuple(queue_by_client(parts.family, Side.SOURCE, options)),
             full: tuple(queue_by_port(parts.full_pairs.protocols, options, bypass=True)),
-            reply: tuple(queue_by_client(Side.DESTINATION, options, bypass=True)),
+            reply: tuple(queue_by_client(parts.family, Side.DESTINATION, options, bypass=True)),
         },
         tuple(
             Jump(hook, queueing, unknown, first=late)

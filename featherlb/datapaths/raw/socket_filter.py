@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from featherlb.datapaths.raw.interest import Interest
 from featherlb.model import ALL_SOURCE_PORTS, Address
-from featherlb.model.shard import ROUNDS, Shard, folded
+from featherlb.model.shard import ROUNDS, WORD, Shard, folded
 from featherlb.net.protocols import ETHERNET_HEADER, FRAGMENT_HEADER, ICMP, ICMP_ERRORS, ICMPV6
 from featherlb.system import bpf
 
@@ -37,6 +37,7 @@ def build(family: int, interest: Interest) -> bytes:
         for addresses in (interest.vips, interest.backends, interest.sources)
     )
     shard = interest.shard
+    prefix = shard.prefix4 if family == 4 else shard.prefix6
     if interest.tells_given:
         _load_address(program, family, _destination(family))
         _search(program, sources, "given?")
@@ -65,12 +66,15 @@ def build(family: int, interest: Interest) -> bytes:
     ):
         program.label(label)
         if shard.workers > 1:
-            _load_address(program, family, address)
+            _load_address(program, family, address, prefix)
             program.do(bpf.STORE, _CELLS["b"])
-            _load_port(program, family, port)
+            if not prefix:
+                _load_port(program, family, port)
             program.go("client")
     if shard.workers > 1:
         program.label("client")
+        if prefix:
+            program.do(bpf.VALUE, 0)
         program.do(bpf.SHIFT_LEFT, 16)
         program.do(bpf.STORE, _CELLS["c"])
         _hash(program, shard)
@@ -172,13 +176,20 @@ def _folded(address: Address) -> int:
     return folded(int(address) >> 64, int(address) & 0xFFFF_FFFF_FFFF_FFFF)
 
 
-def _load_address(program: bpf.Program, family: int, at: int) -> None:
-    """The address at this offset, folded."""
-    program.do(bpf.LOAD, at)
-    if family == 6:
-        for word in range(1, 4):
+def _load_address(program: bpf.Program, family: int, at: int, prefix: int = 0) -> None:
+    """The address at this offset, folded; of the network with these first bits, if they are
+    given."""
+    words = 1 if family == 4 else 4
+    size = 32 * words
+    network = (1 << size) - (1 << size - (prefix or size))
+    for word in range(words):
+        if word:
             program.do(bpf.A_TO_X)
-            program.do(bpf.LOAD, at + 4 * word)
+        program.do(bpf.LOAD, at + 4 * word)
+        mask = network >> size - 32 * (word + 1) & WORD
+        if mask != WORD:
+            program.do(bpf.AND, mask)
+        if word:
             program.do(bpf.XOR_X)
 
 

@@ -20,10 +20,13 @@ class Options:
     hash_seed: int = field(default_factory=lambda: secrets.randbits(32))
     """Seed of the hash that distributes flows to workers. It is secret: a client that knew it could
     send all its flows to one worker."""
+    prefix4: int = 0
+    prefix6: int = 0
+    """How many bits of a client's address select its worker (see `Shard`)."""
 
     def shard(self, worker: int) -> Shard:
         """The shard of this worker."""
-        return Shard(worker, self.workers, self.hash_seed)
+        return Shard(worker, self.workers, self.hash_seed, self.prefix4, self.prefix6)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

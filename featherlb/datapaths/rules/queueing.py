@@ -147,7 +147,7 @@ def _raw(queued: Sequence[Queued], options: Options, facts: Facts) -> Table:
                 for match in errors
             ),
         ),
-        forward: (untrack, *queue_by_client(Side.SOURCE, options)),
+        forward: (untrack, *queue_by_client(family, Side.SOURCE, options)),
     }
     if whole:
         chains[error] = tuple(
@@ -175,15 +175,16 @@ def _mangle(queued: Sequence[Queued], options: Options, facts: Facts) -> Table:
     if not replies:
         return Table()
     steering, reply, error = (_chain(role, options) for role in ("MANGLE", "REPLY", "ERROR"))
+    family = _family(queued)
     chains = {
         steering: (
             *returns(facts, late=True),
             *(Rule(match, Goto(reply)) for match in replies),
-            *(Rule(match, Goto(error)) for match in icmp.errors(_family(queued))),
+            *(Rule(match, Goto(error)) for match in icmp.errors(family)),
         ),
-        reply: tuple(queue_by_client(Side.DESTINATION, options)),
+        reply: tuple(queue_by_client(family, Side.DESTINATION, options)),
         # Here they quote a client's packet as its backend received it.
-        error: tuple(queue_by_client(Side.SOURCE, options, bypass=True)),
+        error: tuple(queue_by_client(family, Side.SOURCE, options, bypass=True)),
     }
     leaving = any(not one.local_only and one.replies(facts) for one in queued)
     hooks = ("POSTROUTING", "INPUT") if leaving else ("INPUT",)

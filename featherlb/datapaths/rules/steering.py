@@ -1,6 +1,6 @@
 """Rules that put a packet into its worker's queue. With one worker each is a single NFQUEUE. With
-several, the client's address and port select the worker (HMARK), the same in both directions, or
-the port that a worker has given to the flow.
+several, the client's address and port, or its network, select the worker (HMARK), the same in both
+directions, or the port that a worker has given to the flow.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -34,10 +34,12 @@ def returns(facts: Facts, late: bool = False) -> Iterator[Rule]:
         yield Rule(Match(mark=pass_mark(order, late)), Action.RETURN)
 
 
-def queue_by_client(client: Side, options: Options, bypass: bool = False) -> Iterator[Rule]:
-    """To the worker that the client's address and port select, the same for both directions."""
+def queue_by_client(
+    family: int, client: Side, options: Options, bypass: bool = False
+) -> Iterator[Rule]:
+    """To the worker that the client selects, the same for both directions."""
     if options.workers > 1:
-        yield Rule(ANY, _hash(client, options))
+        yield Rule(ANY, _hash(family, client, options))
     for worker in range(1, options.workers):
         yield Rule(_marked(worker), _queue(worker, options, bypass))
     # Without a condition, so that no packet to a VIP bypasses the workers.
@@ -75,12 +77,12 @@ def queue_errors(family: int, options: Options, *, given: bool, kept: bool) -> I
         if kept:
             # From this host to a client: quotes a packet of the client.
             own = Match(source_local=True, destination_local=False)
-            yield Rule(own, _hash(Side.SOURCE, options))
+            yield Rule(own, _hash(family, Side.SOURCE, options))
             for worker in range(options.workers):
                 marked = replace(own, mark=WORKER_MARKS + worker)
                 yield Rule(marked, _queue(worker, options, bypass=True))
     # Everything else that is ours is addressed to a VIP and quotes a packet to a client.
-    yield from queue_by_client(Side.DESTINATION, options, bypass=True)
+    yield from queue_by_client(family, Side.DESTINATION, options, bypass=True)
 
 
 def queue_echo_requests(
@@ -97,9 +99,10 @@ def _queue(worker: int, options: Options, bypass: bool) -> Enqueue:
     return Enqueue(options.queue + worker, bypass or options.fail_open)
 
 
-def _hash(client: Side, options: Options) -> HashMark:
+def _hash(family: int, client: Side, options: Options) -> HashMark:
     """Marks a packet with its worker."""
-    return HashMark(client, options.hash_seed, options.workers, WORKER_MARKS)
+    prefix = options.prefix4 if family == 4 else options.prefix6
+    return HashMark(client, options.hash_seed, options.workers, WORKER_MARKS, prefix)
 
 
 def _marked(worker: int) -> Match:

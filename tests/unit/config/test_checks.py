@@ -2,7 +2,7 @@
 
 import pytest
 
-from featherlb.config import advise
+from featherlb.config.checks import advise
 from featherlb.config.file import parse
 from featherlb.model.errors import ConfigError
 
@@ -331,25 +331,3 @@ def test_a_warning_where_no_backend_is_preferred() -> None:
         "no backend is labelled zone=b, rack=r1: none is preferred (expected 'labels' of backends)"
     )
     assert list(advise(parse(text.replace("LABEL", "b, rack: r1"), "f"))) == []
-
-
-def test_a_warning_where_clients_are_remembered_by_several_workers() -> None:
-    text = "services:\n- vip: 10.0.0.1:80\n  persistence: {}\n"
-    assert list(advise(parse(text, "f"))) == []
-    by_client = f"workers: 3\n{text}  scheduler: sh\n"
-    assert list(advise(parse(by_client, "f"))) == []
-    assert len(list(advise(parse(f"{by_client}  hash_on: sport\n", "f")))) == 1
-    assert len(list(advise(parse(f"{by_client}  hash_balance: 125\n", "f")))) == 1
-    (warning,) = advise(parse(f"workers: 3\n{text}", "f"))
-    assert str(warning.origin).startswith("f:4")
-    assert warning.text == (
-        "each of the 3 workers remembers clients on its own, and a client's ports lead to all of"
-        " them (expected one worker, or the scheduler source-hash)"
-    )
-
-
-def test_source_hash_needs_no_memory_that_workers_share_but_a_network_of_clients_does() -> None:
-    text = "workers: 3\nservices:\n- {vip: '10.0.0.1:80', scheduler: sh, persistence: {%s}}\n"
-    assert list(advise(parse(text % "", "f"))) == []
-    (warning,) = advise(parse(text % "prefix: 24", "f"))
-    assert warning.text.endswith("ports lead to all of them (expected one worker)")

@@ -46,8 +46,12 @@ def test_a_packet_to_a_vip_is_untracked_and_queued() -> None:
 
 @pytest.mark.parametrize("worker", [0, 1, 2])
 def test_the_client_selects_the_queue(worker: int) -> None:
-    plan = Case("", (web(Datapath.NFQUEUE),), Options(workers=3, queue=5, hash_seed=1)).plan()
+    options = Options(workers=3, queue=5, hash_seed=0x12345678)
+    plan = Case("", (web(Datapath.NFQUEUE),), options).plan()
     met = walk(plan, Hook.PREROUTING, packet(CLIENT, VIP, worker=worker))
+    (hashed,) = [line for line in met if "HMARK" in line]
+    assert "--hmark-rnd SECRET" in hashed
+    assert "12345678" not in hashed
     assert met[-1].endswith(f"-j NFQUEUE --queue-num {5 + worker}")
 
 

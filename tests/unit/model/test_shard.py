@@ -32,6 +32,32 @@ def test_the_kernel_agrees(client: str, port: int, seed: int, workers: int, mark
     assert owners == [mark]
 
 
+# Marks of `-j HMARK --hmark-src-prefix PREFIX --hmark-rnd SEED --hmark-mod WORKERS`, as above.
+@pytest.mark.parametrize(
+    ("client", "seed", "workers", "prefix", "mark"),
+    [
+        ("198.51.100.7", 0xCAFE, 64, 32, 41),
+        ("203.0.113.77", 0xCAFE, 64, 24, 53),
+        ("203.0.113.9", 0xCAFE, 64, 24, 53),
+        ("203.0.113.9", 0xFEDCBA98, 7, 9, 1),
+        ("2001:db8:1::7", 0xCAFE, 64, 128, 55),
+        ("2001:db8:1::7", 0xCAFE, 64, 56, 62),
+        ("2001:db8:1:ff:7:8::9", 0xCAFE, 64, 56, 62),
+        ("2001:db8:ffff:7:8::9", 0xFEDCBA98, 7, 128, 5),
+        ("2001:db8:ffff:7:8::9", 0xCAFE, 64, 33, 60),
+    ],
+)
+def test_the_kernel_agrees_on_networks(
+    client: str, seed: int, workers: int, prefix: int, mark: int
+) -> None:
+    address = ip_address(client)
+    prefix4, prefix6 = (prefix, 0) if address.version == 4 else (0, prefix)
+    shards = [Shard(number, workers, seed, prefix4, prefix6) for number in range(workers)]
+    for port in (1, 35089):
+        owners = [one.worker for one in shards if one.has(*words_of(address), port)]
+        assert owners == [mark]
+
+
 @pytest.mark.parametrize("workers", [1, 3, 64])
 def test_all_is_shared_out(workers: int) -> None:
     shards = [Shard(number, workers, seed=1) for number in range(workers)]

@@ -99,6 +99,10 @@ def test_a_match_names_the_source_before_the_destination_and_extensions_last() -
             " --hmark-offset 0xfe0000",
         ),
         (
+            HashMark(Side.SOURCE, seed=1, modulus=2, prefix=24),
+            "-j HMARK --hmark-src-prefix 24 --hmark-rnd 0x00000001 --hmark-mod 2",
+        ),
+        (
             TranslateTo(Endpoint.parse("[2001:db8::1]:80")),
             "-j DNAT --to-destination [2001:db8::1]:80",
         ),

@@ -194,6 +194,35 @@ def test_both_directions_meet_the_same_worker(vip: str, backend: str, six: bool)
 
 
 @pytest.mark.parametrize(
+    ("vip", "backend", "network", "prefixes"),
+    [
+        (VIP, ONE, "198.51.{}.{}:40000", (24, 0)),
+        (VIP6, ONE6, "[2001:db8:{:x}:1{:x}::7]:40000", (0, 48)),
+        (VIP6, ONE6, "[2001:db8:{:x}:1{:x}::7]:40000", (8, 52)),
+    ],
+)
+def test_a_network_meets_one_worker(
+    vip: str, backend: str, network: str, prefixes: tuple[int, int]
+) -> None:
+    everyone = set()
+    for number in range(8):
+        owners = set()
+        for host in (1, 77, 254):
+            client = network.format(number, host)
+            endpoint = Endpoint.parse(client)
+            for worker in range(WORKERS):
+                shard = Shard(worker, WORKERS, SEED, *prefixes)
+                wanted = Interest(shard).of(raw(*BOTH), frozenset())
+                has = shard.has(*words_of(endpoint.address), endpoint.port)
+                assert lets_in(wanted, tcp(client, vip, "S")) == has
+                assert lets_in(wanted, tcp(backend, client)) == has
+                owners |= {worker} if has else set()
+        assert len(owners) == 1
+        everyone |= owners
+    assert everyone == set(range(WORKERS))
+
+
+@pytest.mark.parametrize(
     ("source", "backend"), [("10.1.0.254", ONE), ("[fd00::fe]", ONE6)], ids=["IPv4", "IPv6"]
 )
 def test_in_full_mode_the_port_says_whose_reply_it_is(source: str, backend: str) -> None:
