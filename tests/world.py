@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 
 from featherlb.core.flows.memory import anonymous
-from featherlb.core.flows.tcp_state import ACTIVE
+from featherlb.core.flows.tcp_state import ACTIVE, State
 from featherlb.core.path.balancer import Balancer
 from featherlb.core.path.export import FlowView, Statistics
 from featherlb.model import (
@@ -104,6 +104,8 @@ class Outcome:
     packet: bytes
     answers: tuple[bytes, ...]
     """Packets that it originated in response."""
+    sent_again: tuple[bytes, ...]
+    """Clients' packets that are to come back at the OUTPUT hook."""
 
     @property
     def source(self) -> str:
@@ -174,7 +176,13 @@ class World:
         if verdict not in (Verdict.REWRITTEN, Verdict.DROP):
             assert result == packet
         self.check()
-        return Outcome(Verdict(verdict), reason, result, tuple(self.balancer.outbox.take()))
+        return Outcome(
+            Verdict(verdict),
+            reason,
+            result,
+            tuple(self.balancer.outbox.take()),
+            tuple(self.balancer.redispatch.take_reinjected()),
+        )
 
     def _answer(self) -> None:
         """What connection tracking says to the core's question."""
@@ -233,12 +241,12 @@ class World:
         assert statistics.received == sum(statistics.reasons.values())
         assert statistics.flows == len(flows) <= statistics.capacity
         # Each direction of each flow has a unique tuple, except for the forward direction with
-        # one-packet scheduling.
+        # one-packet scheduling, and for clients that have got another backend.
         one_packet = {one.name for one in self.services if one.one_packet}
         forward = Counter(
             (view.protocol, view.client, view.vip)
             for view in flows
-            if view.service not in one_packet
+            if view.service not in one_packet and view.state is not State.REPLACED
         )
         replies = Counter((view.protocol, view.backend, view.source) for view in flows)
         assert set((forward | replies).values()) <= {1}

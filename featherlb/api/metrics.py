@@ -19,11 +19,15 @@ _RESULTS = ("translated", "passed", "dropped")
 _BACKEND_COUNTERS = {
     "flows": ("flows", "Flows opened."),
     "resets": ("resets", "Open connections that the backend reset."),
-    "refused": ("refused", "Connections that the backend refused with a RST."),
+    "refused": (
+        "refused",
+        "Connections that the backend refused, or that did not reach it.",
+    ),
     "syn_timeouts": ("syn_timeouts", "Connections that the backend never answered."),
     "syn_retries": ("syn_retries", "Connections whose client retransmitted the SYN."),
     "doubtful": ("doubtful", "TCP segments that changed nothing, as they may be forged."),
 }
+_MOVES = ("refused", "silent")
 _DIRECTIONS = ("forward", "reply")
 
 
@@ -147,6 +151,11 @@ class Snapshot(Collector):
             "Flows evicted because the table was full.",
             labels=["worker"],
         )
+        unkept = CounterMetricFamily(
+            "featherlb_unkept_syns",
+            "Refusals that a client got because the copy of its SYN was overwritten or too long.",
+            labels=["worker"],
+        )
         errors = CounterMetricFamily(
             "featherlb_scheduler_errors",
             "Errors of custom schedulers.",
@@ -158,11 +167,13 @@ class Snapshot(Collector):
                 flows.add_metric([worker, kind.name.lower().replace("_", "-")], count)
             capacity.add_metric([worker], one.core.capacity)
             evicted.add_metric([worker], one.core.evicted)
+            unkept.add_metric([worker], one.core.unkept_syns)
             for service, count in one.core.scheduler_errors.items():
                 errors.add_metric([worker, service], count)
         yield flows
         yield capacity
         yield evicted
+        yield unkept
         yield errors
 
     def _queues(self) -> Iterator[Metric]:
@@ -239,6 +250,11 @@ class Snapshot(Collector):
             key: CounterMetricFamily(f"featherlb_backend_{name}", text, labels=labels)
             for key, (name, text) in _BACKEND_COUNTERS.items()
         }
+        moves = CounterMetricFamily(
+            "featherlb_backend_redispatches",
+            "Flows that went to another backend: this one refused them, or did not answer in time.",
+            labels=[*labels, "reason"],
+        )
         packets = CounterMetricFamily(
             "featherlb_backend_packets", "Packets translated.", labels=[*labels, "direction"]
         )
@@ -279,6 +295,8 @@ class Snapshot(Collector):
                 active.add_metric(values, stats.active)
                 for key, family in counters.items():
                     family.add_metric(values, getattr(stats, key))
+                for reason in _MOVES:
+                    moves.add_metric([*values, reason], getattr(stats, f"moved_{reason}"))
                 for direction in _DIRECTIONS:
                     packets.add_metric([*values, direction], getattr(stats, f"packets_{direction}"))
                     volume.add_metric([*values, direction], getattr(stats, f"bytes_{direction}"))
@@ -291,5 +309,6 @@ class Snapshot(Collector):
         yield panic
         yield absent
         yield from counters.values()
+        yield moves
         yield packets
         yield volume

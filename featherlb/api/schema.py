@@ -174,10 +174,18 @@ class Backend(Answer):
     packets_reply: int
     bytes_reply: int
     resets: int = Field(description="Connections that the backend reset.")
-    refused: int = Field(description="Connections that the backend refused with a RST.")
+    refused: int = Field(
+        description="Connections that the backend refused, or that did not reach it."
+    )
     syn_timeouts: int = Field(description="Connections that the backend never answered.")
     syn_retries: int = Field(description="Connections whose client retransmitted the SYN.")
     doubtful: int = Field(description="TCP segments that changed nothing, as they may be forged.")
+    moved_refused: int = Field(
+        description="Flows that went to another backend because this one refused them."
+    )
+    moved_silent: int = Field(
+        description="Flows that went to another backend because this one did not answer in time."
+    )
 
 
 class Service(Answer):
@@ -219,6 +227,13 @@ class FlowsQuery(FlowQuery):
     )
 
 
+class Tried(Answer):
+    """A backend that a flow has left."""
+
+    backend: str
+    reason: str = Field(description="`refused` or `silent`.")
+
+
 class Flow(Answer):
     service: str
     protocol: str
@@ -231,6 +246,7 @@ class Flow(Answer):
     idle: float = Field(description="Since its last packet.")
     bytes_forward: int
     bytes_reply: int
+    tried: list[Tried] = Field(description="The backends that it has left, the first one first.")
 
 
 class Flows(Answer):
@@ -524,5 +540,9 @@ class Stats(Answer):
     flows: int
     flows_by_class: dict[str, int] = Field(description="The sum is `flows`.")
     evicted: int = Field(description="Flows evicted because the table was full.")
+    unkept_syns: int = Field(
+        description="Refusals that a client got because the copy of its SYN was overwritten, or too"
+        " long to keep."
+    )
     scheduler_errors: dict[str, int] = Field(description="Errors of custom schedulers, by service.")
     queues: list[Queue]

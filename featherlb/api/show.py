@@ -35,6 +35,10 @@ def show_flow(flow: FlowView) -> schema.Flow:
         idle=flow.idle,
         bytes_forward=flow.bytes_forward,
         bytes_reply=flow.bytes_reply,
+        tried=[
+            schema.Tried.model_construct(backend=str(backend), reason=why)
+            for backend, why in flow.tried
+        ],
     )
 
 
@@ -236,6 +240,8 @@ _COUNTS = (
     "syn_timeouts",
     "syn_retries",
     "doubtful",
+    "moved_refused",
+    "moved_silent",
 )
 """A backend's counters in `BackendStats` and in the API."""
 
@@ -268,6 +274,7 @@ def show_stats(view: View) -> schema.Stats:
             for kind in TimeoutClass
         },
         evicted=sum(core.evicted for core in cores),
+        unkept_syns=sum(core.unkept_syns for core in cores),
         scheduler_errors=dict(
             sum((Counter(core.scheduler_errors) for core in cores), Counter[str]())
         ),

@@ -20,7 +20,16 @@ def backends(answer: schema.Services) -> None:
         if service.panic:
             click.echo("  panic: too few backends are healthy, all are used")
         table = new_table(
-            "  backend", "state", ">weight", ">open", ">flows", ">in", ">out", ">resets", ">failed"
+            "  backend",
+            "state",
+            ">weight",
+            ">open",
+            ">flows",
+            ">in",
+            ">out",
+            ">resets",
+            ">failed",
+            ">moved",
         )
         for backend in service.backends:
             name = backend.backend
@@ -36,6 +45,7 @@ def backends(answer: schema.Services) -> None:
                 short_number(backend.bytes_reply),
                 short_number(backend.resets),
                 short_number(backend.refused + backend.syn_timeouts),
+                short_number(backend.moved_refused + backend.moved_silent),
             )
         if service.backends:
             print_table(table)

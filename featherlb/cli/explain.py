@@ -93,8 +93,9 @@ def _decision(answer: schema.Explanation) -> str:
 
 def _flow(flow: schema.Flow) -> str:
     source = "" if flow.source == flow.client else f" from {flow.source}"
+    tried = "".join(f", after {one.backend} ({one.reason})" for one in flow.tried)
     return (
-        f"{flow.state}, to {flow.backend}{source}, {short_time(flow.age)} old, idle for"
+        f"{flow.state}, to {flow.backend}{source}{tried}, {short_time(flow.age)} old, idle for"
         f" {short_time(flow.idle)}, {short_number(flow.bytes_forward)} bytes in,"
         f" {short_number(flow.bytes_reply)} out"
     )

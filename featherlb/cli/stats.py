@@ -16,6 +16,7 @@ def stats(answer: schema.Stats) -> None:
     rows.append(("flows", answer.flows))
     rows += [(f"  {name}", count) for name, count in answer.flows_by_class.items() if count]
     rows.append(("flows evicted", answer.evicted))
+    rows.append(("refused, without a copy of the SYN", answer.unkept_syns))
     rows += [
         (f"scheduler errors of {name}", count) for name, count in answer.scheduler_errors.items()
     ]

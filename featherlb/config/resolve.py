@@ -232,6 +232,7 @@ def _service(service: ServiceConfig, places: Sequence[Place] | None) -> model.Se
         mss=service.mss,
         persistence=_persistence(service),
         prefer=service.prefer,
+        redispatch=service.redispatch,
     )
 
 

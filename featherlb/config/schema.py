@@ -40,6 +40,7 @@ from featherlb.model import (
     PassiveCheck,
     Preference,
     Protocol,
+    Redispatch,
     Role,
     StatusRange,
     Timeouts,
@@ -103,6 +104,12 @@ class PreferenceEntry(_Strict):
         description="a mapping such as {zone: a}"
     )
     spill_below: Annotated[int, PlainValidator(values.percentage)] = Preference(()).spill_below
+
+
+class RedispatchEntry(_Strict):
+    refused: Annotated[bool, PlainValidator(values.boolean)] = Redispatch().refused
+    silent: Annotated[bool, PlainValidator(values.boolean)] = Redispatch().silent
+    attempts: Annotated[int, PlainValidator(values.integer(1, 16))] = Redispatch().attempts
 
 
 _CHECK = HealthCheck(CheckType.TCP)
@@ -180,6 +187,7 @@ class ServiceEntry(_Strict):
     source_addresses: list[_SourceAddress] = []
     persistence: PersistenceEntry | None = None
     prefer: PreferenceEntry | None = None
+    redispatch: RedispatchEntry = RedispatchEntry()
     mss: Annotated[int | None, PlainValidator(values.integer(88, 65535))] = None
     one_packet: Annotated[bool, PlainValidator(values.boolean)] = False
     responses: Annotated[int | None, PlainValidator(values.integer(0, 65535))] = None

@@ -13,7 +13,7 @@ from featherlb.config.types import (
     VipConfig,
     default_name,
 )
-from featherlb.model import HealthCheck, Label, PassiveCheck, Preference, Timeouts
+from featherlb.model import HealthCheck, Label, PassiveCheck, Preference, Redispatch, Timeouts
 
 
 def read(document: Document, faults: list[Fault]) -> Config:
@@ -74,6 +74,9 @@ def _service(entry: schema.ServiceEntry, document: Document, path: Path) -> Serv
         prefer=Preference(_labels(entry.prefer.labels), entry.prefer.spill_below)
         if entry.prefer
         else None,
+        redispatch=Redispatch(
+            entry.redispatch.refused, entry.redispatch.silent, entry.redispatch.attempts
+        ),
         on_backend_down=entry.on_backend_down,
         health=_health(entry.health),
         passive_health=_passive_health(entry.passive_health),

@@ -24,6 +24,7 @@ from featherlb.model import (
     PassiveCheck,
     Preference,
     Protocol,
+    Redispatch,
     Role,
     Timeouts,
     join_host_ports,
@@ -118,6 +119,7 @@ class ServiceConfig:
     mss: int | None = None
     persistence: PersistenceConfig | None = None
     prefer: Preference | None = None
+    redispatch: Redispatch = field(default_factory=Redispatch)
     source_addresses: tuple[SourceConfig, ...] = ()
     on_backend_down: OnBackendDown = OnBackendDown.KEEP
     health: HealthCheck | None = None

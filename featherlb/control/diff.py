@@ -35,6 +35,7 @@ _SERVICE = (
 _SECTIONS = {
     "persistence": "persistence",
     "prefer": "preference",
+    "redispatch": "redispatch",
     "health": "health check",
     "passive_health": "passive health check",
 }

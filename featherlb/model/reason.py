@@ -61,6 +61,10 @@ class Reason(IntEnum):
     datapath)."""
     NO_ENTRY = 22
     """Conntrack refuses the entry (offload datapath): table full, or replies already expected."""
+    REDISPATCHED = 23
+    """A backend's refusal that the client does not get, as its flow goes to another backend."""
+    LATE_ANSWER = 24
+    """From a backend that another one has replaced; answered with a RST."""
 
     @property
     def label(self) -> str:

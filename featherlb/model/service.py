@@ -185,6 +185,18 @@ class Persistence:
 
 
 @dataclass(frozen=True, slots=True)
+class Redispatch:
+    """Whether a new flow goes to another backend if its backend refuses it or does not answer."""
+
+    refused: bool = True
+    """TCP: the SYN is answered with a RST, or an ICMP unreachable; UDP: with the latter."""
+    silent: bool = True
+    """TCP: the client retransmits its SYN before the backend has answered."""
+    attempts: int = 2
+    """Other backends to try for a flow, one after the other."""
+
+
+@dataclass(frozen=True, slots=True)
 class Service:
     """A VIP endpoint and the pool behind it, with every name resolved."""
 
@@ -207,6 +219,7 @@ class Service:
     """TCP: upper limit of the MSS that either side announces, in bytes (RFC 9293 section 3.7.1)."""
     persistence: Persistence | None = None
     prefer: Preference | None = None
+    redispatch: Redispatch = Redispatch()
 
     def endpoints_of(self, backend: Backend) -> tuple[Endpoint, ...]:
         """What packets reach at a backend of this service: its endpoint, or, if that keeps the

@@ -38,7 +38,8 @@ class RawSender:
             self.failed += 1
 
     def send_translated(self, packet: bytes) -> None:
-        """Send one IP packet that connection tracking will translate; never blocks, never raises.
+        """Send one IP packet to a VIP, which connection tracking or a worker will translate at the
+        OUTPUT hook; never blocks, never raises.
 
         Its destination needs no route, and its length doesn't matter: until it is translated, it is
         addressed to this host itself, in one piece, and the kernel routes it afterwards. Over IPv4

@@ -132,6 +132,8 @@ class Worker:
             self._sender.send(packet)
             if self._core.recording.active:
                 self._core.recording.send(packet, now)
+        for packet in self._core.redispatch.take_reinjected():
+            self._sender.send_translated(packet)
 
     def _tick(self, now: float) -> bool:
         """Do periodic work; True if there is more than one round handles."""
@@ -322,9 +324,10 @@ def divide_limits(services: tuple[Service, ...], shard: Shard) -> tuple[Service,
 def describe(flow: FlowView) -> str:
     """One line for the log."""
     source = "" if flow.source == flow.client else f" from {flow.source}"
+    tried = "".join(f", after {backend} ({why})" for backend, why in flow.tried)
     return (
         f"{flow.service}: new {flow.protocol} flow {flow.client} -> {flow.vip}"
-        f" to {flow.backend}{source}"
+        f" to {flow.backend}{source}{tried}"
     )
 
 

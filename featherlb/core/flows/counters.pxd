@@ -1,7 +1,8 @@
 # C types of counters.py, for the compiled build.
 cimport cython
 
-cdef Py_ssize_t OPENED, RESETS, REFUSED, SYN_TIMEOUTS, SYN_RETRIES, DOUBTFUL, COUNTERS
+cdef Py_ssize_t OPENED, RESETS, REFUSED, SYN_TIMEOUTS, SYN_RETRIES, DOUBTFUL
+cdef Py_ssize_t MOVED_REFUSED, MOVED_SILENT, COUNTERS
 cdef int NOT_OURS, PASS, DROP
 
 

@@ -16,7 +16,9 @@ REFUSED = 6  # connections that it refused
 SYN_TIMEOUTS = 7  # SYNs that it never answered
 SYN_RETRIES = 8  # SYNs that the client retransmitted before an answer
 DOUBTFUL = 9  # SYNs, FINs, RSTs and handshakes' ACKs that changed nothing, as they may be forged
-COUNTERS = 10
+MOVED_REFUSED = 10  # flows that it refused, and that went to another backend
+MOVED_SILENT = 11  # flows that it did not answer in time, and that went to another backend
+COUNTERS = 12
 
 NOT_OURS = int(Reason.NOT_OURS)
 PASS = int(Verdict.PASS)

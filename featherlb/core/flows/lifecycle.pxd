@@ -6,7 +6,7 @@ from featherlb.core.flows.counters cimport OPENED, SYN_TIMEOUTS, Counters
 from featherlb.core.flows.members cimport Members, PoolMember
 from featherlb.core.flows.next_hops cimport NextHops
 from featherlb.core.flows.record cimport (
-    COUNTED, FULL, IPV6, LOCAL_CLIENT, OFFLOADED, UNSURE, WIRED, Record)
+    ABANDONED, COUNTED, FULL, IPV6, LOCAL_CLIENT, OFFLOADED, UNSURE, WIRED, Record)
 from featherlb.core.flows.table cimport FlowTable
 from featherlb.core.flows.windows cimport are_acknowledged, start_unsure
 from featherlb.net.packet cimport Packet
@@ -14,7 +14,7 @@ from featherlb.net.packet cimport Packet
 cdef int SYN, TCP
 cdef int MAX_EXPIRED_AT_ONCE, MAX_PORT_RECLAIMS
 cdef unsigned char[::1] IS_ACTIVE, IS_REUSABLE, IS_ENDED
-cdef int NEW, SYN_SENT, SYN_RETRIED, CLOSING, CLOSED, ADOPTED
+cdef int NEW, SYN_SENT, SYN_RETRIED, CLOSING, CLOSED, ADOPTED, REPLACED
 cdef unsigned int LONG_SILENCE
 cdef int OUTPUT, WIRE, NO_SOURCE_PORT, TUPLE_IN_USE, UNPRIVILEGED
 

@@ -23,6 +23,7 @@ from featherlb.net.protocols import SYN, TCP
 if not cython.compiled:
     from featherlb.core.flows.counters import OPENED, SYN_TIMEOUTS
     from featherlb.core.flows.record import (
+        ABANDONED,
         COUNTED,
         FULL,
         IPV6,
@@ -59,6 +60,7 @@ SYN_RETRIED = int(State.SYN_RETRIED)
 CLOSING = int(State.CLOSING)
 CLOSED = int(State.CLOSED)
 ADOPTED = int(State.ADOPTED)
+REPLACED = int(State.REPLACED)
 OUTPUT = int(Hook.OUTPUT)
 WIRE = int(Hook.WIRE)
 NO_SOURCE_PORT = int(Reason.NO_SOURCE_PORT)
@@ -300,12 +302,12 @@ class Lifecycle:
 
     def enter(self, flow: int, state: int, ticks: int) -> None:
         """Change a flow's state, and with it the timeout and the member's load. An offloaded flow
-        has no timeout until it has closed."""
+        has no timeout until it has closed, or the kernel has it no longer."""
         record = self._flows.at(flow)
         before = record.state
         record.state = state
         queue = self._queue_of[state]
-        if record.flags & OFFLOADED and queue != self.closed_queue:
+        if record.flags & (OFFLOADED | ABANDONED) == OFFLOADED and queue != self.closed_queue:
             queue = self.offload_queue
         self._flows.move(flow, queue, ticks)
         if IS_ACTIVE[state] != IS_ACTIVE[before]:
@@ -334,7 +336,7 @@ class Lifecycle:
         state = record.state
         if not IS_REUSABLE[state]:
             return False
-        if state == CLOSED or record.flags & (OFFLOADED | UNSURE):
+        if state in (CLOSED, REPLACED) or record.flags & (OFFLOADED | UNSURE):
             return True
         if state == CLOSING and are_acknowledged(record):
             return True
@@ -389,7 +391,7 @@ class Lifecycle:
                 flows.move(flow, self.silent_queue, record.seen)
                 self._silent.append(flow)
                 continue
-            if record.state in (SYN_SENT, SYN_RETRIED):
+            if record.state in (SYN_SENT, SYN_RETRIED, REPLACED) and record.protocol == TCP:
                 self._counters.add(record.member_id, SYN_TIMEOUTS)
             self.close(flow)
         return True

@@ -117,6 +117,8 @@ cdef enum:
     UNSURE = 512
     CLIENT_SPOKE = 1024
     BACKEND_SPOKE = 2048
+    REDISPATCHED = 4096
+    ANSWERED = 8192
 # End of what the tables of record.py say.
 
 

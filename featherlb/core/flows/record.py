@@ -152,6 +152,8 @@ class Flag(IntFlag):
     UNSURE = 1 << 9  # TCP: the ends have not confirmed its sequence numbers yet
     CLIENT_SPOKE = 1 << 10  # CLOSED: the client has sent something else since the RST
     BACKEND_SPOKE = 1 << 11  # CLOSED: the backend has
+    REDISPATCHED = 1 << 12  # another backend was tried before
+    ANSWERED = 1 << 13  # the backend has answered the SYN with a segment that is no SYN-ACK
 
 
 class Records:
@@ -229,6 +231,8 @@ if not cython.compiled:
         UNSURE,
         CLIENT_SPOKE,
         BACKEND_SPOKE,
+        REDISPATCHED,
+        ANSWERED,
     ) = map(int, Flag)
 
     def direction_of(record: "Record", reply: int) -> "Direction":

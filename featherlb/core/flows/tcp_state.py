@@ -18,6 +18,8 @@ Segments whose sequence numbers can't be right are no events (`windows.py`). A c
 reset returns to ESTABLISHED when both ends send something else than RSTs: a RST that was in flight
 may be none to its receiver (RFC 5961 section 3.2).
 
+REPLACED is no event's work: core/path/redispatch.py gives the client another backend.
+
 UDP has no connections to follow. UDP_ONE_WAY turns into UDP_TWO_WAY when the backend answers.
 """
 
@@ -39,6 +41,7 @@ class State(IntEnum):
     UDP_TWO_WAY = 9
     SYN_RETRIED = 10
     ADOPTED = 11
+    REPLACED = 12
 
 
 class Event(IntEnum):
@@ -68,7 +71,21 @@ class TimeoutClass(IntEnum):
 FORWARD = 0
 REPLY = 1
 
-_NEW, _SENT, _RECV, _ESTAB, _FIN, _CLOSEW, _CLOSING, _CLOSED, _ONE, _TWO, _RETRY, _ADOPT = State
+(
+    _NEW,
+    _SENT,
+    _RECV,
+    _ESTAB,
+    _FIN,
+    _CLOSEW,
+    _CLOSING,
+    _CLOSED,
+    _ONE,
+    _TWO,
+    _RETRY,
+    _ADOPT,
+    _REPL,
+) = State
 
 # fmt: off
 #              direction      SYN      SYN-ACK  FIN       RST      other
@@ -109,6 +126,9 @@ TRANSITIONS: tuple[tuple[tuple[State, ...], tuple[State, ...]], ...] = (
     # ADOPTED: the client sent a mid-stream segment; only the backend can confirm the connection
     (          (             _SENT,   _ADOPT,  _ADOPT,   _CLOSED, _ADOPT  ),
                (             _ADOPT,  _RECV,   _CLOSEW,  _CLOSED, _ESTAB  )),
+    # REPLACED: the client is at another backend; late answers are refused before they get here
+    (          (             _REPL,   _REPL,   _REPL,    _REPL,   _REPL   ),
+               (             _REPL,   _REPL,   _REPL,    _REPL,   _REPL   )),
 )
 # fmt: on
 
@@ -118,6 +138,7 @@ TIMEOUT_CLASS: dict[State, TimeoutClass] = {
     State.SYN_RETRIED: TimeoutClass.HALF_OPEN,
     State.SYN_RECEIVED: TimeoutClass.HALF_OPEN,
     State.ADOPTED: TimeoutClass.HALF_OPEN,
+    State.REPLACED: TimeoutClass.HALF_OPEN,
     State.ESTABLISHED: TimeoutClass.ESTABLISHED,
     State.FIN_WAIT: TimeoutClass.FIN,
     State.CLOSE_WAIT: TimeoutClass.FIN,
@@ -142,5 +163,7 @@ ACTIVE = frozenset(
 """States in which a flow counts as load of its backend (least-connections) and towards its limit. A
 client that has closed its direction may wait for a long answer."""
 
-REUSABLE = frozenset({State.FIN_WAIT, State.CLOSE_WAIT, State.CLOSING, State.CLOSED})
+REUSABLE = frozenset(
+    {State.FIN_WAIT, State.CLOSE_WAIT, State.CLOSING, State.CLOSED, State.REPLACED}
+)
 """States in which a new SYN of the same 5-tuple may be a new connection (`Lifecycle.is_over`)."""

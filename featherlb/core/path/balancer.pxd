@@ -25,11 +25,12 @@ from featherlb.core.path.offloaded cimport OffloadedFlows
 from featherlb.net.packet cimport FRAGMENT, OK, UNSUPPORTED, Packet
 from featherlb.core.path.recording cimport Recording
 from featherlb.core.path.services cimport Services
+from featherlb.core.path.redispatch cimport Attempt, Redispatch
 from featherlb.core.path.restore cimport Restoration
 from featherlb.core.path.export cimport Views
 
 cdef int SYN, TCP, UDP
-cdef int NEW, UDP_ONE_WAY
+cdef int NEW, SYN_SENT, SYN_RETRIED, ESTABLISHED, REPLACED, UDP_ONE_WAY
 cdef int PREROUTING, OUTPUT, WIRE, NOT_READY, TRUNCATED, REWRITTEN
 cdef int TRUNCATED_REASON, NO_BACKEND, POOL_FULL, NO_FLOW, COPY, INVALID, MARTIAN, TTL_EXCEEDED
 cdef int TOO_BIG, NO_NEXT_HOP, TUPLE_IN_USE, MALFORMED, BAD_CHECKSUM
@@ -43,6 +44,7 @@ cdef class Balancer:
     cdef readonly Lifecycle lifecycle
     cdef readonly OffloadedFlows offload
     cdef readonly Termination termination
+    cdef readonly Redispatch redispatch
     cdef readonly Restoration restoration
     cdef readonly Views views
     cdef readonly Recording recording
@@ -78,12 +80,13 @@ cdef class Balancer:
     cdef int parse_further(self, Context ctx, int reason) except -1
     @cython.locals(
         packet=Packet, ref=cython.Py_ssize_t, flow=cython.Py_ssize_t, reply=cython.Py_ssize_t,
-        action=cython.int)
+        record="Record *", action=cython.int)
     cdef int look_up(self, Context ctx) except -1
     @cython.locals(packet=Packet, wire=cython.bint, port=cython.uint, action=cython.int)
     cdef int admit(self, Context ctx) except -1
     @cython.locals(
-        packet=Packet, claims=Claims, member=PoolMember, port=cython.int, flow=cython.Py_ssize_t)
+        packet=Packet, claims=Claims, redispatch=Redispatch, member=PoolMember, attempt=Attempt,
+        hook=cython.int, port=cython.int, flow=cython.Py_ssize_t)
     cdef int schedule(self, Context ctx) except -1
     @cython.locals(
         packet=Packet, flow=cython.Py_ssize_t, next_hops=NextHops, record="Record *",
@@ -96,7 +99,7 @@ cdef class Balancer:
     cdef int look_up_fragment(self, Context ctx) except -1
     cdef int translate_fragment(self, Context ctx) except -1
     @cython.locals(packet=Packet)
-    cdef PoolMember choose(self, Context ctx)
+    cdef PoolMember choose(self, Context ctx, Attempt attempt)
     @cython.locals(packet=Packet)
     cdef Py_ssize_t find(self) noexcept
     @cython.locals(packet=Packet)

@@ -32,6 +32,7 @@ from featherlb.core.path.migrate import Migration
 from featherlb.core.path.offloaded import OffloadedFlows
 from featherlb.core.path.outbox import Outbox
 from featherlb.core.path.recording import Recording
+from featherlb.core.path.redispatch import Attempt, Redispatch
 from featherlb.core.path.restore import Restoration
 from featherlb.core.path.services import Services
 from featherlb.core.path.terminate import Termination
@@ -76,6 +77,10 @@ MAX_EXPECTED = 64
 """Packets that one call of `expect_packets` may announce."""
 
 NEW = int(State.NEW)
+SYN_SENT = int(State.SYN_SENT)
+SYN_RETRIED = int(State.SYN_RETRIED)
+ESTABLISHED = int(State.ESTABLISHED)
+REPLACED = int(State.REPLACED)
 UDP_ONE_WAY = int(State.UDP_ONE_WAY)
 PREROUTING = int(Hook.PREROUTING)
 OUTPUT = int(Hook.OUTPUT)
@@ -104,7 +109,8 @@ class Balancer:
     Its parts have entry points of their own: `outbox` has packets to send, `offload` is for the
     engine of offloaded flows, `claims` for engines that look up who has a tuple, `views` shows
     flows and counts, `recording` records packets, `termination` ends flows for an operator,
-    `restoration` restores those of a predecessor.
+    `restoration` restores those of a predecessor, `redispatch` has clients' packets to send to a
+    VIP a second time.
     """
 
     def __init__(
@@ -145,7 +151,10 @@ class Balancer:
         self.restoration = Restoration(
             flows, services, members, lifecycle, self.migration, next_hops, ports
         )
-        self.icmp = IcmpHandler(flows, next_hops, services, counters, outbox)
+        redispatch = self.redispatch = Redispatch(
+            flows, members, next_hops, lifecycle, counters, outbox, commands
+        )
+        self.icmp = IcmpHandler(flows, next_hops, services, counters, outbox, redispatch)
         self.context = Context(packet)
         self.tracker = Tracker(flows, lifecycle, counters)
         self.fragments = Fragments()
@@ -154,7 +163,7 @@ class Balancer:
         self.adoption = Adoption(flows, members, self.tombstones, lifecycle, claims, adopt_until)
         self.termination = Termination(flows, lifecycle, self.offload, self.tombstones, outbox)
         self.liveness = Liveness(flows, lifecycle, outbox)
-        self.views = Views(flows, services, members, counters, lifecycle)
+        self.views = Views(flows, services, members, counters, lifecycle, redispatch)
         self.recording = Recording(flows, members, services, counters, self.context, packet)
         self.tags = memoryview(array("Q", bytes(8 * MAX_EXPECTED)))
         self.attach(bytearray(64))
@@ -230,6 +239,8 @@ class Balancer:
         every 0.1 s or so."""
         more = self.lifecycle.expire(int(now * 10))
         self.liveness.probe()
+        if self.redispatch.pending:
+            self.redispatch.expire(int(now * 10))
         return more
 
     def apply(self, services: Sequence[Service], rules_applied: bool = True) -> None:
@@ -306,7 +317,8 @@ class Balancer:
             return GO_ON
         ctx.flow = flow
         ctx.reply = reply
-        action = for_flow(self.flows.at(flow).flags, reply, ctx.hook)
+        record = self.flows.at(flow)
+        action = for_flow(record.flags, reply, ctx.hook)
         if action != REWRITE:
             if action == VERIFY:
                 return self.offload.handle(ctx)
@@ -321,6 +333,8 @@ class Balancer:
             ctx.reply = 0
         elif ctx.info & TRUNCATED:
             return self.counters.drop(TRUNCATED_REASON)
+        elif record.state != ESTABLISHED and record.state in (SYN_SENT, SYN_RETRIED, REPLACED):
+            return self.redispatch.decide(ctx)
         return GO_ON
 
     def admit(self, ctx: Context) -> int:
@@ -363,19 +377,28 @@ class Balancer:
         packet = ctx.packet
         pool = ctx.pool
         claims = self.claims
+        redispatch = self.redispatch
+        hook = PREROUTING if is_after_routing(ctx.hook) else ctx.hook
         port = packet.ports >> 16
+        attempt = None
+        if redispatch.pending:  # others have not taken the flow
+            attempt = redispatch.find(packet)
+            if attempt is not None:
+                hook = attempt.hook
         member = claims.member
         if member is not None:  # the packet is handed in again
             port = claims.answered_port()
         else:
             claims.tries = 0
-            member = self.choose(ctx)
+            member = self.choose(ctx, attempt)
             if member is None:
+                if attempt is not None:
+                    redispatch.forget(packet)
                 return self.refuse(ctx, POOL_FULL if pool.usable else NO_BACKEND)
             if pool.offloaded:
                 if self.offload.is_last_hop(ctx, member.flags):
                     return self.drop_ttl_exceeded(ctx, packet.dst_high, packet.dst_low)
-            elif claims.active and self.lifecycle.keeps_client(pool, ctx.hook):
+            elif claims.active and self.lifecycle.keeps_client(pool, hook):
                 port = claims.ask(member, port)
         flow = -TUPLE_IN_USE
         while port >= 0:
@@ -387,7 +410,7 @@ class Balancer:
                 packet.dst_high,
                 packet.dst_low,
                 packet.ports,
-                PREROUTING if is_after_routing(ctx.hook) else ctx.hook,
+                hook,
                 port,
                 NEW if packet.protocol == TCP else UDP_ONE_WAY,
                 ctx.ticks,
@@ -400,6 +423,10 @@ class Balancer:
         if flow < 0:
             return self.counters.drop(-flow)
         ctx.flow = flow
+        if pool.keeps_openings and packet.flags == SYN:
+            redispatch.keep(ctx)
+        if attempt is not None:
+            redispatch.opened(ctx, attempt)
         ctx.offloaded = self.flows.at(flow).flags & OFFLOADED != 0
         return GO_ON
 
@@ -480,8 +507,9 @@ class Balancer:
 
     # Helpers of the stages
 
-    def choose(self, ctx: Context) -> PoolMember | None:
-        """The member for a new flow, or for a connection that is open already."""
+    def choose(self, ctx: Context, attempt: Attempt | None) -> PoolMember | None:
+        """The member for a new flow, which may be another `attempt` to open it, or for a connection
+        that is open already."""
         packet = ctx.packet
         new_flow = NewFlow(
             packet.protocol,
@@ -493,6 +521,8 @@ class Balancer:
         )
         if packet.protocol == TCP and packet.flags != SYN:
             chosen = ctx.pool.consistent_choice(new_flow)
+        elif attempt is not None:
+            chosen = attempt.choose(ctx.pool, new_flow, ctx.ticks)
         else:
             chosen = ctx.pool.pick(new_flow, ctx.ticks)
         return None if chosen is None else self.members.by_id[chosen.index]

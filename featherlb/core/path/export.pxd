@@ -1,10 +1,12 @@
 # C types of export.py, for the compiled build.
 from featherlb.core.flows.counters cimport (
-    COUNTERS, DOUBTFUL, OPENED, REFUSED, RESETS, SYN_RETRIES, SYN_TIMEOUTS, Counters)
+    COUNTERS, DOUBTFUL, MOVED_REFUSED, MOVED_SILENT, OPENED, REFUSED, RESETS, SYN_RETRIES,
+    SYN_TIMEOUTS, Counters)
 from featherlb.core.flows.lifecycle cimport Lifecycle
 from featherlb.core.flows.members cimport Members
-from featherlb.core.flows.record cimport Records
+from featherlb.core.flows.record cimport REDISPATCHED, Records
 from featherlb.core.flows.table cimport FlowTable
+from featherlb.core.path.redispatch cimport Redispatch
 from featherlb.core.path.services cimport Services
 
 
@@ -14,3 +16,4 @@ cdef class Views:
     cdef Members _members
     cdef Counters _counters
     cdef Lifecycle _lifecycle
+    cdef Redispatch _redispatch

@@ -15,6 +15,7 @@ from featherlb.core.flows.members import Members
 from featherlb.core.flows.record import Records
 from featherlb.core.flows.table import FlowTable
 from featherlb.core.flows.tcp_state import State, TimeoutClass
+from featherlb.core.path.redispatch import Redispatch
 from featherlb.core.path.services import Services
 from featherlb.core.pools.explain import Decision, explain
 from featherlb.core.pools.pool import Pool
@@ -28,12 +29,15 @@ if not cython.compiled:
     from featherlb.core.flows.counters import (
         COUNTERS,
         DOUBTFUL,
+        MOVED_REFUSED,
+        MOVED_SILENT,
         OPENED,
         REFUSED,
         RESETS,
         SYN_RETRIES,
         SYN_TIMEOUTS,
     )
+    from featherlb.core.flows.record import REDISPATCHED
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,8 @@ class FlowView:
     idle: float
     bytes_forward: int
     bytes_reply: int
+    tried: tuple[tuple[Endpoint, str], ...] = ()
+    """The backends that it has left before, each with the reason: "refused" or "silent"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +66,8 @@ class BackendStats:
     `resets` are RSTs in open connections, `refused` RSTs in answer to a SYN, `syn_timeouts`
     connections that it never answered, `syn_retries` those whose client retransmitted the SYN,
     `doubtful` segments that changed nothing, as their sequence numbers may be forged.
+    `moved_refused` and `moved_silent` are flows that went to another backend, since this one
+    refused them or did not answer in time.
     """
 
     service: str
@@ -71,6 +79,8 @@ class BackendStats:
     syn_timeouts: int
     syn_retries: int
     doubtful: int
+    moved_refused: int
+    moved_silent: int
     packets_forward: int
     bytes_forward: int
     packets_reply: int
@@ -94,6 +104,7 @@ class Statistics:
     flows_by_class: dict[TimeoutClass, int]
     capacity: int
     evicted: int
+    unkept_syns: int
     scheduler_errors: dict[str, int]
     backends: tuple[BackendStats, ...]
     departing: tuple[tuple[str, Backend], ...]
@@ -106,7 +117,7 @@ class FlowRecords:
 
     `first` is the number of the first record, `end` that of the last one in use plus one.
     `created` are the ticks at which they were opened, `services` are by member number, `now` is the
-    time of the copy in seconds.
+    time of the copy in seconds, `tried` is by flow (`FlowView.tried`).
     """
 
     records: bytes
@@ -115,6 +126,7 @@ class FlowRecords:
     end: int
     services: dict[int, str]
     now: float
+    tried: dict[int, tuple[tuple[Endpoint, str], ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,12 +157,14 @@ class Views:
         members: Members,
         counters: Counters,
         lifecycle: Lifecycle,
+        redispatch: Redispatch,
     ) -> None:
         self._flows = flows
         self._services = services
         self._members = members
         self._counters = counters
         self._lifecycle = lifecycle
+        self._redispatch = redispatch
 
     def list_flows(self, now: float, first: int = 1, limit: int = 1000) -> Iterator[FlowView]:
         """Up to `limit` flows from record `first` on, in no particular order."""
@@ -218,14 +232,17 @@ class Views:
         end = self._flows.last_record() + 1
         last = max(first, min(first + count, end))
         services = {}
+        tried = {}
         for flow in range(first, last):
             record = self._flows.at(flow)
             if record.protocol and record.member_id not in services:
                 pool = self._members.by_id[record.member_id].pool
                 services[record.member_id] = pool.service.name
+            if record.protocol and record.flags & REDISPATCHED:
+                tried[flow] = self._redispatch.story(flow)
         records = self._flows.records.copy(first, last)
         created = bytes(self._flows.created[first:last])
-        return FlowRecords(records, created, first, end, services, now)
+        return FlowRecords(records, created, first, end, services, now, tried)
 
     def take_scheduler_errors(self) -> list[tuple[str, str]]:
         """The first error of each user's scheduler since it was loaded, once: service, error."""
@@ -286,6 +303,8 @@ class Views:
                         syn_timeouts=counters.members[at + SYN_TIMEOUTS],
                         syn_retries=counters.members[at + SYN_RETRIES],
                         doubtful=counters.members[at + DOUBTFUL],
+                        moved_refused=counters.members[at + MOVED_REFUSED],
+                        moved_silent=counters.members[at + MOVED_SILENT],
                         packets_forward=counters.members[at],
                         bytes_forward=counters.members[at + 1],
                         packets_reply=counters.members[at + 2],
@@ -304,6 +323,7 @@ class Views:
             },
             capacity=self._flows.capacity,
             evicted=self._lifecycle.evicted,
+            unkept_syns=self._redispatch.unkept,
             scheduler_errors=errors,
             backends=tuple(backends),
             departing=tuple(
@@ -339,6 +359,7 @@ def read_flows(page: FlowRecords) -> Iterator[tuple[int, bytes, FlowView]]:
                 idle=(ticks - record.seen) / 10,
                 bytes_forward=record.forward_bytes,
                 bytes_reply=record.reply_bytes,
+                tried=page.tried.get(page.first + number, ()),
             ),
         )
 

@@ -9,9 +9,10 @@ from featherlb.core.path.context cimport Context
 from featherlb.core.path.hooks cimport DROP, REWRITE, for_error
 from featherlb.core.flows.table cimport FlowTable
 from featherlb.net.packet cimport OK, Packet
+from featherlb.core.path.redispatch cimport Redispatch
 from featherlb.core.path.services cimport Services
 
-cdef int ICMP, ICMPV6, TCP
+cdef int ICMP, ICMPV6, TCP, UDP, FRAGMENTATION_NEEDED, UNREACHABLE_V6
 cdef int HEADER, UNREACHABLE, TIME_EXCEEDED, PARAMETER_PROBLEM, FIRST_V6, LAST_V6
 cdef int ECHO_V4, ECHO_V6, PREROUTING, OUTPUT, WIRE, NOT_READY, CUT, REWRITTEN
 cdef int ICMP_ERROR, TRUNCATED, BAD_CHECKSUM, ECHO, COPY, TTL_EXCEEDED, NO_NEXT_HOP
@@ -24,13 +25,16 @@ cdef class IcmpHandler:
     cdef Services _services
     cdef Counters _counters
     cdef Outbox _outbox
+    cdef Redispatch _redispatch
 
     cdef object attach(self, buffer)
     @cython.locals(
         packet=Packet, counters=Counters, ref=cython.Py_ssize_t, flow=cython.Py_ssize_t,
         record="Record *", reply=cython.Py_ssize_t, action=cython.int, own=cython.bint,
-        reason=cython.int)
+        reason=cython.int, verdict=cython.int)
     cdef int handle(self, Context ctx) except -1
+    @cython.locals(quoted=Packet, length=cython.Py_ssize_t)
+    cdef object send_again(self, Context ctx)
     @cython.locals(packet=Packet, reason=cython.int)
     cdef int handle_echo(self, Context ctx) except -1
     cdef int damage(self, Context ctx) noexcept
@@ -41,6 +45,8 @@ cdef class IcmpHandler:
 cpdef bint is_icmp(Packet packet) noexcept
 @cython.locals(kind=cython.int)
 cpdef bint is_error(Packet packet) noexcept
+@cython.locals(kind=cython.int)
+cdef bint is_unreachable(Packet packet) noexcept
 @cython.locals(kind=cython.int)
 cpdef bint is_echo_request(Packet packet) noexcept
 cpdef Py_ssize_t find_quoted(Packet packet, Packet quoted, FlowTable flows) noexcept

@@ -8,7 +8,8 @@ section 4, RFC 4443 section 2.4.
 
 Type, code and the four bytes after the checksum (next-hop MTU, pointer, the length field of RFC
 4884) stay unchanged. Errors don't affect the flow's state: they neither end it (RFC 5382 REQ-10)
-nor extend its timeout.
+nor extend its timeout. One that says that the packet which opens the flow can't be delivered may
+move the flow to another backend (`redispatch.py`).
 """
 
 import cython
@@ -18,11 +19,12 @@ from featherlb.core.flows.next_hops import NextHops
 from featherlb.core.flows.table import FlowTable
 from featherlb.core.path.context import Context
 from featherlb.core.path.outbox import Outbox
+from featherlb.core.path.redispatch import Redispatch
 from featherlb.core.path.services import Services
 from featherlb.model import Hook, PacketInfo, Verdict
 from featherlb.model.reason import Reason
 from featherlb.net.packet import Packet
-from featherlb.net.protocols import ECHO_REQUEST, ICMP, ICMP_ERRORS, ICMPV6, TCP
+from featherlb.net.protocols import ECHO_REQUEST, ICMP, ICMP_ERRORS, ICMPV6, TCP, UDP
 
 if not cython.compiled:
     from featherlb.core.flows.record import FULL
@@ -33,6 +35,8 @@ if not cython.compiled:
 HEADER = 8
 
 UNREACHABLE, TIME_EXCEEDED, PARAMETER_PROBLEM = ICMP_ERRORS[4]
+FRAGMENTATION_NEEDED = 4
+UNREACHABLE_V6 = 1
 FIRST_V6, LAST_V6 = min(ICMP_ERRORS[6]), max(ICMP_ERRORS[6])
 ECHO_V4, ECHO_V6 = ECHO_REQUEST[4], ECHO_REQUEST[6]
 
@@ -61,6 +65,7 @@ class IcmpHandler:
         services: Services,
         counters: Counters,
         outbox: Outbox,
+        redispatch: Redispatch,
     ) -> None:
         self._quoted = Packet()
         self._flows = flows
@@ -68,6 +73,7 @@ class IcmpHandler:
         self._services = services
         self._counters = counters
         self._outbox = outbox
+        self._redispatch = redispatch
 
     def attach(self, buffer: bytearray) -> None:
         """Use this buffer from now on."""
@@ -89,6 +95,12 @@ class IcmpHandler:
         if action != REWRITE:
             return counters.drop(COPY) if action == DROP else counters.pass_on()
         reason = self.damage(ctx)
+        if reason == OK and reply and is_unreachable(packet):
+            verdict = self._redispatch.decide_error(ctx, self._quoted)
+            if verdict:
+                if record.protocol == UDP:
+                    self.send_again(ctx)
+                return verdict
         if reason == OK and ctx.hook == WIRE:
             reason = self.route(ctx)
         if reason != OK:
@@ -99,6 +111,16 @@ class IcmpHandler:
         translate_error(packet, self._quoted, self._flows, flow, reply, own)
         counters.reasons[ICMP_ERROR] += 1
         return REWRITTEN
+
+    def send_again(self, ctx: Context) -> None:
+        """Send the datagram that the error quotes to another backend."""
+        quoted = self._quoted
+        length = quoted.end - quoted.ip
+        translate_error(ctx.packet, quoted, self._flows, ctx.flow, 1, False)
+        quoted.parse(quoted.ip, length)
+        if quoted.read16(quoted.transport + 6):  # the link may have been left to complete it
+            quoted.complete_checksum()
+        self._redispatch.reinject(quoted.quote(length))
 
     def handle_echo(self, ctx: Context) -> int:
         """Answer an echo request to a VIP; other messages are not ours. It gets here only if the
@@ -155,6 +177,15 @@ def is_error(packet: Packet) -> bool:
     if packet.version == 4:
         return kind in (UNREACHABLE, TIME_EXCEEDED, PARAMETER_PROBLEM)
     return FIRST_V6 <= kind <= LAST_V6
+
+
+def is_unreachable(packet: Packet) -> bool:
+    """Whether the parsed ICMP error says that the quoted packet can't be delivered, for another
+    reason than its length (RFC 792, RFC 4443 section 3.1)."""
+    kind = packet.data[packet.transport]
+    if packet.version == 4:
+        return kind == UNREACHABLE and packet.data[packet.transport + 1] != FRAGMENTATION_NEEDED
+    return kind == UNREACHABLE_V6
 
 
 def is_echo_request(packet: Packet) -> bool:

@@ -9,7 +9,7 @@ from featherlb.core.flows.table cimport FlowTable
 from featherlb.core.flows.windows cimport start_unsure
 
 cdef int TCP
-cdef int CLOSING, CLOSED
+cdef int CLOSING, CLOSED, REPLACED
 
 
 cdef class Migration:

@@ -25,6 +25,7 @@ if not cython.compiled:
 
 CLOSING = int(State.CLOSING)
 CLOSED = int(State.CLOSED)
+REPLACED = int(State.REPLACED)
 
 
 class Migration:
@@ -56,13 +57,13 @@ class Migration:
 
     def migrate_flow(self, flow: int, offloaded: bool) -> None:
         """Have the kernel translate a flow from now on, or no longer; a flow that both ends have
-        closed is removed."""
+        closed, or whose client has another backend, is removed."""
         flows = self._flows
         record = flows.at(flow)
         state = record.state
         if flows.is_offloaded(flow):
             self._commands.delete(flows, flow)
-        if state in (CLOSING, CLOSED):
+        if state in (CLOSING, CLOSED, REPLACED):
             record.flags |= ABANDONED
             self._lifecycle.close(flow)
             return

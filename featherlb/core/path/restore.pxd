@@ -11,7 +11,7 @@ from featherlb.core.path.migrate cimport Migration
 from featherlb.core.path.services cimport Services
 
 cdef int TCP
-cdef int STATES
+cdef int STATES, REPLACED
 
 
 cdef class Restoration:

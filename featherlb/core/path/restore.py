@@ -40,6 +40,7 @@ if not cython.compiled:
     )
 
 STATES = len(State)
+REPLACED = int(State.REPLACED)
 _NONE = FlowMemory(bytearray(size_of(0)))
 
 
@@ -84,7 +85,7 @@ class Restoration:
         wanted = []
         for number in range(1, min(memory.used[0], memory.capacity) + 1):
             record = self._records.at(number)
-            if record.protocol and not record.flags & OFFLOADED:
+            if record.protocol and not record.flags & OFFLOADED and record.state != REPLACED:
                 wanted.append((record.seen, number))
         # Queues begin with the flow that was idle for longest.
         wanted.sort()

@@ -6,7 +6,7 @@ from featherlb.core.flows.table cimport FlowTable
 from featherlb.core.path.offloaded cimport OffloadedFlows
 from featherlb.core.path.outbox cimport Outbox
 
-cdef int TCP
+cdef int TCP, REPLACED
 
 
 cdef class Termination:

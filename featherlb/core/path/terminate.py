@@ -6,11 +6,14 @@ import cython
 
 from featherlb.core.flows.lifecycle import Lifecycle
 from featherlb.core.flows.table import FlowTable
+from featherlb.core.flows.tcp_state import State
 from featherlb.core.flows.tombstones import Tombstones
 from featherlb.core.path.offloaded import OffloadedFlows
 from featherlb.core.path.outbox import Outbox
 from featherlb.net.build import flow_probe, flow_reset
 from featherlb.net.protocols import TCP
+
+REPLACED = int(State.REPLACED)
 
 if not cython.compiled:
     from featherlb.core.flows.record import IPV6, direction_of, ports_of
@@ -36,13 +39,14 @@ class Termination:
     def terminate(self, flow: int, key: bytes, reset: bool, now: float) -> bool:
         """End the flow of that record number if it still has that key (see `export.read_flows`);
         whether it had. With `reset`, both ends of a connection get a RST. Later segments are
-        refused, even where a scheduler could adopt them."""
+        refused, even where a scheduler could adopt them. The connection of a flow that has another
+        backend by now continues."""
         flows = self._flows
         if not 0 < flow <= flows.last_record():
             return False
         if flows.records.key(flow) != key:
             return False
-        if flows.at(flow).protocol == TCP:
+        if flows.at(flow).protocol == TCP and flows.at(flow).state != REPLACED:
             self._remember_ended(flow, int(now * 10))
             if reset and flows.is_offloaded(flow):
                 self._abandon(flow, int(now * 10))

@@ -8,7 +8,7 @@ limits and ramps. If its pick can't take the flow, `Scheduler.overflow` chooses 
 that can; so limits cost nothing for most flows, and consistent placement moves no other flow.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -24,6 +24,10 @@ from featherlb.core.pools.schedulers import (
 from featherlb.core.pools.schedulers.hashing import KeyedHash, bytes_of
 from featherlb.model import Address, Backend, Endpoint, NatMode, Role, Service
 from featherlb.model.ticks import TICKS_PER_SECOND
+
+SUSPECT = 100
+"""Ticks for which a member that has failed of late is the last one to get a flow that others did
+not take: it would cost the client another wait."""
 
 
 class Tier:
@@ -54,6 +58,16 @@ class Tier:
         if member.has_room:
             return member
         return self.scheduler.overflow(flow, others) if others else None
+
+    def repick(self, flow: NewFlow, ticks: int, tried: Collection[Member]) -> Member | None:
+        """The member for a flow that those `tried` did not take, None if no other one can. It is
+        one that has failed of late only if all have."""
+        others = [one for one in self.usable if one not in tried and one.has_room]
+        others = [one for one in others if ticks - one.failed >= SUSPECT] or others
+        if not others:
+            return None
+        steady = [one for one in others if not self._ramps(one, ticks)]
+        return self.scheduler.overflow(flow, steady or others)
 
     def _waits(self, member: Member, ticks: int) -> bool:
         """Whether a member in its ramp leaves this flow to others."""
@@ -116,7 +130,7 @@ class Pool:
     connections can be adopted mid-stream, as the scheduler would choose the same backend again and
     a flow has no other state; `all_ports`: it has the ports of a VIP that no other service has;
     `awaiting_rules`: the rules of its datapath are not applied on this host yet, so it opens no
-    flows.
+    flows; `keeps_openings`: the SYN of a new flow is stored, in case the backend refuses it.
     """
 
     def __init__(self, service: Service, *, seed: int, key: bytes) -> None:
@@ -227,6 +241,8 @@ class Pool:
             for member in tier.usable
         )
         self._split(serving)
+        redispatch = self.service.redispatch
+        self.keeps_openings = redispatch.refused and len(self.members) > 1 and not self.offloaded
         self.adopts = (
             self._serving.scheduler.consistent and not self.full and self.persistence is None
         )
@@ -260,6 +276,20 @@ class Pool:
         if member is not None:
             self.persistence.remember(flow, member, ticks)
         return member
+
+    def repick(self, flow: NewFlow, ticks: int, tried: Collection[Member]) -> Member | None:
+        """The member for a flow that those `tried` did not take, None if no other one has room. The
+        client is bound to it, too."""
+        found = (tier.repick(flow, ticks, tried) for tier in self._tiers.values())
+        member = next(filter(None, found), None)
+        if member is not None and self.persistence is not None:
+            self.persistence.remember(flow, member, ticks)
+        return member
+
+    def has_other(self, tried: Collection[Member]) -> bool:
+        """Whether `repick` would find a member."""
+        usable = (one for tier in self._tiers.values() for one in tier.usable)
+        return any(one.has_room and one not in tried for one in usable)
 
     def peek(self, flow: NewFlow, ticks: int) -> Member | None:
         """What `pick` would return; changes nothing, if the pool is `rewindable`."""

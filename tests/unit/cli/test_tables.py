@@ -38,6 +38,8 @@ def backend(address: str) -> schema.Backend:
         bytes_forward=0,
         bytes_reply=0,
         resets=0,
+        moved_refused=0,
+        moved_silent=0,
         refused=0,
         syn_timeouts=0,
         failure="",
@@ -98,6 +100,7 @@ STATS = schema.Stats.model_construct(
     flows=0,
     flows_by_class={},
     evicted=0,
+    unkept_syns=0,
     scheduler_errors={NAME: 1},
     queues=[],
 )

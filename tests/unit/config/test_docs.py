@@ -20,6 +20,7 @@ SECTIONS = {
     "Passive health": schema.PassiveHealthEntry,
     "Persistence": schema.PersistenceEntry,
     "Preference": schema.PreferenceEntry,
+    "Another backend": schema.RedispatchEntry,
     "Timeouts": schema.TimeoutsEntry,
     "The API": schema.ApiEntry,
 }
@@ -32,6 +33,7 @@ WRITTEN = {
     "Passive health": SERVICE + "  passive_health: {{{key}: {value}}}\n",
     "Persistence": SERVICE + "  persistence: {{{key}: {value}}}\n",
     "Preference": SERVICE + "  prefer: {{labels: {{zone: a}}, {key}: {value}}}\n",
+    "Another backend": SERVICE + "  redispatch: {{{key}: {value}}}\n",
     "Timeouts": SERVICE + "timeouts: {{{key}: {value}}}\n",
 }
 """Where a key of each section stands in a file."""
@@ -51,6 +53,7 @@ def without(section: str) -> Config:
         "Passive health": "  passive_health: {}\n",
         "Persistence": "  persistence: {}\n",
         "Preference": "  prefer: {labels: {zone: a}}\n",
+        "Another backend": "  redispatch: {}\n",
     }
     return parse(SERVICE + more.get(section, ""), "f")
 

@@ -11,8 +11,8 @@ BACKENDS = f"{SERVICE}  backends:\n"
 
 SERVICE_KEYS = (
     "name, vip, protocol, scheduler, hash_on, hash_balance, nat, datapath, source_addresses, "
-    "persistence, prefer, mss, one_packet, responses, on_backend_down, health, passive_health, "
-    "slow_start, panic_threshold, backends"
+    "persistence, prefer, redispatch, mss, one_packet, responses, on_backend_down, health, "
+    "passive_health, slow_start, panic_threshold, backends"
 )
 FILE_KEYS = (
     "services, queue, workers, fail_open, assign, restore, driver, hash_key, max_flows, timeouts, "

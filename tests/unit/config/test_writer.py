@@ -18,6 +18,7 @@ services:
     nat: full
     source_addresses: ['2001:db8::2']
     persistence: {timeout: 5m}
+    redispatch: {refused: false, silent: false, attempts: 3}
     mss: 1400
     on_backend_down: reset
     backends: ['[2001:db8::3]:80', {address: 'name:80', weight: 0},
@@ -79,6 +80,7 @@ def test_every_key_survives() -> None:
         schema.PassiveHealthEntry,
         schema.PreferenceEntry,
         schema.BackendEntry,
+        schema.RedispatchEntry,
         schema.ApiEntry,
         schema.TimeoutsEntry,
     ):

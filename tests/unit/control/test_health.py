@@ -209,9 +209,11 @@ PASSIVE = "passive_health: {failures: 3, ejection: 1h}"
 
 
 def watched(*backends: str, more: str = PASSIVE) -> Config:
-    """A service whose traffic is watched, and more options."""
+    """A service whose traffic is watched, and more options. Clients notice what backends do."""
     return parse(
-        f"services:\n- name: web\n  vip: {VIP}\n  {more}\n  backends: [{', '.join(backends)}]\n",
+        f"services:\n- name: web\n  vip: {VIP}\n  {more}\n"
+        "  redispatch: {refused: false, silent: false}\n"
+        f"  backends: [{', '.join(backends)}]\n",
         "f",
     )
 

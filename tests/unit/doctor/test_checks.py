@@ -159,7 +159,8 @@ def test_state_of_the_instance() -> None:
 def test_answers_that_never_came() -> None:
     def judged(**counts: int) -> list[tuple[Severity, str]]:
         names = ("active", "flows", "packets_forward", "bytes_forward", "packets_reply")
-        more = ("bytes_reply", "resets", "refused", "syn_timeouts", "syn_retries", "doubtful")
+        moved = ("doubtful", "moved_refused", "moved_silent")
+        more = ("bytes_reply", "resets", "refused", "syn_timeouts", "syn_retries", *moved)
         data: dict[str, object] = {**dict.fromkeys((*names, *more), 0), **counts}
         data |= {"backend": "b", "address": str(ONE), "state": "up", "failure": "", "weight": 1}
         data |= {"role": "primary", "effective_weight": 1, "max_connections": None}

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from featherlb import model
 
+NEVER = -(1 << 30)
 OVERFLOW_PICKS = 4
 """Further picks before a flow that the picked member can't take goes to the least loaded one."""
 
@@ -22,7 +23,17 @@ class Member:
     `labels` are the configuration's.
     """
 
-    __slots__ = ("active", "backend", "credit", "index", "labels", "ramp", "unlimited", "weight")
+    __slots__ = (
+        "active",
+        "backend",
+        "credit",
+        "failed",
+        "index",
+        "labels",
+        "ramp",
+        "unlimited",
+        "weight",
+    )
 
     def __init__(self, backend: model.Backend, index: int) -> None:
         self.active: int = 0
@@ -30,6 +41,8 @@ class Member:
         self.ramp: model.Ramp | None = None
         self.credit = 0.0
         """The fraction of a flow that the ramp has accumulated."""
+        self.failed = NEVER
+        """Ticks when it last refused a new flow, or did not answer one in time."""
         self.take_backend(backend)
 
     def take_backend(self, backend: model.Backend) -> None:

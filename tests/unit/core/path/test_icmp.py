@@ -421,7 +421,7 @@ def test_ends_of_errors_are_those_of_their_flow() -> None:
         who = f"198.51.100.{number}:40000"
         outcome = world.handle(tcp(who, "192.0.2.10:80", "S"))
         error = message(
-            split(endpoints(outcome.packet)[1])[0], split(who)[0], 3, 3, bytes(4), outcome.packet
+            split(endpoints(outcome.packet)[1])[0], split(who)[0], 11, 0, bytes(4), outcome.packet
         )
         result = world.handle(error, POSTROUTING)
         assert parse(result.packet).src == "192.0.2.10"

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from featherlb.model import Hook, Timeouts, Verdict
+from featherlb.model import Hook, Redispatch, Timeouts, Verdict
 from featherlb.model.reason import Reason
 from tests.builders import parse, tcp
 from tests.world import (
@@ -27,15 +27,20 @@ TIMES = Timeouts(half_open=30, established=900, fin=120, closed=10)
 both_modes = pytest.mark.parametrize("nat", ["dnat", "full"])
 
 
+STAY = Redispatch(refused=False, silent=False)
+
+
 def make_world(
     *backends: str,
     scheduler: str = "round-robin",
     nat: str = "dnat",
     capacity: int = 64,
     source_ports: range = range(1024, 32768),
+    redispatch: bool = True,
 ) -> World:
+    one = service(*(backends or BACKENDS), scheduler=scheduler, nat=nat)
     return World(
-        service(*(backends or BACKENDS), scheduler=scheduler, nat=nat),
+        one if redispatch else replace(one, redispatch=STAY),
         capacity=capacity,
         timeouts=TIMES,
         source_ports=source_ports,
@@ -149,7 +154,7 @@ def test_what_backends_do_to_connections_is_counted() -> None:
 
 def test_a_refused_connection_is_scheduled_again() -> None:
     """The backend's kernel answers RST while its server is down: the next attempt moves on."""
-    world = make_world()
+    world = make_world(redispatch=False)
     connection = Connection(world)
     connection.send("S")
     assert connection.server == ONE
@@ -161,7 +166,7 @@ def test_a_refused_connection_is_scheduled_again() -> None:
 
 @both_modes
 def test_a_retransmitted_syn_goes_to_the_same_backend(nat: str) -> None:
-    world = make_world(nat=nat)
+    world = make_world(nat=nat, redispatch=False)
     connection = Connection(world)
     connection.lose("S")
     first = connection.server, connection.source
@@ -399,7 +404,7 @@ def test_a_syn_leaves_a_backend_that_is_down_or_gone(
     nat: str, story: str, fate: str, moves: bool
 ) -> None:
     """Whatever the connection's state: who sends one has none that could break."""
-    world = make_world(ONE, TWO, nat=nat)
+    world = make_world(ONE, TWO, nat=nat, redispatch=False)
     old = Connection(world)
     for step in story.split():
         (old.send if step[0] == ">" else old.reply)(step[1:])
@@ -407,7 +412,7 @@ def test_a_syn_leaves_a_backend_that_is_down_or_gone(
     weight = 1 if fate == "well" else 0
     changed = replace(first, weight=weight, down=fate == "down")
     wanted = (second,) if fate == "gone" else (changed, second)
-    world.apply(replace(service(nat=nat), backends=wanted))
+    world.apply(replace(service(nat=nat), backends=wanted, redispatch=STAY))
     if len(story) > 8:  # without a SYN the connection continues
         old.send("PA", b"still there?")
         old.reply("A")
