@@ -11,7 +11,7 @@ from featherlb.control.events import Events
 from featherlb.control.notices import Notices
 from featherlb.control.transition import State
 
-WEB = "- {name: web, vip: 10.0.0.10:80, backends: ['10.0.1.1:80'], persistence: {}}"
+WEB = "- {name: web, vip: 10.0.0.10:80, backends: ['10.0.1.1:80'], prefer: {labels: {zone: b}}}"
 EMPTY = "- {name: mail, vip: 10.0.0.10:25}"
 
 
