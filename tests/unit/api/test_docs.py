@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from featherlb.api import schema
-from featherlb.api.server import routes
+from featherlb.api.handlers import routes
 
 PAGE = (Path(__file__).parents[3] / "docs" / "api.md").read_text(encoding="utf-8")
 BASES = (BaseModel, schema.Answer, schema.Question)

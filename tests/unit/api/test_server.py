@@ -17,7 +17,7 @@ from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featherlb.api import schema, server
+from featherlb.api import handlers, schema
 from featherlb.api.client import Client
 from featherlb.api.server import Access, http_server
 from featherlb.config import Config
@@ -429,7 +429,7 @@ def test_metrics_are_not_for_pages_of_other_hosts(path: Path, host: str, status:
 def test_a_body_that_does_not_arrive_is_not_waited_for(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "BODY_TIMEOUT", 0.1)
+    monkeypatch.setattr(handlers, "BODY_TIMEOUT", 0.1)
     sent = raw_request("POST", b"/v1/changes", b"{}")[:-1]
     ((status, error),) = faults_of(path, sent)
     assert (status, error) == (408, "/v1/changes: the request was not complete within 0.1 s")

@@ -1,0 +1,373 @@
+"""What the runtime API answers: the routes, and a handler for each, which translates between HTTP
+and the controller.
+"""
+
+import asyncio
+import re
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import aclosing, suppress
+from dataclasses import asdict
+from importlib import resources
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any, TypeVar
+
+from aiohttp import web
+from pydantic import BaseModel
+
+from featherlb.api import schema
+from featherlb.api.listener import BODY_TIMEOUT, Refusals
+from featherlb.api.show import (
+    NO_PACKET,
+    show_change,
+    show_explanation,
+    show_flow,
+    show_packet,
+    show_services,
+    show_stats,
+    show_status,
+)
+from featherlb.config import values
+from featherlb.control.controller import Controller
+from featherlb.control.overrides import Action, Override, find_service
+from featherlb.control.workers import Cursor, FlowFilter
+from featherlb.core.flows.tcp_state import State
+from featherlb.core.path.export import read_flows
+from featherlb.core.path.recording import Wanted
+from featherlb.model import Endpoint, Protocol, Role
+from featherlb.model.errors import ConfigError
+
+_Result = TypeVar("_Result")
+
+RECORDS_PER_ANSWER = 1 << 16
+"""Records scanned per request, so that a rare match doesn't keep the client waiting."""
+_POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "style-src 'unsafe-inline'",
+        "script-src 'self'",
+        "connect-src 'self'",
+        "frame-ancestors 'none'",
+    )
+)
+"""Of the page: no external scripts, no framing by other pages."""
+_STATES = values.one_of(dict(zip(schema.FLOW_STATES, State, strict=True)))
+SAMPLE = 1 << 14
+"""Records sampled for the list of busiest clients."""
+_ROUTES = {
+    ("GET", "/v1/status"): "status",
+    ("GET", "/v1/services"): "services",
+    ("GET", "/v1/stats"): "stats",
+    ("GET", "/v1/flows"): "flows",
+    ("DELETE", "/v1/flows"): "end_flows",
+    ("GET", "/v1/clients"): "clients",
+    ("GET", "/v1/explain"): "explain",
+    ("GET", "/v1/changes"): "changes",
+    ("POST", "/v1/changes"): "change",
+    ("DELETE", "/v1/changes/{number}"): "revert",
+    ("POST", "/v1/reload"): "reload",
+    ("POST", "/v1/log-level"): "log_level",
+    ("POST", "/v1/plan"): "plan",
+    ("GET", "/v1/config"): "config",
+    ("GET", "/v1/host"): "host",
+    ("GET", "/v1/events"): "events",
+    ("GET", "/v1/capture"): "capture",
+    ("GET", "/metrics"): "metrics",
+    ("GET", "/"): "page",
+    ("GET", "/page.js"): "script",
+}
+"""Method and path to the handler's name."""
+
+
+def routes() -> list[tuple[str, str]]:
+    """The served methods and paths."""
+    return list(_ROUTES)
+
+
+async def dispatch(handlers: "Handlers", request: web.BaseRequest) -> web.StreamResponse:
+    """The response of the route's handler; FeatherlbError or HTTPException if there is none."""
+    path, arguments = request.path, []
+    parent, _, last = path.rpartition("/")
+    if (request.method, f"{parent}/{{number}}") in _ROUTES:
+        path, arguments = f"{parent}/{{number}}", [last]
+    name = _ROUTES.get((request.method, path))
+    if name is None:
+        known = any(path == other for _, other in _ROUTES)
+        raise web.HTTPMethodNotAllowed(request.method, ()) if known else web.HTTPNotFound
+    if request.headers.get("Expect", "").lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0
+    handler: Callable[..., Awaitable[web.StreamResponse]] = getattr(handlers, name)
+    return await handler(request, *arguments)
+
+
+def respond(model: BaseModel, status: int = 200) -> web.Response:
+    return web.json_response(text=model.model_dump_json(by_alias=True), status=status)
+
+
+def respond_fault(text: str, status: int) -> web.Response:
+    # What a client has sent may be no Unicode.
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return respond(schema.Fault(error=text), status)
+
+
+async def _body(request: web.BaseRequest) -> object:
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT):
+            text = await request.read()
+    except TimeoutError:
+        raise web.HTTPRequestTimeout(
+            reason=f"the request was not complete within {BODY_TIMEOUT:g} s"
+        ) from None
+    except ConnectionError:
+        raise web.HTTPBadRequest(reason="the client left before its request was complete") from None
+    if not text:
+        return {}
+    try:
+        return schema.parse(text)
+    except ValueError as error:
+        raise ConfigError([f"the request body is not JSON: {error}"]) from None
+
+
+class Handlers:
+    """One method per route."""
+
+    def __init__(self, controller: Controller, refusals: Refusals, *, local: bool) -> None:
+        """`local`: clients are root of this host."""
+        self._local = local
+        self._controller = controller
+        self._refusals = refusals
+        self._changes: set[asyncio.Task[Any]] = set()
+
+    async def _complete(self, change: Coroutine[Any, Any, _Result]) -> _Result:
+        """The result of a change. Neither a client that disconnects nor the end of the API cancels
+        it half way."""
+        task = asyncio.create_task(change)
+        # The loop keeps only weak references to tasks.
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+        return await asyncio.shield(task)
+
+    async def status(self, request: web.BaseRequest) -> web.Response:
+        return respond(show_status(await self._controller.view(backends=False)))
+
+    async def services(self, request: web.BaseRequest) -> web.Response:
+        return respond(show_services(await self._controller.view()))
+
+    async def stats(self, request: web.BaseRequest) -> web.Response:
+        return respond(show_stats(await self._controller.view(backends=False)))
+
+    async def flows(self, request: web.BaseRequest) -> web.Response:
+        query = schema.read(schema.FlowsQuery, dict(request.query))
+        wanted = self._filter(query)
+        worker, _, record = query.cursor.partition(":")
+        found: list[schema.Flow] = []
+        scanned = 0
+        place: str | None = None
+        start = Cursor(int(worker), max(1, int(record)))
+        async for page, following in self._controller.data.workers.copies(start):
+            place = f"{following.worker}:{following.record}" if following else None
+            found += [show_flow(flow) for _, _, flow in read_flows(page) if wanted.matches(flow)]
+            scanned += len(page.records) // 128
+            if len(found) >= query.limit or scanned >= RECORDS_PER_ANSWER:
+                break
+            await asyncio.sleep(0)
+        return respond(schema.Flows(flows=found, next=place))
+
+    async def end_flows(self, request: web.BaseRequest) -> web.Response:
+        parameters = dict(request.query)
+        everything = parameters.pop("all", "") == "true"
+        query = schema.read(schema.FlowQuery, parameters)
+        if query.is_empty and not everything:
+            raise ConfigError(["select the flows to end with a filter, or add all=true"])
+        return respond(schema.Ended(count=await self._controller.end_flows(self._filter(query))))
+
+    async def clients(self, request: web.BaseRequest) -> web.Response:
+        counts: Counter[str] = Counter()
+        scanned = 0
+        whole = False
+        async for page, _ in self._controller.data.workers.copies(Cursor()):
+            counts.update(str(flow.client.address) for _, _, flow in read_flows(page))
+            scanned += len(page.records) // 128
+            if scanned >= SAMPLE:
+                break
+            await asyncio.sleep(0)
+        else:
+            whole = True
+        flows = counts.total()
+        if not whole:
+            view = await self._controller.view(backends=False)
+            flows = sum(one.core.flows for one in view.statistics.values())
+        shares = [schema.ClientShare(client=c, flows=n) for c, n in counts.most_common(10)]
+        return respond(schema.Clients(clients=shares, sampled=counts.total(), flows=flows))
+
+    async def explain(self, request: web.BaseRequest) -> web.Response:
+        # Imported on demand: most instances are never asked.
+        from featherlb.insight.explain import explain
+
+        query = schema.read(schema.ExplainQuery, dict(request.query))
+        return respond(show_explanation(await explain(self._controller, query.client, query.vip)))
+
+    async def changes(self, request: web.BaseRequest) -> web.Response:
+        overrides = self._controller.serving.state.overrides
+        return respond(schema.Changes(changes=[show_change(one) for one in overrides]))
+
+    async def change(self, request: web.BaseRequest) -> web.Response:
+        wanted = schema.read(schema.ChangeRequest, await _body(request))
+        if wanted.action is Action.WEIGHT and wanted.weight is None:
+            raise ConfigError(["weight: missing (expected an integer from 0 to 65535)"])
+        if wanted.weight is not None and wanted.action not in (Action.WEIGHT, Action.ADD):
+            raise ConfigError([f"weight: not allowed with {wanted.action}"])
+        for key in ("role", "max_connections"):
+            if getattr(wanted, key) is not None and wanted.action is not Action.ADD:
+                raise ConfigError([f"{key}: not allowed with {wanted.action}"])
+        if wanted.deadline is not None and wanted.action is not Action.DRAIN:
+            raise ConfigError([f"deadline: not allowed with {wanted.action}"])
+        try:
+            backend = values.backend(wanted.backend)
+        except ValueError as error:
+            raise ConfigError([f"backend: {error}"]) from None
+        now = time.monotonic()
+        override = Override(
+            number=0,
+            action=wanted.action,
+            service=find_service(self._controller.serving.state.running, wanted.service).name,
+            key=backend,
+            weight=wanted.weight,
+            role=wanted.role or Role.PRIMARY,
+            max_connections=wanted.max_connections,
+            until=None if wanted.duration is None else now + wanted.duration,
+            deadline=None if wanted.deadline is None else now + wanted.deadline,
+        )
+        made = await self._complete(self._controller.changes.make(override))
+        change = show_change(made.override).model_dump()
+        return respond(schema.Made(**change, replaces=list(made.replaced)))
+
+    async def revert(self, request: web.BaseRequest, number: str) -> web.Response:
+        if not re.fullmatch("[0-9]{1,18}", number):
+            raise ConfigError([f"{values.quote(number)} is not the number of a change"])
+        return respond(
+            show_change(await self._complete(self._controller.changes.revert(int(number))))
+        )
+
+    async def reload(self, request: web.BaseRequest) -> web.Response:
+        wanted = schema.read(schema.ReloadRequest, await _body(request))
+        if wanted.dry_run:
+            return respond(schema.Reloaded(differences=await self._controller.reloader.preview()))
+        differences = await self._complete(self._controller.reloader.reload(discard=wanted.discard))
+        return respond(schema.Reloaded(differences=differences))
+
+    async def log_level(self, request: web.BaseRequest) -> web.Response:
+        wanted = schema.read(schema.LogLevelRequest, await _body(request))
+        until = None if wanted.duration is None else time.monotonic() + wanted.duration
+        await self._complete(self._controller.log_switch.set(wanted.level, until))
+        return respond(schema.LogLevelChange(level=wanted.level, remaining=wanted.duration))
+
+    async def plan(self, request: web.BaseRequest) -> web.Response:
+        from featherlb.insight.plan import plan
+
+        wanted = schema.read(schema.PlanRequest, await _body(request))
+        found = await plan(self._controller, wanted.config, Path(wanted.path))
+        return respond(schema.Planned.model_validate(asdict(found)))
+
+    async def config(self, request: web.BaseRequest) -> web.Response:
+        # Imported on demand, like metrics: most instances never need them.
+        from featherlb.config.writer import write
+
+        text = write(self._controller.lasting_config())
+        return web.Response(text=text, content_type="application/yaml")
+
+    async def host(self, request: web.BaseRequest) -> web.Response:
+        deviations = await self._controller.deviations()
+        assign = self._controller.data.options.assign
+        return respond(schema.Host(assign=assign, deviations=deviations))
+
+    async def events(self, request: web.BaseRequest) -> web.StreamResponse:
+        response = web.StreamResponse()
+        response.content_type = "application/x-ndjson"
+        # A client that disconnects is no error.
+        with self._controller.events.listen() as listener, suppress(ConnectionError):
+            await response.prepare(request)
+            while True:
+                event = await listener.get()
+                line = schema.Event(
+                    kind=event.kind,
+                    message=event.message,
+                    time=event.time,
+                    missed=event.missed,
+                    details=event.details,
+                )
+                await response.write(line.model_dump_json().encode() + b"\n")
+        return response
+
+    async def capture(self, request: web.BaseRequest) -> web.StreamResponse:
+        if not self._local:
+            raise web.HTTPForbidden(reason="packets are captured over the Unix socket only")
+        query = schema.read(schema.CaptureQuery, dict(request.query))
+        flows = self._filter(query)
+        protocol = Protocol[query.protocol.upper()] if query.protocol else None
+        wanted = Wanted(flows.service, flows.client, flows.backend, protocol, query.length)
+        response = web.StreamResponse()
+        response.content_type = "application/x-ndjson"
+        async with aclosing(self._controller.captures.run(wanted)) as capture:
+            # A client that disconnects is no error.
+            with suppress(ConnectionError):
+                async for packets, missed in capture:
+                    if not response.prepared:
+                        await response.prepare(request)
+                    # Also without packets: that shows whether the client is still there.
+                    lines = [show_packet(one) for one in packets] or [NO_PACKET]
+                    lines[0] = lines[0].model_copy(update={"missed": missed})
+                    text = "".join(line.model_dump_json() + "\n" for line in lines)
+                    await response.write(text.encode())
+        return response
+
+    async def metrics(self, request: web.BaseRequest) -> web.Response:
+        from featherlb.api.metrics import render
+
+        body, content_type = render(await self._controller.view(), self._refusals.counts)
+        return web.Response(body=body, headers={"Content-Type": content_type})
+
+    async def page(self, request: web.BaseRequest) -> web.Response:
+        return web.Response(
+            text=_resource("page.html"),
+            content_type="text/html",
+            headers={"Content-Security-Policy": _POLICY},
+        )
+
+    async def script(self, request: web.BaseRequest) -> web.Response:
+        return web.Response(text=_resource("page.js"), content_type="text/javascript")
+
+    def _filter(self, query: schema.FlowQuery | schema.CaptureQuery) -> FlowFilter:
+        """The query as a filter; ConfigError for values that can't match anything."""
+        service = query.service
+        try:
+            client = ip_network(query.client, strict=False) if query.client else None
+        except ValueError:
+            raise ConfigError(
+                [
+                    f"client: {values.quote(query.client or '')} is not an address or network such"
+                    " as 10.0.0.0/8"
+                ]
+            ) from None
+        try:
+            backend = Endpoint.of_backend(query.backend) if query.backend else None
+        except ValueError as error:
+            raise ConfigError([f"backend: {error}"]) from None
+        state, older = None, None
+        if isinstance(query, schema.FlowQuery):
+            older = query.older
+            if query.state:
+                try:
+                    state = _STATES(query.state)
+                except ValueError as error:
+                    raise ConfigError([f"state: {error}"]) from None
+        if service is not None:
+            service = find_service(self._controller.serving.state.running, service).name
+        return FlowFilter(service, client, backend, state, older)
+
+
+def _resource(name: str) -> str:
+    return resources.files("featherlb.api").joinpath(name).read_text(encoding="utf-8")
