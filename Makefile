@@ -1,9 +1,9 @@
 # Every target sets up what it needs first (Debian packages as root, a virtual environment in .venv).
 VENV ?= .venv
 PYTHON = $(VENV)/bin/python
-# Three processes on two cores, as tests wait for a third of their time, each with whole files: they
-# share labs and instances.
-PARALLEL = -n $(shell expr $$(nproc) \* 3 / 2) --dist loadfile
+# Two processes a core, as tests wait for half of their time, each with whole files: they share labs
+# and instances.
+PARALLEL = -n $(shell expr $$(nproc) \* 2) --dist loadfile
 # What has hot modules, or runs the packet path. The rest is the same code in both forms.
 HOT = api core datapaths net system worker
 

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from queue import Empty, Queue
 from types import TracebackType
@@ -176,8 +177,11 @@ class Featherlb:
     @property
     def compiled(self) -> bool:
         """Whether its processes, workers included, have loaded the compiled packet path."""
-        tasks = Path(f"/proc/{self.pid}/task").iterdir()
-        children = [pid for task in tasks for pid in (task / "children").read_text().split()]
+        children: list[str] = []
+        for task in Path(f"/proc/{self.pid}/task").iterdir():
+            # A thread may end while it is looked at.
+            with suppress(OSError):
+                children += (task / "children").read_text().split()
         # Others are scripts of health checks, which come and go.
         workers = [pid for pid in children if "featherlb.worker" in _command_line(pid)]
         assert workers

@@ -366,7 +366,8 @@ def test_a_change_asks_once_for_each_address_over_one_socket(
     lab.balancer.call(once)
     assert len(sockets) == 1
     assert len(asked) == len(set(asked)), "some question was asked again"
-    assert sum(kind == rtnetlink.RTM_GETROUTE for kind, _ in asked) == 4
+    # The VIP, three backends, and the source address towards them.
+    assert sum(kind == rtnetlink.RTM_GETROUTE for kind, _ in asked) == 5
     sockets.clear()
 
     def anew() -> tuple[list[HostAddress], list[HostAddress]]:
