@@ -1,6 +1,5 @@
 """`featherlb capture` has the packets of both sides, and says of each what became of it."""
 
-import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -16,10 +15,7 @@ from tests.netns.command import PROGRAM, run
 from tests.netns.conftest import SERVED, Up, in_turn
 from tests.netns.traffic import ask
 
-pytestmark = [
-    SERVED,
-    pytest.mark.skipif(shutil.which("tshark") is None, reason="tshark is not installed"),
-]
+pytestmark = SERVED
 
 BACKENDS = {f"10.0.1.{number + 1}": f"backend{number}" for number in (1, 2, 3)}
 TIMEOUT = 60
