@@ -13,6 +13,7 @@ from featherlb import __version__
 from featherlb.api.listener import Refusal
 from featherlb.control.view import View
 from featherlb.model import Health
+from featherlb.model.label import label
 from featherlb.system import sysctl
 
 _RESULTS = ("translated", "passed", "dropped")
@@ -164,7 +165,7 @@ class Snapshot(Collector):
         for number, one in self._workers.items():
             worker = str(number)
             for kind, count in one.core.flows_by_class.items():
-                flows.add_metric([worker, kind.name.lower().replace("_", "-")], count)
+                flows.add_metric([worker, label(kind)], count)
             capacity.add_metric([worker], one.core.capacity)
             evicted.add_metric([worker], one.core.evicted)
             unkept.add_metric([worker], one.core.unkept_syns)

@@ -4,7 +4,6 @@ Durations and ages are seconds, addresses text such as `10.0.1.2:8080`, times IS
 """
 
 from contextlib import suppress
-from enum import Enum
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -16,12 +15,7 @@ from featherlb.control.overrides import Action
 from featherlb.core.flows.tcp_state import State
 from featherlb.model import Health, Role
 from featherlb.model.errors import ConfigError
-
-
-def label(value: Enum) -> str:
-    """The name of a flow's state or timeout class, in the API and the commands."""
-    return value.name.lower().replace("_", "-")
-
+from featherlb.model.label import label
 
 FLOW_STATES = tuple(map(label, State))
 

@@ -16,6 +16,7 @@ from featherlb.core.flows.tcp_state import TimeoutClass
 from featherlb.core.path.export import FlowView, Statistics
 from featherlb.core.path.recording import Recorded
 from featherlb.model import Endpoint, Health
+from featherlb.model.label import label
 from featherlb.model.reason import Reason
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def show_flow(flow: FlowView) -> schema.Flow:
     return schema.Flow.model_construct(
         service=flow.service,
         protocol=str(flow.protocol),
-        state=schema.label(flow.state),
+        state=label(flow.state),
         client=str(flow.client),
         vip=str(flow.vip),
         backend=str(flow.backend),
@@ -270,8 +271,7 @@ def show_stats(view: View) -> schema.Stats:
         reasons={one.label: sum(core.reasons[one] for core in cores) for one in Reason},
         flows=sum(core.flows for core in cores),
         flows_by_class={
-            schema.label(kind): sum(core.flows_by_class[kind] for core in cores)
-            for kind in TimeoutClass
+            label(kind): sum(core.flows_by_class[kind] for core in cores) for kind in TimeoutClass
         },
         evicted=sum(core.evicted for core in cores),
         unkept_syns=sum(core.unkept_syns for core in cores),

@@ -46,6 +46,32 @@ def instance_option(command: _Command) -> _Command:
     )(command)
 
 
+def filter_options(command: _Command) -> _Command:
+    """Options `service`, `client` and `backend`: of which flows."""
+    options = (
+        click.option(
+            "--service",
+            metavar="NAME",
+            shell_complete=completion("services"),
+            help="Only this service, by its name or one of its VIPs.",
+        ),
+        click.option(
+            "--client",
+            metavar="NETWORK",
+            help="Only clients in this network, or this address.",
+        ),
+        click.option(
+            "--backend",
+            metavar="IP[:PORT]",
+            shell_complete=completion("addresses"),
+            help="Only this backend.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def output_option(command: _Command) -> _Command:
     return click.option(
         "-o",

@@ -12,8 +12,8 @@ import click
 
 from featherlb.api import schema
 from featherlb.api.client import connect
-from featherlb.cli.asking import DURATION, instance_option
-from featherlb.cli.help import WholeNumber, Word, completion, examples
+from featherlb.cli.asking import DURATION, filter_options, instance_option
+from featherlb.cli.help import WholeNumber, Word, examples
 from featherlb.model.errors import HostError
 from featherlb.system.pcap import Captured, Direction, Writer
 
@@ -39,19 +39,7 @@ MEBIBYTE = 1 << 20
     required=True,
     help="The file to write (pcapng); only its owner may read it.",
 )
-@click.option(
-    "--service",
-    metavar="NAME",
-    shell_complete=completion("services"),
-    help="Only this service, by its name or one of its VIPs.",
-)
-@click.option("--client", metavar="NETWORK", help="Only clients in this network, or this address.")
-@click.option(
-    "--backend",
-    metavar="IP[:PORT]",
-    shell_complete=completion("addresses"),
-    help="Only this backend.",
-)
+@filter_options
 @click.option("--protocol", type=Word(["tcp", "udp"]), help="Only this protocol.")
 @click.option(
     "--for",

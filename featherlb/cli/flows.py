@@ -10,6 +10,7 @@ from featherlb.api import schema
 from featherlb.api.client import Client, connect
 from featherlb.cli.asking import (
     DURATION,
+    filter_options,
     instance_option,
     new_table,
     output_option,
@@ -27,19 +28,7 @@ from featherlb.model.errors import ConfigError
         "featherlb flows --client 10.0.0.0/24 --kill",
     )
 )
-@click.option(
-    "--service",
-    metavar="NAME",
-    shell_complete=completion("services"),
-    help="Only this service, by its name or one of its VIPs.",
-)
-@click.option("--client", metavar="NETWORK", help="Only clients in this network, or this address.")
-@click.option(
-    "--backend",
-    metavar="IP[:PORT]",
-    shell_complete=completion("addresses"),
-    help="Only this backend.",
-)
+@filter_options
 @click.option(
     "--state",
     metavar="STATE",

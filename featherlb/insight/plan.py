@@ -269,14 +269,7 @@ class _Clients:
             if not any(one.covers(flow.backend) for one in self._taking):
                 self._moved.add(client)
         elif self._pools is not None:
-            opening = NewFlow(
-                int(flow.protocol),
-                flow.client.address.version,
-                client,
-                flow.client.port,
-                int(flow.vip.address),
-                flow.vip.port,
-            )
+            opening = NewFlow.between(int(flow.protocol), flow.client, flow.vip)
             before, after = (pool.pick(opening, 0) for pool in self._pools)
             if _endpoint(before) != _endpoint(after):
                 self._moved.add(client)

@@ -6,6 +6,8 @@ translated + passed + dropped holds at any time.
 
 from enum import IntEnum
 
+from featherlb.model.label import label
+
 
 class Reason(IntEnum):
     """The outcome of a packet. Users see the name in lower case with dashes."""
@@ -68,7 +70,7 @@ class Reason(IntEnum):
 
     @property
     def label(self) -> str:
-        return self.name.lower().replace("_", "-")
+        return label(self)
 
 
 TRANSLATED = frozenset({Reason.FORWARD, Reason.REPLY, Reason.ICMP_ERROR})

@@ -2,7 +2,7 @@
 
 from ipaddress import IPv4Address, IPv6Address
 
-from featherlb.model import Address
+from featherlb.model import Address, Endpoint
 from featherlb.net.protocols import MAPPED
 
 
@@ -18,3 +18,8 @@ def address_of(high: int, low: int) -> Address:
     if not high and low >> 32 == 0xFFFF:
         return IPv4Address(low & 0xFFFFFFFF)
     return IPv6Address(high << 64 | low)
+
+
+def endpoint_of(high: int, low: int, port: int) -> Endpoint:
+    """The endpoint at the address in these words."""
+    return Endpoint(address_of(high, low), port)

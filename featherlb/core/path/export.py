@@ -23,7 +23,7 @@ from featherlb.core.pools.schedulers import NewFlow
 from featherlb.model import Backend, Endpoint, Protocol
 from featherlb.model.reason import DROPPED, PASSED, TRANSLATED, Reason
 from featherlb.model.ticks import TICKS_PER_SECOND
-from featherlb.net.addresses import address_of, words_of
+from featherlb.net.addresses import endpoint_of, words_of
 
 if not cython.compiled:
     from featherlb.core.flows.counters import (
@@ -198,14 +198,7 @@ class Views:
         flow = self._flows.find(high, low, vip_high, vip_low, ports, int(protocol)) >> 1
         decision = explain(
             pool,
-            NewFlow(
-                int(protocol),
-                client.address.version,
-                int(client.address),
-                client.port,
-                int(vip.address),
-                vip.port,
-            ),
+            NewFlow.between(int(protocol), client, vip),
             ticks,
         )
         clash = 0
@@ -351,10 +344,10 @@ def read_flows(page: FlowRecords) -> Iterator[tuple[int, bytes, FlowView]]:
                 service=page.services[record.member_id],
                 protocol=Protocol(record.protocol),
                 state=State(record.state),
-                client=_endpoint(record.client_high, record.client_low, record.client_port),
-                vip=_endpoint(record.vip_high, record.vip_low, record.vip_port),
-                backend=_endpoint(record.backend_high, record.backend_low, record.backend_port),
-                source=_endpoint(record.source_high, record.source_low, record.source_port),
+                client=endpoint_of(record.client_high, record.client_low, record.client_port),
+                vip=endpoint_of(record.vip_high, record.vip_low, record.vip_port),
+                backend=endpoint_of(record.backend_high, record.backend_low, record.backend_port),
+                source=endpoint_of(record.source_high, record.source_low, record.source_port),
                 age=(ticks - created[number]) / 10,
                 idle=(ticks - record.seen) / 10,
                 bytes_forward=record.forward_bytes,
@@ -362,7 +355,3 @@ def read_flows(page: FlowRecords) -> Iterator[tuple[int, bytes, FlowView]]:
                 tried=page.tried.get(page.first + number, ()),
             ),
         )
-
-
-def _endpoint(high: int, low: int, port: int) -> Endpoint:
-    return Endpoint(address_of(high, low), port)

@@ -36,6 +36,7 @@ cdef class Recording:
     @cython.locals(i=cython.Py_ssize_t, reasons="unsigned long long[::1]")
     cdef int reason(self) noexcept
     cdef bint has_room(self) except -1
+    cdef bint wants_client(self, unsigned long long high, unsigned long long low) noexcept
     @cython.locals(record="Record *")
     cdef bint wants(self, Py_ssize_t flow) except -1
     @cython.locals(packet=Packet)

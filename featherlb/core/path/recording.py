@@ -26,8 +26,9 @@ from featherlb.core.path.services import Services
 from featherlb.core.pools.pool import Pool
 from featherlb.core.pools.schedulers import Member, NewFlow, UserScheduler
 from featherlb.model import Endpoint, Hook, Protocol
+from featherlb.model.label import label
 from featherlb.model.reason import TRANSLATED, Reason
-from featherlb.net.addresses import address_of, words_of
+from featherlb.net.addresses import endpoint_of, words_of
 from featherlb.net.packet import Packet
 from featherlb.net.protocols import TCP, UDP
 
@@ -211,12 +212,16 @@ class Recording:
                 return i
         return NONE_COUNTED
 
+    def wants_client(self, high: int, low: int) -> bool:
+        """Whether packets of the client with this address are wanted."""
+        return (high ^ self.net_high) & self.mask_high == 0 and (
+            low ^ self.net_low
+        ) & self.mask_low == 0
+
     def wants(self, flow: int) -> bool:
         """Whether packets of this flow are wanted."""
         record = self._flows.at(flow)
-        if record.client_high & self.mask_high != self.net_high & self.mask_high:
-            return False
-        if record.client_low & self.mask_low != self.net_low & self.mask_low:
+        if not self.wants_client(record.client_high, record.client_low):
             return False
         wanted = self.wanted
         if wanted.protocol is not None and record.protocol != int(wanted.protocol):
@@ -237,9 +242,7 @@ class Recording:
         packet = self._packet
         if reason == REPLY:  # the last one of its flow; it has the client's address now
             return self.wants_sent(self.after())
-        if packet.src_high & self.mask_high != self.net_high & self.mask_high:
-            return False
-        if packet.src_low & self.mask_low != self.net_low & self.mask_low:
+        if not self.wants_client(packet.src_high, packet.src_low):
             return False
         if wanted.protocol is not None and packet.protocol != int(wanted.protocol):
             return False
@@ -305,17 +308,17 @@ class Recording:
     def record_stray(self, reason: int) -> None:
         """Record the handled packet, which belongs to no flow, or to one that has ended with it."""
         ctx = self._context
-        label = Reason(reason).label
+        outcome = Reason(reason).label
         service = self.service_of_stray(reason)
         prefix = f"{service}: " if service else ""
         if Reason(reason) not in TRANSLATED:
             self.add(
-                ctx.now, CLIENTS, False, ctx.length, self.before(), f"{prefix}dropped, {label}"
+                ctx.now, CLIENTS, False, ctx.length, self.before(), f"{prefix}dropped, {outcome}"
             )
             return
         arrived = BACKENDS if ctx.reply else CLIENTS
         left = CLIENTS if ctx.reply else BACKENDS
-        comment = f"{prefix}{label}, the last packet of its flow"
+        comment = f"{prefix}{outcome}, the last packet of its flow"
         self.add(ctx.now, arrived, False, ctx.length, self.before(), comment)
         self.add(ctx.now, left, True, ctx.length, self.after(), f"{prefix}translated")
 
@@ -342,9 +345,7 @@ class Recording:
             return self.wants(ref >> 1)
         if wanted.backend is not None:
             return False
-        if own.dst_high & self.mask_high != self.net_high & self.mask_high:
-            return False
-        if own.dst_low & self.mask_low != self.net_low & self.mask_low:
+        if not self.wants_client(own.dst_high, own.dst_low):
             return False
         if wanted.protocol is not None and own.protocol != int(wanted.protocol):
             return False
@@ -382,12 +383,11 @@ class Recording:
             return
         if leaving:
             ref = self.find_sent()
-            side = BACKENDS if ref & 1 else CLIENTS
         else:
             ref = self._flows.find(
                 own.src_high, own.src_low, own.dst_high, own.dst_low, own.ports, own.protocol
             )
-            side = BACKENDS if ref & 1 else CLIENTS
+        side = BACKENDS if ref & 1 else CLIENTS
         flow = ref >> 1
         if not ref or not self._flows.at(flow).flags & OFFLOADED:
             return
@@ -423,14 +423,9 @@ class Recording:
         record = self._flows.at(flow)
         member = self._members.by_id[record.member_id]
         pool = member.pool
-        new = NewFlow(
-            record.protocol,
-            address_of(record.client_high, record.client_low).version,
-            int(address_of(record.client_high, record.client_low)),
-            record.client_port,
-            int(address_of(record.vip_high, record.vip_low)),
-            record.vip_port,
-        )
+        client = endpoint_of(record.client_high, record.client_low, record.client_port)
+        vip = endpoint_of(record.vip_high, record.vip_low, record.vip_port)
+        new = NewFlow.between(record.protocol, client, vip)
         why = reason_for(pool, member.scheduled, new)
         return f"{pool.service.name}: new flow to {self.backend(flow)} by {why}"
 
@@ -438,23 +433,23 @@ class Recording:
         """Of a client's packet of this flow."""
         record = self._flows.at(flow)
         name = self._members.by_id[record.member_id].pool.service.name
-        return f"{name}: to {self.backend(flow)}, {state_label(record.state)}"
+        return f"{name}: to {self.backend(flow)}, {label(State(record.state))}"
 
     def about_reply(self, flow: int) -> str:
         """Of a backend's packet of this flow."""
         record = self._flows.at(flow)
         name = self._members.by_id[record.member_id].pool.service.name
-        client = endpoint(record.client_high, record.client_low, record.client_port)
-        return f"{name}: for {client}, {state_label(record.state)}"
+        client = endpoint_of(record.client_high, record.client_low, record.client_port)
+        return f"{name}: for {client}, {label(State(record.state))}"
 
     def about_translation(self, flow: int, reply: int) -> str:
         """Of a packet of this flow in this direction, as it leaves."""
         record = self._flows.at(flow)
         pool = self._members.by_id[record.member_id].pool
-        vip = endpoint(record.vip_high, record.vip_low, record.vip_port)
+        vip = endpoint_of(record.vip_high, record.vip_low, record.vip_port)
         backend = self.backend(flow)
-        client = endpoint(record.client_high, record.client_low, record.client_port)
-        source = endpoint(record.source_high, record.source_low, record.source_port)
+        client = endpoint_of(record.client_high, record.client_low, record.client_port)
+        source = endpoint_of(record.source_high, record.source_low, record.source_port)
         if reply:
             text = f"source {backend} -> {vip}"
             return f"{pool.service.name}: translated, {text}" + (
@@ -467,7 +462,7 @@ class Recording:
 
     def backend(self, flow: int) -> Endpoint:
         record = self._flows.at(flow)
-        return endpoint(record.backend_high, record.backend_low, record.backend_port)
+        return endpoint_of(record.backend_high, record.backend_low, record.backend_port)
 
     def add(
         self, time: float, side: str, leaving: bool, length: int, data: bytes, comment: str
@@ -476,15 +471,6 @@ class Recording:
         data = data[: self.wanted.length]
         self._bytes += len(data)
         self._records.append(Recorded(time, side, bool(leaving), length, data, comment))
-
-
-def endpoint(high: int, low: int, port: int) -> Endpoint:
-    return Endpoint(address_of(high, low), port)
-
-
-def state_label(state: int) -> str:
-    """As `featherlb flows` shows it."""
-    return State(state).name.lower().replace("_", "-")
 
 
 def reason_for(pool: Pool, chosen: Member, flow: NewFlow) -> str:

@@ -93,5 +93,6 @@ cdef class Redispatch:
         record="Record *", member=PoolMember, hook=cython.int, tried=tuple)
     cdef object await_opening(self, Py_ssize_t flow, str why, unsigned int ticks)
 
+cdef tuple key_of(Packet packet)
 @cython.locals(ip=cython.Py_ssize_t)
 cdef bint is_whole(Packet quoted) noexcept

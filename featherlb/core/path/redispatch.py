@@ -197,16 +197,7 @@ class Redispatch:
 
     def find(self, packet: Packet) -> Attempt | None:
         """What the parsed packet of a client, which has no flow, is to open."""
-        return self.pending.get(
-            (
-                packet.src_high,
-                packet.src_low,
-                packet.dst_high,
-                packet.dst_low,
-                packet.ports,
-                packet.protocol,
-            )
-        )
+        return self.pending.get(key_of(packet))
 
     def opened(self, ctx: Context, attempt: Attempt) -> None:
         """Note that the packet in hand has opened the flow."""
@@ -227,17 +218,7 @@ class Redispatch:
 
     def forget(self, packet: Packet) -> None:
         """The parsed packet has opened its flow, or no backend is left."""
-        self.pending.pop(
-            (
-                packet.src_high,
-                packet.src_low,
-                packet.dst_high,
-                packet.dst_low,
-                packet.ports,
-                packet.protocol,
-            ),
-            None,
-        )
+        self.pending.pop(key_of(packet), None)
 
     def expire(self, ticks: int) -> None:
         """No longer wait for packets that did not come."""
@@ -378,6 +359,18 @@ class Redispatch:
         )
         tried = (*self.tried(flow), (member.scheduled, why))
         self.pending[key] = Attempt(tried, hook, self._next_hops.clients[flow], ticks)
+
+
+def key_of(packet: Packet) -> Key:
+    """The tuple of a parsed packet of a client."""
+    return (
+        packet.src_high,
+        packet.src_low,
+        packet.dst_high,
+        packet.dst_low,
+        packet.ports,
+        packet.protocol,
+    )
 
 
 def is_whole(quoted: Packet) -> bool:

@@ -6,7 +6,7 @@ only read it.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from featherlb import model
 
@@ -90,6 +90,12 @@ class NewFlow:
         self.client_port: int = client_port
         self.vip: int = vip
         self.vip_port: int = vip_port
+
+    @classmethod
+    def between(cls, protocol: int, client: model.Endpoint, vip: model.Endpoint) -> Self:
+        """The flow of a client to a VIP."""
+        version = client.address.version
+        return cls(protocol, version, int(client.address), client.port, int(vip.address), vip.port)
 
     @property
     def client_address(self) -> model.Address:
