@@ -8,7 +8,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -174,17 +174,46 @@ def forward(node: Node) -> None:
 @contextmanager
 def standing_still(node: Node) -> Iterator[None]:
     """Stop the node's processes, and continue them after the block."""
-    pids = node.pids()
+    deadline = time.monotonic() + 30
+    while not still(stop_all(node), node):
+        # A process that ended meanwhile can't be reaped by a parent that is stopped, and a parent
+        # that waits for its child's exec can't stop before it: let them, and stop all once more.
+        continue_all(node)
+        assert time.monotonic() < deadline, "not within 30 s: the node stands still"
+        time.sleep(0.05)
     try:
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
-        wait_for(lambda: all(map(is_stopped, pids)), "the node stands still")
         yield
     finally:
-        for pid in pids:
+        continue_all(node)
+
+
+def stop_all(node: Node) -> list[int]:
+    pids = node.pids()
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+    return pids
+
+
+def continue_all(node: Node) -> None:
+    for pid in node.pids():
+        with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
 
 
+def still(pids: list[int], node: Node) -> bool:
+    """Whether these are the node's processes, and all of them stop within a second."""
+    deadline = time.monotonic() + 1
+    while not all(map(is_stopped, pids)):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return set(node.pids()) == set(pids)
+
+
 def is_stopped(pid: int) -> bool:
-    states = [(task / "stat").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+    try:
+        states = [(task / "stat").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+    except OSError:
+        return False
     return all(state.rpartition(")")[2].split()[0] == "T" for state in states)
