@@ -36,7 +36,7 @@ from featherlb.control.workers import Cursor, FlowFilter
 from featherlb.core.flows.tcp_state import State
 from featherlb.core.path.export import read_flows
 from featherlb.core.path.recording import Wanted
-from featherlb.model import Endpoint, Protocol, Role
+from featherlb.model import Endpoint, Label, Protocol, Role
 from featherlb.model.errors import ConfigError
 
 _Result = TypeVar("_Result")
@@ -220,7 +220,7 @@ class Handlers:
             raise ConfigError(["weight: missing (expected an integer from 0 to 65535)"])
         if wanted.weight is not None and wanted.action not in (Action.WEIGHT, Action.ADD):
             raise ConfigError([f"weight: not allowed with {wanted.action}"])
-        for key in ("role", "max_connections"):
+        for key in ("role", "max_connections", "labels"):
             if getattr(wanted, key) is not None and wanted.action is not Action.ADD:
                 raise ConfigError([f"{key}: not allowed with {wanted.action}"])
         if wanted.deadline is not None and wanted.action is not Action.DRAIN:
@@ -238,6 +238,7 @@ class Handlers:
             weight=wanted.weight,
             role=wanted.role or Role.PRIMARY,
             max_connections=wanted.max_connections,
+            labels=tuple(Label(*pair) for pair in (wanted.labels or {}).items()),
             until=None if wanted.duration is None else now + wanted.duration,
             deadline=None if wanted.deadline is None else now + wanted.deadline,
         )

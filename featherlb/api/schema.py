@@ -6,7 +6,7 @@ Durations and ages are seconds, addresses text such as `10.0.1.2:8080`, times IS
 from contextlib import suppress
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError
 from pydantic_core import from_json
 
 from featherlb.config import values
@@ -118,6 +118,7 @@ class Status(Answer):
     services: int
     datapaths: dict[str, int] = Field(description="Number of services per datapath.")
     backends: int
+    labels: dict[str, int] = Field(description="Number of backends per label, such as `zone=a`.")
     absent: int = Field(description="Backends whose names have no address that can be used.")
     flows: int
     capacity: int = Field(description="Size of the flow tables of all workers.")
@@ -161,6 +162,7 @@ class Backend(Answer):
         description="0 if not in use; below `weight` during slow start."
     )
     max_connections: int | None = Field(description="Limit of open flows; null: none.")
+    labels: dict[str, str] = Field(description='As configured, such as `{"zone": "a"}`.')
     active: int = Field(description="Open flows, including half-open ones.")
     flows: int = Field(description="Flows since the backend joined.")
     packets_forward: int
@@ -356,6 +358,9 @@ class ChangeRequest(Question):
     max_connections: Annotated[int, BeforeValidator(values.max_connections)] | None = Field(
         None, description="For `add`: limit of open flows."
     )
+    labels: Annotated[dict[str, str], PlainValidator(values.labels)] | None = Field(
+        None, description="For `add`: what else is to be known about the backend."
+    )
     duration: Duration | None = Field(
         None,
         validation_alias="for",
@@ -378,6 +383,7 @@ class Change(Answer):
     weight: int | None
     role: Role
     max_connections: int | None
+    labels: dict[str, str]
     remaining: float | None = Field(description="Time until it reverts; null: permanent.")
     deadline: float | None = Field(description="Time until remaining flows are reset; null: never.")
 

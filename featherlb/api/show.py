@@ -4,6 +4,7 @@ import os
 import time
 from base64 import b64encode
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
@@ -15,7 +16,7 @@ from featherlb.control.view import BackendView, ServiceView, View
 from featherlb.core.flows.tcp_state import TimeoutClass
 from featherlb.core.path.export import FlowView, Statistics
 from featherlb.core.path.recording import Recorded
-from featherlb.model import Endpoint, Health
+from featherlb.model import Endpoint, Health, Label
 from featherlb.model.label import label
 from featherlb.model.reason import Reason
 
@@ -74,6 +75,7 @@ def show_change(override: Override) -> schema.Change:
         weight=override.weight,
         role=override.role,
         max_connections=override.max_connections,
+        labels=_labels(override.labels),
         remaining=left[0],
         deadline=left[1],
     )
@@ -120,6 +122,9 @@ def show_status(view: View) -> schema.Status:
         services=len(served),
         datapaths=dict(Counter(str(service.datapath) for service in served)),
         backends=sum(len(service.backends) for service in served),
+        labels=dict(
+            Counter(str(one) for s in served for backend in s.backends for one in backend.labels)
+        ),
         absent=view.absent,
         flows=sum(one.core.flows for one in found.values()),
         capacity=sum(one.core.capacity for one in found.values()),
@@ -186,6 +191,7 @@ def _service(
             weight=one.config.weight,
             effective_weight=one.effective_weight,
             max_connections=one.config.max_connections,
+            labels=_labels(one.config.labels),
             **(counts[name, one.endpoint] if one.endpoint else dict.fromkeys(_COUNTS, 0)),
         )
         for one in view.backends
@@ -207,6 +213,7 @@ def _service(
             weight=0,
             effective_weight=0,
             max_connections=None,
+            labels=_labels(one.labels),
             **dict.fromkeys(_COUNTS, 0),
         )
         for _, one in sorted(departing.items())
@@ -221,6 +228,10 @@ def _service(
         panic=view.panic,
         backends=rows,
     )
+
+
+def _labels(labels: Sequence[Label]) -> dict[str, str]:
+    return {one.key: one.value for one in labels}
 
 
 def _state(view: BackendView) -> Health | Literal["absent", "drained"]:

@@ -17,11 +17,30 @@ from featherlb.cli.asking import (
     short_time,
     shows,
 )
+from featherlb.cli.backends import shown_labels
 from featherlb.cli.help import Commands, WholeNumber, Word, completion, examples
+from featherlb.config import values
 from featherlb.control.overrides import Action
 from featherlb.model import Role
 
 _weight = WholeNumber(0, 65535)
+
+
+def _read_labels(
+    ctx: click.Context, param: click.Parameter, words: tuple[str, ...]
+) -> dict[str, str] | None:
+    labels: dict[str, str] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise click.BadParameter(f"'{word}' is no label (expected KEY=VALUE, such as zone=a)")
+        if key in labels:
+            raise click.BadParameter(f"the label '{key}' is given twice")
+        labels[key] = value
+    try:
+        return values.labels(labels) or None
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 @click.group(cls=Commands, epilog=examples("featherlb backend drain web 10.0.1.2:8080 --for 10m"))
@@ -68,7 +87,15 @@ def _verb(
     click.option(
         "--max-connections", type=WholeNumber(1), metavar="N", help="Limit of open flows."
     ),
-    example="add web 10.0.1.4:8080 --weight 2",
+    click.option(
+        "--label",
+        "labels",
+        multiple=True,
+        callback=_read_labels,
+        metavar="KEY=VALUE",
+        help="Label, such as zone=a; may be repeated.",
+    ),
+    example="add web 10.0.1.4:8080 --weight 2 --label zone=a",
 )
 def add(**options: Any) -> None:
     """Add a BACKEND to the pool of a SERVICE.
@@ -165,7 +192,8 @@ def _change(action: Action, *, instance: int | None, output: str, **options: Any
 
 def _described(answer: schema.Change) -> str:
     weight = "" if answer.weight is None else f", weight {answer.weight}"
-    return f"{answer.action} {answer.service} {answer.backend}{weight}"
+    labels = f", {shown_labels(answer.labels)}" if answer.labels else ""
+    return f"{answer.action} {answer.service} {answer.backend}{weight}{labels}"
 
 
 def _effect(answer: schema.Made) -> str:

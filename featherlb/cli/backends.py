@@ -1,5 +1,7 @@
 """`featherlb backends`: services and their backends."""
 
+from collections.abc import Mapping
+
 import click
 
 from featherlb.api import schema
@@ -49,12 +51,23 @@ def backends(answer: schema.Services) -> None:
             )
         if service.backends:
             print_table(table)
+            for label, named in _by_label(service).items():
+                click.echo(f"  {label}: {', '.join(named)}")
             for backend in service.backends:
                 if backend.failure:
                     why = _REASONS.get(backend.state, "last check failed")
                     click.echo(f"  {backend.address or backend.backend}: {why}: {backend.failure}")
         else:
             click.echo("  no backend: connections are refused")
+
+
+def _by_label(service: schema.Service) -> dict[str, list[str]]:
+    """The addresses of the backends with each label."""
+    found: dict[str, list[str]] = {}
+    for backend in service.backends:
+        for key, value in backend.labels.items():
+            found.setdefault(f"{key}={value}", []).append(backend.address or backend.backend)
+    return found
 
 
 def state(backend: schema.Backend) -> str:
@@ -68,6 +81,10 @@ def weight(backend: schema.Backend) -> str:
     if 0 < backend.effective_weight < backend.weight:
         return f"{backend.effective_weight:.2g} of {backend.weight}"
     return str(backend.weight)
+
+
+def shown_labels(labels: Mapping[str, str]) -> str:
+    return " ".join(f"{key}={value}" for key, value in labels.items())
 
 
 def active(backend: schema.Backend) -> str:

@@ -20,6 +20,9 @@ def status(answer: schema.Status) -> None:
         "run-time changes": str(answer.changes),
         "reloads": f"{answer.reloads} done, {answer.reloads_refused} refused",
     }
+    if answer.labels:
+        found = ", ".join(f"{count} with {name}" for name, count in answer.labels.items())
+        rows["services"] += f" ({found})"
     if answer.absent:
         rows["services"] += f", {answer.absent} absent"
     if answer.log_level_remaining is not None:

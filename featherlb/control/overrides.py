@@ -14,7 +14,7 @@ from featherlb.config import BackendConfig, Config, ServiceConfig
 from featherlb.config.faults import Origin
 from featherlb.config.types import BackendKey
 from featherlb.config.values import closest, few, quote
-from featherlb.model import Role, join_host_ports
+from featherlb.model import Label, Role, join_host_ports
 from featherlb.model.errors import ConfigError
 
 _ORIGIN = Origin("", 0, "run-time change")
@@ -47,9 +47,9 @@ _ASPECTS = {
 class Override:
     """A change to one backend, which is named as in the configuration.
 
-    `number` is 0 if it isn't in force. `role` and `max_connections` apply to a backend that is
-    added. The override expires at `until`; at `deadline` the remaining flows of a drained backend
-    are reset.
+    `number` is 0 if it isn't in force. `role`, `max_connections` and `labels` apply to a backend
+    that is added. The override expires at `until`; at `deadline` the remaining flows of a drained
+    backend are reset.
     """
 
     number: int
@@ -59,6 +59,7 @@ class Override:
     weight: int | None = None
     role: Role = Role.PRIMARY
     max_connections: int | None = None
+    labels: tuple[Label, ...] = ()
     until: float | None = None
     deadline: float | None = None
 
@@ -120,7 +121,14 @@ def _pool(service: ServiceConfig, overrides: Iterable[Override]) -> dict[Backend
                 weight = 1 if override.weight is None else override.weight
                 host, port, last_port = key
                 pool[key] = BackendConfig(
-                    host, port, _ORIGIN, weight, override.role, override.max_connections, last_port
+                    host,
+                    port,
+                    _ORIGIN,
+                    weight,
+                    override.role,
+                    override.max_connections,
+                    last_port,
+                    override.labels,
                 )
             case Action.REMOVE:
                 pool.pop(key, None)

@@ -281,16 +281,31 @@ def test_a_limit_holds_under_load_and_with_two_workers(
 
 
 @ONE_DRIVER
-def test_roles_and_limits_are_kept_when_saved(lab: Lab, balancing: Callable[..., Any]) -> None:
+def test_roles_limits_and_labels_are_shown_and_saved(
+    lab: Lab, balancing: Callable[..., Any]
+) -> None:
     with balancing("slow_start: 1s, panic_threshold: 20, passive_health: {}", ONE):
-        operate(lab, "backend", "add", "web", TWO, "--role", "sorry", "--max-connections", "7")
+        labels = ("--label", "zone=a", "--label", "rack=r7")
+        operate(
+            lab, "backend", "add", "web", TWO, "--role", "sorry", "--max-connections", "7", *labels
+        )
         added = backends(lab)[TWO]
         assert (added["role"], added["max_connections"], added["state"]) == ("sorry", 7, "up")
+        assert added["labels"] == {"zone": "a", "rack": "r7"}
+        assert f"  rack=r7: {TWO}\n" in run(lab.balancer, "backends").stdout
+        assert "1 with zone=a" in run(lab.balancer, "status").stdout
         text = run(lab.balancer, "save").stdout
-        for line in ("role: sorry", "max_connections: 7", "slow_start: 1.0", "panic_threshold: 20"):
+        for line in (
+            "role: sorry",
+            "max_connections: 7",
+            "zone: a",
+            "slow_start: 1.0",
+            "panic_threshold: 20",
+        ):
             assert line in text
-        wrong = run(lab.balancer, "backend", "add", "web", THREE, "--max-connections", "0")
-        assert wrong.returncode == 2
+        for option in (("--max-connections", "0"), ("--label", "zone"), ("--label", "zone=a b")):
+            wrong = run(lab.balancer, "backend", "add", "web", THREE, *option)
+            assert wrong.returncode == 2
 
 
 @ONE_DRIVER

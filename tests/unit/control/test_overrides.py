@@ -15,7 +15,7 @@ from featherlb.control.overrides import (
     find_service,
     with_overrides,
 )
-from featherlb.model import Role
+from featherlb.model import Label, Role
 from featherlb.model.errors import ConfigError
 
 FILE = """
@@ -66,11 +66,13 @@ def test_overrides_apply_in_turn(overrides: list[Override], expected: dict[str, 
     assert pool(*made(*overrides)) == expected
 
 
-def test_what_is_added_has_the_role_and_the_limit_that_were_said() -> None:
-    overrides = made(override("add", "c", role=Role.SORRY, max_connections=9))
+def test_what_is_added_has_what_was_said() -> None:
+    labels = (Label("zone", "a"), Label("rack", "r7"))
+    wanted = override("add", "c", role=Role.SORRY, max_connections=9, labels=labels)
+    overrides = made(wanted)
     config = with_overrides(CONFIG, overrides)
     added = config.services[0].backends[-1]
-    assert (added.role, added.max_connections) == (Role.SORRY, 9)
+    assert (added.role, added.max_connections, added.labels) == (Role.SORRY, 9, labels)
     assert parse(write(config), "saved") == config
 
 

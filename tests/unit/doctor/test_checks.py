@@ -103,6 +103,7 @@ STATUS = schema.Status(
     services=1,
     datapaths={"nfqueue": 1},
     backends=1,
+    labels={},
     absent=0,
     flows=10,
     capacity=100,
