@@ -1,7 +1,7 @@
 # featherlb with its packet path compiled; docs/e2e.md says how to run it.
 FROM debian:bookworm-slim AS build
 RUN apt-get update && apt-get install -y --no-install-recommends \
-        ca-certificates gcc libc6-dev libnetfilter-queue-dev python3-dev python3-venv \
+        ca-certificates clang gcc libc6-dev libnetfilter-queue-dev python3-dev python3-venv \
     && rm -rf /var/lib/apt/lists/*
 # Use the image's CA certificates, which may include a company's, instead of pip's own.
 ENV PIP_CERT=/etc/ssl/certs/ca-certificates.crt PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1

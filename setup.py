@@ -1,13 +1,17 @@
-"""Compiles the hot modules, where a C compiler is present and FEATHERLB_PURE=1 is not set.
+"""Compiles the hot modules, where a C compiler is present and FEATHERLB_PURE=1 is not set, and the
+programs for the kernel, where clang is.
 
 Everything else about the project stands in pyproject.toml.
 """
 
 import os
+import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
-from setuptools import Extension, setup
+from setuptools import Command, Extension, setup
+from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 
 DIRECTIVES = {
@@ -29,6 +33,10 @@ C_OPTIONS = ["-O2", "-fno-strict-aliasing", "-Wno-sign-compare", "-g0"]
 SHARED = "featherlb._cyutility"
 """What Cython would otherwise put into every module that uses memoryviews: half of all C code.
 `featherlb.compiled` knows the name as well."""
+
+BPF_SOURCES = sorted(Path("featherlb/bpf").glob("*.c"))
+BPF_OPTIONS = ["-target", "bpf", "-mcpu=v3", "-O2", "-Wall", "-Wextra"]
+"""The instructions of Linux 5.12 include what changes a flow's state atomically."""
 
 CPUS = len(os.sched_getaffinity(0))
 
@@ -81,4 +89,58 @@ class BuildAllOrNone(build_ext):
             )
 
 
-setup(ext_modules=hot_extensions(), cmdclass={"build_ext": BuildAllOrNone})
+class BuildBpf(Command):
+    """Compiles the programs for the kernel, or says with one warning that they are missing."""
+
+    description = "compile the eBPF programs"
+    user_options: ClassVar = [("inplace", "i", "put what is compiled beside its source")]
+    boolean_options: ClassVar = ["inplace"]
+
+    def initialize_options(self) -> None:
+        self.inplace = False
+        self.editable_mode = False
+        self.build_lib = None
+
+    def finalize_options(self) -> None:
+        self.set_undefined_options("build", ("build_lib", "build_lib"))
+
+    def run(self) -> None:
+        try:
+            for source, compiled in self.get_output_mapping().items():
+                Path(compiled).parent.mkdir(parents=True, exist_ok=True)
+                subprocess.run(
+                    ["clang", *BPF_OPTIONS, "-c", source, "-o", compiled],
+                    check=True,
+                    env={**os.environ, "LC_ALL": "C"},
+                )
+        except (OSError, subprocess.CalledProcessError) as error:
+            for compiled in self.get_outputs():
+                Path(compiled).unlink(missing_ok=True)
+            print(
+                f"warning: featherlb's eBPF programs were not compiled ({error}); the datapath ebpf"
+                " will be unavailable",
+                file=sys.stderr,
+            )
+
+    def get_output_mapping(self) -> dict[str, str]:
+        """Sources and what they are compiled to."""
+        root = Path("." if self.inplace or self.editable_mode else self.build_lib)
+        return {str(one): str(root / one.with_suffix(".o")) for one in BPF_SOURCES}
+
+    def get_outputs(self) -> list[str]:
+        return list(self.get_output_mapping().values())
+
+    def get_source_files(self) -> list[str]:
+        return [
+            str(one) for pattern in ("*.c", "*.h") for one in Path("featherlb/bpf").glob(pattern)
+        ]
+
+
+class Build(build):
+    sub_commands: ClassVar = [*build.sub_commands, ("build_bpf", None)]
+
+
+setup(
+    ext_modules=hot_extensions(),
+    cmdclass={"build": Build, "build_bpf": BuildBpf, "build_ext": BuildAllOrNone},
+)

@@ -11,7 +11,7 @@ venv=${1:-.venv}
 level=${2:-test}
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 
-run="gcc iproute2 iptables libnetfilter-queue-dev python3-dev"
+run="clang gcc iproute2 iptables libnetfilter-queue-dev python3-dev"
 test="bind9-dnsutils conntrack curl dnsmasq-base ethtool iperf3 ipset iputils-ping nftables nginx-light
   procps tcpdump tshark wrk"
 bench="git haproxy libnginx-mod-stream"
@@ -101,3 +101,11 @@ if [ "${FEATHERLB_PURE:-}" != 1 ] &&
     echo "setup: compiling the packet path"
     "$venv/bin/python" setup.py --quiet build_ext --inplace
 fi
+
+for source in featherlb/bpf/*.c; do
+    if [ -e "$source" ] && [ -n "$(find featherlb/bpf -newer "${source%.c}.o" -name '*.[ch]' 2>&1)" ]; then
+        echo "setup: compiling the programs for the kernel"
+        FEATHERLB_PURE=1 "$venv/bin/python" setup.py --quiet build_bpf --inplace
+        break
+    fi
+done

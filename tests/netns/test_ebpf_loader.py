@@ -1,0 +1,282 @@
+"""Maps, programs and their places at links, with small programs that a test compiles."""
+
+import os
+import shutil
+import socket
+import struct
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from featherlb.lab import Lab
+from featherlb.model.errors import HostError
+from featherlb.system import bpffs, ebpf, tc
+from featherlb.system.ebpf import Map, MapFlag, MapKind, Program, Ring, Update
+from featherlb.system.elf import MapShape, ObjectFile, parse
+
+pytestmark = [
+    pytest.mark.no_packets("the loader alone, without a worker"),
+    pytest.mark.skipif(shutil.which("clang") is None, reason="needs clang"),
+]
+
+COUNTING = """
+#include "kernel.h"
+
+MAP(counts) = { MAP_ARRAY, sizeof(u32), sizeof(u64), 4, MMAPABLE };
+MAP(lengths) = { MAP_RINGBUF, 0, 0, 4096, 0 };
+MAP(seen) = { MAP_PERCPU_ARRAY, sizeof(u32), sizeof(u32), 1, 0 };
+char _license[] SEC("license") = "GPL";
+
+INLINE void count(u32 which)
+{
+	u64 *found = map_lookup_elem(&counts, &which);
+
+	if (found)
+		__sync_fetch_and_add(found, 1);
+}
+
+SEC("tc/first")
+int first(struct __sk_buff *skb)
+{
+	u32 length = skb->len, zero = 0, *cpu = map_lookup_elem(&seen, &zero);
+
+	if (cpu)
+		(*cpu)++;
+	ringbuf_output(&lengths, &length, sizeof(length), 0);
+	count(1);
+	return 7;
+}
+
+SEC("tc/second")
+int second(struct __sk_buff *skb)
+{
+	count(2);
+	return TC_ACT_UNSPEC;
+}
+"""
+WRONG = """
+#include "kernel.h"
+char _license[] SEC("license") = "GPL";
+
+SEC("tc")
+int wild(struct __sk_buff *skb)
+{
+	return *(u32 *)(long)skb->data;
+}
+"""
+CALLING = """
+#include "kernel.h"
+int number;
+
+SEC("tc")
+int variable(struct __sk_buff *skb)
+{
+	return number++;
+}
+"""
+
+
+def compiled(source: str, directory: Path) -> ObjectFile:
+    (directory / "program.c").write_text(source)
+    options = ["-target", "bpf", "-mcpu=v3", "-O2", f"-I{ebpf.OBJECTS}", "-Wall", "-Werror"]
+    command = ["clang", *options, "-c", "program.c", "-o", "program.o"]
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return parse((directory / "program.o").read_bytes())
+
+
+class Loaded:
+    def __init__(self, file: ObjectFile) -> None:
+        self.maps = {name: ebpf.create_map(shape, name) for name, shape in file.maps.items()}
+        self.programs = ebpf.load(file, self.maps)
+
+    def count(self, which: int) -> int:
+        value = self.maps["counts"].look_up(struct.pack("=I", which))
+        assert value is not None
+        return int.from_bytes(value, "little")
+
+    def close(self) -> None:
+        for one in (*self.maps.values(), *self.programs.values()):
+            one.close()
+
+
+@pytest.fixture(scope="module")
+def counting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loaded]:
+    loaded = Loaded(compiled(COUNTING, tmp_path_factory.mktemp("counting")))
+    yield loaded
+    loaded.close()
+
+
+@pytest.fixture
+def new_map() -> Iterator[Callable[..., Map]]:
+    made: list[Map] = []
+
+    def make(kind: MapKind, entries: int, flags: int = 0, inner: Map | None = None) -> Map:
+        made.append(ebpf.create_map(MapShape(kind, 4, 4, entries, flags), "test", inner))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def words(*numbers: int) -> bytes:
+    return struct.pack(f"={len(numbers)}I", *numbers)
+
+
+def test_the_programs_of_featherlb_compile_without_a_warning() -> None:
+    for source in sorted(ebpf.OBJECTS.glob("*.c")):
+        options = ["-target", "bpf", "-mcpu=v3", "-O2", "-Wall", "-Wextra", "-Werror"]
+        command = ["clang", *options, "-c", str(source), "-o", os.devnull]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+def test_a_program_runs_on_a_packet(counting: Loaded) -> None:
+    before = counting.count(1)
+    cpus = ebpf.possible_cpus()
+    ran = counting.programs["first"].run(bytes(60), repeat=3)
+    assert (ran.result, ran.packet, counting.count(1)) == (7, bytes(60), before + 3)
+    seen = counting.maps["seen"].look_up(words(0))
+    assert seen is not None
+    assert sum(struct.unpack(f"={2 * cpus}I", seen)) >= 3
+
+
+def test_a_ring_has_what_a_program_wrote_after_the_last_reading(counting: Loaded) -> None:
+    ring = Ring(counting.maps["lengths"])
+    ring.read()
+    # More than it has room for in all, so it wraps; the kernel's own shortest packet is 14 bytes.
+    for round in range(20):
+        lengths = [60 + round + number for number in range(20)]
+        for length in lengths:
+            counting.programs["first"].run(bytes(length))
+        assert ring.read(5) == [words(length) for length in lengths[:5]]
+        assert ring.read() == [words(length) for length in lengths[5:]]
+        assert ring.read() == []
+    ring.close()
+
+
+def test_shared_memory_is_what_programs_see(counting: Loaded) -> None:
+    memory = counting.maps["counts"].memory()
+    memory[8:16] = (41).to_bytes(8, "little")
+    counting.programs["first"].run(bytes(60))
+    assert int.from_bytes(memory[8:16], "little") == 42
+    memory.close()
+
+
+def test_keys_come_and_go(new_map: Callable[..., Map]) -> None:
+    table = new_map(MapKind.HASH, 4, MapFlag.NO_PREALLOC)
+    assert table.look_up(words(1)) is None
+    table.update(words(1), words(10))
+    table.update(words(1), words(11))
+    assert table.look_up(words(1)) == words(11)
+    with pytest.raises(FileExistsError):
+        table.update(words(1), words(12), Update.NEW)
+    with pytest.raises(KeyError):
+        table.update(words(2), words(12), Update.EXISTING)
+    with pytest.raises(ValueError, match="a key of 8 bytes"):
+        table.look_up(bytes(8))
+    assert table.delete(words(1))
+    assert not table.delete(words(1))
+
+
+def test_batches(new_map: Callable[..., Map]) -> None:
+    table = new_map(MapKind.HASH, 4, MapFlag.NO_PREALLOC)
+    assert table.update_batch(words(1, 2, 3), words(10, 20, 30)) == 3
+    assert dict(table.items()) == {
+        words(1): words(10),
+        words(2): words(20),
+        words(3): words(30),
+    }
+    # Room for one more.
+    assert table.update_batch(words(4, 5, 6), words(40, 50, 60)) == 1
+    assert table.delete_batch(words(7, 1, 8, 9, 3, 4, 7)) == 3
+    assert list(table.keys()) == [words(2)]
+
+
+def test_a_map_of_maps(new_map: Callable[..., Map]) -> None:
+    inner = new_map(MapKind.ARRAY, 1)
+    outer = new_map(MapKind.ARRAY_OF_MAPS, 2, inner=inner)
+    outer.update(words(1), words(inner.fd))
+    assert outer.look_up(words(1)) is not None
+    assert outer.look_up(words(0)) is None
+
+
+def test_a_refused_program_comes_with_the_verifiers_reason(tmp_path: Path) -> None:
+    with pytest.raises(HostError, match="verifier refuses the eBPF program wild") as refusal:
+        ebpf.load(compiled(WRONG, tmp_path), {})
+    assert "outside of the packet" in str(refusal.value)
+
+
+def test_a_program_with_a_variable_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="refers to number, which is no map"):
+        compiled(CALLING, tmp_path)
+
+
+def test_what_is_no_object_file_is_refused(tmp_path: Path) -> None:
+    for data in (b"", b"\x7fELF", Path("/bin/true").read_bytes()):
+        with pytest.raises(ValueError, match="object file"):
+            parse(data)
+
+
+def test_a_program_that_was_not_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(ebpf, "OBJECTS", tmp_path)
+    with pytest.raises(HostError, match=r"install clang and build it again"):
+        ebpf.read_object("any")
+
+
+def test_pins_on_a_file_system_of_our_own(counting: Loaded, tmp_path: Path) -> None:
+    directory = tmp_path / "pins"
+    bpffs.mount(directory)
+    try:
+        bpffs.mount(directory)  # once is enough
+        assert bpffs.is_mounted(directory)
+        counting.maps["counts"].pin(directory / "counts")
+        with pytest.raises(FileExistsError):
+            counting.maps["counts"].pin(directory / "counts")
+        with ebpf.open_map(directory / "counts") as again:
+            assert again.shape == counting.maps["counts"].shape
+            assert again.name == "counts"
+            again.update(words(3), (77).to_bytes(8, "little"))
+        assert counting.count(3) == 77
+        with pytest.raises(FileNotFoundError):
+            ebpf.open_map(directory / "others")
+    finally:
+        bpffs.unmount(directory)
+    assert not bpffs.is_mounted(directory)
+    bpffs.unmount(directory)
+
+
+def test_programs_at_a_link(counting: Loaded) -> None:
+    first, second = counting.programs["first"], counting.programs["second"]
+    with Lab(backends=1) as lab:
+        node = lab.balancer
+        index = node.call(socket.if_nametoindex, next(iter(node.addresses)))
+
+        def arrives() -> tuple[int, int]:
+            """How many packets the first and the second program see when somebody pings."""
+            before = counting.count(1), counting.count(2)
+            lab.client.run(["ping", "-c1", "-W2", node.address], check=False)
+            return counting.count(1) - before[0] > 0, counting.count(2) - before[1] > 0
+
+        def by_link(program: Program) -> tc.Link:
+            link = node.call(tc.attach, program, index)
+            if link is None:
+                pytest.skip("this kernel has no tcx")
+            return link
+
+        assert node.call(tc.attach_filter, second, index)
+        assert not node.call(tc.attach_filter, second, index)
+        assert node.call(tc.find_filter, index) == "featherlb/second"
+        assert arrives() == (False, True)
+        node.call(tc.detach_filter, index, True)
+        assert node.call(tc.find_filter, index) is None
+        node.call(tc.detach_filter, index, True)
+        assert arrives() == (False, False)
+        with by_link(second) as link:
+            assert arrives() == (False, True)
+            link.update(first)
+            assert arrives() == (True, False)
+        assert arrives() == (False, False)
