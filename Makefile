@@ -8,7 +8,7 @@ PARALLEL = -n $(shell expr $$(nproc) \* 2) --dist loadfile
 HOT = api core datapaths net system worker
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-run setup-bench demo test unit netns-test wheel wheels check fmt fuzz e2e e2e-day bench \
+.PHONY: help setup setup-run setup-bench demo test unit netns-test wheel wheels check fmt fuzz fuzz-asan soak e2e e2e-day bench \
 	bench-core lab-up lab-down clean
 
 help: ## list the targets
@@ -63,6 +63,12 @@ e2e-day: setup-run ## restarts, a crash, an addition and a reload in Docker cont
 
 fuzz: setup-run ## mutated input for all that reads what others write, for a minute; ARGS="--seconds 600"
 	$(PYTHON) -m scripts.fuzz $(ARGS)
+
+fuzz-asan: setup-run ## the same with the packet path compiled for AddressSanitizer
+	scripts/asan.sh $(VENV) scripts.fuzz $(ARGS)
+
+soak: setup-bench ## all datapaths under load for an hour, while everything goes wrong; ARGS="--minutes 10"
+	$(PYTHON) -m scripts.trials.soak $(ARGS)
 
 bench: setup-bench ## compare featherlb with HAProxy, nginx and the kernel; QUICK=1: two minutes
 	$(PYTHON) -m scripts.bench $(if $(QUICK),--quick)

@@ -1,0 +1,1 @@
+"""Long and hard trials in the lab: `soak` and `faults`. docs/testing.md says how to run them."""
