@@ -27,6 +27,10 @@ _BACKEND_COUNTERS = {
     "syn_timeouts": ("syn_timeouts", "Connections that the backend never answered."),
     "syn_retries": ("syn_retries", "Connections whose client retransmitted the SYN."),
     "doubtful": ("doubtful", "TCP segments that changed nothing, as they may be forged."),
+    "ports_reclaimed": (
+        "source_ports_reclaimed",
+        "Half-open flows that lost their source port to another one.",
+    ),
 }
 _MOVES = ("refused", "silent")
 _DIRECTIONS = ("forward", "reply")
@@ -247,6 +251,16 @@ class Snapshot(Collector):
             "Times the backend was ejected because connections to it failed.",
             labels=labels[1:],
         )
+        ports = GaugeMetricFamily(
+            "featherlb_backend_source_ports",
+            "Source ports towards the backend, in full mode.",
+            labels=labels,
+        )
+        used_ports = GaugeMetricFamily(
+            "featherlb_backend_source_ports_in_use",
+            "Those of them that flows hold.",
+            labels=labels,
+        )
         counters = {
             key: CounterMetricFamily(f"featherlb_backend_{name}", text, labels=labels)
             for key, (name, text) in _BACKEND_COUNTERS.items()
@@ -294,6 +308,9 @@ class Snapshot(Collector):
             for stats in one.core.backends:
                 values = [str(number), stats.service, str(stats.backend)]
                 active.add_metric(values, stats.active)
+                if stats.ports:
+                    ports.add_metric(values, stats.ports)
+                    used_ports.add_metric(values, stats.ports_in_use)
                 for key, family in counters.items():
                     family.add_metric(values, getattr(stats, key))
                 for reason in _MOVES:
@@ -309,6 +326,8 @@ class Snapshot(Collector):
         yield ejections
         yield panic
         yield absent
+        yield ports
+        yield used_ports
         yield from counters.values()
         yield moves
         yield packets

@@ -182,6 +182,11 @@ class Backend(Answer):
     moved_silent: int = Field(
         description="Flows that went to another backend because this one did not answer in time."
     )
+    ports: int = Field(description="Source ports towards it in `full` mode; otherwise 0.")
+    ports_in_use: int = Field(description="Those of them that flows hold.")
+    ports_reclaimed: int = Field(
+        description="Half-open flows that lost their source port to another one."
+    )
 
 
 class Service(Answer):

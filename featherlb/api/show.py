@@ -254,6 +254,9 @@ _COUNTS = (
     "doubtful",
     "moved_refused",
     "moved_silent",
+    "ports",
+    "ports_in_use",
+    "ports_reclaimed",
 )
 """A backend's counters in `BackendStats` and in the API."""
 

@@ -8,6 +8,8 @@ from featherlb.api import schema
 from featherlb.cli.asking import new_table, print_table, short_number, shows
 from featherlb.model import Health, Role
 
+SCARCE = 0.8
+"""Share of a backend's source ports in use from which on it is shown."""
 _REASONS = {Health.EJECTED: "ejected", "absent": "absent"}
 
 
@@ -54,6 +56,8 @@ def backends(answer: schema.Services) -> None:
             for label, named in _by_label(service).items():
                 click.echo(f"  {label}: {', '.join(named)}")
             for backend in service.backends:
+                if busy := port_use(backend):
+                    click.echo(f"  {backend.address}: {busy}")
                 if backend.failure:
                     why = _REASONS.get(backend.state, "last check failed")
                     click.echo(f"  {backend.address or backend.backend}: {why}: {backend.failure}")
@@ -85,6 +89,16 @@ def weight(backend: schema.Backend) -> str:
 
 def shown_labels(labels: Mapping[str, str]) -> str:
     return " ".join(f"{key}={value}" for key, value in labels.items())
+
+
+def port_use(backend: schema.Backend) -> str:
+    """How many source ports are in use, where few are left."""
+    if not backend.ports or backend.ports_in_use <= SCARCE * backend.ports:
+        return ""
+    return (
+        f"{backend.ports_in_use:,} of {backend.ports:,} source ports in use"
+        f" ({backend.ports_reclaimed:,} taken from half-open flows so far)"
+    )
 
 
 def active(backend: schema.Backend) -> str:

@@ -12,6 +12,8 @@ from featherlb.system import kernel_state
 
 FULL = 0.9
 """Share of a table in use that is worth a warning."""
+SCARCE_PORTS = 0.8
+"""Share of the source ports towards a backend in use that is worth one, too."""
 MOST_SHOWN = 4
 """Changes of the host that get a finding each."""
 WINDOW = 1.0
@@ -110,6 +112,24 @@ def judge_answers(services: schema.Services) -> Iterator[Finding]:
                 )
 
 
+def check_ports(subject: Subject) -> Iterator[Finding]:
+    """Whether source ports towards a backend run out."""
+    running = subject.running
+    assert running is not None
+    yield from judge_ports(running.services)
+
+
+def judge_ports(services: schema.Services) -> Iterator[Finding]:
+    for service in services.services:
+        for backend in service.backends:
+            if backend.ports_in_use > SCARCE_PORTS * backend.ports:
+                yield warning(
+                    f"{backend.ports_in_use:,} of {backend.ports:,} source ports towards backend"
+                    f" {backend.address} of service '{service.name}' are in use, so half-open"
+                    " connections end early; add `source_addresses` to the service"
+                )
+
+
 def count(stats: schema.Stats, kernel: Mapping[str, int]) -> Counters:
     """Packets lost by the kernel and by featherlb, by the keys of `_LOSSES`."""
     reasons = ("truncated", "no-source-port", "tuple-in-use", "no-backend")
@@ -136,8 +156,8 @@ _LOSSES = {
     "truncated": "packets longer than a queue delivers (65,531 bytes) were dropped; set"
     " `mss: 65000` for TCP services, or set the MTU of lo to 65000; UDP services with such"
     " datagrams need the raw or offload datapath",
-    "no-source-port": "connections were dropped because no source port was left towards a backend;"
-    " add `source_addresses` to the service",
+    "no-source-port": "connections were dropped because established ones have all source ports"
+    " towards a backend; add `source_addresses` to the service",
     "tuple-in-use": "connections were dropped because their backend already has one from the same"
     " client address and port; use `nat: full` for the service",
     "no-backend": "connections were refused because a service had no usable backend; see"

@@ -17,6 +17,8 @@ from tests.netns.wire import send
 WEB = {"dnat": 80, "full": 81}
 LIMITED = {"dnat": 82, "full": 83}
 """Ports of the VIP, by NAT mode."""
+SMALL = 84
+"""That of a service with a single backend and `full` NAT."""
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +40,7 @@ def running(lab: Lab, featherlb: Up, tmp_path_factory: pytest.TempPathFactory) -
             " backends: [{address: '10.0.1.2:8080', max_connections: 1}]}\n"
             for nat in WEB
         )
+        + f"  - {{name: small, vip: '{VIP}:{SMALL}', nat: full, backends: ['10.0.1.2:8080']}}\n"
     )
     with featherlb(lab, "--config", str(path)):
         yield
@@ -131,3 +134,45 @@ def test_packets_that_no_host_can_have_sent_open_no_flow(
     # At its hooks the kernel checks it before.
     damaged_here = counted("bad-checksum") - before["bad-checksum"]
     assert damaged_here == (driver == "raw")
+
+
+def spoofed_syns(turn: int) -> list[bytes]:
+    """SYNs to the small service from 2,000 ports, others in each turn, of a host that is not."""
+    address = f"10.0.0.{200 + turn // 25}"
+    first = 1024 + turn % 25 * 2000
+    syn = bytearray(bytes(IP(src=address, dst=VIP) / TCP(sport=0, dport=SMALL, flags="S")))
+    rest = 0xFFFF - int.from_bytes(syn[36:38], "big")
+    packets = []
+    for port in range(first, first + 2000):
+        total = rest + port
+        syn[20:22] = port.to_bytes(2, "big")
+        syn[36:38] = (0xFFFF - (total & 0xFFFF) - (total >> 16)).to_bytes(2, "big")
+        packets.append(bytes(syn))
+    return packets
+
+
+@in_turn(["netlink", "raw", "offload"])
+def test_spoofed_syns_leave_source_ports_for_clients(lab: Lab, running: None) -> None:
+    """31,744 half-open flows would have them all, and 1,100 SYNs a second keep them."""
+
+    def refused() -> int:
+        count: int = api(lab.balancer, "stats")["reasons"]["no-source-port"]
+        return count
+
+    def reclaimed() -> int:
+        (small,) = [
+            one for one in api(lab.balancer, "services")["services"] if one["name"] == "small"
+        ]
+        count: int = small["backends"][0]["ports_reclaimed"]
+        return count
+
+    with Session(lab.client, port=SMALL) as session:
+        session.ask()
+        for turn in range(100):
+            send(lab, spoofed_syns(turn))
+            if refused() or reclaimed():
+                break
+        for _ in range(3):
+            ask(lab.client, port=SMALL)
+        session.ask()
+        assert (refused(), reclaimed() > 0) == (0, True)

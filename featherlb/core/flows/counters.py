@@ -18,7 +18,8 @@ SYN_RETRIES = 8  # SYNs that the client retransmitted before an answer
 DOUBTFUL = 9  # SYNs, FINs, RSTs and handshakes' ACKs that changed nothing, as they may be forged
 MOVED_REFUSED = 10  # flows that it refused, and that went to another backend
 MOVED_SILENT = 11  # flows that it did not answer in time, and that went to another backend
-COUNTERS = 12
+PORTS_RECLAIMED = 12  # half-open flows that lost their source port to another one
+COUNTERS = 13
 
 NOT_OURS = int(Reason.NOT_OURS)
 PASS = int(Verdict.PASS)

@@ -2,9 +2,10 @@
 cimport cython
 from featherlb.net.checksum cimport fold, words
 from featherlb.core.flows.kernel cimport Commands
-from featherlb.core.flows.counters cimport OPENED, SYN_TIMEOUTS, Counters
+from featherlb.core.flows.counters cimport OPENED, PORTS_RECLAIMED, SYN_TIMEOUTS, Counters
 from featherlb.core.flows.members cimport Members, PoolMember
 from featherlb.core.flows.next_hops cimport NextHops
+from featherlb.core.flows.port_holders cimport RANK_OF, PortHolders
 from featherlb.core.flows.record cimport (
     ABANDONED, COUNTED, FULL, IPV6, LOCAL_CLIENT, OFFLOADED, UNSURE, WIRED, Record)
 from featherlb.core.flows.table cimport FlowTable
@@ -13,6 +14,8 @@ from featherlb.net.packet cimport Packet
 
 cdef int SYN, TCP
 cdef int MAX_EXPIRED_AT_ONCE, MAX_PORT_RECLAIMS
+cdef unsigned int PROMPT
+cdef unsigned int YIELDS_CLOSING, YIELDS_UNANSWERED, YIELDS_ANSWERED
 cdef unsigned char[::1] IS_ACTIVE, IS_REUSABLE, IS_ENDED
 cdef int NEW, SYN_SENT, SYN_RETRIED, CLOSING, CLOSED, ADOPTED, REPLACED
 cdef unsigned int LONG_SILENCE
@@ -26,10 +29,12 @@ cdef class Lifecycle:
     cdef Members _members
     cdef Counters _counters
     cdef object _source_ports
+    cdef PortHolders _port_holders
     cdef Commands _commands
     cdef unsigned char[::1] _queue_of
     cdef Py_ssize_t closed_queue, offload_queue, established_queue, silent_queue
     cdef list _silent
+    cdef unsigned int _scarce_tcp, _scarce_udp
     cdef readonly Py_ssize_t evicted
     cdef public object opened
 
@@ -37,7 +42,7 @@ cdef class Lifecycle:
     @cython.locals(
         packet=Packet, flows=FlowTable, flags=cython.int, flow=cython.Py_ssize_t, record="Record *",
         clash=cython.Py_ssize_t, source_high=cython.ulonglong, source_low=cython.ulonglong,
-        backend_port=cython.uint)
+        backend_port=cython.uint, privileged=cython.bint)
     cdef Py_ssize_t open(
         self, pool, PoolMember member, unsigned long long client_high, unsigned long long client_low,
         unsigned long long vip_high, unsigned long long vip_low, unsigned int ports, int hook,
@@ -45,11 +50,24 @@ cdef class Lifecycle:
     cdef bint keeps_client(self, pool, int hook) except -1
     @cython.locals(packet=Packet, record="Record *")
     cdef bint serves(self, Py_ssize_t flow, Py_ssize_t member_id) noexcept
-    cdef object allocate_source(self, PoolMember member, unsigned int port, bint privileged)
+    cdef object allocate_source(
+        self, PoolMember member, unsigned int port, bint privileged, unsigned int ticks)
+    @cython.locals(flow=cython.Py_ssize_t, _=cython.int)
+    cdef object find_source(
+        self, PoolMember member, unsigned int port, bint privileged, unsigned int ticks)
     @cython.locals(
-        flows=FlowTable, closing=cython.Py_ssize_t, following=cython.Py_ssize_t, holder=PoolMember,
-        record="Record *", same_kind=cython.bint, _=cython.int)
-    cdef object find_source(self, PoolMember member, unsigned int port, bint privileged)
+        created="unsigned int[::1]", closing=cython.Py_ssize_t, unanswered=cython.Py_ssize_t,
+        answered=cython.Py_ssize_t)
+    cdef Py_ssize_t find_holder(
+        self, unsigned int holders, bint privileged, unsigned int ticks) except -1
+    @cython.locals(
+        rank=cython.uint, flow=cython.Py_ssize_t, udp=cython.bint, timeout=cython.uint,
+        _=cython.int)
+    cdef void relieve(self, unsigned int holders, bint privileged, unsigned int ticks) except *
+    @cython.locals(record="Record *")
+    cdef void reclaim(self, Py_ssize_t flow) except *
+    @cython.locals(record="Record *", member=PoolMember, privileged=cython.bint)
+    cdef void rank(self, Py_ssize_t flow) except *
     @cython.locals(_=cython.int, source_port=cython.uint)
     cdef object allocate_free(self, PoolMember member, unsigned int port, bint privileged)
     @cython.locals(

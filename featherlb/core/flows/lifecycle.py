@@ -10,6 +10,7 @@ from featherlb.core.flows.counters import Counters
 from featherlb.core.flows.kernel import Commands
 from featherlb.core.flows.members import Members, PoolMember
 from featherlb.core.flows.next_hops import NextHops
+from featherlb.core.flows.port_holders import PortHolders, Rank
 from featherlb.core.flows.snat_ports import PortAllocator
 from featherlb.core.flows.table import FlowTable
 from featherlb.core.flows.tcp_state import ACTIVE, REUSABLE, TIMEOUT_CLASS, State, TimeoutClass
@@ -21,7 +22,8 @@ from featherlb.net.packet import Packet
 from featherlb.net.protocols import SYN, TCP
 
 if not cython.compiled:
-    from featherlb.core.flows.counters import OPENED, SYN_TIMEOUTS
+    from featherlb.core.flows.counters import OPENED, PORTS_RECLAIMED, SYN_TIMEOUTS
+    from featherlb.core.flows.port_holders import RANK_OF
     from featherlb.core.flows.record import (
         ABANDONED,
         COUNTED,
@@ -39,8 +41,12 @@ if not cython.compiled:
 MAX_EXPIRED_AT_ONCE = 1024
 """Flows that one call of `expire` ends at most, so that it never delays packets for long."""
 MAX_PORT_RECLAIMS = 64
-"""Closing flows to search for one whose source port a new flow can reuse, before that one is
-refused."""
+"""Flows that are closed for the source port of a new one, at most, before that one is refused."""
+PROMPT = TICKS_PER_SECOND
+"""Ticks within which a backend answers, and a client retransmits its SYN (RFC 6298 section 2.1)."""
+SCARCE = 0.125
+"""The part of its timeout that is left to a half-open flow where source ports are scarce: 3.75 s,
+two retransmissions of its SYN."""
 SILENCE = 0.125
 """The part of its timeout after which an established connection is silent."""
 LONG_SILENCE = 60 * TICKS_PER_SECOND
@@ -53,6 +59,10 @@ FOREVER = 1 << 28
 IS_ACTIVE = memoryview(bytearray(state in ACTIVE for state in State))
 IS_REUSABLE = memoryview(bytearray(state in REUSABLE for state in State))
 IS_ENDED = memoryview(bytearray(state in (State.CLOSING, State.CLOSED) for state in State))
+
+YIELDS_CLOSING = int(Rank.CLOSING)
+YIELDS_UNANSWERED = int(Rank.UNANSWERED)
+YIELDS_ANSWERED = int(Rank.ANSWERED)
 
 NEW = int(State.NEW)
 SYN_SENT = int(State.SYN_SENT)
@@ -83,6 +93,7 @@ class Lifecycle:
         members: Members,
         counters: Counters,
         source_ports: PortAllocator,
+        port_holders: PortHolders,
         commands: Commands,
         timeouts: Timeouts,
     ) -> None:
@@ -93,6 +104,7 @@ class Lifecycle:
         self._members = members
         self._counters = counters
         self._source_ports = source_ports
+        self._port_holders = port_holders
         self._commands = commands
         seconds = {
             TimeoutClass.HALF_OPEN: timeouts.half_open,
@@ -111,6 +123,8 @@ class Lifecycle:
         self.established_queue = queues[TimeoutClass.ESTABLISHED]
         self.silent_queue = flows.add_queue(int(TimeoutClass.ESTABLISHED), timeouts.established)
         self._silent: list[int] = []
+        self._scarce_tcp = int(timeouts.half_open * SCARCE * TICKS_PER_SECOND)
+        self._scarce_udp = int(timeouts.udp_one_way * SCARCE * TICKS_PER_SECOND)
         self.evicted = 0
         self.opened: list[int] | None = None
 
@@ -144,7 +158,8 @@ class Lifecycle:
             flags |= WIRED
         if not self.keeps_client(pool, hook):
             flags |= FULL
-            source = self.allocate_source(member, backend_port, ports >> 16 < UNPRIVILEGED)
+            privileged = ports >> 16 < UNPRIVILEGED
+            source = self.allocate_source(member, backend_port, privileged, ticks)
             if source is None:
                 return -NO_SOURCE_PORT
             source_high, source_low, source_port = source
@@ -198,6 +213,8 @@ class Lifecycle:
         record.flags = flags
         record.state = state
         record.member_id = member.id
+        if flags & FULL:
+            self.rank(flow)
         if packet.protocol == TCP and packet.flags != SYN:
             start_unsure(record)
         self.compute_deltas(flow)
@@ -231,37 +248,79 @@ class Lifecycle:
         )
 
     def allocate_source(
-        self, member: PoolMember, port: int, privileged: bool
+        self, member: PoolMember, port: int, privileged: bool, ticks: int
     ) -> tuple[int, int, int] | None:
         """A source address and port towards this port of a backend, privileged if the client's is:
         the server may insist on it. When those run out, any port is better than none."""
-        found = self.find_source(member, port, privileged)
+        found = self.find_source(member, port, privileged, ticks)
         if found is None and privileged:
-            found = self.find_source(member, port, False)
+            found = self.find_source(member, port, False, ticks)
         return found
 
     def find_source(
-        self, member: PoolMember, port: int, privileged: bool
+        self, member: PoolMember, port: int, privileged: bool, ticks: int
     ) -> tuple[int, int, int] | None:
-        """A source address and port of one kind, if need be that of a closing flow."""
-        flows = self._flows
+        """A source address and port of one kind, if need be that of a flow which isn't open."""
         found = self.allocate_free(member, port, privileged)
-        closing = flows.head[self.closed_queue]
         for _ in range(MAX_PORT_RECLAIMS):
-            if found is not None or not closing:
+            if found is not None:
                 break
-            record = flows.at(closing)
-            following = record.next
-            holder = self._members.by_id[record.member_id]
-            same_kind = (record.source_port < UNPRIVILEGED) == privileged
-            if record.flags & FULL and same_kind and holder.target == member.target:
-                self.close(closing)
-                found = self.allocate_free(member, port, privileged)
-            closing = following
+            flow = self.find_holder(member.holders, privileged, ticks)
+            if not flow:
+                return None
+            self.reclaim(flow)
+            found = self.allocate_free(member, port, privileged)
         if found is None:
             return None
-        (high, low), port = found
-        return high, low, port
+        (high, low), source_port = found
+        if self._source_ports.is_scarce(member.target, (high, low), privileged):
+            self.relieve(member.holders, privileged, ticks)
+        return high, low, source_port
+
+    def find_holder(self, holders: int, privileged: bool, ticks: int) -> int:
+        """The flow that gives up its port towards this target, 0 if all are open: one that is
+        closing, else one that the backend should have answered by now, else the one that has been
+        half-open for longest. In a flood, the backend answers spoofed SYNs like any other; what it
+        has not answered yet is the newest, a real client's among them."""
+        created = self._flows.created
+        closing = self._port_holders.first(holders, privileged, YIELDS_CLOSING)
+        if closing:
+            return closing
+        unanswered = self._port_holders.first(holders, privileged, YIELDS_UNANSWERED)
+        answered = self._port_holders.first(holders, privileged, YIELDS_ANSWERED)
+        if not unanswered or not answered:
+            return unanswered or answered
+        if ticks - created[unanswered] > PROMPT or created[unanswered] <= created[answered]:
+            return unanswered
+        return answered
+
+    def relieve(self, holders: int, privileged: bool, ticks: int) -> None:
+        """Where few ports are left, close the flows that have been half-open for too long now: two
+        of each kind at most, and so faster than new flows take their ports."""
+        for rank in (YIELDS_UNANSWERED, YIELDS_ANSWERED):
+            for _ in range(2):
+                flow = self._port_holders.first(holders, privileged, rank)
+                if not flow:
+                    break
+                udp = self._flows.at(flow).protocol != TCP
+                timeout = self._scarce_udp if udp else self._scarce_tcp
+                if ticks - self._flows.created[flow] < timeout:
+                    break
+                self.reclaim(flow)
+
+    def reclaim(self, flow: int) -> None:
+        """Close a flow for its source port."""
+        record = self._flows.at(flow)
+        if RANK_OF[record.state] != YIELDS_CLOSING:
+            self._counters.add(record.member_id, PORTS_RECLAIMED)
+        self.close(flow)
+
+    def rank(self, flow: int) -> None:
+        """Note when a flow with a source port would have to give it up."""
+        record = self._flows.at(flow)
+        member = self._members.by_id[record.member_id]
+        privileged = record.source_port < UNPRIVILEGED
+        self._port_holders.place(flow, member.holders, privileged, RANK_OF[record.state])
 
     def allocate_free(
         self, member: PoolMember, port: int, privileged: bool
@@ -310,6 +369,8 @@ class Lifecycle:
         if record.flags & (OFFLOADED | ABANDONED) == OFFLOADED and queue != self.closed_queue:
             queue = self.offload_queue
         self._flows.move(flow, queue, ticks)
+        if record.flags & FULL:
+            self.rank(flow)
         if IS_ACTIVE[state] != IS_ACTIVE[before]:
             member = self._members.by_id[record.member_id]
             member.scheduled.active += 1 if IS_ACTIVE[state] else -1
@@ -360,6 +421,7 @@ class Lifecycle:
         if IS_ACTIVE[record.state]:
             member.scheduled.active -= 1
         if record.flags & FULL:
+            self._port_holders.take(flow)
             source = (record.source_high, record.source_low)
             self._source_ports.release(member.target, source, record.source_port)
         flows.remove(flow)

@@ -3,6 +3,7 @@ cimport cython
 from featherlb.core.flows.counters cimport Counters
 from featherlb.core.flows.record cimport LOCAL_BACKEND
 from featherlb.core.flows.next_hops cimport NextHops
+from featherlb.core.flows.port_holders cimport PortHolders
 
 
 cdef class PoolMember:
@@ -10,6 +11,7 @@ cdef class PoolMember:
     cdef public object sources
     cdef readonly unsigned long long high, low
     cdef readonly int id
+    cdef unsigned int holders
     cdef readonly bint ranged
     cdef int _port
     cdef public int flags, flows
@@ -24,6 +26,7 @@ cdef class Members:
     cdef NextHops _next_hops
     cdef Counters _counters
     cdef object _source_ports
+    cdef PortHolders _port_holders
 
     @cython.locals(member=PoolMember)
     cpdef PoolMember find(

@@ -7,6 +7,7 @@ import cython
 
 from featherlb.core.flows.counters import Counters
 from featherlb.core.flows.next_hops import NextHops
+from featherlb.core.flows.port_holders import PortHolders
 from featherlb.core.flows.snat_ports import PortAllocator
 from featherlb.core.pools.pool import Pool
 from featherlb.core.pools.schedulers import Member
@@ -21,9 +22,10 @@ MAX_MEMBERS = 65535
 
 class PoolMember:
     """A pool's member for the packet path: its address as words and its number of flows.
-    `scheduled` is the same member for the pool and its scheduler."""
+    `scheduled` is the same member for the pool and its scheduler. `target` is the backend endpoint
+    for `PortAllocator`, `holders` its number in `PortHolders`."""
 
-    def __init__(self, pool: Pool, scheduled: Member) -> None:
+    def __init__(self, pool: Pool, scheduled: Member, port_holders: PortHolders) -> None:
         self.pool = pool
         self.scheduled = scheduled
         self.id = scheduled.index
@@ -34,6 +36,7 @@ class PoolMember:
         # Source ports towards a backend of many ports are unique among them all.
         port = None if self.ranged else endpoint.port
         self.target = (int(pool.service.protocol), self.high, self.low, port)
+        self.holders = port_holders.join(self.target)
         self.take_backend(scheduled.backend)
 
     def take_backend(self, backend: Backend) -> None:
@@ -54,9 +57,13 @@ class Members:
     for those whose backend is."""
 
     def __init__(
-        self, next_hops: NextHops, counters: Counters, source_ports: PortAllocator
+        self,
+        next_hops: NextHops,
+        counters: Counters,
+        source_ports: PortAllocator,
+        port_holders: PortHolders,
     ) -> None:
-        """`next_hops`, `counters` and `source_ports` keep something for each member."""
+        """Each of these keeps something for each member."""
         self.by_id: list[PoolMember] = []
         self.retired = memoryview(bytearray(MAX_MEMBERS))
         self.down = memoryview(bytearray(MAX_MEMBERS))
@@ -64,6 +71,7 @@ class Members:
         self._next_hops = next_hops
         self._counters = counters
         self._source_ports = source_ports
+        self._port_holders = port_holders
 
     def add(self, pool: Pool, backend: Backend) -> Member:
         """A new member of the pool; ValueError if there are `MAX_MEMBERS` already."""
@@ -72,7 +80,7 @@ class Members:
             raise ValueError(f"more than {MAX_MEMBERS} backends")
         self._counters.begin(number)
         scheduled = Member(backend, number)
-        member = PoolMember(pool, scheduled)
+        member = PoolMember(pool, scheduled, self._port_holders)
         self.by_id[number : number + 1] = [member]
         self.retired[number] = 0
         self.down[number] = backend.down
@@ -114,6 +122,7 @@ class Members:
 
     def _free_id(self, member: PoolMember) -> None:
         self._source_ports.forget(member.target)
+        self._port_holders.leave(member.target)
         self._free.append(member.id)
 
     def update_next_hops(self) -> None:

@@ -10,7 +10,8 @@ nf_nat_l4proto_unique_tuple in nf_nat_core.c).
 
 RFC 4787 REQ-3 and RFC 5382 REQ-7 forbid a NAT to overload ports, that is to let two flows share one
 where they can collide. Towards different endpoints they can't, and RFC 7857 section 3 ("port
-overlapping") allows it. When no port is free, a flow is refused.
+overlapping") allows it. When no port is free, a flow is refused, unless another one gives up its
+port (`port_holders.py`).
 
 The port that has been free for longest is allocated first, so that the backend's TIME_WAIT of its
 last flow has most likely passed. Ports that were never used are picked at random (RFC 6056 section
@@ -102,6 +103,7 @@ class _Target:
         self.leaving = False
 
 
+_Excluded = dict[Hashable, frozenset[int]]
 _Source = TypeVar("_Source", bound=Hashable)
 
 _NOTHING: frozenset[int] = frozenset()
@@ -124,7 +126,7 @@ class PortAllocator:
         self._random = random.Random(seed).random
         self._ports = ports, privileged
         self._targets: dict[Hashable, _Target] = {}
-        self._excluded: dict[Hashable, frozenset[int]] = {}
+        self._excluded: tuple[_Excluded, _Excluded] = {}, {}
 
     def exclude(self, pairs: Iterable[tuple[Hashable, int]]) -> None:
         """Replace the (source, port) pairs that are never allocated.
@@ -135,7 +137,11 @@ class PortAllocator:
         ports: dict[Hashable, set[int]] = {}
         for source, port in pairs:
             ports.setdefault(source, set()).add(port)
-        self._excluded = {source: frozenset(some) for source, some in ports.items()}
+        plain, privileged = (
+            {source: frozenset(some.intersection(kind)) for source, some in ports.items()}
+            for kind in self._ports
+        )
+        self._excluded = plain, privileged
 
     def allocate(
         self, target: Hashable, sources: Sequence[_Source], privileged: bool = False
@@ -147,10 +153,30 @@ class PortAllocator:
             source = sources[entry.turn % len(sources)]
             entry.turn += 1
             ring = self._ring(entry, source, privileged)
-            port = ring.take(self._excluded.get(source, _NOTHING))
+            port = ring.take(self._excluded[privileged].get(source, _NOTHING))
             if port is not None:
                 return source, port
         return None
+
+    def is_scarce(self, target: Hashable, source: Hashable, privileged: bool = False) -> bool:
+        """Whether more than 80 % of these ports are in use; the source has been used."""
+        in_use = self._targets[target].rings[privileged][source].in_use
+        return 5 * in_use > 4 * self._limit(source, privileged)
+
+    def use(self, target: Hashable, sources: Iterable[Hashable]) -> tuple[int, int]:
+        """How many unprivileged ports of these sources are in use towards a target, and how many
+        there are."""
+        entry = self._targets.get(target)
+        rings = entry.rings[False] if entry else {}
+        in_use = limit = 0
+        for source in sources:
+            limit += self._limit(source, False)
+            if source in rings:
+                in_use += rings[source].in_use
+        return in_use, limit
+
+    def _limit(self, source: Hashable, privileged: bool) -> int:
+        return len(self._ports[privileged]) - len(self._excluded[privileged].get(source, _NOTHING))
 
     def claim(self, target: Hashable, source: Hashable, port: int) -> bool:
         """Take this port for a flow that already uses it; whether it was free."""

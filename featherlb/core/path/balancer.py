@@ -17,6 +17,7 @@ from featherlb.core.flows.lifecycle import Lifecycle
 from featherlb.core.flows.members import MAX_MEMBERS, Members, PoolMember
 from featherlb.core.flows.memory import FlowMemory
 from featherlb.core.flows.next_hops import NextHops
+from featherlb.core.flows.port_holders import PortHolders
 from featherlb.core.flows.snat_ports import PortAllocator
 from featherlb.core.flows.table import FlowTable
 from featherlb.core.flows.tcp_state import State
@@ -138,11 +139,20 @@ class Balancer:
         outbox = self.outbox = Outbox(packet)
         seed = int.from_bytes(secret, "big")
         ports = PortAllocator(seed, source_ports, privileged_ports)
-        members = self.members = Members(next_hops, counters, ports)
+        port_holders = PortHolders(flows.capacity)
+        members = self.members = Members(next_hops, counters, ports, port_holders)
         services = self.services = Services(members, next_hops, ports, seed=seed, hash_key=hash_key)
         commands = Commands()
         lifecycle = self.lifecycle = Lifecycle(
-            flows, packet, next_hops, members, counters, ports, commands, timeouts
+            flows,
+            packet,
+            next_hops,
+            members,
+            counters,
+            ports,
+            port_holders,
+            commands,
+            timeouts,
         )
         self.offload = OffloadedFlows(
             flows, services, members, lifecycle, counters, outbox, ports, commands
@@ -163,7 +173,7 @@ class Balancer:
         self.adoption = Adoption(flows, members, self.tombstones, lifecycle, claims, adopt_until)
         self.termination = Termination(flows, lifecycle, self.offload, self.tombstones, outbox)
         self.liveness = Liveness(flows, lifecycle, outbox)
-        self.views = Views(flows, services, members, counters, lifecycle, redispatch)
+        self.views = Views(flows, services, members, counters, lifecycle, redispatch, ports)
         self.recording = Recording(flows, members, services, counters, self.context, packet)
         self.tags = memoryview(array("Q", bytes(8 * MAX_EXPECTED)))
         self.attach(bytearray(64))

@@ -13,6 +13,7 @@ from featherlb.core.flows.counters import Counters
 from featherlb.core.flows.lifecycle import Lifecycle
 from featherlb.core.flows.members import Members
 from featherlb.core.flows.record import Records
+from featherlb.core.flows.snat_ports import PortAllocator
 from featherlb.core.flows.table import FlowTable
 from featherlb.core.flows.tcp_state import State, TimeoutClass
 from featherlb.core.path.redispatch import Redispatch
@@ -32,6 +33,7 @@ if not cython.compiled:
         MOVED_REFUSED,
         MOVED_SILENT,
         OPENED,
+        PORTS_RECLAIMED,
         REFUSED,
         RESETS,
         SYN_RETRIES,
@@ -67,7 +69,8 @@ class BackendStats:
     connections that it never answered, `syn_retries` those whose client retransmitted the SYN,
     `doubtful` segments that changed nothing, as their sequence numbers may be forged.
     `moved_refused` and `moved_silent` are flows that went to another backend, since this one
-    refused them or did not answer in time.
+    refused them or did not answer in time. In `full` mode flows hold `ports_in_use` of `ports`
+    source ports towards it; `ports_reclaimed` are half-open flows that lost theirs to another.
     """
 
     service: str
@@ -81,6 +84,9 @@ class BackendStats:
     doubtful: int
     moved_refused: int
     moved_silent: int
+    ports: int
+    ports_in_use: int
+    ports_reclaimed: int
     packets_forward: int
     bytes_forward: int
     packets_reply: int
@@ -158,6 +164,7 @@ class Views:
         counters: Counters,
         lifecycle: Lifecycle,
         redispatch: Redispatch,
+        source_ports: PortAllocator,
     ) -> None:
         self._flows = flows
         self._services = services
@@ -165,6 +172,7 @@ class Views:
         self._counters = counters
         self._lifecycle = lifecycle
         self._redispatch = redispatch
+        self._source_ports = source_ports
 
     def list_flows(self, now: float, first: int = 1, limit: int = 1000) -> Iterator[FlowView]:
         """Up to `limit` flows from record `first` on, in no particular order."""
@@ -285,6 +293,8 @@ class Views:
         for pool in self._services.pools.values() if with_backends else ():
             for member in pool.members.values():
                 at = member.index * COUNTERS
+                target = self._members.by_id[member.index]
+                in_use, ports = self._source_ports.use(target.target, target.sources)
                 backends.append(
                     BackendStats(
                         service=pool.service.name,
@@ -298,6 +308,9 @@ class Views:
                         doubtful=counters.members[at + DOUBTFUL],
                         moved_refused=counters.members[at + MOVED_REFUSED],
                         moved_silent=counters.members[at + MOVED_SILENT],
+                        ports=ports,
+                        ports_in_use=in_use,
+                        ports_reclaimed=counters.members[at + PORTS_RECLAIMED],
                         packets_forward=counters.members[at],
                         bytes_forward=counters.members[at + 1],
                         packets_reply=counters.members[at + 2],

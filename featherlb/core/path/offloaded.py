@@ -367,6 +367,8 @@ class OffloadedFlows:
         record.reply_bytes = entry.reply_bytes
         member.scheduled.active += 1
         member.flows += 1
+        if flags & FULL:
+            self._lifecycle.rank(flow)
         self.observe(flow, entry, ticks)
         return True
 

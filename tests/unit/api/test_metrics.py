@@ -78,7 +78,7 @@ def samples(world: World) -> dict[str, list[float]]:
 
 @pytest.fixture
 def world() -> World:
-    world = World(service(ONE, TWO))
+    world = World(service(ONE, TWO, nat="full"))
     for number in range(5):
         world.connect(client(number))
     world.connect(CLIENT).reply("R")

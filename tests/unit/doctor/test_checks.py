@@ -157,23 +157,38 @@ def test_state_of_the_instance() -> None:
     assert judged(tasks=[task(failing=True)]) == [(E, "systemctl restart featherlb")]
 
 
+def counted_services(**counts: int) -> schema.Services:
+    """A service with a backend that has these counts."""
+    names = ("active", "flows", "packets_forward", "bytes_forward", "packets_reply")
+    moved = ("doubtful", "moved_refused", "moved_silent")
+    ports = ("ports", "ports_in_use", "ports_reclaimed")
+    more = ("bytes_reply", "resets", "refused", "syn_timeouts", "syn_retries", *moved, *ports)
+    data: dict[str, object] = {**dict.fromkeys((*names, *more), 0), **counts}
+    data |= {"backend": "b", "address": str(ONE), "state": "up", "failure": "", "weight": 1}
+    data |= {"role": "primary", "effective_weight": 1, "max_connections": None}
+    service = schema.Service.model_construct(
+        name="web", backends=[schema.Backend.model_validate(data)]
+    )
+    return schema.Services.model_construct(services=[service])
+
+
 def test_answers_that_never_came() -> None:
     def judged(**counts: int) -> list[tuple[Severity, str]]:
-        names = ("active", "flows", "packets_forward", "bytes_forward", "packets_reply")
-        moved = ("doubtful", "moved_refused", "moved_silent")
-        more = ("bytes_reply", "resets", "refused", "syn_timeouts", "syn_retries", *moved)
-        data: dict[str, object] = {**dict.fromkeys((*names, *more), 0), **counts}
-        data |= {"backend": "b", "address": str(ONE), "state": "up", "failure": "", "weight": 1}
-        data |= {"role": "primary", "effective_weight": 1, "max_connections": None}
-        service = schema.Service.model_construct(
-            name="web", backends=[schema.Backend.model_validate(data)]
-        )
-        return brief(instance.judge_answers(schema.Services.model_construct(services=[service])))
+        return brief(instance.judge_answers(counted_services(**counts)))
 
     assert judged() == []
     assert judged(packets_forward=9) == []
     assert judged(packets_forward=9, syn_timeouts=3) == [(E, "")]
     assert judged(packets_forward=9, syn_timeouts=3, packets_reply=1) == []
+
+
+def test_source_ports_in_use() -> None:
+    def judged(**counts: int) -> list[tuple[Severity, str]]:
+        return brief(instance.judge_ports(counted_services(**counts)))
+
+    assert judged() == []
+    assert judged(ports=100, ports_in_use=80) == []
+    assert judged(ports=100, ports_in_use=81) == [(W, "")]
 
 
 def test_losses() -> None:

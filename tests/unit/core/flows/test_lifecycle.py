@@ -3,9 +3,9 @@
 import pytest
 
 from featherlb.core.flows.tcp_state import TimeoutClass
-from featherlb.model import PRIVILEGED_SOURCE_PORTS, SOURCE_PORTS, Timeouts, Verdict
+from featherlb.model import PRIVILEGED_SOURCE_PORTS, SOURCE_PORTS, Protocol, Timeouts, Verdict
 from featherlb.model.reason import Reason
-from tests.builders import tcp
+from tests.builders import tcp, udp
 from tests.world import BACKENDS, ONE, TWO, VIP, Connection, World, client, service
 
 OTHER_VIP = "192.0.2.11:80"
@@ -96,6 +96,114 @@ def test_expiry_releases_source_ports() -> None:
         assert len(sources) == 2
         world.advance(TIMES.established)
         assert world.flows() == []
+
+
+def half_open(world: World, number: int, answered: bool = False) -> Connection:
+    """A connection whose handshake stops after the SYN, or after the backend's SYN-ACK."""
+    connection = Connection(world, client(number))
+    connection.send("S")
+    if answered:
+        connection.reply("SA")
+    return connection
+
+
+def alive(world: World, *connections: Connection) -> list[bool]:
+    """Which of them still have their flow."""
+    clients = {str(flow.client) for flow in world.flows()}
+    return [connection.client in clients for connection in connections]
+
+
+def reclaimed(world: World) -> int:
+    return sum(one.ports_reclaimed for one in world.statistics().backends)
+
+
+def test_a_half_open_flow_gives_its_source_port_to_a_new_one() -> None:
+    """A spoofed SYN costs nothing: it must not hold what a real client needs."""
+    world = make_world(ONE, nat="full", source_ports=range(1024, 1028))
+    opened = world.connect(client(1))
+    spoofed = []
+    for number in (2, 3, 4):
+        spoofed.append(half_open(world, number, answered=number % 2 == 0))
+        world.advance(0.1)
+    for lost in range(1, 4):
+        real = world.connect(client(10 + lost))
+        assert alive(world, opened, real, *spoofed) == [True, True, *(n >= lost for n in range(3))]
+    assert reclaimed(world) == 3
+    # Established connections keep theirs.
+    assert has_no_port(Connection(world, client(20)))
+    real.send("R")
+    world.connect(client(20))
+    assert reclaimed(world) == 3  # that was none that was half-open
+
+
+def test_an_overdue_answer_gives_up_first_and_a_new_syn_last() -> None:
+    world = make_world(ONE, nat="full", source_ports=range(1024, 1028))
+    answered = half_open(world, 1, answered=True)
+    world.advance(0.5)
+    overdue = half_open(world, 2)
+    world.advance(1.5)
+    fresh = [half_open(world, number) for number in (3, 4)]
+    half_open(world, 5)
+    assert alive(world, overdue, answered, *fresh) == [False, True, True, True]
+    # The backend may still answer those: what waits for its client has waited for longer.
+    half_open(world, 6)
+    assert alive(world, answered, *fresh) == [False, True, True]
+
+
+def test_a_retransmitted_syn_keeps_its_place_and_an_open_flow_leaves_the_line() -> None:
+    world = make_world(ONE, nat="full", source_ports=range(1024, 1027))
+    first, second, third = (half_open(world, number) for number in (1, 2, 3))
+    first.lose("S")
+    assert first.state == "SYN_RETRIED"
+    second.reply("SA")
+    second.send("A")
+    half_open(world, 4)
+    assert alive(world, first, second, third) == [False, True, True]
+    half_open(world, 5)
+    assert alive(world, second, third) == [True, False]
+
+
+def test_datagrams_without_an_answer_give_up_their_source_port() -> None:
+    world = World(service(ONE, nat="full", protocol=Protocol.UDP), source_ports=range(1024, 1026))
+    (first, second, third) = (client(number) for number in range(3))
+    answer = world.handle(udp(first, VIP))
+    world.handle(udp(answer.destination, answer.source))
+    world.handle(udp(second, VIP))
+    world.handle(udp(third, VIP))
+    assert {str(flow.client) for flow in world.flows()} == {first, third}
+
+
+def test_where_source_ports_are_scarce_half_open_flows_end_early() -> None:
+    world = make_world(ONE, nat="full", source_ports=range(1024, 1044))
+    old = [half_open(world, number, answered=number % 2 == 0) for number in range(16)]
+    world.advance(TIMES.half_open / 4)
+    assert alive(world, *old) == [True] * 16
+    half_open(world, 16)  # the first beyond 80 %
+    assert alive(world, *old).count(False) == 4
+    assert reclaimed(world) == 4
+    (backend,) = world.statistics().backends
+    assert (backend.ports, backend.ports_in_use) == (20, 13)
+    # What is younger than an eighth of the time-out stays.
+    world.advance(TIMES.half_open)
+    young = [half_open(world, number) for number in range(20, 36)]
+    world.advance(TIMES.half_open / 10)
+    half_open(world, 36)
+    assert alive(world, *young) == [True] * 16
+
+
+def test_a_flood_towards_one_backend_takes_no_port_of_another() -> None:
+    world = World(
+        service(ONE, nat="full"),
+        service(TWO, name="other", vips=OTHER_VIP, nat="full"),
+        source_ports=range(1024, 1026),
+    )
+    bystander = Connection(world, client(1), OTHER_VIP)
+    bystander.send("S")
+    for number in range(2, 9):
+        half_open(world, number)
+    assert alive(world, bystander) == [True]
+    (one, other) = world.statistics().backends
+    assert (one.ports_reclaimed, other.ports_reclaimed) == (5, 0)
 
 
 def test_source_ports_are_counted_per_backend() -> None:

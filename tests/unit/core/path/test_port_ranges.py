@@ -2,7 +2,7 @@
 
 import pytest
 
-from featherlb.model import Datapath, Hook, Protocol, Verdict
+from featherlb.model import Datapath, Hook, Protocol, Timeouts, Verdict
 from featherlb.model.reason import Reason
 from featherlb.model.shard import Shard
 from tests.builders import tcp, udp
@@ -58,14 +58,14 @@ def test_source_ports_are_unique_towards_a_host() -> None:
     world = World(one, many, source_ports=range(5000, 5004))
     for number in range(2):
         for vip in (WEB, "192.0.2.10:10005"):
-            world.handle(tcp(f"198.51.100.7:{3000 + number}", vip, "S"))
+            world.connect(f"198.51.100.7:{3000 + number}", vip)
     flows = world.flows()
     assert {flow.service for flow in flows} == {"one", "many"}
     assert {str(flow.backend) for flow in flows} == {"10.1.0.1:10005"}
     assert len({flow.source for flow in flows}) == 4
     refused = world.handle(tcp("198.51.100.7:2000", WEB, "S"))
     assert refused.reason is Reason.NO_SOURCE_PORT
-    world.advance(60)
+    world.advance(Timeouts().established)
     assert world.handle(tcp("198.51.100.7:2000", WEB, "S")).verdict is Verdict.REWRITTEN
 
 
