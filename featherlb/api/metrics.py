@@ -289,6 +289,11 @@ class Snapshot(Collector):
             "Backends that are not served because their names have no address that can be used.",
             labels=["service"],
         )
+        refused = CounterMetricFamily(
+            "featherlb_refused_packets",
+            "Packets of clients that may not open a flow: allow, deny, max_flows, max_new.",
+            labels=["worker", "service", "reason"],
+        )
         for service in self._view.services:
             name = service.config.name
             panic.add_metric([name], service.panic)
@@ -304,7 +309,12 @@ class Snapshot(Collector):
                     ejections.add_metric(values, backend.ejections)
                 if backend.config.max_connections is not None:
                     limit.add_metric(values, backend.config.max_connections)
+        for (name, why), count in self._view.refused.items():
+            refused.add_metric(["kernel", name, why.label], count)
         for number, one in self._workers.items():
+            for name, reasons in one.core.refused.items():
+                for why, count in reasons.items():
+                    refused.add_metric([str(number), name, why.label], count)
             for stats in one.core.backends:
                 values = [str(number), stats.service, str(stats.backend)]
                 active.add_metric(values, stats.active)
@@ -328,6 +338,7 @@ class Snapshot(Collector):
         yield absent
         yield ports
         yield used_ports
+        yield refused
         yield from counters.values()
         yield moves
         yield packets

@@ -132,6 +132,10 @@ class Status(Answer):
     last_reload: str = Field(description="Time of the last reload; empty if none.")
     reload_error: str = Field(description="Why the last reload was refused; empty if it succeeded.")
     panic: list[str] = Field(description="Services in panic: backend health is ignored.")
+    refused: dict[str, dict[str, int]] = Field(
+        description="By service, packets of clients that may not open a flow, as in"
+        " [Service](#service); services without such packets are left out."
+    )
     worker_restarts: int
     workers: list[Worker]
     tasks: list[Task]
@@ -200,6 +204,10 @@ class Service(Answer):
         " VIPs have no address."
     )
     panic: bool = Field(description="Too few backends are healthy, so all are used.")
+    refused: dict[str, int] = Field(
+        description="Packets of clients that may not open a flow, by reason: `not-allowed`,"
+        " `max-flows`, `max-new`; empty if everybody may."
+    )
     backends: list[Backend]
 
 

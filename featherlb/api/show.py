@@ -16,6 +16,7 @@ from featherlb.control.view import BackendView, ServiceView, View
 from featherlb.core.flows.tcp_state import TimeoutClass
 from featherlb.core.path.export import FlowView, Statistics
 from featherlb.core.path.recording import Recorded
+from featherlb.core.pools.gate import REFUSALS
 from featherlb.model import Endpoint, Health, Label
 from featherlb.model.label import label
 from featherlb.model.reason import Reason
@@ -138,6 +139,9 @@ def show_status(view: View) -> schema.Status:
         last_reload=view.reloads.last,
         reload_error=view.reloads.error,
         panic=sorted(service.config.name for service in view.services if service.panic),
+        refused={
+            name: reasons for name, reasons in _refused(view).items() if any(reasons.values())
+        },
         worker_restarts=view.worker_restarts,
         workers=[
             schema.Worker(
@@ -174,11 +178,33 @@ def show_status(view: View) -> schema.Status:
 def show_services(view: View) -> schema.Services:
     found = [one.core for one in view.statistics.values()]
     counts = _backend_counts(found)
-    return schema.Services(services=[_service(one, found, counts) for one in view.services])
+    refused = _refused(view)
+    return schema.Services(
+        services=[
+            _service(one, found, counts, refused.get(one.config.name, {})) for one in view.services
+        ]
+    )
+
+
+def _refused(view: View) -> dict[str, dict[str, int]]:
+    """By service and reason, the packets of clients that may not open a flow."""
+    sums: defaultdict[str, dict[str, int]] = defaultdict(
+        lambda: {reason.label: 0 for reason in REFUSALS}
+    )
+    for one in view.statistics.values():
+        for name, reasons in one.core.refused.items():
+            for reason, count in reasons.items():
+                sums[name][reason.label] += count
+    for (name, reason), count in view.refused.items():
+        sums[name][reason.label] += count
+    return sums
 
 
 def _service(
-    view: ServiceView, found: list[Statistics], counts: dict[tuple[str, Endpoint], dict[str, int]]
+    view: ServiceView,
+    found: list[Statistics],
+    counts: dict[tuple[str, Endpoint], dict[str, int]],
+    refused: dict[str, int],
 ) -> schema.Service:
     name = view.config.name
     rows = [
@@ -226,6 +252,7 @@ def _service(
         nat=str(view.config.nat),
         datapath=str(view.served.datapath) if view.served else "",
         panic=view.panic,
+        refused=refused,
         backends=rows,
     )
 

@@ -234,7 +234,9 @@ def _show_shares(trial: Trial) -> None:
     if trial.one_backend is not None:
         facts.append(f"{_percent(trial.one_backend)} of returning clients stay on one backend")
     if trial.refused:
-        facts.append(f"{trial.refused:,} flows refused: no backend had room")
+        facts.append(
+            f"{trial.refused:,} flows refused: no backend had room, or the client may not open more"
+        )
     click.echo(f"  {'; '.join(facts)}")
     if trial.errors:
         click.echo(f"  failed {trial.errors:,} times; the first time: {trial.first_error}")

@@ -32,6 +32,9 @@ def status(answer: schema.Status) -> None:
         rows["last reload"] = f"{answer.last_reload} {outcome}"
     if answer.panic:
         rows["panic"] = f"{', '.join(answer.panic)}: too few backends are healthy, all are used"
+    for name, reasons in answer.refused.items():
+        counts = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items() if count)
+        rows[f"refused by {name}"] = f"{counts} (packets that would have opened a flow)"
     for worker in answer.workers:
         rows[f"worker {worker.number}"] = (
             f"pid {worker.pid}, {counted(worker.flows, 'flow')},"

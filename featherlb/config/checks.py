@@ -9,9 +9,25 @@ from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address
 
 from featherlb.config.faults import Fault
-from featherlb.config.types import BackendConfig, BackendKey, Config, Host, ServiceConfig, VipConfig
+from featherlb.config.types import (
+    BackendConfig,
+    BackendKey,
+    Config,
+    Host,
+    NetworkFile,
+    ServiceConfig,
+    VipConfig,
+)
 from featherlb.core.pools.schedulers import is_consistent, limits_by_weight, takes_hash_options
-from featherlb.model import LAST_PORT, CheckType, NatMode, Protocol, reached_ports
+from featherlb.model import (
+    CLIENT_PREFIX,
+    LAST_PORT,
+    CheckType,
+    NatMode,
+    NetworkSet,
+    Protocol,
+    reached_ports,
+)
 from featherlb.model.counted import counted
 
 _BROADCAST = IPv4Address("255.255.255.255")
@@ -38,6 +54,8 @@ def check(config: Config) -> Iterator[Fault]:
         yield from _families(service)
         yield from _options(service)
         yield from _health(service, known)
+        yield from _client_limits(service, config.workers)
+        yield from lists(service)
 
 
 def advise(config: Config) -> Iterator[Fault]:
@@ -225,6 +243,48 @@ def _limits(service: ServiceConfig, workers: int) -> Iterator[Fault]:
         if limit is not None and limit < workers:
             text = f"{workers} workers can't share {counted(limit, 'connection')} of {backend}"
             yield Fault(backend.origin, f"{text} (expected max_connections of {workers} or more)")
+
+
+def _client_limits(service: ServiceConfig, workers: int) -> Iterator[Fault]:
+    family = next((_family(vip.host) for vip in service.vips if _family(vip.host)), None)
+    client = None if family is None else CLIENT_PREFIX[family]
+    for key, limits in (("max_flows", service.max_flows), ("max_new", service.max_new)):
+        origin = service.option_origins.get(key, service.origin)
+        prefixes = [client if one.prefix is None else one.prefix for one in limits]
+        if twice := [one for one in prefixes if prefixes.count(one) > 1]:
+            text = "no prefix" if twice[0] is None else f"the prefix {twice[0]}"
+            yield Fault(origin, f"two limits have {text} (expected one for each)")
+        longest = max((one or 0 for one in prefixes), default=0)
+        if family == 4 and longest > 32:
+            text = f"{longest} is too long a prefix for IPv4"
+            yield Fault(origin, f"{text} (expected at most 32)")
+    for most in service.max_flows:
+        if most.prefix == 0 and most.limit < workers:
+            text = (
+                f"{workers} workers can't share {counted(most.limit, 'flow')} of '{service.name}'"
+            )
+            origin = service.option_origins.get("max_flows", service.origin)
+            yield Fault(origin, f"{text} (expected a limit of {workers} or more)")
+
+
+def lists(service: ServiceConfig) -> Iterator[Fault]:
+    """Lists that let nobody in, if all their files have been read."""
+    sets = [
+        one.networks if isinstance(one, NetworkFile) else NetworkSet.of([one])
+        for one in service.allow
+    ]
+    family = next((host.version for host in _hosts(service) if not isinstance(host, str)), None)
+    if not sets or None in sets or family is None:
+        return
+    if not any(found is not None and found.has(family) for found in sets):
+        text = f"'allow' has no IPv{family} network, so no client could connect"
+        origin = service.option_origins.get("allow", service.origin)
+        yield Fault(origin, f"{text} (expected one at least)")
+
+
+def _hosts(service: ServiceConfig) -> Iterator[Host]:
+    yield from (vip.host for vip in service.vips)
+    yield from (backend.host for backend in service.backends)
 
 
 def _sources(service: ServiceConfig) -> Iterator[Fault]:

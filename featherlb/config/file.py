@@ -4,9 +4,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from featherlb.config import absolute_scheduler, checks, loader, routes, schema, services
-from featherlb.config.faults import Fault, refuse
-from featherlb.config.types import Config
+from featherlb.config.faults import Fault, Origin, refuse
+from featherlb.config.types import Config, ListedClients, NetworkFile
+from featherlb.config.values import network
+from featherlb.model import Network, NetworkSet
 from featherlb.model.errors import ConfigError
+
+MAX_NETWORKS = 1_000_000
+"""Of a file; as many as a set in the kernel takes (`system/ipset.py`)."""
+_MOST_FAULTS = 20
+"""Of one file of networks that are reported."""
 
 
 def load(path: Path) -> Config:
@@ -25,14 +32,59 @@ def load(path: Path) -> Config:
 def load_text(text: str, path: Path) -> Config:
     """The configuration in the text of a file with this path; ConfigError if it has faults.
 
-    Relative paths of custom schedulers start at the file's directory.
+    Relative paths of custom schedulers and of files with networks start at the file's directory.
     """
     config = parse(text, str(path))
+    faults: list[Fault] = []
     services = (
-        replace(service, scheduler=absolute_scheduler(service.scheduler, path.parent))
+        replace(
+            service,
+            scheduler=absolute_scheduler(service.scheduler, path.parent),
+            allow=_read_lists(service.allow, path.parent, faults),
+            deny=_read_lists(service.deny, path.parent, faults),
+        )
         for service in config.services
     )
-    return replace(config, services=tuple(services))
+    config = replace(config, services=tuple(services))
+    refuse(faults)
+    refuse(fault for service in config.services for fault in checks.lists(service))
+    return config
+
+
+def _read_lists(clients: ListedClients, directory: Path, faults: list[Fault]) -> ListedClients:
+    """The list with the content of its files, whose paths are made absolute."""
+    return tuple(
+        _read_list((directory / one.path).absolute(), faults)
+        if isinstance(one, NetworkFile)
+        else one
+        for one in clients
+    )
+
+
+def _read_list(path: Path, faults: list[Fault]) -> NetworkFile:
+    """A file with a network on each line; `#` begins a comment."""
+    found: list[Network] = []
+    ours: list[Fault] = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "this is not UTF-8 text"
+        ours.append(Fault(Origin(str(path), 1, ""), f"cannot read the networks: {reason}"))
+        lines = []
+    for number, line in enumerate(lines, 1):
+        word = line.partition("#")[0].strip()
+        try:
+            if word:
+                found.append(network(word))
+        except ValueError as error:
+            ours.append(Fault(Origin(str(path), number, ""), str(error)))
+            if len(ours) == _MOST_FAULTS:
+                break
+    if len(found) > MAX_NETWORKS:
+        text = f"{len(found):,} networks are too many (expected at most {MAX_NETWORKS:,})"
+        ours.append(Fault(Origin(str(path), 1, ""), text))
+    faults += ours
+    return NetworkFile(str(path), NetworkSet.of(found))
 
 
 def parse(text: str, source: str) -> Config:

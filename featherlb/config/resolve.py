@@ -7,11 +7,20 @@ everything else is served.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from featherlb import model
 from featherlb.config import checks
 from featherlb.config.faults import Fault, refuse
-from featherlb.config.types import AUTO, BackendConfig, Config, Host, ServiceConfig
+from featherlb.config.types import (
+    AUTO,
+    BackendConfig,
+    Config,
+    Host,
+    ListedClients,
+    NetworkFile,
+    ServiceConfig,
+)
 
 Lookup = Callable[[str], Sequence[model.Address]]
 """The addresses of a host name; empty if it has none."""
@@ -233,7 +242,43 @@ def _service(service: ServiceConfig, places: Sequence[Place] | None) -> model.Se
         persistence=_persistence(service),
         prefer=service.prefer,
         redispatch=service.redispatch,
+        admission=_admission(service),
     )
+
+
+def _admission(service: ServiceConfig) -> model.Admission:
+    family = _address(service.vips[0].host).version
+    client = model.CLIENT_PREFIX[family]
+
+    def prefix(own: int | None) -> int:
+        return client if own is None else own
+
+    return model.Admission(
+        allow=_addresses_of(service.allow) if service.allow else None,
+        deny=_addresses_of(service.deny),
+        deny_action=service.deny_action,
+        max_flows=tuple(
+            model.MaxFlows(one.limit, prefix(one.prefix), one.action) for one in service.max_flows
+        ),
+        max_new=tuple(
+            model.MaxNew(
+                one.rate.per_second,
+                one.rate.count if one.burst is None else one.burst,
+                prefix(one.prefix),
+                one.action,
+            )
+            for one in service.max_new
+        ),
+    )
+
+
+@lru_cache(maxsize=64)
+def _addresses_of(clients: ListedClients) -> model.NetworkSet:
+    found = model.NetworkSet.of(one for one in clients if not isinstance(one, NetworkFile))
+    for one in clients:
+        if isinstance(one, NetworkFile) and one.networks is not None:
+            found |= one.networks
+    return found
 
 
 def _persistence(service: ServiceConfig) -> model.Persistence | None:

@@ -24,7 +24,7 @@ from pydantic_core import ErrorDetails
 from featherlb.config import values
 from featherlb.config.faults import Fault, Origin
 from featherlb.config.loader import Document, Path, show_path
-from featherlb.config.types import Automatic, BackendKey, Config, Host
+from featherlb.config.types import Automatic, BackendKey, Config, Host, NetworkFile
 from featherlb.model import (
     DEFAULT_DATAPATH,
     Address,
@@ -36,11 +36,14 @@ from featherlb.model import (
     Health,
     HealthCheck,
     NatMode,
+    Network,
     OnBackendDown,
     PassiveCheck,
     Preference,
     Protocol,
+    Rate,
     Redispatch,
+    Refusal,
     Role,
     StatusRange,
     Timeouts,
@@ -110,6 +113,26 @@ class RedispatchEntry(_Strict):
     refused: Annotated[bool, PlainValidator(values.boolean)] = Redispatch().refused
     silent: Annotated[bool, PlainValidator(values.boolean)] = Redispatch().silent
     attempts: Annotated[int, PlainValidator(values.integer(1, 16))] = Redispatch().attempts
+
+
+_Clients = Annotated[Network | NetworkFile, PlainValidator(values.clients), _keep_discarded]
+_Prefix = Annotated[int | None, PlainValidator(values.integer(0, 128))]
+_Refusal = Annotated[Refusal, PlainValidator(values.refusal)]
+
+
+class MaxFlowsEntry(_Strict):
+    limit: Annotated[int, PlainValidator(values.integer(1, 100_000_000))] = Field(
+        description="a number of flows"
+    )
+    prefix: _Prefix = None
+    action: _Refusal = Refusal.DROP
+
+
+class MaxNewEntry(_Strict):
+    rate: Annotated[Rate, PlainValidator(values.rate)] = Field(description="a rate such as 50/s")
+    burst: Annotated[int | None, PlainValidator(values.integer(1, 1_000_000))] = None
+    prefix: _Prefix = None
+    action: _Refusal = Refusal.DROP
 
 
 _CHECK = HealthCheck(CheckType.TCP)
@@ -188,6 +211,17 @@ class ServiceEntry(_Strict):
     persistence: PersistenceEntry | None = None
     prefer: PreferenceEntry | None = None
     redispatch: RedispatchEntry = RedispatchEntry()
+    allow: Annotated[list[_Clients], _one_or_list, Field(min_length=1)] = []
+    deny: Annotated[list[_Clients], _one_or_list] = []
+    deny_action: _Refusal = Refusal.DROP
+    max_flows: Annotated[
+        list[Annotated[MaxFlowsEntry, BeforeValidator(values.max_flows), _keep_discarded]],
+        _one_or_list,
+    ] = []
+    max_new: Annotated[
+        list[Annotated[MaxNewEntry, BeforeValidator(values.max_new), _keep_discarded]],
+        _one_or_list,
+    ] = []
     mss: Annotated[int | None, PlainValidator(values.integer(88, 65535))] = None
     one_packet: Annotated[bool, PlainValidator(values.boolean)] = False
     responses: Annotated[int | None, PlainValidator(values.integer(0, 65535))] = None

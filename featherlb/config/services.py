@@ -7,6 +7,8 @@ from featherlb.config.types import (
     ApiConfig,
     BackendConfig,
     Config,
+    MaxFlowsConfig,
+    MaxNewConfig,
     PersistenceConfig,
     ServiceConfig,
     SourceConfig,
@@ -77,6 +79,15 @@ def _service(entry: schema.ServiceEntry, document: Document, path: Path) -> Serv
         redispatch=Redispatch(
             entry.redispatch.refused, entry.redispatch.silent, entry.redispatch.attempts
         ),
+        allow=tuple(one for one in entry.allow if one is not schema.DISCARDED),
+        deny=tuple(one for one in entry.deny if one is not schema.DISCARDED),
+        deny_action=entry.deny_action,
+        max_flows=tuple(
+            MaxFlowsConfig(**dict(one)) for one in entry.max_flows if one is not schema.DISCARDED
+        ),
+        max_new=tuple(
+            MaxNewConfig(**dict(one)) for one in entry.max_new if one is not schema.DISCARDED
+        ),
         on_backend_down=entry.on_backend_down,
         health=_health(entry.health),
         passive_health=_passive_health(entry.passive_health),
@@ -111,6 +122,10 @@ def _service(entry: schema.ServiceEntry, document: Document, path: Path) -> Serv
                 "hash_on",
                 "hash_balance",
                 "prefer",
+                "allow",
+                "deny_action",
+                "max_flows",
+                "max_new",
             )
         },
     )

@@ -20,11 +20,15 @@ from featherlb.model import (
     HealthCheck,
     Label,
     NatMode,
+    Network,
+    NetworkSet,
     OnBackendDown,
     PassiveCheck,
     Preference,
     Protocol,
+    Rate,
     Redispatch,
+    Refusal,
     Role,
     Timeouts,
     join_host_ports,
@@ -101,6 +105,54 @@ class PersistenceConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class NetworkFile:
+    """A file that lists networks. `networks` is its content, None if it wasn't read yet."""
+
+    path: str
+    networks: NetworkSet | None = None
+
+    def __str__(self) -> str:
+        return self.path
+
+
+ListedClients = tuple[Network | NetworkFile, ...]
+"""Clients by their networks."""
+
+
+@dataclass(frozen=True, slots=True)
+class MaxFlowsConfig:
+    """Like `model.MaxFlows`; `prefix` is None for the default of the address family."""
+
+    limit: int
+    prefix: int | None = None
+    action: Refusal = Refusal.DROP
+
+    def __str__(self) -> str:
+        return f"{self.limit}{_limit_options(self.prefix, self.action)}"
+
+
+@dataclass(frozen=True, slots=True)
+class MaxNewConfig:
+    """Like `model.MaxNew`; `burst` is None for as many as in one unit of the rate, `prefix` for the
+    default of the address family."""
+
+    rate: Rate
+    burst: int | None = None
+    prefix: int | None = None
+    action: Refusal = Refusal.DROP
+
+    def __str__(self) -> str:
+        burst = "" if self.burst is None else f" burst {self.burst}"
+        return f"{self.rate}{burst}{_limit_options(self.prefix, self.action)}"
+
+
+def _limit_options(prefix: int | None, action: Refusal) -> str:
+    """The options of a limit that differ from the default."""
+    whose = "" if prefix is None else f" per /{prefix}" if prefix else " for the service"
+    return f"{whose}, {action}" if action is not Refusal.DROP else whose
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceConfig:
     """A service as configured; `scheduler` is a canonical name of the registry."""
 
@@ -120,6 +172,12 @@ class ServiceConfig:
     persistence: PersistenceConfig | None = None
     prefer: Preference | None = None
     redispatch: Redispatch = field(default_factory=Redispatch)
+    allow: ListedClients = ()
+    """Empty: every client."""
+    deny: ListedClients = ()
+    deny_action: Refusal = Refusal.DROP
+    max_flows: tuple[MaxFlowsConfig, ...] = ()
+    max_new: tuple[MaxNewConfig, ...] = ()
     source_addresses: tuple[SourceConfig, ...] = ()
     on_backend_down: OnBackendDown = OnBackendDown.KEEP
     health: HealthCheck | None = None

@@ -8,11 +8,11 @@ expected.
 import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from featherlb.config.types import AUTO, Automatic, BackendKey, Host
+from featherlb.config.types import AUTO, Automatic, BackendKey, Host, NetworkFile
 from featherlb.core.pools.schedulers import canonical_name
 from featherlb.model import (
     LAST_PORT,
@@ -25,8 +25,11 @@ from featherlb.model import (
     HashPart,
     Health,
     NatMode,
+    Network,
     OnBackendDown,
     Protocol,
+    Rate,
+    Refusal,
     Role,
     StatusRange,
     Vip,
@@ -219,6 +222,61 @@ def address(value: object) -> Address:
     raise ValueError(f"{quote(word)} is not an IP address")
 
 
+def network(value: object) -> Network:
+    """A network such as `10.0.0.0/8`, or an address, which is a network of its own."""
+    word = text(value, "a network such as 10.0.0.0/8")
+    try:
+        if "%" not in word and re.fullmatch(r"[0-9A-Fa-f.:]+(/[0-9]{1,3})?", word):
+            found = ip_network(word, strict=False)
+            if str(found.network_address) == str(ip_address(word.partition("/")[0])):
+                return found
+            raise ValueError(f"{quote(word)} has host bits set (expected {found})")
+    except ValueError as error:
+        if "host bits" in str(error):
+            raise
+    raise ValueError(f"{quote(word)} is not a network (expected one such as 10.0.0.0/8)")
+
+
+def clients(value: object) -> Network | NetworkFile:
+    """A network, or `{file: PATH}` with one on each line."""
+    expected = "a network such as 10.0.0.0/8, or {file: PATH}"
+    if isinstance(value, dict):
+        if list(value) != ["file"]:
+            raise ValueError(f"this mapping is no list of clients (expected {expected})")
+        return NetworkFile(text(value["file"], "the path of a file"))
+    if not isinstance(value, str):
+        raise wrong_type(value, expected)
+    return network(value)
+
+
+def rate(value: object) -> Rate:
+    """A rate such as `50/s`, `600/m` or `1000/h`."""
+    expected = "a rate such as 50/s, 600/m or 1000/h"
+    word = text(value, expected)
+    match = re.fullmatch(r"([0-9]{1,7})/(s|m|h)", word)
+    if match is None or not 1 <= int(match[1]) <= 1_000_000:
+        raise ValueError(f"{quote(word)} is not a rate (expected {expected}, at most 1000000)")
+    return Rate(int(match[1]), match[2])
+
+
+def max_flows(value: object) -> object:
+    """The short form of `max_flows`, a number, as a mapping."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return {"limit": value}
+    if not isinstance(value, dict):
+        raise wrong_type(value, "a number of flows, or a mapping with limit and prefix")
+    return value
+
+
+def max_new(value: object) -> object:
+    """The short form of `max_new`, a rate, as a mapping."""
+    if isinstance(value, str):
+        return {"rate": value}
+    if not isinstance(value, dict):
+        raise wrong_type(value, "a rate such as 50/s, or a mapping with rate, burst and prefix")
+    return value
+
+
 def host(value: object) -> Host:
     """An IP address or a host name (RFC 1123 section 2.1, underscores allowed)."""
     word = text(value, "an IP address or a host name")
@@ -348,6 +406,7 @@ protocol = one_of({str(choice): choice for choice in Protocol})
 nat = one_of({str(choice): choice for choice in NatMode})
 on_backend_down = one_of({str(choice): choice for choice in OnBackendDown})
 check_type = one_of({str(choice): choice for choice in CheckType})
+refusal = one_of({str(choice): choice for choice in Refusal})
 role = one_of({str(choice): choice for choice in Role})
 initial_health = one_of({str(choice): choice for choice in (Health.UP, Health.DOWN)})
 datapath: Callable[[object], Datapath | Automatic] = one_of(

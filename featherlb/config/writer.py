@@ -6,7 +6,7 @@ key's name.
 
 from dataclasses import MISSING, Field, fields, is_dataclass
 from enum import Enum
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
 import yaml
@@ -14,12 +14,13 @@ import yaml
 from featherlb.config.types import (
     BackendConfig,
     Config,
+    NetworkFile,
     ServiceConfig,
     SourceConfig,
     VipConfig,
     default_name,
 )
-from featherlb.model import Endpoint, HashPart, Label, Protocol, StatusRange
+from featherlb.model import Endpoint, HashPart, Label, Protocol, Rate, StatusRange
 
 _RENAMED = {"vips": "vip"}
 
@@ -33,8 +34,10 @@ def _plain(value: Any) -> Any:
     match value:
         case VipConfig() | Endpoint() | StatusRange() | HashPart():
             return str(value)
-        case Protocol() | IPv4Address() | IPv6Address():
+        case Protocol() | IPv4Address() | IPv6Address() | IPv4Network() | IPv6Network() | Rate():
             return str(value)
+        case NetworkFile():
+            return {"file": value.path}
         case SourceConfig():
             return str(value.address)
         case BackendConfig():

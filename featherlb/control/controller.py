@@ -93,6 +93,7 @@ class Controller:
         """How the instance is now, with its `backends` if they are wanted."""
         workers = self.data.workers
         statistics = await workers.statistics(backends=backends)
+        refused = await self.data.refused()
         state = self.serving.state
         return View(
             instance=self.data.options.queue,
@@ -109,6 +110,7 @@ class Controller:
                 for number, pid in enumerate(workers.pids)
             ),
             worker_restarts=workers.restarts,
+            refused=refused,
             tasks=self.tasks.states(),
             host=self.data.watch.view(restoring=state.config.restore),
             watchdog_fed=self.tasks.healthy,

@@ -29,6 +29,7 @@ from featherlb.core.path.export import read_flows
 from featherlb.datapaths.base import QueueOptions, queue_length
 from featherlb.model import Address, Service, Topology
 from featherlb.model.errors import HostError
+from featherlb.model.reason import Reason
 from featherlb.system import flow_file, kernel_state, rtnetlink, state_file
 from featherlb.system.journal import Journal
 from featherlb.worker.protocol import (
@@ -205,6 +206,18 @@ class DataPlane:
     ) -> list[host.Deviation]:
         """What others have changed of this instance's part of the host."""
         return await asyncio.to_thread(self._deviations, kinds)
+
+    async def refused(self) -> Mapping[tuple[str, Reason], int]:
+        """How many packets of clients the host's rules have refused, by service and reason; none
+        if it doesn't say."""
+        plan = self._host.plan
+        if plan is None or not plan.refusing:
+            return {}
+        try:
+            return await asyncio.to_thread(self._host.refused)
+        except HostError as error:
+            log.debug("what the rules have refused is unknown: %s", error)
+            return {}
 
     async def restore(self, found: Sequence[host.Deviation]) -> None:
         """Give the host what it lacks of the plan; HostError if it refuses."""

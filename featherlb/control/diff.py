@@ -28,11 +28,16 @@ _SERVICE = (
     "mss",
     "one_packet",
     "responses",
+    "deny_action",
+    "max_flows",
+    "max_new",
     "on_backend_down",
     "slow_start",
     "panic_threshold",
 )
 _SECTIONS = {
+    "allow": "list of allowed clients",
+    "deny": "list of denied clients",
     "persistence": "persistence",
     "prefer": "preference",
     "redispatch": "redispatch",

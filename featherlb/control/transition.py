@@ -180,6 +180,7 @@ def host_part(services: Sequence[Service]) -> frozenset[object]:
             service.vips,
             service.nat,
             service.datapath,
+            service.admission,
             backend and (backend.endpoint, backend.sources, backend.local),
         )
         for service in services

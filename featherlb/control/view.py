@@ -1,6 +1,6 @@
 """A view of an instance: what the API and the metrics show of it, all of one moment."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -13,6 +13,7 @@ from featherlb.control.overrides import Override, drained
 from featherlb.control.tasks import TaskState
 from featherlb.control.transition import State
 from featherlb.model import Address, Endpoint, Health, Service
+from featherlb.model.reason import Reason
 from featherlb.worker.protocol import WorkerStatistics
 
 
@@ -91,6 +92,8 @@ class View:
     services: tuple[ServiceView, ...]
     workers: tuple[WorkerView, ...]
     worker_restarts: int
+    refused: Mapping[tuple[str, Reason], int]
+    """Packets of clients that rules have refused before workers saw them, by service and reason."""
     tasks: tuple[TaskState, ...]
     host: HostView
     watchdog_fed: bool

@@ -13,6 +13,7 @@ from typing import Protocol, cast
 
 from featherlb.datapaths.rules.endpoints import Group, Parts
 from featherlb.datapaths.rules.facts import Facts, Options
+from featherlb.datapaths.rules.gate import Refusing
 from featherlb.datapaths.rules.queueing import Queued
 from featherlb.model import Datapath, NatMode, Service
 from featherlb.system import ipset, sysctl
@@ -64,8 +65,10 @@ class Scope:
 class Needs:
     """A datapath's configuration on the host for one scope, except for the queues."""
 
-    sets: tuple[ipset.Set, ...] = ()
+    sets: tuple[ipset.AnySet, ...] = ()
     """All sets that its rules match, including those of the queues."""
+    refusing: tuple[Refusing, ...] = ()
+    """Its rules in the table raw that refuse clients."""
     settings: tuple[sysctl.Setting, ...] = ()
     rules: Ruleset = field(default_factory=dict)
 

@@ -8,7 +8,9 @@ thread there.
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
+from contextlib import suppress
 from ipaddress import ip_address
 
 from featherlb.datapaths.host_side import Replies
@@ -31,6 +33,7 @@ from featherlb.host.survey import place, require_privileges
 from featherlb.model import Address
 from featherlb.model.counted import counted
 from featherlb.model.errors import HostError
+from featherlb.model.reason import Reason
 from featherlb.system import (
     arp,
     flow_file,
@@ -67,6 +70,8 @@ class Host:
         """By address family, the rules as the kernel listed them once they were applied."""
         self._changes = 0
         """How often the host was changed to a plan."""
+        self._refused: Counter[tuple[str, Reason]] = Counter()
+        """What rules that are gone have refused."""
 
     def apply(self, plan: HostPlan) -> None:
         """Set up what the plan needs. HostError if the host refuses; nothing is left then.
@@ -137,6 +142,13 @@ class Host:
         plan = self._plan
         return list(deviations.find(plan, self._rules, kinds)) if plan else []
 
+    def refused(self) -> Counter[tuple[str, Reason]]:
+        """How many packets the rules have refused since the instance started, by service and
+        reason; without those of rules that others have replaced. HostError if the host doesn't
+        say."""
+        plan = self._plan
+        return self._refused + _refused(plan) if plan else Counter()
+
     @property
     def away(self) -> dict[Address, bool]:
         """The VIPs that others give to this host, if the instance doesn't assign them, with whether
@@ -168,6 +180,10 @@ class Host:
     def _change_to(self, plan: HostPlan) -> None:
         """Set up what the plan needs and the host lacks, then revert what it doesn't need."""
         before, self._plan = self._plan, plan
+        refused: Counter[tuple[str, Reason]] = Counter()
+        if before is not None:
+            with suppress(HostError):
+                refused = _refused(before)
         wanted = list(self._wanted(plan))
         names = {resource.name for resource in wanted}
         standing = {resource.name for resource in self._resources}
@@ -186,6 +202,7 @@ class Host:
                     _set_up(resource, plan, later)
                 elif rtnetlink.add_address(ip_address(resource.address), resource.interface):
                     fresh.setdefault(resource.interface, []).append(ip_address(resource.address))
+        self._refused += refused
         for interface, addresses in fresh.items():
             try:
                 arp.announce(interface, addresses)
@@ -400,6 +417,19 @@ def remove_saved_flows() -> list[str]:
         path.unlink(missing_ok=True)
         removed.append(f"saved flows ({path})")
     return removed
+
+
+def _refused(plan: HostPlan) -> Counter[tuple[str, Reason]]:
+    """How many packets these rules have refused so far, by service and reason."""
+    found: Counter[tuple[str, Reason]] = Counter()
+    for family in {one.family for one in plan.refusing}:
+        ours = [one for one in plan.refusing if one.family == family]
+        counts = iptables.packets(family, "raw", {one.chain for one in ours})
+        for one in ours:
+            # Somebody else may have flushed its chain.
+            for count in counts[one.chain][one.position : one.position + 1]:
+                found[one.service, one.reason] += count
+    return found
 
 
 def _list_rules(

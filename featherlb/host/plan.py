@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from featherlb.datapaths.host_side import Replies, Scope, by_datapath, rules_of
 from featherlb.datapaths.rules.facts import Facts, Options
+from featherlb.datapaths.rules.gate import Refusing
 from featherlb.datapaths.rules.queueing import Queued, queue_rules
 from featherlb.datapaths.rules.steering import pass_mark
 from featherlb.datapaths.rules.vip_addresses import assignments
@@ -24,7 +25,7 @@ class HostPlan:
     options: Options
     vips: tuple[tuple[Protocol, Vip], ...]
     settings: tuple[sysctl.Setting, ...]
-    sets: tuple[ipset.Set, ...]
+    sets: tuple[ipset.AnySet, ...]
     rules: Mapping[int, Ruleset]
     """By address family, 4 or 6."""
     addresses: tuple[tuple[Address, str], ...]
@@ -40,6 +41,8 @@ class HostPlan:
     order: int
     earlier: tuple[int, ...]
     """See `Facts`."""
+    refusing: tuple[Refusing, ...]
+    """The rules in the table raw that refuse clients."""
     offloads: bool
     """The kernel forwards open flows of some service."""
 
@@ -130,6 +133,7 @@ def build(
         claims=claims(services),
         order=facts.order,
         earlier=facts.earlier,
+        refusing=tuple(rule for _, one in needs for rule in one.refusing),
         offloads=any(service.datapath.kernel_forwards for service in services),
     )
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from featherlb.datapaths.rules.facts import Facts
 from featherlb.host.peers import peers
 from featherlb.host.resources import Assignment, changes
-from featherlb.model import LOOPBACK, Address, Backend, NatMode, Service
+from featherlb.model import EVERYBODY, LOOPBACK, Address, Backend, NatMode, Service
 from featherlb.model.errors import HostError
 from featherlb.system import ipset, iptables, journal, nfqueue, rtnetlink, sysctl
-from featherlb.system.ruleset import Match, Membership, Rule, Side, State
+from featherlb.system.ruleset import HashLimit, Match, Membership, Rule, Side, State
 from featherlb.system.sysctl import BRIDGE_FILTERS
 
 CAP_NET_ADMIN, CAP_NET_RAW = 12, 13  # linux/capability.h
@@ -55,7 +55,8 @@ def survey(services: Sequence[Service], log: journal.Journal | None = None) -> F
     links = rtnetlink.links()
     families = sorted({address.version for address in vips})
     probe = has_capability(CAP_NET_ADMIN)
-    lacking = _lacking(families) if probe else set()
+    limited = any(service.admission != EVERYBODY for service in services)
+    lacking = _lacking(families, limited) if probe else set()
     order, earlier = place(log)
     return Facts(
         addresses=tuple(own for own in rtnetlink.addresses() if own.address.ip not in assigned),
@@ -73,6 +74,8 @@ def survey(services: Sequence[Service], log: journal.Journal | None = None) -> F
         routers=frozenset(family for family, key in _FORWARDING.items() if sysctl.read(key) == "1"),
         bridge_filter=bridge_filter(),
         sets="set" not in lacking,
+        networks="networks" not in lacking,
+        hashlimit="hashlimit" not in lacking,
         conntrack="conntrack" not in lacking,
         socket="socket" not in lacking,
         order=order,
@@ -146,13 +149,20 @@ def _prepare_backend(backend: Backend, nat: NatMode) -> Backend:
     return replace(backend, local=route is not None and route.local, sources=sources)
 
 
-def _lacking(families: Sequence[int]) -> set[str]:
-    """Which of the extensions that featherlb can do without this kernel lacks."""
+def _lacking(families: Sequence[int], limited: bool) -> set[str]:
+    """Which of the extensions that featherlb can do without this kernel lacks; those for limits of
+    clients only if some service is `limited`."""
+    rate = HashLimit("flb-probe", 1, 1, 32)
     # There is no set `-`, so that rule comes last.
     rules = (
+        *([Rule(Match(beyond=rate))] if limited else ()),
         Rule(Match(states=(State.UNTRACKED,))),
         Rule(Match(socket=True)),
         Rule(Match(member=Membership("-", (Side.DESTINATION,)))),
     )
     found = {name for family in families for name in iptables.missing(family, rules)}
-    return found if ipset.supported() else {*found, "set"}
+    if not ipset.supported(*ipset.ENDPOINTS):
+        found.add("set")
+    if "set" in found or (limited and not ipset.supported("hash:net")):
+        found.add("networks")
+    return found

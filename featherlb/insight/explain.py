@@ -112,7 +112,8 @@ async def explain(controller: Controller, client: str, vip: str) -> Answer:
     if shown is None:
         raise ConfigError([f"the service '{service.name}' was removed just now"])
     own = {one.address.ip for one in await asyncio.to_thread(rtnetlink.addresses)}
-    backend = told.decision.backend and service.reached(told.decision.backend, target.port)
+    picked = None if told.refused else told.decision.backend
+    backend = picked and service.reached(picked, target.port)
     stays = told.flow.backend if told.flow and not told.reopens else backend
     route = Route(service, source, target, stays, worker, own)
     flows: tuple[FlowView, ...] = ()
@@ -134,7 +135,7 @@ async def explain(controller: Controller, client: str, vip: str) -> Answer:
         reopens=told.reopens,
         flows=flows,
         outcome=_outcome(told),
-        backend=told.decision.backend,
+        backend=picked,
         target=backend,
         reasons=tuple(_reasons(told)),
         binding=told.decision.binding,
@@ -214,6 +215,8 @@ def _is_wildcard(service: Service, endpoint: Endpoint) -> bool:
 
 
 def _outcome(told: Explanation) -> Reason:
+    if told.refused is not None:
+        return told.refused
     if told.decision.backend is not None:
         return Reason.FORWARD
     usable = any(one.weight for one in told.decision.candidates)
@@ -221,7 +224,10 @@ def _outcome(told: Explanation) -> Reason:
 
 
 def _reasons(told: Explanation) -> list[str]:
-    reasons = list(told.decision.reasons)
+    reasons = list(told.conditions)
+    if told.refused is not None:
+        return reasons
+    reasons += told.decision.reasons
     if told.clash:
         reasons.append(
             f"{told.clash.backend} has a connection from this port already, through"

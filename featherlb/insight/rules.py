@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from featherlb.host import HostPlan
 from featherlb.model import Address, Endpoint, Hook, Network, Protocol
-from featherlb.system.ipset import Entry, Set
+from featherlb.system.ipset import AnySet, Entry, Networks
 from featherlb.system.ruleset import (
     Action,
     Enqueue,
@@ -74,7 +74,7 @@ def _walk(
     name: str,
     hook: Hook,
     packet: Packet,
-    sets: Mapping[str, Set],
+    sets: Mapping[str, AnySet],
     found: list[Met],
 ) -> tuple[Packet, bool]:
     """One table: the packet after it, and whether it is dropped there."""
@@ -115,7 +115,7 @@ def _text(rule: Rule) -> str:
     return text
 
 
-def matches(match: Match, packet: Packet, sets: Mapping[str, Set]) -> bool:
+def matches(match: Match, packet: Packet, sets: Mapping[str, AnySet]) -> bool:
     """Whether all conditions hold for the packet."""
     source, destination, own = packet.source, packet.destination, packet.own
     known = (
@@ -138,6 +138,7 @@ def matches(match: Match, packet: Packet, sets: Mapping[str, Set]) -> bool:
         or match.content
         or match.acknowledges
         or match.unassured
+        or match.beyond
     )
     return known and not unknown and _listed(match, packet, sets)
 
@@ -148,7 +149,7 @@ def _within(address: Address, wanted: Address | Network | None) -> bool:
     return isinstance(wanted, Network) and address in wanted
 
 
-def _listed(match: Match, packet: Packet, sets: Mapping[str, Set]) -> bool:
+def _listed(match: Match, packet: Packet, sets: Mapping[str, AnySet]) -> bool:
     """Whether the packet is in the set that the match asks for, if it asks for one."""
     if match.member is None:
         return True
@@ -157,5 +158,7 @@ def _listed(match: Match, packet: Packet, sets: Mapping[str, Set]) -> bool:
         return False
     ends = {Side.SOURCE: packet.source, Side.DESTINATION: packet.destination}
     first, *others = match.member.sides
+    if isinstance(wanted, Networks):
+        return wanted.addresses.covers(ends[first].address) is not match.member.negated
     peer = ends[others[-1]].address if len(others) > 1 else None
     return Entry(ends[first], packet.protocol, peer) in wanted.entries

@@ -98,8 +98,9 @@ class Trial:
     demands, 1/n if one of n gets everything (Jain, Chiu and Hawe, "A quantitative measure of
     fairness and discrimination for resource allocation in shared computer systems", DEC-TR-301,
     1984). `one_backend` is the part of the clients with several flows whose flows all went to one
-    backend, None if no client had several; `refused` are flows that no backend could take. `cost`
-    is the time of a pick as a multiple of round-robin's, `nanoseconds` that time on this machine.
+    backend, None if no client had several; `refused` are flows that no backend could take, or
+    that their clients may not open. `cost` is the time of a pick as a multiple of round-robin's,
+    `nanoseconds` that time on this machine.
     """
 
     scheduler: str
@@ -279,7 +280,7 @@ class _DataPlane:
             Pool(service, seed=run.seed + shard.worker, key=run.key) for shard in run.shards
         ]
         self._members = 0
-        self._closing: list[tuple[float, int, Member]] = []
+        self._closing: list[tuple[float, int, Member, Pool, Address]] = []
         self._opened = 0
         self.update(service)
 
@@ -302,16 +303,27 @@ class _DataPlane:
         for arrival in arrivals:
             now = start + arrival.opens
             while closing and closing[0][0] <= now:
-                heappop(closing)[2].active -= 1
+                _, _, member_of, pool_of, of = heappop(closing)
+                self._count(member_of, pool_of, of, -1)
+            flow = arrival.flow
             if len(pools) > 1:
-                pool = pools[self._run.worker(arrival.flow)]
-            member = pool.pick(arrival.flow, int(now * TICKS_PER_SECOND))
+                pool = pools[self._run.worker(flow)]
+            member = None
+            if not pool.guarded or not pool.gate.refusal(*words_of(flow.client_address), now):
+                member = pool.pick(flow, int(now * TICKS_PER_SECOND))
             chosen.append(member)
             if member is not None:
-                member.active += 1
+                self._count(member, pool, flow.client_address, 1)
                 self._opened += 1
-                heappush(closing, (start + arrival.closes, self._opened, member))
+                closes = start + arrival.closes
+                heappush(closing, (closes, self._opened, member, pool, flow.client_address))
         return chosen
+
+    def _count(self, member: Member, pool: Pool, client: Address, change: int) -> None:
+        """Note that a flow has opened (1) or closed (-1)."""
+        member.active += change
+        if pool.counts_clients:
+            pool.gate.count(*words_of(client), change)
 
     @property
     def user_schedulers(self) -> Iterator[UserScheduler]:

@@ -17,6 +17,17 @@ from featherlb.model.address import (
     split_host_port,
     split_host_ports,
 )
+from featherlb.model.admission import (
+    CLIENT_PREFIX,
+    EVERYBODY,
+    Admission,
+    MaxFlows,
+    MaxNew,
+    NetworkSet,
+    Rate,
+    Refusal,
+    network_text,
+)
 from featherlb.model.health import CheckType, Health, HealthCheck, PassiveCheck, StatusRange
 from featherlb.model.packet import LATE_HOOKS, Hook, PacketInfo, Verdict
 from featherlb.model.route import (
@@ -55,7 +66,9 @@ from featherlb.model.service import (
 
 __all__ = [
     "ALL_SOURCE_PORTS",
+    "CLIENT_PREFIX",
     "DEFAULT_DATAPATH",
+    "EVERYBODY",
     "FIRST_UNPRIVILEGED_PORT",
     "LAST_PORT",
     "LATE_HOOKS",
@@ -63,6 +76,7 @@ __all__ = [
     "PRIVILEGED_SOURCE_PORTS",
     "SOURCE_PORTS",
     "Address",
+    "Admission",
     "Backend",
     "CheckType",
     "Datapath",
@@ -76,10 +90,13 @@ __all__ = [
     "HostAddress",
     "Label",
     "Link",
+    "MaxFlows",
+    "MaxNew",
     "NatMode",
     "Neighbour",
     "NeighbourKey",
     "Network",
+    "NetworkSet",
     "NextHop",
     "OnBackendDown",
     "PacketInfo",
@@ -88,7 +105,9 @@ __all__ = [
     "Preference",
     "Protocol",
     "Ramp",
+    "Rate",
     "Redispatch",
+    "Refusal",
     "Role",
     "Route",
     "RoutingRule",
@@ -101,6 +120,7 @@ __all__ = [
     "join_host_port",
     "join_host_ports",
     "join_vip",
+    "network_text",
     "reached_ports",
     "split_host_port",
     "split_host_ports",

@@ -67,6 +67,12 @@ class Reason(IntEnum):
     """A backend's refusal that the client does not get, as its flow goes to another backend."""
     LATE_ANSWER = 24
     """From a backend that another one has replaced; answered with a RST."""
+    NOT_ALLOWED = 25
+    """Would open a flow, but the service's `allow` or `deny` refuses the client."""
+    MAX_FLOWS = 26
+    """Would open a flow, but the client, or the service, has as many as it may have."""
+    MAX_NEW = 27
+    """Would open a flow, but the client, or the service, has opened too many of late."""
 
     @property
     def label(self) -> str:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from featherlb.model.address import LAST_PORT, Address, Endpoint, Protocol, Vip, reached_ports
+from featherlb.model.admission import EVERYBODY, Admission
 
 
 class NatMode(StrEnum):
@@ -220,6 +221,7 @@ class Service:
     persistence: Persistence | None = None
     prefer: Preference | None = None
     redispatch: Redispatch = Redispatch()
+    admission: Admission = EVERYBODY
 
     def endpoints_of(self, backend: Backend) -> tuple[Endpoint, ...]:
         """What packets reach at a backend of this service: its endpoint, or, if that keeps the

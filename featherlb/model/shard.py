@@ -10,9 +10,9 @@ three words (include/linux/jhash.h, `jhash_3words`), scaled to the number of wor
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from featherlb.model import PRIVILEGED_SOURCE_PORTS, SOURCE_PORTS, Service
+from featherlb.model import PRIVILEGED_SOURCE_PORTS, SOURCE_PORTS, Admission, Service
 
 WORD = 0xFFFFFFFF
 ROUNDS = (
@@ -30,15 +30,20 @@ _INITIAL = 0xDEADBEEF + (3 << 2)  # JHASH_INITVAL and the length, of three words
 
 def remembered_prefix(services: Iterable[Service], family: int) -> int:
     """How many bits of a client's address select its worker, for this address family, 4 or 6: those
-    by which all services with persistence can tell clients apart; 0 if there is none.
+    by which all services with persistence or limits for clients can tell these apart; 0 if there is
+    none.
 
     It holds for the clients of all services. A reply names a backend, which several services may
     have, but not the service.
     """
     prefixes = [
-        service.persistence.prefix
+        prefix
         for service in services
-        if service.persistence is not None and service.vips[0].address.version == family
+        if service.vips[0].address.version == family
+        for prefix in (
+            *([service.persistence.prefix] if service.persistence is not None else ()),
+            *service.admission.prefixes,
+        )
     ]
     return min(prefixes, default=0)
 
@@ -88,6 +93,37 @@ class Shard:
     def connections(self, limit: int) -> int:
         """Its part of a limit; together the workers have all."""
         return limit // self.workers + (self.worker < limit % self.workers)
+
+    def admission(self, admission: Admission, family: int) -> Admission:
+        """The limits for clients of one address family, 4 or 6, that apply to its flows.
+
+        It has all flows of a client whose network selects the worker. Of other limits it gets its
+        part, but one flow at least.
+        """
+        selecting = self.prefix4 if family == 4 else self.prefix6
+
+        def divides(prefix: int) -> bool:
+            return self.workers > 1 and not 0 < selecting <= prefix
+
+        return replace(
+            admission,
+            max_flows=tuple(
+                replace(one, limit=max(1, self.connections(one.limit)))
+                if divides(one.prefix)
+                else one
+                for one in admission.max_flows
+            ),
+            max_new=tuple(
+                replace(
+                    one,
+                    rate=one.rate / self.workers,
+                    burst=max(1, self.connections(one.burst)),
+                )
+                if divides(one.prefix)
+                else one
+                for one in admission.max_new
+            ),
+        )
 
     @property
     def start(self) -> int:

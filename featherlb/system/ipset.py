@@ -1,4 +1,4 @@
-"""Kernel sets of endpoints (ipset) over netlink: no ipset program needed.
+"""Kernel sets of endpoints and of networks (ipset) over netlink: no ipset program needed.
 
 Sets are named `featherlb-<instance>-<role><family>`. A rule that asks for membership costs the same
 for one endpoint and for thousands.
@@ -11,12 +11,13 @@ import errno
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import ip_address
+from functools import partial
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from featherlb.model import Address, Endpoint, Protocol
+from featherlb.model import Address, Endpoint, NetworkSet, Protocol
 from featherlb.model.errors import HostError
 from featherlb.net.netlink import (
     NFGENMSG,
@@ -39,7 +40,7 @@ CMD_LIST, CMD_ADD, CMD_TYPE = 7, 9, 13
 ATTR_PROTOCOL, ATTR_SETNAME, ATTR_TYPENAME, ATTR_REVISION, ATTR_FAMILY = 1, 2, 3, 4, 5
 ATTR_SETNAME2 = ATTR_TYPENAME
 ATTR_FLAGS, ATTR_DATA, ATTR_ADT, ATTR_LINENO = 6, 7, 8, 9
-ATTR_IP, ATTR_PORT, ATTR_PROTO, ATTR_IP2 = 1, 4, 7, 20
+ATTR_IP, ATTR_CIDR, ATTR_PORT, ATTR_PROTO, ATTR_IP2 = 1, 3, 4, 7, 20
 """Inside an entry."""
 ATTR_MAXELEM, ATTR_ELEMENTS = 19, 24
 """Inside the data of a set."""
@@ -47,16 +48,17 @@ ATTR_IPADDR = {4: 1, 6: 2}
 FLAG_LIST_SETNAME, FLAG_LIST_HEADER = 1 << 1, 1 << 2
 PROTOCOL_VERSION = 6
 """What every kernel since 2.6.39 accepts (IPSET_PROTOCOL_MIN)."""
+BUSY = 4100
 ERRORS = {
     4098: "the kernel has no such set type",
     4099: "there are too many sets",
-    4100: "a rule uses it",
+    BUSY: "a rule uses it",
     4352: "it is full",
 }
 """Those of its own (IPSET_ERR_*)."""
 
 MAX_ENTRIES = 1 << 20
-"""Above any realistic number of endpoints, which the kernel's default of 65536 is not."""
+"""Above any realistic number of entries, which the kernel's default of 65536 is not."""
 RELEASE_TIMEOUT = 20.0
 """Seconds until a removed rule has released its set: nf_tables frees rules after a delay."""
 AT_ONCE = 500
@@ -95,37 +97,99 @@ class Set:
 
     def commands(self) -> list[str]:
         """As shell commands, for display."""
-        family = "inet" if self.family == 4 else "inet6"
-        return [
-            f"ipset create {self.name} {self.type} family {family} maxelem {MAX_ENTRIES}",
-            *(f"ipset add {self.name} {entry}" for entry in self.entries),
-        ]
+        return _commands(self)
 
 
-def supported() -> bool:
-    """Whether this kernel has the set types (it loads their modules on demand)."""
+@dataclass(frozen=True, slots=True)
+class Subnet:
+    """A network: its address as a number, and the length of its prefix."""
+
+    family: int
+    address: int
+    prefix: int
+
+    def __str__(self) -> str:
+        kind = IPv4Address if self.family == 4 else IPv6Address
+        return f"{kind(self.address)}/{self.prefix}"
+
+
+@dataclass(frozen=True, slots=True)
+class Networks:
+    """The wanted content of a set of networks: the addresses of one family among these."""
+
+    name: str
+    family: int
+    addresses: NetworkSet
+
+    type = "hash:net"
+
+    @property
+    def entries(self) -> tuple[Subnet, ...]:
+        found = []
+        for address, prefix in self.addresses.networks(self.family):
+            if prefix:
+                found.append(Subnet(self.family, address, prefix))
+            else:  # an entry has one bit at least
+                half = 1 << (31 if self.family == 4 else 127)
+                found += [Subnet(self.family, 0, 1), Subnet(self.family, half, 1)]
+        return tuple(found)
+
+    def commands(self) -> list[str]:
+        """As shell commands, for display."""
+        return _commands(self)
+
+
+AnySet = Set | Networks
+AnyEntry = Entry | Subnet
+ENDPOINTS = ("hash:ip,port", "hash:ip,port,ip")
+"""The types of sets of endpoints."""
+
+
+def _commands(wanted: AnySet) -> list[str]:
+    family = "inet" if wanted.family == 4 else "inet6"
+    return [
+        f"ipset create {wanted.name} {wanted.type} family {family} maxelem {MAX_ENTRIES}",
+        *(f"ipset add {wanted.name} {entry}" for entry in wanted.entries),
+    ]
+
+
+def supported(*kinds: str) -> bool:
+    """Whether this kernel has these types of sets (it loads their modules on demand)."""
     try:
         with _Kernel() as kernel:
-            for kind in ("hash:ip,port", "hash:ip,port,ip"):
+            for kind in kinds:
                 kernel.revision(kind, 4)
     except OSError:
         return False
     return True
 
 
-def replace(wanted: Set, instance: int) -> None:
+def replace(wanted: AnySet, instance: int) -> None:
     """Create the set, or swap the standing one's content in one step; HostError if refused."""
     fresh = f"featherlb-{instance}-new"
     with _refusing(wanted.name), _Kernel() as kernel:
         names = kernel.names()
         if fresh in names:
-            kernel.destroy(fresh)
+            _until_unlisted(partial(kernel.destroy, fresh))
         kernel.create(fresh, wanted)
         if wanted.name in names:
-            kernel.exchange(CMD_SWAP, fresh, wanted.name)
-            kernel.destroy(fresh)
+            _until_unlisted(partial(kernel.exchange, CMD_SWAP, fresh, wanted.name))
+            _until_unlisted(partial(kernel.destroy, fresh))
         else:
-            kernel.exchange(CMD_RENAME, fresh, wanted.name)
+            _until_unlisted(partial(kernel.exchange, CMD_RENAME, fresh, wanted.name))
+
+
+def _until_unlisted(change: Callable[[], None]) -> None:
+    """Change a set. The kernel refuses that while somebody lists its entries, perhaps another
+    thread of this process (net/netfilter/ipset/ip_set_core.c: ref_netlink)."""
+    deadline = time.monotonic() + RELEASE_TIMEOUT
+    while True:
+        try:
+            return change()
+        except OSError as error:
+            if error.errno not in (errno.EBUSY, BUSY) or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
 
 
 def remove(instance: int, keep: frozenset[str] = frozenset()) -> None:
@@ -136,7 +200,7 @@ def remove(instance: int, keep: frozenset[str] = frozenset()) -> None:
                 _destroy(kernel, name)
 
 
-def entries(name: str) -> set[Entry] | None:
+def entries(name: str) -> set[AnyEntry] | None:
     """What is in a set; None if there is no such set. HostError if the kernel doesn't say."""
     with _refusing(name), _Kernel() as kernel:
         try:
@@ -184,13 +248,13 @@ class _Kernel(Connection):
             found[_name(body)] = int.from_bytes(data.get(ATTR_ELEMENTS, b""), "big")
         return found
 
-    def entries(self, name: str) -> Iterator[Entry]:
+    def entries(self, name: str) -> Iterator[AnyEntry]:
         # A long list comes in several parts.
         for body in self._list(text_attribute(ATTR_SETNAME, name)):
             for _, data in each_attribute(parse_attributes(body, NFGENMSG).get(ATTR_ADT, b"")):
                 yield _entry(parse_attributes(data))
 
-    def create(self, name: str, wanted: Set) -> None:
+    def create(self, name: str, wanted: AnySet) -> None:
         """A set with this name and the wanted entries."""
         version = ADDRESS_FAMILIES[wanted.family]
         content = (
@@ -201,8 +265,9 @@ class _Kernel(Connection):
             + _nested(ATTR_DATA, _number32(ATTR_MAXELEM, MAX_ENTRIES))
         )
         self._change(CMD_CREATE, NLM_F_CREATE | NLM_F_EXCL, _body(content, version))
-        for first in range(0, len(wanted.entries), AT_ONCE):
-            some = wanted.entries[first : first + AT_ONCE]
+        entries = wanted.entries
+        for first in range(0, len(entries), AT_ONCE):
+            some = entries[first : first + AT_ONCE]
             content = text_attribute(ATTR_SETNAME, name)
             content += _nested(ATTR_ADT, b"".join(map(_data, some))) + _number32(ATTR_LINENO, 0)
             self._change(CMD_ADD, NLM_F_EXCL, _body(content, version))
@@ -277,7 +342,11 @@ def _address(kind: int, address: Address) -> bytes:
     return _nested(kind, packed)
 
 
-def _data(entry: Entry) -> bytes:
+def _data(entry: AnyEntry) -> bytes:
+    if isinstance(entry, Subnet):
+        kind = IPv4Address if entry.family == 4 else IPv6Address
+        network = _address(ATTR_IP, kind(entry.address))
+        return _nested(ATTR_DATA, network + attribute(ATTR_CIDR, bytes([entry.prefix])))
     content = (
         _address(ATTR_IP, entry.endpoint.address)
         + attribute(ATTR_PORT | NLA_F_NET_BYTEORDER, entry.endpoint.port.to_bytes(2, "big"))
@@ -288,11 +357,14 @@ def _data(entry: Entry) -> bytes:
     return _nested(ATTR_DATA, content)
 
 
-def _entry(data: dict[int, bytes]) -> Entry:
+def _entry(data: dict[int, bytes]) -> AnyEntry:
     def address(payload: bytes) -> Address:
         ((_, packed),) = each_attribute(payload)
         return ip_address(packed)
 
+    if ATTR_PORT not in data:
+        network = address(data[ATTR_IP])
+        return Subnet(network.version, int(network), data[ATTR_CIDR][0])
     return Entry(
         Endpoint(address(data[ATTR_IP]), int.from_bytes(data[ATTR_PORT], "big")),
         Protocol(data[ATTR_PROTO][0]),

@@ -27,6 +27,7 @@ RUN_TIMEOUT = 60
 
 _CHAIN = re.compile(r"^:FEATHERLB-([A-Z]+)-(\d+) ")
 _RULE = re.compile(r"^-A (\S+) (.*)$")
+_COUNTED = re.compile(r"^\[(\d+):\d+\] -A (\S+) ")
 _TARGET = re.compile(r"(?:-j|-g) FEATHERLB-([A-Z]+)-(\d+)$")
 _PROGRAM = re.compile(r"^(?:ip6?tables[a-z-]*(?: v\S+)?(?: \(\w+\))?: ?)+")
 _BESIDE = re.compile(r"^Error occurred at line|^Try `|^# Warning: |^line \d+ failed$")
@@ -121,6 +122,18 @@ def own(family: int, instance: int) -> list[tuple[str, str]]:
         elif line.startswith("-A ") and named.search(line):
             found.append((table, line))
     return found
+
+
+def packets(family: int, table: str, chains: Collection[Chain]) -> dict[Chain, list[int]]:
+    """How many packets each rule of these chains has matched, in order. Replacing rules sets all
+    to 0."""
+    counts: dict[Chain, list[int]] = {chain: [] for chain in chains}
+    names = {str(chain): chain for chain in chains}
+    for line in _save(family, "--counters", "--table", table):
+        found = _COUNTED.match(line)
+        if found and (chain := names.get(found[2])) is not None:
+            counts[chain].append(int(found[1]))
+    return counts
 
 
 def listing(family: int, flavour: str = "") -> list[str]:
@@ -265,8 +278,8 @@ def _parse(listed: Sequence[str]) -> dict[str, _Standing]:
     return tables
 
 
-def _save(family: int) -> list[str]:
-    done = _run(family, "save", None)
+def _save(family: int, *options: str) -> list[str]:
+    done = _run(family, "save", None, *options)
     if done.returncode:
         raise HostError(f"{COMMANDS[family]}-save failed: {_reason(done.stderr)}")
     return done.stdout.splitlines()

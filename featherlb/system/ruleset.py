@@ -8,6 +8,7 @@ match extensions, the cheap ones first. The syntax is known here and nowhere els
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from math import ceil
 
 from featherlb.model import Address, Endpoint, Network, Protocol
 
@@ -44,14 +45,53 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """An address and port (and address) of a packet are in an ipset."""
+    """An address and port (and address) of a packet, or an address alone, are in an ipset; with
+    `negated`, they are not."""
 
     name: str
     sides: tuple[Side, ...]
     """Where each part of an entry is in the packet."""
+    negated: bool = False
 
     def __str__(self) -> str:
-        return f"-m set --match-set {self.name} {','.join(self.sides)}"
+        words = f"--match-set {self.name} {','.join(self.sides)}"
+        return f"-m set {'! ' if self.negated else ''}{words}"
+
+
+@dataclass(frozen=True, slots=True)
+class HashLimit:
+    """The network of the source address sends more than `rate` matching packets a second, after a
+    `burst`: iptables-extensions(8), `hashlimit`.
+
+    A network is forgotten after a second without a packet. The kernel drops packets of networks for
+    which there is no place, so there is one for a million.
+    """
+
+    name: str
+    """The kernel keeps one table for each name, with the limit that it had first."""
+    rate: float
+    burst: int
+    prefix: int
+
+    def __str__(self) -> str:
+        words = [f"-m hashlimit --hashlimit-above {_rate(self.rate)}"]
+        words.append(f"--hashlimit-burst {min(self.burst, _MOST)}")
+        words.append(f"--hashlimit-mode srcip --hashlimit-srcmask {self.prefix}")
+        words.append(f"--hashlimit-name {self.name} --hashlimit-htable-size 16384")
+        words.append("--hashlimit-htable-max 1048576 --hashlimit-htable-expire 1000")
+        return " ".join(words)
+
+
+_MOST = 1_000_000
+"""The highest rate and burst that `hashlimit` takes (xt_hashlimit.h, XT_HASHLIMIT_SCALE_v2)."""
+
+
+def _rate(per_second: float) -> str:
+    """A rate as `hashlimit` takes it: whole numbers, here rounded up."""
+    for unit, seconds in (("sec", 1), ("min", 60), ("hour", 3600)):
+        if per_second * seconds >= 1 or unit == "hour":
+            return f"{min(ceil(per_second * seconds), _MOST)}/{unit}"
+    raise AssertionError
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +129,7 @@ class Match:
     source_local: bool | None = None
     """Whether the source is an address of this host."""
     destination_local: bool | None = None
+    beyond: HashLimit | None = None
     content: Content | None = None
     mark: int | None = None
     bridge_port: bool | None = None
@@ -138,6 +179,8 @@ class Match:
             yield "-m socket"
         if self.member is not None:
             yield str(self.member)
+        if self.beyond is not None:
+            yield str(self.beyond)
         if self.source_local is not None or self.destination_local is not None:
             yield "-m addrtype"
             for side, local in (("src", self.source_local), ("dst", self.destination_local)):

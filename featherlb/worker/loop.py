@@ -307,7 +307,8 @@ def load_schedulers(message: Apply) -> None:
 
 
 def divide_limits(services: tuple[Service, ...], shard: Shard) -> tuple[Service, ...]:
-    """The services with this worker's part of each backend's connections."""
+    """The services with this worker's part of each backend's connections, and of the limits for
+    clients."""
 
     def divided(backend: Backend) -> Backend:
         limit = backend.max_connections
@@ -316,7 +317,11 @@ def divide_limits(services: tuple[Service, ...], shard: Shard) -> tuple[Service,
         return replace(backend, max_connections=shard.connections(limit))
 
     return tuple(
-        replace(service, backends=tuple(map(divided, service.backends)))
+        replace(
+            service,
+            backends=tuple(map(divided, service.backends)),
+            admission=shard.admission(service.admission, service.vips[0].address.version),
+        )
         for service in map(within_weights, services)
     )
 

@@ -78,6 +78,10 @@ cdef class Lifecycle:
     @cython.locals(
         record="Record *", before=cython.int, queue=cython.Py_ssize_t, member=PoolMember)
     cdef void enter(self, Py_ssize_t flow, int state, unsigned int ticks) except *
+    cdef void count_active(self, PoolMember member, Record *record, int change) except *
+    @cython.locals(
+        flows=FlowTable, flow=cython.Py_ssize_t, record="Record *", member=PoolMember)
+    cdef object recount(self, pool)
     @cython.locals(record="Record *", member_id=cython.Py_ssize_t)
     cdef bint reopens(self, Py_ssize_t flow, unsigned int ticks) noexcept
     @cython.locals(state=cython.int)

@@ -221,7 +221,7 @@ class Lifecycle:
         if pool.one_packet:
             flows.hide(flow)
         if IS_ACTIVE[state]:
-            member.scheduled.active += 1
+            self.count_active(member, record, 1)
         member.flows += 1
         self._counters.add(member.id, OPENED)
         if self.opened is not None:
@@ -373,7 +373,24 @@ class Lifecycle:
             self.rank(flow)
         if IS_ACTIVE[state] != IS_ACTIVE[before]:
             member = self._members.by_id[record.member_id]
-            member.scheduled.active += 1 if IS_ACTIVE[state] else -1
+            self.count_active(member, record, 1 if IS_ACTIVE[state] else -1)
+
+    def count_active(self, member: PoolMember, record: Record, change: int) -> None:
+        """Note that a flow has become active (1), or no longer is (-1)."""
+        member.scheduled.active += change
+        if member.pool.counts_clients:
+            member.pool.gate.count(record.client_high, record.client_low, change)
+
+    def recount(self, pool: Pool) -> None:
+        """Have the pool's gate count the flows that were active before it wanted to know."""
+        flows = self._flows
+        for flow in range(1, flows.last_record() + 1):
+            record = flows.at(flow)
+            if record.protocol and IS_ACTIVE[record.state]:
+                member = self._members.by_id[record.member_id]
+                if member.pool is pool:
+                    pool.gate.count(record.client_high, record.client_low, 1)
+        pool.gate.uncounted = False
 
     def reopens(self, flow: int, ticks: int) -> bool:
         """Whether a SYN or datagram of this flow is scheduled again: the old connection is over
@@ -419,7 +436,7 @@ class Lifecycle:
         if flows.is_offloaded(flow):
             self._commands.delete(flows, flow)
         if IS_ACTIVE[record.state]:
-            member.scheduled.active -= 1
+            self.count_active(member, record, -1)
         if record.flags & FULL:
             self._port_holders.take(flow)
             source = (record.source_high, record.source_low)

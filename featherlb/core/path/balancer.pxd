@@ -33,7 +33,7 @@ cdef int SYN, TCP, UDP
 cdef int NEW, SYN_SENT, SYN_RETRIED, ESTABLISHED, REPLACED, UDP_ONE_WAY
 cdef int PREROUTING, OUTPUT, WIRE, NOT_READY, TRUNCATED, REWRITTEN
 cdef int TRUNCATED_REASON, NO_BACKEND, POOL_FULL, NO_FLOW, COPY, INVALID, MARTIAN, TTL_EXCEEDED
-cdef int TOO_BIG, NO_NEXT_HOP, TUPLE_IN_USE, MALFORMED, BAD_CHECKSUM
+cdef int TOO_BIG, NO_NEXT_HOP, TUPLE_IN_USE, NOT_ALLOWED, MALFORMED, BAD_CHECKSUM
 
 
 @cython.final
@@ -98,6 +98,8 @@ cdef class Balancer:
         packet=Packet, ref=cython.Py_ssize_t, record="Record *", direction="Direction *")
     cdef int look_up_fragment(self, Context ctx) except -1
     cdef int translate_fragment(self, Context ctx) except -1
+    @cython.locals(packet=Packet, reason=cython.int)
+    cdef int pass_gate(self, Context ctx) except -1
     @cython.locals(packet=Packet)
     cdef PoolMember choose(self, Context ctx, Attempt attempt)
     @cython.locals(packet=Packet)

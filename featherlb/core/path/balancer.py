@@ -101,6 +101,7 @@ NO_BACKEND = int(Reason.NO_BACKEND)
 NO_FLOW = int(Reason.NO_FLOW)
 POOL_FULL = int(Reason.POOL_FULL)
 TUPLE_IN_USE = int(Reason.TUPLE_IN_USE)
+NOT_ALLOWED = int(Reason.NOT_ALLOWED)
 REWRITTEN = int(Verdict.REWRITTEN)
 
 
@@ -274,6 +275,10 @@ class Balancer:
             self.adoption.index(self.services.pools.values())
         if switched:
             self.migration.migrate(switched)
+        for service in services:
+            pool = self.services.pools[service.name]
+            if pool.gate.uncounted:
+                self.lifecycle.recount(pool)
 
     def set_topology(self, topology: Topology) -> None:
         """Route frames by this topology from now on."""
@@ -380,7 +385,7 @@ class Balancer:
             elif packet.flags & SYN or not pool.adopts or self.tombstones.holds(key, ctx.ticks):
                 return self.refuse(ctx, NO_FLOW)
         ctx.pool = pool
-        return GO_ON
+        return self.pass_gate(ctx) if pool.guarded else GO_ON
 
     def schedule(self, ctx: Context) -> int:
         """Choose a backend and a source port, and open the flow."""
@@ -516,6 +521,22 @@ class Balancer:
         return REWRITTEN
 
     # Helpers of the stages
+
+    def pass_gate(self, ctx: Context) -> int:
+        """Whether the client may open a flow, by the conditions of the service."""
+        packet = ctx.packet
+        # It may be the packet's second time here.
+        if self.claims.member is not None or (
+            self.redispatch.pending and self.redispatch.find(packet) is not None
+        ):
+            return GO_ON
+        reason = ctx.pool.gate.refusal(packet.src_high, packet.src_low, ctx.now)
+        if not reason:
+            return GO_ON
+        # A segment of a connection that was forgotten comes again, when there may be room for it.
+        if reason < 0 and (packet.flags == SYN or packet.protocol == UDP or reason == -NOT_ALLOWED):
+            return self.refuse(ctx, -reason)
+        return self.counters.drop(abs(reason))
 
     def choose(self, ctx: Context, attempt: Attempt | None) -> PoolMember | None:
         """The member for a new flow, which may be another `attempt` to open it, or for a connection

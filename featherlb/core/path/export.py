@@ -19,6 +19,7 @@ from featherlb.core.flows.tcp_state import State, TimeoutClass
 from featherlb.core.path.redispatch import Redispatch
 from featherlb.core.path.services import Services
 from featherlb.core.pools.explain import Decision, explain
+from featherlb.core.pools.gate import REFUSALS
 from featherlb.core.pools.pool import Pool
 from featherlb.core.pools.schedulers import NewFlow
 from featherlb.model import Backend, Endpoint, Protocol
@@ -112,6 +113,9 @@ class Statistics:
     evicted: int
     unkept_syns: int
     scheduler_errors: dict[str, int]
+    refused: dict[str, dict[Reason, int]]
+    """By service, of those that have conditions for clients: packets that would have opened a flow
+    of one that does not meet them."""
     backends: tuple[BackendStats, ...]
     departing: tuple[tuple[str, Backend], ...]
 
@@ -140,14 +144,17 @@ class Explanation:
     """What a worker would do with a client's packet to a VIP.
 
     `flow` is the flow that it belongs to, None if there is none; `reopens` says that a packet which
-    opens a connection would nevertheless be scheduled anew. `decision` is where it would go then;
-    `clash` is the client's flow to another VIP that has the client's port there, so that it would
-    get another one; `full`: the flow table is full, so another flow would be evicted.
+    opens a connection would nevertheless be scheduled anew. `refused` is why this client may
+    open none, None if it may; `conditions` are sentences about that. `decision` is where the new
+    flow would go; `clash` is the client's flow to another VIP that has the client's port there, so
+    that it would get another one; `full`: the flow table is full, so another flow would be evicted.
     """
 
     service: str
     flow: FlowView | None
     reopens: bool
+    refused: Reason | None
+    conditions: tuple[str, ...]
     decision: Decision
     clash: FlowView | None
     full: bool
@@ -219,10 +226,13 @@ class Views:
             )
             if clash == flow or protocol is Protocol.UDP or self._lifecycle.reopens(clash, ticks):
                 clash = 0
+        refused, conditions = pool.gate.explain(high << 64 | low, now)
         return Explanation(
             service=pool.service.name,
             flow=self.view(flow, now) if flow else None,
             reopens=bool(flow and self._lifecycle.reopens(flow, ticks)),
+            refused=refused,
+            conditions=tuple(conditions),
             decision=decision,
             clash=self.view(clash, now) if clash else None,
             full=self._flows.count == self._flows.capacity,
@@ -331,6 +341,11 @@ class Views:
             evicted=self._lifecycle.evicted,
             unkept_syns=self._redispatch.unkept,
             scheduler_errors=errors,
+            refused={
+                name: {reason: pool.gate.refused[int(reason)] for reason in REFUSALS}
+                for name, pool in self._services.pools.items()
+                if pool.guarded or any(pool.gate.refused.values())
+            },
             backends=tuple(backends),
             departing=tuple(
                 (member.pool.service.name, member.scheduled.backend)

@@ -365,7 +365,7 @@ class OffloadedFlows:
         direction_of(record, 1).kernel_packets = entry.reply_packets & MASK32
         record.forward_bytes = entry.bytes
         record.reply_bytes = entry.reply_bytes
-        member.scheduled.active += 1
+        self._lifecycle.count_active(member, record, 1)
         member.flows += 1
         if flags & FULL:
             self._lifecycle.rank(flow)

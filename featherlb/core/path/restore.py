@@ -178,7 +178,7 @@ class Restoration:
         self._lifecycle.compute_deltas(flow)
         self._lifecycle.enter(flow, state, old.seen)
         if IS_ACTIVE[state]:
-            member.scheduled.active += 1
+            self._lifecycle.count_active(member, record, 1)
         member.flows += 1
         if pool.persistence is not None:
             new = NewFlow(

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from featherlb.core.pools.gate import Gate
 from featherlb.core.pools.persistence import PersistenceTable
 from featherlb.core.pools.schedulers import (
     Member,
@@ -130,11 +131,14 @@ class Pool:
     connections can be adopted mid-stream, as the scheduler would choose the same backend again and
     a flow has no other state; `all_ports`: it has the ports of a VIP that no other service has;
     `awaiting_rules`: the rules of its datapath are not applied on this host yet, so it opens no
-    flows; `keeps_openings`: the SYN of a new flow is stored, in case the backend refuses it.
+    flows; `keeps_openings`: the SYN of a new flow is stored, in case the backend refuses it;
+    `gate`: who may open a flow; `guarded`: not everybody may; `counts_clients`: the gate wants to
+    know of each flow that becomes active, or no longer is.
     """
 
     def __init__(self, service: Service, *, seed: int, key: bytes) -> None:
         """`seed` and `key` are for the schedulers. The pool is empty until `update`."""
+        self.gate = Gate()
         self._take(service)
         self.members: dict[Endpoint, Member] = {}
         self.ranged: dict[Address, list[Member]] = {}
@@ -191,6 +195,9 @@ class Pool:
         self.one_packet = service.one_packet
         self.responses = service.responses
         self.all_ports = any(vip.all_ports for vip in service.vips)
+        self.gate.update(service.admission, service.vips[0].address.version)
+        self.guarded = self.gate.guards
+        self.counts_clients = self.gate.counts
 
     def update(self, service: Service, new_member: Callable[[Backend], Member]) -> Iterable[Member]:
         """Change to `service`; returns the members that it no longer has."""

@@ -4,10 +4,11 @@ forwards what workers have rewritten."""
 from collections.abc import Sequence
 
 from featherlb.datapaths.host_side import Needs, Replies, Scope
+from featherlb.datapaths.rules.gate import gate
 from featherlb.datapaths.rules.guards import guards, redirects, settings
 from featherlb.datapaths.rules.queueing import Queued
 from featherlb.model import NatMode
-from featherlb.system.ruleset import Chain, hooked
+from featherlb.system.ruleset import Chain, hooked, join
 
 
 def replies(nat: NatMode) -> frozenset[Replies]:
@@ -30,8 +31,15 @@ def queued(scope: Scope) -> Queued:
 def needs(scope: Scope, queued: Sequence[Queued]) -> Needs:
     parts = scope.parts()
     redirect = Chain("REDIRECT", scope.options.queue)
+    clients = gate(scope.services, scope.family, "GATE", scope.options, scope.facts)
     return Needs(
-        sets=tuple(parts.sets()),
+        sets=(*parts.sets(), *clients.sets),
+        refusing=clients.refusing,
         settings=tuple(settings(parts, scope.facts)),
-        rules={"raw": hooked(redirect, "OUTPUT", redirects(parts, scope.facts))},
+        rules={
+            "raw": join(
+                hooked(redirect, "OUTPUT", redirects(parts, scope.facts)),
+                clients.table,
+            )
+        },
     )

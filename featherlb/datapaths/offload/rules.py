@@ -18,6 +18,7 @@ from featherlb.datapaths.host_side import Needs, Replies, Scope
 from featherlb.datapaths.rules import icmp
 from featherlb.datapaths.rules.endpoints import Group, Parts, backend_entries, ports_of
 from featherlb.datapaths.rules.facts import Facts, Options
+from featherlb.datapaths.rules.gate import gate
 from featherlb.datapaths.rules.guards import guards, redirects, settings
 from featherlb.datapaths.rules.queueing import Queued
 from featherlb.datapaths.rules.steering import (
@@ -57,16 +58,24 @@ def needs(scope: Scope, queued: Sequence[Queued]) -> Needs:
     # The kernel replaces the source after the routing decision, so `full` mode needs no settings.
     parts = replace(scope.parts("ct-"), full=False)
     backends = scope.group("ct-ends", backend_entries(scope.services, scope.family))
+    clients = gate(scope.services, scope.family, "CTGATE", scope.options, scope.facts)
+    rules = _rules(parts, backends, scope)
     return Needs(
-        sets=tuple(
-            wanted for group in (parts.vips, parts.full_pairs, backends) for wanted in group.sets()
+        sets=(
+            *(
+                wanted
+                for group in (parts.vips, parts.full_pairs, backends)
+                for wanted in group.sets()
+            ),
+            *clients.sets,
         ),
+        refusing=clients.refusing,
         settings=(
             *settings(parts, scope.facts),
             # So that connection tracking counts packets and bytes.
             ("net/netfilter/nf_conntrack_acct", "1"),
         ),
-        rules=_rules(parts, backends, scope),
+        rules={**rules, "raw": join(rules["raw"], clients.table)},
     )
 
 

@@ -48,6 +48,10 @@ class Facts:
     before the bridge's own packet sockets get them (br_netfilter)."""
     sets: bool = True
     """Whether rules can match ipsets."""
+    networks: bool = True
+    """Whether rules can match ipsets of networks."""
+    hashlimit: bool = True
+    """Whether rules can match a rate of packets by source address."""
     conntrack: bool = True
     """Whether rules can match the conntrack state."""
     socket: bool = True

@@ -21,7 +21,7 @@ from featherlb.control.transition import State
 from featherlb.control.view import Reloads, View, WorkerView, view_services
 from featherlb.datapaths.base import EngineCounters
 from featherlb.model import Datapath
-from featherlb.model.reason import PASSED, TRANSLATED
+from featherlb.model.reason import PASSED, TRANSLATED, Reason
 from featherlb.worker.protocol import WorkerStatistics
 from tests.world import CLIENT, ONE, TWO, VIP, World, client, service
 
@@ -59,6 +59,7 @@ def families(world: World) -> list[Metric]:
         services=view_services(State(config, services=judgement.services), health),
         workers=(WorkerView(0, 1, worker),),
         worker_restarts=0,
+        refused={("web", Reason.NOT_ALLOWED): 5},
         tasks=(TaskState("names", 2, True, "OSError", ""),),
         host=HostView(
             deviations=("net.ipv4.ip_forward is 0 and has to be 1",), restored={"rules": 2}

@@ -84,6 +84,7 @@ STATUS = schema.Status.model_construct(
     last_reload="now",
     reload_error=f"no backend {ULA} in {NAME}",
     panic=[NAME],
+    refused={NAME: {"not-allowed": 5, "max-flows": 0, "max-new": 0}},
     workers=[],
     worker_restarts=0,
     tasks=[],

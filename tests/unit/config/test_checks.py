@@ -286,6 +286,23 @@ from featherlb.model.errors import ConfigError
                 "unclear (expected 'port' in 'health')"
             ],
         ),
+        (
+            "- vip: 10.0.0.1:80\n  allow: ['fd00::/8']\n  max_flows: [5, {limit: 6, prefix: 32}]\n"
+            "  max_new: [{rate: 5/s, prefix: 64}]",
+            [
+                "f:3: services[0].allow: 'allow' has no IPv4 network, so no client could connect "
+                "(expected one at least)",
+                "f:4: services[0].max_flows: two limits have the prefix 32 (expected one for each)",
+                "f:5: services[0].max_new: 64 is too long a prefix for IPv4 (expected at most 32)",
+            ],
+        ),
+        (
+            "- {name: web, vip: 10.0.0.1:80, max_flows: [{limit: 3, prefix: 0}]}\nworkers: 4",
+            [
+                "f:2: services[0].max_flows: 4 workers can't share 3 flows of 'web' "
+                "(expected a limit of 4 or more)"
+            ],
+        ),
     ],
 )
 def test_faults_between_values(text: str, faults: list[str]) -> None:

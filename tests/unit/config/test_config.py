@@ -1,6 +1,7 @@
 """Files, and the promise that no text makes `parse` raise anything but ConfigError."""
 
 import re
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from featherlb import config
+from featherlb.config import resolve
 from featherlb.config.file import load, parse
+from featherlb.config.writer import write
+from featherlb.model import NetworkSet
 from featherlb.model.errors import ConfigError
 
 WORDS = re.findall(
@@ -128,3 +132,41 @@ def test_it_looks_where_the_manual_says() -> None:
         "featherlb.yaml",
         "/etc/featherlb/featherlb.yaml",
     ]
+
+
+def test_lists_of_networks_come_from_files(tmp_path: Path) -> None:
+    (tmp_path / "partners.txt").write_text("# ours\n10.0.0.0/8 # inside\n\n2001:db8::/32\n")
+    path = tmp_path / "lb.yaml"
+    path.write_text(
+        "services:\n- vip: 10.0.0.1:80\n  allow: [192.168.0.0/16, {file: partners.txt}]\n"
+    )
+    loaded = load(path)
+    (service,) = resolve(loaded, lambda name: ())
+    assert service.admission.allow == NetworkSet.of(
+        map(ip_network, ("10.0.0.0/8", "192.168.0.0/16", "2001:db8::/32"))
+    )
+    # Written back, it names the file, and its path holds from everywhere.
+    assert f"file: {tmp_path}/partners.txt" in write(loaded)
+    (tmp_path / "partners.txt").write_text("10.0.0.0/9\n")
+    assert load(path) != loaded
+
+
+def test_faults_of_a_file_of_networks_have_its_lines(tmp_path: Path) -> None:
+    (tmp_path / "deny.txt").write_text("10.0.0.0/8\nexample.org\n10.1.2.3/8\n")
+    (tmp_path / "empty.txt").write_text("# nobody yet\n")
+    path = tmp_path / "lb.yaml"
+    path.write_text(
+        "services:\n- vip: 10.0.0.1:80\n  allow: [{file: none.txt}]\n  deny: [{file: deny.txt}]\n"
+    )
+    with pytest.raises(ConfigError) as raised:
+        load(path)
+    assert list(raised.value.faults) == [
+        f"{tmp_path}/none.txt:1: cannot read the networks: No such file or directory",
+        f"{tmp_path}/deny.txt:2: 'example.org' is not a network (expected one such as 10.0.0.0/8)",
+        f"{tmp_path}/deny.txt:3: '10.1.2.3/8' has host bits set (expected 10.0.0.0/8)",
+    ]
+    path.write_text("services:\n- vip: 10.0.0.1:80\n  allow: {file: empty.txt}\n")
+    with pytest.raises(ConfigError, match="'allow' has no IPv4 network, so no client could"):
+        load(path)
+    path.write_text("services:\n- vip: 10.0.0.1:80\n  deny: {file: empty.txt}\n")
+    load(path)

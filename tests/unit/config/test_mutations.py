@@ -37,6 +37,11 @@ services:
   datapath: auto
   source_addresses: [10.0.1.1, 10.0.1.9]
   persistence: {timeout: 5m, prefix: 24}
+  allow: [10.0.0.0/8, 192.168.0.0/16]
+  deny: [10.9.0.0/16]
+  deny_action: reset
+  max_flows: {limit: 100, prefix: 24, action: drop}
+  max_new: {rate: 50/s, burst: 100, prefix: 32, action: reset}
   mss: 1400
   on_backend_down: reset
   health:

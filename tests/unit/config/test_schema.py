@@ -11,7 +11,8 @@ BACKENDS = f"{SERVICE}  backends:\n"
 
 SERVICE_KEYS = (
     "name, vip, protocol, scheduler, hash_on, hash_balance, nat, datapath, source_addresses, "
-    "persistence, prefer, redispatch, mss, one_packet, responses, on_backend_down, health, "
+    "persistence, prefer, redispatch, allow, deny, deny_action, max_flows, max_new, "
+    "mss, one_packet, responses, on_backend_down, health, "
     "passive_health, slow_start, panic_threshold, backends"
 )
 FILE_KEYS = (
@@ -412,6 +413,42 @@ def faults_of(text: str) -> list[str]:
         (
             f"{SERVICE}timeouts: {{fin: true}}",
             f"f:3: timeouts.fin: true is a boolean (expected {DURATION})",
+        ),
+        (
+            f"{SERVICE}  allow: []",
+            "f:3: services[0].allow: the list is empty (expected at least one entry)",
+        ),
+        (
+            f"{SERVICE}  deny:\n  - 10.0.0.0/8\n  - 10.0.0.1/8",
+            "f:5: services[0].deny[1]: '10.0.0.1/8' has host bits set (expected 10.0.0.0/8)",
+        ),
+        (
+            f"{SERVICE}  deny: [example.org]",
+            "f:3: services[0].deny[0]: 'example.org' is not a network"
+            " (expected one such as 10.0.0.0/8)",
+        ),
+        (
+            f"{SERVICE}  deny: {{path: x}}",
+            "f:3: services[0].deny: this mapping is no list of clients"
+            " (expected a network such as 10.0.0.0/8, or {file: PATH})",
+        ),
+        (
+            f"{SERVICE}  max_new: 50",
+            "f:3: services[0].max_new: 50 is a number"
+            " (expected a rate such as 50/s, or a mapping with rate, burst and prefix)",
+        ),
+        (
+            f"{SERVICE}  max_new: 50/day",
+            "f:3: services[0].max_new: '50/day' is not a rate"
+            " (expected a rate such as 50/s, 600/m or 1000/h, at most 1000000)",
+        ),
+        (
+            f"{SERVICE}  max_flows: {{prefix: 24}}",
+            "f:3: services[0].max_flows[0]: 'limit' is missing (expected a number of flows)",
+        ),
+        (
+            f"{SERVICE}  max_flows: {{limit: 5, actoin: reset}}",
+            "f:3: services[0].max_flows: unknown key (did you mean 'action'?)",
         ),
     ],
 )

@@ -18,6 +18,11 @@ services:
     nat: full
     source_addresses: ['2001:db8::2']
     persistence: {timeout: 5m}
+    allow: ['2001:db8::/32', {file: some/networks.txt}]
+    deny: 2001:db8::7
+    deny_action: reset
+    max_flows: [{limit: 7, prefix: 48, action: reset}, 9]
+    max_new: [{rate: 600/m, burst: 8}, {rate: 5/s, prefix: 0}]
     redispatch: {refused: false, silent: false, attempts: 3}
     mss: 1400
     on_backend_down: reset
@@ -79,6 +84,8 @@ def test_every_key_survives() -> None:
         schema.HealthEntry,
         schema.PassiveHealthEntry,
         schema.PreferenceEntry,
+        schema.MaxFlowsEntry,
+        schema.MaxNewEntry,
         schema.BackendEntry,
         schema.RedispatchEntry,
         schema.ApiEntry,

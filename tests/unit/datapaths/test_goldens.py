@@ -6,7 +6,7 @@ them; the difference is what to review.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import ip_address, ip_interface
+from ipaddress import ip_address, ip_interface, ip_network
 from itertools import product
 from pathlib import Path
 
@@ -16,12 +16,16 @@ from featherlb import host
 from featherlb.host import Facts, HostPlan, Options
 from featherlb.model import (
     Address,
+    Admission,
     Backend,
     Datapath,
     Endpoint,
     HostAddress,
+    MaxNew,
     NatMode,
+    NetworkSet,
     Protocol,
+    Refusal,
     Service,
     Vip,
 )
@@ -96,6 +100,29 @@ def both_modes(datapath: Datapath) -> tuple[Service, Service]:
     )
 
 
+def limited(datapath: Datapath) -> tuple[Service, ...]:
+    """Services with conditions for clients, one of them on all ports that the others leave."""
+    networks = {
+        text: NetworkSet.of([ip_network(text)])
+        for text in ("10.0.0.0/8", "10.1.0.0/16", "fd00::/8")
+    }
+    listed = Admission(allow=networks["10.0.0.0/8"], deny=networks["10.1.0.0/16"])
+    slow = MaxNew(0.5, 3, 32), MaxNew(1000.0, 1000, 0), MaxNew(7.0, 1, 24, Refusal.RESET)
+    return (
+        replace(web(datapath, vips=[at(10, 1, 65535)]), name="rest", admission=listed),
+        replace(web(datapath, vips=[at(10)]), name="free"),
+        replace(web(datapath, vips=[at(10, 81)]), name="slow", admission=Admission(max_new=slow)),
+        replace(
+            web(datapath, vips=[at(10, 82)]),
+            name="told",
+            admission=replace(listed, deny_action=Refusal.RESET),
+        ),
+        replace(
+            web(datapath, family=6), name="six", admission=Admission(deny=networks["fd00::/8"])
+        ),
+    )
+
+
 def mixed() -> tuple[Service, ...]:
     """All datapaths side by side. Those that leave replies to the queue share a backend."""
     return tuple(
@@ -126,6 +153,7 @@ def cases() -> Iterator[Case]:
                 web(datapath, NatMode.FULL, vips=[at(20)], backends=range(20, 25)),
             ),
         )
+        yield Case(f"{datapath}-clients", limited(datapath))
         yield Case(
             f"{datapath}-wildcard-and-range", (web(datapath, vips=[at(0), at(10, 8000, 8010)]),)
         )

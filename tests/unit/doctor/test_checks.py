@@ -109,6 +109,7 @@ STATUS = schema.Status(
     capacity=100,
     log_level=LogLevel.INFO,
     log_level_remaining=None,
+    refused={},
     changes=0,
     reloads=0,
     reloads_refused=0,
