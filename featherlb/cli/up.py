@@ -19,7 +19,7 @@ from featherlb.control.resolver import look_up
 from featherlb.core.pools.schedulers import names
 from featherlb.daemon import Supervisor
 from featherlb.model import Datapath, Driver, NatMode
-from featherlb.system import plugins
+from featherlb.system import first_process, plugins
 
 log = logging.getLogger("featherlb")
 
@@ -124,6 +124,7 @@ def up(
     changes to this host.
     """
 
+    first_process.leave_it()
     picked = scheduler and absolute_scheduler(scheduler, Path.cwd())
     path = config_path or find_config()
 

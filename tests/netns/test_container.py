@@ -1,6 +1,10 @@
-"""What a container has that another host hasn't: kernel settings that can only be read, and a
-configuration named by the environment."""
+"""What a container has that another host hasn't: kernel settings that can only be read, a
+configuration named by the environment, and featherlb as its first process."""
 
+import json
+import os
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,7 +14,7 @@ from featherlb.lab.namespaces import VIP
 from featherlb.lab.servers import HttpServer
 from tests.netns.command import PROGRAM, Featherlb
 from tests.netns.conftest import ONE_DRIVER
-from tests.netns.traffic import ask
+from tests.netns.traffic import ask, wait_for
 
 pytestmark = [ONE_DRIVER, pytest.mark.no_packets("settings and configuration")]
 
@@ -60,3 +64,48 @@ def test_the_environment_names_the_configuration(lab: Lab, driver: str, tmp_path
     option.write_text("services: [{vip: 10.0.0.11:80}]\n")
     ended = lab.balancer.run([*run, "--config", str(option)])
     assert "10.0.0.11" in ended.stdout
+
+
+def children(pid: int) -> list[int]:
+    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_the_first_process_leaves_those_of_others_alone(
+    lab: Lab, driver: str, tmp_path: Path
+) -> None:
+    """What `docker exec` leaves in the background is not the rest of a check's script, whose rest
+    goes."""
+    runs = tmp_path / "runs"
+    runs.touch()
+    check = tmp_path / "check.sh"
+    check.write_text(f"#!/bin/sh\nsleep 601 &\necho run >>{runs}\n")
+    check.chmod(0o755)
+    config = tmp_path / "featherlb.yaml"
+    health = {"type": "script", "command": ["./check.sh"], "interval": "0.2s"}
+    service = {"vip": f"{VIP}:80", "backends": ["10.0.1.2:8080"], "health": health}
+    config.write_text(json.dumps({"services": [service]}))
+    contain = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child", PROGRAM)
+    with (
+        HttpServer(lab.backends[0]),
+        lab.balancer.popen(
+            [*contain, "up", "--config", str(config)], stdout=subprocess.PIPE
+        ) as outside,
+    ):
+        try:
+            assert outside.stdout is not None
+            assert outside.stdout.readline() == "ready\n"
+            (first,) = children(outside.pid)
+            execute = ["nsenter", "--target", str(first), "--pid", "--mount", "sh", "-c"]
+            lab.balancer.run([*execute, "sleep 602 >/dev/null 2>&1 &"])
+            before = len(runs.read_text().splitlines())
+            wait_for(lambda: len(runs.read_text().splitlines()) > before + 3, "more checks")
+            supervisor, left = children(first)
+            assert Path(f"/proc/{left}/cmdline").read_text() == "sleep\x00602\x00"
+            sleeping = [Path(f"/proc/{pid}/cmdline").read_text() for pid in lab.balancer.pids()]
+            assert sleeping.count("sleep\x00601\x00") <= 1
+            assert ask(lab.client).backend == "backend1"
+            os.kill(first, signal.SIGTERM)
+            assert outside.wait(30) == 0
+            assert not Path(f"/proc/{supervisor}").exists()
+        finally:
+            outside.kill()
