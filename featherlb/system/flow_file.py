@@ -2,7 +2,7 @@
 
 Each worker has a file next to the journal's records, in memory like all of /run: a line of JSON
 that describes the owner, then the worker's memory as it was. Times count from boot, so a file is
-useless after a reboot.
+useless after a reboot, and nothing depends on the host's clock, which may be set meanwhile.
 """
 
 import json
@@ -62,7 +62,7 @@ def save(target: Path, memory: FlowMemory, shard: Shard) -> None:
 def load(source: Path) -> FlowMemory | None:
     """The flows in a file; None if they can't be restored."""
     with _opened(source) as file:
-        if file is not None and _read_shard(_first_line(file)) is not None and _is_fresh(file):
+        if file is not None and _read_shard(_first_line(file)) is not None:
             block = bytearray(file.read())
             flows = len(block) - size_of(0)
             if flows >= 0 and not flows % FLOW_SIZE:
@@ -81,7 +81,7 @@ def is_of_another_version(source: Path) -> bool:
     with _opened(source) as file, suppress(ValueError, KeyError, TypeError, RecursionError):
         if file is not None:
             header = json.loads(_first_line(file))
-            if header["boot"] == _BOOT.read_text().strip() and _is_fresh(file):
+            if header["boot"] == _boot() and _is_fresh(header):
                 return bool(header["layout"] != LAYOUT)
     return False
 
@@ -93,7 +93,7 @@ def fault(source: Path) -> str:
         with state_file.open_to_read(source) as file:
             header = json.loads(_first_line(file))
             size = os.fstat(file.fileno()).st_size - file.tell()
-            if header["layout"] != LAYOUT or header["boot"] != _BOOT.read_text().strip():
+            if header["layout"] != LAYOUT or header["boot"] != _boot():
                 return ""
             Shard(**header["shard"])
             if size < size_of(0) or (size - size_of(0)) % FLOW_SIZE:
@@ -128,28 +128,48 @@ def _sweep(root: Path) -> None:
     with suppress(OSError):
         for directory in list(root.iterdir()):
             with suppress(OSError):
-                stale = [
-                    file
-                    for file in find_all(directory)
-                    if time.time() - file.lstat().st_mtime >= FRESH
-                ]
+                stale = [file for file in find_all(directory) if _is_stale(file)]
                 for file in stale:
                     file.unlink()
                 if stale:
                     directory.rmdir()
 
 
+def _is_stale(path: Path) -> bool:
+    """Whether it may be deleted. Of one that says nothing of its age, the host's clock decides: it
+    is of no use, but an operator may want to look at it."""
+    with _opened(path) as file, suppress(ValueError, KeyError, TypeError, RecursionError):
+        if file is not None:
+            header = json.loads(_first_line(file))
+            return header["boot"] != _boot() or not _is_fresh(header)
+    return time.time() - path.lstat().st_mtime >= FRESH
+
+
 def _header(shard: Shard) -> dict[str, Any]:
-    return {"layout": LAYOUT, "boot": _BOOT.read_text().strip(), "shard": asdict(shard)}
+    return {
+        "layout": LAYOUT,
+        "boot": _boot(),
+        "saved": time.clock_gettime(time.CLOCK_BOOTTIME),
+        "shard": asdict(shard),
+    }
 
 
 def _read_shard(line: bytes) -> Shard | None:
+    """None if it is another's: of a boot, a layout, or too old."""
     with suppress(ValueError, KeyError, TypeError, RecursionError):
-        shard = Shard(**json.loads(line)["shard"])
-        if json.loads(line) == _header(shard):
+        header = json.loads(line)
+        shard = Shard(**header["shard"])
+        wanted = _header(shard) | {"saved": header["saved"]}
+        if header == wanted and _is_fresh(header):
             return shard
     return None
 
 
-def _is_fresh(file: BinaryIO) -> bool:
-    return time.time() - os.fstat(file.fileno()).st_mtime < FRESH
+def _boot() -> str:
+    return _BOOT.read_text().strip()
+
+
+def _is_fresh(header: dict[str, Any]) -> bool:
+    """TypeError or KeyError if it doesn't say when it was written, in seconds since boot."""
+    age: float = time.clock_gettime(time.CLOCK_BOOTTIME) - header["saved"]
+    return 0 <= age < FRESH

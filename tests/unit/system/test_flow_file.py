@@ -51,7 +51,16 @@ def test_who_finds_it(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"layout": LAYOUT + 1}, {"boot": "another"}, {"shard": {}}, {"shard": 1}]
+    "change",
+    [
+        {"layout": LAYOUT + 1},
+        {"boot": "another"},
+        {"shard": {}},
+        {"shard": 1},
+        {"saved": 1e9},
+        {"saved": "today"},
+        {"saved": None},
+    ],
 )
 def test_unusable_files_are_not_read(file: Path, change: dict[str, object]) -> None:
     line, rest = file.read_bytes().split(b"\n", 1)
@@ -104,10 +113,27 @@ def test_a_link_is_not_followed(file: Path, memory: FlowMemory) -> None:
     assert flow_file.read_shard(file) == Shard(0, 1, 0)
 
 
+def make_old(file: Path) -> None:
+    """As if it had been saved an hour ago."""
+    line, rest = file.read_bytes().split(b"\n", 1)
+    header = json.loads(line)
+    header["saved"] -= flow_file.FRESH
+    file.write_bytes(json.dumps(header).encode() + b"\n" + rest)
+
+
+def test_a_clock_that_is_set_changes_nothing(file: Path, memory: FlowMemory) -> None:
+    for moment in (0, 1 << 32):
+        os.utime(file, (moment, moment))
+        assert flow_file.read_shard(file) == SHARD
+        assert flow_file.load(file) is not None
+        flow_file.save(flow_file.path(file.parent.parent / "net-2", 0, 0), memory, SHARD)
+        assert file.exists()
+
+
 def test_expired_files_are_deleted(file: Path, memory: FlowMemory) -> None:
-    long_ago = file.stat().st_mtime - flow_file.FRESH
-    os.utime(file, (long_ago, long_ago))
+    make_old(file)
     assert flow_file.load(file) is None
+    assert flow_file.read_shard(file) is None
     other = flow_file.path(file.parent.parent / "net-2", 0, 0)
     flow_file.save(other, memory, SHARD)
     assert not file.parent.exists()
@@ -125,8 +151,11 @@ def test_files_in_use_beside_them_stay(file: Path, memory: FlowMemory) -> None:
         flow_file.save(one, memory, SHARD)
     record = file.parent / "4.json"
     record.touch()
-    for one in files:
-        os.utime(one, (0, 0))
+    for one in files[:2]:
+        make_old(one)
+    # This one doesn't say when it was saved.
+    files[2].write_bytes(b"")
+    os.utime(files[2], (0, 0))
     flow_file.save(flow_file.path(file.parent.parent / "net-2", 0, 0), memory, SHARD)
     assert not any(one.exists() for one in files)
     assert record.exists()
