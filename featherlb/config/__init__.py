@@ -9,6 +9,7 @@ faster.
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from featherlb.config.checks import advise
@@ -36,6 +37,7 @@ __all__ = [
     "ServiceConfig",
     "SourceConfig",
     "VipConfig",
+    "absolute_command",
     "absolute_scheduler",
     "advise",
     "find_config",
@@ -50,6 +52,19 @@ def find_config() -> Path | None:
     """The default configuration file: the first of `SEARCH_PATH` that exists."""
     # Path.is_file would raise if this user may not enter the directory.
     return next((path for path in SEARCH_PATH if os.path.isfile(path)), None)
+
+
+def absolute_command(command: Sequence[str], directory: Path) -> tuple[str, ...]:
+    """A check's program and arguments; its path, if it isn't a name, is made absolute, and so are
+    arguments that begin with `./` or `../`."""
+
+    def absolute(word: str, is_path: bool) -> str:
+        return os.path.normpath(directory.absolute() / word) if is_path else word
+
+    return tuple(
+        absolute(word, word.startswith(("./", "../")) or (at == 0 and "/" in word))
+        for at, word in enumerate(command)
+    )
 
 
 def absolute_scheduler(name: str, directory: Path) -> str:

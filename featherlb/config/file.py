@@ -3,9 +3,17 @@
 from dataclasses import replace
 from pathlib import Path
 
-from featherlb.config import absolute_scheduler, checks, loader, routes, schema, services
+from featherlb.config import (
+    absolute_command,
+    absolute_scheduler,
+    checks,
+    loader,
+    routes,
+    schema,
+    services,
+)
 from featherlb.config.faults import Fault, Origin, refuse
-from featherlb.config.types import Config, ListedClients, NetworkFile
+from featherlb.config.types import Config, ListedClients, NetworkFile, ServiceConfig
 from featherlb.config.values import network
 from featherlb.model import Network, NetworkSet
 from featherlb.model.errors import ConfigError
@@ -32,23 +40,30 @@ def load(path: Path) -> Config:
 def load_text(text: str, path: Path) -> Config:
     """The configuration in the text of a file with this path; ConfigError if it has faults.
 
-    Relative paths of custom schedulers and of files with networks start at the file's directory.
+    Relative paths of custom schedulers, of scripts and of files with networks start at the file's
+    directory.
     """
     config = parse(text, str(path))
     faults: list[Fault] = []
-    services = (
-        replace(
-            service,
-            scheduler=absolute_scheduler(service.scheduler, path.parent),
-            allow=_read_lists(service.allow, path.parent, faults),
-            deny=_read_lists(service.deny, path.parent, faults),
-        )
-        for service in config.services
-    )
-    config = replace(config, services=tuple(services))
+    found = (_with_files(service, path.parent, faults) for service in config.services)
+    config = replace(config, services=tuple(found))
     refuse(faults)
     refuse(fault for service in config.services for fault in checks.lists(service))
     return config
+
+
+def _with_files(service: ServiceConfig, directory: Path, faults: list[Fault]) -> ServiceConfig:
+    """With absolute paths, and with what its files of networks have in them."""
+    check = service.health
+    if check is not None:
+        check = replace(check, command=absolute_command(check.command, directory))
+    return replace(
+        service,
+        scheduler=absolute_scheduler(service.scheduler, directory),
+        health=check,
+        allow=_read_lists(service.allow, directory, faults),
+        deny=_read_lists(service.deny, directory, faults),
+    )
 
 
 def _read_lists(clients: ListedClients, directory: Path, faults: list[Fault]) -> ListedClients:

@@ -111,7 +111,7 @@ async def run(
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
             env={**_environment(user), **variables},
-            cwd=None if user is None else "/",
+            cwd="/",
             start_new_session=True,
             **identity,  # type: ignore[arg-type]
         )

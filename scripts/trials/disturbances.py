@@ -14,7 +14,7 @@ from featherlb.api import schema
 from featherlb.lab.namespaces import VIP
 from featherlb.model import Datapath
 from scripts.bench.flood import next_hop
-from scripts.trials.stage import BACKENDS, FIRST_PORT, PROGRAM, Event, Stage, wait_for
+from scripts.trials.stage import BACKENDS, FIRST_PORT, PROGRAM, Event, Stage, is_alive, wait_for
 
 Excuse = Callable[[Stage, Event], bool]
 HOLD = 3.0
@@ -108,7 +108,7 @@ def kill_worker(stage: Stage) -> None:
     """kill -9 of a worker, which another replaces."""
     dead, *_ = stage.instance.workers()
     os.kill(dead, signal.SIGKILL)
-    wait_for(lambda: dead not in stage.instance.workers(), "another worker")
+    wait_for(lambda: not is_alive(dead), "the worker is replaced")
 
 
 def flush_rules(stage: Stage) -> None:

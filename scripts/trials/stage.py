@@ -284,12 +284,13 @@ class Stage:
 
 
 @contextmanager
-def stage(directory: Path) -> Iterator[Stage]:
-    """A stage with all datapaths of this host, its servers running."""
+def stage(directory: Path, only: Datapath | None = None) -> Iterator[Stage]:
+    """A stage with all datapaths of this host, or one; its servers running."""
     with Lab(clients=1, backends=BACKENDS) as lab, ExitStack() as stack:
         prepare(lab)
         able = [datapath for datapath, why in lab.balancer.call(usable).items() if why is None]
-        ready = Stage(lab, directory, [one for one in Datapath if one in able])
+        chosen = [one for one in Datapath if one in able and only in (None, one)]
+        ready = Stage(lab, directory, chosen)
         for number in range(BACKENDS):
             ready.start_server(number)
         stack.callback(ready.end)

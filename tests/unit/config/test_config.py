@@ -1,5 +1,6 @@
 """Files, and the promise that no text makes `parse` raise anything but ConfigError."""
 
+import json
 import re
 from ipaddress import ip_network
 from pathlib import Path
@@ -100,6 +101,29 @@ def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
     assert list(raised.value.faults) == [
         f"{tmp_path}: cannot read the configuration: is a directory"
     ]
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        (["./check.sh", "../data", "./data", "data"], "{0}/lb/check.sh {0}/data {0}/lb/data data"),
+        (["checks/web", "-f", "checks/x"], "{0}/lb/checks/web -f checks/x"),
+        (["/bin/check"], "/bin/check"),
+        (["python3", "./web.py"], "python3 {0}/lb/web.py"),
+    ],
+)
+def test_paths_start_at_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: list[str], read: str
+) -> None:
+    (tmp_path / "lb").mkdir()
+    health = {"type": "script", "command": written}
+    service = {"vip": "10.0.0.1:80", "scheduler": "mine.py:pick", "health": health}
+    (tmp_path / "lb" / "lb.yaml").write_text(json.dumps({"services": [service]}))
+    monkeypatch.chdir(tmp_path)
+    (found,) = load(Path("lb/lb.yaml")).services
+    assert found.scheduler == f"{tmp_path}/lb/mine.py:pick"
+    assert found.health is not None
+    assert list(found.health.command) == read.format(tmp_path).split()
 
 
 def test_a_file_that_is_not_text_is_one_fault(tmp_path: Path) -> None:

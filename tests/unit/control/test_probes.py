@@ -269,6 +269,7 @@ def script(text: str, timeout: float = 5.0) -> HealthCheck:
         ("exit 3", "exit code 3"),
         ("kill -9 $$", "killed by signal 9"),
         ('test "$FEATHERLB_ADDRESS:$FEATHERLB_PORT" = 127.0.0.1:7', None),
+        ("test $PWD = /", None),
     ],
 )
 def test_a_script_decides(text: str, failure: str | None) -> None:
