@@ -3,15 +3,24 @@ worker and carry its number, so a worker restart shows as a reset of its own cou
 docs/operations.md lists them with their invariants.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, exposition
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from featherlb import __version__
 from featherlb.api.listener import Refusal
 from featherlb.control.view import View
+from featherlb.core.pools.latency import UPPER_BOUNDS
 from featherlb.model import Health
 from featherlb.model.label import label
 from featherlb.system import sysctl
@@ -278,6 +287,21 @@ class Snapshot(Collector):
             "Bytes translated, including IP headers.",
             labels=[*labels, "direction"],
         )
+        retransmits = CounterMetricFamily(
+            "featherlb_backend_retransmits",
+            "TCP segments whose data came again, or late: from clients (forward) or the backend.",
+            labels=[*labels, "direction"],
+        )
+        latency = GaugeMetricFamily(
+            "featherlb_backend_latency_seconds",
+            "Smoothed time from a flow's first packet to the backend's answer, as a SYN-ACK.",
+            labels=labels,
+        )
+        answers = HistogramMetricFamily(
+            "featherlb_backend_answer_seconds",
+            "Time from a flow's first packet to the backend's answer, as a SYN-ACK.",
+            labels=labels,
+        )
         up = GaugeMetricFamily("featherlb_backend_up", "0 if down or ejected.", labels=labels[1:])
         panic = GaugeMetricFamily(
             "featherlb_panic",
@@ -328,6 +352,11 @@ class Snapshot(Collector):
                 for direction in _DIRECTIONS:
                     packets.add_metric([*values, direction], getattr(stats, f"packets_{direction}"))
                     volume.add_metric([*values, direction], getattr(stats, f"bytes_{direction}"))
+                    again = getattr(stats, f"retransmits_{direction}")
+                    retransmits.add_metric([*values, direction], again)
+                if stats.latency is not None:
+                    latency.add_metric(values, stats.latency)
+                    answers.add_metric(values, _buckets(stats.answers), stats.answer_time)
         yield active
         yield weight
         yield effective
@@ -343,3 +372,12 @@ class Snapshot(Collector):
         yield moves
         yield packets
         yield volume
+        yield retransmits
+        yield latency
+        yield answers
+
+
+def _buckets(answers: Sequence[int]) -> list[tuple[str, float]]:
+    """A histogram's buckets as Prometheus has them: each counts those below as well."""
+    bounds = [*map(floatToGoString, UPPER_BOUNDS), "+Inf"]
+    return list(zip(bounds, accumulate(answers), strict=True))

@@ -191,6 +191,18 @@ class Backend(Answer):
     ports_reclaimed: int = Field(
         description="Half-open flows that lost their source port to another one."
     )
+    retransmits_forward: int = Field(
+        description="TCP segments from clients whose data came again, or late."
+    )
+    retransmits_reply: int = Field(description="The same from the backend.")
+    latency: float | None = Field(
+        description="Smoothed time in seconds that the backend takes to answer the first packet of"
+        " a flow: a SYN with a SYN-ACK, a datagram with another; null: not measured."
+    )
+    answers: dict[str, int] = Field(
+        description="Answers by the time that they took, in seconds: up to this one, and more than"
+        " the one before. Empty: not measured."
+    )
 
 
 class Service(Answer):

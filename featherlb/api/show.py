@@ -1,5 +1,6 @@
 """What the API shows: the controller's values as the schema's models."""
 
+import math
 import os
 import time
 from base64 import b64encode
@@ -7,16 +8,17 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from featherlb import __version__
 from featherlb.api import schema
 from featherlb.control.overrides import Override
 from featherlb.control.view import BackendView, ServiceView, View
 from featherlb.core.flows.tcp_state import TimeoutClass
-from featherlb.core.path.export import FlowView, Statistics
+from featherlb.core.path.export import BackendStats, FlowView, Statistics
 from featherlb.core.path.recording import Recorded
 from featherlb.core.pools.gate import REFUSALS
+from featherlb.core.pools.latency import UPPER_BOUNDS
 from featherlb.model import Endpoint, Health, Label
 from featherlb.model.label import label
 from featherlb.model.reason import Reason
@@ -44,6 +46,10 @@ def show_flow(flow: FlowView) -> schema.Flow:
         ],
     )
 
+
+_Key = tuple[str, Endpoint]
+"""A service, and one of its backends."""
+_BOUNDS = [f"{bound:g}" for bound in (*UPPER_BOUNDS, math.inf)]
 
 NO_PACKET = schema.CapturedPacket.model_construct(
     time=0.0, side="clients", leaving=False, length=0, data="", comment="", missed=0
@@ -203,7 +209,7 @@ def _refused(view: View) -> dict[str, dict[str, int]]:
 def _service(
     view: ServiceView,
     found: list[Statistics],
-    counts: dict[tuple[str, Endpoint], dict[str, int]],
+    counts: dict[_Key, dict[str, Any]],
     refused: dict[str, int],
 ) -> schema.Service:
     name = view.config.name
@@ -218,7 +224,7 @@ def _service(
             effective_weight=one.effective_weight,
             max_connections=one.config.max_connections,
             labels=_labels(one.config.labels),
-            **(counts[name, one.endpoint] if one.endpoint else dict.fromkeys(_COUNTS, 0)),
+            **(counts[name, one.endpoint] if one.endpoint else _NOTHING),
         )
         for one in view.backends
     ]
@@ -240,7 +246,7 @@ def _service(
             effective_weight=0,
             max_connections=None,
             labels=_labels(one.labels),
-            **dict.fromkeys(_COUNTS, 0),
+            **_NOTHING,
         )
         for _, one in sorted(departing.items())
     ]
@@ -284,20 +290,30 @@ _COUNTS = (
     "ports",
     "ports_in_use",
     "ports_reclaimed",
+    "retransmits_forward",
+    "retransmits_reply",
 )
 """A backend's counters in `BackendStats` and in the API."""
+_NOTHING: dict[str, Any] = {**dict.fromkeys(_COUNTS, 0), "latency": None, "answers": {}}
 
 
-def _backend_counts(found: list[Statistics]) -> dict[tuple[str, Endpoint], dict[str, int]]:
-    """The counters of each backend, over all workers."""
-    counts: dict[tuple[str, Endpoint], dict[str, int]] = defaultdict(
-        lambda: dict.fromkeys(_COUNTS, 0)
-    )
+def _backend_counts(found: list[Statistics]) -> dict[_Key, dict[str, Any]]:
+    """The counters of each backend over all workers, and how long it takes to answer: the mean of
+    the workers' smoothed times, each as often as it was measured there, and the histogram."""
+    counts: dict[_Key, dict[str, Any]] = defaultdict(_NOTHING.copy)
+    measured: dict[_Key, list[BackendStats]] = defaultdict(list)
     for core in found:
         for one in core.backends:
             sums = counts[one.service, one.backend.endpoint]
             for key in _COUNTS:
                 sums[key] += getattr(one, key)
+            if one.latency is not None:
+                measured[one.service, one.backend.endpoint].append(one)
+    for backend, parts in measured.items():
+        weighted = sum((one.latency or 0.0) * sum(one.answers) for one in parts)
+        answers = [sum(each) for each in zip(*(one.answers for one in parts), strict=True)]
+        counts[backend]["latency"] = round(weighted / sum(answers), 6)
+        counts[backend]["answers"] = dict(zip(_BOUNDS, answers, strict=True))
     return counts
 
 

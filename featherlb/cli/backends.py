@@ -31,10 +31,12 @@ def backends(answer: schema.Services) -> None:
             ">flows",
             ">in",
             ">out",
+            ">latency",
             ">resets",
             ">failed",
             ">moved",
         )
+        table.collapse_padding = True  # else it would not fit into 80 columns
         for backend in service.backends:
             name = backend.backend
             if backend.address not in ("", name):
@@ -47,6 +49,7 @@ def backends(answer: schema.Services) -> None:
                 short_number(backend.flows),
                 short_number(backend.bytes_forward),
                 short_number(backend.bytes_reply),
+                latency(backend),
                 short_number(backend.resets),
                 short_number(backend.refused + backend.syn_timeouts),
                 short_number(backend.moved_refused + backend.moved_silent),
@@ -99,6 +102,15 @@ def port_use(backend: schema.Backend) -> str:
         f"{backend.ports_in_use:,} of {backend.ports:,} source ports in use"
         f" ({backend.ports_reclaimed:,} taken from half-open flows so far)"
     )
+
+
+def latency(backend: schema.Backend) -> str:
+    """The smoothed time to answer, at most seven characters up to a minute; empty if it isn't
+    measured."""
+    if backend.latency is None:
+        return ""
+    milliseconds = 1000 * backend.latency
+    return f"{milliseconds:.0f}ms" if milliseconds >= 9.95 else f"{milliseconds:.2g}ms"
 
 
 def active(backend: schema.Backend) -> str:

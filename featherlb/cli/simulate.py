@@ -10,14 +10,19 @@ import click
 
 from featherlb.cli.asking import DURATION, new_table, output_option, print_table
 from featherlb.cli.help import WholeNumber, completion, examples
-from featherlb.config import Config, ServiceConfig, absolute_scheduler
+from featherlb.config import Config, ServiceConfig, absolute_scheduler, values
 from featherlb.config.file import load
 from featherlb.config.resolve import names as host_names
 from featherlb.control.overrides import find_service
 from featherlb.control.resolver import look_up
-from featherlb.core.pools.schedulers import canonical_name, is_file_reference, names
+from featherlb.core.pools.schedulers import (
+    canonical_name,
+    goes_by_latency,
+    is_file_reference,
+    names,
+)
 from featherlb.insight import plot
-from featherlb.insight.simulate import Load, Simulation, Trial
+from featherlb.insight.simulate import LATENCY, Load, Simulation, Trial
 from featherlb.insight.simulate import simulate as run
 from featherlb.model import Network, Role
 from featherlb.model.errors import ConfigError
@@ -45,6 +50,23 @@ class RateType(click.ParamType[float]):
         if not 0 < rate < 1e9:
             self.fail(f"'{value}' is not a rate such as 500/s", param, ctx)
         return rate
+
+
+class LatencyType(click.ParamType[tuple[str, float]]):
+    """A backend and seconds, from `10.0.1.2:80=30ms`."""
+
+    name = "latency"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, float]:
+        if isinstance(value, tuple):
+            return value
+        backend, _, text = str(value).rpartition("=")
+        try:
+            return backend, values.duration(text)
+        except ValueError:
+            self.fail(f"'{value}' is not a backend and a time such as 10.0.1.2:80=30ms", param, ctx)
 
 
 @click.command(
@@ -94,6 +116,15 @@ class RateType(click.ParamType[float]):
     help="How long a flow stays open on average.",
 )
 @click.option(
+    "--latency",
+    "latencies",
+    type=LatencyType(),
+    multiple=True,
+    metavar="BACKEND=TIME",
+    help="How long a backend takes to answer, for schedulers that go by it; repeatable. Others"
+    f" answer within {1000 * LATENCY:g} ms.",
+)
+@click.option(
     "--change",
     "changes",
     multiple=True,
@@ -126,6 +157,7 @@ def simulate(
     flows: int,
     rate: float,
     duration: float,
+    latencies: tuple[tuple[str, float], ...],
     changes: tuple[str, ...],
     seed: int,
     picture: Path | None,
@@ -149,7 +181,7 @@ def simulate(
     result = run(
         read,
         chosen.name,
-        Load(network, flows, rate, duration, seed),
+        Load(network, flows, rate, duration, seed, dict(latencies)),
         wanted,
         changes,
         lambda name: answers.get(name, ()),
@@ -203,6 +235,10 @@ def _show(result: Simulation) -> None:
     )
     if result.workers > 1:
         click.echo(f"  {result.workers} workers, each with a scheduler and limits of its own")
+    if load.latencies or any(goes_by_latency(one.scheduler) for one in result.trials):
+        told = [f"{name} {1000 * seconds:g} ms" for name, seconds in load.latencies.items()]
+        others = f"{'other ' if told else ''}backends {1000 * LATENCY:g} ms"
+        click.echo(f"  time to answer: {', '.join([*told, others])}")
     for name, address in result.stand_ins.items():
         click.echo(f"  {name} has no address here: {address} stands for it")
     for trial in result.trials:

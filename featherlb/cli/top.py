@@ -19,7 +19,7 @@ from featherlb.cli.asking import (
     short_number,
     short_time,
 )
-from featherlb.cli.backends import active, state, weight
+from featherlb.cli.backends import active, latency, state, weight
 from featherlb.cli.help import Number, WholeNumber, examples
 
 _COUNTERS = ("flows", "packets_forward", "packets_reply", "bytes_forward", "bytes_reply")
@@ -157,7 +157,16 @@ def _backends(
     if not service.backends:
         return Text("  no backend: connections are refused", "bold red")
     table = new_table(
-        "backend", "state", ">weight", ">open", ">new/s", ">pkt/s", ">in/s", ">out/s", ">failed"
+        "backend",
+        "state",
+        ">weight",
+        ">open",
+        ">new/s",
+        ">pkt/s",
+        ">in/s",
+        ">out/s",
+        ">latency",
+        ">failed",
     )
     for backend in service.backends:
         rate = rates[service.name, backend.address]
@@ -171,6 +180,7 @@ def _backends(
             short_number(rate["packets_forward"] + rate["packets_reply"]),
             short_number(rate["bytes_forward"]),
             short_number(rate["bytes_reply"]),
+            latency(backend),
             Text(short_number(failed), "red" if failed else ""),
         )
     return table

@@ -21,6 +21,7 @@ from featherlb.config.types import (
     NetworkFile,
     ServiceConfig,
 )
+from featherlb.core.pools.schedulers import goes_by_latency
 
 Lookup = Callable[[str], Sequence[model.Address]]
 """The addresses of a host name; empty if it has none."""
@@ -243,6 +244,8 @@ def _service(service: ServiceConfig, places: Sequence[Place] | None) -> model.Se
         prefer=service.prefer,
         redispatch=service.redispatch,
         admission=_admission(service),
+        measured=goes_by_latency(service.scheduler)
+        or bool(service.passive_health and service.passive_health.slower),
     )
 
 

@@ -194,6 +194,8 @@ class PassiveHealthEntry(_Strict):
     ejection: _Duration = _PASSIVE.ejection
     longest_ejection: _Duration = _PASSIVE.longest_ejection
     max_ejected: _Share = _PASSIVE.max_ejected
+    slower: Annotated[int | None, PlainValidator(values.integer(2, 1000))] = _PASSIVE.slower
+    slower_by: _Duration = _PASSIVE.slower_by
 
 
 class ServiceEntry(_Strict):

@@ -17,7 +17,7 @@ from featherlb.control.events import Events
 from featherlb.control.probes import NoVerdictError, probe
 from featherlb.control.tasks import Tasks, cancel
 from featherlb.core.pools.hysteresis import Hysteresis, panicking
-from featherlb.core.pools.outlier import Outlier
+from featherlb.core.pools.outlier import Outlier, Sample
 from featherlb.model import Backend, Endpoint, Health, HealthCheck, Ramp, Service
 from featherlb.model.counted import counted
 
@@ -206,28 +206,61 @@ class HealthChecks:
         """Take in what each worker has counted for these services (see `Views.outcomes`), and
         eject or readmit backends because of it."""
         now = time.monotonic()
-        counts: dict[_Key, tuple[int, int]] = {}
+        samples: dict[_Key, Sample] = {}
         watched = set(self.watched)
         for service in services:
             if service.name not in watched:
                 continue
             counted = [one.get(service.name, ()) for one in outcomes]
             sums = [sum(each) for each in zip(*counted, strict=False)]
-            pairs = zip(sums[::2], sums[1::2], strict=True)
-            for backend, pair in zip(service.backends, pairs, strict=False):
-                counts[service.name, backend.endpoint] = pair
+            each = zip(*(iter(sums),) * len(Sample._fields[1:]), strict=True)
+            for backend, numbers in zip(service.backends, each, strict=False):
+                samples[service.name, backend.endpoint] = Sample(now, *numbers)
+        used: dict[str, list[tuple[_Key, _Checked, Outlier]]] = {}
         for key, checked in self._checked.items():
             outlier = checked.outlier
             if outlier is None:
                 continue
             if outlier.ejected:
-                if checked.hysteresis is None and now >= outlier.until:
-                    self._rise(key, checked)
+                if now >= outlier.until:
+                    self._end_ejection(key, checked, outlier)
                 continue
-            outlier.take(now, *counts.get(key, (0, 0)))
-            failing = outlier.failing()
-            if failing and checked.state is Health.UP and self._may_eject(key[0], outlier):
-                self._eject(key, checked, outlier, failing, now)
+            outlier.take(samples.get(key, Sample(now, 0, 0)))
+            used.setdefault(key[0], []).append((key, checked, outlier))
+        for backends in used.values():
+            self._judge(backends, now)
+
+    def _judge(self, backends: Sequence[tuple[_Key, _Checked, Outlier]], now: float) -> None:
+        """Eject those of a service's backends that give reason to."""
+        times = [one.latency() if one.rules.slower else None for _, _, one in backends]
+        for number, (key, checked, outlier) in enumerate(backends):
+            if checked.state is not Health.UP or not self._may_eject(key[0], outlier):
+                continue
+            others = [*times[:number], *times[number + 1 :]]
+            if failing := outlier.failing():
+                opened, failed = failing
+                self._eject(
+                    key,
+                    checked,
+                    f"{failed} of {counted(max(opened, failed), 'connection')} failed",
+                    outlier.eject(now),
+                )
+            elif slow := outlier.too_slow([one for one in others if one is not None]):
+                latency, usual = (f"{1000 * one:.3g} ms" for one in slow)
+                self._eject(
+                    key,
+                    checked,
+                    f"it takes {latency} to answer a SYN, the others take {usual}",
+                    outlier.eject(now, slow=True),
+                )
+
+    def _end_ejection(self, key: _Key, checked: _Checked, outlier: Outlier) -> None:
+        """The time of an ejection is over: use the backend again, unless its health checks are to
+        decide that."""
+        if checked.hysteresis is None or (outlier.slow and checked.hysteresis.state is Health.UP):
+            self._rise(key, checked)
+        elif outlier.slow:
+            outlier.readmit(time.monotonic())
 
     async def stop(self) -> None:
         """End all checks and the processes that they have started."""
@@ -261,6 +294,7 @@ class HealthChecks:
                 checked.failure = failure
             if hysteresis.take(not failure):
                 if failure:
+                    self.fallen.append(key)
                     self._fall(key, "backend-down", f"is down: {failure}", failure)
                 else:
                     self._rise(key, checked)
@@ -277,23 +311,21 @@ class HealthChecks:
         self,
         key: _Key,
         checked: _Checked,
-        outlier: Outlier,
-        failing: tuple[int, int],
-        now: float,
+        reason: str,
+        duration: float,
     ) -> None:
-        opened, failed = failing
-        duration = outlier.eject(now)
+        assert checked.outlier is not None
         ending = f"for {duration:g} s"
-        if checked.hysteresis:
+        if checked.hysteresis and not checked.outlier.slow:
             checked.hysteresis.fall_at_once()
             ending = "until its health checks succeed"
-        checked.failure = f"{failed} of {counted(max(opened, failed), 'connection')} failed"
-        message = f"is ejected {ending}: {checked.failure}"
-        self._fall(key, "backend-ejected", message, checked.failure)
+        checked.failure = reason
+        if not checked.outlier.slow:  # else its flows are well where they are
+            self.fallen.append(key)
+        self._fall(key, "backend-ejected", f"is ejected {ending}: {reason}", reason)
 
     def _fall(self, key: _Key, kind: str, message: str, reason: str) -> None:
         service, backend = key
-        self.fallen.append(key)
         self._risen.pop(key, None)
         self._events.emit(
             kind,
@@ -308,8 +340,11 @@ class HealthChecks:
     def _rise(self, key: _Key, checked: _Checked) -> None:
         service, backend = key
         now = time.monotonic()
-        if checked.outlier and checked.outlier.ejected:
-            checked.outlier.readmit(now)
+        outlier = checked.outlier
+        if outlier and outlier.ejected:
+            if outlier.slow and now < outlier.until:  # its health checks don't know
+                return
+            outlier.readmit(now)
         checked.failure = ""
         self._risen[key] = now
         self._events.emit(

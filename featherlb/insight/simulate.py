@@ -10,15 +10,17 @@ import random
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from heapq import heappop, heappush
 from ipaddress import IPv4Address, ip_address
 
-from featherlb.config import Config, ServiceConfig, resolve, values
+from featherlb.config import BackendConfig, Config, ServiceConfig, resolve, values
 from featherlb.config.resolve import Lookup
 from featherlb.control.overrides import Action, Override, add, find_service, with_overrides
+from featherlb.core.pools.latency import Latencies
 from featherlb.core.pools.pool import Pool
-from featherlb.core.pools.schedulers import Member, NewFlow, UserScheduler
+from featherlb.core.pools.schedulers import Member, NewFlow, UserScheduler, goes_by_latency
 from featherlb.model import Address, Backend, Endpoint, Network, Role, Service
 from featherlb.model.errors import ConfigError
 from featherlb.model.shard import Shard, remembered_prefix
@@ -33,6 +35,8 @@ STAND_INS = int(IPv4Address("198.18.0.0"))
 BASE = "round-robin"
 """What the cost of a pick is compared with: it computes nothing."""
 TIMED_PICKS = 10_000
+LATENCY = 0.001
+"""Seconds that a backend takes to answer, unless a load says otherwise."""
 ROUNDS = 7
 """How often the picks are timed; the fastest round counts, as it was disturbed least."""
 
@@ -47,6 +51,9 @@ class Load:
     rate: float
     duration: float
     seed: int
+    latencies: Mapping[str, float] = field(default_factory=dict)
+    """How long backends take to answer, in seconds, by their names as in the configuration;
+    `LATENCY` for others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +173,8 @@ def simulate(
     ]
     arrivals = generate(service, load)
     scenarios = [("no change", service), *zip(wanted, after, strict=True)]
-    run = _Run(config, service, arrivals, load.seed)
+    latencies = latencies_of(load, one.backends, [service, *after], names)
+    run = _Run(config, service, arrivals, load.seed, latencies)
     costs = cost_of_picks([replace(service, scheduler=s) for s in (BASE, *schedulers)], run)
     return Simulation(
         service=one.name,
@@ -245,13 +253,42 @@ def least_moved(before: Service, after: Service) -> float:
     return sum(max(0.0, share - new.get(endpoint, 0.0)) for endpoint, share in old.items())
 
 
+def latencies_of(
+    load: Load, backends: Sequence[BackendConfig], services: Sequence[Service], look_up: Lookup
+) -> dict[Endpoint, float]:
+    """How long these backends take to answer; ConfigError for one that there is not."""
+    endpoints = {one.endpoint for service in services for one in service.backends}
+    found: dict[Endpoint, float] = {}
+    for name, seconds in load.latencies.items():
+        hosts = [one for one in backends if str(one) == name and isinstance(one.host, str)]
+        addresses = {address for one in hosts for address in look_up(str(one.host))}
+        named = {
+            one
+            for one in endpoints
+            if str(one) == name or (one.address in addresses and one.port == hosts[0].port)
+        }
+        if not named:
+            known = ", ".join(map(str, backends))
+            raise ConfigError(
+                [f"--latency: there is no backend '{name}' (the service has: {known})"]
+            )
+        found |= dict.fromkeys(named, seconds)
+    return found
+
+
 class _Run:
     """What all trials have in common."""
 
     def __init__(
-        self, config: Config, service: Service, arrivals: Sequence[Arrival], seed: int
+        self,
+        config: Config,
+        service: Service,
+        arrivals: Sequence[Arrival],
+        seed: int,
+        latencies: Mapping[Endpoint, float],
     ) -> None:
         self.arrivals = arrivals
+        self.latencies = latencies
         flows = [arrival.flow for arrival in arrivals]
         self.order = random.Random(seed).sample(range(len(flows)), len(flows))
         """In which the flows come for the second time."""
@@ -280,19 +317,24 @@ class _DataPlane:
             Pool(service, seed=run.seed + shard.worker, key=run.key) for shard in run.shards
         ]
         self._members = 0
+        self._latencies = [Latencies() for _ in run.shards]
+        self._timed = goes_by_latency(service.scheduler) or any(self.user_schedulers)
+        self._answers: list[tuple[float, int, Member]] = []
         self._closing: list[tuple[float, int, Member, Pool, Address]] = []
         self._opened = 0
         self.update(service)
 
     def update(self, service: Service) -> None:
         """Serve another pool."""
-        for pool, shard in zip(self.pools, self._run.shards, strict=True):
+        parts = zip(self.pools, self._run.shards, self._latencies, strict=True)
+        for pool, shard, latencies in parts:
             (divided,) = divide_limits((service,), shard)
-            pool.update(divided, self._new_member)
+            pool.update(divided, partial(self._new_member, latencies=latencies))
 
-    def _new_member(self, backend: Backend) -> Member:
+    def _new_member(self, backend: Backend, latencies: Latencies) -> Member:
         self._members += 1
-        return Member(backend, self._members)
+        latencies.begin(self._members)
+        return Member(backend, self._members, latencies)
 
     def serve(self, arrivals: Sequence[Arrival], start: float) -> list[Member | None]:
         """Open these flows, from this time on; the member that gets each, None if none can."""
@@ -305,6 +347,8 @@ class _DataPlane:
             while closing and closing[0][0] <= now:
                 _, _, member_of, pool_of, of = heappop(closing)
                 self._count(member_of, pool_of, of, -1)
+            if self._timed:
+                self._answer(now)
             flow = arrival.flow
             if len(pools) > 1:
                 pool = pools[self._run.worker(flow)]
@@ -317,7 +361,21 @@ class _DataPlane:
                 self._opened += 1
                 closes = start + arrival.closes
                 heappush(closing, (closes, self._opened, member, pool, flow.client_address))
+                if self._timed:
+                    latency = self._run.latencies.get(member.endpoint, LATENCY)
+                    heappush(self._answers, (now + latency, self._opened, member))
         return chosen
+
+    def _answer(self, now: float) -> None:
+        """Have the members answer up to this time."""
+        answers = self._answers
+        while answers and answers[0][0] <= now:
+            at, _, member = heappop(answers)
+            assert member.latencies is not None
+            latency = self._run.latencies.get(member.endpoint, LATENCY)
+            member.latencies.take(member.index, latency, at)
+        for latencies in self._latencies:
+            latencies.now = now
 
     def _count(self, member: Member, pool: Pool, client: Address, change: int) -> None:
         """Note that a flow has opened (1) or closed (-1)."""

@@ -91,3 +91,7 @@ class PassiveCheck:
     longest_ejection: float = 300.0
     max_ejected: int = 50
     """Maximum percentage of a service's backends ejected at a time."""
+    slower: int | None = None
+    """A backend is ejected that takes so many times as long to answer SYNs as the others do."""
+    slower_by: float = 0.02
+    """And at least so much longer."""

@@ -222,6 +222,8 @@ class Service:
     prefer: Preference | None = None
     redispatch: Redispatch = Redispatch()
     admission: Admission = EVERYBODY
+    measured: bool = False
+    """How long its backends take to answer matters: it is measured on every datapath."""
 
     def endpoints_of(self, backend: Backend) -> tuple[Endpoint, ...]:
         """What packets reach at a backend of this service: its endpoint, or, if that keeps the

@@ -1,16 +1,20 @@
 # C types of counters.py, for the compiled build.
 cimport cython
+from featherlb.core.flows.record cimport Record
+from featherlb.core.pools.latency cimport Latencies
 
 cdef Py_ssize_t OPENED, RESETS, REFUSED, SYN_TIMEOUTS, SYN_RETRIES, DOUBTFUL
-cdef Py_ssize_t MOVED_REFUSED, MOVED_SILENT, PORTS_RECLAIMED, COUNTERS
+cdef Py_ssize_t MOVED_REFUSED, MOVED_SILENT, PORTS_RECLAIMED, RETRANSMITS, COUNTERS
 cdef int NOT_OURS, PASS, DROP
 
 
 cdef class Counters:
     cdef unsigned long long[::1] reasons, members
+    cdef readonly Latencies latencies
 
     @cython.locals(end=cython.Py_ssize_t, i=cython.Py_ssize_t)
     cpdef object begin(self, Py_ssize_t member)
     cdef void add(self, Py_ssize_t member, Py_ssize_t which) noexcept
+    cdef void fail(self, Record *record, Py_ssize_t how) noexcept
     cdef int drop(self, int reason) noexcept
     cdef int pass_on(self) noexcept

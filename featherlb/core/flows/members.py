@@ -79,7 +79,7 @@ class Members:
         if number >= MAX_MEMBERS:
             raise ValueError(f"more than {MAX_MEMBERS} backends")
         self._counters.begin(number)
-        scheduled = Member(backend, number)
+        scheduled = Member(backend, number, self._counters.latencies)
         member = PoolMember(pool, scheduled, self._port_holders)
         self.by_id[number : number + 1] = [member]
         self.retired[number] = 0

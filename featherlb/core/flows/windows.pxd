@@ -6,7 +6,7 @@ from featherlb.net.tcp_options cimport window_scale
 
 cdef int ACK, FIN
 cdef unsigned int MAX_WINDOW, MAX_DISTANCE
-cdef int LARGEST_SCALES
+cdef int LARGEST_SCALES, ADMITTED, REPEATED
 
 @cython.locals(following=cython.uint, scale=cython.int)
 cdef void begin(Record *record, Packet packet) noexcept
@@ -18,8 +18,8 @@ cdef bint acknowledges_syn(Record *record, Packet packet) noexcept
 cdef void start_unsure(Record *record) noexcept
 @cython.locals(
     sender="Direction *", receiver="Direction *", end=cython.uint, acknowledged=cython.uint,
-    window=cython.uint, reached=cython.uint)
-cdef bint admits(Record *record, int reply, Packet packet, unsigned int more) noexcept
+    window=cython.uint, reached=cython.uint, admitted=cython.int)
+cdef int admits(Record *record, int reply, Packet packet, unsigned int more) noexcept
 @cython.locals(ahead=cython.uint, reached=cython.uint)
 cdef void learn(
     Record *record, int reply, Direction *sender, Direction *receiver, unsigned int end,

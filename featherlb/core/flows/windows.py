@@ -37,6 +37,9 @@ MAX_DISTANCE = 1 << 20
 million."""
 LARGEST_SCALES = 14 << 4 | 14
 """Of a connection whose handshake was not seen (RFC 7323 section 2.3)."""
+ADMITTED = 1
+REPEATED = 2
+"""Admitted, but its data were sent before, or were overtaken by later ones."""
 
 
 def begin(record: Record, packet: Packet) -> None:
@@ -93,9 +96,10 @@ def start_unsure(record: Record) -> None:
     record.scales = LARGEST_SCALES
 
 
-def admits(record: Record, reply: int, packet: Packet, more: int) -> bool:
-    """Whether a segment without SYN and RST can be real; if so, its numbers are noted. `more` is
-    the number of bytes that may follow in other fragments of it."""
+def admits(record: Record, reply: int, packet: Packet, more: int) -> int:
+    """Whether a segment without SYN and RST can be real: ADMITTED or REPEATED if so, and its
+    numbers are noted; 0 otherwise. `more` is the number of bytes that may follow in other fragments
+    of it."""
     sender = direction_of(record, reply)
     receiver = direction_of(record, 1 - reply)
     end = packet.sequence + (packet.end - packet.payload) + more
@@ -104,23 +108,25 @@ def admits(record: Record, reply: int, packet: Packet, more: int) -> bool:
     end &= MASK32
     if record.flags & UNSURE:
         learn(record, reply, sender, receiver, end, packet.acknowledgement)
-        return True
+        return ADMITTED
     # Distances, as unsigned numbers: what lies behind the origin is far ahead of it.
     acknowledged = (packet.acknowledgement - sender.expected) & MASK32
     window = MAX_WINDOW << (record.scales >> 4 * reply & 15)
     reached = (end - receiver.expected) & MASK32
     if acknowledged <= (record.ends[1 - reply] - sender.expected) & MASK32:
-        if reached <= window:
-            if reached > (record.ends[reply] - receiver.expected) & MASK32:
-                record.ends[reply] = end
-        elif -reached & MASK32 > window:
-            return False
+        admitted = ADMITTED
+        if reached <= window and reached > (record.ends[reply] - receiver.expected) & MASK32:
+            record.ends[reply] = end
+        elif reached > window and -reached & MASK32 > window:
+            return 0
+        elif packet.end != packet.payload:
+            admitted = REPEATED
         sender.expected = packet.acknowledgement
-        return True
+        return admitted
     # It was overtaken, or its numbers are wrong.
     if -acknowledged & MASK32 > MAX_WINDOW:
-        return False
-    return reached <= window or -reached & MASK32 <= window
+        return 0
+    return ADMITTED if reached <= window or -reached & MASK32 <= window else 0
 
 
 def learn(

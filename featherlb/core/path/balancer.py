@@ -248,6 +248,7 @@ class Balancer:
     def handle_timer(self, now: float) -> bool:
         """End flows whose timeout has passed, and probe silent ones; True if more are due. Call it
         every 0.1 s or so."""
+        self.counters.latencies.now = now
         more = self.lifecycle.expire(int(now * 10))
         self.liveness.probe()
         if self.redispatch.pending:
@@ -438,6 +439,7 @@ class Balancer:
         if flow < 0:
             return self.counters.drop(-flow)
         ctx.flow = flow
+        self.counters.latencies.sent(flow, ctx.now)
         if pool.keeps_openings and packet.flags == SYN:
             redispatch.keep(ctx)
         if attempt is not None:

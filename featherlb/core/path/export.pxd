@@ -1,7 +1,7 @@
 # C types of export.py, for the compiled build.
 from featherlb.core.flows.counters cimport (
     COUNTERS, DOUBTFUL, MOVED_REFUSED, MOVED_SILENT, OPENED, PORTS_RECLAIMED, REFUSED, RESETS,
-    SYN_RETRIES, SYN_TIMEOUTS, Counters)
+    RETRANSMITS, SYN_RETRIES, SYN_TIMEOUTS, Counters)
 from featherlb.core.flows.lifecycle cimport Lifecycle
 from featherlb.core.flows.members cimport Members
 from featherlb.core.flows.record cimport REDISPATCHED, Records

@@ -37,6 +37,7 @@ if not cython.compiled:
         PORTS_RECLAIMED,
         REFUSED,
         RESETS,
+        RETRANSMITS,
         SYN_RETRIES,
         SYN_TIMEOUTS,
     )
@@ -72,6 +73,10 @@ class BackendStats:
     `moved_refused` and `moved_silent` are flows that went to another backend, since this one
     refused them or did not answer in time. In `full` mode flows hold `ports_in_use` of `ports`
     source ports towards it; `ports_reclaimed` are half-open flows that lost theirs to another.
+    `retransmits_*` are TCP segments whose data came again, or late. `latency` is the smoothed time
+    in seconds that it takes to answer the first packet of a flow, None if it was never measured;
+    `answers` are the numbers of such answers by time (`latency.UPPER_BOUNDS`), empty if there are
+    none; `answer_time` is the sum of their times in seconds.
     """
 
     service: str
@@ -88,10 +93,15 @@ class BackendStats:
     ports: int
     ports_in_use: int
     ports_reclaimed: int
+    retransmits_forward: int
+    retransmits_reply: int
     packets_forward: int
     bytes_forward: int
     packets_reply: int
     bytes_reply: int
+    latency: float | None
+    answers: tuple[int, ...]
+    answer_time: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,8 +287,10 @@ class Views:
 
     def outcomes(self, services: Iterable[str]) -> dict[str, tuple[int, ...]]:
         """By service, of those with these names, for each of its backends in order: flows opened
-        since it joined, and how many of them it refused or did not answer."""
+        since it joined, how many of them it refused or did not answer, how many answers were
+        measured, and how long they took in all, in microseconds."""
         counters = self._counters
+        latencies = counters.latencies
         found: dict[str, tuple[int, ...]] = {}
         for name in services:
             pool = self._services.pools.get(name)
@@ -288,13 +300,16 @@ class Views:
             for member in pool.members.values():
                 at = member.index * COUNTERS
                 failed = counters.members[at + REFUSED] + counters.members[at + SYN_RETRIES]
-                outcomes += (counters.members[at + OPENED], failed)
+                answers = sum(latencies.histogram(member.index))
+                opened = counters.members[at + OPENED]
+                outcomes += (opened, failed, answers, latencies.total(member.index))
             found[name] = tuple(outcomes)
         return found
 
     def statistics(self, with_backends: bool = True) -> Statistics:
         """A snapshot of all counters; those of the backends only `with_backends`."""
         counters = self._counters
+        latencies = counters.latencies
         reasons = {reason: counters.reasons[int(reason)] for reason in Reason}
         errors = dict.fromkeys((service for service, _ in self._services.user_schedulers), 0)
         for service, scheduler in self._services.user_schedulers:
@@ -321,10 +336,15 @@ class Views:
                         ports=ports,
                         ports_in_use=in_use,
                         ports_reclaimed=counters.members[at + PORTS_RECLAIMED],
+                        retransmits_forward=counters.members[at + RETRANSMITS],
+                        retransmits_reply=counters.members[at + RETRANSMITS + 1],
                         packets_forward=counters.members[at],
                         bytes_forward=counters.members[at + 1],
                         packets_reply=counters.members[at + 2],
                         bytes_reply=counters.members[at + 3],
+                        latency=latencies.smoothed(member.index),
+                        answers=latencies.histogram(member.index),
+                        answer_time=latencies.total(member.index) / 1e6,
                     )
                 )
         return Statistics(

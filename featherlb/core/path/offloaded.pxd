@@ -13,8 +13,8 @@ from featherlb.core.path.services cimport Services
 from featherlb.net.packet cimport MASK32, Packet
 
 cdef int SYN, TCP, UDP
-cdef int YOUNG, MAX_ATTEMPTS, SYN_SENT, SYN_RETRIED, CLOSED, UDP_ONE_WAY, UDP_TWO_WAY, OUTPUT
-cdef int NOT_READY, GSO, CUT, FORWARD, INVALID, NO_ENTRY, NO_FLOW, TRUNCATED, TTL_EXCEEDED
+cdef int YOUNG, MAX_ATTEMPTS, SYN_SENT, SYN_RECEIVED, SYN_RETRIED, CLOSED, UDP_ONE_WAY, UDP_TWO_WAY
+cdef int OUTPUT, NOT_READY, GSO, CUT, FORWARD, INVALID, NO_ENTRY, NO_FLOW, TRUNCATED, TTL_EXCEEDED
 cdef int DROP, OFFLOAD, LOOK_UP
 cdef Py_ssize_t SWEPT
 
@@ -60,8 +60,8 @@ cdef class OffloadedFlows:
     cpdef object counters(self, Py_ssize_t flow, KernelFlow found, unsigned int ticks)
     @cython.locals(last=KernelFlow)
     cpdef object gone(self, Py_ssize_t flow, unsigned int ticks)
-    @cython.locals(flow=cython.Py_ssize_t)
-    cpdef object changed(self, KernelFlow found, unsigned int ticks)
+    @cython.locals(flow=cython.Py_ssize_t, record="Record *", answers=cython.int)
+    cpdef object changed(self, KernelFlow found, double now)
     @cython.locals(flow=cython.Py_ssize_t)
     cpdef object ended(self, KernelFlow last, unsigned int ticks)
     @cython.locals(

@@ -23,6 +23,7 @@ from featherlb.core.path.services import Services
 from featherlb.model import FIRST_UNPRIVILEGED_PORT, Hook, PacketInfo, Verdict
 from featherlb.model.reason import Reason
 from featherlb.model.shard import Shard
+from featherlb.model.ticks import TICKS_PER_SECOND
 from featherlb.net.protocols import SYN, TCP, UDP
 
 if not cython.compiled:
@@ -50,6 +51,7 @@ SWEPT = 512
 """Flow records per call of `sweep`, at most: one or two milliseconds."""
 
 SYN_SENT = int(State.SYN_SENT)
+SYN_RECEIVED = int(State.SYN_RECEIVED)
 SYN_RETRIED = int(State.SYN_RETRIED)
 CLOSED = int(State.CLOSED)
 UDP_ONE_WAY = int(State.UDP_ONE_WAY)
@@ -136,7 +138,7 @@ class OffloadedFlows:
             return self._counters.drop(TTL_EXCEEDED)
         if record.state == SYN_SENT:
             self.enter(flow, SYN_RETRIED, ctx.ticks)
-            self._counters.add(record.member_id, SYN_RETRIES)
+            self._counters.fail(record, SYN_RETRIES)
         return self.forward(ctx)
 
     def is_open(self, flow: int) -> bool:
@@ -284,11 +286,16 @@ class OffloadedFlows:
         else:
             self.disown(flow)
 
-    def changed(self, found: KernelFlow, ticks: int) -> None:
-        """The kernel reports a new state of a flow, without counters."""
+    def changed(self, found: KernelFlow, now: float) -> None:
+        """The kernel reports a new state of a flow, without counters, at this time (seconds)."""
         flow = self.flow_of(found)
-        if flow:
-            self.observe_state(flow, found, ticks)
+        if not flow:
+            return
+        record = self._flows.at(flow)
+        answers = SYN_RECEIVED if record.state == SYN_SENT else UDP_TWO_WAY
+        if found.state == answers and record.state in (SYN_SENT, UDP_ONE_WAY):
+            self._counters.latencies.answered(flow, record.member_id, now)
+        self.observe_state(flow, found, int(now * TICKS_PER_SECOND))
 
     def ended(self, last: KernelFlow, ticks: int) -> None:
         """The kernel has removed an entry with these final counters. If the flow is young, it may
@@ -356,6 +363,7 @@ class OffloadedFlows:
             self._lifecycle.offload_queue,
             ticks,
         )
+        self._counters.latencies.forget(flow)
         record = flows.at(flow)
         record.flags = flags
         record.state = SYN_SENT if entry.protocol == TCP else UDP_ONE_WAY
@@ -480,7 +488,7 @@ class OffloadedFlows:
         if opening and not last.answered and last.reply_packets:
             # A RST as the first reply: conntrack removes the entry at once, without setting
             # IPS_SEEN_REPLY (nf_conntrack_proto_tcp.c: nf_conntrack_tcp_packet).
-            self._counters.add(record.member_id, REFUSED)
+            self._counters.fail(record, REFUSED)
         elif record.state in (SYN_SENT, SYN_RETRIED):
             self._counters.add(record.member_id, SYN_TIMEOUTS)
         self.disown(flow)

@@ -85,7 +85,7 @@ cdef class Redispatch:
     cdef bint is_refusal(self, Packet packet, Py_ssize_t flow) except -1
     @cython.locals(record="Record *", kept=Packet)
     cdef object refused(self, Py_ssize_t flow, unsigned int ticks)
-    @cython.locals(member_id=cython.Py_ssize_t)
+    @cython.locals(record="Record *")
     cdef object replace(self, Py_ssize_t flow, unsigned int ticks)
     @cython.locals(flows=FlowTable, record="Record *")
     cdef object retire(self, Py_ssize_t flow, unsigned int ticks)

@@ -187,7 +187,7 @@ class Redispatch:
             self.refused(flow, ctx.ticks)
             return self._counters.drop(REDISPATCHED_REASON)
         if record.state == UDP_ONE_WAY and self.may_leave(flow):
-            self._counters.add(record.member_id, REFUSED)
+            self._counters.fail(record, REFUSED)
             self._counters.add(record.member_id, MOVED_REFUSED)
             self.await_opening(flow, "refused", ctx.ticks)
             self.retire(flow, ctx.ticks)
@@ -312,7 +312,7 @@ class Redispatch:
         """Send the SYN that was found last to another backend."""
         record = self._flows.at(flow)
         kept = self._kept
-        self._counters.add(record.member_id, REFUSED)
+        self._counters.fail(record, REFUSED)
         self._counters.add(record.member_id, MOVED_REFUSED)
         self.await_opening(flow, "refused", ticks)
         if self._unfinished[flow & (SLOTS - 1)]:
@@ -322,9 +322,9 @@ class Redispatch:
 
     def replace(self, flow: int, ticks: int) -> None:
         """Free the tuple of a client whose backend is silent for another flow."""
-        member_id = self._flows.at(flow).member_id
-        self._counters.add(member_id, SYN_RETRIES)
-        self._counters.add(member_id, MOVED_SILENT)
+        record = self._flows.at(flow)
+        self._counters.fail(record, SYN_RETRIES)
+        self._counters.add(record.member_id, MOVED_SILENT)
         self.await_opening(flow, "silent", ticks)
         self.retire(flow, ticks)
 

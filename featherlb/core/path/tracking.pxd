@@ -1,12 +1,13 @@
 # C types of tracking.py, for the compiled build.
 cimport cython
-from featherlb.core.flows.counters cimport DOUBTFUL, REFUSED, RESETS, SYN_RETRIES, Counters
+from featherlb.core.flows.counters cimport (
+    DOUBTFUL, REFUSED, RESETS, RETRANSMITS, SYN_RETRIES, Counters)
 from featherlb.core.flows.lifecycle cimport Lifecycle
 from featherlb.core.flows.record cimport (
     BACKEND_SPOKE, CLIENT_SPOKE, COUNTED, UNSURE, Direction, Record, direction_of)
 from featherlb.core.flows.table cimport FlowTable
 from featherlb.core.flows.windows cimport (
-    acknowledges_syn, admits, admits_reset, answer, begin, renew)
+    REPEATED, acknowledges_syn, admits, admits_reset, answer, begin, renew)
 from featherlb.core.path.context cimport FIRST_FRAGMENT, Context
 from featherlb.net.checksum cimport MASK16
 from featherlb.net.packet cimport MASK32, Packet
@@ -17,7 +18,7 @@ cdef unsigned char[::1] NEXT_STATE
 cdef int EVENT_SYN, EVENT_SYN_ACK, EVENT_FIN, EVENT_RST, EVENT_ACK
 cdef int NO_EVENT, EVENT_ANSWERED
 cdef Py_ssize_t REMEMBERED
-cdef int NEW, SYN_SENT, SYN_RECEIVED, SYN_RETRIED, ADOPTED, ESTABLISHED, CLOSED, NOT_READY
+cdef int NEW, SYN_SENT, SYN_RECEIVED, SYN_RETRIED, ADOPTED, ESTABLISHED, CLOSED, NOT_READY, UDP_TWO_WAY
 
 
 @cython.final
@@ -30,7 +31,7 @@ cdef class Tracker:
     @cython.locals(
         packet=Packet, flows=FlowTable, flow=cython.Py_ssize_t, reply=cython.Py_ssize_t,
         record="Record *", state=cython.int, following=cython.int, event=cython.int,
-        flags=cython.int, more=cython.uint, refused=cython.bint)
+        flags=cython.int, more=cython.uint, admitted=cython.int)
     cdef void follow(self, Context ctx) except *
     @cython.locals(packet=Packet, record="Record *", opening=cython.bint, real=cython.bint)
     cdef int judge_reset(self, Context ctx, int state) noexcept

@@ -14,7 +14,7 @@ from featherlb.model import PacketInfo
 from featherlb.net.protocols import ACK, FIN, RST, SYN
 
 if not cython.compiled:
-    from featherlb.core.flows.counters import DOUBTFUL, REFUSED, RESETS, SYN_RETRIES
+    from featherlb.core.flows.counters import DOUBTFUL, REFUSED, RESETS, RETRANSMITS, SYN_RETRIES
     from featherlb.core.flows.record import (
         BACKEND_SPOKE,
         CLIENT_SPOKE,
@@ -23,6 +23,7 @@ if not cython.compiled:
         direction_of,
     )
     from featherlb.core.flows.windows import (
+        REPEATED,
         acknowledges_syn,
         admits,
         admits_reset,
@@ -54,6 +55,7 @@ SYN_RETRIED = int(State.SYN_RETRIED)
 ADOPTED = int(State.ADOPTED)
 ESTABLISHED = int(State.ESTABLISHED)
 CLOSED = int(State.CLOSED)
+UDP_TWO_WAY = int(State.UDP_TWO_WAY)
 NOT_READY = int(PacketInfo.CHECKSUM_NOT_READY)
 
 
@@ -86,7 +88,10 @@ class Tracker:
             if flags & FIN:
                 event = EVENT_FIN
             more = MASK16 if ctx.kind == FIRST_FRAGMENT else 0
-            if not admits(record, reply, packet, more):
+            admitted = admits(record, reply, packet, more)
+            if admitted == REPEATED:
+                self._counters.add(record.member_id, RETRANSMITS + reply)
+            if not admitted:
                 if event == EVENT_FIN or state == SYN_RECEIVED:
                     self._counters.add(record.member_id, DOUBTFUL)
                 event = NO_EVENT
@@ -108,10 +113,14 @@ class Tracker:
             return
         self._lifecycle.enter(flow, following, ctx.ticks)
         if following == SYN_RETRIED:
-            self._counters.add(record.member_id, SYN_RETRIES)
+            self._counters.fail(record, SYN_RETRIES)
+        elif following == UDP_TWO_WAY:
+            self._counters.latencies.answered(flow, record.member_id, ctx.now)
         elif following == CLOSED and reply:
-            refused = state in (SYN_SENT, SYN_RETRIED)
-            self._counters.add(record.member_id, REFUSED if refused else RESETS)
+            if state in (SYN_SENT, SYN_RETRIED):
+                self._counters.fail(record, REFUSED)
+            else:
+                self._counters.add(record.member_id, RESETS)
 
     def judge_reset(self, ctx: Context, state: int) -> int:
         """The event that a RST is: none if it can't be real.
@@ -151,12 +160,16 @@ class Tracker:
             if not ctx.reply:
                 return EVENT_SYN_ACK
             if opening or state == ADOPTED:
+                if state == SYN_SENT and acknowledges_syn(record, packet):
+                    self._counters.latencies.answered(ctx.flow, record.member_id, ctx.now)
                 answer(record, packet)
             elif self.answers_syn(ctx):
                 renew(record, packet)
                 return EVENT_ANSWERED
             elif state == SYN_RECEIVED and following != record.client_expects:
                 record.flags |= UNSURE  # SYN cookies: the client may answer either
+            elif state == SYN_RECEIVED:
+                self._counters.add(record.member_id, RETRANSMITS + 1)
         elif not ctx.reply and following != record.backend_expects:
             if opening or state in (NEW, ADOPTED):
                 begin(record, packet)

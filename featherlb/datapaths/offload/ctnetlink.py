@@ -66,7 +66,8 @@ class Conntrack:
         """Whether update events are received as well."""
 
     def watch(self, states: bool) -> None:
-        """Start or stop receiving update events: half a dozen for each connection."""
+        """Start or stop receiving update events, half a dozen for each connection: they say when a
+        connection was answered, and when it ends."""
         if states == self.watching:
             return
         change = NETLINK_ADD_MEMBERSHIP if states else NETLINK_DROP_MEMBERSHIP
@@ -169,7 +170,7 @@ class Conntrack:
                 if not at or entry.sender == self.port:
                     continue
                 if entry.kind == NEW_MESSAGE:
-                    self._flows.changed(entry, ticks)
+                    self._flows.changed(entry, now)
                 elif entry.kind == DELETE_MESSAGE:
                     self._flows.ended(entry, ticks)
             self.execute(now)

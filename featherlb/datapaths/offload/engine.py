@@ -49,7 +49,7 @@ class Engine(base.Engine):
         offloaded = offloaded_of(change.wanted)
         # The first datagrams of a flow are copied and sent again, one by one.
         self._queue.cut_segments(any(one.protocol is Protocol.UDP for one in offloaded))
-        self._conntrack.watch(any(map(is_limited, offloaded)))
+        self._conntrack.watch(any(one.measured or is_limited(one) for one in offloaded))
 
     def tick(self, now: float) -> None:
         self._flows.sweep()

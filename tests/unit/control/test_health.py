@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from featherlb.config import Config
 from featherlb.config.file import parse
 from featherlb.config.resolve import resolve
@@ -262,6 +264,54 @@ def test_a_backend_is_ejected_for_what_it_does_to_connections() -> None:
             other = watched(ONE, TWO, more="passive_health: {failures: 4}")
             follow(checks, other)
             assert weights(checks, other) == [1, 1]
+
+    asyncio.run(run())
+
+
+def late(world: World, place: str, seconds: float, count: int = 30) -> None:
+    """Clients' connections, of which those to one backend are answered late."""
+    for _ in range(count):
+        connection = Connection(world, client(0, port=world.received + 1024))
+        connection.send("S")
+        world.now += seconds if connection.server == place else 0.001
+        connection.reply("SA")
+        connection.reply("R")
+
+
+@pytest.mark.parametrize("checked", [False, True])
+def test_a_backend_that_answers_late_is_ejected_and_keeps_its_flows(checked: bool) -> None:
+    """Health checks, which it passes, don't end that."""
+
+    async def run() -> None:
+        events = Events()
+        checks = HealthChecks(events, Tasks(events))
+        with events.listen() as heard:
+            more = "passive_health: {slower: 5, ejection: 1ms}"
+            if checked:
+                more += "\n  health: {type: script, command: ['true'], interval: 20ms}"
+            config = watched(ONE, TWO, THREE, more=more)
+            follow(checks, config)
+            world = World(*services(config))
+            endpoint = Endpoint.parse(ONE)
+            for seconds in (0.03, 0.03):
+                observe(checks, world)
+                assert checks.state("web", endpoint) is Health.UP
+                late(world, ONE, seconds)
+            observe(checks, world)
+            message = await hear(heard, "backend-ejected")
+            reason = "it takes 30 ms to answer a SYN, the others take 1 ms"
+            assert message == f"web: {ONE} is ejected for 0.001 s: {reason}"
+            assert checks.failure("web", endpoint) == reason
+            assert weights(checks, config) == [0, 1, 1]
+            assert checks.fallen == []
+
+            def back() -> bool:
+                observe(checks, world)
+                return weights(checks, config) == [1, 1, 1]
+
+            await until(back)
+            assert await hear(heard, "backend-up") == f"web: {ONE} is up"
+            await checks.stop()
 
     asyncio.run(run())
 

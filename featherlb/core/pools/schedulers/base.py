@@ -9,6 +9,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Any, ClassVar, Self
 
 from featherlb import model
+from featherlb.core.pools.latency import Latencies
 
 NEVER = -(1 << 30)
 OVERFLOW_PICKS = 4
@@ -30,14 +31,18 @@ class Member:
         "failed",
         "index",
         "labels",
+        "latencies",
         "ramp",
         "unlimited",
         "weight",
     )
 
-    def __init__(self, backend: model.Backend, index: int) -> None:
+    def __init__(
+        self, backend: model.Backend, index: int, latencies: Latencies | None = None
+    ) -> None:
         self.active: int = 0
         self.index: int = index
+        self.latencies = latencies
         self.ramp: model.Ramp | None = None
         self.credit = 0.0
         """The fraction of a flow that the ramp has accumulated."""
@@ -63,6 +68,12 @@ class Member:
         """Whether it can take one more flow."""
         limit = self.backend.max_connections
         return limit is None or self.active < limit
+
+    @property
+    def latency(self) -> float | None:
+        """How long it takes to answer the first packet of a flow, in seconds; None if nothing is
+        known. Longer after failures, shorter the longer it has had no flow (`Latencies.cost`)."""
+        return None if self.latencies is None else self.latencies.cost(self.index) or None
 
     @property
     def endpoint(self) -> model.Endpoint:
@@ -118,7 +129,8 @@ class Scheduler(ABC):
     strategy. `consistent` means that a pick is a pure function of flow, pool and key, so that
     another node, or this one after a restart, makes the same decision. `rewindable` means that
     `save` and `restore` know all that picks change. `weight_limits` means that a member takes no
-    more open flows than its weight says (`within_weights`).
+    more open flows than its weight says (`within_weights`), `by_latency` that picks depend on
+    `Member.latency`.
     """
 
     name: str
@@ -126,6 +138,7 @@ class Scheduler(ABC):
     consistent: bool = False
     rewindable: bool = True
     weight_limits: bool = False
+    by_latency: bool = False
 
     @abstractmethod
     def __init__(self, *, seed: int, key: bytes) -> None:

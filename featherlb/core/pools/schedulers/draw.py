@@ -32,6 +32,22 @@ class WeightedDraw:
             return None
         return self._members[bisect_right(self._bounds, self._random() * self._total)]
 
+    def draw_two(self) -> tuple[Member, Member] | None:
+        """Two different members, unless there is only one; None if no member has a weight."""
+        if not self._members:
+            return None
+        bounds = self._bounds
+        first = bisect_right(bounds, self._random() * self._total)
+        start = bounds[first - 1] if first else 0
+        rest = self._total - (bounds[first] - start)
+        if not rest:
+            return self._members[first], self._members[first]
+        # Among the others, as if the first one's part were cut out.
+        value = self._random() * rest
+        if value >= start:
+            value += self._total - rest
+        return self._members[first], self._members[bisect_right(bounds, value)]
+
     def explain(self) -> str:
         """Where the next draw falls; changes nothing."""
         state = self.save()

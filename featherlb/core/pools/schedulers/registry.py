@@ -103,6 +103,11 @@ def limits_by_weight(name: str) -> bool:
     return bool(getattr(_factories.get(name), "weight_limits", False))
 
 
+def goes_by_latency(name: str) -> bool:
+    """Whether the built-in scheduler of this name picks by how soon members answer."""
+    return bool(getattr(_factories.get(name), "by_latency", False))
+
+
 def within_weights(service: Service) -> Service:
     """The service with its weights as limits of open flows, if its scheduler has them so."""
     if not limits_by_weight(service.scheduler):

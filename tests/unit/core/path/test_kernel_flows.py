@@ -331,7 +331,7 @@ def test_a_datagram_waits_for_its_flow() -> None:
     assert world.balancer.offload.take_reinjected() == [hop_less]
     one = kernel.only
     one.state = int(State.UDP_TWO_WAY)
-    world.balancer.offload.changed(one, kernel.ticks)
+    world.balancer.offload.changed(one, world.now)
     assert [flow.state for flow in world.flows()] == [State.UDP_TWO_WAY]
 
 

@@ -223,7 +223,7 @@ def test_only_packets_that_may_reopen_a_flow_are_looked_up_ahead() -> None:
 def test_a_connection_that_closes_is_no_load_as_soon_as_conntrack_says_so() -> None:
     world = opening()
     (before,) = world.statistics().backends
-    world.balancer.offload.changed(told(CLOSE), ticks(world))
+    world.balancer.offload.changed(told(CLOSE), world.now)
     (after,) = world.statistics().backends
     assert (before.active, after.active) == (1, 0)
     assert [flow.state for flow in world.flows()] == [State.CLOSED]

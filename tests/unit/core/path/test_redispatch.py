@@ -113,7 +113,7 @@ def test_a_refusal_moves_the_connection(nat: str, local: bool, info: PacketInfo)
     first, second, _ = world.statistics().backends
     assert (first.refused, first.moved_refused, first.active) == (1, 1, 0)
     assert (second.flows, second.active) == (1, 1)
-    assert world.balancer.views.outcomes(["web"]) == {"web": (1, 1, 1, 0, 0, 0)}
+    assert world.balancer.views.outcomes(["web"]) == {"web": (1, 1, 0, 0, 1, 0, 1, 1, 0, 0, 0, 0)}
 
 
 @both_modes

@@ -149,7 +149,7 @@ def test_what_backends_do_to_connections_is_counted() -> None:
     assert (counted.refused, counted.resets) == (1, 1)
     # Two had to send their SYN again, one of them in vain.
     assert (counted.syn_retries, counted.syn_timeouts) == (2, 1)
-    assert world.balancer.views.outcomes(["web"]) == {"web": (4, 3)}
+    assert world.balancer.views.outcomes(["web"]) == {"web": (4, 3, 1, 1)}
 
 
 def test_a_refused_connection_is_scheduled_again() -> None:

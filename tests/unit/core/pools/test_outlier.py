@@ -1,8 +1,10 @@
 """When a backend is ejected because of its clients' connections, and for how long."""
 
+from collections.abc import Sequence
+
 import pytest
 
-from featherlb.core.pools.outlier import Outlier
+from featherlb.core.pools.outlier import ANSWERS, Outlier, Sample
 from featherlb.model import PassiveCheck
 
 
@@ -13,7 +15,7 @@ def outlier(**rules: float) -> Outlier:
 def watched(one: Outlier, *looks: tuple[float, int, int]) -> bool:
     """Whether there is reason to eject it after the last of these looks."""
     for now, opened, failed in looks:
-        one.take(now, opened, failed)
+        one.take(Sample(now, opened, failed))
     return one.failing() is not None
 
 
@@ -58,6 +60,41 @@ def test_the_reason_is_the_last_moment_that_suffices() -> None:
     one = outlier()
     watched(one, (0, 0, 0), (1, 20, 20), (2, 27, 26))
     assert one.failing() == (7, 6)
+
+
+def slow(*samples: tuple[float, int, float], others: Sequence[float], **rules: float) -> object:
+    """Whether a backend is too slow that had given so many answers at these times, which took so
+    many milliseconds on average since the time before."""
+    one = outlier(**{"slower": 5} | rules)
+    answers, total = 0, 0.0
+    for at, answered, mean in samples:
+        total += (answered - answers) * mean * 1000
+        answers = answered
+        one.take(Sample(at, answers, 0, answers, int(total)))
+    return one.too_slow(others)
+
+
+def test_a_backend_is_too_slow_compared_with_the_others() -> None:
+    samples = (0, 0, 0), (1, ANSWERS, 40), (2, 2 * ANSWERS, 30)
+    assert slow(*samples, others=[0.001, 0.002, 0.009]) == (0.03, 0.002)
+    # Of two others the faster one counts.
+    assert slow(*samples, others=[0.001, 0.03]) == (0.03, 0.001)
+    assert slow(*samples, others=[0.002], slower_by=0.029) is None
+    assert slow(*samples, others=[0.007, 0.007]) is None
+    assert slow(*samples, others=[]) is None
+    assert outlier().rules.slower is None
+
+
+def test_few_answers_prove_nothing() -> None:
+    usual = [0.001]
+    assert slow((0, 0, 0), (1, 2 * ANSWERS - 1, 30), others=usual) is None
+    # One stretch of late answers is not enough, nor one before it and one after.
+    assert slow((0, 0, 0), (1, 100, 1), (2, 100 + ANSWERS, 90), others=usual) is None
+    assert slow((0, 0, 0), (1, ANSWERS, 90), (2, 2 * ANSWERS, 1), others=usual) is None
+    # What was before the window doesn't count.
+    assert slow((0, 0, 0), (1, ANSWERS, 90), (12, 2 * ANSWERS, 90), others=usual) is None
+    # Nor what another worker had counted.
+    assert slow((0, 50, 90), (1, ANSWERS, 90), (2, 2 * ANSWERS, 90), others=usual) is None
 
 
 def test_ejections_get_longer_and_end_at_a_limit() -> None:
