@@ -96,7 +96,8 @@ def _one_backend(pool: Pool) -> list[str]:
     return [] if used == 1 else [f"{used} backends were used: {pool.counts}"]
 
 
-# Not of `overflow`: it refuses connections beyond the sum of the weights.
+# Not of `overflow`: it refuses connections beyond the sum of the weights. Nor of `least-latency`:
+# what each backend gets depends on how long the machine takes.
 PROMISES = {
     "round-robin": Promise("equal shares, to within 1", _even),
     "weighted-round-robin": Promise(
