@@ -30,13 +30,20 @@ from featherlb.api.show import (
     show_status,
 )
 from featherlb.config import values
+from featherlb.config.types import MaxFlowsConfig, MaxNewConfig
 from featherlb.control.controller import Controller
-from featherlb.control.overrides import Action, Override, find_service
+from featherlb.control.overrides import (
+    NO_BACKEND,
+    Action,
+    Limiting,
+    Override,
+    find_service,
+)
 from featherlb.control.workers import Cursor, FlowFilter
 from featherlb.core.flows.tcp_state import State
 from featherlb.core.path.export import read_flows
 from featherlb.core.path.recording import Wanted
-from featherlb.model import Endpoint, Label, Protocol, Role
+from featherlb.model import Endpoint, Label, Protocol, Refusal, Role
 from featherlb.model.errors import ConfigError
 
 _Result = TypeVar("_Result")
@@ -67,6 +74,7 @@ _ROUTES = {
     ("GET", "/v1/changes"): "changes",
     ("POST", "/v1/changes"): "change",
     ("DELETE", "/v1/changes/{number}"): "revert",
+    ("POST", "/v1/limits"): "limit",
     ("POST", "/v1/reload"): "reload",
     ("POST", "/v1/log-level"): "log_level",
     ("POST", "/v1/plan"): "plan",
@@ -111,6 +119,39 @@ def respond_fault(text: str, status: int) -> web.Response:
     # What a client has sent may be no Unicode.
     text = text.encode("utf-8", "backslashreplace").decode()
     return respond(schema.Fault(error=text), status)
+
+
+_LIMIT_KEYS = {
+    Action.ALLOW: ("networks",),
+    Action.DENY: ("networks",),
+    Action.MAX_FLOWS: ("limit", "prefix", "refusal", "off"),
+    Action.MAX_NEW: ("rate", "burst", "prefix", "refusal", "off"),
+}
+"""The keys that fit an action, the one that it requires first."""
+
+
+def _limiting(wanted: schema.LimitRequest) -> Limiting:
+    """What a request changes for clients; ConfigError if its keys don't fit each other."""
+    needed, *others = _LIMIT_KEYS[wanted.action]
+    if wanted.off:
+        needed, others = "off", ["prefix"]
+    given = wanted.model_dump(exclude_none=True, exclude={"action", "service", "duration"})
+    for key in given.keys() - {needed, *others}:
+        raise ConfigError([f"{key}: not allowed with {'off' if wanted.off else wanted.action}"])
+    if not given.get(needed):
+        raise ConfigError([f"{needed}: missing ({wanted.action} requires it)"])
+    refusal = wanted.refusal or Refusal.DROP
+    try:
+        if wanted.networks:
+            return Limiting(networks=tuple(map(values.network, wanted.networks)))
+        limit: MaxFlowsConfig | MaxNewConfig | None = None
+        if wanted.limit is not None:
+            limit = MaxFlowsConfig(wanted.limit, wanted.prefix, refusal)
+        elif wanted.rate is not None:
+            limit = MaxNewConfig(values.rate(wanted.rate), wanted.burst, wanted.prefix, refusal)
+        return Limiting(limit=limit, prefix=wanted.prefix)
+    except ValueError as error:
+        raise ConfigError([f"{needed}: {error}"]) from None
 
 
 async def _body(request: web.BaseRequest) -> object:
@@ -242,6 +283,23 @@ class Handlers:
             until=None if wanted.duration is None else now + wanted.duration,
             deadline=None if wanted.deadline is None else now + wanted.deadline,
         )
+        return await self._make(override)
+
+    async def limit(self, request: web.BaseRequest) -> web.Response:
+        wanted = schema.read(schema.LimitRequest, await _body(request))
+        now = time.monotonic()
+        return await self._make(
+            Override(
+                number=0,
+                action=Action(wanted.action),
+                service=find_service(self._controller.serving.state.running, wanted.service).name,
+                key=NO_BACKEND,
+                until=None if wanted.duration is None else now + wanted.duration,
+                limiting=_limiting(wanted),
+            )
+        )
+
+    async def _make(self, override: Override) -> web.Response:
         made = await self._complete(self._controller.changes.make(override))
         change = show_change(made.override).model_dump()
         return respond(schema.Made(**change, replaces=list(made.replaced)))

@@ -13,7 +13,7 @@ from featherlb.config import values
 from featherlb.control.log_level import LogLevel
 from featherlb.control.overrides import Action
 from featherlb.core.flows.tcp_state import State
-from featherlb.model import Health, Role
+from featherlb.model import Health, Refusal, Role
 from featherlb.model.errors import ConfigError
 from featherlb.model.label import label
 
@@ -216,6 +216,9 @@ class Service(Answer):
         " VIPs have no address."
     )
     panic: bool = Field(description="Too few backends are healthy, so all are used.")
+    conditions: list[str] = Field(
+        description="Who may open how many flows, as text: `deny 10.9.0.0/16`, `max-new 50/s`."
+    )
     refused: dict[str, int] = Field(
         description="Packets of clients that may not open a flow, by reason: `not-allowed`,"
         " `max-flows`, `max-new`; empty if everybody may."
@@ -397,6 +400,34 @@ class ChangeRequest(Question):
     )
 
 
+class LimitRequest(Question):
+    action: Literal[Action.ALLOW, Action.DENY, Action.MAX_FLOWS, Action.MAX_NEW]
+    service: str = Field(description="Name of the service, or one of its VIPs.")
+    networks: list[str] | None = Field(
+        None, description="For `allow` and `deny`: networks to add to the list."
+    )
+    limit: Annotated[int, BeforeValidator(values.max_connections)] | None = Field(
+        None, description="For `max-flows`."
+    )
+    rate: str | None = Field(None, description="For `max-new`, such as `50/s`.")
+    burst: Annotated[int, BeforeValidator(values.burst)] | None = Field(
+        None, description="For `max-new`."
+    )
+    prefix: Annotated[int, BeforeValidator(values.prefix)] | None = Field(
+        None, description="For a limit: the prefix length of its networks; 0 for the service."
+    )
+    refusal: Annotated[Refusal, BeforeValidator(values.refusal)] | None = Field(
+        None, description="For a limit: `drop` (default) or `reset`."
+    )
+    off: bool | None = Field(None, description="For a limit: remove the one with this prefix.")
+    duration: Duration | None = Field(
+        None,
+        validation_alias="for",
+        serialization_alias="for",
+        description="Revert the change automatically after this time.",
+    )
+
+
 class Change(Answer):
     number: int | None = Field(
         description="For `revert`; null if it isn't in force: it ended others, or nothing had to"
@@ -404,7 +435,8 @@ class Change(Answer):
     )
     action: Action
     service: str
-    backend: str
+    backend: str = Field(description="Empty if the change is about clients.")
+    clients: str = Field(description="What changes for clients, as text; empty for a backend.")
     weight: int | None
     role: Role
     max_connections: int | None

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from featherlb import __version__
 from featherlb.api import schema
-from featherlb.control.overrides import Override
+from featherlb.config import ServiceConfig
+from featherlb.config.values import few
+from featherlb.control.overrides import LIMITING, Override
 from featherlb.control.view import BackendView, ServiceView, View
 from featherlb.core.flows.tcp_state import TimeoutClass
 from featherlb.core.path.export import BackendStats, FlowView, Statistics
@@ -79,6 +81,7 @@ def show_change(override: Override) -> schema.Change:
         action=override.action,
         service=override.service,
         backend=override.backend,
+        clients=str(override.limiting) if override.action in LIMITING else "",
         weight=override.weight,
         role=override.role,
         max_connections=override.max_connections,
@@ -206,6 +209,16 @@ def _refused(view: View) -> dict[str, dict[str, int]]:
     return sums
 
 
+def _conditions(service: ServiceConfig) -> list[str]:
+    """The conditions for clients, as text."""
+    lists = {"allow": service.allow, "deny": service.deny}
+    return [
+        *(f"{name} {few(map(str, found))}" for name, found in lists.items() if found),
+        *(f"max-flows {one}" for one in service.max_flows),
+        *(f"max-new {one}" for one in service.max_new),
+    ]
+
+
 def _service(
     view: ServiceView,
     found: list[Statistics],
@@ -258,6 +271,7 @@ def _service(
         nat=str(view.config.nat),
         datapath=str(view.served.datapath) if view.served else "",
         panic=view.panic,
+        conditions=_conditions(view.config),
         refused=refused,
         backends=rows,
     )

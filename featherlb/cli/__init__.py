@@ -30,6 +30,7 @@ _COMMANDS = {
     "capture": "Capture packets with what became of each.",
     "stats": "Show packet counters by outcome.",
     "backend": "Add, remove, drain or reweight a backend.",
+    "limit": "Change who may open how many connections.",
     "reload": "Reload the configuration.",
     "plan": "Show what a reload to another configuration would do.",
     "save": "Print the running configuration.",

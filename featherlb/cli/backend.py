@@ -144,14 +144,14 @@ def weight(**options: Any) -> None:
 def changes(answer: schema.Changes) -> None:
     """Show the run-time changes in force."""
     table = new_table(
-        ">number", "change", "service", "backend", ">weight", ">reverts in", ">resets in"
+        ">number", "change", "service", "backend or clients", ">weight", ">reverts in", ">resets in"
     )
     for one in answer.changes:
         table.add_row(
             str(one.number),
             str(one.action),
             one.service,
-            one.backend,
+            one.backend or one.clients,
             "" if one.weight is None else str(one.weight),
             "" if one.remaining is None else short_time(max(0, one.remaining)),
             "" if one.deadline is None else short_time(max(0, one.deadline)),
@@ -178,7 +178,11 @@ def revert(number: int, instance: int | None, output: str) -> None:
 def _change(action: Action, *, instance: int | None, output: str, **options: Any) -> None:
     wanted = {key: value for key, value in options.items() if value is not None}
     request = schema.read(schema.ChangeRequest, {"action": action, **wanted})
-    answer = connect(instance).post("/v1/changes", request, schema.Made)
+    tell_of_change(connect(instance).post("/v1/changes", request, schema.Made), output)
+
+
+def tell_of_change(answer: schema.Made, output: str) -> None:
+    """Say what a change did."""
     if output == "json":
         print_json(answer)
         return
@@ -193,7 +197,8 @@ def _change(action: Action, *, instance: int | None, output: str, **options: Any
 def _described(answer: schema.Change) -> str:
     weight = "" if answer.weight is None else f", weight {answer.weight}"
     labels = f", {shown_labels(answer.labels)}" if answer.labels else ""
-    return f"{answer.action} {answer.service} {answer.backend}{weight}{labels}"
+    what = answer.backend or answer.clients
+    return f"{answer.action} {answer.service} {what}{weight}{labels}"
 
 
 def _effect(answer: schema.Made) -> str:

@@ -116,7 +116,7 @@ class RedispatchEntry(_Strict):
 
 
 _Clients = Annotated[Network | NetworkFile, PlainValidator(values.clients), _keep_discarded]
-_Prefix = Annotated[int | None, PlainValidator(values.integer(0, 128))]
+_Prefix = Annotated[int | None, PlainValidator(values.prefix)]
 _Refusal = Annotated[Refusal, PlainValidator(values.refusal)]
 
 
@@ -130,7 +130,7 @@ class MaxFlowsEntry(_Strict):
 
 class MaxNewEntry(_Strict):
     rate: Annotated[Rate, PlainValidator(values.rate)] = Field(description="a rate such as 50/s")
-    burst: Annotated[int | None, PlainValidator(values.integer(1, 1_000_000))] = None
+    burst: Annotated[int | None, PlainValidator(values.burst)] = None
     prefix: _Prefix = None
     action: _Refusal = Refusal.DROP
 

@@ -399,6 +399,8 @@ def payload(value: object) -> str:
 
 
 port = integer(1, 65535)
+burst = integer(1, 1_000_000)
+prefix = integer(0, 128)
 weight = integer(0, 65535)
 percentage = integer(0, 100)
 max_connections = integer(1, 100_000_000)

@@ -1,4 +1,5 @@
-"""Run-time changes: what operators do to backends, until it expires or they revert it."""
+"""Run-time changes: what operators do to backends and to the conditions for clients, until it
+expires or they revert it."""
 
 import logging
 import time
@@ -9,6 +10,7 @@ from featherlb.config import Config, checks
 from featherlb.config.faults import refuse
 from featherlb.control.events import Events
 from featherlb.control.overrides import (
+    LIMITING,
     WEIGHING,
     Action,
     Override,
@@ -58,7 +60,7 @@ class RunTimeChanges:
             if override.action in WEIGHING:
                 before = await self._serving.amend(override.service, partial(_add, override))
             else:
-                before = await self._change_pool(override)
+                before = await self._change(override)
         except BaseException:
             self._take_back(override.number)
             raise
@@ -112,8 +114,8 @@ class RunTimeChanges:
         if self._numbers == number:
             self._numbers -= 1
 
-    async def _change_pool(self, override: Override) -> Overrides:
-        """Add or remove a backend; the overrides before."""
+    async def _change(self, override: Override) -> Overrides:
+        """Add or remove a backend, or change the conditions for clients; the overrides before."""
         serving = self._serving
         adds = override.action is Action.ADD
         address = override.key[0]
@@ -121,6 +123,8 @@ class RunTimeChanges:
             await serving.resolver.refresh([address])
         async with serving.one_at_a_time():
             config, before = serving.state.config, serving.state.overrides
+            if override.action in LIMITING:
+                refuse(checks.check(with_overrides(config, add(config, before, override))))
             if not adds:
                 await serving.serve(config, partial(_add, override))
                 return before

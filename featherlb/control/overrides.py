@@ -9,29 +9,39 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any
 
 from featherlb.config import BackendConfig, Config, ServiceConfig
 from featherlb.config.faults import Origin
-from featherlb.config.types import BackendKey
+from featherlb.config.types import BackendKey, MaxFlowsConfig, MaxNewConfig
 from featherlb.config.values import closest, few, quote
-from featherlb.model import Label, Role, join_host_ports
+from featherlb.model import CLIENT_PREFIX, Label, Network, Role, join_host_ports
 from featherlb.model.errors import ConfigError
 
 _ORIGIN = Origin("", 0, "run-time change")
 
 
 class Action(StrEnum):
-    """What can be done to a backend of a service."""
+    """What can be done to a backend of a service, or to its conditions for clients."""
 
     ADD = "add"
     REMOVE = "remove"
     DRAIN = "drain"
     ENABLE = "enable"
     WEIGHT = "weight"
+    ALLOW = "allow"
+    DENY = "deny"
+    MAX_FLOWS = "max-flows"
+    MAX_NEW = "max-new"
 
 
 WEIGHING = (Action.DRAIN, Action.ENABLE, Action.WEIGHT)
 """Those that change weights and nothing else: workers alone have to know of them."""
+
+LISTS = (Action.ALLOW, Action.DENY)
+LIMITS = (Action.MAX_FLOWS, Action.MAX_NEW)
+LIMITING = (*LISTS, *LIMITS)
+"""Those that change the conditions for clients."""
 
 _ASPECTS = {
     Action.ADD: "membership",
@@ -43,9 +53,31 @@ _ASPECTS = {
 """Of two overrides of the same aspect of a backend, the later one wins."""
 
 
+NO_BACKEND: BackendKey = ("", 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Limiting:
+    """A change to a service's conditions for clients: more `networks` on a list, or a limit in
+    place of the one for networks with this `prefix` (None: the default); without a limit, there is
+    none for these."""
+
+    networks: tuple[Network, ...] = ()
+    limit: MaxFlowsConfig | MaxNewConfig | None = None
+    prefix: int | None = None
+
+    def __str__(self) -> str:
+        if self.networks:
+            return few(map(str, self.networks))
+        if self.limit is not None:
+            return str(self.limit)
+        return "off" if self.prefix is None else f"off for /{self.prefix}"
+
+
 @dataclass(frozen=True, slots=True)
 class Override:
-    """A change to one backend, which is named as in the configuration.
+    """A change to one backend, which is named as in the configuration, or to the conditions for
+    clients.
 
     `number` is 0 if it isn't in force. `role`, `max_connections` and `labels` apply to a backend
     that is added. The override expires at `until`; at `deadline` the remaining flows of a drained
@@ -56,19 +88,26 @@ class Override:
     action: Action
     service: str
     key: BackendKey
+    """`NO_BACKEND` if it is about clients."""
     weight: int | None = None
     role: Role = Role.PRIMARY
     max_connections: int | None = None
     labels: tuple[Label, ...] = ()
     until: float | None = None
     deadline: float | None = None
+    limiting: Limiting = Limiting()
 
     @property
     def backend(self) -> str:
+        """As in the configuration; empty if it is about clients."""
+        if self.key == NO_BACKEND:
+            return ""
         host, port, last_port = self.key
         return join_host_ports(str(host), port, last_port)
 
     def __str__(self) -> str:
+        if self.action in LIMITING:
+            return f"{self.action} {self.service} {self.limiting}"
         weight = "" if self.weight is None else f" {self.weight}"
         return f"{self.action} {self.service} {self.backend}{weight}"
 
@@ -106,7 +145,44 @@ def _changed(service: ServiceConfig, overrides: Sequence[Override]) -> ServiceCo
     pool = _pool(service, overrides)
     for key in drained(service, overrides) & pool.keys():
         pool[key] = replace(pool[key], weight=0)
-    return replace(service, backends=tuple(pool.values()))
+    return replace(
+        _limited(service, overrides),
+        backends=tuple(pool.values()),
+    )
+
+
+def _limited(service: ServiceConfig, overrides: Iterable[Override]) -> ServiceConfig:
+    """The service with other conditions for clients."""
+    for override in overrides:
+        if override.service != service.name:
+            continue
+        limiting = override.limiting
+        match override.action:
+            case Action.ALLOW if service.allow:
+                service = replace(service, allow=(*service.allow, *limiting.networks))
+            case Action.DENY:
+                service = replace(service, deny=(*service.deny, *limiting.networks))
+            case Action.MAX_FLOWS:
+                most = _with_limit(service, service.max_flows, limiting)
+                service = replace(service, max_flows=most)
+            case Action.MAX_NEW:
+                fastest = _with_limit(service, service.max_new, limiting)
+                service = replace(service, max_new=fastest)
+    return service
+
+
+def _with_limit(service: ServiceConfig, limits: Sequence[Any], limiting: Limiting) -> Any:
+    """Limits with another one for networks of a size, or none for these."""
+    wanted = _prefix(service, limiting.prefix)
+    kept = [one for one in limits if _prefix(service, one.prefix) != wanted]
+    return (*kept, *([limiting.limit] if limiting.limit is not None else ()))
+
+
+def _prefix(service: ServiceConfig, prefix: int | None) -> int | None:
+    """The prefix length of a limit; None if it depends on addresses that are not known yet."""
+    hosts = (vip.host for vip in service.vips)
+    family = next((host.version for host in hosts if not isinstance(host, str)), None)
+    return CLIENT_PREFIX[family] if prefix is None and family is not None else prefix
 
 
 def _pool(service: ServiceConfig, overrides: Iterable[Override]) -> dict[BackendKey, BackendConfig]:
@@ -159,6 +235,8 @@ def add(config: Config, overrides: Sequence[Override], override: Override) -> tu
     takes over what it doesn't set: the earlier one's `until` and `deadline`.
     """
     configured = find_service(config, override.service)
+    if override.action in LIMITING:
+        return _add_limiting(configured, overrides, override)
     pool = _pool(configured, overrides)
     key = override.key
     if override.action is Action.ADD and key in pool:
@@ -201,6 +279,25 @@ def add(config: Config, overrides: Sequence[Override], override: Override) -> tu
     if not temporary and _effect(configured, changed) == _effect(configured, kept):
         return tuple(kept)
     return tuple(changed)
+
+
+def _add_limiting(
+    configured: ServiceConfig, overrides: Sequence[Override], override: Override
+) -> tuple[Override, ...]:
+    if override.action is Action.ALLOW and not configured.allow:
+        raise ConfigError([f"'{configured.name}' has no list of allowed clients: all are allowed"])
+    kept = tuple(
+        old
+        for old in overrides
+        if override.until is not None
+        or override.action not in LIMITS
+        or (old.service, old.action) != (override.service, override.action)
+        or _prefix(configured, old.limiting.prefix) != _prefix(configured, override.limiting.prefix)
+    )
+    changed = (*kept, override)
+    if override.until is None and _limited(configured, changed) == _limited(configured, kept):
+        return kept
+    return changed
 
 
 def _replaces(new: Override, old: Override) -> bool:

@@ -130,6 +130,21 @@ def test_clients_connect_as_their_service_allows(
         assert counts["web"]["max-flows"] >= 1
         assert "1 not-allowed" in run(lab.balancer, "status").stdout
 
+        # At run time, for a while.
+        limit = ("limit", "deny", "silent", "198.51.100.0/24", "--for", "1h")
+        assert run(lab.balancer, *limit).stdout == (
+            "done: deny silent 198.51.100.0/24, reverts in 1h00m (change 1)\n"
+        )
+        assert run(lab.balancer, "limit", "max-new", "slow", "off").stdout == (
+            "done: max-new slow off (change 2)\n"
+        )
+        assert not refused(one, port=81)
+        shown = run(lab.balancer, "limit", "show").stdout
+        assert "deny" in shown
+        assert "198.51.100.0/24" in shown
+        assert "reverted: max-new slow off" in run(lab.balancer, "backend", "revert", "2").stdout
+        wait_for(lambda: refused(one, port=81), "the limit again")
+
         # The other way round: what is open stays open, and what was counted stays counted.
         write(tmp_path, lab, denied=(one.address,))
         assert reload(lab.balancer) == [
