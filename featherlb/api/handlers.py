@@ -40,10 +40,10 @@ from featherlb.control.overrides import (
     find_service,
 )
 from featherlb.control.workers import Cursor, FlowFilter
-from featherlb.core.flows.tcp_state import State
+from featherlb.core.flows.tcp_state import TIMEOUT_CLASS, State, TimeoutClass
 from featherlb.core.path.export import read_flows
 from featherlb.core.path.recording import Wanted
-from featherlb.model import Endpoint, Label, Protocol, Refusal, Role
+from featherlb.model import Address, Endpoint, Label, Protocol, Refusal, Role
 from featherlb.model.errors import ConfigError
 
 _Result = TypeVar("_Result")
@@ -61,6 +61,8 @@ _POLICY = "; ".join(
 )
 """Of the page: no external scripts, no framing by other pages."""
 _STATES = values.one_of(dict(zip(schema.FLOW_STATES, State, strict=True)))
+MOST_SHOWN = 10
+"""Clients that are named."""
 SAMPLE = 1 << 14
 """Records sampled for the list of busiest clients."""
 _ROUTES = {
@@ -226,11 +228,16 @@ class Handlers:
         return respond(schema.Ended(count=await self._controller.end_flows(self._filter(query))))
 
     async def clients(self, request: web.BaseRequest) -> web.Response:
-        counts: Counter[str] = Counter()
+        workers = self._controller.data.workers
+        counts: Counter[Address] = Counter()
+        half_open: Counter[Address] = Counter()
         scanned = 0
         whole = False
-        async for page, _ in self._controller.data.workers.copies(Cursor()):
-            counts.update(str(flow.client.address) for _, _, flow in read_flows(page))
+        async for page, _ in workers.copies(Cursor()):
+            for _, _, flow in read_flows(page):
+                counts[flow.client.address] += 1
+                if TIMEOUT_CLASS[flow.state] is TimeoutClass.HALF_OPEN:
+                    half_open[flow.client.address] += 1
             scanned += len(page.records) // 128
             if scanned >= SAMPLE:
                 break
@@ -241,8 +248,17 @@ class Handlers:
         if not whole:
             view = await self._controller.view(backends=False)
             flows = sum(one.core.flows for one in view.statistics.values())
-        shares = [schema.ClientShare(client=c, flows=n) for c, n in counts.most_common(10)]
-        return respond(schema.Clients(clients=shares, sampled=counts.total(), flows=flows))
+        shares = [
+            schema.ClientShare(client=str(client), flows=number, half_open=half_open[client])
+            for client, number in counts.most_common(MOST_SHOWN)
+        ]
+        refused = [
+            schema.RefusedClient(client=one.client, service=one.service, packets=one.packets)
+            for one in await workers.offenders(MOST_SHOWN)
+        ]
+        return respond(
+            schema.Clients(clients=shares, refused=refused, sampled=counts.total(), flows=flows)
+        )
 
     async def explain(self, request: web.BaseRequest) -> web.Response:
         # Imported on demand: most instances are never asked.

@@ -365,10 +365,23 @@ class Explanation(Answer):
 class ClientShare(Answer):
     client: str
     flows: int
+    half_open: int = Field(description="Those of them whose handshake isn't complete.")
+
+
+class RefusedClient(Answer):
+    """A client that may not open what it tries to open."""
+
+    client: str
+    service: str
+    packets: int = Field(
+        description="Refused by workers in the last one or two minutes; of many clients, those with"
+        " the most, and a little too low."
+    )
 
 
 class Clients(Answer):
     clients: list[ClientShare]
+    refused: list[RefusedClient]
     sampled: int = Field(description="Flows in the sample.")
     flows: int = Field(description="Flows in total.")
 

@@ -14,6 +14,7 @@ from featherlb.cli.asking import (
     instance_option,
     new_table,
     output_option,
+    print_json,
     print_table,
     short_number,
     short_time,
@@ -39,6 +40,9 @@ from featherlb.model.errors import ConfigError
 @click.option("--kill", is_flag=True, help="End the flows; both ends of a connection get a RST.")
 @click.option("--all", "everything", is_flag=True, help="With --kill: end all flows.")
 @click.option(
+    "--clients", is_flag=True, help="The clients with the most flows, and those refused most often."
+)
+@click.option(
     "--limit",
     type=WholeNumber(min=1),
     default=100,
@@ -56,11 +60,12 @@ def flows(
     older: float | None,
     kill: bool,
     everything: bool,
+    clients: bool,
     limit: int,
     instance: int | None,
     output: str,
 ) -> None:
-    """Show tracked connections, or end them with --kill."""
+    """Show tracked connections or their --clients, or end them with --kill."""
     query: dict[str, object] = {
         "service": service,
         "client": client,
@@ -77,6 +82,11 @@ def flows(
             click.echo(json.dumps({"count": ended.count}))
         else:
             click.echo(f"ended: {ended.count}")
+        return
+    if clients:
+        if everything or any(value is not None for value in query.values()):
+            raise click.UsageError("--clients takes no filter")
+        _show_clients(connect(instance).get("/v1/clients", schema.Clients), output)
         return
     if everything:
         raise click.UsageError("--all requires --kill")
@@ -99,6 +109,23 @@ def flows(
     print_table(table)
     if len(found) > limit:
         click.echo(f"only the first {limit}; use --limit for more, -o json for all", err=True)
+
+
+def _show_clients(answer: schema.Clients, output: str) -> None:
+    if output == "json":
+        print_json(answer)
+        return
+    table = new_table("client", ">flows", ">half-open", ">share")
+    for one in answer.clients:
+        share = f"{100 * one.flows / answer.sampled:.0f} %"
+        table.add_row(one.client, f"{one.flows:,}", f"{one.half_open:,}", share)
+    print_table(table)
+    if answer.refused:
+        click.echo()
+        table = new_table("refused of late", "service", ">packets")
+        for refused in answer.refused:
+            table.add_row(refused.client, refused.service, f"{refused.packets:,}")
+        print_table(table)
 
 
 def _pages(client: Client, query: dict[str, object]) -> Iterator[list[schema.Flow]]:

@@ -95,6 +95,8 @@ def draw(now: Snapshot, before: Snapshot) -> RenderableType:
     for service in now.services.services:
         parts += [Text(), _title(service), _backends(service, rates)]
     parts += [Text(), _clients(now)]
+    if now.clients.refused:
+        parts += [Text(), _refused(now)]
     return Group(*parts)
 
 
@@ -183,6 +185,13 @@ def _backends(
             latency(backend),
             Text(short_number(failed), "red" if failed else ""),
         )
+    return table
+
+
+def _refused(now: Snapshot) -> Table:
+    table = new_table("refused of late", "service", ">packets")
+    for client in now.clients.refused:
+        table.add_row(client.client, client.service, short_number(client.packets))
     return table
 
 

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -22,7 +23,13 @@ from featherlb.control.events import Events
 from featherlb.control.tasks import Tasks
 from featherlb.core.flows.memory import size_of
 from featherlb.core.flows.tcp_state import State
-from featherlb.core.path.export import Explanation, FlowRecords, FlowView, read_flows
+from featherlb.core.path.export import (
+    Explanation,
+    FlowRecords,
+    FlowView,
+    Offender,
+    read_flows,
+)
 from featherlb.core.path.recording import Recorded, Wanted, unpack
 from featherlb.model import Endpoint, Protocol, Vip
 from featherlb.model.errors import HostError
@@ -38,9 +45,11 @@ from featherlb.worker.protocol import (
     FlowPage,
     FromWorker,
     GetFlows,
+    GetOffenders,
     GetOutcomes,
     GetStatistics,
     LogFlows,
+    Offenders,
     Outcomes,
     RecordedPackets,
     RecordPackets,
@@ -235,6 +244,20 @@ class Workers:
             assert isinstance(answer, WorkerStatistics)
             found[worker.number] = answer
         return found
+
+    async def offenders(self, count: int) -> list[Offender]:
+        """So many clients, at most, that services have refused most often of late, the greatest
+        first; what a dead worker knew is left out."""
+        packets: Counter[tuple[str, str]] = Counter()
+        for worker in list(self._processes):
+            try:
+                answer = await worker.ask(GetOffenders(count))
+            except HostError:
+                continue
+            assert isinstance(answer, Offenders)
+            for one in answer.found:
+                packets[one.service, one.client] += one.packets
+        return [Offender(*place, number) for place, number in packets.most_common(count)]
 
     async def explain(self, question: Explain) -> tuple[int, Explanation]:
         """What a packet would meet in the worker that gets it, and that worker's number; HostError

@@ -42,10 +42,12 @@ from featherlb.worker.protocol import (
     Failed,
     FlowPage,
     GetFlows,
+    GetOffenders,
     GetOutcomes,
     GetStatistics,
     Log,
     LogFlows,
+    Offenders,
     Outcomes,
     Ready,
     RecordPackets,
@@ -188,6 +190,8 @@ class Worker:
                 self._channel.send(Applied())
             case GetOutcomes(services):
                 self._channel.send(Outcomes(self._core.views.outcomes(services)))
+            case GetOffenders(count):
+                self._channel.send(Offenders(self._core.views.offenders(count, now)))
             case GetStatistics(backends):
                 statistics = self._core.views.statistics(backends)
                 engines = {name: engine.counters() for name, engine in self._engines.items()}

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
-from featherlb.core.path.export import Explanation, FlowRecords, Statistics
+from featherlb.core.path.export import Explanation, FlowRecords, Offender, Statistics
 from featherlb.core.path.recording import Wanted
 from featherlb.datapaths.base import EngineCounters, QueueOptions
 from featherlb.model import (
@@ -121,6 +121,13 @@ class GetOutcomes:
 
 
 @dataclass(frozen=True, slots=True)
+class GetOffenders:
+    """To the worker: it answers `Offenders`, so many for each service at most."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class GetFlows:
     """To the worker: it answers `FlowPage` with `count` records, from number `first` on."""
 
@@ -216,6 +223,13 @@ class Outcomes:
 
 
 @dataclass(frozen=True, slots=True)
+class Offenders:
+    """From the worker: see `Views.offenders`."""
+
+    found: tuple[Offender, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class FlowPage:
     """From the worker: a part of its flow table."""
 
@@ -266,6 +280,7 @@ ToWorker = (
     | LogFlows
     | GetStatistics
     | GetOutcomes
+    | GetOffenders
     | GetFlows
     | EndFlows
     | Explain
@@ -278,6 +293,7 @@ FromWorker = (
     | Log
     | WorkerStatistics
     | Outcomes
+    | Offenders
     | FlowPage
     | Ended
     | Explained

@@ -130,6 +130,10 @@ def test_clients_connect_as_their_service_allows(
         assert counts["web"]["max-flows"] >= 1
         assert "1 not-allowed" in run(lab.balancer, "status").stdout
 
+        offenders = api(lab.balancer, "clients")["refused"]
+        assert {one["client"] for one in offenders if one["service"] == "slow"} == {one.address}
+        assert "refused of late" in run(lab.balancer, "flows", "--clients").stdout
+
         # At run time, for a while.
         limit = ("limit", "deny", "silent", "198.51.100.0/24", "--for", "1h")
         assert run(lab.balancer, *limit).stdout == (

@@ -22,7 +22,7 @@ from featherlb.core.pools.explain import Decision, explain
 from featherlb.core.pools.gate import REFUSALS
 from featherlb.core.pools.pool import Pool
 from featherlb.core.pools.schedulers import NewFlow
-from featherlb.model import Backend, Endpoint, Protocol
+from featherlb.model import Backend, Endpoint, Protocol, network_text
 from featherlb.model.reason import DROPPED, PASSED, TRANSLATED, Reason
 from featherlb.model.ticks import TICKS_PER_SECOND
 from featherlb.net.addresses import endpoint_of, words_of
@@ -102,6 +102,15 @@ class BackendStats:
     latency: float | None
     answers: tuple[int, ...]
     answer_time: float
+
+
+@dataclass(frozen=True, slots=True)
+class Offender:
+    """A client that a service has refused of late: so many packets in one or two minutes."""
+
+    service: str
+    client: str
+    packets: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,6 +314,15 @@ class Views:
                 outcomes += (opened, failed, answers, latencies.total(member.index))
             found[name] = tuple(outcomes)
         return found
+
+    def offenders(self, count: int, now: float) -> tuple[Offender, ...]:
+        """So many clients of each service, at most, that it has refused most often of late."""
+        return tuple(
+            Offender(name, network_text(client, 128), packets)
+            for name, pool in self._services.pools.items()
+            if pool.guarded
+            for client, packets in pool.gate.offenders.top(count, now)
+        )
 
     def statistics(self, with_backends: bool = True) -> Statistics:
         """A snapshot of all counters; those of the backends only `with_backends`."""

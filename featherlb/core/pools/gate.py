@@ -5,7 +5,7 @@ Asked once for each new flow, never for a packet of an open one. Clients are tol
 """
 
 from bisect import bisect_right
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 
 from featherlb.model import (
@@ -22,6 +22,9 @@ from featherlb.model.reason import Reason
 MAX_CLIENTS = 65536
 """Networks of which a rate limit knows when they opened flows; beyond that, the one that has not
 opened any for longest is forgotten."""
+MAX_OFFENDERS = 256
+PERIOD = 60.0
+"""Seconds for which refusals are counted together."""
 NOT_ALLOWED = int(Reason.NOT_ALLOWED)
 MAX_FLOWS = int(Reason.MAX_FLOWS)
 MAX_NEW = int(Reason.MAX_NEW)
@@ -94,12 +97,52 @@ class Pace:
                 full.popitem(last=False)
 
 
+class Offenders:
+    """The clients that are refused most often: a sketch of fixed size.
+
+    One of `MAX_OFFENDERS` counters is anybody's who has more than that part of the refusals; a
+    count may be too low by as much (J. Misra, D. Gries: "Finding repeated elements", 1982).
+    Refusals are counted for two periods, so that one who has stopped is soon forgotten.
+    """
+
+    def __init__(self) -> None:
+        self._counts: dict[int, int] = {}
+        self._before: dict[int, int] = {}
+        """Of the last period."""
+        self._end = 0.0
+
+    def add(self, client: int, now: float) -> None:
+        """Count a refusal."""
+        if now >= self._end:
+            self._turn(now)
+        counts = self._counts
+        if client in counts:
+            counts[client] += 1
+        elif len(counts) < MAX_OFFENDERS:
+            counts[client] = 1
+        else:
+            self._counts = {one: count - 1 for one, count in counts.items() if count > 1}
+
+    def top(self, count: int, now: float) -> list[tuple[int, int]]:
+        """So many clients, at most, with the numbers of their refusals, the greatest first."""
+        if now >= self._end:
+            self._turn(now)
+        sums = Counter(self._counts)
+        sums.update(self._before)
+        return sums.most_common(count)
+
+    def _turn(self, now: float) -> None:
+        self._before = self._counts if now < self._end + PERIOD else {}
+        self._counts = {}
+        self._end = now + PERIOD
+
+
 class Gate:
     """The conditions of one service, and the counts that they need.
 
     `guards` says whether there is any condition, `counts` whether active flows are counted.
     `uncounted`: flows that were open before they were counted are still missing (`count`).
-    `refused` counts the packets that it refused, by reason.
+    `refused` counts the packets that it refused, by reason; `offenders` has who sent them of late.
     """
 
     def __init__(self) -> None:
@@ -107,6 +150,7 @@ class Gate:
         self.counts = False
         self.uncounted = False
         self.refused = dict.fromkeys(map(int, REFUSALS), 0)
+        self.offenders = Offenders()
         self._admission = EVERYBODY
         self._bits = 0
         self._allow: Listed | None = None
@@ -158,6 +202,7 @@ class Gate:
                     pace.open(client, now)
             return 0
         self.refused[reason] += 1
+        self.offenders.add(client, now)
         return -reason if action is Refusal.RESET else reason
 
     def count(self, high: int, low: int, by: int) -> None:

@@ -60,6 +60,8 @@ SERVICES = schema.Services.model_construct(
             nat="dnat",
             datapath="nfqueue",
             panic=False,
+            conditions=["deny fd74::/16"],
+            refused={"not-allowed": 1234, "max-new": 0},
             backends=[backend(address) for address in ADDRESSES],
         )
     ]
@@ -111,7 +113,9 @@ STATS = schema.Stats.model_construct(
     queues=[],
 )
 CLIENTS = schema.Clients.model_construct(
-    clients=[schema.ClientShare.model_construct(client="fd74:1::2", flows=1)], sampled=1
+    clients=[schema.ClientShare.model_construct(client="fd74:1::2", flows=1, half_open=0)],
+    refused=[schema.RefusedClient(client="fd74:1::3", service=NAME, packets=7)],
+    sampled=1,
 )
 FLOWS = schema.Flows.model_construct(
     next=None,
@@ -150,6 +154,8 @@ CHANGES = schema.Changes.model_construct(
         (["status"], STATUS, [NAME, ULA]),
         (["stats"], STATS, [NAME]),
         (["flows"], FLOWS, ADDRESSES),
+        (["flows", "--clients"], CLIENTS, ["fd74:1::2", "fd74:1::3", NAME]),
+        (["limit", "show"], SERVICES, [NAME, "deny fd74::/16", "1,234 not-allowed"]),
         (["backend", "changes"], CHANGES, [NAME, ULA, "2m05s"]),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else None,
@@ -198,8 +204,10 @@ def test_a_file_gets_every_picture_of_the_live_view(
     assert len(pictures) == count
     for picture in pictures:
         assert picture.count("busiest clients") == 1
-        assert picture.splitlines()[-1].split() == ["fd74:1::2", "1", "100", "%"]
-    assert result.output.endswith("%\n")
+        lines = [line.split() for line in picture.splitlines()]
+        assert ["fd74:1::2", "1", "100", "%"] in lines
+        assert lines[-1] == ["fd74:1::3", *NAME.split(), "7"]
+    assert result.output.endswith("7\n")
     assert "\x1b" not in result.output
 
 
