@@ -250,11 +250,12 @@ def _service(service: ServiceConfig, places: Sequence[Place] | None) -> model.Se
 
 
 def _admission(service: ServiceConfig) -> model.Admission:
-    family = _address(service.vips[0].host).version
-    client = model.CLIENT_PREFIX[family]
+    address = _address(service.vips[0].host)
 
     def prefix(own: int | None) -> int:
-        return client if own is None else own
+        # A name may turn out to be of the family with the shorter addresses.
+        client = model.CLIENT_PREFIX[address.version]
+        return client if own is None else min(own, address.max_prefixlen)
 
     return model.Admission(
         allow=_addresses_of(service.allow) if service.allow else None,

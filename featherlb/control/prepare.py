@@ -100,10 +100,14 @@ def _forgetful(services: Sequence[Service], options: host.Options) -> Iterator[s
         for family, prefix in ((4, options.prefix4), (6, options.prefix6)):
             wanted = remembered_prefix([service], family)
             if wanted and not 0 < prefix <= wanted:
+                limited = bool(service.admission.prefixes)
+                does = "knows" if limited else "remembers"
                 yield (
-                    f"until the next start, each of the {options.workers} workers remembers the"
+                    f"until the next start, each of the {options.workers} workers {does} the"
                     f" clients of service '{service.name}' on its own, and a client may meet any of"
-                    " them, as there was no such persistence when this instance started"
+                    f" them, as there was no such {'limit' if limited else 'persistence'} when this"
+                    " instance started"
+                    + (": each worker has its part of the limits" if limited else "")
                 )
 
 

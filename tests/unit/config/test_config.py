@@ -2,7 +2,8 @@
 
 import json
 import re
-from ipaddress import ip_network
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from featherlb import config
-from featherlb.config import resolve
+from featherlb.config import Config, resolve
 from featherlb.config.file import load, parse
 from featherlb.config.writer import write
 from featherlb.model import NetworkSet
@@ -194,3 +195,19 @@ def test_faults_of_a_file_of_networks_have_its_lines(tmp_path: Path) -> None:
         load(path)
     path.write_text("services:\n- vip: 10.0.0.1:80\n  deny: {file: empty.txt}\n")
     load(path)
+
+
+def test_the_prefix_of_a_limit_fits_the_address_that_a_name_turns_out_to_have() -> None:
+    text = "services:\n- {vip: 'NAME:80', max_new: {rate: 5/m, prefix: 96}, max_flows: 9}\n"
+    literal = parse(text.replace("NAME", "10.0.0.1").replace("96", "32"), "f").services[0]
+    named = replace(
+        literal,
+        vips=(replace(literal.vips[0], host="lb.example"),),
+        max_new=(replace(literal.max_new[0], prefix=96),),
+    )
+    for address, prefixes in (("10.0.0.1", (32, 32)), ("2001:db8::1", (96, 64))):
+        found = dict.fromkeys(["lb.example"], [ip_address(address)])
+        (service,) = resolve(Config(services=(named,)), found.__getitem__)
+        (fastest,), (most,) = service.admission.max_new, service.admission.max_flows
+        assert (fastest.prefix, most.prefix) == prefixes
+        assert (fastest.rate, fastest.burst) == (5 / 60, 5)
