@@ -206,7 +206,7 @@ def test_the_prefix_of_a_limit_fits_the_address_that_a_name_turns_out_to_have() 
         max_new=(replace(literal.max_new[0], prefix=96),),
     )
     for address, prefixes in (("10.0.0.1", (32, 32)), ("2001:db8::1", (96, 64))):
-        found = dict.fromkeys(["lb.example"], [ip_address(address)])
+        found = {"lb.example": [ip_address(address)]}
         (service,) = resolve(Config(services=(named,)), found.__getitem__)
         (fastest,), (most,) = service.admission.max_new, service.admission.max_flows
         assert (fastest.prefix, most.prefix) == prefixes
