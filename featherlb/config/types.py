@@ -149,7 +149,7 @@ class MaxNewConfig:
 def _limit_options(prefix: int | None, action: Refusal) -> str:
     """The options of a limit that differ from the default."""
     whose = "" if prefix is None else f" per /{prefix}" if prefix else " for the service"
-    return f"{whose}, {action}" if action is not Refusal.DROP else whose
+    return f"{whose} ({action})" if action is not Refusal.DROP else whose
 
 
 @dataclass(frozen=True, slots=True)

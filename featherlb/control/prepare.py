@@ -13,6 +13,7 @@ from featherlb import host
 from featherlb.config import AUTO, Config, Places
 from featherlb.config.faults import Fault, refuse
 from featherlb.config.resolve import build, place
+from featherlb.config.types import NetworkFile
 from featherlb.core.pools.schedulers import is_file_reference
 from featherlb.model import Address, Service
 from featherlb.model.errors import ConfigError, FeatherlbError
@@ -70,8 +71,15 @@ def advise(services: Sequence[Service], options: host.Options) -> list[str]:
 
 
 def distrust(config: Config) -> Iterator[str]:
-    """Which schedulers and scripts others than root may change, as sentences: root runs them."""
+    """Which schedulers and scripts others than root may change, as sentences: root runs them. And
+    which lists of clients, which root obeys."""
     for service in config.services:
+        for listed in (*service.allow, *service.deny):
+            if isinstance(listed, NetworkFile) and (reason := trust.fault(Path(listed.path))):
+                yield (
+                    f"service '{service.name}': {listed} says who may connect, and {reason}: give"
+                    " it to root, with mode 0644 or less"
+                )
         if is_file_reference(service.scheduler):
             path = Path(service.scheduler.rpartition(":")[0])
             if reason := trust.fault(path):

@@ -14,6 +14,7 @@ from featherlb import config
 from featherlb.config import Config, resolve
 from featherlb.config.file import load, parse
 from featherlb.config.writer import write
+from featherlb.control.prepare import distrust
 from featherlb.model import NetworkSet
 from featherlb.model.errors import ConfigError
 
@@ -211,3 +212,13 @@ def test_the_prefix_of_a_limit_fits_the_address_that_a_name_turns_out_to_have() 
         (fastest,), (most,) = service.admission.max_new, service.admission.max_flows
         assert (fastest.prefix, most.prefix) == prefixes
         assert (fastest.rate, fastest.burst) == (5 / 60, 5)
+
+
+def test_a_list_that_others_may_write_is_warned_of(tmp_path: Path) -> None:
+    listed = tmp_path / "bad.txt"
+    listed.write_text("10.0.0.0/8\n")
+    listed.chmod(0o666)
+    path = tmp_path / "lb.yaml"
+    path.write_text("services:\n- {name: web, vip: '10.0.0.1:80', deny: {file: bad.txt}}\n")
+    (warning,) = distrust(load(path))
+    assert warning.startswith(f"service 'web': {listed} says who may connect, and /")
