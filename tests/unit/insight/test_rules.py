@@ -9,7 +9,7 @@ from featherlb.host import HostPlan, Options
 from featherlb.insight.rules import Packet, rules_met
 from featherlb.model import Datapath, Endpoint, Hook, NatMode, Protocol
 from featherlb.system.ruleset import State
-from tests.unit.datapaths.test_goldens import Case, at, both_modes, web
+from tests.unit.datapaths.test_goldens import Case, at, both_modes, limited, web
 
 CLIENT, VIP, BACKEND = "10.0.0.7:40000", "10.0.0.10:80", "10.0.1.2:8080"
 OWN = {ip_address("10.0.0.1"), ip_address("10.0.1.1"), ip_address("10.0.0.10")}
@@ -65,6 +65,22 @@ def test_replies_are_queued_behind_the_routing_decision() -> None:
         "mangle FEATHERLB-REPLY-0: -j NFQUEUE --queue-num 0"
     )
     assert walk(plan, Hook.POSTROUTING, packet(BACKEND, CLIENT)) == []
+
+
+@pytest.mark.parametrize("datapath", [Datapath.NFQUEUE, Datapath.OFFLOAD])
+def test_clients_that_are_refused_are_dropped_in_front_of_the_queue(datapath: Datapath) -> None:
+    plan = Case("", limited(datapath)).plan()
+
+    def last(source: str, destination: str) -> str:
+        return walk(plan, Hook.PREROUTING, packet(source, destination))[-1]
+
+    allowed, denied, stranger = "10.0.0.7:40000", "10.1.2.3:40000", "192.0.2.1:40000"
+    assert "NFQUEUE" in last(allowed, "10.0.0.10:90")
+    assert "a-4 src -j DROP" in last(stranger, "10.0.0.10:90")
+    assert "d-4 src -j DROP" in last(denied, "10.0.0.10:90")
+    # The ports of other services are theirs, and workers tell those who are to be told.
+    for port in (80, 81, 82):
+        assert "NFQUEUE" in last(stranger, f"10.0.0.10:{port}")
 
 
 def test_sets_are_looked_up() -> None:

@@ -112,6 +112,17 @@ def test_limits_spill_over_to_the_others_then_to_the_backup_and_then_refuse() ->
     assert trial.refused == 92
 
 
+def test_conditions_for_clients_refuse_as_in_an_instance() -> None:
+    """Half of the clients are denied; of the others, each opens one flow a second at most."""
+    limits = "    deny: 10.0.0.0/25\n    max_new: {rate: 1/s, burst: 1}\n"
+    (trial,) = run(limits + EQUAL, "rr", clients="10.0.0.0/24", rate=1000, duration=1).trials
+    # 4,000 flows in 4 s.
+    assert 4000 - trial.refused == pytest.approx(127 * 4, rel=0.2)
+    # As many have one open as there are clients; the others wait for its end.
+    (trial,) = run("    max_flows: 1\n" + EQUAL, "rr", clients="10.0.0.0/24", duration=1000).trials
+    assert 4000 - trial.refused == pytest.approx(254, rel=0.05)
+
+
 def test_workers_divide_flows_and_limits_as_they_do_in_an_instance() -> None:
     pool = f"    backends: [{{address: '{ONE}', max_connections: 5}}]\n"
     (trial,) = run(pool, "rr", flows=200, duration=10_000, more="workers: 2\n").trials
