@@ -109,10 +109,9 @@ _KINDS: dict[str, type[Resource]] = {
 
 
 def newest_first(resources: Sequence[Resource]) -> list[Resource]:
-    """The order in which to revert them: the last one first, but chains when they are empty."""
-    newest = resources[::-1]
-    chains = [one for one in newest if isinstance(one, Chains)]
-    return [*(one for one in newest if not isinstance(one, Chains)), *chains]
+    """The order in which to revert them: the last one first, but sets when no rule asks for them
+    any more, whichever came first, and chains when they are empty."""
+    return sorted(resources[::-1], key=lambda one: (isinstance(one, Chains), isinstance(one, Sets)))
 
 
 def encode(resource: Resource) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from featherlb.host.resources import (
     Setting,
     decode,
     encode,
+    newest_first,
 )
 
 
@@ -55,3 +56,11 @@ def test_equal_resources_are_the_same_thing_on_the_host() -> None:
 )
 def test_what_is_no_resource(data: dict[str, object]) -> None:
     assert decode(data) is None
+
+
+def test_rules_go_before_the_sets_that_they_ask_for() -> None:
+    """Also if the instance got its first set while it ran."""
+    chains, rules, sets = Chains(4, "raw", ("OUTPUT",), False), Rules(1, 4), Sets(1)
+    address = Assignment("10.0.0.10", "lo")
+    assert newest_first([chains, rules, address, sets]) == [address, rules, sets, chains]
+    assert newest_first([sets, chains, rules]) == [rules, sets, chains]
