@@ -111,7 +111,8 @@ _KINDS: dict[str, type[Resource]] = {
 def newest_first(resources: Sequence[Resource]) -> list[Resource]:
     """The order in which to revert them: the last one first, but sets when no rule asks for them
     any more, whichever came first, and chains when they are empty."""
-    return sorted(resources[::-1], key=lambda one: (isinstance(one, Chains), isinstance(one, Sets)))
+    newest = resources[::-1]
+    return sorted(newest, key=lambda one: (isinstance(one, Chains), isinstance(one, Sets)))
 
 
 def encode(resource: Resource) -> dict[str, Any]:

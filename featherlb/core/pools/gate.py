@@ -34,6 +34,12 @@ _MARGIN = 1e-6
 """Seconds by which sums of intervals may be wrong."""
 
 
+def key_of(network: int) -> bytes:
+    """A network as a key of a dict. The hash of a number is the number modulo a prime: whoever has
+    many IPv6 addresses could choose some that a dict finds slowly. That of bytes has a secret."""
+    return network.to_bytes(16)
+
+
 class Listed:
     """Whether an address is in a set of networks: a binary search, however many there are."""
 
@@ -54,13 +60,13 @@ class FlowCounts:
     def __init__(self, shift: int) -> None:
         """`shift` is the number of bits that follow the network's in an address."""
         self._shift = shift
-        self._counts: dict[int, int] = {}
+        self._counts: dict[bytes, int] = {}
 
     def of(self, client: int) -> int:
-        return self._counts.get(client >> self._shift, 0)
+        return self._counts.get(key_of(client >> self._shift), 0)
 
     def change(self, client: int, by: int) -> None:
-        network = client >> self._shift
+        network = key_of(client >> self._shift)
         count = self._counts.get(network, 0) + by
         if count > 0:
             self._counts[network] = count
@@ -74,7 +80,7 @@ class Pace:
 
     def __init__(self, limit: MaxNew, shift: int) -> None:
         self._shift = shift
-        self._full: OrderedDict[int, float] = OrderedDict()
+        self._full: OrderedDict[bytes, float] = OrderedDict()
         self.take_limit(limit)
 
     def take_limit(self, limit: MaxNew) -> None:
@@ -84,11 +90,11 @@ class Pace:
 
     def wait(self, client: int, now: float) -> float:
         """Seconds until the client may open a flow, 0 or less if it may now."""
-        return self._full.get(client >> self._shift, now) - now - self._patience
+        return self._full.get(key_of(client >> self._shift), now) - now - self._patience
 
     def open(self, client: int, now: float) -> None:
         """Note that the client opens a flow."""
-        full, network = self._full, client >> self._shift
+        full, network = self._full, key_of(client >> self._shift)
         full[network] = max(full.get(network, now), now) + self._interval
         full.move_to_end(network)
         # For one entry added, up to two that say nothing any more are removed.

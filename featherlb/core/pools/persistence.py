@@ -5,6 +5,7 @@ is also the order in which they expire, since all have the same timeout; so the 
 
 from collections import OrderedDict
 
+from featherlb.core.pools.gate import key_of
 from featherlb.core.pools.schedulers import Member, NewFlow
 from featherlb.model import Persistence
 from featherlb.model.ticks import TICKS_PER_SECOND
@@ -19,7 +20,7 @@ class PersistenceTable:
     def __init__(self, persistence: Persistence) -> None:
         self._prefix = persistence.prefix
         self._timeout = round(persistence.timeout * TICKS_PER_SECOND)
-        self._entries: OrderedDict[int, tuple[Member, int]] = OrderedDict()
+        self._entries: OrderedDict[bytes, tuple[Member, int]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -46,6 +47,6 @@ class PersistenceTable:
             if ticks - last >= self._timeout or len(entries) > MAX_CLIENTS:
                 entries.popitem(last=False)
 
-    def _client(self, flow: NewFlow) -> int:
+    def _client(self, flow: NewFlow) -> bytes:
         bits = 32 if flow.version == 4 else 128
-        return flow.client >> (bits - self._prefix)
+        return key_of(flow.client >> (bits - self._prefix))

@@ -3,7 +3,15 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featherlb.core.pools.gate import MAX_CLIENTS, MAX_OFFENDERS, PERIOD, Offenders, Pace
+from featherlb.core.pools.gate import (
+    MAX_CLIENTS,
+    MAX_OFFENDERS,
+    PERIOD,
+    FlowCounts,
+    Offenders,
+    Pace,
+    key_of,
+)
 from featherlb.model import MaxNew
 
 
@@ -45,3 +53,14 @@ def test_a_rate_limit_remembers_a_bounded_number_of_clients() -> None:
     # The one that has opened nothing for longest may open again.
     assert pace.wait(0, 0.0) <= 0
     assert pace.wait(10, 0.0) > 0
+
+
+def test_clients_can_not_choose_addresses_that_are_found_slowly() -> None:
+    """Numbers that differ by a multiple of this prime have the same hash in CPython."""
+    addresses = [0x20010DB8 << 96 | number * (2**61 - 1) for number in range(5000)]
+    assert len(set(map(hash, addresses))) == 1
+    assert len(set(map(hash, map(key_of, addresses)))) > 4900
+    counts = FlowCounts(0)
+    for client in addresses:
+        counts.change(client, 1)
+    assert all(counts.of(client) == 1 for client in addresses)
