@@ -537,7 +537,7 @@ class Balancer:
             return GO_ON
         # A segment of a connection that was forgotten comes again, when there may be room for it.
         if reason < 0 and (packet.flags == SYN or packet.protocol == UDP or reason == -NOT_ALLOWED):
-            return self.refuse(ctx, -reason)
+            self.outbox.refuse_client(ctx.ticks)
         return self.counters.drop(abs(reason))
 
     def choose(self, ctx: Context, attempt: Attempt | None) -> PoolMember | None:

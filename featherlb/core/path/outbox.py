@@ -12,6 +12,9 @@ MAX_WAITING = 512
 MAX_ICMP_ERRORS = 100
 """ICMP errors of our own per tick of 0.1 s (RFC 4443 section 2.4 f; Linux: 1000 a second)."""
 
+MAX_REFUSED_CLIENTS = 100
+"""Packets of clients beyond their limits that are answered, per tick: no flood causes another."""
+
 
 class Outbox:
     """Answers to the packet that was parsed last."""
@@ -21,6 +24,8 @@ class Outbox:
         self._waiting: list[bytes] = []
         self._errors = 0
         self._ticks = 0
+        self._refused_clients = 0
+        self._refused_ticks = 0
 
     def take(self) -> list[bytes]:
         """Packets to send, with their IP headers, since the last call."""
@@ -41,6 +46,15 @@ class Outbox:
                 self._waiting.append(port_unreachable(packet))
         elif not packet.flags & RST and self.may_answer():
             self._waiting.append(tcp_reset(packet))
+
+    def refuse_client(self, ticks: int) -> None:
+        """Refuse a packet of a client that may not open a flow, as `refuse` does, unless too many
+        have been."""
+        if self._refused_ticks != ticks:
+            self._refused_ticks, self._refused_clients = ticks, 0
+        if self._refused_clients < MAX_REFUSED_CLIENTS:
+            self._refused_clients += 1
+            self.refuse(ticks)
 
     def echo(self) -> None:
         """Answer an ICMP echo request."""

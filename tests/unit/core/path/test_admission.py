@@ -96,6 +96,14 @@ def test_a_refusal_is_told_if_that_is_wanted(protocol: Protocol) -> None:
         assert (answer["ICMP"].type, answer["ICMP"].code) == (3, 3)
 
 
+def test_a_flood_is_not_answered_by_a_flood() -> None:
+    world = World(limited(deny_action=Refusal.RESET, **LISTS), capacity=4)
+    told = sum(len(syn(world, f"10.1.9.9:{port}").answers) for port in range(1, 500))
+    assert told == 100
+    world.now += 0.1
+    assert len(syn(world, BAD).answers) == 1
+
+
 def test_open_connections_stay_when_their_client_is_denied() -> None:
     """And where the client was forgotten, it can't continue by the door of adoption."""
     open_to_all = replace(limited(), scheduler="maglev")
