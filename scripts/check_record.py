@@ -43,7 +43,7 @@ def generate_c() -> str:
         lines.append(f"    ctypedef struct {struct.name}:")
         lines += [f"        {declaration(field)}" for field in flatten(struct)]
     lines += ["", "cdef enum:"]
-    lines += [f"    {flag.name} = {flag.value}" for flag in Flag]
+    lines += [f"    {name} = {flag.value}" for name, flag in Flag.__members__.items()]
     return "\n".join((*lines, ""))
 
 

@@ -60,6 +60,7 @@ def balancer() -> Balancer:
         memory=FlowMemory(bytearray(size_of(256))),
         secret=bytes(16),
         hash_key=b"",
+        cookie_key=bytes(16),
         timeouts=Timeouts(),
         source_ports=SOURCE_PORTS,
         adopt_until=1e9,

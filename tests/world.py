@@ -37,6 +37,7 @@ VIP = "192.0.2.10:80"
 ONE, TWO, THREE = BACKENDS = ("10.1.0.1:8080", "10.1.0.2:8080", "10.1.0.3:8080")
 CLIENT = "198.51.100.250:40000"
 GUARD = b"\xa5" * 24
+ROOM = 32
 SECRET = bytes(range(16))
 
 
@@ -133,6 +134,7 @@ class World:
             memory=self.memory,
             secret=SECRET,
             hash_key=b"placement",
+            cookie_key=SECRET,
             timeouts=timeouts or Timeouts(),
             source_ports=source_ports,
             adopt_until=adopt_until,
@@ -159,7 +161,8 @@ class World:
     ) -> Outcome:
         """Give the balancer a packet; `length` is the one before truncation."""
         before = self.statistics().reasons
-        buffer = bytearray(GUARD + packet + GUARD)
+        # The answer to a SYN may be longer than the SYN.
+        buffer = bytearray(GUARD + packet + bytes(ROOM) + GUARD)
         self.balancer.attach(buffer)
         size = len(packet) if length is None else length
         arguments = len(GUARD), size, int(hook), int(info), self.now
@@ -170,10 +173,12 @@ class World:
         self.received += 1
         after = self.statistics().reasons
         (reason,) = [reason for reason in Reason if after[reason] != before[reason]]
-        result = bytes(buffer[len(GUARD) : -len(GUARD)])
+        end = len(GUARD) + len(packet) + (ROOM if reason is Reason.SYN_COOKIE else 0)
+        result = bytes(buffer[len(GUARD) : end])
+        assert reason is Reason.SYN_COOKIE or not any(buffer[end : -len(GUARD)])
         assert buffer.startswith(GUARD)
         assert buffer.endswith(GUARD)
-        if verdict not in (Verdict.REWRITTEN, Verdict.DROP):
+        if verdict not in (Verdict.REWRITTEN, Verdict.ANSWERED, Verdict.DROP):
             assert result == packet
         self.check()
         return Outcome(

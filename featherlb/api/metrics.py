@@ -123,6 +123,21 @@ class Snapshot(Collector):
             refused.add_metric([reason], self._refusals.get(reason, 0))
         yield refused
         yield GaugeMetricFamily(
+            "featherlb_syn_flood",
+            "1 while a worker sees a SYN flood.",
+            value=view.cookies.flooded,
+        )
+        yield GaugeMetricFamily(
+            "featherlb_syn_shield",
+            "1 while the kernel answers SYNs.",
+            value=view.cookies.shielded,
+        )
+        yield CounterMetricFamily(
+            "featherlb_shielded_syns",
+            "SYNs that the kernel has answered with a cookie.",
+            value=view.cookies.answered,
+        )
+        yield GaugeMetricFamily(
             "featherlb_start_time_seconds",
             "Start time, Unix time.",
             value=view.started.timestamp(),

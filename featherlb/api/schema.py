@@ -109,6 +109,16 @@ class HostState(Answer):
     repairs: str = Field(description="What was restored then.")
 
 
+class SynCookies(Answer):
+    """How SYNs are answered during a flood. Packets that workers answer are in the statistics, with
+    the reason `syn-cookie`."""
+
+    flooded: bool = Field(description="Some worker sees a SYN flood.")
+    answering: Literal["nobody", "workers", "kernel"]
+    answered: int = Field(description="SYNs that the kernel has answered.")
+    missing: str = Field(description="Why the kernel can't answer SYNs; empty if it can.")
+
+
 class Status(Answer):
     instance: int = Field(description="Number of its first queue, and its name on this host.")
     version: str
@@ -140,6 +150,7 @@ class Status(Answer):
     workers: list[Worker]
     tasks: list[Task]
     host: HostState
+    syn_cookies: SynCookies
     watchdog_fed: bool = Field(
         description="False while a task that packets depend on is failing: the systemd watchdog"
         " then restarts featherlb."

@@ -180,6 +180,16 @@ def show_status(view: View) -> schema.Status:
             last_restored=view.host.last,
             repairs=view.host.repairs,
         ),
+        syn_cookies=schema.SynCookies(
+            flooded=view.cookies.flooded,
+            answering="kernel"
+            if view.cookies.shielded
+            else "workers"
+            if view.cookies.flooded
+            else "nobody",
+            answered=view.cookies.answered,
+            missing=view.cookies.missing,
+        ),
         watchdog_fed=view.watchdog_fed,
     )
 

@@ -55,6 +55,13 @@ def status(answer: schema.Status) -> None:
         rows["host"] = f"changed by others, {differences}: {host.deviations[0]}"
     if host.last_restored:
         rows["host restored"] = f"last {host.last_restored}: {host.repairs}"
+    cookies = answer.syn_cookies
+    if cookies.answering == "kernel":
+        rows["SYN cookies"] = f"the kernel answers SYNs, {cookies.answered:,} so far"
+    elif cookies.answering == "workers":
+        rows["SYN cookies"] = f"workers answer SYNs: {cookies.missing}"
+    if cookies.flooded:
+        rows["SYN flood"] = "many connections are half-open"
     if not answer.watchdog_fed:
         rows["systemd watchdog"] = "no longer fed, because a task keeps failing or hangs"
     for label, value in rows.items():

@@ -26,6 +26,7 @@ from featherlb.model import (
     NatMode,
     NetworkSet,
     Protocol,
+    SynCookies,
     reached_ports,
 )
 from featherlb.model.counted import counted
@@ -324,6 +325,7 @@ def _options(service: ServiceConfig) -> Iterator[Fault]:
     """Options that conflict with the protocol, the address family or another option."""
     options = {
         "mss": (Protocol.TCP, service.mss is not None),
+        "syn_cookies": (Protocol.TCP, service.syn_cookies is SynCookies.ALWAYS),
         "one_packet": (Protocol.UDP, service.one_packet),
         "responses": (Protocol.UDP, service.responses is not None),
         "passive_health": (Protocol.TCP, service.passive_health is not None),

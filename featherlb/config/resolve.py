@@ -240,6 +240,7 @@ def _service(service: ServiceConfig, places: Sequence[Place] | None) -> model.Se
         one_packet=service.one_packet,
         responses=service.responses,
         mss=service.mss,
+        syn_cookies=service.syn_cookies,
         persistence=_persistence(service),
         prefer=service.prefer,
         redispatch=service.redispatch,

@@ -46,6 +46,7 @@ from featherlb.model import (
     Refusal,
     Role,
     StatusRange,
+    SynCookies,
     Timeouts,
     Vip,
 )
@@ -225,6 +226,7 @@ class ServiceEntry(_Strict):
         _one_or_list,
     ] = []
     mss: Annotated[int | None, PlainValidator(values.integer(88, 65535))] = None
+    syn_cookies: Annotated[SynCookies, PlainValidator(values.syn_cookies)] = SynCookies.AUTO
     one_packet: Annotated[bool, PlainValidator(values.boolean)] = False
     responses: Annotated[int | None, PlainValidator(values.integer(0, 65535))] = None
     on_backend_down: Annotated[OnBackendDown, PlainValidator(values.on_backend_down)] = (

@@ -72,6 +72,7 @@ def _service(entry: schema.ServiceEntry, document: Document, path: Path) -> Serv
         one_packet=entry.one_packet,
         responses=entry.responses,
         mss=entry.mss,
+        syn_cookies=entry.syn_cookies,
         persistence=_persistence(entry, document, path),
         prefer=Preference(_labels(entry.prefer.labels), entry.prefer.spill_below)
         if entry.prefer
@@ -119,6 +120,7 @@ def _service(entry: schema.ServiceEntry, document: Document, path: Path) -> Serv
                 "responses",
                 "passive_health",
                 "slow_start",
+                "syn_cookies",
                 "hash_on",
                 "hash_balance",
                 "prefer",

@@ -30,6 +30,7 @@ from featherlb.model import (
     Redispatch,
     Refusal,
     Role,
+    SynCookies,
     Timeouts,
     join_host_ports,
     join_vip,
@@ -169,6 +170,7 @@ class ServiceConfig:
     one_packet: bool = False
     responses: int | None = None
     mss: int | None = None
+    syn_cookies: SynCookies = SynCookies.AUTO
     persistence: PersistenceConfig | None = None
     prefer: Preference | None = None
     redispatch: Redispatch = field(default_factory=Redispatch)

@@ -32,6 +32,7 @@ from featherlb.model import (
     Refusal,
     Role,
     StatusRange,
+    SynCookies,
     Vip,
     split_host_port,
     split_host_ports,
@@ -407,6 +408,7 @@ max_connections = integer(1, 100_000_000)
 protocol = one_of({str(choice): choice for choice in Protocol})
 nat = one_of({str(choice): choice for choice in NatMode})
 on_backend_down = one_of({str(choice): choice for choice in OnBackendDown})
+syn_cookies = one_of({str(choice): choice for choice in SynCookies})
 check_type = one_of({str(choice): choice for choice in CheckType})
 refusal = one_of({str(choice): choice for choice in Refusal})
 role = one_of({str(choice): choice for choice in Role})

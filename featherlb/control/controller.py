@@ -113,6 +113,7 @@ class Controller:
             refused=refused,
             tasks=self.tasks.states(),
             host=self.data.watch.view(restoring=state.config.restore),
+            cookies=self.data.cookies.view,
             watchdog_fed=self.tasks.healthy,
         )
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from featherlb import host
 from featherlb.config import Config
+from featherlb.control.cookies import CookieShield
 from featherlb.control.events import Events
 from featherlb.control.host_watch import HostWatch
 from featherlb.control.tasks import Tasks
@@ -36,6 +37,7 @@ from featherlb.worker.protocol import (
     Apply,
     LogFlows,
     Reweigh,
+    SetShield,
     SetTopology,
     Start,
     Update,
@@ -61,6 +63,7 @@ class DataPlane:
         self._events = events
         self.workers = Workers(events, tasks)
         self.topology = TopologyWatcher(events, tasks)
+        self.cookies = CookieShield(self.workers, events)
         self.options = host.Options()
         self.departing: tuple[Service, ...] = ()
         """The backends that have left and still have flows, as far as the host knows."""
@@ -107,11 +110,13 @@ class DataPlane:
                 max_flows=config.max_flows,
                 timeouts=config.timeouts,
                 hash_key=config.hash_key.encode(),
+                cookie_key=self.cookies.key,
                 save=str(flow_file.path(directory, self.options.queue, number)),
                 saved=tuple(map(str, saved)),
             )
             for number in range(self.options.workers)
         ]
+        await self.cookies.open(config.max_flows, config.timeouts.half_open)
         # Queues are bound and services known before rules send packets there.
         await self.topology.follow(services)
         try:
@@ -132,6 +137,7 @@ class DataPlane:
         before the queues do, so no packet meets a queue without a worker. HostError if the host
         can't be reverted at all."""
         await self.topology.stop()
+        self.cookies.close()
         try:
             if offloaded := await self._offloaded():
                 await asyncio.to_thread(self._leave, offloaded)
@@ -334,9 +340,13 @@ class DataPlane:
         self._apply = replace(self._apply, services=merge(self._apply.services, services))
         await self.workers.apply(Reweigh(tuple(services)))
 
-    def _greeting(self) -> list[Apply | LogFlows | SetTopology]:
+    def _greeting(self) -> list[Apply | LogFlows | SetShield | SetTopology]:
         """What a new worker has to know."""
-        greeting: list[Apply | LogFlows | SetTopology] = [self._log_flows, self._apply]
+        greeting: list[Apply | LogFlows | SetShield | SetTopology] = [
+            self._log_flows,
+            self.cookies.message,
+            self._apply,
+        ]
         if self.topology.active:
             greeting.append(SetTopology(self.topology.current))
         return greeting

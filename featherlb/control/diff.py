@@ -26,6 +26,7 @@ _SERVICE = (
     "datapath",
     "source_addresses",
     "mss",
+    "syn_cookies",
     "one_packet",
     "responses",
     "deny_action",

@@ -44,7 +44,8 @@ class Upkeep:
         outcomes = await serving.data.workers.outcomes(serving.health.watched)
         # While services change it isn't certain which ones the counts belong to.
         if serving.state is state and settled and not serving.applying:
-            serving.health.observe(state.services, outcomes)
+            serving.health.observe(state.services, [one.by_service for one in outcomes])
+            await serving.data.cookies.observe(outcomes, state.services)
 
     async def release_departed(self) -> None:
         """Remove from the host what departed backends needed whose last flow has ended. HostError

@@ -6,6 +6,7 @@ from datetime import datetime
 
 from featherlb.config import BackendConfig, Place, ServiceConfig
 from featherlb.config.types import BackendKey, Host
+from featherlb.control.cookies import CookieView
 from featherlb.control.health import HealthChecks, progress
 from featherlb.control.host_watch import HostView
 from featherlb.control.log_level import LogLevel
@@ -96,6 +97,7 @@ class View:
     """Packets of clients that rules have refused before workers saw them, by service and reason."""
     tasks: tuple[TaskState, ...]
     host: HostView
+    cookies: CookieView
     watchdog_fed: bool
     """No task that packets depend on keeps failing."""
 

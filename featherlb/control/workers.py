@@ -54,6 +54,7 @@ from featherlb.worker.protocol import (
     RecordedPackets,
     RecordPackets,
     Reweigh,
+    SetShield,
     SetTopology,
     Start,
     ToWorker,
@@ -75,7 +76,7 @@ ENDED_AT_ONCE = 32
 """Flows that a worker ends per turn: each costs it two packets, some microseconds."""
 
 
-Greeting = Callable[[], Sequence[Apply | LogFlows | SetTopology]]
+Greeting = Callable[[], Sequence[Apply | LogFlows | SetShield | SetTopology]]
 """What a new worker has to be sent, as things are now."""
 
 
@@ -210,7 +211,7 @@ class Workers:
     def pids(self) -> list[int]:
         return [worker.process.pid for worker in self._processes]
 
-    async def apply(self, message: Apply | LogFlows | Reweigh | SetTopology) -> None:
+    async def apply(self, message: Apply | LogFlows | Reweigh | SetShield | SetTopology) -> None:
         """All have done it when this returns; HostError if one can't, and the others have."""
         answers = await asyncio.gather(
             *(worker.ask(message) for worker in self._processes), return_exceptions=True
@@ -219,9 +220,9 @@ class Workers:
             if isinstance(answer, BaseException):
                 raise answer
 
-    async def outcomes(self, services: tuple[str, ...]) -> list[dict[str, tuple[int, ...]]]:
-        """How flows of these services ended at their beginning, of each worker (see
-        `Views.outcomes`); a dead one's are left out."""
+    async def outcomes(self, services: tuple[str, ...]) -> list[Outcomes]:
+        """How flows of these services ended at their beginning, of each worker; a dead one's are
+        left out."""
         found = []
         for worker in list(self._processes):
             try:
@@ -229,7 +230,7 @@ class Workers:
             except HostError:
                 continue
             assert isinstance(answer, Outcomes)
-            found.append(answer.by_service)
+            found.append(answer)
         return found
 
     async def statistics(self, *, backends: bool = True) -> dict[int, WorkerStatistics]:
@@ -367,7 +368,7 @@ class Workers:
 async def greet(ask: Callable[[ToWorker], Awaitable[object]], greeting: Greeting) -> None:
     """Send a new worker its greeting, and what changes of it meanwhile: that was sent to the other
     workers only."""
-    sent: list[Apply | LogFlows | SetTopology] = []
+    sent: list[Apply | LogFlows | SetShield | SetTopology] = []
     while sent != (wanted := list(greeting())):
         for message in wanted:
             if message not in sent:

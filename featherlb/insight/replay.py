@@ -201,6 +201,7 @@ class _Player:
             memory=anonymous(config.max_flows),
             secret=seed.to_bytes(16, "big"),
             hash_key=config.hash_key.encode(),
+            cookie_key=seed.to_bytes(16, "big"),
             timeouts=config.timeouts,
         )
         self._balancer.apply(services)

@@ -61,6 +61,7 @@ from featherlb.model.service import (
     Redispatch,
     Role,
     Service,
+    SynCookies,
     Timeouts,
 )
 
@@ -113,6 +114,7 @@ __all__ = [
     "RoutingRule",
     "Service",
     "StatusRange",
+    "SynCookies",
     "Timeouts",
     "Topology",
     "Verdict",

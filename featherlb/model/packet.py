@@ -51,3 +51,5 @@ class Verdict(IntEnum):
     FIND_OWNER = 6
     """Answer the core's question about a tuple (`core/path/claims.py`), then hand the packet in
     again."""
+    ANSWERED = 7
+    """Send the buffer's new content back to where the frame came from. Frames only."""

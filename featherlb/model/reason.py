@@ -73,6 +73,10 @@ class Reason(IntEnum):
     """Would open a flow, but the client, or the service, has as many as it may have."""
     MAX_NEW = 27
     """Would open a flow, but the client, or the service, has opened too many of late."""
+    SYN_COOKIE = 28
+    """A SYN that was answered with a cookie: nothing is kept of it."""
+    COOKIE_ACK = 29
+    """The client's, on a connection opened with a cookie, until the backend has answered."""
 
     @property
     def label(self) -> str:

@@ -14,6 +14,15 @@ class NatMode(StrEnum):
     FULL = "full"
 
 
+class SynCookies(StrEnum):
+    """When SYNs are answered with cookies."""
+
+    AUTO = "auto"
+    """While many connections are half-open."""
+    ALWAYS = "always"
+    OFF = "off"
+
+
 class OnBackendDown(StrEnum):
     """What happens to the flows of a backend that leaves its service."""
 
@@ -224,6 +233,8 @@ class Service:
     admission: Admission = EVERYBODY
     measured: bool = False
     """How long its backends take to answer matters: it is measured on every datapath."""
+    syn_cookies: SynCookies = SynCookies.AUTO
+    """TCP; without effect where the kernel translates."""
 
     def endpoints_of(self, backend: Backend) -> tuple[Endpoint, ...]:
         """What packets reach at a backend of this service: its endpoint, or, if that keeps the

@@ -90,6 +90,32 @@ def flow_probe(
     )
 
 
+def flow_segment(
+    version: int,
+    source: tuple[int, int],
+    destination: tuple[int, int],
+    ports: int,
+    sequence: int,
+    acknowledgement: int,
+    flags: int,
+    window: int,
+    options: bytes = b"",
+) -> bytes:
+    """A segment without payload in the name of one end, with IP header; arguments as for
+    `flow_reset`, `options` of a multiple of four bytes."""
+    return _segment(
+        version,
+        _wire_address(version, *source),
+        _wire_address(version, *destination),
+        ports,
+        sequence,
+        acknowledgement,
+        flags,
+        window,
+        options,
+    )
+
+
 def _segment(
     version: int,
     source: bytes,
@@ -98,9 +124,13 @@ def _segment(
     sequence: int,
     acknowledgement: int,
     flags: int,
+    window: int = 0,
+    options: bytes = b"",
 ) -> bytes:
     """A TCP segment without payload, with IP header."""
-    header = struct.pack("!IIIBBHHH", ports, sequence, acknowledgement, 5 << 4, flags, 0, 0, 0)
+    numbers = ports, sequence, acknowledgement
+    length = (5 << 4) + (len(options) << 2)
+    header = struct.pack("!IIIBBHHH", *numbers, length, flags, window, 0, 0) + options
     pseudo = source + destination + struct.pack("!II", len(header), TCP)
     segment = bytearray(header)
     struct.pack_into("!H", segment, 16, _checksum(pseudo + header))

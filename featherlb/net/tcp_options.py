@@ -1,4 +1,4 @@
-"""Options of a SYN: the window scale, and the maximum segment size.
+"""Options of a SYN: the window scale, SACK permitted, and the maximum segment size.
 
 The MSS is lowered in place, for paths that drop full-size packets without an ICMP error (tunnels,
 filters). The option limits what the other side sends, so both SYNs are clamped (RFC 9293 section
@@ -16,6 +16,8 @@ if not cython.compiled:
 END_OF_OPTIONS, NO_OPERATION, MAXIMUM_SEGMENT_SIZE = 0, 1, 2
 # RFC 7323 sections 2.2 and 2.3.
 WINDOW_SCALE, LARGEST_SCALE = 3, 14
+# RFC 2018 sections 2 and 3.
+SACK_PERMITTED, SACK = 4, 5
 
 
 def lower(packet: Packet, limit: int, summed: bool) -> None:
@@ -35,6 +37,17 @@ def window_scale(packet: Packet) -> int:
     if not at:
         return -1
     return min(packet.data[at + 2], LARGEST_SCALE)
+
+
+def segment_size(packet: Packet) -> int:
+    """The MSS of the parsed SYN in bytes, 0 if it has none."""
+    at = find(packet, MAXIMUM_SEGMENT_SIZE, 4)
+    return packet.read16(at + 2) if at else 0
+
+
+def permits_sack(packet: Packet) -> bool:
+    """Whether the parsed SYN permits SACK."""
+    return find(packet, SACK_PERMITTED, 2) > 0
 
 
 def find(packet: Packet, wanted: int, size: int) -> int:

@@ -16,11 +16,12 @@ from pathlib import Path
 
 CAP_NET_ADMIN, CAP_NET_RAW = 12, 13  # linux/capability.h
 CAP_DAC_READ_SEARCH, CAP_KILL, CAP_SETGID, CAP_SETUID = 2, 5, 6, 7
-CAP_NET_BIND_SERVICE, CAP_SYS_PTRACE = 10, 19
+CAP_NET_BIND_SERVICE, CAP_SYS_PTRACE, CAP_BPF = 10, 19, 39
 SUPERVISOR = frozenset(
     {
         CAP_NET_ADMIN,
         CAP_NET_RAW,
+        CAP_BPF,  # the program that answers SYNs
         CAP_NET_BIND_SERVICE,  # the API on a port below 1024
         CAP_DAC_READ_SEARCH,  # a configuration in somebody's home directory
         CAP_SYS_PTRACE,  # the names of programs that listen on a port

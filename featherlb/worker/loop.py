@@ -52,6 +52,7 @@ from featherlb.worker.protocol import (
     Ready,
     RecordPackets,
     Reweigh,
+    SetShield,
     SetTopology,
     Start,
     ToWorker,
@@ -80,6 +81,7 @@ class Worker:
             memory=self._memory,
             secret=os.urandom(32),
             hash_key=start.hash_key,
+            cookie_key=start.cookie_key,
             timeouts=start.timeouts,
             source_ports=start.shard.ports,
             privileged_ports=start.shard.privileged_ports,
@@ -184,12 +186,17 @@ class Worker:
             case LogFlows(enabled):
                 self._core.lifecycle.opened = [] if enabled else None
                 self._channel.send(Applied())
+            case SetShield(up):
+                self._core.cookies.set_shield(up, int(now * 10))
+                self._channel.send(Applied())
             case Reweigh(services):
                 self._core.update(divide_limits(services, self._start.shard))
                 self._services = merge(self._services, services)
                 self._channel.send(Applied())
             case GetOutcomes(services):
-                self._channel.send(Outcomes(self._core.views.outcomes(services)))
+                cookies = self._core.cookies
+                found = self._core.views.outcomes(services)
+                self._channel.send(Outcomes(found, cookies.flooded, cookies.returned))
             case GetOffenders(count):
                 self._channel.send(Offenders(self._core.views.offenders(count, now)))
             case GetStatistics(backends):

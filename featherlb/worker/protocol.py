@@ -54,6 +54,7 @@ class Start:
     max_flows: int
     timeouts: Timeouts
     hash_key: bytes
+    cookie_key: bytes
     save: str
     saved: tuple[str, ...] = ()
     memory: int = -1
@@ -104,6 +105,14 @@ class LogFlows:
     """To the worker: log each new flow from now on, or none. It answers `Applied`."""
 
     enabled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SetShield:
+    """To the worker: the kernel answers SYNs with cookies, too, or no longer. It answers
+    `Applied`."""
+
+    up: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,9 +226,12 @@ class WorkerStatistics:
 
 @dataclass(frozen=True, slots=True)
 class Outcomes:
-    """From the worker: see `Views.outcomes`."""
+    """From the worker: see `Views.outcomes`. It is `flooded` while it answers SYNs with cookies; so
+    many were `returned` so far."""
 
     by_service: dict[str, tuple[int, ...]]
+    flooded: bool = False
+    returned: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +290,7 @@ ToWorker = (
     | Reweigh
     | SetTopology
     | LogFlows
+    | SetShield
     | GetStatistics
     | GetOutcomes
     | GetOffenders

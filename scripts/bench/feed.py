@@ -23,7 +23,16 @@ import featherlb
 from featherlb.core.flows.memory import anonymous
 from featherlb.core.path.balancer import Balancer
 from featherlb.core.pools.schedulers import names
-from featherlb.model import Backend, Endpoint, Hook, Protocol, Service, Timeouts, Vip
+from featherlb.model import (
+    Backend,
+    Endpoint,
+    Hook,
+    Protocol,
+    Service,
+    SynCookies,
+    Timeouts,
+    Vip,
+)
 
 BATCH = 1024
 SPACING = 64
@@ -70,6 +79,7 @@ class Bench:
             memory=anonymous(capacity),
             secret=bytes(range(32)),
             hash_key=b"",
+            cookie_key=bytes(16),
             timeouts=Timeouts(),
         )
         self.balancer.attach(self.buffer)
@@ -86,7 +96,9 @@ class Bench:
             Backend(Endpoint(IPv4Address(FIRST_BACKEND + i), BACKEND_PORT)) for i in range(BACKENDS)
         )
         vip = Vip(IPv4Address(VIP), VIP_PORT, VIP_PORT)
-        service = Service("bench", Protocol.TCP, (vip,), backends, scheduler)
+        service = Service(
+            "bench", Protocol.TCP, (vip,), backends, scheduler, syn_cookies=SynCookies.OFF
+        )
         self.balancer.apply([service])
 
     def forward(self, flows: Iterable[int], flags: int) -> None:

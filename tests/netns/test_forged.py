@@ -40,7 +40,8 @@ def running(lab: Lab, featherlb: Up, tmp_path_factory: pytest.TempPathFactory) -
             " backends: [{address: '10.0.1.2:8080', max_connections: 1}]}\n"
             for nat in WEB
         )
-        + f"  - {{name: small, vip: '{VIP}:{SMALL}', nat: full, backends: ['10.0.1.2:8080']}}\n"
+        + f"  - {{name: small, vip: '{VIP}:{SMALL}', nat: full, syn_cookies: 'off',"
+        " backends: ['10.0.1.2:8080']}\n"
     )
     with featherlb(lab, "--config", str(path)):
         yield

@@ -35,7 +35,8 @@ def tracked(*folders: str) -> set[str]:
         str(path.relative_to(ROOT))
         for folder in folders
         for path in (ROOT / folder).rglob("*")
-        if path.is_file() and path.suffix not in {".pyc", ".so", ".c"}
+        if path.is_file() and path.suffix not in {".pyc", ".so"}
+        if path.suffix != ".c" or path.parent.name == "bpf"  # others are Cython's
     }
 
 

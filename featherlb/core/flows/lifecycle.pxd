@@ -32,7 +32,7 @@ cdef class Lifecycle:
     cdef PortHolders _port_holders
     cdef Commands _commands
     cdef unsigned char[::1] _queue_of
-    cdef Py_ssize_t closed_queue, offload_queue, established_queue, silent_queue
+    cdef Py_ssize_t closed_queue, half_open_queue, offload_queue, established_queue, silent_queue
     cdef list _silent
     cdef unsigned int _scarce_tcp, _scarce_udp
     cdef readonly Py_ssize_t evicted

@@ -118,6 +118,7 @@ class Lifecycle:
         queues = {kind: flows.add_queue(int(kind), seconds[kind]) for kind in TimeoutClass}
         self._queue_of = memoryview(bytearray(queues[TIMEOUT_CLASS[state]] for state in State))
         self.closed_queue = queues[TimeoutClass.CLOSED]
+        self.half_open_queue = queues[TimeoutClass.HALF_OPEN]
         self.offload_queue = queues[TimeoutClass.OFFLOADED]
         # Established connections wait in two queues: the second one is for those that are silent.
         self.established_queue = queues[TimeoutClass.ESTABLISHED]

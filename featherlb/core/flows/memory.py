@@ -1,8 +1,9 @@
 """The memory of a worker's flows: one block, which can outlive the worker or be saved.
 
 In the machine's byte order: for each flow a record (`record.py`), its client's next hop
-(`next_hops.py`) and the tick at which it was opened, the interface of each link id, and the highest
-record number ever used. Record 0 and link id 0 mean "none".
+(`next_hops.py`), the tick at which it was opened and its splice (`core/path/splice.py`), the
+interface of each link id, and the highest record number ever used. Record 0 and link id 0 mean
+"none".
 """
 
 import mmap
@@ -10,11 +11,11 @@ from collections.abc import Sequence
 
 from featherlb.core.flows.record import RECORD_SIZE
 
-LAYOUT = 3
+LAYOUT = 4
 """Version of the layout: memory with another version is not read."""
-HOP_SIZE, TICK_SIZE, MAX_LINKS = 8, 4, 256
-"""Bytes of a next hop and of a time; number of link ids."""
-FLOW_SIZE = RECORD_SIZE + HOP_SIZE + TICK_SIZE
+HOP_SIZE, TICK_SIZE, SPLICE_SIZE, MAX_LINKS = 8, 4, 8, 256
+"""Bytes of a next hop, a time and a splice; number of link ids."""
+FLOW_SIZE = RECORD_SIZE + HOP_SIZE + TICK_SIZE + SPLICE_SIZE
 """Bytes that a flow takes here."""
 REST = (MAX_LINKS + 1) * 4
 
@@ -25,19 +26,21 @@ def size_of(capacity: int) -> int:
 
 
 class FlowMemory:
-    """`records` are bytes, `hops` are by flow (64 bits each), `created` too (ticks, 32 bits each),
-    `links` by link id (interface indexes of 32 bits), `used` holds the highest number of a flow
-    that there ever was."""
+    """`records` are bytes; `hops` and `splices` are by flow (64 bits each), `created` too (ticks,
+    32 bits each); `links` are by link id (interface indexes of 32 bits); `used` holds the highest
+    number of a flow that there ever was."""
 
     def __init__(self, block: bytearray | mmap.mmap) -> None:
         """`block` has `size_of` bytes: zeros, or the flows of a predecessor."""
         view = memoryview(block)
         self.capacity = (len(view) - REST) // FLOW_SIZE - 1
         hops = (self.capacity + 1) * RECORD_SIZE
-        created = hops + (self.capacity + 1) * HOP_SIZE
+        splices = hops + (self.capacity + 1) * HOP_SIZE
+        created = splices + (self.capacity + 1) * SPLICE_SIZE
         links = created + (self.capacity + 1) * TICK_SIZE
         self.records = view[:hops]
-        self.hops = view[hops:created].cast("Q")
+        self.hops = view[hops:splices].cast("Q")
+        self.splices = view[splices:created].cast("Q")
         self.created = view[created:links].cast("I")
         self.links = view[links : links + MAX_LINKS * 4].cast("I")
         self.used = view[links + MAX_LINKS * 4 : links + REST].cast("I")
@@ -48,6 +51,7 @@ class FlowMemory:
         return (
             self.records[: count * RECORD_SIZE],
             self.hops[:count].cast("B"),
+            self.splices[:count].cast("B"),
             self.created[:count].cast("B"),
             self.links,
             self.used,

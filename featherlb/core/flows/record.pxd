@@ -111,6 +111,7 @@ cdef enum:
     LOCAL_CLIENT = 8
     REPLY_ONLY = 16
     COUNTED = 32
+    SPLICED = 32
     WIRED = 64
     OFFLOADED = 128
     ABANDONED = 256

@@ -145,7 +145,8 @@ class Flag(IntFlag):
     LOCAL_BACKEND = 1 << 2  # the backend is on this host
     LOCAL_CLIENT = 1 << 3  # the client is on this host
     REPLY_ONLY = 1 << 4  # only its reply key is in the index (one-packet scheduling)
-    COUNTED = 1 << 5  # it ends after the expected number of responses
+    COUNTED = 1 << 5  # UDP: it ends after the expected number of responses
+    SPLICED = 1 << 5  # TCP: opened with a SYN cookie, sequence numbers differ (`splice.py`)
     WIRED = 1 << 6  # its packets are frames (the raw datapath)
     OFFLOADED = 1 << 7  # the kernel translates its packets
     ABANDONED = 1 << 8  # OFFLOADED, but no longer in the kernel
@@ -225,6 +226,7 @@ if not cython.compiled:
         LOCAL_CLIENT,
         REPLY_ONLY,
         COUNTED,
+        SPLICED,
         WIRED,
         OFFLOADED,
         ABANDONED,
@@ -233,7 +235,7 @@ if not cython.compiled:
         BACKEND_SPOKE,
         REDISPATCHED,
         ANSWERED,
-    ) = map(int, Flag)
+    ) = map(int, Flag.__members__.values())
 
     def direction_of(record: "Record", reply: int) -> "Direction":
         """One direction of a record: 0 is forward, 1 is reply."""

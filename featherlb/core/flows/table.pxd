@@ -14,7 +14,7 @@ cdef unsigned long long MASK64
 cdef class FlowTable:
     cdef readonly Py_ssize_t capacity, count, queues
     cdef Records records
-    cdef unsigned long long[::1] index
+    cdef unsigned long long[::1] index, splices
     cdef unsigned int[::1] used, created, head, tail, length, timeout, rank, grain
     cdef unsigned long long mask
     cdef unsigned int unused, free

@@ -65,6 +65,7 @@ class FlowTable:
         self.records = Records(memory.records)
         self.used = memory.used
         self.created = memory.created
+        self.splices = memory.splices
         slots = 1 << (4 * capacity - 1).bit_length()
         self.mask = slots - 1
         self.index = memoryview(mmap.mmap(-1, slots * 8)).cast("Q")

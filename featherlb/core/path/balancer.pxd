@@ -7,10 +7,12 @@ from featherlb.core.path.context cimport (
     FIRST_FRAGMENT, GO_ON, ICMP_MESSAGE, LATER_FRAGMENT, Context)
 from featherlb.core.path.hooks cimport (
     VERIFY, DROP, PASS, REWRITE, for_flow, for_new, is_after_routing)
+from featherlb.core.path.cookies cimport Cookies
+from featherlb.core.path.splice cimport Opening, Splices
 from featherlb.core.path.tracking cimport Tracker
 from featherlb.core.flows.counters cimport COUNTERS, Counters
 from featherlb.core.path.terminate cimport Termination
-from featherlb.core.flows.record cimport OFFLOADED, Direction, Record, direction_of
+from featherlb.core.flows.record cimport OFFLOADED, SPLICED, Direction, Record, direction_of
 from featherlb.core.flows.table cimport FlowTable
 from featherlb.core.path.fragments cimport Fragments
 from featherlb.core.path.liveness cimport Liveness
@@ -63,6 +65,8 @@ cdef class Balancer:
     cdef Tracker tracker
     cdef Liveness liveness
     cdef readonly Claims claims
+    cdef readonly Cookies cookies
+    cdef Splices splices
 
     @cython.locals(packet=Packet, flows=FlowTable, i=cython.Py_ssize_t)
     cpdef void expect_packets(
@@ -82,24 +86,26 @@ cdef class Balancer:
         packet=Packet, ref=cython.Py_ssize_t, flow=cython.Py_ssize_t, reply=cython.Py_ssize_t,
         record="Record *", action=cython.int)
     cdef int look_up(self, Context ctx) except -1
-    @cython.locals(packet=Packet, wire=cython.bint, port=cython.uint, action=cython.int)
+    @cython.locals(
+        packet=Packet, wire=cython.bint, port=cython.uint, action=cython.int, verdict=cython.int)
     cdef int admit(self, Context ctx) except -1
     @cython.locals(
         packet=Packet, claims=Claims, redispatch=Redispatch, member=PoolMember, attempt=Attempt,
-        hook=cython.int, port=cython.int, flow=cython.Py_ssize_t)
+        opening=Opening, hook=cython.int, port=cython.int, flow=cython.Py_ssize_t,
+        reason=cython.int)
     cdef int schedule(self, Context ctx) except -1
     @cython.locals(
         packet=Packet, flow=cython.Py_ssize_t, next_hops=NextHops, record="Record *",
         hop=cython.ulonglong, length=cython.Py_ssize_t, mtu=cython.uint)
     cdef int route(self, Context ctx) except -1
-    @cython.locals(packet=Packet)
+    @cython.locals(packet=Packet, spliced=cython.bint, verdict=cython.int)
     cdef int translate(self, Context ctx) except -1
     @cython.locals(
         packet=Packet, ref=cython.Py_ssize_t, record="Record *", direction="Direction *")
     cdef int look_up_fragment(self, Context ctx) except -1
     cdef int translate_fragment(self, Context ctx) except -1
     @cython.locals(packet=Packet, reason=cython.int)
-    cdef int pass_gate(self, Context ctx) except -1
+    cdef int pass_gate(self, Context ctx, bint opens) except -1
     @cython.locals(packet=Packet)
     cdef PoolMember choose(self, Context ctx, Attempt attempt)
     @cython.locals(packet=Packet)

@@ -25,6 +25,7 @@ from featherlb.core.flows.tombstones import Tombstones
 from featherlb.core.path.adopt import Adoption
 from featherlb.core.path.claims import Claims
 from featherlb.core.path.context import Context
+from featherlb.core.path.cookies import Cookies
 from featherlb.core.path.export import Views
 from featherlb.core.path.fragments import Fragments
 from featherlb.core.path.icmp import IcmpHandler
@@ -36,6 +37,7 @@ from featherlb.core.path.recording import Recording
 from featherlb.core.path.redispatch import Attempt, Redispatch
 from featherlb.core.path.restore import Restoration
 from featherlb.core.path.services import Services
+from featherlb.core.path.splice import Splices
 from featherlb.core.path.terminate import Termination
 from featherlb.core.path.tracking import Tracker
 from featherlb.core.pools.schedulers import NewFlow
@@ -57,7 +59,7 @@ from featherlb.net.protocols import SYN, TCP, UDP
 if not cython.compiled:
     from featherlb.core.flows.counters import COUNTERS
     from featherlb.core.flows.next_hops import LINK_MASK, LINK_SHIFT
-    from featherlb.core.flows.record import OFFLOADED, direction_of
+    from featherlb.core.flows.record import OFFLOADED, SPLICED, direction_of
     from featherlb.core.path.claims import FIND_OWNER, PENDING
     from featherlb.core.path.context import FIRST_FRAGMENT, GO_ON, ICMP_MESSAGE, LATER_FRAGMENT
     from featherlb.core.path.hooks import (
@@ -112,7 +114,7 @@ class Balancer:
     engine of offloaded flows, `claims` for engines that look up who has a tuple, `views` shows
     flows and counts, `recording` records packets, `termination` ends flows for an operator,
     `restoration` restores those of a predecessor, `redispatch` has clients' packets to send to a
-    VIP a second time.
+    VIP a second time, and `cookies` hears whether the kernel answers SYNs.
     """
 
     def __init__(
@@ -121,6 +123,7 @@ class Balancer:
         memory: FlowMemory,
         secret: bytes,
         hash_key: bytes,
+        cookie_key: bytes,
         timeouts: Timeouts,
         source_ports: range = SOURCE_PORTS,
         privileged_ports: range = PRIVILEGED_SOURCE_PORTS,
@@ -129,6 +132,7 @@ class Balancer:
     ) -> None:
         """`memory`, all zeros, limits the flows. `secret` is the process's randomness (16 bytes or
         more); `hash_key` keys placement and must be the same where nodes are to agree.
+        `cookie_key` (16 bytes) keys SYN cookies, and is the same for all workers.
         `source_ports` are for `full` NAT, `privileged_ports` for its clients with such a port, and
         `shard` has the replies of all others.
         Until `adopt_until` on the clock of `handle_packet`, connections from before the start are
@@ -172,6 +176,12 @@ class Balancer:
         self.tombstones = Tombstones()
         claims = self.claims = Claims(flows, packet, shard, seed)
         self.adoption = Adoption(flows, members, self.tombstones, lifecycle, claims, adopt_until)
+        cookies = self.cookies = Cookies(
+            packet, flows, lifecycle, next_hops, counters, outbox, cookie_key, timeouts.half_open
+        )
+        self.splices = Splices(
+            packet, flows, lifecycle, next_hops, counters, outbox, redispatch, cookies
+        )
         self.termination = Termination(flows, lifecycle, self.offload, self.tombstones, outbox)
         self.liveness = Liveness(flows, lifecycle, outbox)
         self.views = Views(flows, services, members, counters, lifecycle, redispatch, ports)
@@ -253,6 +263,9 @@ class Balancer:
         self.liveness.probe()
         if self.redispatch.pending:
             self.redispatch.expire(int(now * 10))
+        self.cookies.handle_timer(int(now * 10))
+        if self.splices.openings:
+            self.splices.handle_timer(int(now * 10))
         return more
 
     def apply(self, services: Sequence[Service], rules_applied: bool = True) -> None:
@@ -375,6 +388,14 @@ class Balancer:
             return self.counters.drop(MARTIAN)
         if wire and packet.ttl() <= 1:
             return self.drop_ttl_exceeded(ctx, packet.dst_high, packet.dst_low)
+        if packet.protocol == TCP and pool.cookies_allowed and ctx.hook != OUTPUT:
+            if packet.flags == SYN:
+                if self.cookies.are_wanted(pool):
+                    ctx.pool = pool
+                    verdict = self.pass_gate(ctx, False) if pool.guarded else GO_ON
+                    return verdict or self.cookies.answer(ctx)
+            elif self.cookies.accepts(ctx):
+                return self.splices.begin(ctx)
         # Mid-stream segments are adopted if the same backend is certain to be chosen again.
         if packet.protocol == TCP and (packet.flags != SYN or self.tombstones):
             key = (packet.src_high, packet.src_low, packet.dst_high, packet.dst_low, packet.ports)
@@ -386,7 +407,12 @@ class Balancer:
             elif packet.flags & SYN or not pool.adopts or self.tombstones.holds(key, ctx.ticks):
                 return self.refuse(ctx, NO_FLOW)
         ctx.pool = pool
-        return self.pass_gate(ctx) if pool.guarded else GO_ON
+        if not pool.guarded:
+            return GO_ON
+        verdict = self.pass_gate(ctx, True)
+        if verdict and self.splices.openings:
+            self.splices.forget(packet)
+        return verdict
 
     def schedule(self, ctx: Context) -> int:
         """Choose a backend and a source port, and open the flow."""
@@ -401,6 +427,11 @@ class Balancer:
             attempt = redispatch.find(packet)
             if attempt is not None:
                 hook = attempt.hook
+        opening = None
+        if self.splices.openings and packet.flags == SYN and ctx.hook == OUTPUT:
+            opening = self.splices.find(packet)
+            if opening is not None:
+                hook = opening.hook
         member = claims.member
         if member is not None:  # the packet is handed in again
             port = claims.answered_port()
@@ -410,7 +441,11 @@ class Balancer:
             if member is None:
                 if attempt is not None:
                     redispatch.forget(packet)
-                return self.refuse(ctx, POOL_FULL if pool.usable else NO_BACKEND)
+                reason = POOL_FULL if pool.usable else NO_BACKEND
+                if opening is not None:
+                    self.splices.forget(packet)
+                    return self.counters.drop(reason)
+                return self.refuse(ctx, reason)
             if pool.offloaded:
                 if self.offload.is_last_hop(ctx, member.flags):
                     return self.drop_ttl_exceeded(ctx, packet.dst_high, packet.dst_low)
@@ -444,6 +479,8 @@ class Balancer:
             redispatch.keep(ctx)
         if attempt is not None:
             redispatch.opened(ctx, attempt)
+        if opening is not None:
+            self.splices.opened(ctx, opening)
         ctx.offloaded = self.flows.at(flow).flags & OFFLOADED != 0
         return GO_ON
 
@@ -480,7 +517,14 @@ class Balancer:
     def translate(self, ctx: Context) -> int:
         """Follow the connection's state, rewrite the packet, count it."""
         packet = ctx.packet
+        spliced = packet.protocol == TCP and self.flows.at(ctx.flow).flags & SPLICED != 0
+        if spliced:
+            verdict = self.splices.receive(ctx)
+            if verdict:
+                return verdict
         self.tracker.follow(ctx)
+        if spliced and ctx.reply:
+            self.splices.send(ctx)
         if packet.flags & SYN:
             self.clamp_mss(ctx)
         rewrite(packet, self.flows, ctx.flow, ctx.reply, ctx.info)
@@ -524,15 +568,16 @@ class Balancer:
 
     # Helpers of the stages
 
-    def pass_gate(self, ctx: Context) -> int:
-        """Whether the client may open a flow, by the conditions of the service."""
+    def pass_gate(self, ctx: Context, opens: bool) -> int:
+        """Whether the client may open a flow, by the conditions of the service; `opens` says
+        whether it does."""
         packet = ctx.packet
         # It may be the packet's second time here.
         if self.claims.member is not None or (
             self.redispatch.pending and self.redispatch.find(packet) is not None
         ):
             return GO_ON
-        reason = ctx.pool.gate.refusal(packet.src_high, packet.src_low, ctx.now)
+        reason = ctx.pool.gate.refusal(packet.src_high, packet.src_low, ctx.now, opens)
         if not reason:
             return GO_ON
         # A segment of a connection that was forgotten comes again, when there may be room for it.

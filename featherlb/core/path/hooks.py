@@ -55,7 +55,7 @@ TABLE = {
     # by hook:                   PREROUTING INPUT    FORWARD  OUTPUT   POSTROUTING WIRE
     Row.QUEUED:                  (REWRITE,  PASS,    PASS,    REWRITE, PASS,       PASS),
     Row.QUEUED_DNAT_REPLY:       (PASS,     REWRITE, REWRITE, PASS,    REWRITE,    PASS),
-    Row.FRAMED:                  (DROP,     DROP,    DROP,    DROP,    DROP,       REWRITE),
+    Row.FRAMED:                  (DROP,     DROP,    DROP,    REWRITE, DROP,       REWRITE),
     Row.KERNEL:                  (VERIFY,   VERIFY,  VERIFY,  VERIFY,  VERIFY,     PASS),
     Row.QUEUED_ERROR:            (REWRITE,  PASS,    PASS,    REWRITE, PASS,       PASS),
     Row.QUEUED_DNAT_REPLY_ERROR: (PASS,     REWRITE, REWRITE, REWRITE, REWRITE,    PASS),

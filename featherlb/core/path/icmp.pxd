@@ -4,11 +4,11 @@ from featherlb.core.path.outbox cimport Outbox
 from featherlb.net.checksum cimport MASK16, negate, sum_bytes, update
 from featherlb.core.flows.counters cimport Counters
 from featherlb.core.flows.next_hops cimport NextHops
-from featherlb.core.flows.record cimport FULL, Record
+from featherlb.core.flows.record cimport FULL, SPLICED, Record
 from featherlb.core.path.context cimport Context
 from featherlb.core.path.hooks cimport DROP, REWRITE, for_error
 from featherlb.core.flows.table cimport FlowTable
-from featherlb.net.packet cimport OK, Packet
+from featherlb.net.packet cimport MASK32, OK, Packet
 from featherlb.core.path.redispatch cimport Redispatch
 from featherlb.core.path.services cimport Services
 
@@ -57,7 +57,7 @@ cdef unsigned long long checksum(
 cpdef bint is_intact(Packet packet) noexcept
 @cython.locals(
     record="Record *", field=cython.Py_ssize_t, header=cython.Py_ssize_t,
-    dst_port=cython.uint, peer_port=cython.uint,
+    dst_port=cython.uint, peer_port=cython.uint, sequence=cython.ulonglong,
     address_delta=cython.ulonglong, delta=cython.ulonglong, check=cython.ulonglong,
     src_high=cython.ulonglong, src_low=cython.ulonglong,
     dst_high=cython.ulonglong, dst_low=cython.ulonglong,

@@ -27,10 +27,10 @@ from featherlb.net.packet import Packet
 from featherlb.net.protocols import ECHO_REQUEST, ICMP, ICMP_ERRORS, ICMPV6, TCP, UDP
 
 if not cython.compiled:
-    from featherlb.core.flows.record import FULL
+    from featherlb.core.flows.record import FULL, SPLICED
     from featherlb.core.path.hooks import DROP, REWRITE, for_error
     from featherlb.net.checksum import MASK16, negate, sum_bytes, update
-    from featherlb.net.packet import OK
+    from featherlb.net.packet import MASK32, OK
 
 HEADER = 8
 
@@ -252,6 +252,10 @@ def translate_error(
         peer_high, peer_low, peer_port = record.source_high, record.source_low, record.source_port
         if record.flags & FULL:
             src_high, src_low = peer_high, peer_low
+        # The backend compares it with what it has sent.
+        if record.protocol == TCP and record.flags & SPLICED:
+            sequence = quoted.read32(quoted.transport + 4) - flows.splices[flow]
+            quoted.write32(quoted.transport + 4, sequence & MASK32)
 
     # The quoted packet, as the receiver of the error sent it.
     quoted.write_source(dst_high, dst_low)

@@ -4,7 +4,7 @@ from featherlb.core.flows.kernel cimport Commands
 from featherlb.core.flows.lifecycle cimport Lifecycle
 from featherlb.core.flows.members cimport Members
 from featherlb.core.flows.record cimport (
-    ABANDONED, COUNTED, LOCAL_CLIENT, OFFLOADED, WIRED, Record, direction_of)
+    ABANDONED, COUNTED, LOCAL_CLIENT, OFFLOADED, SPLICED, WIRED, Record, direction_of)
 from featherlb.core.flows.table cimport FlowTable
 from featherlb.core.flows.windows cimport start_unsure
 

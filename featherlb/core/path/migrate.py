@@ -18,6 +18,7 @@ if not cython.compiled:
         COUNTED,
         LOCAL_CLIENT,
         OFFLOADED,
+        SPLICED,
         WIRED,
         direction_of,
     )
@@ -63,7 +64,10 @@ class Migration:
         state = record.state
         if flows.is_offloaded(flow):
             self._commands.delete(flows, flow)
-        if state in (CLOSING, CLOSED, REPLACED):
+        # The kernel can't translate a spliced one: both ends notice when they send next.
+        if state in (CLOSING, CLOSED, REPLACED) or (
+            offloaded and record.protocol == TCP and record.flags & SPLICED
+        ):
             record.flags |= ABANDONED
             self._lifecycle.close(flow)
             return

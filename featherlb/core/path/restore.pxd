@@ -4,14 +4,14 @@ from featherlb.core.flows.lifecycle cimport IS_ACTIVE, Lifecycle
 from featherlb.core.flows.members cimport Members, PoolMember
 from featherlb.core.flows.next_hops cimport NextHops
 from featherlb.core.flows.record cimport (
-    COUNTED, FULL, IPV6, LOCAL_CLIENT, OFFLOADED, REPLY_ONLY, UNSURE, WIRED, Direction, Record, Records,
-    direction_of, ports_of)
+    COUNTED, FULL, IPV6, LOCAL_CLIENT, OFFLOADED, REPLY_ONLY, SPLICED, UNSURE, WIRED, Direction,
+    Record, Records, direction_of, ports_of)
 from featherlb.core.flows.table cimport FlowTable
 from featherlb.core.path.migrate cimport Migration
 from featherlb.core.path.services cimport Services
 
 cdef int TCP
-cdef int STATES, REPLACED
+cdef int STATES, NEW, SYN_SENT, SYN_RETRIED, REPLACED
 
 
 cdef class Restoration:
@@ -24,7 +24,7 @@ cdef class Restoration:
     cdef object _source_ports
     cdef dict _known
     cdef Records _records
-    cdef object _created
+    cdef object _created, _splices
 
     @cython.locals(flows=FlowTable, flow=cython.Py_ssize_t, record="Record *")
     cpdef bint has_flows(self)
@@ -34,7 +34,7 @@ cdef class Restoration:
     @cython.locals(
         flows=FlowTable, old="Record *", record="Record *", forward="Direction *",
         reply="Direction *", flags=cython.int, state=cython.int, member=PoolMember,
-        full=cython.bint, flow=cython.Py_ssize_t)
+        full=cython.bint, spliced=cython.bint, flow=cython.Py_ssize_t)
     cdef Py_ssize_t restore_flow(self, Py_ssize_t number) except -1
     cdef bint is_taken(self, Direction *direction, int protocol) noexcept
     cdef object member(

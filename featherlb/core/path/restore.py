@@ -32,6 +32,7 @@ if not cython.compiled:
         LOCAL_CLIENT,
         OFFLOADED,
         REPLY_ONLY,
+        SPLICED,
         UNSURE,
         WIRED,
         Direction,
@@ -40,6 +41,9 @@ if not cython.compiled:
     )
 
 STATES = len(State)
+NEW = int(State.NEW)
+SYN_SENT = int(State.SYN_SENT)
+SYN_RETRIED = int(State.SYN_RETRIED)
 REPLACED = int(State.REPLACED)
 _NONE = FlowMemory(bytearray(size_of(0)))
 
@@ -111,6 +115,7 @@ class Restoration:
         """Read this memory from now on."""
         self._records = Records(memory.records)
         self._created = memory.created
+        self._splices = memory.splices
         self._known.clear()
 
     def restore_flow(self, number: int) -> int:
@@ -123,6 +128,10 @@ class Restoration:
         reply = direction_of(old, 1)
         pool = self._services.find(old.vip_high, old.vip_low, old.protocol, old.vip_port, False)
         if pool is None or state >= STATES or flows.count == flows.capacity:
+            return 0
+        spliced = old.protocol == TCP and flags & SPLICED
+        # The kernel doesn't translate it, or only the predecessor knew its SYN.
+        if spliced and (pool.offloaded or state in (NEW, SYN_SENT, SYN_RETRIED)):
             return 0
         member = self.member(
             pool, old.backend_high, old.backend_low, old.backend_port, old.vip_port
@@ -157,7 +166,7 @@ class Restoration:
             self._created[number],
         )
         record = flows.at(flow)
-        flags = member.flags | flags & (IPV6 | FULL | LOCAL_CLIENT | COUNTED)
+        flags = member.flags | flags & (IPV6 | FULL | LOCAL_CLIENT | COUNTED | SPLICED)
         if pool.raw and not flags & LOCAL_CLIENT:
             flags |= WIRED
         if old.protocol == TCP:  # some of its segments may have passed meanwhile
@@ -165,6 +174,7 @@ class Restoration:
         record.flags = flags
         record.state = state
         record.member_id = member.id
+        flows.splices[flow] = self._splices[number]
         # Or the other fields of their unions, depending on the flow.
         record.ends[0] = old.ends[0]
         record.ends[1] = old.ends[1]

@@ -1,10 +1,11 @@
 # C types of terminate.py, for the compiled build.
 cimport cython
 from featherlb.core.flows.lifecycle cimport Lifecycle
-from featherlb.core.flows.record cimport IPV6, Direction, Record, direction_of, ports_of
+from featherlb.core.flows.record cimport IPV6, SPLICED, Direction, Record, direction_of, ports_of
 from featherlb.core.flows.table cimport FlowTable
 from featherlb.core.path.offloaded cimport OffloadedFlows
 from featherlb.core.path.outbox cimport Outbox
+from featherlb.net.packet cimport MASK32
 
 cdef int TCP, REPLACED
 

@@ -16,7 +16,8 @@ from featherlb.net.protocols import TCP
 REPLACED = int(State.REPLACED)
 
 if not cython.compiled:
-    from featherlb.core.flows.record import IPV6, direction_of, ports_of
+    from featherlb.core.flows.record import IPV6, SPLICED, direction_of, ports_of
+    from featherlb.net.packet import MASK32
 
 
 class Termination:
@@ -72,6 +73,8 @@ class Termination:
         for side in (0, 1):
             record = self._flows.at(flow)
             expected = direction_of(record, side).expected
+            if record.flags & SPLICED and not side:
+                expected = (expected + self._flows.splices[flow]) & MASK32
             self._outbox.add(flow_reset(*towards(record, side), expected))
 
 

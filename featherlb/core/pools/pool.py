@@ -23,7 +23,7 @@ from featherlb.core.pools.schedulers import (
     hashed_parts,
 )
 from featherlb.core.pools.schedulers.hashing import KeyedHash, bytes_of
-from featherlb.model import Address, Backend, Endpoint, NatMode, Role, Service
+from featherlb.model import Address, Backend, Endpoint, NatMode, Role, Service, SynCookies
 from featherlb.model.ticks import TICKS_PER_SECOND
 
 SUSPECT = 100
@@ -133,7 +133,9 @@ class Pool:
     `awaiting_rules`: the rules of its datapath are not applied on this host yet, so it opens no
     flows; `keeps_openings`: the SYN of a new flow is stored, in case the backend refuses it;
     `gate`: who may open a flow; `guarded`: not everybody may; `counts_clients`: the gate wants to
-    know of each flow that becomes active, or no longer is.
+    know of each flow that becomes active, or no longer is;
+    `cookies_allowed`, `cookies_always`: SYNs are answered with cookies during a flood, or at all
+    times.
     """
 
     def __init__(self, service: Service, *, seed: int, key: bytes) -> None:
@@ -192,6 +194,8 @@ class Pool:
         self.full = service.nat is NatMode.FULL
         self.raw = service.datapath.takes_frames
         self.offloaded = service.datapath.kernel_forwards
+        self.cookies_always = service.syn_cookies is SynCookies.ALWAYS and not self.offloaded
+        self.cookies_allowed = service.syn_cookies is not SynCookies.OFF and not self.offloaded
         self.one_packet = service.one_packet
         self.responses = service.responses
         self.all_ports = any(vip.all_ports for vip in service.vips)

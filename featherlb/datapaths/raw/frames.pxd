@@ -7,7 +7,7 @@ from featherlb.datapaths.raw.link_socket cimport LinkSocket
 from featherlb.system.mmsg cimport MessageBatch
 
 cdef Py_ssize_t BATCH, SLOT_SIZE, MAX_BATCHES, VNET_HEADER, HEADERS
-cdef int NEEDS_CHECKSUM, WIRE, REWRITTEN, FIND_OWNER, UNFINISHED, GSO
+cdef int NEEDS_CHECKSUM, WIRE, REWRITTEN, ANSWERED, FIND_OWNER, UNFINISHED, GSO
 
 
 cdef class FrameBatch(MessageBatch):
@@ -35,6 +35,9 @@ cdef class FrameSockets:
         data="unsigned char[::1]", at=cython.Py_ssize_t, size=cython.Py_ssize_t, next_hops=NextHops,
         info=cython.int, ingress=cython.ulonglong, verdict=cython.int, i=cython.int)
     cdef void handle(self, LinkSocket one, int slot, Balancer core, double now) except *
+    @cython.locals(at=cython.Py_ssize_t)
+    cdef void send_answer(
+        self, LinkSocket one, int slot, unsigned long long hop, double now) except *
     @cython.locals(slot=cython.int)
     cdef void handle_recorded(
         self, LinkSocket one, int count, Balancer core, double now) except *

@@ -36,6 +36,7 @@ HEADERS = VNET_HEADER + ETHERNET_HEADER
 
 WIRE = int(Hook.WIRE)
 REWRITTEN = int(Verdict.REWRITTEN)
+ANSWERED = int(Verdict.ANSWERED)
 FIND_OWNER = int(Verdict.FIND_OWNER)
 UNFINISHED = int(PacketInfo.CHECKSUM_NOT_READY | PacketInfo.COMPLETED_LATER)
 GSO = int(PacketInfo.GSO)
@@ -178,11 +179,23 @@ class FrameSockets:
         while verdict == FIND_OWNER:
             self.owners.answer()
             verdict = core.handle_packet(at + HEADERS, size, WIRE, info, now)
+        if verdict == ANSWERED:
+            self.send_answer(one, slot, next_hops.egress, now)
+            return
         if verdict != REWRITTEN:
             return
         if info & GSO:
             self.u16[(at + 4) >> 1] = next_hops.gso_size
         self.send(one.family, at, size, next_hops.egress, now)
+
+    def send_answer(self, one: LinkSocket, slot: int, hop: int, now: float) -> None:
+        """Send what stands in this buffer slot instead of its frame. It is complete."""
+        at = slot * SLOT_SIZE
+        self.data[at] = 0
+        self.data[at + 1] = 0
+        self.measure(one, slot, SLOT_SIZE)
+        self.received -= 1
+        self.send(one.family, at, self.sizes[slot], hop, now)
 
     def handle_recorded(self, one: LinkSocket, count: int, core: Balancer, now: float) -> None:
         """Handle the frames in the first `count` buffer slots, and have their packets recorded."""

@@ -12,6 +12,7 @@ from featherlb.api.listener import Refusal
 from featherlb.api.metrics import Snapshot
 from featherlb.config.file import parse
 from featherlb.config.resolve import resolve
+from featherlb.control.cookies import CookieView
 from featherlb.control.events import Events
 from featherlb.control.health import HealthChecks
 from featherlb.control.host_watch import HostView
@@ -64,6 +65,7 @@ def families(world: World) -> list[Metric]:
         host=HostView(
             deviations=("net.ipv4.ip_forward is 0 and has to be 1",), restored={"rules": 2}
         ),
+        cookies=CookieView(True, True, 5),
         watchdog_fed=False,
     )
     return list(Snapshot(view, {Refusal.TOKEN: 3}).collect())

@@ -97,6 +97,9 @@ STATUS = schema.Status.model_construct(
         last_restored="now",
         repairs=f"restored VIP {ULA}",
     ),
+    syn_cookies=schema.SynCookies(
+        flooded=True, answering="workers", answered=0, missing="this kernel has no tcx (Linux 6.6)"
+    ),
     watchdog_fed=True,
 )
 STATS = schema.Stats.model_construct(

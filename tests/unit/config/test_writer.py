@@ -25,6 +25,7 @@ services:
     max_new: [{rate: 600/m, burst: 8}, {rate: 5/s, prefix: 0}]
     redispatch: {refused: false, silent: false, attempts: 3}
     mss: 1400
+    syn_cookies: always
     on_backend_down: reset
     backends: ['[2001:db8::3]:80', {address: 'name:80', weight: 0},
       {address: '[2001:db8::4]:80', role: sorry, max_connections: 7,

@@ -20,6 +20,7 @@ START = Start(
     max_flows=16,
     timeouts=Timeouts(),
     hash_key=b"",
+    cookie_key=bytes(16),
     save="",
 )
 

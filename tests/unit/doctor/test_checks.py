@@ -122,6 +122,7 @@ STATUS = schema.Status(
     host=schema.HostState(
         restoring=True, deviations=[], restored={"rules": 0}, last_restored="", repairs=""
     ),
+    syn_cookies=schema.SynCookies(flooded=False, answering="nobody", answered=0, missing=""),
     watchdog_fed=True,
 )
 

@@ -227,6 +227,7 @@ def start(tmp_path: Path) -> Start:
         max_flows=10,
         timeouts=Timeouts(),
         hash_key=b"",
+        cookie_key=bytes(16),
         save=str(tmp_path / "net-1" / "0-0.flows"),
         memory=shared_memory(),
     )
@@ -405,6 +406,7 @@ def test_it_ends_with_its_supervisor_and_saves_its_flows(
         max_flows=start.max_flows,
         timeouts=start.timeouts,
         hash_key=start.hash_key,
+        cookie_key=start.cookie_key,
         save=start.save,
         saved=(start.save,),
         memory=shared_memory(),

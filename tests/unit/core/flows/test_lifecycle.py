@@ -1,9 +1,18 @@
 """core/flows/lifecycle.py: what flows allocate and release, and eviction."""
 
+from dataclasses import replace
+
 import pytest
 
 from featherlb.core.flows.tcp_state import TimeoutClass
-from featherlb.model import PRIVILEGED_SOURCE_PORTS, SOURCE_PORTS, Protocol, Timeouts, Verdict
+from featherlb.model import (
+    PRIVILEGED_SOURCE_PORTS,
+    SOURCE_PORTS,
+    Protocol,
+    SynCookies,
+    Timeouts,
+    Verdict,
+)
 from featherlb.model.reason import Reason
 from tests.builders import tcp, udp
 from tests.world import BACKENDS, ONE, TWO, VIP, Connection, World, client, service
@@ -21,7 +30,7 @@ def make_world(
     source_ports: range = range(1024, 32768),
 ) -> World:
     return World(
-        service(*(backends or BACKENDS), nat=nat),
+        replace(service(*(backends or BACKENDS), nat=nat), syn_cookies=SynCookies.OFF),
         capacity=capacity,
         timeouts=TIMES,
         source_ports=source_ports,

@@ -14,6 +14,7 @@ from featherlb.model import (
     Protocol,
     Redispatch,
     Role,
+    SynCookies,
     Timeouts,
     Verdict,
 )
@@ -363,7 +364,7 @@ def refuse_all(world: World, syns: list[bytes]) -> dict[Reason, int]:
 
 def test_copies_of_syns_are_bounded() -> None:
     """A later flow takes an earlier one's place; its client is told of the refusal."""
-    world = World(service(ONE, TWO), capacity=SLOTS + 1)
+    world = World(replace(service(ONE, TWO), syn_cookies=SynCookies.OFF), capacity=SLOTS + 1)
     syns = flood(world, SLOTS + 1)
     outcome = refuse_all(world, syns[:2])
     assert (outcome[Reason.REPLY], outcome[Reason.REDISPATCHED]) == (1, 1)
@@ -379,7 +380,7 @@ def test_a_syn_with_too_much_data_is_not_kept() -> None:
 
 
 def test_flows_that_wait_are_bounded() -> None:
-    world = World(service(ONE, TWO), capacity=MAX_PENDING + 1)
+    world = World(replace(service(ONE, TWO), syn_cookies=SynCookies.OFF), capacity=MAX_PENDING + 1)
     outcome = refuse_all(world, flood(world, MAX_PENDING + 1))
     assert (outcome[Reason.REPLY], outcome[Reason.REDISPATCHED]) == (1, MAX_PENDING)
 

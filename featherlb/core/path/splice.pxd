@@ -1,0 +1,87 @@
+# C types of splice.py, for the compiled build.
+cimport cython
+from featherlb.core.flows.counters cimport SYN_TIMEOUTS, Counters
+from featherlb.core.flows.lifecycle cimport Lifecycle
+from featherlb.core.flows.next_hops cimport NextHops
+from featherlb.core.flows.record cimport SPLICED, WIRED, Record, direction_of, ports_of
+from featherlb.core.flows.table cimport FlowTable
+from featherlb.core.path.context cimport GO_ON, Context
+from featherlb.core.path.cookies cimport OFFERED_SCALE, Cookies
+from featherlb.core.path.outbox cimport Outbox
+from featherlb.core.path.redispatch cimport Redispatch, key_of
+from featherlb.core.path.terminate cimport towards
+from featherlb.net.checksum cimport MASK16, fold, update
+from featherlb.net.packet cimport MASK32, Packet
+from featherlb.net.tcp_options cimport (
+    END_OF_OPTIONS, MAXIMUM_SEGMENT_SIZE, NO_OPERATION, SACK, SACK_PERMITTED, WINDOW_SCALE,
+    window_scale)
+
+cdef int ACK, RST, SYN
+cdef Py_ssize_t MAX_OPENINGS
+cdef int NEW, SYN_SENT, SYN_RETRIED, COOKIE_ACK, INVALID, OUTPUT, NOT_READY
+cdef int REPLY_LEFT, REPLY_RIGHT, FORWARD_LEFT
+
+
+@cython.final
+cdef class Opening:
+    cdef int hook, scale, tries
+    cdef unsigned long long hop
+    cdef tuple ends
+    cdef unsigned int first, cookie, window, due
+    cdef object size
+    cdef bint sack
+
+    cdef bytes syn(self)
+    cdef bytes acknowledgement(self)
+    @cython.locals(ports=cython.uint)
+    cdef bytes reset(self)
+
+
+@cython.final
+cdef class Splices:
+    cdef readonly dict openings
+    cdef Packet _packet
+    cdef FlowTable _flows
+    cdef Lifecycle _lifecycle
+    cdef NextHops _next_hops
+    cdef Counters _counters
+    cdef Outbox _outbox
+    cdef Redispatch _redispatch
+    cdef Cookies _cookies
+
+    @cython.locals(cookies=Cookies, packet=Packet)
+    cdef int begin(self, Context ctx) except -1
+    cdef Opening find(self, Packet packet)
+    @cython.locals(record="Record *")
+    cdef object opened(self, Context ctx, Opening opening)
+    @cython.locals(opening=Opening)
+    cdef object forget(self, Packet packet)
+    @cython.locals(opening=Opening)
+    cdef int receive(self, Context ctx) except -1
+    @cython.locals(opening=Opening)
+    cdef object send(self, Context ctx)
+    cdef Opening find_by_flow(self, Py_ssize_t flow)
+    @cython.locals(record="Record *")
+    cdef tuple key_of_flow(self, Py_ssize_t flow)
+    @cython.locals(packet=Packet, expected=cython.uint)
+    cdef int wait(self, Context ctx, Opening opening) except -1
+    @cython.locals(
+        packet=Packet, flow=cython.Py_ssize_t, splice=cython.ulonglong, scale=cython.int,
+        shift=cython.ulonglong, at=cython.Py_ssize_t, i=cython.Py_ssize_t)
+    cdef object join(self, Context ctx, Opening opening)
+    @cython.locals(
+        packet=Packet, at=cython.Py_ssize_t, splice=cython.ulonglong, offset=cython.uint,
+        summed=cython.bint, left=cython.int, right=cython.int, window=cython.uint)
+    cdef void translate(self, Context ctx) noexcept
+    @cython.locals(
+        packet=Packet, at=cython.Py_ssize_t, kind=cython.int, length=cython.int,
+        edge=cython.Py_ssize_t)
+    cdef void translate_blocks(self, unsigned int offset, bint summed) noexcept
+    @cython.locals(opening=Opening, flow=cython.Py_ssize_t)
+    cpdef object handle_timer(self, unsigned int ticks)
+
+@cython.locals(field=cython.Py_ssize_t, delta=cython.ulonglong)
+cdef void replace16(Packet packet, Py_ssize_t at, unsigned int value, bint summed) noexcept
+@cython.locals(
+    before=cython.uint, total=cython.ulonglong, delta=cython.ulonglong, field=cython.Py_ssize_t)
+cdef void replace32(Packet packet, Py_ssize_t at, unsigned int value, bint summed) noexcept

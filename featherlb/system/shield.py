@@ -1,0 +1,100 @@
+"""The program that answers SYNs with cookies in the kernel (`bpf/shield.c`), and its maps.
+
+It is attached by links of the kernel that nothing pins: they end with this process, so nothing of
+it can stay behind. That takes Linux 6.6 (tcx); elsewhere the workers answer.
+"""
+
+import struct
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack
+
+from featherlb.model import Address, Link, Vip
+from featherlb.model.errors import HostError
+from featherlb.net.addresses import words_of
+from featherlb.system import ebpf, tc
+
+PREFIX_BITS = 128
+"""Of an address. 16 more are the port's."""
+
+
+class Shield:
+    """The program, loaded; it runs where it is attached."""
+
+    def __init__(self, key: bytes) -> None:
+        """Load it, with the workers' `cookie_key`. HostError if this host can't have it."""
+        file = ebpf.read_object("shield")
+        with ExitStack() as on_failure:
+            self._maps: dict[str, ebpf.Map] = {}
+            try:
+                for name, shape in file.maps.items():
+                    self._maps[name] = ebpf.create_map(shape, name)
+                    on_failure.callback(self._maps[name].close)
+            except OSError as error:
+                raise HostError(f"the kernel refuses eBPF maps ({error.strerror})") from None
+            self.program = ebpf.load(file, self._maps)["shield"]
+            on_failure.pop_all()
+        self._maps["keys"].update(bytes(4), struct.pack("=QQ", *struct.unpack("<QQ", key)))
+        self._links: dict[int, tc.Link] = {}
+        self._vips: dict[bytes, int] = {}
+
+    @property
+    def interfaces(self) -> Collection[int]:
+        """Where it is attached."""
+        return self._links.keys()
+
+    def serve(self, vips: Mapping[Vip, int]) -> None:
+        """Answer the SYNs to these VIPs, none of them a wildcard, offering these MSSs."""
+        wanted = {key: size for vip, size in vips.items() for key in keys_of(vip)}
+        for key in self._vips.keys() - wanted.keys():
+            self._maps["vips"].delete(key)
+        for key, size in wanted.items():
+            if self._vips.get(key) != size:
+                self._maps["vips"].update(key, struct.pack("=I", size))
+        self._vips = wanted
+
+    def attach(self, links: Collection[Link]) -> None:
+        """Run at these links, and at no others. HostError if this kernel has no tcx."""
+        wanted = {link.index for link in links}
+        for index in self._links.keys() - wanted:
+            self._links.pop(index).close()
+        for index in wanted - self._links.keys():
+            try:
+                link = tc.attach(self.program, index)
+            except FileNotFoundError:
+                continue  # it has gone
+            except OSError as error:
+                raise HostError(f"the kernel refuses a program ({error.strerror})") from None
+            if link is None:
+                raise HostError("this kernel has no tcx (Linux 6.6)")
+            self._links[index] = link
+
+    def answered(self) -> int:
+        """SYNs since the program was loaded."""
+        value = self._maps["answered"].look_up(bytes(4)) or b""
+        return sum(count for (count,) in struct.iter_unpack("=Q", value))
+
+    def close(self) -> None:
+        for one in (*self._links.values(), self.program, *self._maps.values()):
+            one.close()
+
+
+def keys_of(vip: Vip) -> Iterator[bytes]:
+    """The VIP's keys in the map: its ports as few prefixes of their bits."""
+    address = address_bytes(vip.address)
+    if vip.all_ports:
+        yield struct.pack("=I16sH", PREFIX_BITS, address, 0)
+        return
+    port, after = vip.first_port, vip.last_port + 1
+    while port < after:
+        # The largest block that begins here and ends within the range.
+        size = port & -port or 1 << 16
+        while port + size > after:
+            size >>= 1
+        bits = 16 - (size.bit_length() - 1)
+        yield struct.pack("=I16s", PREFIX_BITS + bits, address) + port.to_bytes(2, "big")
+        port += size
+
+
+def address_bytes(address: Address) -> bytes:
+    """IPv4 in IPv6's mapped form."""
+    return struct.pack(">QQ", *words_of(address))
