@@ -285,6 +285,11 @@ class Snapshot(Collector):
             "Those of them that flows hold.",
             labels=labels,
         )
+        acquittals = CounterMetricFamily(
+            "featherlb_backend_acquittals",
+            "Times the backend was not ejected because it accepted a connection of featherlb's.",
+            labels=labels[1:],
+        )
         counters = {
             key: CounterMetricFamily(f"featherlb_backend_{name}", text, labels=labels)
             for key, (name, text) in _BACKEND_COUNTERS.items()
@@ -346,6 +351,8 @@ class Snapshot(Collector):
                 effective.add_metric(values, backend.effective_weight)
                 if backend.ejections is not None:
                     ejections.add_metric(values, backend.ejections)
+                if backend.acquittals is not None:
+                    acquittals.add_metric(values, backend.acquittals)
                 if backend.config.max_connections is not None:
                     limit.add_metric(values, backend.config.max_connections)
         for (name, why), count in self._view.refused.items():
@@ -378,6 +385,7 @@ class Snapshot(Collector):
         yield limit
         yield up
         yield ejections
+        yield acquittals
         yield panic
         yield absent
         yield ports

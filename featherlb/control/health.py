@@ -10,7 +10,8 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import partial, reduce
+from operator import or_
 
 from featherlb.config import Config, ServiceConfig
 from featherlb.control.events import Events
@@ -18,13 +19,19 @@ from featherlb.control.probes import NoVerdictError, probe
 from featherlb.control.tasks import Tasks, cancel
 from featherlb.core.pools.hysteresis import Hysteresis, panicking
 from featherlb.core.pools.outlier import Outlier, Sample
-from featherlb.model import Backend, Endpoint, Health, HealthCheck, Ramp, Service
+from featherlb.model import Backend, CheckType, Endpoint, Health, HealthCheck, Ramp, Service
 from featherlb.model.counted import counted
 
 FASTER = 4
 """By how much the interval is shorter while results and state disagree."""
 NO_VERDICT_INTERVAL = 60.0
 """Seconds between two reports of checks that couldn't be made."""
+CONFIRMATION = HealthCheck(CheckType.TCP)
+"""The connection that decides about a backend whose clients' connections fail."""
+OUTCOMES = 6
+"""Numbers of a backend in `Views.outcomes`."""
+ACQUITTAL_INTERVAL = 60.0
+"""Seconds between two reports of a backend that such a connection has acquitted."""
 
 _Key = tuple[str, Endpoint]
 
@@ -37,6 +44,10 @@ class _Checked:
     hysteresis: Hysteresis | None
     outlier: Outlier | None
     failure: str = ""
+    acquitted: float = float("-inf")
+    """When its last acquittal was reported."""
+    confirmation: "asyncio.Task[None] | None" = field(default=None, repr=False)
+    """Confirms its ejection."""
     task: "asyncio.Task[None] | None" = field(default=None, repr=False)
 
     @property
@@ -100,6 +111,11 @@ class HealthChecks:
         """How often it was ejected; None if connections to it are not watched."""
         checked = self._checked.get((service, backend))
         return checked.outlier.ejections if checked and checked.outlier else None
+
+    def acquittals(self, service: str, backend: Endpoint) -> int | None:
+        """How often it was suspected and not ejected; None as for `ejections`."""
+        checked = self._checked.get((service, backend))
+        return checked.outlier.acquittals if checked and checked.outlier else None
 
     def judge(self, config: Config, services: Sequence[Service]) -> Judgement:
         """These services, all or some, with weight 0 for unhealthy backends, and with ramps for
@@ -204,18 +220,23 @@ class HealthChecks:
         self, services: Sequence[Service], outcomes: Sequence[Mapping[str, Sequence[int]]]
     ) -> None:
         """Take in what each worker has counted for these services (see `Views.outcomes`), and
-        eject or readmit backends because of it."""
+        readmit backends because of it, or have their ejection confirmed."""
         now = time.monotonic()
         samples: dict[_Key, Sample] = {}
         watched = set(self.watched)
         for service in services:
             if service.name not in watched:
                 continue
-            counted = [one.get(service.name, ()) for one in outcomes]
-            sums = [sum(each) for each in zip(*counted, strict=False)]
-            each = zip(*(iter(sums),) * len(Sample._fields[1:]), strict=True)
-            for backend, numbers in zip(service.backends, each, strict=False):
-                samples[service.name, backend.endpoint] = Sample(now, *numbers)
+            counted = [one[service.name] for one in outcomes if service.name in one]
+            for number, backend in enumerate(service.backends):
+                first = number * OUTCOMES
+                rows = [row for one in counted if (row := one[first : first + OUTCOMES])]
+                sums = [sum(each) for each in zip(*(row[:4] for row in rows), strict=True)]
+                unions = [
+                    reduce(or_, each) for each in zip(*(row[4:] for row in rows), strict=True)
+                ]
+                if rows:
+                    samples[service.name, backend.endpoint] = Sample(now, *sums, *unions)
         used: dict[str, list[tuple[_Key, _Checked, Outlier]]] = {}
         for key, checked in self._checked.items():
             outlier = checked.outlier
@@ -231,20 +252,20 @@ class HealthChecks:
             self._judge(backends, now)
 
     def _judge(self, backends: Sequence[tuple[_Key, _Checked, Outlier]], now: float) -> None:
-        """Eject those of a service's backends that give reason to."""
+        """Eject those of a service's backends that give reason to, or have that confirmed."""
         times = [one.latency() if one.rules.slower else None for _, _, one in backends]
         for number, (key, checked, outlier) in enumerate(backends):
             if checked.state is not Health.UP or not self._may_eject(key[0], outlier):
                 continue
             others = [*times[:number], *times[number + 1 :]]
-            if failing := outlier.failing():
-                opened, failed = failing
-                self._eject(
-                    key,
-                    checked,
-                    f"{failed} of {counted(max(opened, failed), 'connection')} failed",
-                    outlier.eject(now),
-                )
+            if outlier.failing():
+                if checked.confirmation is None:
+                    checked.confirmation = self._tasks.start(
+                        "health-checks",
+                        partial(self._confirm, key, checked, outlier),
+                        subject=f"ejection of {key[1]} of {key[0]}",
+                        vital=False,
+                    )
             elif slow := outlier.too_slow([one for one in others if one is not None]):
                 latency, usual = (f"{1000 * one:.3g} ms" for one in slow)
                 self._eject(
@@ -270,11 +291,12 @@ class HealthChecks:
         await cancel(self._ending)
 
     def _end(self, checked: _Checked) -> None:
-        if checked.task:
-            checked.task.cancel()
-            # The loop keeps only weak references to tasks.
-            self._ending.add(checked.task)
-            checked.task.add_done_callback(self._ending.discard)
+        for task in (checked.task, checked.confirmation):
+            if task:
+                task.cancel()
+                # The loop keeps only weak references to tasks.
+                self._ending.add(task)
+                task.add_done_callback(self._ending.discard)
 
     async def _watch(self, key: _Key, checked: _Checked, check: HealthCheck) -> None:
         hysteresis = checked.hysteresis
@@ -300,6 +322,49 @@ class HealthChecks:
                     self._rise(key, checked)
             faster = 1 if hysteresis.agrees else FASTER
             await asyncio.sleep(max(0.0, begun + check.interval / faster - loop.time()))
+
+    async def _confirm(self, key: _Key, checked: _Checked, outlier: Outlier) -> None:
+        """Eject the backend, unless it accepts a connection of our own: who sends SYNs in the name
+        of others, or answers in the backend's, can make connections fail."""
+        service, backend = key
+        try:
+            accepts = await self._accepts(self._probed[key])
+        finally:
+            checked.confirmation = None
+        failing = outlier.failing()
+        if (
+            failing is None
+            or checked.state is not Health.UP
+            or checked.outlier is not outlier
+            or self._checked.get(key) is not checked
+            or not self._may_eject(service, outlier)
+        ):
+            return
+        now = time.monotonic()
+        if not accepts:
+            self._eject(key, checked, _failures(*failing), outlier.eject(now))
+            return
+        outlier.acquit()
+        if now - checked.acquitted >= ACQUITTAL_INTERVAL:
+            checked.acquitted = now
+            self._events.emit(
+                "backend-acquitted",
+                f"{service}: {backend} is not ejected: {_failures(*failing)}, but one of"
+                " featherlb's own did not",
+                service=service,
+                backend=str(backend),
+            )
+
+    async def _accepts(self, backend: Endpoint) -> bool:
+        """Whether a connection to it succeeds. One that this host can't make contradicts nobody,
+        and at a backend of all ports there is none to try."""
+        if not backend.port:
+            return False
+        try:
+            return await probe(CONFIRMATION, backend) is None
+        except NoVerdictError as error:
+            self._report_no_verdict(error)
+            return False
 
     def _may_eject(self, service: str, outlier: Outlier) -> bool:
         """Whether not too many of a service's backends are ejected already."""
@@ -383,6 +448,10 @@ class HealthChecks:
             message = f"{service}: enough backends are healthy, only these are used"
             self._events.emit("panic-over", message, service=service)
         self.panic = panic
+
+
+def _failures(opened: int, failed: int) -> str:
+    return f"{failed} of {counted(max(opened, failed), 'connection')} failed"
 
 
 def _ramp(configured: ServiceConfig, risen: float | None, now: float) -> Ramp | None:

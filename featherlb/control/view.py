@@ -47,7 +47,8 @@ class BackendView:
     effective_weight: float
     """0 if it takes no new flows; less than the weight while it starts slowly."""
     ejections: int | None
-    """None if connections to it are not watched."""
+    """None if connections to it are not watched, as are `acquittals`."""
+    acquittals: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +147,7 @@ def _backends(
                 failure=health.failure(service.name, endpoint) if endpoint else place.problem,
                 effective_weight=weights.get(endpoint, 0) if endpoint else 0,
                 ejections=health.ejections(service.name, endpoint) if endpoint else None,
+                acquittals=health.acquittals(service.name, endpoint) if endpoint else None,
             )
 
 

@@ -77,6 +77,8 @@ class Reason(IntEnum):
     """A SYN that was answered with a cookie: nothing is kept of it."""
     COOKIE_ACK = 29
     """The client's, on a connection opened with a cookie, until the backend has answered."""
+    FORGED_ERROR = 30
+    """An ICMP error about a segment that is not in flight, or with an MTU that no link has."""
 
     @property
     def label(self) -> str:

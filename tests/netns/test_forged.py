@@ -1,15 +1,16 @@
 """Forged packets on the real kernel, by one who knows the addresses and ports of a connection."""
 
+import time
 from collections.abc import Iterator
 
 import pytest
-from scapy.layers.inet import IP, TCP
+from scapy.layers.inet import ICMP, IP, TCP
 from scapy.packet import Packet
 
 from featherlb.lab import Lab
 from featherlb.lab.namespaces import VIP
 from featherlb.lab.servers import HttpServer
-from tests.netns.command import api, flows
+from tests.netns.command import Featherlb, api, flows
 from tests.netns.conftest import Up, in_turn
 from tests.netns.traffic import Session, ask, wait_for
 from tests.netns.wire import send
@@ -19,6 +20,8 @@ LIMITED = {"dnat": 82, "full": 83}
 """Ports of the VIP, by NAT mode."""
 SMALL = 84
 """That of a service with a single backend and `full` NAT."""
+WATCHED = 85
+"""That of a service with passive health, whose backends see the client."""
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +31,9 @@ def lab() -> Iterator[Lab]:
 
 
 @pytest.fixture(scope="module")
-def running(lab: Lab, featherlb: Up, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def running(
+    lab: Lab, featherlb: Up, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Featherlb]:
     """One instance for all tests."""
     path = tmp_path_factory.mktemp("forged") / "lb.yaml"
     path.write_text(
@@ -42,9 +47,12 @@ def running(lab: Lab, featherlb: Up, tmp_path_factory: pytest.TempPathFactory) -
         )
         + f"  - {{name: small, vip: '{VIP}:{SMALL}', nat: full, syn_cookies: 'off',"
         " backends: ['10.0.1.2:8080']}\n"
+        + f"  - {{name: watched, vip: '{VIP}:{WATCHED}', passive_health: {{failures: 3}},"
+        " redispatch: {refused: false, silent: false},"
+        " backends: ['10.0.1.2:8080', '10.0.1.3:8080']}\n"
     )
-    with featherlb(lab, "--config", str(path)):
-        yield
+    with featherlb(lab, "--config", str(path)) as running:
+        yield running
 
 
 def blind(session: Session, flags: str, **fields: int) -> bytes:
@@ -57,7 +65,9 @@ def blind(session: Session, flags: str, **fields: int) -> bytes:
 
 
 @in_turn(nat=["dnat", "full"])
-def test_a_blind_close_and_a_syn_leave_the_connection(lab: Lab, running: None, nat: str) -> None:
+def test_a_blind_close_and_a_syn_leave_the_connection(
+    lab: Lab, running: Featherlb, nat: str
+) -> None:
     with Session(lab.client, port=WEB[nat]) as session:
         backend = session.ask().backend
         for flags in ("R", "RA", "FA", "S"):
@@ -71,7 +81,9 @@ def test_a_blind_close_and_a_syn_leave_the_connection(lab: Lab, running: None, n
 
 
 @in_turn(nat=["dnat", "full"])
-def test_a_blind_close_makes_no_room_at_a_full_backend(lab: Lab, running: None, nat: str) -> None:
+def test_a_blind_close_makes_no_room_at_a_full_backend(
+    lab: Lab, running: Featherlb, nat: str
+) -> None:
     with Session(lab.client, port=LIMITED[nat]) as session:
         session.ask()
         for flags in ("R", "RA", "FA"):
@@ -96,7 +108,7 @@ def is_refused(lab: Lab, nat: str) -> bool:
 
 
 @in_turn(["netlink", "raw"], nat=["dnat", "full"])
-def test_a_doubtful_segment_is_counted(lab: Lab, running: None, nat: str) -> None:
+def test_a_doubtful_segment_is_counted(lab: Lab, running: Featherlb, nat: str) -> None:
     def doubtful() -> int:
         services = api(lab.balancer, "services")["services"]
         return sum(one["doubtful"] for service in services for one in service["backends"])
@@ -115,7 +127,7 @@ MARTIANS = ("127.0.0.1", "224.0.0.5", "240.0.0.1", "0.0.0.1", VIP)
 
 @in_turn(nat=["dnat", "full"])
 def test_packets_that_no_host_can_have_sent_open_no_flow(
-    lab: Lab, running: None, nat: str, driver: str
+    lab: Lab, running: Featherlb, nat: str, driver: str
 ) -> None:
     def counted(reason: str) -> int:
         number: int = api(lab.balancer, "stats")["reasons"][reason]
@@ -153,7 +165,7 @@ def spoofed_syns(turn: int) -> list[bytes]:
 
 
 @in_turn(["netlink", "raw", "offload"])
-def test_spoofed_syns_leave_source_ports_for_clients(lab: Lab, running: None) -> None:
+def test_spoofed_syns_leave_source_ports_for_clients(lab: Lab, running: Featherlb) -> None:
     """31,744 half-open flows would have them all, and 1,100 SYNs a second keep them."""
 
     def refused() -> int:
@@ -177,3 +189,66 @@ def test_spoofed_syns_leave_source_ports_for_clients(lab: Lab, running: None) ->
             ask(lab.client, port=SMALL)
         session.ask()
         assert (refused(), reclaimed() > 0) == (0, True)
+
+
+LISTENING = ("10.0.1.2", "10.0.1.3")
+
+
+def syn_of(source: str, port: int) -> Packet:
+    """A SYN to the watched service, in the name of a host in the backends' network: they answer it
+    there, and the balancer doesn't see that."""
+    return IP(src=source, dst=VIP) / TCP(sport=port, dport=WATCHED, flags="S", seq=7)
+
+
+@in_turn(["netlink", "raw", "offload"])
+def test_forged_packets_eject_no_backend(lab: Lab, running: Featherlb, driver: str) -> None:
+    def is_acquitted() -> bool:
+        # Other ports every second, and the same again in between: they seem to have no answer.
+        port = 4000 + int(time.monotonic()) % 20_000
+        send(lab, [bytes(syn_of(f"10.0.1.{100 + number}", port)) for number in range(10)])
+        return all(f"{one}:8080 is not ejected: " in running.log for one in LISTENING)
+
+    wait_for(is_acquitted, "acquittals")
+
+    # SYNs that seem to be refused.
+    def refused() -> int:
+        services = api(lab.balancer, "services")["services"]
+        (watched,) = [one for one in services if one["name"] == "watched"]
+        return sum(one["refused"] for one in watched["backends"])
+
+    for port in range(30_000, 30_010):
+        refusals = [
+            IP(src=backend, dst="10.0.1.99") / TCP(sport=8080, dport=port, flags="RA", ack=8)
+            for backend in LISTENING
+        ]
+        send(lab, [bytes(syn_of("10.0.1.99", port)), *map(bytes, refusals)])
+    assert {ask(lab.client, port=WATCHED).backend for _ in range(4)} == {"backend1", "backend2"}
+    if driver == "raw":  # they did not come from where the backends are
+        assert refused() == 0
+    assert " is ejected" not in running.log
+
+
+@in_turn(["netlink", "raw", "netfilterqueue"], nat=["dnat", "full"])
+def test_forged_errors_do_not_get_through(lab: Lab, running: Featherlb, nat: str) -> None:
+    """They would have the client send tiny packets; it is what a router says to the balancer."""
+
+    def forged() -> int:
+        count: int = api(lab.balancer, "stats")["reasons"]["forged-error"]
+        return count
+
+    before = forged()
+    with Session(lab.client, port=WEB[nat]) as session:
+        session.ask()
+        (flow,) = [one for one in flows(lab.balancer) if one["vip"] == f"{VIP}:{WEB[nat]}"]
+        (source, port), (server, server_port) = (
+            (host, int(number))
+            for host, _, number in (flow[end].rpartition(":") for end in ("source", "backend"))
+        )
+        about = IP(src=source, dst=server, flags="DF") / TCP(
+            sport=port, dport=server_port, flags="A", seq=77
+        )
+        for mtu in (68, 600):
+            error = IP(src="10.0.0.254", dst=source) / ICMP(type=3, code=4, nexthopmtu=mtu) / about
+            send(lab, [bytes(error)])
+        wait_for(lambda: forged() == before + 2, "two forged errors")
+        session.ask()

@@ -2,7 +2,7 @@
 cimport cython
 from featherlb.net.checksum cimport fold, words
 from featherlb.core.flows.kernel cimport Commands
-from featherlb.core.flows.counters cimport OPENED, PORTS_RECLAIMED, SYN_TIMEOUTS, Counters
+from featherlb.core.flows.counters cimport PORTS_RECLAIMED, SYN_TIMEOUTS, Counters
 from featherlb.core.flows.members cimport Members, PoolMember
 from featherlb.core.flows.next_hops cimport NextHops
 from featherlb.core.flows.port_holders cimport RANK_OF, PortHolders
@@ -10,11 +10,11 @@ from featherlb.core.flows.record cimport (
     ABANDONED, COUNTED, FULL, IPV6, LOCAL_CLIENT, OFFLOADED, UNSURE, WIRED, Record)
 from featherlb.core.flows.table cimport FlowTable
 from featherlb.core.flows.windows cimport are_acknowledged, start_unsure
-from featherlb.net.packet cimport Packet
+from featherlb.net.packet cimport MASK32, Packet
 
 cdef int SYN, TCP
 cdef int MAX_EXPIRED_AT_ONCE, MAX_PORT_RECLAIMS
-cdef unsigned int PROMPT
+cdef unsigned int PROMPT, RETRANSMITTED
 cdef unsigned int YIELDS_CLOSING, YIELDS_UNANSWERED, YIELDS_ANSWERED
 cdef unsigned char[::1] IS_ACTIVE, IS_REUSABLE, IS_ENDED
 cdef int NEW, SYN_SENT, SYN_RETRIED, CLOSING, CLOSED, ADOPTED, REPLACED
@@ -84,6 +84,7 @@ cdef class Lifecycle:
     cdef object recount(self, pool)
     @cython.locals(record="Record *", member_id=cython.Py_ssize_t)
     cdef bint reopens(self, Py_ssize_t flow, unsigned int ticks) noexcept
+    cdef bint is_retransmission(self, Py_ssize_t flow, unsigned int ticks) noexcept
     @cython.locals(state=cython.int)
     cdef bint is_over(self, Record *record, unsigned int ticks) noexcept
     @cython.locals(record="Record *")

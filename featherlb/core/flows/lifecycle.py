@@ -22,7 +22,7 @@ from featherlb.net.packet import Packet
 from featherlb.net.protocols import SYN, TCP
 
 if not cython.compiled:
-    from featherlb.core.flows.counters import OPENED, PORTS_RECLAIMED, SYN_TIMEOUTS
+    from featherlb.core.flows.counters import PORTS_RECLAIMED, SYN_TIMEOUTS
     from featherlb.core.flows.port_holders import RANK_OF
     from featherlb.core.flows.record import (
         ABANDONED,
@@ -37,11 +37,15 @@ if not cython.compiled:
     )
     from featherlb.core.flows.windows import are_acknowledged, start_unsure
     from featherlb.net.checksum import fold, words
+    from featherlb.net.packet import MASK32
 
 MAX_EXPIRED_AT_ONCE = 1024
 """Flows that one call of `expire` ends at most, so that it never delays packets for long."""
 MAX_PORT_RECLAIMS = 64
 """Flows that are closed for the source port of a new one, at most, before that one is refused."""
+RETRANSMITTED = 2
+"""Ticks after which a second SYN is a retransmission; before, the network has duplicated it, or
+somebody wants to have the backend thought silent."""
 PROMPT = TICKS_PER_SECOND
 """Ticks within which a backend answers, and a client retransmits its SYN (RFC 6298 section 2.1)."""
 SCARCE = 0.125
@@ -224,7 +228,7 @@ class Lifecycle:
         if IS_ACTIVE[state]:
             self.count_active(member, record, 1)
         member.flows += 1
-        self._counters.add(member.id, OPENED)
+        self._counters.open(member.id, client_high, client_low)
         if self.opened is not None:
             self.opened.append(flow)
         return flow
@@ -406,6 +410,10 @@ class Lifecycle:
             or (record.protocol == TCP and self._members.down[member_id])
             or self.is_over(record, ticks)
         )
+
+    def is_retransmission(self, flow: int, ticks: int) -> bool:
+        """Whether another SYN of a flow that is opening says that its backend is silent."""
+        return (ticks - self._flows.created[flow]) & MASK32 >= RETRANSMITTED
 
     def is_over(self, record: Record, ticks: int) -> bool:
         """Whether the connection of this flow has ended for certain, or is closing and has long

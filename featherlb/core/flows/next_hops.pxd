@@ -21,6 +21,8 @@ cdef class NextHops:
     @cython.locals(hop=cython.ulonglong)
     cpdef void learn(
         self, Py_ssize_t flow, unsigned long long high, unsigned long long low) except *
+    @cython.locals(hop=cython.ulonglong, came=cython.ulonglong)
+    cdef bint comes_from(self, Py_ssize_t member) noexcept
     @cython.locals(hop=cython.ulonglong, ingress=cython.ulonglong)
     cpdef unsigned long long towards_client(
         self, Py_ssize_t flow, unsigned long long high, unsigned long long low) except? 0

@@ -114,6 +114,13 @@ class NextHops:
         elif not hop & ROUTED:
             self.clients[flow] = self.ingress | self.epoch << EPOCH_SHIFT
 
+    def comes_from(self, member: int) -> bool:
+        """Whether the frame in hand can be of the backend: it has come by the link to it, or one of
+        the two is unknown."""
+        hop = self.members[member] >> LINK_SHIFT & LINK_MASK
+        came = self.ingress >> LINK_SHIFT & LINK_MASK
+        return not hop or not came or hop == came
+
     def towards_client(self, flow: int, high: int, low: int) -> int:
         """The hop towards the flow's client with this address; 0 if unknown."""
         hop = self.clients[flow]

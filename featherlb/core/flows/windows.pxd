@@ -26,4 +26,6 @@ cdef void learn(
     unsigned int expected) noexcept
 @cython.locals(expected=cython.uint, distance=cython.uint)
 cdef bint admits_reset(Record *record, int reply, Packet packet) noexcept
+@cython.locals(first=cython.uint, distance=cython.uint)
+cdef bint is_in_flight(Record *record, int reply, unsigned int sequence) noexcept
 cdef bint are_acknowledged(Record *record) noexcept

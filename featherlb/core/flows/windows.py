@@ -156,6 +156,17 @@ def admits_reset(record: Record, reply: int, packet: Packet) -> bool:
     return distance <= (record.ends[reply] - expected) & MASK32
 
 
+def is_in_flight(record: Record, reply: int, sequence: int) -> bool:
+    """Whether an ICMP error can be about a segment of this direction and number: one between what
+    its receiver has acknowledged and what was sent (RFC 5927 section 4.1). One before that are a
+    SYN that isn't answered yet, and a keep-alive."""
+    if record.flags & UNSURE:
+        return True
+    first = direction_of(record, 1 - reply).expected - 1
+    distance = (sequence - first) & MASK32
+    return distance <= (record.ends[reply] - first) & MASK32
+
+
 def are_acknowledged(record: Record) -> bool:
     """Whether both ends have acknowledged all that the other one has sent."""
     return bool(

@@ -2,6 +2,7 @@
 cimport cython
 from featherlb.core.path.adopt cimport Adoption
 from featherlb.core.path.outbox cimport Outbox
+from featherlb.core.path.own_addresses cimport OwnAddresses
 from featherlb.core.path.claims cimport FIND_OWNER, PENDING, Claims
 from featherlb.core.path.context cimport (
     FIRST_FRAGMENT, GO_ON, ICMP_MESSAGE, LATER_FRAGMENT, Context)
@@ -67,6 +68,7 @@ cdef class Balancer:
     cdef readonly Claims claims
     cdef readonly Cookies cookies
     cdef Splices splices
+    cdef OwnAddresses own_addresses
 
     @cython.locals(packet=Packet, flows=FlowTable, i=cython.Py_ssize_t)
     cpdef void expect_packets(

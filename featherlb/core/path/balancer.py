@@ -33,6 +33,7 @@ from featherlb.core.path.liveness import Liveness
 from featherlb.core.path.migrate import Migration
 from featherlb.core.path.offloaded import OffloadedFlows
 from featherlb.core.path.outbox import Outbox
+from featherlb.core.path.own_addresses import OwnAddresses
 from featherlb.core.path.recording import Recording
 from featherlb.core.path.redispatch import Attempt, Redispatch
 from featherlb.core.path.restore import Restoration
@@ -170,8 +171,9 @@ class Balancer:
             flows, members, next_hops, lifecycle, counters, outbox, commands
         )
         self.icmp = IcmpHandler(flows, next_hops, services, counters, outbox, redispatch)
+        self.own_addresses = OwnAddresses()
         self.context = Context(packet)
-        self.tracker = Tracker(flows, lifecycle, counters)
+        self.tracker = Tracker(flows, lifecycle, counters, next_hops)
         self.fragments = Fragments()
         self.tombstones = Tombstones()
         claims = self.claims = Claims(flows, packet, shard, seed)
@@ -287,6 +289,7 @@ class Balancer:
         switched, moved = self.services.update(services, gone, rules_applied)
         if moved:
             self.adoption.index(self.services.pools.values())
+            self.own_addresses.replace(self.services.addresses | self.next_hops.addresses)
         if switched:
             self.migration.migrate(switched)
         for service in services:
@@ -298,6 +301,7 @@ class Balancer:
         """Route frames by this topology from now on."""
         self.next_hops.set_topology(topology)
         self.members.update_next_hops()
+        self.own_addresses.replace(self.services.addresses | self.next_hops.addresses)
 
     # Stages
 
@@ -384,7 +388,9 @@ class Balancer:
         if ctx.info & TRUNCATED and not pool.offloaded:
             return self.counters.drop(TRUNCATED_REASON)
         # The kernel would drop it or its answer behind the hook, and the backend seem to be dead.
-        if ctx.hook != OUTPUT and packet.is_martian():
+        if ctx.hook != OUTPUT and (
+            packet.is_martian() or self.own_addresses.has(packet.src_high, packet.src_low)
+        ):
             return self.counters.drop(MARTIAN)
         if wire and packet.ttl() <= 1:
             return self.drop_ttl_exceeded(ctx, packet.dst_high, packet.dst_low)

@@ -297,7 +297,8 @@ class Views:
     def outcomes(self, services: Iterable[str]) -> dict[str, tuple[int, ...]]:
         """By service, of those with these names, for each of its backends in order: flows opened
         since it joined, how many of them it refused or did not answer, how many answers were
-        measured, and how long they took in all, in microseconds."""
+        measured, and how long they took in all, in microseconds; then the networks of the clients,
+        and of those it failed, since the last call, as `Counters.networks` has them."""
         counters = self._counters
         latencies = counters.latencies
         found: dict[str, tuple[int, ...]] = {}
@@ -311,7 +312,8 @@ class Views:
                 failed = counters.members[at + REFUSED] + counters.members[at + SYN_RETRIES]
                 answers = sum(latencies.histogram(member.index))
                 opened = counters.members[at + OPENED]
-                outcomes += (opened, failed, answers, latencies.total(member.index))
+                networks = counters.take_networks(member.index)
+                outcomes += (opened, failed, answers, latencies.total(member.index), *networks)
             found[name] = tuple(outcomes)
         return found
 

@@ -5,6 +5,7 @@ from featherlb.net.checksum cimport MASK16, negate, sum_bytes, update
 from featherlb.core.flows.counters cimport Counters
 from featherlb.core.flows.next_hops cimport NextHops
 from featherlb.core.flows.record cimport FULL, SPLICED, Record
+from featherlb.core.flows.windows cimport is_in_flight
 from featherlb.core.path.context cimport Context
 from featherlb.core.path.hooks cimport DROP, REWRITE, for_error
 from featherlb.core.flows.table cimport FlowTable
@@ -13,9 +14,11 @@ from featherlb.core.path.redispatch cimport Redispatch
 from featherlb.core.path.services cimport Services
 
 cdef int ICMP, ICMPV6, TCP, UDP, FRAGMENTATION_NEEDED, UNREACHABLE_V6
+cdef unsigned int TOO_BIG_V6, MIN_MTU_V4, MIN_MTU_V6
 cdef int HEADER, UNREACHABLE, TIME_EXCEEDED, PARAMETER_PROBLEM, FIRST_V6, LAST_V6
 cdef int ECHO_V4, ECHO_V6, PREROUTING, OUTPUT, WIRE, NOT_READY, CUT, REWRITTEN
 cdef int ICMP_ERROR, TRUNCATED, BAD_CHECKSUM, ECHO, COPY, TTL_EXCEEDED, NO_NEXT_HOP
+cdef int FORGED_ERROR
 
 
 cdef class IcmpHandler:
@@ -47,6 +50,9 @@ cpdef bint is_icmp(Packet packet) noexcept
 cpdef bint is_error(Packet packet) noexcept
 @cython.locals(kind=cython.int)
 cdef bint is_unreachable(Packet packet) noexcept
+@cython.locals(kind=cython.int, mtu=cython.uint, sequence=cython.ulonglong, record="Record *")
+cdef bint is_plausible(
+    Packet packet, Packet quoted, FlowTable flows, Py_ssize_t flow, int reply) noexcept
 @cython.locals(kind=cython.int)
 cpdef bint is_echo_request(Packet packet) noexcept
 cpdef Py_ssize_t find_quoted(Packet packet, Packet quoted, FlowTable flows) noexcept

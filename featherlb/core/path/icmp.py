@@ -7,9 +7,11 @@ opposite direction: an error towards the client quotes a packet towards the back
 section 4, RFC 4443 section 2.4.
 
 Type, code and the four bytes after the checksum (next-hop MTU, pointer, the length field of RFC
-4884) stay unchanged. Errors don't affect the flow's state: they neither end it (RFC 5382 REQ-10)
-nor extend its timeout. One that says that the packet which opens the flow can't be delivered may
-move the flow to another backend (`redispatch.py`).
+4884) stay unchanged. Errors that can't be real are dropped: about a segment that isn't in flight,
+so that nobody who doesn't see the connection can make one up (RFC 5927), or with an MTU that no
+link has, which would make the receiver send tiny packets. Errors don't affect the flow's state:
+they neither end it (RFC 5382 REQ-10) nor extend its timeout. One that says that the packet which
+opens the flow can't be delivered may move the flow to another backend (`redispatch.py`).
 """
 
 import cython
@@ -28,6 +30,7 @@ from featherlb.net.protocols import ECHO_REQUEST, ICMP, ICMP_ERRORS, ICMPV6, TCP
 
 if not cython.compiled:
     from featherlb.core.flows.record import FULL, SPLICED
+    from featherlb.core.flows.windows import is_in_flight
     from featherlb.core.path.hooks import DROP, REWRITE, for_error
     from featherlb.net.checksum import MASK16, negate, sum_bytes, update
     from featherlb.net.packet import MASK32, OK
@@ -37,6 +40,12 @@ HEADER = 8
 UNREACHABLE, TIME_EXCEEDED, PARAMETER_PROBLEM = ICMP_ERRORS[4]
 FRAGMENTATION_NEEDED = 4
 UNREACHABLE_V6 = 1
+TOO_BIG_V6 = 2
+MIN_MTU_V4 = 552
+"""Bytes that every link carries nowadays: what Linux does not go below either (min_pmtu in
+Documentation/networking/ip-sysctl.rst)."""
+MIN_MTU_V6 = 1280
+"""Bytes that every link carries (RFC 8200 section 5)."""
 FIRST_V6, LAST_V6 = min(ICMP_ERRORS[6]), max(ICMP_ERRORS[6])
 ECHO_V4, ECHO_V6 = ECHO_REQUEST[4], ECHO_REQUEST[6]
 
@@ -49,6 +58,7 @@ ICMP_ERROR = int(Reason.ICMP_ERROR)
 TRUNCATED = int(Reason.TRUNCATED)
 BAD_CHECKSUM = int(Reason.BAD_CHECKSUM)
 ECHO = int(Reason.ECHO)
+FORGED_ERROR = int(Reason.FORGED_ERROR)
 COPY = int(Reason.COPY)
 TTL_EXCEEDED = int(Reason.TTL_EXCEEDED)
 NO_NEXT_HOP = int(Reason.NO_NEXT_HOP)
@@ -95,6 +105,8 @@ class IcmpHandler:
         if action != REWRITE:
             return counters.drop(COPY) if action == DROP else counters.pass_on()
         reason = self.damage(ctx)
+        if reason == OK and not is_plausible(packet, self._quoted, self._flows, flow, reply):
+            reason = FORGED_ERROR
         if reason == OK and reply and is_unreachable(packet):
             verdict = self._redispatch.decide_error(ctx, self._quoted)
             if verdict:
@@ -186,6 +198,28 @@ def is_unreachable(packet: Packet) -> bool:
     if packet.version == 4:
         return kind == UNREACHABLE and packet.data[packet.transport + 1] != FRAGMENTATION_NEEDED
     return kind == UNREACHABLE_V6
+
+
+def is_plausible(packet: Packet, quoted: Packet, flows: FlowTable, flow: int, reply: int) -> bool:
+    """Whether the parsed ICMP error, to the client (`reply` is 1) or the backend, can be about the
+    quoted packet, which travelled in the opposite direction."""
+    kind = packet.data[packet.transport]
+    if packet.version == 6:
+        # RFC 8201 section 4: it must be discarded.
+        if kind == TOO_BIG_V6 and packet.read32(packet.transport + 4) < MIN_MTU_V6:
+            return False
+    elif kind == UNREACHABLE and packet.data[packet.transport + 1] == FRAGMENTATION_NEEDED:
+        mtu = packet.read16(packet.transport + 6)
+        if 0 < mtu < MIN_MTU_V4:  # old routers say 0 (RFC 1191 section 5)
+            return False
+    if quoted.protocol != TCP:
+        return True
+    # Eight bytes are always quoted: ports and sequence number.
+    sequence = quoted.read32(quoted.transport + 4)
+    record = flows.at(flow)
+    if not reply and record.flags & SPLICED:
+        sequence -= flows.splices[flow]
+    return is_in_flight(record, 1 - reply, sequence & MASK32)
 
 
 def is_echo_request(packet: Packet) -> bool:

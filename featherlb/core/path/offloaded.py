@@ -136,7 +136,7 @@ class OffloadedFlows:
         if self.is_last_hop(ctx, record.flags):
             self._outbox.report_ttl_exceeded(record.vip_high, record.vip_low, ctx.ticks)
             return self._counters.drop(TTL_EXCEEDED)
-        if record.state == SYN_SENT:
+        if record.state == SYN_SENT and self._lifecycle.is_retransmission(flow, ctx.ticks):
             self.enter(flow, SYN_RETRIED, ctx.ticks)
             self._counters.fail(record, SYN_RETRIES)
         return self.forward(ctx)

@@ -17,7 +17,7 @@ from featherlb.net.packet cimport MASK32, OK, Packet
 
 cdef int ACK, RST, SYN, TCP
 cdef Py_ssize_t SLOTS, SLOT_SIZE, MAX_PENDING, MAX_STORIES
-cdef unsigned int PENDING, RETRANSMITTED
+cdef unsigned int PENDING
 cdef int SYN_SENT, SYN_RETRIED, REPLACED, UDP_ONE_WAY, PREROUTING, OUTPUT, WIRE, NOT_READY
 cdef int REDISPATCHED_REASON, LATE_ANSWER
 
@@ -58,7 +58,7 @@ cdef class Redispatch:
 
     @cython.locals(packet=Packet, slot=cython.Py_ssize_t, length=cython.Py_ssize_t)
     cdef void keep(self, Context ctx) noexcept
-    @cython.locals(packet=Packet, flow=cython.Py_ssize_t)
+    @cython.locals(packet=Packet, flow=cython.Py_ssize_t, record="Record *")
     cdef int decide(self, Context ctx) except -1
     @cython.locals(flow=cython.Py_ssize_t, record="Record *", sequence=cython.uint)
     cdef int decide_error(self, Context ctx, Packet quoted) except -1

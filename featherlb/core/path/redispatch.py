@@ -62,8 +62,6 @@ MAX_STORIES = 4096
 PENDING = 50
 """Ticks after which a flow is no longer waited for: the second retransmission comes after 3 s (RFC
 6298 section 2)."""
-RETRANSMITTED = 2
-"""Ticks after which a second SYN is a retransmission; before, the network has duplicated it."""
 
 SYN_SENT = int(State.SYN_SENT)
 SYN_RETRIED = int(State.SYN_RETRIED)
@@ -152,7 +150,8 @@ class Redispatch:
         without a flow if the packet is to open one at another backend."""
         packet = ctx.packet
         flow = ctx.flow
-        if self._flows.at(flow).state == REPLACED:
+        record = self._flows.at(flow)
+        if record.state == REPLACED:
             self._outbox.refuse(ctx.ticks)
             if packet.flags & SYN:  # nothing else is to come
                 self._lifecycle.close(flow)
@@ -161,13 +160,15 @@ class Redispatch:
             if packet.flags == SYN and self.is_silent(flow, ctx.ticks):
                 self.replace(flow, ctx.ticks)
                 ctx.flow = 0
+        elif ctx.hook == WIRE and not self._next_hops.comes_from(record.member_id):
+            pass  # forged: the tracker counts it
         elif self.is_refusal(packet, flow):
             self.refused(flow, ctx.ticks)
             return self._counters.drop(REDISPATCHED_REASON)
         else:
             # Such as the challenge ACK of a backend that still has an earlier connection with this
             # tuple (RFC 5961 section 4.2): the client resets that, and its next SYN is taken.
-            self._flows.at(flow).flags |= ANSWERED
+            record.flags |= ANSWERED
         return GO_ON
 
     def decide_error(self, ctx: Context, quoted: Packet) -> int:
@@ -175,6 +176,8 @@ class Redispatch:
         the client is to get it."""
         flow = ctx.flow
         record = self._flows.at(flow)
+        if ctx.hook == WIRE and not self._next_hops.comes_from(record.member_id):
+            return GO_ON
         if record.protocol == TCP:
             if record.state == REPLACED:
                 return self._counters.drop(LATE_ANSWER)
@@ -259,7 +262,7 @@ class Redispatch:
     def is_silent(self, flow: int, ticks: int) -> bool:
         """Whether another backend may get a flow because of its client's second SYN."""
         record = self._flows.at(flow)
-        if record.flags & ANSWERED or (ticks - self._flows.created[flow]) & MASK32 < RETRANSMITTED:
+        if record.flags & ANSWERED or not self._lifecycle.is_retransmission(flow, ticks):
             return False
         return self.has_other(flow) and self.pool_of(flow).service.redispatch.silent
 

@@ -3,6 +3,7 @@ cimport cython
 from featherlb.core.flows.counters cimport (
     DOUBTFUL, REFUSED, RESETS, RETRANSMITS, SYN_RETRIES, Counters)
 from featherlb.core.flows.lifecycle cimport Lifecycle
+from featherlb.core.flows.next_hops cimport NextHops
 from featherlb.core.flows.record cimport (
     BACKEND_SPOKE, CLIENT_SPOKE, COUNTED, UNSURE, Direction, Record, direction_of)
 from featherlb.core.flows.table cimport FlowTable
@@ -18,13 +19,15 @@ cdef unsigned char[::1] NEXT_STATE
 cdef int EVENT_SYN, EVENT_SYN_ACK, EVENT_FIN, EVENT_RST, EVENT_ACK
 cdef int NO_EVENT, EVENT_ANSWERED
 cdef Py_ssize_t REMEMBERED
-cdef int NEW, SYN_SENT, SYN_RECEIVED, SYN_RETRIED, ADOPTED, ESTABLISHED, CLOSED, NOT_READY, UDP_TWO_WAY
+cdef int NEW, SYN_SENT, SYN_RECEIVED, SYN_RETRIED, ADOPTED, ESTABLISHED, CLOSED, UDP_TWO_WAY
+cdef int WIRE, NOT_READY
 
 
 @cython.final
 cdef class Tracker:
     cdef FlowTable _flows
     cdef Lifecycle _lifecycle
+    cdef NextHops _next_hops
     cdef Counters _counters
     cdef unsigned int[::1] _syn_flows, _syn_sequences
 

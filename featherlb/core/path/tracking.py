@@ -7,10 +7,11 @@ import cython
 
 from featherlb.core.flows.counters import Counters
 from featherlb.core.flows.lifecycle import Lifecycle
+from featherlb.core.flows.next_hops import NextHops
 from featherlb.core.flows.table import FlowTable
 from featherlb.core.flows.tcp_state import TRANSITIONS, Event, State
 from featherlb.core.path.context import Context
-from featherlb.model import PacketInfo
+from featherlb.model import Hook, PacketInfo
 from featherlb.net.protocols import ACK, FIN, RST, SYN
 
 if not cython.compiled:
@@ -56,14 +57,18 @@ ADOPTED = int(State.ADOPTED)
 ESTABLISHED = int(State.ESTABLISHED)
 CLOSED = int(State.CLOSED)
 UDP_TWO_WAY = int(State.UDP_TWO_WAY)
+WIRE = int(Hook.WIRE)
 NOT_READY = int(PacketInfo.CHECKSUM_NOT_READY)
 
 
 class Tracker:
     """Tracks the state of flows by their packets."""
 
-    def __init__(self, flows: FlowTable, lifecycle: Lifecycle, counters: Counters) -> None:
+    def __init__(
+        self, flows: FlowTable, lifecycle: Lifecycle, counters: Counters, next_hops: NextHops
+    ) -> None:
         self._flows = flows
+        self._next_hops = next_hops
         self._lifecycle = lifecycle
         self._counters = counters
         # The latest SYNs to connections that were open already: flow and sequence number.
@@ -136,9 +141,13 @@ class Tracker:
         opening = state in (SYN_SENT, SYN_RETRIED)
         if opening and not ctx.reply:
             return NO_EVENT
-        real = (
-            acknowledges_syn(record, packet) if opening else admits_reset(record, ctx.reply, packet)
-        )
+        if not opening:
+            real = admits_reset(record, ctx.reply, packet)
+        else:
+            # Who has sent the SYN knows its number, but is on another link than the backend.
+            real = acknowledges_syn(record, packet) and (
+                ctx.hook != WIRE or self._next_hops.comes_from(record.member_id)
+            )
         # Its receiver drops it if it is damaged.
         if real and not ctx.info & NOT_READY and ctx.kind != FIRST_FRAGMENT:
             real = not packet.transport_checksum(
@@ -176,7 +185,11 @@ class Tracker:
             else:
                 self.remember_syn(ctx)
                 self._counters.add(record.member_id, DOUBTFUL)
-        return EVENT_SYN_ACK if packet.flags & ACK else EVENT_SYN
+        if packet.flags & ACK:
+            return EVENT_SYN_ACK
+        if state == SYN_SENT and not self._lifecycle.is_retransmission(ctx.flow, ctx.ticks):
+            return NO_EVENT
+        return EVENT_SYN
 
     def remember_syn(self, ctx: Context) -> None:
         """Note a SYN of a connection that is open: if its backend has lost it, it opens another."""

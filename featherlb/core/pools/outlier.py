@@ -1,8 +1,10 @@
 """Outlier detection: ejects backends that fail their clients' connections, or that take much longer
 than the others to answer them.
 
-Each sample of a backend has counters since it joined. A backend is ejected if, since some sample in
-the window, both the number and the proportion of failed connections are high enough; or if its mean
+Each sample of a backend has counters since it joined. A backend is suspected if, since some sample
+in the window, both the number and the proportion of failed connections are high enough, and they
+are from several networks, unless all connections are from fewer: one broken or hostile client says
+little. It is ejected once a connection of the supervisor's own has failed, too. Or if its mean
 time to answer is so many times that of the others, in two stretches of the window one after the
 other, so that a single late answer is not enough. Each ejection is twice as long as the last one,
 unless the backend did well for that long in between.
@@ -16,17 +18,23 @@ from featherlb.model import PassiveCheck
 
 ANSWERS = 10
 """The least number of answers that a mean time is made of."""
+NETWORKS = 3
+"""Networks (/24, /64) that failures must come from, if as many have opened connections."""
 
 
 class Sample(NamedTuple):
     """Counters at a time: connections opened, those that the backend refused or did not answer,
-    those whose answer was timed, and the sum of these times in microseconds."""
+    those whose answer was timed, and the sum of these times in microseconds. The networks of the
+    clients, and of those that failed, are since the sample before, a bit for each
+    (`Counters.networks`)."""
 
     at: float
     opened: int
     failed: int
     answered: int = 0
     microseconds: int = 0
+    opened_from: int = 0
+    failed_from: int = 0
 
 
 class Outlier:
@@ -40,6 +48,8 @@ class Outlier:
         self.until = 0.0
         """When the ejection ends."""
         self.ejections = 0
+        self.acquittals = 0
+        """How often it was suspected, and not ejected."""
         self._samples: deque[Sample] = deque()
         self._lasted = 0.0
 
@@ -62,11 +72,21 @@ class Outlier:
         if not self._samples:
             return None
         now = self._samples[-1]
+        opened_from = failed_from = 0
         for then in reversed(self._samples):
             opened, failed = now.opened - then.opened, now.failed - then.failed
-            if failed >= self.rules.failures and 100 * failed >= self.rules.share * opened:
+            enough = failed >= self.rules.failures and 100 * failed >= self.rules.share * opened
+            if enough and failed_from.bit_count() >= min(NETWORKS, opened_from.bit_count()):
                 return opened, failed
+            opened_from |= then.opened_from
+            failed_from |= then.failed_from
         return None
+
+    def acquit(self) -> None:
+        """It has accepted a connection of the supervisor's own: what failed before no longer
+        counts."""
+        self.acquittals += 1
+        self._samples.clear()
 
     def latency(self) -> float | None:
         """How long it took to answer of late; the shorter mean of two stretches of `ANSWERS`

@@ -24,7 +24,7 @@ def queued(scope: Scope) -> Queued:
         parts=parts,
         replying=(parts.dnat_backends,),
         given=(parts.full_pairs,),
-        guards=tuple(guards(parts)),
+        guards=tuple(guards(parts, scope.facts)),
     )
 
 

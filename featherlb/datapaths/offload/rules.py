@@ -112,7 +112,7 @@ def _raw(parts: Parts, opening: list[Match], scope: Scope) -> Table:
         Table() if scope.handoff else _opening(parts.family, opening, options, facts),
         hooked(_chain("REDIRECT", options), "OUTPUT", redirects(parts, facts)),
         hooked(_chain("ECHO", options), "PREROUTING", () if scope.handoff else echoes, first=False),
-        hooked(_chain("GUARD", options), "PREROUTING", guards(parts)),
+        hooked(_chain("GUARD", options), "PREROUTING", guards(parts, facts)),
     )
 
 

@@ -7,23 +7,27 @@ from ipaddress import IPv4Network, ip_address
 from featherlb.datapaths.rules import icmp
 from featherlb.datapaths.rules.endpoints import Parts
 from featherlb.datapaths.rules.facts import Facts
-from featherlb.model import LOOPBACK
+from featherlb.model import LOOPBACK, Protocol
 from featherlb.system import sysctl
-from featherlb.system.ruleset import Action, Match, Rule
+from featherlb.system.ruleset import Action, Match, Rule, Side
 
 LOOPBACK_NETWORK = IPv4Network("127.0.0.0/8")
 NO_SOURCE = {4: ip_address("255.255.255.255"), 6: ip_address("ff02::1")}
 """By address family, an address that is never a source."""
 
 
-def guards(parts: Parts) -> Iterator[Rule]:
-    """Drops what the kernel dropped before `settings` made it accept featherlb's packets."""
-    if parts.family != 4:
-        return
-    if parts.full:
-        yield Rule(Match(not_in_interface=LOOPBACK, source_local=True), Action.DROP)
-    if parts.loopback:
-        outside = Match(not_in_interface=LOOPBACK)
+def guards(parts: Parts, facts: Facts) -> Iterator[Rule]:
+    """Drops what the kernel dropped before `settings` made it accept featherlb's packets, and what
+    it would only drop after a worker has opened a connection for it."""
+    outside = Match(not_in_interface=LOOPBACK)
+    if parts.family == 4 and parts.full:
+        yield Rule(replace(outside, source_local=True), Action.DROP)
+    else:
+        for match in parts.vip_matches(Side.DESTINATION, facts.sets, syn=True):
+            if match.protocol is Protocol.TCP:
+                forged = replace(match, not_in_interface=LOOPBACK, source_local=True)
+                yield Rule(forged, Action.DROP)
+    if parts.family == 4 and parts.loopback:
         yield Rule(replace(outside, source=LOOPBACK_NETWORK), Action.DROP)
         yield Rule(replace(outside, destination=LOOPBACK_NETWORK), Action.DROP)
 

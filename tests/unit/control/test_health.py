@@ -225,6 +225,14 @@ def observe(checks: HealthChecks, world: World) -> None:
     checks.observe(world.services, [world.balancer.views.outcomes(["web"])])
 
 
+@contextmanager
+def refusing() -> Iterator[str]:
+    """The endpoint of a backend that refuses connections: nobody listens there."""
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{holder.getsockname()[1]}"
+
+
 def failing(world: World, place: str, count: int) -> None:
     """Clients' connections, of which those to one backend are refused."""
     for number in range(count):
@@ -237,33 +245,75 @@ def test_a_backend_is_ejected_for_what_it_does_to_connections() -> None:
     async def run() -> None:
         events = Events()
         checks = HealthChecks(events, Tasks(events))
-        config = watched(ONE, TWO)
-        follow(checks, config)
-        world = World(*services(config))
-        with events.listen() as heard:
+        with events.listen() as heard, refusing() as one, refusing() as two:
+            config = watched(one, two)
+            follow(checks, config)
+            world = World(*services(config))
             observe(checks, world)
-            failing(world, ONE, 6)
+            failing(world, one, 6)
             assert not checks.changed.is_set()
             observe(checks, world)
             message = await hear(heard, "backend-ejected")
-            assert message == f"web: {ONE} is ejected for 3600 s: 3 of 3 connections failed"
+            assert message == f"web: {one} is ejected for 3600 s: 3 of 3 connections failed"
             assert checks.changed.is_set()
             assert weights(checks, config) == [0, 1]
-            endpoint = Endpoint.parse(ONE)
+            endpoint = Endpoint.parse(one)
             assert checks.state("web", endpoint) is Health.EJECTED
-            assert checks.state("web", Endpoint.parse(TWO)) is Health.UP
+            assert checks.state("web", Endpoint.parse(two)) is Health.UP
             assert checks.failure("web", endpoint) == "3 of 3 connections failed"
             assert checks.fallen == [("web", endpoint)]
             # Both must not be ejected at a time.
-            failing(world, TWO, 20)
+            failing(world, two, 20)
             observe(checks, world)
             assert weights(checks, config) == [0, 1]
             assert checks.ejections("web", endpoint) == 1
-            assert checks.ejections("web", Endpoint.parse(TWO)) == 0
+            assert checks.ejections("web", Endpoint.parse(two)) == 0
             # Other rules begin anew.
-            other = watched(ONE, TWO, more="passive_health: {failures: 4}")
+            other = watched(one, two, more="passive_health: {failures: 4}")
             follow(checks, other)
             assert weights(checks, other) == [1, 1]
+            await checks.stop()
+
+    asyncio.run(run())
+
+
+def test_a_backend_that_accepts_a_connection_of_our_own_is_not_ejected() -> None:
+    """Somebody may send SYNs in the name of clients, or refusals in its name."""
+
+    async def run() -> None:
+        events = Events()
+        checks = HealthChecks(events, Tasks(events))
+        with events.listen() as heard, listener() as alive, refusing() as other:
+            place = f"127.0.0.1:{alive.getsockname()[1]}"
+            config = watched(place, other)
+            follow(checks, config)
+            world = World(*services(config))
+            observe(checks, world)
+            failing(world, place, 10)
+            observe(checks, world)
+            observe(checks, world)  # it is being asked
+            message = await hear(heard, "backend-acquitted")
+            assert message == (
+                f"web: {place} is not ejected: 5 of 5 connections failed, but one of featherlb's"
+                " own did not"
+            )
+            endpoint = Endpoint.parse(place)
+            assert checks.state("web", endpoint) is Health.UP
+            assert checks.acquittals("web", endpoint) == 1
+            # It is not asked again for the same failures, nor is it told twice in a minute.
+            observe(checks, world)
+            failing(world, place, 10)
+            observe(checks, world)
+            await until(lambda: checks.acquittals("web", endpoint) == 2)
+            # Once it is really gone, it goes.
+            alive.close()
+            failing(world, place, 10)
+            observe(checks, world)
+            failing(world, place, 10)
+            observe(checks, world)
+            await hear(heard, "backend-ejected")
+            assert weights(checks, config) == [0, 1]
+            await checks.stop()
 
     asyncio.run(run())
 
@@ -320,12 +370,12 @@ def test_an_ejection_ends_with_its_time() -> None:
     async def run() -> None:
         events = Events()
         checks = HealthChecks(events, Tasks(events))
-        config = watched(ONE, TWO, more="passive_health: {failures: 1, ejection: 1ms}")
-        follow(checks, config)
-        world = World(*services(config))
-        with events.listen() as heard:
+        with events.listen() as heard, refusing() as one:
+            config = watched(one, TWO, more="passive_health: {failures: 1, ejection: 1ms}")
+            follow(checks, config)
+            world = World(*services(config))
             observe(checks, world)
-            failing(world, ONE, 2)
+            failing(world, one, 2)
             observe(checks, world)
             await hear(heard, "backend-ejected")
 
@@ -334,7 +384,8 @@ def test_an_ejection_ends_with_its_time() -> None:
                 return weights(checks, config) == [1, 1]
 
             await until(back)
-            assert await hear(heard, "backend-up") == f"web: {ONE} is up"
+            assert await hear(heard, "backend-up") == f"web: {one} is up"
+            await checks.stop()
 
     asyncio.run(run())
 
@@ -343,9 +394,9 @@ def test_where_there_are_checks_they_end_an_ejection() -> None:
     async def run() -> None:
         events = Events()
         checks = HealthChecks(events, Tasks(events))
-        with events.listen() as heard, listener() as alive:
-            place = f"127.0.0.1:{alive.getsockname()[1]}"
-            health = "health: {type: tcp, interval: 20ms, timeout: 10s}\n  "
+        with events.listen() as heard, listener() as alive, refusing() as place:
+            port = alive.getsockname()[1]
+            health = f"health: {{type: tcp, port: {port}, interval: 20ms, timeout: 10s}}\n  "
             rules = "passive_health: {failures: 1, ejection: 1ms, max_ejected: 100}"
             config = watched(place, more=health + rules)
             follow(checks, config)
@@ -371,10 +422,10 @@ def ramps(checks: HealthChecks, config: Config) -> list[bool]:
 
 
 def test_who_joins_or_comes_back_starts_slowly_and_nobody_else() -> None:
-    async def run() -> None:
+    async def run(one: str) -> None:
         checks = HealthChecks(Events(), Tasks(Events()))
         slow = "slow_start: 1h\n  passive_health: {failures: 1, ejection: 1ms}"
-        first, more = watched(ONE, TWO, more=slow), watched(ONE, TWO, THREE, more=slow)
+        first, more = watched(one, TWO, more=slow), watched(one, TWO, THREE, more=slow)
         assert ramps(checks, first) == [False, False]
         follow(checks, first)
         assert ramps(checks, first) == [False, False]
@@ -386,8 +437,9 @@ def test_who_joins_or_comes_back_starts_slowly_and_nobody_else() -> None:
         assert joined.duration == 3600
         world = World(*services(more))
         observe(checks, world)
-        failing(world, ONE, 3)
+        failing(world, one, 3)
         observe(checks, world)
+        await until(lambda: checks.ejections("web", Endpoint.parse(one)) == 1)
 
         def back() -> bool:
             observe(checks, world)
@@ -405,24 +457,26 @@ def test_who_joins_or_comes_back_starts_slowly_and_nobody_else() -> None:
         (service,) = checks.judge(more, services(more)).services
         assert service.backends[2].ramp != joined
         follow(checks, more)
-        short = watched(ONE, TWO, THREE, more=slow.replace("1h", "1ms"))
+        short = watched(one, TWO, THREE, more=slow.replace("1h", "1ms"))
         await until(lambda: ramps(checks, short) == [False, False, False])
+        await checks.stop()
 
-    asyncio.run(run())
+    with refusing() as place:
+        asyncio.run(run(place))
 
 
 def test_in_panic_all_are_used_and_it_is_told_once() -> None:
     async def run() -> None:
         events = Events()
         checks = HealthChecks(events, Tasks(events))
-        rules = "passive_health: {failures: 1, ejection: 1h, max_ejected: 100}"
-        panic = rules + "\n  panic_threshold: 60"
-        config, calm = watched(ONE, TWO, more=panic), watched(ONE, TWO, more=rules)
-        follow(checks, config)
-        world = World(*services(config))
-        observe(checks, world)
-        failing(world, ONE, 2)
-        with events.listen() as heard:
+        with refusing() as one, events.listen() as heard:
+            rules = "passive_health: {failures: 1, ejection: 1h, max_ejected: 100}"
+            panic = rules + "\n  panic_threshold: 60"
+            config, calm = watched(one, TWO, more=panic), watched(one, TWO, more=rules)
+            follow(checks, config)
+            world = World(*services(config))
+            observe(checks, world)
+            failing(world, one, 2)
             observe(checks, world)
             await hear(heard, "backend-ejected")
             assert weights(checks, config) == [1, 1]

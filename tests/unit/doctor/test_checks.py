@@ -167,7 +167,7 @@ def counted_services(**counts: int) -> schema.Services:
     more = ("bytes_reply", "resets", "refused", "syn_timeouts", "syn_retries", *moved, *ports)
     data: dict[str, object] = {**dict.fromkeys((*names, *more), 0), **counts}
     data |= {"backend": "b", "address": str(ONE), "state": "up", "failure": "", "weight": 1}
-    data |= {"role": "primary", "effective_weight": 1, "max_connections": None}
+    data |= {"labels": {}, "role": "primary", "effective_weight": 1, "max_connections": None}
     service = schema.Service.model_construct(
         name="web", backends=[schema.Backend.model_validate(data)]
     )

@@ -162,6 +162,7 @@ def test_an_overdue_answer_gives_up_first_and_a_new_syn_last() -> None:
 def test_a_retransmitted_syn_keeps_its_place_and_an_open_flow_leaves_the_line() -> None:
     world = make_world(ONE, nat="full", source_ports=range(1024, 1027))
     first, second, third = (half_open(world, number) for number in (1, 2, 3))
+    world.advance(0.5)
     first.lose("S")
     assert first.state == "SYN_RETRIED"
     second.reply("SA")

@@ -227,6 +227,31 @@ def test_martians_open_no_flow(source: str) -> None:
     assert (outcome.reason, outcome.answers, world.flows()) == (Reason.MARTIAN, (), [])
 
 
+def test_addresses_of_this_host_open_no_flow() -> None:
+    routed = replace(topology(ONE), addresses=frozenset({ip_address("198.51.100.1")}))
+    world = Wire(service(ONE), routed=routed)
+    assert world.frame(tcp("198.51.100.1:1", VIP, "S")).reason is Reason.MARTIAN
+    assert world.frame(tcp("198.51.100.2:1", VIP, "S")).reason is Reason.FORWARD
+
+
+@both_modes
+@pytest.mark.parametrize("kind", ["RST", "ICMP"])
+def test_a_refusal_from_the_clients_link_is_none(nat: str, kind: str) -> None:
+    """A client knows the number of its SYN, and could refuse it in the backend's name."""
+    world = Wire(service(ONE, TWO, nat=nat))
+    opened = world.frame(tcp(CLIENT, VIP, "S", seq=7))
+    source, server = endpoints(opened.packet)
+    refusal = tcp(server, source, "RA", ack=8)
+    if kind == "ICMP":
+        refusal = unreachable(server.partition(":")[0], opened.packet)
+    world.frame(refusal, FRONT)
+    assert world.states() == ["SYN_SENT"]
+    assert {one.refused for one in world.statistics().backends} == {0}
+    # From where the backend is, it moves the flow to the other one.
+    assert world.frame(refusal, BACK, SERVER).reason is Reason.REDISPATCHED
+    assert sum(one.refused for one in world.statistics().backends) == 1
+
+
 # Hops used up
 
 

@@ -145,6 +145,41 @@ def test_martians_open_no_flow(source: str) -> None:
         assert world.handle(syn, Hook.OUTPUT).reason is Reason.FORWARD
 
 
+def test_another_vip_is_no_client_either() -> None:
+    other = service(TWO, name="other", vips="192.0.2.11:80")
+    world = World(service(ONE), other)
+    syn = tcp("192.0.2.11:4000", VIP, "S")
+    assert world.handle(syn).reason is Reason.MARTIAN
+    world.apply(service(ONE))
+    assert world.handle(syn).reason is Reason.FORWARD
+
+
+def test_only_a_refusal_of_this_very_syn_counts() -> None:
+    """Anybody can send RSTs in a backend's name."""
+    world = World(service(ONE))
+    connection = Connection(world)
+    connection.send("S")
+    for number in (connection.sent - 1, connection.sent + 1, BLIND):
+        forge(world, connection, "RA", reply=True, ack=number & 0xFFFFFFFF)
+        forge(world, connection, "R", reply=True, seq=number & 0xFFFFFFFF)
+    assert world.states() == ["SYN_SENT"]
+    assert world.statistics().backends[0].refused == 0
+    forge(world, connection, "RA", reply=True, ack=connection.sent)
+    assert world.statistics().backends[0].refused == 1
+
+
+def test_a_syn_that_comes_twice_at_once_accuses_nobody() -> None:
+    """Who sends each spoofed SYN twice would make every backend look silent."""
+    world = World(service(ONE))
+    connection = Connection(world)
+    connection.lose("S")
+    connection.lose("S")
+    assert (world.states(), world.statistics().backends[0].syn_retries) == (["SYN_SENT"], 0)
+    world.advance(1)
+    connection.lose("S")
+    assert (world.states(), world.statistics().backends[0].syn_retries) == (["SYN_RETRIED"], 1)
+
+
 @pytest.mark.parametrize("closer", [">", "<"])
 def test_a_half_closed_connection_is_over_after_a_minute_of_silence(closer: str) -> None:
     world = World(service(ONE, TWO), timeouts=Timeouts(fin=120))

@@ -24,6 +24,8 @@ ENDS = {
     6: ("[2001:db8:1::7]:40000", "[2001:db8::10]:80", "[fd00::1]:8080", "fd00::fe", "fd00:9::9"),
 }
 TYPES = {4: [(3, 4), (3, 3), (11, 0), (12, 0)], 6: [(1, 4), (2, 0), (3, 0), (4, 1)]}
+REST = (1400).to_bytes(4, "big")
+"""What follows the checksum: an MTU, where the error has one."""
 QUOTE = {4: 28, 6: 48}
 """IP header and eight bytes: the least that is quoted."""
 
@@ -47,7 +49,7 @@ class Path:
         self.version = version
         self.full = nat == "full"
         self.client, self.vip, self.backend, source, self.router = ENDS[version]
-        self.build = tcp if protocol is Protocol.TCP else udp
+        self.tcp = protocol is Protocol.TCP
         self.world = World(
             service(
                 self.backend,
@@ -57,8 +59,8 @@ class Path:
                 sources=[source] if self.full else [],
             )
         )
-        if protocol is Protocol.TCP:
-            self.world.connect(self.client, self.vip)
+        if self.tcp:
+            self.connection = self.world.connect(self.client, self.vip)
         opened = self.world.handle(self.sent(0))
         self.source = opened.source
         self.late = PREROUTING if self.full else POSTROUTING
@@ -66,7 +68,12 @@ class Path:
     def sent(self, reply: int, payload: bytes = b"some payload") -> bytes:
         """A packet as its sender makes it."""
         ends = (self.backend, self.source) if reply else (self.client, self.vip)
-        return self.build(*ends, payload=payload)
+        if not self.tcp:
+            return udp(*ends, payload=payload)
+        seq, ack = self.connection.sent, self.connection.replied
+        if reply:
+            seq, ack = ack, seq
+        return tcp(*ends, payload=payload, seq=seq, ack=ack)
 
     def arrives(self, packet: bytes, reply: int) -> bytes:
         """What becomes of it."""
@@ -75,7 +82,7 @@ class Path:
         return outcome.packet
 
     def error(
-        self, about: bytes, kind: int, code: int, rest: bytes = bytes(4), by: str | None = None
+        self, about: bytes, kind: int, code: int, rest: bytes = REST, by: str | None = None
     ) -> bytes:
         """An error about a packet, from a router to the packet's sender."""
         return message(by or self.router, parse(about).src, kind, code, rest, about)
@@ -143,8 +150,85 @@ def test_an_error_is_the_one_about_the_original(
         shown + (extension if size >= len(translated) else b""),
     )
     outcome = path.world.handle(given_error, path.hook(about_reply))
-    assert outcome.reason is Reason.ICMP_ERROR
-    assert outcome.packet == expected
+    if has_tiny_mtu(path.version, kind, rest):
+        assert (outcome.verdict, outcome.reason) == (Verdict.DROP, Reason.FORGED_ERROR)
+    else:
+        assert outcome.reason is Reason.ICMP_ERROR
+        assert outcome.packet == expected
+
+
+def has_tiny_mtu(version: int, kind: int, rest: bytes) -> bool:
+    """Whether it says that a packet is too long for a link that no link is as short as."""
+    if version == 4:
+        return kind == 0 and 0 < int.from_bytes(rest[2:], "big") < 552
+    return kind == 1 and int.from_bytes(rest, "big") < 1280
+
+
+# What is forged
+
+
+@versions
+@modes
+@directions
+def test_an_error_quotes_a_segment_in_flight(version: int, nat: str, about_reply: int) -> None:
+    """Who doesn't see the connection doesn't know its numbers (RFC 5927 section 4.1)."""
+    path = Path(version, nat)
+    translated = path.arrives(path.sent(about_reply, bytes(100)), about_reply)
+    first = path.connection.replied if about_reply else path.connection.sent
+    kind, code = TYPES[version][0]
+
+    def quoting(number: int) -> Reason:
+        at = QUOTE[version] - 4
+        number &= 0xFFFFFFFF
+        about = translated[:at] + number.to_bytes(4, "big") + translated[at + 4 :]
+        error = path.error(about, kind, code)
+        return path.world.handle(error, path.hook(about_reply)).reason
+
+    for inside in (first - 1, first, first + 50, first + 100):
+        assert quoting(inside) is Reason.ICMP_ERROR
+    for outside in (first - 2, first + 101, first + (1 << 31), 0x5A5A5A5A):
+        assert quoting(outside) is Reason.FORGED_ERROR
+    # Once it has arrived, nobody can complain.
+    if about_reply:
+        path.connection.replied += 100
+        path.arrives(path.sent(0, b""), 0)
+    else:
+        path.connection.sent = (path.connection.sent + 100) & 0xFFFFFFFF
+        path.arrives(path.sent(1, b""), 1)
+    assert quoting(first + 50) is Reason.FORGED_ERROR
+
+
+@versions
+def test_a_syn_without_an_answer_is_in_flight(version: int) -> None:
+    path = Path(version)
+    syn = tcp("198.51.100.9:1" if version == 4 else "[2001:db8:1::9]:1", path.vip, "S", seq=5)
+    opened = path.world.handle(syn)
+    error = path.error(opened.packet, *TYPES[version][2])
+    assert path.world.handle(error, POSTROUTING).reason is Reason.ICMP_ERROR
+
+
+@pytest.mark.parametrize("protocol", Protocol)
+@pytest.mark.parametrize(
+    ("version", "mtu", "real"),
+    [
+        (4, 0, True),  # a router from before RFC 1191
+        (4, 68, False),
+        (4, 551, False),
+        (4, 552, True),
+        (6, 0, False),
+        (6, 1279, False),
+        (6, 1280, True),
+        (6, 1 << 31, True),
+    ],
+)
+def test_an_mtu_is_one_that_links_have(
+    version: int, mtu: int, real: bool, protocol: Protocol
+) -> None:
+    path = Path(version, protocol=protocol)
+    kind, code = (3, 4) if version == 4 else (2, 0)
+    error = path.error(path.arrives(path.sent(0), 0), kind, code, mtu.to_bytes(4, "big"))
+    reason = path.world.handle(error, POSTROUTING).reason
+    assert reason is (Reason.ICMP_ERROR if real else Reason.FORGED_ERROR)
 
 
 def test_quoted_checksums_of_udp() -> None:
@@ -196,9 +280,7 @@ def test_the_balancer_speaks_for_itself(version: int, nat: str) -> None:
     original = path.sent(0)
     error = path.error(path.arrives(original, 0), *TYPES[version][1], by=own)
     outcome = path.world.handle(error, OUTPUT)
-    assert outcome.packet == message(
-        own, parse(original).src, *TYPES[version][1], bytes(4), original
-    )
+    assert outcome.packet == message(own, parse(original).src, *TYPES[version][1], REST, original)
 
 
 @versions
@@ -274,7 +356,7 @@ def strangers(path: Path) -> dict[str, bytes]:
     elsewhere = "203.0.113.9" if path.version == 4 else "2001:db8:9::9"
 
     def error(quote: bytes, to: str = client, kind: int = kind) -> bytes:
-        return message(path.router, to, kind, code, bytes(4), quote)
+        return message(path.router, to, kind, code, REST, quote)
 
     def changed(at: int, value: int) -> bytes:
         return about[:at] + bytes([value]) + about[at + 1 :]
@@ -369,7 +451,7 @@ def test_no_error_is_read_beyond_its_end(version: int, data: st.DataObject) -> N
         ),
         POSTROUTING,
     )
-    assert outcome.reason in (Reason.ICMP_ERROR, Reason.NOT_OURS)
+    assert outcome.reason in (Reason.ICMP_ERROR, Reason.NOT_OURS, Reason.FORGED_ERROR)
 
 
 # Echo

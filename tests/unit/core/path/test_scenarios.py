@@ -138,6 +138,11 @@ def test_what_backends_do_to_connections_is_counted() -> None:
     refusing.reply("RA")
     for connection in (silent, silent, slow):
         connection.sent -= 1
+        connection.send("S")  # duplicated by the network, or by somebody: no failure
+    assert world.statistics().backends[0].syn_retries == 0
+    world.advance(1)
+    for connection in (silent, silent, slow):
+        connection.sent -= 1
         connection.send("S")
     for connection in (slow, resetting):
         connection.reply("SA")
@@ -149,7 +154,10 @@ def test_what_backends_do_to_connections_is_counted() -> None:
     assert (counted.refused, counted.resets) == (1, 1)
     # Two had to send their SYN again, one of them in vain.
     assert (counted.syn_retries, counted.syn_timeouts) == (2, 1)
-    assert world.balancer.views.outcomes(["web"]) == {"web": (4, 3, 1, 1)}
+    *counts, opened_from, failed_from = world.balancer.views.outcomes(["web"])["web"]
+    assert counts == [4, 3, 1, 1_000_000]
+    assert (opened_from.bit_count(), failed_from) == (1, opened_from)
+    assert world.balancer.views.outcomes(["web"]) == {"web": (4, 3, 1, 1_000_000, 0, 0)}
 
 
 def test_a_refused_connection_is_scheduled_again() -> None:
@@ -268,7 +276,7 @@ def test_a_late_reset_of_the_previous_connection_does_not_end_the_new_one(
 ) -> None:
     """A late segment of the old one makes the client, whose new SYN is out, reset the old one and
     send the SYN again: the same SYN, so it belongs to the same backend."""
-    world = make_world(nat=nat)
+    world = make_world(nat=nat, redispatch=False)
     new = Connection(world, sequence=3)
     new.send("S")
     if answered:
@@ -276,6 +284,7 @@ def test_a_late_reset_of_the_previous_connection_does_not_end_the_new_one(
     state = new.state
     Connection(world, sequence=0xFFFFFF00).send("R")
     assert new.state == state
+    world.advance(1)
     again = Connection(world, sequence=3)
     again.send("S")
     assert (new.server, again.server) == (ONE, ONE)

@@ -49,6 +49,50 @@ def test_failures_in_the_window(looks: list[tuple[float, int, int]], failing: bo
     assert watched(outlier(), *looks) is failing
 
 
+@pytest.mark.parametrize(
+    ("opened_from", "failed_from", "failing"),
+    [
+        # One hostile or broken network among others says nothing; several do.
+        (0b1111, 0b0001, False),
+        (0b1111, 0b0011, False),
+        (0b1111, 0b0111, True),
+        # There are no more.
+        (0b0001, 0b0001, True),
+        (0b0011, 0b0001, False),
+        (0b0011, 0b0011, True),
+        # Connections that were opened before the window.
+        (0, 0b0001, True),
+    ],
+)
+def test_failures_must_come_from_several_networks_if_connections_do(
+    opened_from: int, failed_from: int, failing: bool
+) -> None:
+    one = outlier()
+    one.take(Sample(0, 0, 0))
+    one.take(Sample(1, 9, 9, opened_from=opened_from, failed_from=failed_from))
+    assert (one.failing() is not None) is failing
+
+
+def test_networks_are_those_of_the_whole_time() -> None:
+    one = outlier()
+    one.take(Sample(0, 0, 0, 0, 0, 0b111, 0b111))  # before the first sample
+    one.take(Sample(1, 3, 3, 0, 0, 0b0011, 0b0001))
+    assert one.failing() is None
+    one.take(Sample(2, 6, 6, 0, 0, 0b1100, 0b0100))
+    assert one.failing() is None
+    one.take(Sample(3, 7, 7, 0, 0, 0b1000, 0b1000))
+    assert one.failing() == (7, 7)
+
+
+def test_after_an_acquittal_only_new_failures_count() -> None:
+    one = outlier()
+    assert watched(one, (0, 0, 0), (1, 5, 5))
+    one.acquit()
+    assert one.acquittals == 1
+    assert not watched(one, (2, 5, 5), (3, 9, 9))
+    assert watched(one, (4, 10, 10))
+
+
 def test_the_rules_are_the_operators() -> None:
     assert watched(outlier(failures=1, share=100), (0, 0, 0), (1, 1, 1))
     assert not watched(outlier(failures=1, share=100), (0, 0, 0), (1, 2, 1))
