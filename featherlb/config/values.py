@@ -8,6 +8,7 @@ expected.
 import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from ipaddress import ip_address, ip_network
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -226,16 +227,15 @@ def address(value: object) -> Address:
 def network(value: object) -> Network:
     """A network such as `10.0.0.0/8`, or an address, which is a network of its own."""
     word = text(value, "a network such as 10.0.0.0/8")
-    try:
-        if "%" not in word and re.fullmatch(r"[0-9A-Fa-f.:]+(/[0-9]{1,3})?", word):
-            found = ip_network(word, strict=False)
-            if str(found.network_address) == str(ip_address(word.partition("/")[0])):
-                return found
-            raise ValueError(f"{quote(word)} has host bits set (expected {found})")
-    except ValueError as error:
-        if "host bits" in str(error):
-            raise
-    raise ValueError(f"{quote(word)} is not a network (expected one such as 10.0.0.0/8)")
+    right = None
+    if re.fullmatch(r"[0-9A-Fa-f.:]+(/[0-9]{1,3})?", word):
+        with suppress(ValueError):
+            return ip_network(word)
+        with suppress(ValueError):
+            right = ip_network(word, strict=False)
+    if right is None:
+        raise ValueError(f"{quote(word)} is not a network (expected one such as 10.0.0.0/8)")
+    raise ValueError(f"{quote(word)} has host bits set (expected {right})")
 
 
 def clients(value: object) -> Network | NetworkFile:

@@ -195,11 +195,16 @@ class Host:
         if missing := [resource for resource in wanted if resource.name not in standing]:
             self._resources += missing
             self._write()
+        # A long list of networks takes seconds to write. Where the same plan is set up again,
+        # somebody may have changed it.
+        kept: frozenset[ipset.AnySet] = frozenset()
+        if before is not None and before != plan:
+            kept = frozenset(one for one in before.sets if isinstance(one, ipset.Networks))
         fresh: dict[str, list[Address]] = {}
         with rtnetlink.asked_once():
             for resource in wanted:
                 if not isinstance(resource, Assignment):
-                    _set_up(resource, plan, later)
+                    _set_up(resource, plan, later, kept)
                 elif rtnetlink.add_address(ip_address(resource.address), resource.interface):
                     fresh.setdefault(resource.interface, []).append(ip_address(resource.address))
         self._refused += refused
@@ -450,16 +455,21 @@ def _list_rules(
 
 
 def _set_up(
-    resource: Chains | Rules | Sets | Setting, plan: HostPlan, later: Collection[int]
+    resource: Chains | Rules | Sets | Setting,
+    plan: HostPlan,
+    later: Collection[int],
+    kept: frozenset[ipset.AnySet],
 ) -> None:
     """Set a resource up, or bring it up to date; the rules of instances that started `later` stay
-    in front."""
+    in front. Sets that are `kept` are as the plan has them, if they are there."""
     match resource:
         case Setting(key, value):
             if sysctl.read(key) != value:
                 sysctl.write(key, value)
         case Sets():
+            standing = ipset.sizes() if kept else {}
             for wanted in plan.sets:
-                ipset.replace(wanted, plan.instance)
+                if wanted not in kept or wanted.name not in standing:
+                    ipset.replace(wanted, plan.instance)
         case Rules(instance, family):
             iptables.replace(family, instance, plan.rules[family], later)
