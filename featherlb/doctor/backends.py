@@ -256,7 +256,21 @@ def check_traffic(subject: Subject) -> Iterator[Finding]:
         # Behind a range of ports, any may have no server at the moment.
         if not any(backend.endpoint.last_port for backend in service.backends)
     ]
-    yield from judge_traffic(asyncio.run(_try_all(subject, targets)))
+    allowed = [target for target in targets if _may_connect(*target)]
+    yield from judge_traffic(asyncio.run(_try_all(subject, allowed)))
+    for service, vip in targets:
+        if (service, vip) not in allowed:
+            yield note(
+                f"service '{service.name}' doesn't let this host in ('allow', 'deny'), so only"
+                f" remote clients can test VIP {vip}"
+            )
+
+
+def _may_connect(service: Service, vip: Endpoint) -> bool:
+    """Whether the service lets this host in, by the address that it connects from."""
+    route = rtnetlink.route(vip.address)
+    own = route.source if route is not None and route.source is not None else vip.address
+    return service.admission.admits(own)
 
 
 async def _try_all(

@@ -168,6 +168,11 @@ class Admission:
     max_flows: tuple[MaxFlows, ...] = ()
     max_new: tuple[MaxNew, ...] = ()
 
+    def admits(self, client: Address) -> bool:
+        """Whether the lists let this client in."""
+        allowed = self.allow is None or self.allow.covers(client)
+        return allowed and not self.deny.covers(client)
+
     @property
     def prefixes(self) -> list[int]:
         """The prefix lengths by which its limits tell clients apart."""

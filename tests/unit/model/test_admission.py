@@ -1,7 +1,7 @@
 """Sets of networks as sorted ranges, against the standard library; the parts of limits."""
 
 from dataclasses import replace
-from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_address, ip_network
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -77,3 +77,11 @@ def test_the_widest_network_that_is_told_apart_selects_the_worker() -> None:
     limited = replace(service("10.0.1.2:80"), admission=LIMITS)
     assert remembered_prefix([service("10.0.1.2:80", name="other"), limited], 4) == 24
     assert remembered_prefix([limited], 6) == 0
+
+
+def test_the_lists_let_in_who_is_allowed_and_not_denied() -> None:
+    ours, others = NetworkSet.of([ip_network("10.0.0.0/8")]), ip_network("10.1.0.0/16")
+    listed = Admission(allow=ours, deny=NetworkSet.of([others]))
+    found = [listed.admits(ip_address(one)) for one in ("10.0.0.1", "10.1.0.1", "192.0.2.1", "::1")]
+    assert found == [True, False, False, False]
+    assert Admission().admits(ip_address("::1"))
