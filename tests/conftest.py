@@ -5,6 +5,8 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -24,6 +26,13 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Each import of aiohttp, so each start of featherlb, reads the certificates of every authority that
 # the machine trusts. No test asks a server of the internet who it is.
 os.environ["SSL_CERT_FILE"] = os.devnull
+
+# The key of the hash schedulers is kept here, and not on the machine, by whatever a test starts.
+# It is always the same one, and so is what they pick.
+_state = tempfile.TemporaryDirectory(prefix="featherlb-tests-")
+(Path(_state.name) / "hash-key").write_text("feed" * 8)
+(Path(_state.name) / "hash-key").chmod(0o600)
+os.environ["STATE_DIRECTORY"] = _state.name
 
 # How long an example takes says more of the machine than of the code.
 settings.register_profile("featherlb", deadline=None)

@@ -132,6 +132,10 @@ class Status(Answer):
     absent: int = Field(description="Backends whose names have no address that can be used.")
     flows: int
     capacity: int = Field(description="Size of the flow tables of all workers.")
+    hash_key: str = Field(
+        description="Where the key of the hash schedulers is: `configuration`, a file, or"
+        " `this run` if it could not be kept."
+    )
     log_level: LogLevel
     log_level_remaining: float | None = Field(
         description="Time until the previous level returns; null: permanent."

@@ -138,6 +138,7 @@ def show_status(view: View) -> schema.Status:
         absent=view.absent,
         flows=sum(one.core.flows for one in found.values()),
         capacity=sum(one.core.capacity for one in found.values()),
+        hash_key=view.hash_key,
         log_level=view.log_level,
         log_level_remaining=(
             None if view.log_until is None else round(view.log_until - time.monotonic(), 3)

@@ -16,6 +16,7 @@ def status(answer: schema.Status) -> None:
         "services": f"{answer.services} with {counted(answer.backends, 'backend')}",
         "datapaths": ", ".join(f"{count} {name}" for name, count in answer.datapaths.items()),
         "flows": f"{answer.flows:,} of {answer.capacity:,}",
+        "hash key": answer.hash_key,
         "log level": str(answer.log_level),
         "run-time changes": str(answer.changes),
         "reloads": f"{answer.reloads} done, {answer.reloads_refused} refused",

@@ -101,6 +101,7 @@ class Controller:
             assign=self.data.options.assign,
             overrides=state.overrides,
             absent=len(absent(state.places)),
+            hash_key=self.data.hash_key.place,
             log_level=log_level.current(),
             log_until=self.log_switch.until,
             reloads=self.reloader.outcome,

@@ -31,7 +31,8 @@ from featherlb.datapaths.base import QueueOptions, queue_length
 from featherlb.model import Address, Service, Topology
 from featherlb.model.errors import HostError
 from featherlb.model.reason import Reason
-from featherlb.system import flow_file, kernel_state, rtnetlink, state_file
+from featherlb.system import flow_file, hash_key, kernel_state, rtnetlink, state_file
+from featherlb.system.hash_key import THIS_RUN, HashKey
 from featherlb.system.journal import Journal
 from featherlb.worker.protocol import (
     Apply,
@@ -80,6 +81,8 @@ class DataPlane:
         self._sent = Topology()
         """The topology that all workers have."""
         self._log_flows = LogFlows(False)
+        self.hash_key = HashKey(b"", THIS_RUN)
+        """By what the hash schedulers place flows."""
 
     async def start(
         self,
@@ -91,6 +94,7 @@ class DataPlane:
         """Start the workers and apply the plan; HostError if that can't be done, and `stop` cleans
         up."""
         self.options = plan.options
+        self.hash_key = await asyncio.to_thread(hash_key.choose, config.hash_key)
         self._pass_mark = plan.pass_mark or 0
         self._log_flows = LogFlows(log.isEnabledFor(logging.DEBUG))
         self._apply = Apply(services, self._pass_mark, dict(schedulers))
@@ -109,7 +113,7 @@ class DataPlane:
                 ),
                 max_flows=config.max_flows,
                 timeouts=config.timeouts,
-                hash_key=config.hash_key.encode(),
+                hash_key=self.hash_key.key,
                 cookie_key=self.cookies.key,
                 save=str(flow_file.path(directory, self.options.queue, number)),
                 saved=tuple(map(str, saved)),

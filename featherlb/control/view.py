@@ -87,6 +87,8 @@ class View:
     overrides: tuple[Override, ...]
     absent: int
     """Backends whose names have no address that can be used."""
+    hash_key: str
+    """Where the key of the hash schedulers is (`HashKey.place`)."""
     log_level: LogLevel
     log_until: float | None
     """When the previous level returns, on the monotonic clock; None if it doesn't."""

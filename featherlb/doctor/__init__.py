@@ -70,6 +70,7 @@ CHECKS = (
     Check("backends", backends.check_backends, privileges=False, services=True, undisturbed=True),
     Check("return-path", backends.check_return, services=True, undisturbed=True),
     Check("answers", instance.check_answers, instance=True),
+    Check("hash-key", instance.check_hash_key, instance=True),
     Check("port-use", instance.check_ports, instance=True),
     Check("traffic", backends.check_traffic, services=True, instance=True),
     Check("losses", instance.check_losses, instance=True),

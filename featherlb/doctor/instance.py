@@ -5,10 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from featherlb import __version__
 from featherlb.api import schema
+from featherlb.core.pools.schedulers import is_consistent
 from featherlb.doctor.finding import Finding, error, note, warning
 from featherlb.doctor.subject import Subject, ask_for_stats
 from featherlb.model.counted import counted
-from featherlb.system import kernel_state
+from featherlb.system import hash_key, kernel_state
+from featherlb.system.hash_key import CONFIGURED, THIS_RUN
 
 FULL = 0.9
 """Share of a table in use that is worth a warning."""
@@ -91,6 +93,29 @@ def judge_state(status: schema.Status, installed: str) -> Iterator[Finding]:
             f"{status.flows:,} of {status.capacity:,} flows are in use; before idle connections are"
             " evicted, raise `max_flows` in the configuration and restart featherlb",
             "systemctl restart featherlb",
+        )
+
+
+def check_hash_key(subject: Subject) -> Iterator[Finding]:
+    """Where the key of the hash schedulers is, if it is this host's own."""
+    running = subject.running
+    assert running is not None
+    names = (service.scheduler for service in running.services.services)
+    if any(is_consistent(name) for name in names):
+        yield from judge_hash_key(running.status)
+
+
+def judge_hash_key(status: schema.Status) -> Iterator[Finding]:
+    if status.hash_key == THIS_RUN:
+        yield warning(
+            "the key of the hash schedulers could not be kept, so clients get other backends after"
+            f" a restart; set `hash_key` in the configuration, or make {hash_key.directory()}"
+            " writable"
+        )
+    elif status.hash_key != CONFIGURED:
+        yield note(
+            f"the key of the hash schedulers is in {status.hash_key}; balancers that share clients"
+            " must have the same one: set it as their `hash_key`"
         )
 
 

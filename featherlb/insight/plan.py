@@ -142,7 +142,7 @@ async def plan(controller: Controller, text: str, path: Path) -> Plan:
     before, wanted = prospect.before, prospect.wanted
     if wanted is None:
         return Plan(prospect.differences, prospect.refused)
-    key = before.config.hash_key.encode()
+    key = controller.data.hash_key.key
     forecast = await asyncio.to_thread(Forecast, before, wanted, prospect.steps, key)
     whole = await _add_flows(forecast, controller)
     total = forecast.flows

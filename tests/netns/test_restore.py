@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -160,3 +161,28 @@ def test_down_forgets_the_flows(lab: Lab, featherlb: Up, stack: ExitStack) -> No
         assert states(lab) == []
         with pytest.raises(ConnectionResetError):
             session.ask()
+
+
+@ONE_DRIVER
+def test_the_hash_key_survives_a_restart(
+    lab: Lab, featherlb: Up, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is another one on another host: who knows featherlb can't choose a backend."""
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path))
+    clients = [f"192.0.2.{number}:1234" for number in range(1, 41)]
+
+    def picks() -> list[str]:
+        with featherlb(lab, *WEB, "--scheduler", "maglev") as running:
+            assert api(lab.balancer, "status")["hash_key"] == str(tmp_path / "hash-key")
+            assert ("the hash schedulers' key is in" in running.log) is not known
+            return [
+                api(lab.balancer, f"explain?client={one}&vip={VIP}")["backend"] for one in clients
+            ]
+
+    known = False
+    first = picks()
+    known = True
+    assert picks() == first
+    (tmp_path / "hash-key").unlink()
+    known = False
+    assert picks() != first

@@ -54,6 +54,7 @@ def families(world: World) -> list[Metric]:
         assign=False,
         overrides=(),
         absent=0,
+        hash_key="configuration",
         log_level=LogLevel.INFO,
         log_until=None,
         reloads=Reloads(),

@@ -78,6 +78,7 @@ STATUS = schema.Status.model_construct(
     datapaths={"nfqueue": 1},
     flows=0,
     capacity=1,
+    hash_key="/var/lib/featherlb/hash-key",
     log_level=LogLevel.INFO,
     log_level_remaining=None,
     changes=0,

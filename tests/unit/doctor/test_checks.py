@@ -107,6 +107,7 @@ STATUS = schema.Status(
     absent=0,
     flows=10,
     capacity=100,
+    hash_key="configuration",
     log_level=LogLevel.INFO,
     log_level_remaining=None,
     refused={},
@@ -157,6 +158,15 @@ def test_state_of_the_instance() -> None:
     assert judged(tasks=[task(failing=False, restarts=0)]) == []
     assert judged(tasks=[task(failing=False)]) == [(W, "journalctl -u featherlb -g task")]
     assert judged(tasks=[task(failing=True)]) == [(E, "systemctl restart featherlb")]
+
+
+def test_the_key_of_the_hash_schedulers() -> None:
+    def judged(place: str) -> list[tuple[Severity, str]]:
+        return brief(instance.judge_hash_key(STATUS.model_copy(update={"hash_key": place})))
+
+    assert judged("configuration") == []
+    assert judged("/var/lib/featherlb/hash-key") == [(N, "")]
+    assert judged("this run") == [(W, "")]
 
 
 def counted_services(**counts: int) -> schema.Services:
