@@ -19,6 +19,7 @@ from featherlb.lab.namespaces import VIP
 from featherlb.lab.servers import HttpServer
 from featherlb.model import Datapath, Hook, SynCookies
 from featherlb.system.journal import Journal
+from featherlb.system.nfnetlink import open_socket
 from tests.builders import tcp
 from tests.netns.command import api
 from tests.netns.conftest import ONE_DRIVER, Up
@@ -50,7 +51,6 @@ def entries(lab: Lab) -> int:
 def test_every_flow_gets_its_entry_whatever_the_buffer(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, room: int
 ) -> None:
-    open_socket = ctnetlink.open_socket
     opened: list[socket.socket] = []
 
     def small(*sizes: int) -> socket.socket:

@@ -3,6 +3,9 @@
 from dataclasses import replace
 
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from featherlb.core.flows.tcp_state import TimeoutClass
 from featherlb.model import (
@@ -368,3 +371,76 @@ def test_the_timer_ends_a_thousand_flows_at_once_and_says_that_more_are_due() ->
     world.check()
     assert world.flows() == []
     assert world.balancer.handle_timer(world.now) is False
+
+
+class Scarce(RuleBasedStateMachine):
+    """Clients and a spoofer who compete for six source ports. The model: which connections are
+    open, and so must keep theirs."""
+
+    PORTS = 6
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = make_world(ONE, nat="full", source_ports=range(2000, 2000 + self.PORTS))
+        self.count = 0
+        self.opening: list[Connection] = []
+        self.opened: list[Connection] = []
+
+    def new(self) -> Connection | None:
+        """A connection after its SYN; None if it found no port."""
+        self.count += 1
+        connection = Connection(self.world, client(self.count))
+        outcome = connection.lose("S")
+        if outcome.reason is Reason.NO_SOURCE_PORT:
+            # Only those that are open may keep a client out.
+            assert len(self.opened) == self.PORTS
+            return None
+        connection.sent = (connection.sent + 1) & 0xFFFFFFFF
+        return connection
+
+    def lives(self, connection: Connection) -> bool:
+        return alive(self.world, connection) == [True]
+
+    @rule(answered=st.booleans())
+    def spoof(self, answered: bool) -> None:
+        connection = self.new()
+        if connection is not None and answered:
+            connection.reply("SA")
+
+    @rule()
+    def connect(self) -> None:
+        connection = self.new()
+        if connection is not None:
+            connection.reply("SA")
+            self.opening.append(connection)
+
+    @precondition(lambda self: self.opening)
+    @rule(data=st.data())
+    def complete(self, data: st.DataObject) -> None:
+        connection = self.opening.pop(data.draw(st.integers(0, len(self.opening) - 1)))
+        if self.lives(connection):
+            connection.send("A")
+            self.opened.append(connection)
+
+    @precondition(lambda self: self.opened)
+    @rule(data=st.data())
+    def close(self, data: st.DataObject) -> None:
+        connection = self.opened.pop(data.draw(st.integers(0, len(self.opened) - 1)))
+        connection.send("R")
+
+    @rule(seconds=st.sampled_from([0.1, 1, 4, 31]))
+    def wait(self, seconds: float) -> None:
+        self.world.advance(seconds)
+
+    @invariant()
+    def what_is_open_keeps_its_port(self) -> None:
+        flows = self.world.flows()
+        established = {str(flow.client) for flow in flows if flow.state.name == "ESTABLISHED"}
+        assert established == {connection.client for connection in self.opened}
+        (backend,) = self.world.statistics().backends
+        assert (backend.ports, backend.ports_in_use) == (self.PORTS, len(flows))
+        assert len({flow.source for flow in flows}) == len(flows)
+
+
+Scarce.TestCase.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
+TestScarce = Scarce.TestCase

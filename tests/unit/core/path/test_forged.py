@@ -4,6 +4,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from scapy.layers.inet import ICMP, IP
 
 from featherlb.core.flows.tcp_state import State
 from featherlb.model import Hook, PacketInfo, Timeouts, Verdict
@@ -314,6 +315,25 @@ class Attacked(RuleBasedStateMachine):
             seq=(ours + distance) & 0xFFFFFFFF,
             ack=(theirs + other) & 0xFFFFFFFF,
         )
+
+    @precondition(lambda self: self.alive() and len(self.closed) < 2)
+    @rule(
+        about_reply=st.booleans(),
+        distance=st.integers(1 << 21, (1 << 32) - (1 << 21)),
+        mtu=st.sampled_from([0, 68, 552, 1400]),
+    )
+    def forge_error(self, about_reply: bool, distance: int, mtu: int) -> None:
+        """In the name of a router that could not forward a segment."""
+        connection = self.connection
+        ends, number = (connection.source, connection.server), connection.sent
+        if about_reply:
+            ends, number = (connection.vip, connection.client), connection.replied
+        about = tcp(*ends, "A", seq=(number + distance) & 0xFFFFFFFF)
+        receiver = IP(about).src
+        error = IP(src="203.0.113.1", dst=receiver) / ICMP(type=3, code=4, nexthopmtu=mtu)
+        hook = Hook.PREROUTING if about_reply else connection.reply_hook
+        outcome = self.world.handle(bytes(error / about), hook)
+        assert outcome.reason is Reason.FORGED_ERROR
 
     @invariant()
     def the_flow_is_what_the_ends_made_it(self) -> None:
