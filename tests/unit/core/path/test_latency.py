@@ -92,6 +92,7 @@ def test_failures_make_a_backend_look_slow(flags: str) -> None:
     if flags == "RA":
         connection.reply(flags)
     else:
+        world.advance(1)
         connection.sent -= 1
         connection.send(flags)
     assert member.latency == FAILURE
