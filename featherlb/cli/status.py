@@ -61,6 +61,8 @@ def status(answer: schema.Status) -> None:
         rows["SYN cookies"] = f"the kernel answers SYNs, {cookies.answered:,} so far"
     elif cookies.answering == "workers":
         rows["SYN cookies"] = f"workers answer SYNs: {cookies.missing}"
+    elif cookies.missing:
+        rows["SYN cookies"] = f"workers would answer SYNs: {cookies.missing}"
     if cookies.flooded:
         rows["SYN flood"] = "many connections are half-open"
     if not answer.watchdog_fed:

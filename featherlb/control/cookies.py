@@ -10,14 +10,14 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from featherlb.control.events import Events
 from featherlb.control.workers import Workers
 from featherlb.core.path.cookies import offered_size, threshold
-from featherlb.model import EVERYBODY, Protocol, Service, SynCookies, Vip
+from featherlb.model import EVERYBODY, Address, Protocol, Service, SynCookies, Vip
 from featherlb.model.errors import HostError
 from featherlb.system import rtnetlink
 from featherlb.system.shield import Shield
@@ -103,7 +103,7 @@ class CookieShield:
     async def _adjust(self, services: Sequence[Service], flooded: bool) -> None:
         """Answer SYNs to the VIPs of those services that want it now. HostError if the kernel can't
         do that."""
-        vips = await asyncio.to_thread(_vips, services, flooded)
+        vips = await asyncio.to_thread(self._find_vips, services, flooded)
         if bool(vips) != bool(self._vips):
             # Workers must know of cookies before there are any, and of the last ones.
             self.message = SetShield(bool(vips))
@@ -111,6 +111,11 @@ class CookieShield:
                 await self._workers.apply(self.message)
         await asyncio.to_thread(self._attach, vips)
         self._missing = ""
+
+    def _find_vips(self, services: Sequence[Service], flooded: bool) -> dict[Vip, int]:
+        wildcards = any(vip.wildcard for service in services for vip in service.vips)
+        own = rtnetlink.addresses() if wildcards else []
+        return vips_to_answer(services, flooded, {one.address.ip for one in own})
 
     def _attach(self, vips: dict[Vip, int]) -> None:
         assert self._shield is not None
@@ -131,28 +136,36 @@ class CookieShield:
         self.view = replace(self.view, missing=self._missing)
 
 
-def _vips(services: Sequence[Service], flooded: bool) -> dict[Vip, int]:
-    """The VIPs whose SYNs are to be answered, each with the MSS to offer. No wildcards."""
-    wanted = [
-        service
-        for service in services
-        if service.protocol is Protocol.TCP
-        and not service.datapath.kernel_forwards
-        and service.syn_cookies is not SynCookies.OFF
-        and service.admission == EVERYBODY  # the program knows no clients
-        and (flooded or service.syn_cookies is SynCookies.ALWAYS)
-    ]
+def vips_to_answer(
+    services: Sequence[Service], flooded: bool, addresses: Collection[Address]
+) -> dict[Vip, int]:
+    """The VIPs whose SYNs are to be answered, each with the MSS to offer; no wildcards, which stand
+    for these `addresses` of this host. An MSS of 0 takes a VIP out of another one's ports or
+    addresses."""
     found: dict[Vip, int] = {}
-    for service in wanted:
-        for vip in service.vips:
-            size = offered_size(service.mss, vip.address.version)
-            addresses = [vip.address]
-            if vip.wildcard:
-                addresses = [
-                    one.address.ip
-                    for one in rtnetlink.addresses()
-                    if one.address.version == vip.address.version
-                ]
-            for address in addresses:
-                found[Vip(address, vip.first_port, vip.last_port)] = size
-    return found
+    # What names an address comes before what stands for all of them.
+    for wildcard in (True, False):
+        for service in services:
+            if service.protocol is not Protocol.TCP:
+                continue
+            answered = _is_answered(service, flooded)
+            for vip in service.vips:
+                if vip.wildcard is not wildcard:
+                    continue
+                version = vip.address.version
+                size = offered_size(service.mss, version) if answered else 0
+                for address in addresses if wildcard else (vip.address,):
+                    if address.version == version:
+                        found[Vip(address, vip.first_port, vip.last_port)] = size
+    answered_at = {vip.address for vip, size in found.items() if size}
+    return {vip: size for vip, size in found.items() if vip.address in answered_at}
+
+
+def _is_answered(service: Service, flooded: bool) -> bool:
+    """Whether the program answers SYNs to this service."""
+    return (
+        not service.datapath.kernel_forwards
+        and service.admission == EVERYBODY  # it knows no clients
+        and service.syn_cookies is not SynCookies.OFF
+        and (flooded or service.syn_cookies is SynCookies.ALWAYS)
+    )

@@ -43,13 +43,19 @@ class Shield:
         return self._links.keys()
 
     def serve(self, vips: Mapping[Vip, int]) -> None:
-        """Answer the SYNs to these VIPs, none of them a wildcard, offering these MSSs."""
+        """Answer the SYNs to these VIPs, none of them a wildcard, offering these MSSs; 0 is for a
+        VIP that isn't answered, although it lies within another one. HostError if they are too
+        many."""
         wanted = {key: size for vip, size in vips.items() for key in keys_of(vip)}
         for key in self._vips.keys() - wanted.keys():
             self._maps["vips"].delete(key)
         for key, size in wanted.items():
             if self._vips.get(key) != size:
-                self._maps["vips"].update(key, struct.pack("=I", size))
+                try:
+                    self._maps["vips"].update(key, struct.pack("=I", size))
+                except OSError as error:
+                    self._vips = {}
+                    raise HostError(f"the kernel takes no more VIPs ({error.strerror})") from None
         self._vips = wanted
 
     def attach(self, links: Collection[Link]) -> None:

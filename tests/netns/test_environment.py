@@ -126,7 +126,7 @@ def test_a_worker_can_do_nothing_but_its_work(lab: Lab, featherlb: Up) -> None:
     with featherlb(lab, *OPTIONS) as running:
         assert ask(lab.client).backend == "backend1"
         assert int(status(running.pid)["CapEff"], 16) == int(status(running.pid)["CapBnd"], 16)
-        assert int(status(running.pid)["CapEff"], 16).bit_count() == 8
+        assert int(status(running.pid)["CapEff"], 16).bit_count() == 9
         for pid in worker_pids(lab.balancer):
             lines = status(pid)
             assert int(lines["CapPrm"], 16) == int(lines["CapEff"], 16) == 0x3000

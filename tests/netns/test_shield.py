@@ -53,6 +53,7 @@ def shield() -> Iterator[Shield]:
             Vip(ip_address(V4), 80, 80): 1400,
             Vip(ip_address(V4), 8000, 8010): 1460,
             Vip(ip_address(V6), 1, 65535): 1400,
+            Vip(ip_address(V6), 81, 81): 0,
         }
     )
     yield one
@@ -108,6 +109,7 @@ OTHERS = {
     "RST": frame(tcp(CLIENTS[V4], at(V4), "R"), V4),
     "another port": frame(tcp(CLIENTS[V4], at(V4, 81), "S"), V4),
     "beyond a range": frame(tcp(CLIENTS[V4], at(V4, 8011), "S"), V4),
+    "taken out of all ports": frame(tcp(CLIENTS[V6], at(V6, 81), "S"), V6),
     "another address": frame(tcp(CLIENTS[V4], "192.0.2.11:80", "S"), V4),
     "IP options": frame(
         tcp(CLIENTS[V4], at(V4), "S", header=ip(CLIENTS[V4], at(V4), options=[IPOption_NOP()])), V4
