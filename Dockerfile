@@ -6,17 +6,18 @@ RUN apt-get update && apt-get install -y --no-install-recommends \
 # Use the image's CA certificates, which may include a company's, instead of pip's own.
 ENV PIP_CERT=/etc/ssl/certs/ca-certificates.crt PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /src
-# Dependencies first: this layer stays cached when only the sources change.
-COPY pyproject.toml ./
-RUN python3 -c "import tomllib; print('\n'.join(tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies']))" \
-        >requirements.txt \
-    && python3 -m venv /opt/featherlb \
-    && /opt/featherlb/bin/pip install --quiet --requirement requirements.txt
-COPY setup.py README.md LICENSE ./
+# Dependencies first: this layer stays cached when only the sources change. Whatever the index gives
+# has to have one of the hashes in these files (`make lock`), and builds fetch nothing else.
+COPY docker/build-requirements.txt docker/requirements.txt ./
+RUN python3 -m venv /opt/featherlb \
+    && /opt/featherlb/bin/pip install --quiet --require-hashes --requirement build-requirements.txt \
+    && /opt/featherlb/bin/pip install --quiet --require-hashes --no-build-isolation \
+        --requirement requirements.txt
+COPY pyproject.toml setup.py README.md LICENSE ./
 COPY contrib ./contrib
 COPY examples ./examples
 COPY featherlb ./featherlb
-RUN /opt/featherlb/bin/pip install --quiet --no-deps . \
+RUN /opt/featherlb/bin/pip install --quiet --no-deps --no-index --no-build-isolation . \
     && cd / && /opt/featherlb/bin/featherlb --version | grep compiled \
     && /opt/featherlb/bin/pip uninstall --quiet --yes setuptools pip \
     && find /opt/featherlb -name '*.so' -exec strip --strip-unneeded {} +

@@ -8,7 +8,7 @@ PARALLEL = -n $(shell expr $$(nproc) \* 2) --dist loadfile
 HOT = api core datapaths net system worker
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-run setup-bench demo test unit netns-test wheel wheels check fmt fuzz fuzz-asan soak e2e e2e-day bench \
+.PHONY: help setup setup-run setup-bench demo test unit netns-test wheel wheels check lock fmt fuzz fuzz-asan soak e2e e2e-day bench \
 	bench-core lab-up lab-down clean
 
 help: ## list the targets
@@ -43,13 +43,17 @@ wheel: setup ## build and install the wheel with this Python, and run its comman
 wheels: setup ## build, install and test the wheel with each Python that is here
 	$(PYTHON) -m pytest tests/wheels
 
-check: setup ## lint, types, layers, C types, the layout of a flow's record
+check: setup ## lint, types, layers, C types, the layout of a flow's record, the image's pins
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(PYTHON) scripts/check_layers.py
 	$(PYTHON) scripts/check_pxd.py
 	$(PYTHON) scripts/check_record.py
+	$(PYTHON) scripts/check_pins.py
+
+lock: ## pin the newest versions of what the image installs, with their hashes
+	scripts/lock.sh
 
 fmt: setup ## format the code
 	$(VENV)/bin/ruff check --fix .
