@@ -205,6 +205,18 @@ class PortUse(RuleBasedStateMachine):
         self.in_use.add(use)
         return use
 
+    @rule(target=used, backend=targets, pair=pairs)
+    def claim(self, backend: object, pair: tuple[int, int]) -> object:
+        """For a flow of a predecessor: even if nobody may have the port from now on."""
+        self.forgotten.discard(backend)
+        use = (backend, *pair)
+        free = use not in self.in_use
+        assert self.allocator.claim(*use) is free
+        if not free:
+            return multiple()
+        self.in_use.add(use)
+        return use
+
     @rule(use=consumes(used))
     def release(self, use: tuple[object, int, int]) -> None:
         self.in_use.remove(use)
