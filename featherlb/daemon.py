@@ -34,11 +34,14 @@ class Supervisor:
         self._server = Server(self._controller)
         self._notifier = Notifier()
         self._stop = asyncio.Event()
+        self._leaving = False
+        """What is on the host stays for the next instance."""
         self._reloads: set[asyncio.Task[None]] = set()
 
     async def run(self, on_ready: Callable[[], None]) -> None:
-        """Balance until SIGINT or SIGTERM; SIGHUP reloads. HostError and ConfigError if it
-        can't start, with nothing left on the host."""
+        """Balance until SIGINT or SIGTERM; until SIGUSR2, after which the host stays as it is for
+        the next instance; SIGHUP reloads. HostError and ConfigError if it can't start, with nothing
+        left on the host."""
         # There are no threads yet, each of which has capabilities of its own.
         privileges.drop_capabilities(privileges.SUPERVISOR)
         kernel_state.raise_descriptor_limit()
@@ -56,7 +59,7 @@ class Supervisor:
         finally:
             self._notifier.stopping()
             await self._server.stop()
-            await self._controller.stop()
+            await self._controller.stop(leaving=self._leaving)
             await processes.end_orphans()
 
     async def _start(self) -> bool:
@@ -75,12 +78,18 @@ class Supervisor:
             return False
         Background(self._controller).start()
         await self._server.start()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload_soon)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGHUP, self._reload_soon)
+        loop.add_signal_handler(signal.SIGUSR2, self._leave_soon)
         return not self._stop.is_set()
 
     def _stop_soon(self, stop_signal: signal.Signals) -> None:
         log.info("stopping: %s", stop_signal.name)
         self._stop.set()
+
+    def _leave_soon(self) -> None:
+        self._leaving = not self._stop.is_set()
+        self._stop_soon(signal.SIGUSR2)
 
     async def _reload(self) -> None:
         # It has been logged, and nothing has changed.

@@ -121,7 +121,8 @@ def up(
     """Balance traffic to the VIPs until SIGINT or SIGTERM; SIGHUP reloads the configuration.
 
     Runs in the foreground and prints `ready` once it balances traffic. On exit it undoes its
-    changes to this host.
+    changes to this host. After SIGUSR2 it leaves them, and its flows, to the next start: for a
+    restart that breaks no connection.
     """
 
     first_process.leave_it()

@@ -55,7 +55,7 @@ class Controller:
         """What to serve. HostError and ConfigError if that's impossible. It changes nothing, but
         removes what dead instances left, so it may be cancelled."""
         config = await asyncio.to_thread(self._settings.load)
-        # What flows need that the kernel forwards stays until this instance provides it.
+        # What keeps connections alive stays until this instance takes over.
         for line in await asyncio.to_thread(host.remove_stale, keep=host.may_resume):
             log.warning("removed %s", line)
         schedulers = await asyncio.to_thread(load_schedulers, config, {})
@@ -75,12 +75,12 @@ class Controller:
             log.warning("removed %s", line)
         await self.serving.announce()
 
-    async def stop(self) -> None:
+    async def stop(self, *, leaving: bool = False) -> None:
         """Stop balancing, and revert the host, except for what open flows need that the kernel
-        forwards."""
+        forwards. `leaving`: revert nothing, as after a crash."""
         async with self.serving.ending():
             await self.tasks.stop()
-            await self.data.stop()
+            await self.data.stop(leaving=leaving)
 
     async def end_flows(self, wanted: FlowFilter, *, reset: bool = True) -> int:
         """End flows, with a RST to both ends of connections if `reset`; how many there were."""

@@ -136,14 +136,22 @@ class DataPlane:
         await asyncio.to_thread(self._host.apply, plan)
         self._away = self._host.away
 
-    async def stop(self) -> None:
+    async def stop(self, *, leaving: bool = False) -> None:
         """Revert the host, except for what open flows need that the kernel forwards. Rules go
         before the queues do, so no packet meets a queue without a worker. HostError if the host
-        can't be reverted at all."""
+        can't be reverted at all.
+
+        `leaving`: revert nothing, so that packets are dropped until the next instance is ready, and
+        this host answers none of them."""
         await self.topology.stop()
         self.cookies.close()
         try:
-            if offloaded := await self._offloaded():
+            if leaving:
+                log.warning(
+                    "packets to the VIPs are dropped until the next `featherlb up`, which takes"
+                    " over what is on this host; if there won't be one, run `featherlb down`"
+                )
+            elif offloaded := await self._offloaded():
                 await asyncio.to_thread(self._leave, offloaded)
             else:
                 await asyncio.to_thread(self._revert)

@@ -31,12 +31,17 @@ def is_peer(record: Record, vips: Iterable[Served]) -> bool:
     """Whether an instance is a peer of one that serves these VIPs, or is going to."""
     if record.alive:
         return True
-    return may_resume(record, vips) and any_flows(record.vips, record.claims[Replies.TRACKED])
+    return (
+        record.offloads
+        and may_resume(record, vips)
+        and any_flows(record.vips, record.claims[Replies.TRACKED])
+    )
 
 
 def may_resume(record: Record, vips: Iterable[Served]) -> bool:
-    """Whether a dead instance may be started again and resume flows that the kernel forwards."""
-    return record.offloads and shared(vips, read_vips(record.vips)) is None
+    """Whether a dead instance may be started again. Until then its rules drop its packets, so that
+    this host resets none of its connections, or the kernel forwards them."""
+    return shared(vips, read_vips(record.vips)) is None
 
 
 def shared(vips: Iterable[Served], theirs: Iterable[Served]) -> Served | None:

@@ -352,6 +352,7 @@ def main() -> None:
     # The supervisor decides when to stop; a Ctrl-C at the terminal reaches it as well.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     channel = Channel(socket.socket(fileno=int(sys.argv[1])), of_worker=True)
     start = wait_for_start(channel)
     if start is None:

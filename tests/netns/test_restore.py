@@ -96,6 +96,30 @@ def test_an_instance_ends(
         assert f"restored {SESSIONS} flows" in running.log or workers > 1
 
 
+@pytest.mark.parametrize("driver", ["netlink", "raw", "offload"], indirect=True)
+def test_both_ends_may_send_while_it_restarts(lab: Lab, featherlb: Up) -> None:
+    """The VIP and the source address of the mode `full` stay this host's, which resets nothing."""
+    options = ("--vip", f"{VIP}:80", "--nat", "full", "--backend", "10.0.1.2:8081")
+    vip = ["ip", "-o", "address", "show", "to", VIP]
+    with ExitStack() as ends:
+        with featherlb(lab, *options) as running:
+            client, server = ends.enter_context(pair(lab, VIP, 8081))
+            running.forgets = False
+            running.process.send_signal(signal.SIGUSR2)
+            assert running.process.wait(30) == 0
+            assert "dropped until the next `featherlb up`" in running.log
+        wait_for(lambda: not lab.balancer.pids(), "the end of the workers")
+        assert VIP in lab.balancer.run(vip).stdout
+        client.sendall(b"from the client")
+        server.sendall(b"from the backend")
+        with featherlb(lab, *options):
+            assert client.recv(16) == b"from the backend"
+            assert server.recv(16) == b"from the client"
+    # Of `offload`, open connections continue.
+    assert run(lab.balancer, "down").returncode == 0
+    assert lab.balancer.run(vip).stdout == ""
+
+
 @pytest.mark.parametrize("nat", ["dnat", "full"])
 @pytest.mark.parametrize("driver", ["netlink", "raw"], indirect=True)
 def test_the_backend_speaks_first_afterwards(lab: Lab, featherlb: Up, nat: str) -> None:
