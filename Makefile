@@ -8,7 +8,7 @@ PARALLEL = -n $(shell expr $$(nproc) \* 2) --dist loadfile
 HOT = api core datapaths net system worker
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-run setup-bench demo test unit netns-test wheel wheels check lock fmt fuzz fuzz-asan soak e2e e2e-day bench \
+.PHONY: help setup setup-run setup-bench demo test unit netns-test wheel wheels check lock fmt fuzz fuzz-asan soak faults e2e e2e-day bench \
 	bench-core lab-up lab-down clean
 
 help: ## list the targets
@@ -73,6 +73,9 @@ fuzz-asan: setup-run ## the same with the packet path compiled for AddressSaniti
 
 soak: setup-bench ## all datapaths under load for an hour, while everything goes wrong; ARGS="--minutes 10"
 	$(PYTHON) -m scripts.trials.soak $(ARGS)
+
+faults: setup-bench ## what clients lose by one fault at a time: processes, memory, disk, links, rules, ...
+	$(PYTHON) -m scripts.trials.faults $(ARGS)
 
 bench: setup-bench ## compare featherlb with HAProxy, nginx and the kernel; QUICK=1: two minutes
 	$(PYTHON) -m scripts.bench $(if $(QUICK),--quick)

@@ -151,8 +151,8 @@ def flood(stage: Stage) -> None:
 
 
 def restart(stage: Stage) -> None:
-    """Stop, and start again: what an update does."""
-    stage.instance.stop()
+    """What an update does."""
+    stage.instance.stop(signal.SIGUSR2)
     stage.instance.start()
 
 

@@ -4,6 +4,7 @@ both NAT modes and address families, over TCP and UDP, and its clients.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -121,10 +122,11 @@ class Instance:
             self.kill()
             raise RuntimeError(f"featherlb did not start: {self.log[-2000:]}")
 
-    def stop(self) -> None:
-        """As a service manager does. RuntimeError if it doesn't end well."""
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """As a service manager does; SIGUSR2 leaves the host to the next start. RuntimeError if it
+        doesn't end well."""
         assert self._process is not None
-        self._process.terminate()
+        self._process.send_signal(how)
         try:
             code = self._process.wait(STOP_TIMEOUT)
         except subprocess.TimeoutExpired:
