@@ -55,12 +55,20 @@ class Supervisor:
             if await self._start():
                 on_ready()
                 self._notifier.ready()
-                await feed_watchdog(self._notifier, self._tasks, self._stop)
+                await self._keep_running()
         finally:
             self._notifier.stopping()
             await self._server.stop()
             await self._controller.stop(leaving=self._leaving)
             await processes.end_orphans()
+
+    async def _keep_running(self) -> None:
+        try:
+            await feed_watchdog(self._notifier, self._tasks, self._stop)
+        except BaseException:
+            # A crash, such as without memory: the next start takes over.
+            self._leaving = True
+            raise
 
     async def _start(self) -> bool:
         """Balance; False if it is told to stop meanwhile, and doesn't."""

@@ -11,6 +11,8 @@ log = logging.getLogger("featherlb")
 
 ANSWER_TIMEOUT = 20.0
 """Seconds a worker may take to answer, on a machine that is busy with everything else."""
+MEMORY_PAUSE = 1.0
+"""Seconds until the next try where there is no memory for a message."""
 
 
 class Dialogue:
@@ -74,7 +76,17 @@ class Dialogue:
             asyncio.get_running_loop().remove_reader(self._channel.fileno())
             self.ended.set()
             self._answers.put_nowait(Failed(f"{self._name} sent what is no message"))
+        except MemoryError:
+            # Whatever waits there keeps waiting.
+            log.error("no memory to read what %s has sent: trying again", self._name)
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self._channel.fileno())
+            loop.call_later(MEMORY_PAUSE, self._read_again)
         except EOFError:
             asyncio.get_running_loop().remove_reader(self._channel.fileno())
             self.ended.set()
             self._answers.put_nowait(Failed(f"{self._name} died"))
+
+    def _read_again(self) -> None:
+        if self._channel.fileno() >= 0 and not self.ended.is_set():
+            asyncio.get_running_loop().add_reader(self._channel.fileno(), self._read)

@@ -122,3 +122,30 @@ def test_a_worker_that_sends_no_message_is_ended(sent: bytes) -> None:
         theirs.close()
 
     asyncio.run(run())
+
+
+def test_without_memory_it_tries_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And neither logs without end nor loses the answer."""
+    receive = Channel.receive
+    tries = 0
+
+    def fails_twice(channel: Channel) -> object:
+        nonlocal tries
+        tries += 1
+        if tries < 3:
+            raise MemoryError
+        return receive(channel)
+
+    async def run() -> FromWorker:
+        with pair() as (dialogue, worker):
+            asked = asyncio.ensure_future(dialogue.ask(GetOutcomes()))
+            assert await question(worker) == GetOutcomes()
+            worker.send(Outcomes({}))
+            monkeypatch.setattr(Channel, "receive", fails_twice)
+            return await asked
+
+    monkeypatch.setattr("featherlb.control.dialogue.MEMORY_PAUSE", 0.01)
+    assert asyncio.run(run()) == Outcomes({})
+    assert caplog.messages == ["no memory to read what worker 3 has sent: trying again"] * 2
