@@ -42,8 +42,8 @@ PAUSE = 2.0
 GROWTH = 0.03
 """Share of its memory by which a process may grow: Python's own comes and goes in such steps."""
 LEAST_GROWTH = 2 * MEBIBYTE
-KILLED = re.compile(r"worker \d ended with status -9: starting its successor")
-"""What the log says of a worker that was killed."""
+KILLED = re.compile(r"worker \d (?:ended with status -9: starting its successor|died$)")
+"""What the log says of a worker that was killed, also to who asked it for something just then."""
 LONG, EVERY, LIFETIME = 4, 0.25, 30.0
 
 

@@ -84,3 +84,4 @@ def test_a_killed_worker_is_no_error() -> None:
     said = "ERROR worker 1 ended with status -9: starting its successor, which restores its flows"
     assert soak.KILLED.search(said)
     assert not soak.KILLED.search(said.replace("-9", "1"))
+    assert soak.KILLED.search("ERROR cannot apply the new state of backends: worker 0 died")
