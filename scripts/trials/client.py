@@ -26,7 +26,7 @@ LENGTH = struct.Struct("!I")
 SIZES = (16, 16, 16, 1000, 5000, 40000)
 """Of what is sent over TCP, in bytes."""
 DATAGRAMS = (16, 16, 1000)
-PATIENCE = 40
+PATIENCE = 60
 """Seconds after which a silent connection counts as broken, and a new one as failed."""
 DATAGRAM_PATIENCE = 1
 REPORT_INTERVAL = 0.5

@@ -28,11 +28,12 @@ def nothing(stage: Stage, event: Event) -> bool:
 
 
 def first_backend(stage: Stage, event: Event) -> bool:
-    """What was open to the backend ends with it. The kernel answers for `offload`, so its clients
-    get the refusals until the checks have found the backend dead."""
+    """What was open to the backend ends with it, also before its first answer. The kernel answers
+    for `offload`, so its clients get the refusals until the checks have found the backend dead."""
     if event.kind == "broken":
         return event.backend == 0
-    return event.kind == "failed" and event.service.startswith(Datapath.OFFLOAD)
+    accepted = "Connect call failed" not in event.why
+    return event.kind == "failed" and (accepted or event.service.startswith(Datapath.OFFLOAD))
 
 
 def this_host_answers(stage: Stage, event: Event) -> bool:

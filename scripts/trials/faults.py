@@ -8,13 +8,14 @@ table; the exit code is 1 if something is lost that need not be.
 
 import os
 import re
+import resource
 import signal
 import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,12 +132,13 @@ def restart_later(stage: Stage) -> Iterator[None]:
 def no_memory(stage: Stage) -> Iterator[None]:
     """Processes get no more address space, and many flows are opened."""
     pids = (stage.instance.pid, *stage.instance.workers())
-    for pid in pids:
-        _limit(pid, "as", f"{_kilobytes(pid, 'VmSize') << 10}:")
+    before = {
+        pid: resource.prlimit(pid, resource.RLIMIT_AS, (_kilobytes(pid, "VmSize") << 10, -1))
+        for pid in pids
+    }
     flood(stage)
     yield
-    for pid in pids:
-        _limit(pid, "as", "unlimited:")
+    _lift(resource.RLIMIT_AS, before)
     if not stage.instance.running:
         # As the service manager does with what has failed.
         stage.instance.start()
@@ -162,13 +164,22 @@ def killed_for_memory(stage: Stage) -> Iterator[None]:
 def no_descriptors(stage: Stage) -> Iterator[None]:
     """No process can open anything."""
     pids = (stage.instance.pid, *stage.instance.workers())
+    before = {}
     for pid in pids:
         used = max(int(path.name) for path in Path(f"/proc/{pid}/fd").iterdir())
-        _limit(pid, "nofile", f"{used + 1}:")
+        soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + 1, hard))
+        before[pid] = soft, hard
     os.kill(stage.instance.pid, signal.SIGHUP)
     yield
-    for pid in pids:
-        _limit(pid, "nofile", "65536:")
+    _lift(resource.RLIMIT_NOFILE, before)
+
+
+def _lift(limit: int, before: Mapping[int, tuple[int, int]]) -> None:
+    """Give processes the limits back that they had, unless they have ended."""
+    for pid, limits in before.items():
+        with suppress(ProcessLookupError, PermissionError):
+            resource.prlimit(pid, limit, limits)
 
 
 def full_disk(stage: Stage) -> Iterator[None]:
@@ -286,11 +297,6 @@ def delete_namespace(stage: Stage) -> Iterator[None]:
     subprocess.run(["ip", "netns", "attach", name, str(stage.instance.pid)], check=True)
 
 
-def _limit(pid: int, what: str, limit: object) -> None:
-    # A process may have ended meanwhile.
-    subprocess.run(["prlimit", "--pid", str(pid), f"--{what}={limit}"], stderr=subprocess.DEVNULL)
-
-
 def _kilobytes(pid: int, key: str) -> int:
     found = re.search(rf"(?m)^{key}:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
     assert found
@@ -332,11 +338,13 @@ ALL: Sequence[Fault] = (
     Fault("connection tracking table full", conntrack_full, of_offload,
           "the kernel has no entry to give"),
     Fault("link to the clients down", link_down("front")),
-    Fault("link to the backends down", link_down("back")),
+    Fault("link to the backends down", link_down("back"), of_offload,
+          "the kernel tells new clients that the host can't be reached, as a router does"),
     Fault("VIP removed", remove_vip),
     Fault("rules flushed (iptables -F)", flush_iptables, this_host_answers,
           "until they are restored, the host answers for an address that it has"),
-    Fault("rules flushed (nft flush ruleset)", flush_ruleset, this_host_answers, "likewise"),
+    Fault("rules flushed (nft flush ruleset)", flush_ruleset, anything,
+          "likewise; and without a chain of nat the kernel translates nothing"),
     Fault("neighbour moved without a word", move_neighbour),
     Fault("network namespace deleted (its name)", delete_namespace),
 )  # fmt: skip

@@ -33,7 +33,7 @@ from scripts.trials.stage import Clients, Event, Seen, Stage, stage, wait_for
 
 REPLACING = 0.4
 """The share of the time in which processes are replaced."""
-AFTERWARDS = 42.0
+AFTERWARDS = 62.0
 """Seconds within which clients notice what a disturbance did: their patience, and a little."""
 INTERVAL = 1.0
 """Seconds between samples."""

@@ -306,7 +306,7 @@ def prepare(lab: Lab) -> None:
     lab.balancer.run(["iptables", "-A", "INPUT", "-m", "conntrack", "--ctstate", "NEW"])
     lab.balancer.run(["iptables", "-F", "INPUT"])
     for state in ("time_wait", "close", "close_wait", "fin_wait", "last_ack"):
-        lab.balancer.sysctl(f"net.netfilter.nf_conntrack_tcp_timeout_{state}", 5)
+        lab.balancer.sysctl(f"net.netfilter.nf_conntrack_tcp_timeout_{state}", 20)
     for state in ("udp_timeout", "udp_timeout_stream"):
         lab.balancer.sysctl(f"net.netfilter.nf_conntrack_{state}", 5)
 

@@ -46,12 +46,14 @@ class Noticing:
         return Seen(events=self._events, gap={"raw-dnat-tcp4": 0.2})
 
 
-def noticed(kind: str, *, backend: int | None = None, at: float = 11.0) -> Record:
+def noticed(
+    kind: str, *, backend: int | None = None, at: float = 11.0, why: str = "reset"
+) -> Record:
     """10 s after the begin the servers of backend 0 were killed, for 3 s; then this was noticed."""
     record = Record(BEGIN)
     killed = next(one for one in disturbances.ALL if one.name == "servers killed")
     record.incidents.append(Incident(killed, BEGIN + 10, BEGIN + 13))
-    event = Event(BEGIN + at, kind, "raw-dnat-tcp4", backend, "reset")
+    event = Event(BEGIN + at, kind, "raw-dnat-tcp4", backend, why)
     watch = Watch(cast(Stage, Silent()), cast(Clients, Noticing(event)), record)
     watch.sample()
     return record
@@ -66,7 +68,8 @@ def test_errors_that_a_disturbance_explains_are_its_own() -> None:
 def test_other_errors_are_faults() -> None:
     after = "11.0 s, after 'servers killed': raw-dnat-tcp4: "
     assert noticed("broken", backend=1).faults == [f"{after}broken: reset"]
-    assert noticed("failed").faults == [f"{after}failed: reset"]
+    refused = "Connect call failed"
+    assert noticed("failed", why=refused).faults == [f"{after}failed: {refused}"]
     assert noticed("corrupt", backend=0).faults == [f"{after}corrupt: reset"]
     (fault,) = noticed("broken", backend=0, at=5.0).faults
     assert fault == "5.0 s, without a disturbance: raw-dnat-tcp4: broken: reset"
