@@ -81,7 +81,8 @@ def configuration(services: Sequence[Target], backends: Sequence[int]) -> str:
         for one in services
     ]
     # So short that what ends can be waited for; half-open and closing connections outlast a start.
-    timeouts = {"half_open": "20s", "fin": "20s", "closed": "2s"}
+    # Connections whose last packets met no worker are asked for after an eighth of `established`.
+    timeouts = {"half_open": "20s", "established": "2m", "fin": "20s", "closed": "2s"}
     timeouts |= {"udp_one_way": "5s", "udp_two_way": "5s"}
     settings = {"workers": 2, "max_flows": 20000, "timeouts": timeouts, "services": described}
     text: str = yaml.safe_dump(settings, sort_keys=False)
