@@ -23,6 +23,7 @@ from featherlb.api.show import (
     NO_PACKET,
     show_change,
     show_explanation,
+    show_fault,
     show_flow,
     show_packet,
     show_services,
@@ -32,6 +33,7 @@ from featherlb.api.show import (
 from featherlb.config import values
 from featherlb.config.types import MaxFlowsConfig, MaxNewConfig
 from featherlb.control.controller import Controller
+from featherlb.control.faults import MAX_DELAY, MAX_DURATION, FaultView
 from featherlb.control.overrides import (
     NO_BACKEND,
     Action,
@@ -45,6 +47,7 @@ from featherlb.core.path.export import read_flows
 from featherlb.core.path.recording import Wanted
 from featherlb.model import Address, Endpoint, Label, Protocol, Refusal, Role
 from featherlb.model.errors import ConfigError
+from featherlb.model.fault import Fault, FaultKind
 
 _Result = TypeVar("_Result")
 
@@ -77,6 +80,9 @@ _ROUTES = {
     ("POST", "/v1/changes"): "change",
     ("DELETE", "/v1/changes/{number}"): "revert",
     ("POST", "/v1/limits"): "limit",
+    ("GET", "/v1/faults"): "faults",
+    ("POST", "/v1/faults"): "inject",
+    ("DELETE", "/v1/faults/{number}"): "end_fault",
     ("POST", "/v1/reload"): "reload",
     ("POST", "/v1/log-level"): "log_level",
     ("POST", "/v1/plan"): "plan",
@@ -154,6 +160,12 @@ def _limiting(wanted: schema.LimitRequest) -> Limiting:
         return Limiting(limit=limit, prefix=wanted.prefix)
     except ValueError as error:
         raise ConfigError([f"{needed}: {error}"]) from None
+
+
+def _number(text: str, what: str) -> int:
+    if not re.fullmatch("[0-9]{1,18}", text):
+        raise ConfigError([f"{values.quote(text)} is not the number of a {what}"])
+    return int(text)
 
 
 async def _body(request: web.BaseRequest) -> object:
@@ -321,11 +333,43 @@ class Handlers:
         return respond(schema.Made(**change, replaces=list(made.replaced)))
 
     async def revert(self, request: web.BaseRequest, number: str) -> web.Response:
-        if not re.fullmatch("[0-9]{1,18}", number):
-            raise ConfigError([f"{values.quote(number)} is not the number of a change"])
-        return respond(
-            show_change(await self._complete(self._controller.changes.revert(int(number))))
+        found = _number(number, "change")
+        return respond(show_change(await self._complete(self._controller.changes.revert(found))))
+
+    async def faults(self, request: web.BaseRequest) -> web.Response:
+        view = await self._controller.view(backends=False)
+        return respond(schema.InjectedFaults(faults=[show_fault(one) for one in view.faults]))
+
+    async def inject(self, request: web.BaseRequest) -> web.Response:
+        wanted = schema.read(schema.FaultRequest, await _body(request))
+        if (wanted.delay is None) is (wanted.kind is FaultKind.DELAY):
+            what = "missing" if wanted.delay is None else f"not allowed with {wanted.kind}"
+            raise ConfigError([f"delay: {what} (expected a time such as 80ms with kind delay)"])
+        if wanted.loss is not None and wanted.kind is not FaultKind.DROP:
+            raise ConfigError([f"loss: not allowed with {wanted.kind}"])
+        if not 0 < (wanted.delay or 1) <= MAX_DELAY:
+            raise ConfigError([f"delay: {wanted.delay:g} s (expected at most {MAX_DELAY} s)"])
+        if not 0 < wanted.duration <= MAX_DURATION:
+            raise ConfigError([f"for: {wanted.duration:g} s (expected at most {MAX_DURATION} s)"])
+        try:
+            backend = None if wanted.backend is None else values.backend(wanted.backend)
+        except ValueError as error:
+            raise ConfigError([f"backend: {error}"]) from None
+        fault = Fault(
+            number=0,
+            service=find_service(self._controller.serving.state.running, wanted.service).name,
+            kind=wanted.kind,
+            until=time.monotonic() + wanted.duration,
+            share=wanted.share,
+            delay=wanted.delay or 0,
+            loss=100 if wanted.loss is None else wanted.loss,
         )
+        adding = self._controller.faults.add(fault, backend, wanted.seed)
+        return respond(show_fault(FaultView(await self._complete(adding), 0, 0)))
+
+    async def end_fault(self, request: web.BaseRequest, number: str) -> web.Response:
+        found = _number(number, "fault")
+        return respond(show_fault(await self._complete(self._controller.faults.remove(found))))
 
     async def reload(self, request: web.BaseRequest) -> web.Response:
         wanted = schema.read(schema.ReloadRequest, await _body(request))

@@ -42,6 +42,7 @@ _BACKEND_COUNTERS = {
     ),
 }
 _MOVES = ("refused", "silent")
+_FAULT = ("fault", "service", "kind")
 _DIRECTIONS = ("forward", "reply")
 
 
@@ -85,6 +86,21 @@ class Snapshot(Collector):
         yield GaugeMetricFamily(
             "featherlb_changes", "Run-time changes in force.", value=len(view.overrides)
         )
+        yield GaugeMetricFamily(
+            "featherlb_faults", "Injected faults in force.", value=len(view.faults)
+        )
+        flows = CounterMetricFamily(
+            "featherlb_fault_flows", "Flows that an injected fault has chosen.", labels=_FAULT
+        )
+        packets = CounterMetricFamily(
+            "featherlb_fault_packets", "Packets that an injected fault has met.", labels=_FAULT
+        )
+        for one in view.faults:
+            labels = [str(one.fault.number), one.fault.service, one.fault.kind]
+            flows.add_metric(labels, one.flows)
+            packets.add_metric(labels, one.packets)
+        yield flows
+        yield packets
         yield CounterMetricFamily(
             "featherlb_worker_restarts", "Workers replaced.", value=view.worker_restarts
         )

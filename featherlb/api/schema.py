@@ -15,6 +15,7 @@ from featherlb.control.overrides import Action
 from featherlb.core.flows.tcp_state import State
 from featherlb.model import Health, Refusal, Role
 from featherlb.model.errors import ConfigError
+from featherlb.model.fault import FaultKind
 from featherlb.model.label import label
 
 FLOW_STATES = tuple(map(label, State))
@@ -34,6 +35,18 @@ def duration(value: object) -> float:
     return values.duration(value)
 
 
+def percent(value: object) -> float:
+    """Per cent: a number, or text such as `10%`."""
+    if isinstance(value, str):
+        with suppress(ValueError):
+            value = float(value.removesuffix("%"))
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 100:
+        raise ValueError(f"{values.quote(str(value))} is no share (expected 0.001% to 100%)")
+    return float(value)
+
+
+Percent = Annotated[float, BeforeValidator(percent)]
+"""More than 0, up to 100; or text such as `10%`."""
 Duration = Annotated[float, BeforeValidator(duration)]
 """Seconds, or text such as `10m`."""
 
@@ -141,6 +154,7 @@ class Status(Answer):
         description="Time until the previous level returns; null: permanent."
     )
     changes: int = Field(description="Run-time changes in force.")
+    faults: list["Injected"] = Field(description="Injected faults in force.")
     reloads: int
     reloads_refused: int
     last_reload: str = Field(description="Time of the last reload; empty if none.")
@@ -238,6 +252,7 @@ class Service(Answer):
         description="Packets of clients that may not open a flow, by reason: `not-allowed`,"
         " `max-flows`, `max-new`; empty if everybody may."
     )
+    faults: list["Injected"] = Field(description="Injected faults of its flows.")
     backends: list[Backend]
 
 
@@ -481,6 +496,49 @@ class Made(Change):
 
 class Changes(Answer):
     changes: list[Change]
+
+
+class FaultRequest(Question):
+    kind: Annotated[FaultKind, BeforeValidator(values.fault_kind)]
+    service: str = Field(description="Name of the service, or one of its VIPs.")
+    backend: str | None = Field(
+        None, description="`HOST:PORT`, as in the configuration: only flows to this one."
+    )
+    share: Percent = Field(100, description="Of the new flows, in per cent, or `10%`.")
+    delay: Duration | None = Field(None, description="For `delay`: 60 s at most.")
+    loss: Percent | None = Field(
+        None, description="For `drop`: of a flow's packets, in per cent (default 100)."
+    )
+    duration: Duration = Field(
+        60,
+        validation_alias="for",
+        serialization_alias="for",
+        description="The fault ends after this time, 1 h at most.",
+    )
+    seed: int | None = Field(
+        None, ge=0, lt=2**32, description="Which flows are chosen; null: others each time."
+    )
+
+
+class Injected(Answer):
+    """A fault in force."""
+
+    number: int
+    description: str = Field(description="Text such as `delay of 80 ms for 10 % of ...`.")
+    kind: FaultKind
+    service: str
+    backends: list[str] = Field(description="Only flows to these addresses; empty: all.")
+    share: float = Field(description="Of the new flows, in per cent.")
+    delay: float = Field(description="Of `delay`.")
+    loss: float = Field(description="Of `drop`: of a flow's packets, in per cent.")
+    seed: int
+    remaining: float = Field(description="Time until it ends.")
+    flows: int = Field(description="Flows that it has chosen.")
+    packets: int = Field(description="Packets that it has held, lost, or reset a flow with.")
+
+
+class InjectedFaults(Answer):
+    faults: list[Injected]
 
 
 class LogLevelRequest(Question):

@@ -14,6 +14,7 @@ from featherlb import __version__
 from featherlb.api import schema
 from featherlb.config import ServiceConfig
 from featherlb.config.values import few
+from featherlb.control.faults import FaultView
 from featherlb.control.overrides import LIMITING, Override
 from featherlb.control.view import BackendView, ServiceView, View
 from featherlb.core.flows.tcp_state import TimeoutClass
@@ -91,6 +92,24 @@ def show_change(override: Override) -> schema.Change:
     )
 
 
+def show_fault(view: FaultView) -> schema.Injected:
+    fault = view.fault
+    return schema.Injected(
+        number=fault.number,
+        description=str(fault),
+        kind=fault.kind,
+        service=fault.service,
+        backends=[str(one) for one in fault.backends],
+        share=fault.share,
+        delay=fault.delay,
+        loss=fault.loss,
+        seed=fault.seed,
+        remaining=round(fault.until - time.monotonic(), 3),
+        flows=view.flows,
+        packets=view.packets,
+    )
+
+
 def show_explanation(found: "Explanation") -> schema.Explanation:
     return schema.Explanation(
         service=found.service,
@@ -144,6 +163,7 @@ def show_status(view: View) -> schema.Status:
             None if view.log_until is None else round(view.log_until - time.monotonic(), 3)
         ),
         changes=len(view.overrides),
+        faults=[show_fault(one) for one in view.faults],
         reloads=view.reloads.done,
         reloads_refused=view.reloads.refused,
         last_reload=view.reloads.last,
@@ -201,7 +221,8 @@ def show_services(view: View) -> schema.Services:
     refused = _refused(view)
     return schema.Services(
         services=[
-            _service(one, found, counts, refused.get(one.config.name, {})) for one in view.services
+            _service(one, found, counts, refused.get(one.config.name, {}), view.faults)
+            for one in view.services
         ]
     )
 
@@ -235,6 +256,7 @@ def _service(
     found: list[Statistics],
     counts: dict[_Key, dict[str, Any]],
     refused: dict[str, int],
+    faults: Sequence[FaultView],
 ) -> schema.Service:
     name = view.config.name
     rows = [
@@ -284,6 +306,7 @@ def _service(
         panic=view.panic,
         conditions=_conditions(view.config),
         refused=refused,
+        faults=[show_fault(one) for one in faults if one.fault.service == name],
         backends=rows,
     )
 

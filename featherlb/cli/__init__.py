@@ -31,6 +31,7 @@ _COMMANDS = {
     "stats": "Show packet counters by outcome.",
     "backend": "Add, remove, drain or reweight a backend.",
     "limit": "Change who may open how many connections.",
+    "chaos": "Inject faults into some flows.",
     "reload": "Reload the configuration.",
     "plan": "Show what a reload to another configuration would do.",
     "save": "Print the running configuration.",

@@ -21,6 +21,8 @@ def backends(answer: schema.Services) -> None:
             f"{service.name}: {', '.join(service.vips)}/{service.protocol}, {service.scheduler},"
             f" {service.nat}, {service.datapath}"
         )
+        for fault in service.faults:
+            click.echo(f"  injected fault {fault.number}: {fault.description}")
         if service.panic:
             click.echo("  panic: too few backends are healthy, all are used")
         table = new_table(

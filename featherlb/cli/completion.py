@@ -90,6 +90,14 @@ def changes(ctx: click.Context) -> Iterable[str]:
     return []
 
 
+def faults(ctx: click.Context) -> Iterable[str]:
+    """The numbers of the injected faults."""
+    with suppress(FeatherlbError):
+        client = connect(ctx.params.get("instance"), TIMEOUT)
+        return [str(one.number) for one in client.get("/v1/faults", schema.InjectedFaults).faults]
+    return []
+
+
 def _services(ctx: click.Context) -> list[schema.Service]:
     with suppress(FeatherlbError):
         client = connect(ctx.params.get("instance"), TIMEOUT)

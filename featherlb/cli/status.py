@@ -31,6 +31,9 @@ def status(answer: schema.Status) -> None:
     if answer.last_reload:
         outcome = f"refused: {answer.reload_error}" if answer.reload_error else "done"
         rows["last reload"] = f"{answer.last_reload} {outcome}"
+    for fault in answer.faults:
+        ending = f"ends in {short_time(max(0, fault.remaining))}"
+        rows[f"injected fault {fault.number}"] = f"{fault.description}, {ending}"
     if answer.panic:
         rows["panic"] = f"{', '.join(answer.panic)}: too few backends are healthy, all are used"
     for name, reasons in answer.refused.items():

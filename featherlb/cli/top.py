@@ -140,6 +140,8 @@ def _head(now: Snapshot, before: Snapshot) -> RenderableType:
     second.append(short_number(lost), "bold red" if lost else "")
     if status.changes:
         second.append(f", run-time changes {status.changes}", "yellow")
+    if status.faults:
+        second.append(f", injected faults {len(status.faults)}", "bold red")
     if status.reload_error:
         second.append(", last reload refused", "bold red")
     return Group(first, second)
@@ -150,6 +152,7 @@ def _title(service: schema.Service) -> Text:
         (service.name, "bold"),
         f" {', '.join(service.vips)}/{service.protocol} {service.scheduler} {service.nat}",
         (" panic: all backends are used", "bold red") if service.panic else "",
+        *((f"\n  injected fault: {one.description}", "bold red") for one in service.faults),
     )
 
 

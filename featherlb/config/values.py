@@ -38,6 +38,7 @@ from featherlb.model import (
     split_host_port,
     split_host_ports,
 )
+from featherlb.model.fault import FaultKind
 
 T = TypeVar("T")
 
@@ -412,6 +413,7 @@ syn_cookies = one_of({str(choice): choice for choice in SynCookies})
 check_type = one_of({str(choice): choice for choice in CheckType})
 refusal = one_of({str(choice): choice for choice in Refusal})
 role = one_of({str(choice): choice for choice in Role})
+fault_kind = one_of({str(choice): choice for choice in FaultKind})
 initial_health = one_of({str(choice): choice for choice in (Health.UP, Health.DOWN)})
 datapath: Callable[[object], Datapath | Automatic] = one_of(
     {**{str(choice): choice for choice in Datapath}, AUTO: AUTO}

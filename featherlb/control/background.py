@@ -37,6 +37,7 @@ class Background:
         self._data = controller.data
         self._changes = controller.changes
         self._log_switch = controller.log_switch
+        self._faults = controller.faults
         self._upkeep = Upkeep(controller.serving, controller.events)
 
     def start(self) -> None:
@@ -47,6 +48,7 @@ class Background:
         # Those that change weights alone wait for no other change.
         start("overrides", partial(self._expire_overrides, weighing=True))
         start("overrides", partial(self._expire_overrides, weighing=False))
+        start("faults", self._end_faults, vital=False)
         start("log-level", self._restore_log_level, vital=False)
         start("names", self._refresh_names)
         start("health", self._apply_health)
@@ -76,6 +78,10 @@ class Background:
     async def _restore_log_level(self) -> None:
         switch = self._log_switch
         await self._expire(switch.changed, lambda: switch.until, switch.expire)
+
+    async def _end_faults(self) -> None:
+        faults = self._faults
+        await self._expire(faults.changed, faults.next_expiry, faults.expire)
 
     async def _expire(
         self,

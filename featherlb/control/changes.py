@@ -21,7 +21,6 @@ from featherlb.control.overrides import (
 from featherlb.control.prepare import Found
 from featherlb.control.serving import Overrides, Serving
 from featherlb.control.workers import FlowFilter
-from featherlb.model import Endpoint
 from featherlb.model.counted import counted
 from featherlb.model.errors import ConfigError
 
@@ -147,7 +146,7 @@ class RunTimeChanges:
         """At its deadline, which is over then."""
         await self._serving.amend(override.service, partial(_past_deadline, override.number))
         count = 0
-        for endpoint in self._endpoints(override):
+        for endpoint in self._serving.state.endpoints_of(override.service, override.key):
             wanted = FlowFilter(service=override.service, backend=endpoint)
             count += await self._serving.data.workers.end_flows(wanted, reset=True)
         self._events.emit(
@@ -158,19 +157,6 @@ class RunTimeChanges:
             backend=override.backend,
             count=count,
         )
-
-    def _endpoints(self, override: Override) -> list[Endpoint]:
-        """Where the backend of an override is served."""
-        address, port, last_port = override.key
-        if not isinstance(address, str):
-            return [Endpoint(address, port, last_port)]
-        return [
-            place.endpoint
-            for place in self._serving.state.places.get(override.service, ())
-            if place.backend.key == override.key
-            and place.endpoint is not None
-            and not place.problem
-        ]
 
 
 def _add(override: Override, config: Config, overrides: Overrides) -> Overrides:

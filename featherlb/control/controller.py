@@ -13,6 +13,7 @@ from featherlb.control import log_level
 from featherlb.control.capture import Captures
 from featherlb.control.changes import RunTimeChanges
 from featherlb.control.events import Events
+from featherlb.control.faults import Faults
 from featherlb.control.log_switch import LogSwitch
 from featherlb.control.overrides import with_overrides
 from featherlb.control.prepare import Found, load_schedulers, prepare
@@ -46,6 +47,7 @@ class Controller:
         self.data = self.serving.data
         self.reloader = Reloader(settings, self.serving, events)
         self.changes = RunTimeChanges(self.serving, events)
+        self.faults = Faults(self.serving, events)
         self.captures = Captures(self.data.workers, events)
         self.log_switch = LogSwitch(events, self.data.log_flows)
         self._settings = settings
@@ -100,6 +102,7 @@ class Controller:
             started=self._started,
             assign=self.data.options.assign,
             overrides=state.overrides,
+            faults=self.faults.views(statistics),
             absent=len(absent(state.places)),
             hash_key=self.data.hash_key.place,
             log_level=log_level.current(),

@@ -30,15 +30,17 @@ from featherlb.core.path.export import read_flows
 from featherlb.datapaths.base import QueueOptions, queue_length
 from featherlb.model import Address, Service, Topology
 from featherlb.model.errors import HostError
+from featherlb.model.fault import Fault
 from featherlb.model.reason import Reason
 from featherlb.system import flow_file, hash_key, kernel_state, rtnetlink, state_file
 from featherlb.system.hash_key import THIS_RUN, HashKey
 from featherlb.system.journal import Journal
 from featherlb.worker.protocol import (
     Apply,
+    Command,
+    InjectFaults,
     LogFlows,
     Reweigh,
-    SetShield,
     SetTopology,
     Start,
     Update,
@@ -81,6 +83,7 @@ class DataPlane:
         self._sent = Topology()
         """The topology that all workers have."""
         self._log_flows = LogFlows(False)
+        self._faults = InjectFaults(())
         self.hash_key = HashKey(b"", THIS_RUN)
         """By what the hash schedulers place flows."""
 
@@ -213,6 +216,12 @@ class DataPlane:
         # The successor of a worker that has died hears of it when it starts.
         with suppress(HostError):
             await self.workers.apply(self._log_flows)
+
+    async def inject(self, faults: tuple[Fault, ...]) -> None:
+        """Have the workers put these faults in force, and no others."""
+        self._faults = InjectFaults(faults)
+        with suppress(HostError):
+            await self.workers.apply(self._faults)
 
     @property
     def plan(self) -> host.HostPlan | None:
@@ -352,10 +361,11 @@ class DataPlane:
         self._apply = replace(self._apply, services=merge(self._apply.services, services))
         await self.workers.apply(Reweigh(tuple(services)))
 
-    def _greeting(self) -> list[Apply | LogFlows | SetShield | SetTopology]:
+    def _greeting(self) -> list[Command]:
         """What a new worker has to know."""
-        greeting: list[Apply | LogFlows | SetShield | SetTopology] = [
+        greeting: list[Command] = [
             self._log_flows,
+            self._faults,
             self.cookies.message,
             self._apply,
         ]

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from featherlb.config import Config, Places
+from featherlb.config.types import BackendKey
 from featherlb.control.overrides import Override, with_overrides
 from featherlb.model import (
     LAST_PORT,
@@ -65,6 +66,17 @@ class State:
     def running(self) -> Config:
         """The configuration with the overrides."""
         return with_overrides(self.config, self.overrides)
+
+    def endpoints_of(self, service: str, key: BackendKey) -> tuple[Endpoint, ...]:
+        """Where a backend of a service is served."""
+        address, port, last_port = key
+        if not isinstance(address, str):
+            return (Endpoint(address, port, last_port),)
+        return tuple(
+            place.endpoint
+            for place in self.places.get(service, ())
+            if place.backend.key == key and place.endpoint is not None and not place.problem
+        )
 
 
 @dataclass(frozen=True, slots=True)

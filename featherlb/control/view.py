@@ -7,6 +7,7 @@ from datetime import datetime
 from featherlb.config import BackendConfig, Place, ServiceConfig
 from featherlb.config.types import BackendKey, Host
 from featherlb.control.cookies import CookieView
+from featherlb.control.faults import FaultView
 from featherlb.control.health import HealthChecks, progress
 from featherlb.control.host_watch import HostView
 from featherlb.control.log_level import LogLevel
@@ -85,6 +86,7 @@ class View:
     assign: bool
     """VIPs that the host doesn't have are assigned to it."""
     overrides: tuple[Override, ...]
+    faults: tuple[FaultView, ...]
     absent: int
     """Backends whose names have no address that can be used."""
     hash_key: str

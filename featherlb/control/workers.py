@@ -35,8 +35,8 @@ from featherlb.model import Endpoint, Protocol, Vip
 from featherlb.model.errors import HostError
 from featherlb.net.addresses import words_of
 from featherlb.worker.protocol import (
-    Apply,
     Channel,
+    Command,
     Ended,
     EndFlows,
     Explain,
@@ -48,14 +48,10 @@ from featherlb.worker.protocol import (
     GetOffenders,
     GetOutcomes,
     GetStatistics,
-    LogFlows,
     Offenders,
     Outcomes,
     RecordedPackets,
     RecordPackets,
-    Reweigh,
-    SetShield,
-    SetTopology,
     Start,
     ToWorker,
     WorkerStatistics,
@@ -76,7 +72,7 @@ ENDED_AT_ONCE = 32
 """Flows that a worker ends per turn: each costs it two packets, some microseconds."""
 
 
-Greeting = Callable[[], Sequence[Apply | LogFlows | SetShield | SetTopology]]
+Greeting = Callable[[], Sequence[Command]]
 """What a new worker has to be sent, as things are now."""
 
 
@@ -211,7 +207,7 @@ class Workers:
     def pids(self) -> list[int]:
         return [worker.process.pid for worker in self._processes]
 
-    async def apply(self, message: Apply | LogFlows | Reweigh | SetShield | SetTopology) -> None:
+    async def apply(self, message: Command) -> None:
         """All have done it when this returns; HostError if one can't, and the others have."""
         answers = await asyncio.gather(
             *(worker.ask(message) for worker in self._processes), return_exceptions=True
@@ -368,7 +364,7 @@ class Workers:
 async def greet(ask: Callable[[ToWorker], Awaitable[object]], greeting: Greeting) -> None:
     """Send a new worker its greeting, and what changes of it meanwhile: that was sent to the other
     workers only."""
-    sent: list[Apply | LogFlows | SetShield | SetTopology] = []
+    sent: list[Command] = []
     while sent != (wanted := list(greeting())):
         for message in wanted:
             if message not in sent:

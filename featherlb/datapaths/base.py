@@ -17,6 +17,7 @@ from featherlb.model.shard import Shard
 if TYPE_CHECKING:
     # The supervisor imports this module for its values, and needs no packet path.
     from featherlb.core.path.balancer import Balancer
+    from featherlb.datapaths.delayed import Delayed
     from featherlb.datapaths.owners import TupleOwners
     from featherlb.system.raw_socket import RawSender
 
@@ -56,8 +57,8 @@ class Context:
     """What the engines of a worker share.
 
     `core` decides on packets, `owners` answers its questions about tuples; `sender` sends packets
-    that featherlb originates. `queue` is the engine of the worker's queue; only that engine itself
-    is opened without one.
+    that featherlb originates, `delayed` keeps those that the core holds back. `queue` is the engine
+    of the worker's queue; only that engine itself is opened without one.
     """
 
     core: "Balancer"
@@ -65,6 +66,7 @@ class Context:
     sender: "RawSender"
     shard: Shard
     queue_options: QueueOptions
+    delayed: "Delayed"
     queue: "PacketQueue | None" = None
 
 

@@ -55,6 +55,11 @@ def judge_state(status: schema.Status, installed: str) -> Iterator[Finding]:
             f" {first}",
             f"featherlb reload --instance {status.instance}",
         )
+    for fault in status.faults:
+        yield warning(
+            f"an injected fault is in force: {fault.description}",
+            f"featherlb chaos remove {fault.number} --instance {status.instance}",
+        )
     if status.version != installed:
         yield warning(
             f"version {status.version} is running, but {installed} is installed; restart it",

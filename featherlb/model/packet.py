@@ -53,3 +53,5 @@ class Verdict(IntEnum):
     again."""
     ANSWERED = 7
     """Send the buffer's new content back to where the frame came from. Frames only."""
+    HOLD = 8
+    """Keep the packet for a while, then hand it in again (`core/path/faults.py`)."""

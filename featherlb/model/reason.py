@@ -79,6 +79,8 @@ class Reason(IntEnum):
     """The client's, on a connection opened with a cookie, until the backend has answered."""
     FORGED_ERROR = 30
     """An ICMP error about a segment that is not in flight, or with an MTU that no link has."""
+    INJECTED_FAULT = 31
+    """Lost, or its flow reset, by a fault that an operator has injected."""
 
     @property
     def label(self) -> str:

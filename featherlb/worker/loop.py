@@ -23,6 +23,7 @@ from featherlb.core.path.balancer import Balancer
 from featherlb.core.path.export import FlowView
 from featherlb.core.pools.schedulers import names, within_weights
 from featherlb.datapaths.base import Context, Engine, PacketQueue, ServiceChange, open_engine
+from featherlb.datapaths.delayed import Delayed
 from featherlb.datapaths.owners import TupleOwners
 from featherlb.model import DEFAULT_DATAPATH, Backend, Datapath, Service, Topology
 from featherlb.model.counted import counted
@@ -45,6 +46,7 @@ from featherlb.worker.protocol import (
     GetOffenders,
     GetOutcomes,
     GetStatistics,
+    InjectFaults,
     Log,
     LogFlows,
     Offenders,
@@ -90,7 +92,10 @@ class Worker:
         )
         self._recorder = Recorder(self._core)
         self._owners = TupleOwners(self._core.claims)
-        context = Context(self._core, self._owners, self._sender, start.shard, start.queue)
+        self._delayed = Delayed(self._core)
+        context = Context(
+            self._core, self._owners, self._sender, start.shard, start.queue, self._delayed
+        )
         queue = open_engine(DEFAULT_DATAPATH, context)
         assert isinstance(queue, PacketQueue)
         self._context = replace(context, queue=queue)
@@ -109,11 +114,12 @@ class Worker:
 
     def run(self) -> None:
         """Run until the supervisor ends."""
-        next_tick = time.monotonic()
+        next_tick = now = time.monotonic()
         overdue = False
         while True:
             commanded = False
-            readable = self._poller.poll(0 if overdue else TICK * 1000)
+            pause = self._delayed.timeout(now, TICK) if self._delayed else TICK
+            readable = self._poller.poll(0 if overdue else pause * 1000)
             now = time.monotonic()
             for descriptor, _ in readable:
                 engine = self._polled.get(descriptor)
@@ -121,6 +127,8 @@ class Worker:
                     commanded = True
                 else:
                     engine.process(descriptor, now)
+            if self._delayed:
+                self._delayed.release(now)
             self._flush(now)
             if overdue or now >= next_tick:
                 next_tick = now + TICK
@@ -199,10 +207,16 @@ class Worker:
                 self._channel.send(Outcomes(found, cookies.flooded, cookies.returned))
             case GetOffenders(count):
                 self._channel.send(Offenders(self._core.views.offenders(count, now)))
+            case InjectFaults(faults):
+                self._core.faults.inject(faults)
+                self._channel.send(Applied())
             case GetStatistics(backends):
                 statistics = self._core.views.statistics(backends)
                 engines = {name: engine.counters() for name, engine in self._engines.items()}
-                self._channel.send(WorkerStatistics(statistics, engines, self._sender.failed))
+                counts = self._core.faults.counts()
+                self._channel.send(
+                    WorkerStatistics(statistics, engines, self._sender.failed, counts)
+                )
             case GetFlows(first, count):
                 for engine in self._engines.values():
                     engine.refresh(first, count, now)

@@ -27,6 +27,7 @@ from featherlb.model import (
     Timeouts,
     Topology,
 )
+from featherlb.model.fault import Fault
 from featherlb.model.shard import Shard
 from featherlb.worker import data
 
@@ -113,6 +114,14 @@ class SetShield:
     `Applied`."""
 
     up: bool
+
+
+@dataclass(frozen=True, slots=True)
+class InjectFaults:
+    """To the worker: have these faults in force, and no others. It answers `Applied`, and ends each
+    at its time by itself."""
+
+    faults: tuple[Fault, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +220,8 @@ class WorkerStatistics:
     core: Statistics
     engines: dict[Datapath, EngineCounters]
     unsent: int
+    faults: dict[int, tuple[int, int]]
+    """See `Faults.counts`."""
 
     @property
     def queue(self) -> EngineCounters:
@@ -284,13 +295,11 @@ def merge(
     return (*merged, *new.values())
 
 
+Command = Apply | Reweigh | SetTopology | LogFlows | SetShield | InjectFaults
+"""What all workers have to know, and answer `Applied`."""
 ToWorker = (
     Start
-    | Apply
-    | Reweigh
-    | SetTopology
-    | LogFlows
-    | SetShield
+    | Command
     | GetStatistics
     | GetOutcomes
     | GetOffenders

@@ -155,6 +155,7 @@ class Flag(IntFlag):
     BACKEND_SPOKE = 1 << 11  # CLOSED: the backend has
     REDISPATCHED = 1 << 12  # another backend was tried before
     ANSWERED = 1 << 13  # the backend has answered the SYN with a segment that is no SYN-ACK
+    DISTURBED = 1 << 14  # an injected fault may befall its packets
 
 
 class Records:
@@ -235,6 +236,7 @@ if not cython.compiled:
         BACKEND_SPOKE,
         REDISPATCHED,
         ANSWERED,
+        DISTURBED,
     ) = map(int, Flag.__members__.values())
 
     def direction_of(record: "Record", reply: int) -> "Direction":

@@ -13,7 +13,8 @@ from featherlb.core.path.splice cimport Opening, Splices
 from featherlb.core.path.tracking cimport Tracker
 from featherlb.core.flows.counters cimport COUNTERS, Counters
 from featherlb.core.path.terminate cimport Termination
-from featherlb.core.flows.record cimport OFFLOADED, SPLICED, Direction, Record, direction_of
+from featherlb.core.flows.record cimport (
+    DISTURBED, OFFLOADED, SPLICED, Direction, Record, direction_of)
 from featherlb.core.flows.table cimport FlowTable
 from featherlb.core.path.fragments cimport Fragments
 from featherlb.core.path.liveness cimport Liveness
@@ -31,6 +32,7 @@ from featherlb.core.path.services cimport Services
 from featherlb.core.path.redispatch cimport Attempt, Redispatch
 from featherlb.core.path.restore cimport Restoration
 from featherlb.core.path.export cimport Views
+from featherlb.core.path.faults cimport Faults
 
 cdef int SYN, TCP, UDP
 cdef int NEW, SYN_SENT, SYN_RETRIED, ESTABLISHED, REPLACED, UDP_ONE_WAY
@@ -51,6 +53,7 @@ cdef class Balancer:
     cdef readonly Restoration restoration
     cdef readonly Views views
     cdef readonly Recording recording
+    cdef readonly Faults faults
     cdef readonly object buffer
     cdef Packet packet
     cdef Counters counters
@@ -88,6 +91,8 @@ cdef class Balancer:
         packet=Packet, ref=cython.Py_ssize_t, flow=cython.Py_ssize_t, reply=cython.Py_ssize_t,
         record="Record *", action=cython.int)
     cdef int look_up(self, Context ctx) except -1
+    @cython.locals(verdict=cython.int)
+    cdef int look_up_disturbed(self, Context ctx) except -1
     @cython.locals(
         packet=Packet, wire=cython.bint, port=cython.uint, action=cython.int, verdict=cython.int)
     cdef int admit(self, Context ctx) except -1

@@ -27,6 +27,7 @@ from featherlb.core.path.claims import Claims
 from featherlb.core.path.context import Context
 from featherlb.core.path.cookies import Cookies
 from featherlb.core.path.export import Views
+from featherlb.core.path.faults import Faults
 from featherlb.core.path.fragments import Fragments
 from featherlb.core.path.icmp import IcmpHandler
 from featherlb.core.path.liveness import Liveness
@@ -60,7 +61,7 @@ from featherlb.net.protocols import SYN, TCP, UDP
 if not cython.compiled:
     from featherlb.core.flows.counters import COUNTERS
     from featherlb.core.flows.next_hops import LINK_MASK, LINK_SHIFT
-    from featherlb.core.flows.record import OFFLOADED, SPLICED, direction_of
+    from featherlb.core.flows.record import DISTURBED, OFFLOADED, SPLICED, direction_of
     from featherlb.core.path.claims import FIND_OWNER, PENDING
     from featherlb.core.path.context import FIRST_FRAGMENT, GO_ON, ICMP_MESSAGE, LATER_FRAGMENT
     from featherlb.core.path.hooks import (
@@ -115,7 +116,7 @@ class Balancer:
     engine of offloaded flows, `claims` for engines that look up who has a tuple, `views` shows
     flows and counts, `recording` records packets, `termination` ends flows for an operator,
     `restoration` restores those of a predecessor, `redispatch` has clients' packets to send to a
-    VIP a second time, and `cookies` hears whether the kernel answers SYNs.
+    VIP a second time, `faults` injects faults, and `cookies` hears whether the kernel answers SYNs.
     """
 
     def __init__(
@@ -185,6 +186,9 @@ class Balancer:
             packet, flows, lifecycle, next_hops, counters, outbox, redispatch, cookies
         )
         self.termination = Termination(flows, lifecycle, self.offload, self.tombstones, outbox)
+        self.faults = Faults(
+            flows, members, lifecycle, counters, outbox, self.tracker, self.termination
+        )
         self.liveness = Liveness(flows, lifecycle, outbox)
         self.views = Views(flows, services, members, counters, lifecycle, redispatch, ports)
         self.recording = Recording(flows, members, services, counters, self.context, packet)
@@ -268,6 +272,8 @@ class Balancer:
         self.cookies.handle_timer(int(now * 10))
         if self.splices.openings:
             self.splices.handle_timer(int(now * 10))
+        if self.faults.active:
+            self.faults.expire(now)
         return more
 
     def apply(self, services: Sequence[Service], rules_applied: bool = True) -> None:
@@ -366,9 +372,22 @@ class Balancer:
             ctx.reply = 0
         elif ctx.info & TRUNCATED:
             return self.counters.drop(TRUNCATED_REASON)
+        elif record.flags & DISTURBED:
+            return self.look_up_disturbed(ctx)
         elif record.state != ESTABLISHED and record.state in (SYN_SENT, SYN_RETRIED, REPLACED):
             return self.redispatch.decide(ctx)
         return GO_ON
+
+    def look_up_disturbed(self, ctx: Context) -> int:
+        """The rest of `look_up` for a flow that an injected fault has chosen. The fault lies on the
+        link to the backend: its packets meet the fault first, the client's at last."""
+        if ctx.reply and (verdict := self.faults.strike(ctx)):
+            return verdict
+        if self.flows.at(ctx.flow).state in (SYN_SENT, SYN_RETRIED, REPLACED):
+            verdict = self.redispatch.decide(ctx)
+            if verdict or not ctx.flow:
+                return verdict
+        return GO_ON if ctx.reply else self.faults.strike(ctx)
 
     def admit(self, ctx: Context) -> int:
         """Whether a packet without a flow may open one, in `ctx.pool`."""
@@ -488,7 +507,7 @@ class Balancer:
         if opening is not None:
             self.splices.opened(ctx, opening)
         ctx.offloaded = self.flows.at(flow).flags & OFFLOADED != 0
-        return GO_ON
+        return self.faults.begin(ctx) if self.faults.active else GO_ON
 
     def route(self, ctx: Context) -> int:
         """Set `next_hops.egress` and decrement the TTL, as a router does."""

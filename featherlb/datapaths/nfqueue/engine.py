@@ -17,6 +17,7 @@ from featherlb.datapaths.base import (
     QueueOptions,
     ServiceChange,
 )
+from featherlb.datapaths.delayed import Delayed
 from featherlb.datapaths.owners import TupleOwners
 from featherlb.model import Driver
 from featherlb.model.errors import HostError
@@ -30,6 +31,8 @@ class QueueDriver(Protocol):
     """See `ServiceChange.pass_mark`."""
     owners: TupleOwners | None
     """Answers the core's questions."""
+    delayed: Delayed | None
+    """Keeps the packets that the core holds back."""
 
     @property
     def received(self) -> int: ...
@@ -89,6 +92,7 @@ class Engine(base.PacketQueue):
         self._number = context.queue_options.number
         self._driver = open_driver(context.queue_options)
         self._driver.owners = context.owners
+        self._driver.delayed = context.delayed
         self._kernel_flows: KernelFlows | None = None
 
     def descriptors(self) -> Sequence[int]:

@@ -10,12 +10,14 @@ before it queues them (no NFQA_CFG_F_GSO).
 import errno
 import os
 import socket
+from functools import partial
 
 from netfilterqueue import NetfilterQueue
 
 from featherlb.core.path.balancer import Balancer
 from featherlb.datapaths.base import KernelFlows, QueueOptions
 from featherlb.datapaths.batches import SEND_BUFFER
+from featherlb.datapaths.delayed import Delayed
 from featherlb.datapaths.owners import TupleOwners
 from featherlb.model import LATE_HOOKS, PacketInfo, Verdict
 from featherlb.system import socket_buffers
@@ -61,6 +63,7 @@ class NetfilterQueueDriver:
         self._buffer = bytearray(_READ_SIZE)
         self._core: Balancer | None = None
         self.owners: TupleOwners | None = None
+        self.delayed: Delayed | None = None
         self._kernel_flows: KernelFlows | None = None
         self._now = 0.0
         self._queue = NetfilterQueue()
@@ -85,18 +88,23 @@ class NetfilterQueueDriver:
         self._queue.run_socket(self._reader)
 
     def _handle(self, packet) -> None:  # type: ignore[no-untyped-def]
-        assert self._core is not None
         self.received += 1
         payload = packet.get_payload()
         length = len(payload)
         info = PacketInfo.NONE
-        self._buffer[:length] = payload
         if length >= COPY_RANGE:
             total = _length_in_header(payload)
             if total > length:
                 self.truncated += 1
                 info = PacketInfo.TRUNCATED
                 length = total
+        self._judge(packet, payload, length, info)
+
+    def _judge(self, packet, payload: bytes, length: int, info: int) -> None:  # type: ignore[no-untyped-def]
+        """Have the core decide on the packet, and answer the kernel."""
+        assert self._core is not None
+        assert self.delayed is not None
+        self._buffer[: len(payload)] = payload
         recording = self._core.recording
         recorded = recording.active
         if recorded:
@@ -104,7 +112,9 @@ class NetfilterQueueDriver:
         verdict = self._decide(length, packet.hook, info)
         if recorded:
             recording.end()
-        if verdict == Verdict.REWRITTEN:
+        if verdict == Verdict.HOLD:
+            self.delayed.hold(partial(self._handle_held, packet, payload, length, info))
+        elif verdict == Verdict.REWRITTEN:
             packet.set_payload(bytes(self._buffer[:length]))
             packet.accept()
         elif verdict == Verdict.PASS and self.pass_mark:
@@ -114,6 +124,14 @@ class NetfilterQueueDriver:
             packet.accept()
         else:
             packet.drop()
+
+    def _handle_held(self, packet, payload: bytes, length: int, info: int, now: float) -> None:  # type: ignore[no-untyped-def]
+        """Handle a packet that was kept."""
+        assert self._core is not None
+        if self._core.buffer is not self._buffer:
+            self._core.attach(self._buffer)
+        self._now = now
+        self._judge(packet, payload, length, info)
 
     def _decide(self, length: int, hook: int, info: int) -> int:
         """The verdict on the packet in the buffer."""

@@ -8,13 +8,14 @@ cdef Py_ssize_t BATCH, SLOT_SIZE, MAX_BATCHES, NFNL_HEADER, VERDICT_SIZE
 cdef int PACKET_MESSAGE, VERDICT_MESSAGE, NLM_F_REQUEST
 cdef int NF_DROP, NF_ACCEPT, NF_REPEAT, INPUT, FORWARD, POSTROUTING
 cdef int NFQA_PACKET_HDR, NFQA_VERDICT_HDR, NFQA_MARK, NFQA_PAYLOAD, NFQA_CAP_LEN, NFQA_SKB_INFO
-cdef int PASS, REWRITTEN, DROP, LOOK_UP, FIND_OWNER, TRUNCATED
+cdef int PASS, REWRITTEN, DROP, LOOK_UP, FIND_OWNER, HOLD, TRUNCATED
 
 
 cdef class NetlinkDriver:
     cdef readonly int number
     cdef public unsigned int pass_mark
     cdef public TupleOwners owners
+    cdef public object delayed
     cdef readonly Py_ssize_t received, truncated, refused
     cdef object _socket, kernel_flows
     cdef bint cuts_segments
@@ -42,5 +43,9 @@ cdef class NetlinkDriver:
         payload=cython.Py_ssize_t, size=cython.Py_ssize_t, hook=cython.int, verdict=cython.int,
         at=cython.Py_ssize_t, outcome=cython.int, total=cython.Py_ssize_t)
     cdef void handle(self, Py_ssize_t i, Balancer core, double now) except *
+    @cython.locals(payload=cython.Py_ssize_t, size=cython.Py_ssize_t)
+    cdef object hold(self, Py_ssize_t i, Balancer core)
+    @cython.locals(batch=MessageBatch, payload=cython.Py_ssize_t, size=cython.Py_ssize_t)
+    cpdef object handle_held(self, Balancer core, bytes packet, tuple noted, double now)
     @cython.locals(i=cython.Py_ssize_t)
     cdef void handle_recorded(self, Balancer core, double now) except *

@@ -11,6 +11,7 @@ order, what nfnetlink_queue puts into attributes is in network order.
 
 import os
 from array import array
+from functools import partial
 
 from featherlb.core.path.balancer import Balancer
 from featherlb.datapaths.base import KernelFlows, QueueOptions
@@ -20,6 +21,7 @@ from featherlb.datapaths.batches import (
     SEND_BUFFER,
     SLOT_SIZE,
 )
+from featherlb.datapaths.delayed import Delayed
 from featherlb.datapaths.owners import TupleOwners
 from featherlb.model import Hook, PacketInfo, Verdict
 from featherlb.net.netlink import (
@@ -65,6 +67,7 @@ REWRITTEN = int(Verdict.REWRITTEN)
 DROP = int(Verdict.DROP)
 LOOK_UP = int(Verdict.LOOK_UP)
 FIND_OWNER = int(Verdict.FIND_OWNER)
+HOLD = int(Verdict.HOLD)
 TRUNCATED = int(PacketInfo.TRUNCATED)
 
 
@@ -79,6 +82,7 @@ class NetlinkDriver:
         self.truncated = 0
         self.refused = 0
         self.owners: TupleOwners | None = None
+        self.delayed: Delayed | None = None
         self.kernel_flows: KernelFlows | None = None
         self.cuts_segments = False
         self.opened: dict[int, int] = {}
@@ -233,6 +237,9 @@ class NetlinkDriver:
         while verdict == FIND_OWNER and self.owners is not None:
             self.owners.answer()
             verdict = core.handle_packet(payload, self.lengths[i], hook, self.infos[i], now)
+        if verdict == HOLD:
+            self.hold(i, core)
+            return
 
         # The verdict stands in front of the packet, over attributes that have been read.
         at = payload - VERDICT_SIZE - 4
@@ -268,6 +275,37 @@ class NetlinkDriver:
         if core.offload.opened:
             self.opened[core.offload.opened] = at
             core.offload.opened = 0
+
+    def hold(self, i: int, core: Balancer) -> None:
+        """Keep a noted packet, which stays in the queue, and have it handled later."""
+        payload = self.payloads[i]
+        size = self.sizes[i]
+        assert self.delayed is not None
+        packet = bytes(self.u8[payload : payload + size])
+        noted = self.ids[i], self.hooks[i], self.infos[i], self.lengths[i]
+        self.delayed.hold(partial(self.handle_held, core, packet, noted))
+
+    def handle_held(
+        self, core: Balancer, packet: bytes, noted: tuple[int, int, int, int], now: float
+    ) -> None:
+        """Handle a packet that was kept."""
+        batch = self.batch
+        if core.buffer is not batch.buffer:
+            core.attach(batch.buffer)
+        payload = VERDICT_SIZE + 4
+        size = len(packet)
+        batch.buffer[payload : payload + size] = packet
+        self.packets = 1
+        self.ids[0], self.hooks[0], self.infos[0], self.lengths[0] = noted
+        self.payloads[0] = payload
+        self.sizes[0] = size
+        if core.recording.active:
+            self.handle_recorded(core, now)
+        else:
+            self.handle(0, core, now)
+        batch.flush()
+        if batch.refused:
+            self.drop_refused()
 
     def handle_recorded(self, core: Balancer, now: float) -> None:
         """Have the noted packets handled and recorded."""

@@ -20,7 +20,7 @@ class Engine(base.Engine):
         """No socket is open yet."""
         self._core = context.core
         self._interest = Interest(context.shard)
-        self._sockets = FrameSockets(self._interest, context.owners)
+        self._sockets = FrameSockets(self._interest, context.owners, context.delayed)
         self._services: Sequence[Service] = ()
         self._addresses: frozenset[Address] = frozenset()
 

@@ -7,7 +7,7 @@ from featherlb.datapaths.raw.link_socket cimport LinkSocket
 from featherlb.system.mmsg cimport MessageBatch
 
 cdef Py_ssize_t BATCH, SLOT_SIZE, MAX_BATCHES, VNET_HEADER, HEADERS
-cdef int NEEDS_CHECKSUM, WIRE, REWRITTEN, ANSWERED, FIND_OWNER, UNFINISHED, GSO
+cdef int NEEDS_CHECKSUM, WIRE, REWRITTEN, ANSWERED, FIND_OWNER, HOLD, UNFINISHED, GSO
 
 
 cdef class FrameBatch(MessageBatch):
@@ -21,7 +21,7 @@ cdef class FrameSockets:
     cdef unsigned short[::1] u16
     cdef long long[::1] packets, sizes
     cdef readonly Py_ssize_t received, unsent
-    cdef readonly object dropped, held
+    cdef readonly object dropped, held, delayed
     cdef readonly dict open
     cdef list by_link
     cdef dict _filters
@@ -38,6 +38,7 @@ cdef class FrameSockets:
     @cython.locals(at=cython.Py_ssize_t)
     cdef void send_answer(
         self, LinkSocket one, int slot, unsigned long long hop, double now) except *
+    cpdef object handle_held(self, LinkSocket one, bytes frame, Balancer core, double now)
     @cython.locals(slot=cython.int)
     cdef void handle_recorded(
         self, LinkSocket one, int count, Balancer core, double now) except *

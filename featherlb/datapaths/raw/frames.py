@@ -9,6 +9,7 @@ import socket
 import struct
 from array import array
 from collections.abc import Mapping, Sequence
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 
 import cython
@@ -16,6 +17,7 @@ import cython
 from featherlb.core.path.balancer import Balancer
 from featherlb.datapaths.base import EngineCounters
 from featherlb.datapaths.batches import BATCH, MAX_BATCHES, SLOT_SIZE
+from featherlb.datapaths.delayed import Delayed
 from featherlb.datapaths.owners import TupleOwners
 from featherlb.datapaths.raw.held import HeldFrames
 from featherlb.datapaths.raw.interest import Interest
@@ -37,6 +39,7 @@ HEADERS = VNET_HEADER + ETHERNET_HEADER
 WIRE = int(Hook.WIRE)
 REWRITTEN = int(Verdict.REWRITTEN)
 ANSWERED = int(Verdict.ANSWERED)
+HOLD = int(Verdict.HOLD)
 FIND_OWNER = int(Verdict.FIND_OWNER)
 UNFINISHED = int(PacketInfo.CHECKSUM_NOT_READY | PacketInfo.COMPLETED_LATER)
 GSO = int(PacketInfo.GSO)
@@ -52,10 +55,11 @@ class FrameBatch(MessageBatch):
 class FrameSockets:
     """The packet sockets of one worker."""
 
-    def __init__(self, interest: Interest, owners: TupleOwners) -> None:
+    def __init__(self, interest: Interest, owners: TupleOwners, delayed: Delayed) -> None:
         """No socket is open yet; each will receive these packets. `owners` answers the core's
-        questions."""
+        questions, `delayed` keeps frames that it holds back."""
         self.owners = owners
+        self.delayed = delayed
         self.batch = FrameBatch(BATCH, SLOT_SIZE)
         view = memoryview(self.batch.buffer)
         self.data = view
@@ -183,6 +187,9 @@ class FrameSockets:
             self.send_answer(one, slot, next_hops.egress, now)
             return
         if verdict != REWRITTEN:
+            if verdict == HOLD:
+                frame = bytes(data[at : at + HEADERS + size])
+                self.delayed.hold(partial(self.handle_held, one, frame, core))
             return
         if info & GSO:
             self.u16[(at + 4) >> 1] = next_hops.gso_size
@@ -196,6 +203,21 @@ class FrameSockets:
         self.measure(one, slot, SLOT_SIZE)
         self.received -= 1
         self.send(one.family, at, self.sizes[slot], hop, now)
+
+    def handle_held(self, one: LinkSocket, frame: bytes, core: Balancer, now: float) -> None:
+        """Handle a frame that was kept, unless its link is gone."""
+        if one not in self.open.values():
+            self.unsent += 1
+            return
+        if core.buffer is not self.batch.buffer:
+            core.attach(self.batch.buffer)
+        self.batch.buffer[: len(frame)] = frame
+        self.sizes[0] = len(frame) - HEADERS
+        if core.recording.active:
+            self.handle_recorded(one, 1, core, now)
+        else:
+            self.handle(one, 0, core, now)
+        self.flush()
 
     def handle_recorded(self, one: LinkSocket, count: int, core: Balancer, now: float) -> None:
         """Handle the frames in the first `count` buffer slots, and have their packets recorded."""

@@ -14,6 +14,7 @@ from featherlb.config.file import parse
 from featherlb.config.resolve import resolve
 from featherlb.control.cookies import CookieView
 from featherlb.control.events import Events
+from featherlb.control.faults import FaultView
 from featherlb.control.health import HealthChecks
 from featherlb.control.host_watch import HostView
 from featherlb.control.log_level import LogLevel
@@ -22,6 +23,7 @@ from featherlb.control.transition import State
 from featherlb.control.view import Reloads, View, WorkerView, view_services
 from featherlb.datapaths.base import EngineCounters
 from featherlb.model import Datapath
+from featherlb.model.fault import Fault, FaultKind
 from featherlb.model.reason import PASSED, TRANSLATED, Reason
 from featherlb.worker.protocol import WorkerStatistics
 from tests.world import CLIENT, ONE, TWO, VIP, World, client, service
@@ -47,12 +49,13 @@ def families(world: World) -> list[Metric]:
     queue = EngineCounters(received=9, queue_dropped=1, socket_dropped=2, waiting=3, unsent=4)
     frames = EngineCounters(received=8, socket_dropped=1, unsent=2, unresolved=3, held=4)
     engines = {Datapath.NFQUEUE: queue, Datapath.RAW: frames}
-    worker = WorkerStatistics(world.balancer.views.statistics(), engines, 4)
+    worker = WorkerStatistics(world.balancer.views.statistics(), engines, 4, {})
     view = View(
         instance=0,
         started=datetime.now(UTC),
         assign=False,
         overrides=(),
+        faults=(FaultView(Fault(1, "web", FaultKind.RESET, 0.0), 3, 2),),
         absent=0,
         hash_key="configuration",
         log_level=LogLevel.INFO,

@@ -33,7 +33,12 @@ from featherlb.control.transition import State
 from featherlb.model.errors import ConfigError, HostError
 
 T = TypeVar("T")
-FILE = "services:\n- {name: web, vip: 10.0.0.10:80, backends: ['10.0.1.2:80']}\n"
+FILE = """
+services:
+- {name: web, vip: 10.0.0.10:80, backends: ['10.0.1.2:80']}
+- {name: kernel, vip: 10.0.0.10:81, datapath: offload, backends: ['10.0.1.2:80']}
+"""
+FAULT = {"service": "web", "kind": "drop"}
 TOKEN = "a-token-of-the-test"
 
 
@@ -131,6 +136,15 @@ async def request(
         ),
         ("DELETE", "/v1/changes/7", None, "no change 7 is in force"),
         ("DELETE", "/v1/changes/x", None, "'x' is not the number of a change"),
+        ("POST", "/v1/faults", {"service": "mail", "kind": "drop"}, "there is no service 'mail'"),
+        ("POST", "/v1/faults", {"service": "web", "kind": "noise"}, "'noise' is unknown"),
+        ("POST", "/v1/faults", {"service": "web", "kind": "delay"}, "delay: missing"),
+        ("POST", "/v1/faults", FAULT | {"delay": "80ms"}, "delay: not allowed with drop"),
+        ("POST", "/v1/faults", FAULT | {"share": "0%"}, "share: '0.0' is no share"),
+        ("POST", "/v1/faults", FAULT | {"for": "2h"}, "for: 7200 s (expected at most 3600 s)"),
+        ("POST", "/v1/faults", FAULT | {"backend": "10.0.1.9:80"}, "'web' has no backend"),
+        ("POST", "/v1/faults", FAULT | {"service": "kernel"}, "forwards its packets past"),
+        ("DELETE", "/v1/faults/7", None, "no fault 7 is in force"),
         ("GET", "/v1/flows?cursor=x", None, "cursor: "),
         ("GET", "/v1/flows?client=x", None, "client: 'x' is not an address or network"),
         ("DELETE", "/v1/flows", None, "select the flows to end with a filter"),

@@ -62,6 +62,7 @@ SERVICES = schema.Services.model_construct(
             panic=False,
             conditions=["deny fd74::/16"],
             refused={"not-allowed": 1234, "max-new": 0},
+            faults=[],
             backends=[backend(address) for address in ADDRESSES],
         )
     ]
@@ -82,6 +83,7 @@ STATUS = schema.Status.model_construct(
     log_level=LogLevel.INFO,
     log_level_remaining=None,
     changes=0,
+    faults=[],
     reloads=0,
     reloads_refused=1,
     last_reload="now",

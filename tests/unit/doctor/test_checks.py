@@ -112,6 +112,7 @@ STATUS = schema.Status(
     log_level_remaining=None,
     refused={},
     changes=0,
+    faults=[],
     reloads=0,
     reloads_refused=0,
     last_reload="",
@@ -182,6 +183,14 @@ def counted_services(**counts: int) -> schema.Services:
         name="web", backends=[schema.Backend.model_validate(data)]
     )
     return schema.Services.model_construct(services=[service])
+
+
+def test_injected_faults() -> None:
+    fault = schema.Injected.model_construct(number=7, description="loss of 5 % of the packets")
+    status = STATUS.model_copy(update={"faults": [fault]})
+    (finding,) = instance.judge_state(status, "1")
+    assert finding.severity is W
+    assert finding.command == "featherlb chaos remove 7 --instance 2"
 
 
 def test_answers_that_never_came() -> None:
