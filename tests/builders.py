@@ -7,6 +7,7 @@ does so again for a packet that featherlb has made. Endpoints are written `10.0.
 
 from typing import Any
 
+from scapy.layers.dns import DNS, DNSQR
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import (
     IPv6,
@@ -123,3 +124,8 @@ def with_checksum(packet: bytes, value: int) -> bytes:
     layers = parse(packet)
     (layers[TCP] if TCP in layers else layers[UDP]).chksum = value
     return bytes(layers)
+
+
+def dns_query(name: str, kind: str = "A", number: int = 0) -> bytes:
+    """A query for the records of a kind."""
+    return bytes(DNS(id=number, qd=DNSQR(qname=name, qtype=kind)))

@@ -206,8 +206,22 @@ class Snapshot(Collector):
             "Errors of custom schedulers.",
             labels=["worker", "service"],
         )
+        code = CounterMetricFamily(
+            "featherlb_code_faults",
+            "Faults of users' keys: errors, and calls that took too long.",
+            labels=["worker", "code", "fault"],
+        )
+        off = GaugeMetricFamily(
+            "featherlb_code_off",
+            "1 while users' code is switched off, as it fails or is slow.",
+            labels=["worker", "code"],
+        )
         for number, one in self._workers.items():
             worker = str(number)
+            for name, counts in one.code.items():
+                code.add_metric([worker, name, "error"], counts.errors)
+                code.add_metric([worker, name, "slow"], counts.slow)
+                off.add_metric([worker, name], counts.off)
             for kind, count in one.core.flows_by_class.items():
                 flows.add_metric([worker, label(kind)], count)
             capacity.add_metric([worker], one.core.capacity)
@@ -220,6 +234,8 @@ class Snapshot(Collector):
         yield evicted
         yield unkept
         yield errors
+        yield code
+        yield off
 
     def _queues(self) -> Iterator[Metric]:
         waiting = GaugeMetricFamily(

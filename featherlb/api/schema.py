@@ -155,6 +155,7 @@ class Status(Answer):
     )
     changes: int = Field(description="Run-time changes in force.")
     faults: list["Injected"] = Field(description="Injected faults in force.")
+    code_off: list[str] = Field(description="Users' code that is switched off for a while.")
     reloads: int
     reloads_refused: int
     last_reload: str = Field(description="Time of the last reload; empty if none.")

@@ -164,6 +164,9 @@ def show_status(view: View) -> schema.Status:
         ),
         changes=len(view.overrides),
         faults=[show_fault(one) for one in view.faults],
+        code_off=sorted(
+            {name for one in found.values() for name, counts in one.code.items() if counts.off}
+        ),
         reloads=view.reloads.done,
         reloads_refused=view.reloads.refused,
         last_reload=view.reloads.last,

@@ -13,7 +13,7 @@ from featherlb.config import SEARCH_PATH, ServiceConfig, advise, find_config
 from featherlb.config.file import load
 from featherlb.config.schema import CHECK_KEYS
 from featherlb.control.diff import plain
-from featherlb.control.prepare import distrust, load_schedulers
+from featherlb.control.prepare import distrust, load_code
 from featherlb.model import HealthCheck, Role
 from featherlb.model.errors import ConfigError
 from featherlb.system import plugins
@@ -56,7 +56,7 @@ def check(context: click.Context, file: Path | None) -> None:
     try:
         plugins.load_entry_points()
         config = load(file)
-        load_schedulers(config, {})
+        load_code(config, {})
     except ConfigError as error:
         click.echo(error, err=True)
         context.exit(error.exit_code)

@@ -9,7 +9,7 @@ from featherlb.api.client import connect
 from featherlb.cli.asking import instance_option, output_option, print_json
 from featherlb.cli.help import examples
 from featherlb.config.file import load
-from featherlb.control.prepare import load_schedulers
+from featherlb.control.prepare import load_code
 from featherlb.system import plugins
 
 
@@ -28,7 +28,7 @@ def plan(context: click.Context, file: Path, instance: int | None, output: str) 
     """
     # Faults of the file, and of schedulers in it, are the same here as there.
     plugins.load_entry_points()
-    load_schedulers(load(file), {})
+    load_code(load(file), {})
     request = schema.PlanRequest(config=file.read_text(encoding="utf-8"), path=str(file.absolute()))
     answer = connect(instance).post("/v1/plan", request, schema.Planned)
     if output == "json":

@@ -12,7 +12,7 @@ from featherlb.cli.asking import new_table, output_option, print_table
 from featherlb.cli.help import examples
 from featherlb.config.file import load
 from featherlb.config.resolve import names
-from featherlb.control.prepare import load_schedulers
+from featherlb.control.prepare import load_code
 from featherlb.control.resolver import look_up
 from featherlb.insight.replay import Difference, Replay, Watch, compare
 from featherlb.insight.replay import replay as run
@@ -101,7 +101,7 @@ def _replay(
     packets: Sequence[Captured], path: Path, seed: int, writer: Writer | None = None
 ) -> Replay:
     config = load(path)
-    load_schedulers(config, {})
+    load_code(config, {})
     addresses = look_up(names(config))
 
     def write(packet: Captured, result: bytes, comment: str) -> None:

@@ -10,7 +10,7 @@ import click
 
 from featherlb.cli.asking import DURATION, new_table, output_option, print_table
 from featherlb.cli.help import WholeNumber, completion, examples
-from featherlb.config import Config, ServiceConfig, absolute_scheduler, values
+from featherlb.config import Config, ServiceConfig, absolute_reference, values
 from featherlb.config.file import load
 from featherlb.config.resolve import names as host_names
 from featherlb.control.overrides import find_service
@@ -26,6 +26,7 @@ from featherlb.insight.simulate import LATENCY, Load, Simulation, Trial
 from featherlb.insight.simulate import simulate as run
 from featherlb.model import Network, Role
 from featherlb.model.errors import ConfigError
+from featherlb.model.user_code import CodeKind, UserCode
 from featherlb.system import plugins
 
 CLIENTS = {4: "10.0.0.0/16", 6: "fd00::/112"}
@@ -211,11 +212,11 @@ def _load_schedulers(wanted: Iterable[str]) -> list[str]:
             found |= dict.fromkeys(names())
             continue
         try:
-            found[canonical_name(absolute_scheduler(name, Path.cwd()))] = None
+            found[canonical_name(absolute_reference(name, Path.cwd()))] = None
         except ValueError as error:
             raise ConfigError([str(error)]) from None
     for reference in filter(is_file_reference, found):
-        plugins.load(reference, plugins.read(reference))
+        plugins.load(reference, UserCode(CodeKind.SCHEDULER, plugins.read(reference)))
     return list(found)
 
 

@@ -34,6 +34,8 @@ def status(answer: schema.Status) -> None:
     for fault in answer.faults:
         ending = f"ends in {short_time(max(0, fault.remaining))}"
         rows[f"injected fault {fault.number}"] = f"{fault.description}, {ending}"
+    if answer.code_off:
+        rows["switched off"] = f"{', '.join(answer.code_off)}: fails, or is slow (see the log)"
     if answer.panic:
         rows["panic"] = f"{', '.join(answer.panic)}: too few backends are healthy, all are used"
     for name, reasons in answer.refused.items():

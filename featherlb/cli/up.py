@@ -9,11 +9,11 @@ import click
 
 from featherlb.cli.help import WholeNumber, Word, completion, examples
 from featherlb.cli.log_format import set_up
-from featherlb.config import AUTO, Config, absolute_scheduler, find_config, from_command_line
+from featherlb.config import AUTO, Config, absolute_reference, find_config, from_command_line
 from featherlb.config.resolve import absent
 from featherlb.config.resolve import names as host_names
 from featherlb.control.log_level import LogLevel
-from featherlb.control.prepare import load_schedulers, prepare
+from featherlb.control.prepare import load_code, prepare
 from featherlb.control.reload import Settings
 from featherlb.control.resolver import look_up
 from featherlb.core.pools.schedulers import names
@@ -126,7 +126,7 @@ def up(
     """
 
     first_process.leave_it()
-    picked = scheduler and absolute_scheduler(scheduler, Path.cwd())
+    picked = scheduler and absolute_reference(scheduler, Path.cwd())
     path = config_path or find_config()
 
     def read_config() -> Config:
@@ -156,7 +156,7 @@ def up(
     set_up(log_format, LogLevel(log_level))
     if dry_run:
         config = read_config()
-        load_schedulers(config, {})
+        load_code(config, {})
         found, plan = prepare(config, look_up(host_names(config)))
         for (name, backend), reason in absent(found.places).items():
             click.echo(f"# service {name}: backend {backend} is absent: {reason}")

@@ -10,6 +10,7 @@ faster.
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from featherlb.config.checks import advise
@@ -37,8 +38,9 @@ __all__ = [
     "ServiceConfig",
     "SourceConfig",
     "VipConfig",
+    "absolute_code",
     "absolute_command",
-    "absolute_scheduler",
+    "absolute_reference",
     "advise",
     "find_config",
     "from_command_line",
@@ -67,6 +69,17 @@ def absolute_command(command: Sequence[str], directory: Path) -> tuple[str, ...]
     )
 
 
-def absolute_scheduler(name: str, directory: Path) -> str:
-    """The scheduler's name; a custom one's file path is made absolute."""
+def absolute_reference(name: str, directory: Path) -> str:
+    """The name of a scheduler, or of other code; the path of a user's file is made absolute."""
     return str((directory / name).absolute()) if is_file_reference(name) else name
+
+
+def absolute_code(service: ServiceConfig, directory: Path) -> ServiceConfig:
+    """The service, with absolute paths of users' files."""
+    return replace(
+        service,
+        scheduler=absolute_reference(service.scheduler, directory),
+        hash_on=tuple(
+            replace(part, key=absolute_reference(part.key, directory)) for part in service.hash_on
+        ),
+    )

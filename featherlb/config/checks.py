@@ -22,6 +22,8 @@ from featherlb.core.pools.schedulers import is_consistent, limits_by_weight, tak
 from featherlb.model import (
     CLIENT_PREFIX,
     LAST_PORT,
+    QUIC_KEY,
+    TUPLE_FIELDS,
     CheckType,
     NatMode,
     NetworkSet,
@@ -342,8 +344,17 @@ def _options(service: ServiceConfig) -> Iterator[Fault]:
             yield Fault(origin, f"{text} (expected a scheduler such as maglev or source-hash)")
     origin = service.option_origins.get("hash_on", service.origin)
     fields = [part.field for part in service.hash_on]
-    if twice := next((one for one in fields if fields.count(one) > 1), None):
+    if twice := next((one for one in TUPLE_FIELDS if fields.count(one) > 1), None):
         yield Fault(origin, f"'{twice}' is listed twice")
+    if sum(bool(part.key) for part in service.hash_on) > 1:
+        yield Fault(origin, "there are two keys in datagrams (expected one)")
+    if service.hash_key_name and service.protocol is not Protocol.UDP:
+        text = f"the key '{service.hash_key_name}' requires protocol udp"
+        yield Fault(origin, f"{text} (this service has {service.protocol})")
+    if service.hash_key_name == QUIC_KEY and service.one_packet:
+        yield Fault(
+            origin, f"one_packet and '{QUIC_KEY}' exclude each other (expected one of them)"
+        )
     widest = max((part.prefix or 0 for part in service.hash_on), default=0)
     if widest > 32 and any(_family(vip.host) == 4 for vip in service.vips):
         yield Fault(origin, f"src/{widest} is too long a prefix for IPv4 (expected at most 32)")

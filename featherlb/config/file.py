@@ -4,8 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from featherlb.config import (
+    absolute_code,
     absolute_command,
-    absolute_scheduler,
     checks,
     loader,
     routes,
@@ -40,7 +40,7 @@ def load(path: Path) -> Config:
 def load_text(text: str, path: Path) -> Config:
     """The configuration in the text of a file with this path; ConfigError if it has faults.
 
-    Relative paths of custom schedulers, of scripts and of files with networks start at the file's
+    Relative paths of users' code, of scripts and of files with networks start at the file's
     directory.
     """
     config = parse(text, str(path))
@@ -58,8 +58,7 @@ def _with_files(service: ServiceConfig, directory: Path, faults: list[Fault]) ->
     if check is not None:
         check = replace(check, command=absolute_command(check.command, directory))
     return replace(
-        service,
-        scheduler=absolute_scheduler(service.scheduler, directory),
+        absolute_code(service, directory),
         health=check,
         allow=_read_lists(service.allow, directory, faults),
         deny=_read_lists(service.deny, directory, faults),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from featherlb.config.faults import NOWHERE, Origin
+from featherlb.core.pools.schedulers import is_file_reference
 from featherlb.model import (
     DEFAULT_DATAPATH,
     LAST_PORT,
@@ -35,6 +36,7 @@ from featherlb.model import (
     join_host_ports,
     join_vip,
 )
+from featherlb.model.user_code import CodeKind
 
 Host = Address | str
 """An IP address, or a name that is resolved later."""
@@ -191,6 +193,20 @@ class ServiceConfig:
     backends: tuple[BackendConfig, ...] = ()
     option_origins: Mapping[str, Origin] = field(default_factory=dict, compare=False)
     """Of the keys that conflict with others."""
+
+    @property
+    def hash_key_name(self) -> str:
+        """See `model.Service.key`."""
+        return next((part.key for part in self.hash_on if part.key), "")
+
+    @property
+    def user_code(self) -> dict[str, "tuple[CodeKind, Origin]"]:
+        """The files of users' code that it refers to, each with what it is for."""
+        key = self.hash_key_name
+        found = {self.scheduler: (CodeKind.SCHEDULER, self.scheduler_origin)}
+        if key:
+            found[key] = CodeKind.KEY, self.option_origins.get("hash_on", self.origin)
+        return {name: what for name, what in found.items() if is_file_reference(name)}
 
 
 @dataclass(frozen=True, slots=True)

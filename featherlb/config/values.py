@@ -14,9 +14,11 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from featherlb.config.types import AUTO, Automatic, BackendKey, Host, NetworkFile
-from featherlb.core.pools.schedulers import canonical_name
+from featherlb.core.pools.keys import BUILT_IN
+from featherlb.core.pools.schedulers import canonical_name, is_file_reference
 from featherlb.model import (
     LAST_PORT,
+    TUPLE_FIELDS,
     Address,
     CheckType,
     Datapath,
@@ -164,15 +166,18 @@ def scheduler(value: object) -> str:
 
 
 def hash_part(value: object) -> HashPart:
-    """A part of a flow that is hashed: a field, or `src/24`."""
-    expected = f"{', '.join(HashField)}, or src/PREFIX"
+    """A part of a flow that is hashed: a field, `src/24`, or a key in datagrams, by its word or as
+    `./keys.py:name`."""
+    expected = f"{', '.join(TUPLE_FIELDS)}, src/PREFIX, {', '.join(BUILT_IN)}, or FILE.py:NAME"
     word = text(value, expected)
     match = re.fullmatch(r"src/([0-9]{1,3})", word)
     if match and 1 <= int(match[1]) <= 128:
         return HashPart(HashField.SRC, int(match[1]))
+    if word in BUILT_IN or is_file_reference(word):
+        return HashPart(HashField.PAYLOAD, key=word)
     try:
-        return HashPart(HashField(word))
-    except ValueError:
+        return {str(field): HashPart(field) for field in TUPLE_FIELDS}[word]
+    except KeyError:
         raise ValueError(f"{quote(word)} is no part of a flow (expected {expected})") from None
 
 

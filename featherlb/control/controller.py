@@ -16,13 +16,14 @@ from featherlb.control.events import Events
 from featherlb.control.faults import Faults
 from featherlb.control.log_switch import LogSwitch
 from featherlb.control.overrides import with_overrides
-from featherlb.control.prepare import Found, load_schedulers, prepare
+from featherlb.control.prepare import Found, load_code, prepare
 from featherlb.control.reload import Reloader, Settings
 from featherlb.control.serving import Serving
 from featherlb.control.tasks import Tasks
 from featherlb.control.view import View, WorkerView, view_services
 from featherlb.control.workers import FlowFilter
 from featherlb.model.counted import counted
+from featherlb.model.user_code import UserCode
 
 log = logging.getLogger("featherlb")
 
@@ -32,7 +33,7 @@ class Prepared:
     """What an instance is to serve from its start on, and what it changes on the host for it."""
 
     config: Config
-    schedulers: Mapping[str, bytes]
+    user_code: Mapping[str, UserCode]
     found: Found
     plan: host.HostPlan
 
@@ -60,19 +61,17 @@ class Controller:
         # What keeps connections alive stays until this instance takes over.
         for line in await asyncio.to_thread(host.remove_stale, keep=host.may_resume):
             log.warning("removed %s", line)
-        schedulers = await asyncio.to_thread(load_schedulers, config, {})
+        user_code = await asyncio.to_thread(load_code, config, {})
         resolver = self.serving.resolver
         await resolver.refresh(names(config))
         resolver.changed.clear()
         answers = resolver.answers(names(config))
         found, plan = await asyncio.to_thread(prepare, config, answers)
-        return Prepared(config, schedulers, found, plan)
+        return Prepared(config, user_code, found, plan)
 
     async def start(self, prepared: Prepared) -> None:
         """Balance. HostError if that's impossible; `stop` cleans up."""
-        await self.serving.start(
-            prepared.config, prepared.found, prepared.schedulers, prepared.plan
-        )
+        await self.serving.start(prepared.config, prepared.found, prepared.user_code, prepared.plan)
         for line in await asyncio.to_thread(host.remove_stale, keep=host.is_peer):
             log.warning("removed %s", line)
         await self.serving.announce()

@@ -32,6 +32,7 @@ from featherlb.model import Address, Service, Topology
 from featherlb.model.errors import HostError
 from featherlb.model.fault import Fault
 from featherlb.model.reason import Reason
+from featherlb.model.user_code import UserCode
 from featherlb.system import flow_file, hash_key, kernel_state, rtnetlink, state_file
 from featherlb.system.hash_key import THIS_RUN, HashKey
 from featherlb.system.journal import Journal
@@ -77,8 +78,8 @@ class DataPlane:
         last."""
         self._pass_mark = 0
         self._apply = Apply((), 0)
-        """In force in the workers; for a new one, with the code of all schedulers."""
-        self._loaded: Mapping[str, bytes] = {}
+        """In force in the workers; for a new one, with all users' code."""
+        self._loaded: Mapping[str, UserCode] = {}
         """The code that all workers have loaded."""
         self._sent = Topology()
         """The topology that all workers have."""
@@ -91,7 +92,7 @@ class DataPlane:
         self,
         config: Config,
         services: tuple[Service, ...],
-        schedulers: Mapping[str, bytes],
+        user_code: Mapping[str, UserCode],
         plan: host.HostPlan,
     ) -> None:
         """Start the workers and apply the plan; HostError if that can't be done, and `stop` cleans
@@ -100,8 +101,8 @@ class DataPlane:
         self.hash_key = await asyncio.to_thread(hash_key.choose, config.hash_key)
         self._pass_mark = plan.pass_mark or 0
         self._log_flows = LogFlows(log.isEnabledFor(logging.DEBUG))
-        self._apply = Apply(services, self._pass_mark, dict(schedulers))
-        self._loaded = schedulers
+        self._apply = Apply(services, self._pass_mark, dict(user_code))
+        self._loaded = user_code
         directory = Journal().directory
         saved = flow_file.find(directory, self.options.queue)
         length = queue_length(kernel_state.memory(), self.options.workers)
@@ -173,7 +174,7 @@ class DataPlane:
                 await self.topology.follow(services)
                 await self.send_topology()
             case ApplyServices(state, rules_applied):
-                await self.serve(state.services, state.schedulers, rules_applied=rules_applied)
+                await self.serve(state.services, state.user_code, rules_applied=rules_applied)
             case EndFlows():
                 await self.end_flows(action)
 
@@ -329,18 +330,18 @@ class DataPlane:
     async def serve(
         self,
         services: tuple[Service, ...],
-        schedulers: Mapping[str, bytes],
+        user_code: Mapping[str, UserCode],
         *,
         rules_applied: bool = True,
     ) -> None:
         """Have the workers serve these services; HostError if one can't, and the others do."""
         before = {service.name: service for service in self._apply.services}
-        code = {name: text for name, text in schedulers.items() if self._loaded.get(name) != text}
+        code = {name: text for name, text in user_code.items() if self._loaded.get(name) != text}
         update = Update(
             tuple(
                 one
                 for one in services
-                if before.pop(one.name, None) != one or one.scheduler in code
+                if before.pop(one.name, None) != one or one.user_code & code.keys()
             ),
             self._pass_mark,
             code,
@@ -348,12 +349,10 @@ class DataPlane:
             gone=frozenset(before),
         )
         # A worker that starts meanwhile gets the same. What a failure leaves loaded is not known.
-        self._apply = Apply(
-            services, self._pass_mark, dict(schedulers), rules_applied=rules_applied
-        )
+        self._apply = Apply(services, self._pass_mark, dict(user_code), rules_applied=rules_applied)
         self._loaded = {}
         await self.workers.apply(update)
-        self._loaded = schedulers
+        self._loaded = user_code
 
     async def reweigh(self, services: Sequence[Service]) -> None:
         """Have the workers serve these services in place of those with their names, which differ

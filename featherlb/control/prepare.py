@@ -14,10 +14,10 @@ from featherlb.config import AUTO, Config, Places
 from featherlb.config.faults import Fault, refuse
 from featherlb.config.resolve import build, place
 from featherlb.config.types import NetworkFile
-from featherlb.core.pools.schedulers import is_file_reference
 from featherlb.model import Address, Service
 from featherlb.model.errors import ConfigError, FeatherlbError
 from featherlb.model.shard import remembered_prefix
+from featherlb.model.user_code import UserCode
 from featherlb.system import flow_file, plugins, rtnetlink, state_file, trust
 from featherlb.system.journal import Journal
 
@@ -71,7 +71,7 @@ def advise(services: Sequence[Service], options: host.Options) -> list[str]:
 
 
 def distrust(config: Config) -> Iterator[str]:
-    """Which schedulers and scripts others than root may change, as sentences: root runs them. And
+    """Which code and scripts others than root may change, as sentences: root runs them. And
     which lists of clients, which root obeys."""
     for service in config.services:
         for listed in (*service.allow, *service.deny):
@@ -80,11 +80,11 @@ def distrust(config: Config) -> Iterator[str]:
                     f"service '{service.name}': {listed} says who may connect, and {reason}: give"
                     " it to root, with mode 0644 or less"
                 )
-        if is_file_reference(service.scheduler):
-            path = Path(service.scheduler.rpartition(":")[0])
+        for reference, (_, origin) in service.user_code.items():
+            path = Path(reference.rpartition(":")[0])
             if reason := trust.fault(path):
                 yield (
-                    f"{service.scheduler_origin}: root runs {path}, and {reason}: give it to root,"
+                    f"{origin}: root runs {path}, and {reason}: give it to root,"
                     " with mode 0755 or less"
                 )
         check = service.health
@@ -208,25 +208,25 @@ def _plan(config: Config, services: Sequence[Service]) -> host.HostPlan:
     return host.build(services, options, facts)
 
 
-def load_schedulers(config: Config, loaded: Mapping[str, bytes]) -> dict[str, bytes]:
-    """The code of all users' schedulers in a configuration, by reference.
+def load_code(config: Config, loaded: Mapping[str, UserCode]) -> dict[str, UserCode]:
+    """All users' code in a configuration, by reference.
 
     What isn't the code that was `loaded` is run here first; ConfigError with every fault.
     """
-    code: dict[str, bytes] = {}
+    code: dict[str, UserCode] = {}
     wrong: dict[str, str] = {}
     faults = []
     for service in config.services:
-        reference = service.scheduler
-        if is_file_reference(reference) and reference not in code and reference not in wrong:
-            try:
-                text = plugins.read(reference)
-                if loaded.get(reference) != text:
-                    plugins.load(reference, text)
-                code[reference] = text
-            except ConfigError as error:
-                wrong[reference] = str(error)
-        if reference in wrong:
-            faults.append(Fault(service.scheduler_origin, wrong[reference]))
+        for reference, (kind, origin) in service.user_code.items():
+            if reference not in code and reference not in wrong:
+                try:
+                    found = UserCode(kind, plugins.read(reference))
+                    if loaded.get(reference) != found:
+                        plugins.load(reference, found)
+                    code[reference] = found
+                except ConfigError as error:
+                    wrong[reference] = str(error)
+            if reference in wrong:
+                faults.append(Fault(origin, wrong[reference]))
     refuse(faults)
     return code

@@ -14,7 +14,7 @@ from featherlb.config.resolve import absent, names
 from featherlb.control.diff import describe
 from featherlb.control.events import Events
 from featherlb.control.overrides import Override, applicable, with_overrides
-from featherlb.control.prepare import load_schedulers
+from featherlb.control.prepare import load_code
 from featherlb.control.serving import Overrides, Serving, state_of
 from featherlb.control.transition import State, Step, plan
 from featherlb.control.view import Reloads
@@ -22,7 +22,7 @@ from featherlb.model.errors import FeatherlbError, HostError
 from featherlb.system.failure import log_traceback, sentence
 
 READ_TIMEOUT = 60.0
-"""Seconds for reading the configuration, and as many for the code of users' schedulers."""
+"""Seconds for reading the configuration, and as many for users' code."""
 
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
@@ -90,7 +90,7 @@ class Reloader:
         serving = self._serving
         # Nobody else waits for the disk, for users' code or for the resolver meanwhile.
         config = await _read(self._settings.load)
-        schedulers = await _read(load_schedulers, config, serving.state.schedulers)
+        user_code = await _read(load_code, config, serving.state.user_code)
         remaining = _none if discard else applicable
         overrides = remaining(config, serving.state.overrides)
         await serving.resolver.refresh(names(with_overrides(config, overrides)))
@@ -100,7 +100,7 @@ class Reloader:
             difference = describe(before.running, with_overrides(config, overrides))
             difference += host.repairs(await serving.data.deviations())
             ended = await serving.serve(
-                config, remaining, schedulers=schedulers, repair=True, moved=True
+                config, remaining, user_code=user_code, repair=True, moved=True
             )
             difference += _dropped(before.overrides, serving.state.overrides)
             difference += [
@@ -143,7 +143,7 @@ class Reloader:
                 return Prospect(differences, before, refused=tuple(str(error).splitlines()))
             judgement = serving.health.judge(running, found.services)
             found = replace(found, services=judgement.services)
-            wanted = state_of(config, overrides, found, before.schedulers)
+            wanted = state_of(config, overrides, found, before.user_code)
             steps = tuple(plan(before, wanted, repair=True))
             return Prospect(differences, before, wanted, steps)
 

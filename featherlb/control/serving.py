@@ -34,6 +34,7 @@ from featherlb.control.transition import (
 )
 from featherlb.model import Endpoint, Service
 from featherlb.model.errors import ConfigError, HostError
+from featherlb.model.user_code import UserCode
 from featherlb.system import rtnetlink
 from featherlb.worker.protocol import merge
 
@@ -63,14 +64,14 @@ class Serving:
         """Of the overrides, since the transition under way began."""
 
     async def start(
-        self, config: Config, found: Found, schedulers: Mapping[str, bytes], plan: host.HostPlan
+        self, config: Config, found: Found, user_code: Mapping[str, UserCode], plan: host.HostPlan
     ) -> None:
         """Serve what was found for a configuration, on a host that the plan prepares. HostError if
         that can't be done."""
         judgement = self.health.judge(config, found.services)
         found = replace(found, services=judgement.services)
-        self.state = state_of(config, (), found, schedulers)
-        await self.data.start(config, judgement.services, schedulers, plan)
+        self.state = state_of(config, (), found, user_code)
+        await self.data.start(config, judgement.services, user_code, plan)
         self._notices.tell_of_absent(self.state)
         self.health.follow(config, judgement)
 
@@ -102,7 +103,7 @@ class Serving:
         config: Config,
         amend: Amendment,
         *,
-        schedulers: Mapping[str, bytes] | None = None,
+        user_code: Mapping[str, UserCode] | None = None,
         repair: bool = False,
         moved: bool = False,
         accept: Callable[[Found], None] = lambda found: None,
@@ -120,7 +121,7 @@ class Serving:
         running = with_overrides(config, overrides)
         found = await asyncio.to_thread(self.look_for, running, before, repair=repair, moved=moved)
         accept(found)
-        code = before.schedulers if schedulers is None else schedulers
+        code = before.user_code if user_code is None else user_code
         wanted = state_of(config, overrides, found, code)
         ended: list[str] = []
         await run(plan(before, wanted, repair=repair), partial(self._execute, ended))
@@ -247,14 +248,14 @@ class Serving:
 
 
 def state_of(
-    config: Config, overrides: Overrides, found: Found, schedulers: Mapping[str, bytes]
+    config: Config, overrides: Overrides, found: Found, user_code: Mapping[str, UserCode]
 ) -> State:
     """The state in which an instance serves what was found."""
     return State(
         config,
         overrides,
         services=found.services,
-        schedulers=schedulers,
+        user_code=user_code,
         names=found.answers,
         places=found.places,
         refused=found.refused,

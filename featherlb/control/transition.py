@@ -36,6 +36,7 @@ from featherlb.model import (
     Vip,
 )
 from featherlb.model.counted import counted
+from featherlb.model.user_code import UserCode
 from featherlb.system.failure import log_traceback, sentence
 
 log = logging.getLogger("featherlb")
@@ -53,8 +54,8 @@ class State:
     departing: tuple[Service, ...] = ()
     """Backends that have left and still have flows: services that hold only these, at the VIPs and
     with the datapath that the service has now."""
-    schedulers: Mapping[str, bytes] = field(default_factory=dict)
-    """The code of users' schedulers, by reference."""
+    user_code: Mapping[str, UserCode] = field(default_factory=dict)
+    """Users' code, by reference."""
     names: Mapping[str, Sequence[Address]] = field(default_factory=dict)
     """The addresses of host names, as far as they can be used."""
     places: Places = field(default_factory=dict)

@@ -15,7 +15,7 @@ from featherlb.api.client import connect
 from featherlb.config import Config, find_config
 from featherlb.config.file import load, parse
 from featherlb.config.resolve import absent, names
-from featherlb.control.prepare import find_services, load_schedulers, with_names
+from featherlb.control.prepare import find_services, load_code, with_names
 from featherlb.control.resolver import look_up
 from featherlb.doctor.finding import Finding, error, refusal, warning
 from featherlb.model import Address, HealthCheck, Service
@@ -208,7 +208,7 @@ def _config(
         if path is None:
             return None
         config = load(path)
-        load_schedulers(config, {})
+        load_code(config, {})
     except ConfigError as problem:
         findings += [error(fault) for fault in problem.faults]
         return None

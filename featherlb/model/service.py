@@ -139,6 +139,10 @@ class Backend:
         return str(self.endpoint)
 
 
+QUIC_KEY = "quic-connection-id"
+"""The key that QUIC connections keep when their client's address or port changes."""
+
+
 class HashField(StrEnum):
     """What a scheduler can hash of a new flow, as the client sees it."""
 
@@ -147,17 +151,25 @@ class HashField(StrEnum):
     DST = "dst"
     DPORT = "dport"
     PROTOCOL = "protocol"
+    PAYLOAD = "payload"
+    """UDP: a key in the first datagram."""
+
+
+TUPLE_FIELDS = tuple(field for field in HashField if field is not HashField.PAYLOAD)
 
 
 @dataclass(frozen=True, slots=True)
 class HashPart:
     """A field of a flow; of the client's address perhaps only the network, by the length of its
-    prefix."""
+    prefix, of the payload the `key` with this name."""
 
     field: HashField
     prefix: int | None = None
+    key: str = ""
 
     def __str__(self) -> str:
+        if self.key:
+            return self.key
         return self.field.value if self.prefix is None else f"{self.field}/{self.prefix}"
 
 
@@ -235,6 +247,24 @@ class Service:
     """How long its backends take to answer matters: it is measured on every datapath."""
     syn_cookies: SynCookies = SynCookies.AUTO
     """TCP; without effect where the kernel translates."""
+
+    @property
+    def key(self) -> str:
+        """The name of the key in datagrams that a hash scheduler hashes; empty if there is none."""
+        return next((part.key for part in self.hash_on if part.key), "")
+
+    @property
+    def user_code(self) -> frozenset[str]:
+        """The names of what may be users' code."""
+        return frozenset({self.scheduler, self.key})
+
+    @property
+    def remembered_prefixes(self) -> tuple[int, ...]:
+        """By how many bits of their addresses clients are told apart, for each thing that is
+        remembered of them. A QUIC connection keeps its backend from another port."""
+        persistence = () if self.persistence is None else (self.persistence.prefix,)
+        quic = (self.vips[0].address.max_prefixlen,) if self.key == QUIC_KEY else ()
+        return (*persistence, *quic, *self.admission.prefixes)
 
     def endpoints_of(self, backend: Backend) -> tuple[Endpoint, ...]:
         """What packets reach at a backend of this service: its endpoint, or, if that keeps the

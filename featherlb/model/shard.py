@@ -40,10 +40,7 @@ def remembered_prefix(services: Iterable[Service], family: int) -> int:
         prefix
         for service in services
         if service.vips[0].address.version == family
-        for prefix in (
-            *([service.persistence.prefix] if service.persistence is not None else ()),
-            *service.admission.prefixes,
-        )
+        for prefix in service.remembered_prefixes
     ]
     return min(prefixes, default=0)
 

@@ -1,4 +1,5 @@
-"""Loads custom schedulers from files and entry points, and registers them.
+"""Loads users' schedulers and keys from files, schedulers also from entry points, and registers
+them.
 
 The core does no I/O, so a process calls this before it reads the configuration (entry points) or
 applies services (files; entry points where needed).
@@ -7,12 +8,15 @@ applies services (files; entry points where needed).
 import ast
 import inspect
 import sys
+import time
 import traceback
 from pathlib import Path
 from types import ModuleType
 
+from featherlb.core.pools import keys
 from featherlb.core.pools.schedulers import Scheduler, scheduler
 from featherlb.model.errors import ConfigError
+from featherlb.model.user_code import CodeKind, UserCode
 
 ENTRY_POINT_GROUP = "featherlb.schedulers"
 
@@ -28,9 +32,9 @@ def read(reference: str) -> bytes:
         raise ConfigError([f"{path} can't be read ({reason}): fix the path"]) from None
 
 
-def load(reference: str, code: bytes) -> None:
-    """Run the code of a file, and register the class or function that the reference names as a
-    scheduler of that name. ConfigError with the line if it is unusable.
+def load(reference: str, code: UserCode) -> None:
+    """Run the code of a file, and register the class or function that the reference names under
+    that name. ConfigError with the line if it is unusable.
 
     The code is read once and passed on, so that all processes run the same.
     """
@@ -41,17 +45,22 @@ def load(reference: str, code: bytes) -> None:
     module.__file__ = str(path)
     sys.modules[module.__name__] = module
     try:
-        exec(compile(code, path, "exec"), module.__dict__)
+        exec(compile(code.text, path, "exec"), module.__dict__)
     except Exception as error:
         place = f"{path}:{_line_of_error(error, str(path))}"
         message = error.msg if isinstance(error, SyntaxError) else str(error)
         reason = " ".join(f"{type(error).__name__}: {message}".split())
-        raise ConfigError([f"{place}: the scheduler does not load: {reason}"]) from error
+        raise ConfigError([f"{place}: the {code.kind} does not load: {reason}"]) from error
     if not hasattr(module, attribute):
         raise ConfigError([f"{path} defines no '{attribute}': add it"])
-    if fault := _fault(getattr(module, attribute)):
-        raise ConfigError([f"{path}:{_line_of(code, attribute)}: '{attribute}' {fault}"])
-    _register(reference, getattr(module, attribute))
+    found = getattr(module, attribute)
+    fault = _fault(found) if code.kind is CodeKind.SCHEDULER else _fault_of(code.kind, found)
+    if fault:
+        raise ConfigError([f"{path}:{_line_of(code.text, attribute)}: '{attribute}' {fault}"])
+    if code.kind is CodeKind.SCHEDULER:
+        _register(reference, found)
+    else:
+        keys.register(reference, found, time.perf_counter)
 
 
 def load_entry_points() -> None:
@@ -111,6 +120,23 @@ def _fault(code: object) -> str:
             inspect.signature(code).bind("flow", "backends")
         except TypeError:
             return "does not take two arguments: define it as pick(flow, backends)"
+    return ""
+
+
+_SIGNATURES = {CodeKind.KEY: ("flow", "payload")}
+"""The arguments of a function."""
+
+
+def _fault_of(kind: CodeKind, code: object) -> str:
+    """What is wrong with a function of this kind; empty if nothing."""
+    arguments = _SIGNATURES[kind]
+    expected = f"define it as a function {kind}({', '.join(arguments)})"
+    if isinstance(code, type) or not callable(code):
+        return f"is no function: {expected}"
+    try:
+        inspect.signature(code).bind(*arguments)
+    except TypeError:
+        return f"does not take {len(arguments)} arguments: {expected}"
     return ""
 
 

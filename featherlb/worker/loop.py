@@ -37,6 +37,7 @@ from featherlb.worker.protocol import (
     Applied,
     Apply,
     Channel,
+    CodeCounts,
     Ended,
     EndFlows,
     Explain,
@@ -177,7 +178,7 @@ class Worker:
         match message:
             case Apply():
                 try:
-                    load_schedulers(message)
+                    load_code(message)
                     self._open_engines(message.services)
                 except FeatherlbError as error:
                     self._channel.send(Failed(str(error)))
@@ -214,8 +215,12 @@ class Worker:
                 statistics = self._core.views.statistics(backends)
                 engines = {name: engine.counters() for name, engine in self._engines.items()}
                 counts = self._core.faults.counts()
+                code = {
+                    name: CodeCounts(guard.errors, guard.slow, guard.off)
+                    for name, guard in self._core.views.guards().items()
+                }
                 self._channel.send(
-                    WorkerStatistics(statistics, engines, self._sender.failed, counts)
+                    WorkerStatistics(statistics, engines, self._sender.failed, counts, code)
                 )
             case GetFlows(first, count):
                 for engine in self._engines.values():
@@ -311,6 +316,10 @@ class Worker:
         for service, error in self._core.views.take_scheduler_errors():
             text = f"{service}: the scheduler fails, so backends are chosen at random: {error}"
             self._channel.send(Log(logging.ERROR, text))
+        for guard in self._core.views.guards().values():
+            for report in guard.reports:
+                self._channel.send(Log(logging.ERROR, report))
+            guard.reports.clear()
         for flow in self._core.views.take_opened(now):
             self._channel.send(Log(logging.DEBUG, describe(flow)))
 
@@ -322,9 +331,9 @@ def map_memory(descriptor: int) -> FlowMemory:
     return memory
 
 
-def load_schedulers(message: Apply) -> None:
-    """Load the schedulers that the services use; FeatherlbError if one can't be loaded."""
-    for reference, code in message.schedulers.items():
+def load_code(message: Apply) -> None:
+    """Load the code that the services use; FeatherlbError if one can't be loaded."""
+    for reference, code in message.user_code.items():
         plugins.load(reference, code)
     # Searching the installed packages takes a third of the start-up time.
     if not {service.scheduler for service in message.services} <= set(names()):

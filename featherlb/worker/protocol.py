@@ -29,6 +29,7 @@ from featherlb.model import (
 )
 from featherlb.model.fault import Fault
 from featherlb.model.shard import Shard
+from featherlb.model.user_code import UserCode
 from featherlb.worker import data
 
 _BUFFER = 4 << 20
@@ -66,13 +67,13 @@ class Start:
 class Apply:
     """To the worker: serve these services, and no others. It answers `Applied` or `Failed`.
 
-    `schedulers` is the code of users' files by reference, to be run first: all that is new to the
+    `user_code` is the code of users' files by reference, to be run first: all that is new to the
     worker. `pass_mark` is that of `ServiceChange`, `rules_applied` that of `Balancer.apply`.
     """
 
     services: tuple[Service, ...]
     pass_mark: int
-    schedulers: dict[str, bytes] = field(default_factory=dict)
+    user_code: dict[str, UserCode] = field(default_factory=dict)
     rules_applied: bool = True
 
 
@@ -214,6 +215,15 @@ class Log:
 
 
 @dataclass(frozen=True, slots=True)
+class CodeCounts:
+    """How a user's code does: errors, calls over its budget, and whether it is switched off."""
+
+    errors: int
+    slow: int
+    off: bool
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerStatistics:
     """From the worker: all its counters. The kernel refused `unsent` packets that it originated."""
 
@@ -222,6 +232,8 @@ class WorkerStatistics:
     unsent: int
     faults: dict[int, tuple[int, int]]
     """See `Faults.counts`."""
+    code: dict[str, CodeCounts]
+    """Users' keys by their names."""
 
     @property
     def queue(self) -> EngineCounters:

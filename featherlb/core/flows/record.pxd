@@ -120,7 +120,7 @@ cdef enum:
     BACKEND_SPOKE = 2048
     REDISPATCHED = 4096
     ANSWERED = 8192
-    DISTURBED = 16384
+    WATCHED = 16384
 # End of what the tables of record.py say.
 
 

@@ -155,7 +155,7 @@ class Flag(IntFlag):
     BACKEND_SPOKE = 1 << 11  # CLOSED: the backend has
     REDISPATCHED = 1 << 12  # another backend was tried before
     ANSWERED = 1 << 13  # the backend has answered the SYN with a segment that is no SYN-ACK
-    DISTURBED = 1 << 14  # an injected fault may befall its packets
+    WATCHED = 1 << 14  # its packets may meet an injected fault, or tell connection IDs
 
 
 class Records:
@@ -236,7 +236,7 @@ if not cython.compiled:
         BACKEND_SPOKE,
         REDISPATCHED,
         ANSWERED,
-        DISTURBED,
+        WATCHED,
     ) = map(int, Flag.__members__.values())
 
     def direction_of(record: "Record", reply: int) -> "Direction":

@@ -14,7 +14,7 @@ from featherlb.core.path.tracking cimport Tracker
 from featherlb.core.flows.counters cimport COUNTERS, Counters
 from featherlb.core.path.terminate cimport Termination
 from featherlb.core.flows.record cimport (
-    DISTURBED, OFFLOADED, SPLICED, Direction, Record, direction_of)
+    OFFLOADED, SPLICED, WATCHED, Direction, Record, direction_of)
 from featherlb.core.flows.table cimport FlowTable
 from featherlb.core.path.fragments cimport Fragments
 from featherlb.core.path.liveness cimport Liveness
@@ -32,9 +32,9 @@ from featherlb.core.path.services cimport Services
 from featherlb.core.path.redispatch cimport Attempt, Redispatch
 from featherlb.core.path.restore cimport Restoration
 from featherlb.core.path.export cimport Views
-from featherlb.core.path.faults cimport Faults
+from featherlb.core.path.faults cimport Faults, Injected
 
-cdef int SYN, TCP, UDP
+cdef int SYN, TCP, UDP, LONG_HEADER
 cdef int NEW, SYN_SENT, SYN_RETRIED, ESTABLISHED, REPLACED, UDP_ONE_WAY
 cdef int PREROUTING, OUTPUT, WIRE, NOT_READY, TRUNCATED, REWRITTEN
 cdef int TRUNCATED_REASON, NO_BACKEND, POOL_FULL, NO_FLOW, COPY, INVALID, MARTIAN, TTL_EXCEEDED
@@ -91,8 +91,10 @@ cdef class Balancer:
         packet=Packet, ref=cython.Py_ssize_t, flow=cython.Py_ssize_t, reply=cython.Py_ssize_t,
         record="Record *", action=cython.int)
     cdef int look_up(self, Context ctx) except -1
-    @cython.locals(verdict=cython.int)
-    cdef int look_up_disturbed(self, Context ctx) except -1
+    @cython.locals(verdict=cython.int, fault=Injected)
+    cdef int look_up_watched(self, Context ctx) except -1
+    @cython.locals(packet=Packet, member=PoolMember)
+    cdef bint learn_ids(self, Context ctx) except -1
     @cython.locals(
         packet=Packet, wire=cython.bint, port=cython.uint, action=cython.int, verdict=cython.int)
     cdef int admit(self, Context ctx) except -1

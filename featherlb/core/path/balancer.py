@@ -42,6 +42,7 @@ from featherlb.core.path.services import Services
 from featherlb.core.path.splice import Splices
 from featherlb.core.path.terminate import Termination
 from featherlb.core.path.tracking import Tracker
+from featherlb.core.pools.keys import KeyedFlow
 from featherlb.core.pools.schedulers import NewFlow
 from featherlb.model import (
     PRIVILEGED_SOURCE_PORTS,
@@ -61,7 +62,7 @@ from featherlb.net.protocols import SYN, TCP, UDP
 if not cython.compiled:
     from featherlb.core.flows.counters import COUNTERS
     from featherlb.core.flows.next_hops import LINK_MASK, LINK_SHIFT
-    from featherlb.core.flows.record import DISTURBED, OFFLOADED, SPLICED, direction_of
+    from featherlb.core.flows.record import OFFLOADED, SPLICED, WATCHED, direction_of
     from featherlb.core.path.claims import FIND_OWNER, PENDING
     from featherlb.core.path.context import FIRST_FRAGMENT, GO_ON, ICMP_MESSAGE, LATER_FRAGMENT
     from featherlb.core.path.hooks import (
@@ -80,6 +81,9 @@ if not cython.compiled:
 
 MAX_EXPECTED = 64
 """Packets that one call of `expect_packets` may announce."""
+
+LONG_HEADER = 0x80
+"""In the first byte of a QUIC packet, while the connection opens (RFC 9000 section 17.2)."""
 
 NEW = int(State.NEW)
 SYN_SENT = int(State.SYN_SENT)
@@ -372,22 +376,40 @@ class Balancer:
             ctx.reply = 0
         elif ctx.info & TRUNCATED:
             return self.counters.drop(TRUNCATED_REASON)
-        elif record.flags & DISTURBED:
-            return self.look_up_disturbed(ctx)
+        elif record.flags & WATCHED:
+            return self.look_up_watched(ctx)
         elif record.state != ESTABLISHED and record.state in (SYN_SENT, SYN_RETRIED, REPLACED):
             return self.redispatch.decide(ctx)
         return GO_ON
 
-    def look_up_disturbed(self, ctx: Context) -> int:
-        """The rest of `look_up` for a flow that an injected fault has chosen. The fault lies on the
-        link to the backend: its packets meet the fault first, the client's at last."""
-        if ctx.reply and (verdict := self.faults.strike(ctx)):
+    def look_up_watched(self, ctx: Context) -> int:
+        """The rest of `look_up` for a flow that an injected fault has chosen, or that tells its
+        connection IDs. A fault lies on the link to the backend: its packets meet the fault first,
+        the client's at last."""
+        fault = self.faults.find(ctx)
+        if not self.learn_ids(ctx) and fault is None:
+            self.flows.at(ctx.flow).flags &= ~WATCHED
+        if ctx.reply and fault is not None and (verdict := self.faults.apply(ctx, fault)):
             return verdict
         if self.flows.at(ctx.flow).state in (SYN_SENT, SYN_RETRIED, REPLACED):
             verdict = self.redispatch.decide(ctx)
             if verdict or not ctx.flow:
                 return verdict
-        return GO_ON if ctx.reply else self.faults.strike(ctx)
+        return GO_ON if ctx.reply or fault is None else self.faults.apply(ctx, fault)
+
+    def learn_ids(self, ctx: Context) -> bool:
+        """Note the connection ID in a server's packet; whether the flow may tell others."""
+        packet = ctx.packet
+        member = self.members.by_id[self.flows.at(ctx.flow).member_id]
+        ids = member.pool.connection_ids
+        if ids is None:
+            return False
+        if not ctx.reply:
+            return True
+        if packet.payload == packet.end or not packet.data[packet.payload] & LONG_HEADER:
+            return False
+        ids.learn(bytes(packet.data[packet.payload : packet.end]), member.scheduled)
+        return True
 
     def admit(self, ctx: Context) -> int:
         """Whether a packet without a flow may open one, in `ctx.pool`."""
@@ -506,6 +528,8 @@ class Balancer:
             redispatch.opened(ctx, attempt)
         if opening is not None:
             self.splices.opened(ctx, opening)
+        if pool.connection_ids is not None:
+            self.flows.at(flow).flags |= WATCHED
         ctx.offloaded = self.flows.at(flow).flags & OFFLOADED != 0
         return self.faults.begin(ctx) if self.faults.active else GO_ON
 
@@ -614,7 +638,7 @@ class Balancer:
         """The member for a new flow, which may be another `attempt` to open it, or for a connection
         that is open already."""
         packet = ctx.packet
-        new_flow = NewFlow(
+        fields = (
             packet.protocol,
             packet.version,
             packet.number(packet.src_high, packet.src_low),
@@ -622,6 +646,11 @@ class Balancer:
             packet.number(packet.dst_high, packet.dst_low),
             packet.ports & 0xFFFF,
         )
+        if ctx.pool.key is not None and attempt is None:
+            payload = bytes(packet.data[packet.payload : packet.end])
+            chosen = ctx.pool.pick_keyed(KeyedFlow(*fields, payload=payload), ctx.ticks)
+            return None if chosen is None else self.members.by_id[chosen.index]
+        new_flow = NewFlow(*fields)
         if packet.protocol == TCP and packet.flags != SYN:
             chosen = ctx.pool.consistent_choice(new_flow)
         elif attempt is not None:

@@ -20,6 +20,7 @@ from featherlb.core.path.redispatch import Redispatch
 from featherlb.core.path.services import Services
 from featherlb.core.pools.explain import Decision, explain
 from featherlb.core.pools.gate import REFUSALS
+from featherlb.core.pools.guard import Guard
 from featherlb.core.pools.pool import Pool
 from featherlb.core.pools.schedulers import NewFlow
 from featherlb.model import Backend, Endpoint, Protocol, network_text
@@ -273,6 +274,11 @@ class Views:
         records = self._flows.records.copy(first, last)
         created = bytes(self._flows.created[first:last])
         return FlowRecords(records, created, first, end, services, now, tried)
+
+    def guards(self) -> dict[str, Guard]:
+        """What watches users' keys, by their names."""
+        keys = (pool.user_key for pool in self._services.pools.values())
+        return {key.guard.name: key.guard for key in keys if key is not None}
 
     def take_scheduler_errors(self) -> list[tuple[str, str]]:
         """The first error of each user's scheduler since it was loaded, once: service, error."""

@@ -3,7 +3,7 @@ cimport cython
 from featherlb.core.flows.counters cimport Counters
 from featherlb.core.flows.lifecycle cimport Lifecycle
 from featherlb.core.flows.members cimport Members, PoolMember
-from featherlb.core.flows.record cimport DISTURBED, OFFLOADED, Record, direction_of, ports_of
+from featherlb.core.flows.record cimport OFFLOADED, WATCHED, Record, direction_of, ports_of
 from featherlb.core.flows.table cimport FlowTable
 from featherlb.core.path.context cimport GO_ON, Context
 from featherlb.core.path.outbox cimport Outbox
@@ -46,8 +46,6 @@ cdef class Faults:
 
     @cython.locals(found=Injected)
     cdef int begin(self, Context ctx) except -1
-    @cython.locals(found=Injected)
-    cdef int strike(self, Context ctx) except -1
     @cython.locals(record="Record *", member=PoolMember, one=Injected)
     cdef Injected find(self, Context ctx)
     cdef int apply(self, Context ctx, Injected found) except -1

@@ -2,8 +2,8 @@
 
 A fault stands for a bad link between featherlb and a backend. The backend's packets meet it before
 everything else, the client's packets after it, so states, re-dispatch and measurements see what
-they would see of a real one. A flow is chosen once, when it opens, and carries the flag DISTURBED:
-packets of all other flows never come here.
+they would see of a real one. A flow is chosen once, when it opens, and carries the flag WATCHED:
+packets of other flows never come here.
 
 Which flows and which of their packets are chosen depends on the fault's seed alone.
 """
@@ -29,7 +29,7 @@ from featherlb.model.reason import Reason
 from featherlb.net.protocols import TCP
 
 if not cython.compiled:
-    from featherlb.core.flows.record import DISTURBED, OFFLOADED, direction_of, ports_of
+    from featherlb.core.flows.record import OFFLOADED, WATCHED, direction_of, ports_of
     from featherlb.core.path.context import GO_ON
 
 OVERTAKEN = 0.02
@@ -137,19 +137,13 @@ class Faults:
         if found is None:
             return GO_ON
         found.flows += 1
-        self._flows.at(ctx.flow).flags |= DISTURBED
-        return self.apply(ctx, found)
-
-    def strike(self, ctx: Context) -> int:
-        """Decide on a packet of a flow that was chosen."""
-        found = self.find(ctx)
-        if found is None:  # the fault has ended
-            self._flows.at(ctx.flow).flags &= ~DISTURBED
-            return GO_ON
+        self._flows.at(ctx.flow).flags |= WATCHED
         return self.apply(ctx, found)
 
     def find(self, ctx: Context) -> Injected | None:
-        """The fault of the packet's flow."""
+        """The fault of the packet's flow; None once it has ended."""
+        if not self.active:
+            return None
         record = self._flows.at(ctx.flow)
         if record.flags & OFFLOADED:
             return None

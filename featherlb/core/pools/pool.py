@@ -12,7 +12,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from featherlb.core.pools.connection_ids import ConnectionIds
 from featherlb.core.pools.gate import Gate
+from featherlb.core.pools.keys import KeyedFlow, UserKey, identity_of, key_of
 from featherlb.core.pools.persistence import PersistenceTable
 from featherlb.core.pools.schedulers import (
     Member,
@@ -22,8 +24,17 @@ from featherlb.core.pools.schedulers import (
     factory_of,
     hashed_parts,
 )
-from featherlb.core.pools.schedulers.hashing import KeyedHash, bytes_of
-from featherlb.model import Address, Backend, Endpoint, NatMode, Role, Service, SynCookies
+from featherlb.core.pools.schedulers.hashing import FIVE_TUPLE, KeyedHash, bytes_with_key
+from featherlb.model import (
+    QUIC_KEY,
+    Address,
+    Backend,
+    Endpoint,
+    NatMode,
+    Role,
+    Service,
+    SynCookies,
+)
 from featherlb.model.ticks import TICKS_PER_SECOND
 
 SUSPECT = 100
@@ -116,7 +127,7 @@ class Spill:
         self.share = share
         self._limit = int(share * (1 << 64))
         self._hash = KeyedHash(key, b"spill")
-        self._bytes = bytes_of(hashed_parts(service))[1]
+        self._bytes = bytes_with_key(hashed_parts(service), FIVE_TUPLE)[1]
 
     def takes(self, flow: NewFlow) -> bool:
         """Whether the flow goes to the others first."""
@@ -135,7 +146,9 @@ class Pool:
     `gate`: who may open a flow; `guarded`: not everybody may; `counts_clients`: the gate wants to
     know of each flow that becomes active, or no longer is;
     `cookies_allowed`, `cookies_always`: SYNs are answered with cookies during a flood, or at all
-    times.
+    times;
+    `key` finds what is hashed of a flow's first datagram; `connection_ids` are those of QUIC
+    connections, and servers' answers are searched for them.
     """
 
     def __init__(self, service: Service, *, seed: int, key: bytes) -> None:
@@ -153,6 +166,8 @@ class Pool:
         self.spill: Spill | None = None
         """What is split between preferred backends and others."""
         self.persistence = _table(service)
+        self.connection_ids: ConnectionIds | None = None
+        self._take_key(service)
         self._update_tiers()
 
     @property
@@ -203,6 +218,18 @@ class Pool:
         self.guarded = self.gate.guards
         self.counts_clients = self.gate.counts
 
+    def _take_key(self, service: Service) -> None:
+        self.key = key_of(service.key) if service.key else None
+        if service.key != QUIC_KEY:
+            self.connection_ids = None
+        elif self.connection_ids is None:
+            self.connection_ids = ConnectionIds()
+
+    @property
+    def user_key(self) -> UserKey | None:
+        """The key, if it is a user's."""
+        return self.key if isinstance(self.key, UserKey) else None
+
     def update(self, service: Service, new_member: Callable[[Backend], Member]) -> Iterable[Member]:
         """Change to `service`; returns the members that it no longer has."""
         strategy = _strategy(service)
@@ -219,6 +246,7 @@ class Pool:
         self._take(service)
         if strategy != self._strategy:
             self._strategy = strategy
+            self._take_key(service)
             self._tiers = {level: self._new_tier() for level in self._tiers}
         self.members = members
         self.ranged = {}
@@ -277,6 +305,21 @@ class Pool:
         if share < 1 and self._tiers[others].usable:
             self.spill = Spill(self.service, self._key, share)
             self._spilling = {others: self._tiers[others], **self._tiers}
+
+    def _holds(self, member: Member) -> bool:
+        """Whether a member can have connections still."""
+        return self.members.get(member.endpoint) is member and not member.backend.down
+
+    def pick_keyed(self, flow: KeyedFlow, ticks: int) -> Member | None:
+        """Like `pick`, by the key in the flow's first datagram. A QUIC connection stays where it
+        is, also with a backend that takes no new ones."""
+        if self.connection_ids is not None:
+            member = self.connection_ids.find(flow.payload)
+            if member is not None and self._holds(member):
+                return member
+        if self.key is not None:
+            flow.key = self.key(flow)
+        return self.pick(flow, ticks)
 
     def pick(self, flow: NewFlow, ticks: int) -> Member | None:
         """The member for a new flow at this time (0.1 s), None if no backend is usable or all
@@ -343,8 +386,9 @@ class Pool:
 
 
 def _strategy(service: Service) -> tuple[object, ...]:
-    """What a scheduler is made from. A user's edited code is another factory of the same name."""
-    return factory_of(service.scheduler), service.hash_on, service.hash_balance
+    """What a scheduler is made from. A user's edited code is another object of the same name."""
+    code = factory_of(service.scheduler), identity_of(service.key)
+    return *code, service.hash_on, service.hash_balance
 
 
 def _table(service: Service) -> PersistenceTable | None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from featherlb.datapaths.rules.extensions import queue_obstacles
 from featherlb.datapaths.rules.facts import Facts, Options
-from featherlb.model import Service
+from featherlb.model import QUIC_KEY, Service
 from featherlb.model.errors import HostError
 from featherlb.system import iptables
 from featherlb.system.ruleset import Match, Rule, State
@@ -25,6 +25,7 @@ def obstacles(services: Sequence[Service]) -> Iterator[str]:
             ("one_packet", service.one_packet),
             ("responses", service.responses is not None),
             ("mss", service.mss is not None),
+            (f"hash_on: {QUIC_KEY}", service.key == QUIC_KEY),
         ):
             if wanted:
                 yield f"workers see only a flow's first packet, which is not enough for `{key}`"

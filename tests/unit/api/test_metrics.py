@@ -25,7 +25,7 @@ from featherlb.datapaths.base import EngineCounters
 from featherlb.model import Datapath
 from featherlb.model.fault import Fault, FaultKind
 from featherlb.model.reason import PASSED, TRANSLATED, Reason
-from featherlb.worker.protocol import WorkerStatistics
+from featherlb.worker.protocol import CodeCounts, WorkerStatistics
 from tests.world import CLIENT, ONE, TWO, VIP, World, client, service
 
 CONFIG = f"""
@@ -49,7 +49,9 @@ def families(world: World) -> list[Metric]:
     queue = EngineCounters(received=9, queue_dropped=1, socket_dropped=2, waiting=3, unsent=4)
     frames = EngineCounters(received=8, socket_dropped=1, unsent=2, unresolved=3, held=4)
     engines = {Datapath.NFQUEUE: queue, Datapath.RAW: frames}
-    worker = WorkerStatistics(world.balancer.views.statistics(), engines, 4, {})
+    worker = WorkerStatistics(
+        world.balancer.views.statistics(), engines, 4, {}, {"the key f": CodeCounts(1, 2, True)}
+    )
     view = View(
         instance=0,
         started=datetime.now(UTC),

@@ -84,6 +84,7 @@ STATUS = schema.Status.model_construct(
     log_level_remaining=None,
     changes=0,
     faults=[],
+    code_off=[],
     reloads=0,
     reloads_refused=1,
     last_reload="now",

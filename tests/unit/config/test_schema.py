@@ -298,7 +298,8 @@ def faults_of(text: str) -> list[str]:
         (
             f"{SERVICE}  scheduler: mh\n  hash_on: [src, ports]",
             "f:4: services[0].hash_on[1]: 'ports' is no part of a flow (expected src, sport, dst, "
-            "dport, protocol, or src/PREFIX)",
+            "dport, protocol, src/PREFIX, dns-name, sip-call-id, radius-user, quic-connection-id,"
+            " or FILE.py:NAME)",
         ),
         (
             f"{SERVICE}  prefer: {{}}",
@@ -312,7 +313,8 @@ def faults_of(text: str) -> list[str]:
         (
             f"{SERVICE}  scheduler: mh\n  hash_on: dst/24",
             "f:4: services[0].hash_on: 'dst/24' is no part of a flow (expected src, sport, dst, "
-            "dport, protocol, or src/PREFIX)",
+            "dport, protocol, src/PREFIX, dns-name, sip-call-id, radius-user, quic-connection-id,"
+            " or FILE.py:NAME)",
         ),
         (
             f"{SERVICE}  scheduler: mh\n  hash_balance: 100",

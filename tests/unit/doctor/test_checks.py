@@ -113,6 +113,7 @@ STATUS = schema.Status(
     refused={},
     changes=0,
     faults=[],
+    code_off=[],
     reloads=0,
     reloads_refused=0,
     last_reload="",

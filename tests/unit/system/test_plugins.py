@@ -7,6 +7,7 @@ import pytest
 
 from featherlb.core.pools.schedulers import NewFlow, UserScheduler, create, names
 from featherlb.model.errors import ConfigError
+from featherlb.model.user_code import CodeKind, UserCode
 from featherlb.system import plugins
 from tests.unit.core.pools.schedulers.pools import KEY, make_flow, make_pool
 
@@ -36,9 +37,9 @@ def picked(name: str, flow: NewFlow) -> int | None:
     return pool.index(member) if member else None
 
 
-def load(reference: str) -> None:
+def load(reference: str, kind: CodeKind = CodeKind.SCHEDULER) -> None:
     """As a process does that starts."""
-    plugins.load(reference, plugins.read(reference))
+    plugins.load(reference, UserCode(kind, plugins.read(reference)))
 
 
 def test_a_function_from_a_file(tmp_path: Path) -> None:

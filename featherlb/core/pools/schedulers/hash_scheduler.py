@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 from featherlb.core.pools.schedulers.base import NewFlow, Scheduler
-from featherlb.core.pools.schedulers.hashing import KeyedHash, bytes_of, shown_parts
+from featherlb.core.pools.schedulers.hashing import KeyedHash, bytes_with_key, shown_parts
 from featherlb.model import HashPart
 
 
@@ -17,7 +17,7 @@ class HashScheduler(Scheduler):
     def __init__(self, *, seed: int, key: bytes, hash_on: tuple[HashPart, ...] = ()) -> None:
         parts = hash_on or self.default_parts
         self._parts = shown_parts(parts)
-        purpose, self._bytes = bytes_of(parts)
+        purpose, self._bytes = bytes_with_key(parts, self.default_parts)
         self._hash = KeyedHash(key, purpose)
 
     def _hash_of(self, flow: NewFlow) -> int:

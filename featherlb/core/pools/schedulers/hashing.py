@@ -9,11 +9,11 @@ from struct import Struct
 
 from featherlb import model
 from featherlb.core.pools.schedulers.base import NewFlow
-from featherlb.model import HashField, HashPart
+from featherlb.model import TUPLE_FIELDS, HashField, HashPart
 
 CLIENT = (HashPart(HashField.SRC),)
 VIP = (HashPart(HashField.DST),)
-FIVE_TUPLE = tuple(map(HashPart, HashField))
+FIVE_TUPLE = tuple(map(HashPart, TUPLE_FIELDS))
 """The parts of a flow that schedulers hash if the configuration names none."""
 
 _FIVE_TUPLE_V4 = Struct("!IIHHB").pack
@@ -57,6 +57,27 @@ def five_tuple_bytes(flow: NewFlow) -> bytes:
     )
 
 
+def bytes_with_key(
+    parts: tuple[HashPart, ...], default: tuple[HashPart, ...]
+) -> tuple[bytes, Callable[[NewFlow], bytes]]:
+    """Like `bytes_of`, for parts that may have a key in datagrams. A flow without it is hashed by
+    the other parts, or by the default ones if there is none."""
+    key = next((part for part in parts if part.key), None)
+    others = tuple(part for part in parts if part is not key)
+    if key is None:
+        return bytes_of(others)
+    purpose, without_key = bytes_of(others or default)
+    prefix = bytes_of(others)[1] if others else lambda _: b""
+
+    def keyed_bytes(flow: NewFlow) -> bytes:
+        found = getattr(flow, "key", None)
+        if found is None:
+            return b"\0" + without_key(flow)
+        return b"".join((b"\1", prefix(flow), found))
+
+    return b" ".join((purpose, b"and", key.key.rpartition("/")[2].encode())), keyed_bytes
+
+
 def bytes_of(parts: tuple[HashPart, ...]) -> tuple[bytes, Callable[[NewFlow], bytes]]:
     """What distinguishes hashes of these parts from others (the purpose of a `KeyedHash`), and a
     function that returns the parts of a flow, in a form in which no two flows with different ones
@@ -64,7 +85,7 @@ def bytes_of(parts: tuple[HashPart, ...]) -> tuple[bytes, Callable[[NewFlow], by
     if parts == CLIENT:
         return b"client", client_bytes
     wanted = {part.field: part.prefix for part in parts}
-    if wanted == dict.fromkeys(HashField):
+    if wanted == dict.fromkeys(TUPLE_FIELDS):
         return b"flow", five_tuple_bytes
     prefix = wanted.get(HashField.SRC)
 
@@ -99,10 +120,12 @@ _SHOWN = {
 
 def shown_parts(parts: tuple[HashPart, ...]) -> str:
     """Subject and verb of a sentence about the hash of these parts."""
-    if {part.field for part in parts} == set(HashField) and not any(one.prefix for one in parts):
+    if {part.field for part in parts} == set(TUPLE_FIELDS) and not any(one.prefix for one in parts):
         return "addresses, ports and protocol hash"
     words = [
-        f"the client's network /{part.prefix}" if part.prefix is not None else _SHOWN[part.field]
+        f"the client's network /{part.prefix}"
+        if part.prefix is not None
+        else part.key or _SHOWN[part.field]
         for part in parts
     ]
     return f"{' and '.join(words)} {'hashes' if len(words) == 1 else 'hash'}"

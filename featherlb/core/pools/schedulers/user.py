@@ -6,13 +6,12 @@ member at random by weight instead.
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from featherlb.core.pools.guard import shown
 from featherlb.core.pools.schedulers.base import Member, NewFlow, Scheduler
 from featherlb.core.pools.schedulers.draw import WeightedDraw
 
 PickFunction = Callable[[NewFlow, Sequence[Member]], Any]
 """`def pick(flow, backends)`: returns one of `backends`, the members with a weight."""
-
-_LONGEST_SHOWN = 200
 
 
 class _FunctionScheduler(Scheduler):
@@ -103,14 +102,14 @@ class UserScheduler(Scheduler):
             if frame.tb_frame.f_code.co_filename == file:
                 line = frame.tb_lineno
             frame = frame.tb_next
-        self.first_error = f"{call} raised {_shown(error)}{_at(file, line)}"
+        self.first_error = f"{call} raised {shown(error)}{_at(file, line)}"
 
     def _count_returned(self, method: str, value: object, wrong: str) -> None:
         """A value that is no usable member, with the method's first line."""
         self.errors += 1
         if self.first_error is None:
             place = _at(*self._place(method))
-            self.first_error = f"{method}() returned {_shown(value)}, {wrong}{place}"
+            self.first_error = f"{method}() returned {shown(value)}, {wrong}{place}"
 
     def _place(self, method: str) -> tuple[str, int]:
         """File and first line of the user's function, or of a method of the class; empty if it is
@@ -121,12 +120,3 @@ class UserScheduler(Scheduler):
 
 def _at(file: str, line: int) -> str:
     return f" ({file}:{line})" if file else ""
-
-
-def _shown(value: object) -> str:
-    """A value in one line, whatever its own methods do."""
-    try:
-        text = " ".join(repr(value).split())
-    except Exception:
-        return f"a {type(value).__name__}"
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"
