@@ -208,7 +208,7 @@ class Snapshot(Collector):
         )
         code = CounterMetricFamily(
             "featherlb_code_faults",
-            "Faults of users' keys: errors, and calls that took too long.",
+            "Faults of users' keys and hooks: errors, and calls that took too long.",
             labels=["worker", "code", "fault"],
         )
         off = GaugeMetricFamily(
@@ -216,8 +216,14 @@ class Snapshot(Collector):
             "1 while users' code is switched off, as it fails or is slow.",
             labels=["worker", "code"],
         )
+        missed = CounterMetricFamily(
+            "featherlb_hook_missed_flows",
+            "Flows that hooks were not told of, as there were too many.",
+            labels=["worker"],
+        )
         for number, one in self._workers.items():
             worker = str(number)
+            missed.add_metric([worker], one.missed)
             for name, counts in one.code.items():
                 code.add_metric([worker, name, "error"], counts.errors)
                 code.add_metric([worker, name, "slow"], counts.slow)
@@ -236,6 +242,7 @@ class Snapshot(Collector):
         yield errors
         yield code
         yield off
+        yield missed
 
     def _queues(self) -> Iterator[Metric]:
         waiting = GaugeMetricFamily(

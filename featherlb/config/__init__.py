@@ -79,6 +79,9 @@ def absolute_code(service: ServiceConfig, directory: Path) -> ServiceConfig:
     return replace(
         service,
         scheduler=absolute_reference(service.scheduler, directory),
+        on_open=absolute_reference(service.on_open, directory),
+        on_close=absolute_reference(service.on_close, directory),
+        on_backend_change=absolute_reference(service.on_backend_change, directory),
         hash_on=tuple(
             replace(part, key=absolute_reference(part.key, directory)) for part in service.hash_on
         ),

@@ -232,6 +232,9 @@ class ServiceEntry(_Strict):
     on_backend_down: Annotated[OnBackendDown, PlainValidator(values.on_backend_down)] = (
         OnBackendDown.KEEP
     )
+    on_open: Annotated[str, PlainValidator(values.code)] = ""
+    on_close: Annotated[str, PlainValidator(values.code)] = ""
+    on_backend_change: Annotated[str, PlainValidator(values.code)] = ""
     health: HealthEntry | None = None
     passive_health: PassiveHealthEntry | None = None
     slow_start: Annotated[float | None, PlainValidator(values.duration)] = None

@@ -4,6 +4,7 @@ from featherlb.config import schema
 from featherlb.config.faults import Fault
 from featherlb.config.loader import Document, Path
 from featherlb.config.types import (
+    HOOKS,
     ApiConfig,
     BackendConfig,
     Config,
@@ -90,6 +91,9 @@ def _service(entry: schema.ServiceEntry, document: Document, path: Path) -> Serv
             MaxNewConfig(**dict(one)) for one in entry.max_new if one is not schema.DISCARDED
         ),
         on_backend_down=entry.on_backend_down,
+        on_open=entry.on_open,
+        on_close=entry.on_close,
+        on_backend_change=entry.on_backend_change,
         health=_health(entry.health),
         passive_health=_passive_health(entry.passive_health),
         slow_start=entry.slow_start,
@@ -123,6 +127,7 @@ def _service(entry: schema.ServiceEntry, document: Document, path: Path) -> Serv
                 "syn_cookies",
                 "hash_on",
                 "hash_balance",
+                *HOOKS,
                 "prefer",
                 "allow",
                 "deny_action",

@@ -42,6 +42,8 @@ Host = Address | str
 """An IP address, or a name that is resolved later."""
 BackendKey = tuple[Host, int, int]
 """Host, `port` and `last_port`, as in `model.Endpoint`."""
+HOOKS = ("on_open", "on_close", "on_backend_change")
+"""The options that name users' hooks."""
 Automatic = Literal["auto"]
 AUTO: Automatic = "auto"
 """In place of a datapath: the fastest that works."""
@@ -184,6 +186,9 @@ class ServiceConfig:
     max_new: tuple[MaxNewConfig, ...] = ()
     source_addresses: tuple[SourceConfig, ...] = ()
     on_backend_down: OnBackendDown = OnBackendDown.KEEP
+    on_open: str = ""
+    on_close: str = ""
+    on_backend_change: str = ""
     health: HealthCheck | None = None
     passive_health: PassiveCheck | None = None
     slow_start: float | None = None
@@ -206,6 +211,9 @@ class ServiceConfig:
         found = {self.scheduler: (CodeKind.SCHEDULER, self.scheduler_origin)}
         if key:
             found[key] = CodeKind.KEY, self.option_origins.get("hash_on", self.origin)
+        for option in HOOKS:
+            origin = self.option_origins.get(option, self.origin)
+            found[getattr(self, option)] = CodeKind.HOOK, origin
         return {name: what for name, what in found.items() if is_file_reference(name)}
 
 

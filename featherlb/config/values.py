@@ -181,6 +181,15 @@ def hash_part(value: object) -> HashPart:
         raise ValueError(f"{quote(word)} is no part of a flow (expected {expected})") from None
 
 
+def code(value: object) -> str:
+    """A function in a user's file, as `./hooks.py:name`."""
+    expected = "FILE.py:NAME, such as ./hooks.py:opened"
+    word = text(value, expected)
+    if not is_file_reference(word):
+        raise ValueError(f"{quote(word)} names no function of a file (expected {expected})")
+    return word
+
+
 def labels(value: object) -> dict[str, str]:
     """A backend's labels, such as `{zone: a}`."""
     expected = "a mapping such as {zone: a, rack: r7}"

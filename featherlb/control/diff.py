@@ -33,6 +33,9 @@ _SERVICE = (
     "max_flows",
     "max_new",
     "on_backend_down",
+    "on_open",
+    "on_close",
+    "on_backend_change",
     "slow_start",
     "panic_threshold",
 )

@@ -242,6 +242,12 @@ class Service:
     persistence: Persistence | None = None
     prefer: Preference | None = None
     redispatch: Redispatch = Redispatch()
+    on_open: str = ""
+    """Reference to a user's function that is told of each new flow; empty for none."""
+    on_close: str = ""
+    """The same, of each flow that ends."""
+    on_backend_change: str = ""
+    """The same, of each change of a backend."""
     admission: Admission = EVERYBODY
     measured: bool = False
     """How long its backends take to answer matters: it is measured on every datapath."""
@@ -256,7 +262,8 @@ class Service:
     @property
     def user_code(self) -> frozenset[str]:
         """The names of what may be users' code."""
-        return frozenset({self.scheduler, self.key})
+        hooks = (self.on_open, self.on_close, self.on_backend_change)
+        return frozenset({self.scheduler, self.key, *hooks})
 
     @property
     def remembered_prefixes(self) -> tuple[int, ...]:

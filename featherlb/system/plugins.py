@@ -1,5 +1,5 @@
-"""Loads users' schedulers and keys from files, schedulers also from entry points, and registers
-them.
+"""Loads users' schedulers, keys and hooks from files, schedulers also from entry points, and
+registers them.
 
 The core does no I/O, so a process calls this before it reads the configuration (entry points) or
 applies services (files; entry points where needed).
@@ -14,11 +14,14 @@ from pathlib import Path
 from types import ModuleType
 
 from featherlb.core.pools import keys
+from featherlb.core.pools.guard import Guard
 from featherlb.core.pools.schedulers import Scheduler, scheduler
 from featherlb.model.errors import ConfigError
 from featherlb.model.user_code import CodeKind, UserCode
 
 ENTRY_POINT_GROUP = "featherlb.schedulers"
+_hooks: dict[str, Guard] = {}
+"""By reference."""
 
 
 def read(reference: str) -> bytes:
@@ -59,8 +62,20 @@ def load(reference: str, code: UserCode) -> None:
         raise ConfigError([f"{path}:{_line_of(code.text, attribute)}: '{attribute}' {fault}"])
     if code.kind is CodeKind.SCHEDULER:
         _register(reference, found)
+    elif code.kind is CodeKind.HOOK:
+        _hooks[reference] = Guard(f"the hook {reference}", found, time.perf_counter)
     else:
         keys.register(reference, found, time.perf_counter)
+
+
+def hook(reference: str) -> Guard:
+    """The hook that was loaded from this reference."""
+    return _hooks[reference]
+
+
+def hooks() -> dict[str, Guard]:
+    """All that were loaded, by their names."""
+    return {one.name: one for one in _hooks.values()}
 
 
 def load_entry_points() -> None:
@@ -123,7 +138,7 @@ def _fault(code: object) -> str:
     return ""
 
 
-_SIGNATURES = {CodeKind.KEY: ("flow", "payload")}
+_SIGNATURES = {CodeKind.KEY: ("flow", "payload"), CodeKind.HOOK: ("about",)}
 """The arguments of a function."""
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from featherlb.core.flows.memory import FlowMemory
 from featherlb.core.path.balancer import Balancer
 from featherlb.core.path.export import FlowView
+from featherlb.core.pools.guard import Guard
 from featherlb.core.pools.schedulers import names, within_weights
 from featherlb.datapaths.base import Context, Engine, PacketQueue, ServiceChange, open_engine
 from featherlb.datapaths.delayed import Delayed
@@ -33,6 +34,7 @@ from featherlb.system import flow_file, plugins, privileges
 from featherlb.system.failure import explain, whole
 from featherlb.system.raw_socket import RawSender
 from featherlb.worker.explain import answer
+from featherlb.worker.hooks import Hooks
 from featherlb.worker.protocol import (
     Applied,
     Apply,
@@ -92,6 +94,7 @@ class Worker:
             adopt_until=time.monotonic() + ADOPTION,
         )
         self._recorder = Recorder(self._core)
+        self._hooks = Hooks(self._core, plugins.hook, first=not start.shard.worker)
         self._owners = TupleOwners(self._core.claims)
         self._delayed = Delayed(self._core)
         context = Context(
@@ -120,7 +123,7 @@ class Worker:
         while True:
             commanded = False
             pause = self._delayed.timeout(now, TICK) if self._delayed else TICK
-            readable = self._poller.poll(0 if overdue else pause * 1000)
+            readable = self._poller.poll(0 if overdue or self._hooks.busy else pause * 1000)
             now = time.monotonic()
             for descriptor, _ in readable:
                 engine = self._polled.get(descriptor)
@@ -131,6 +134,8 @@ class Worker:
             if self._delayed:
                 self._delayed.release(now)
             self._flush(now)
+            if self._hooks.busy:
+                self._hooks.run(now)
             if overdue or now >= next_tick:
                 next_tick = now + TICK
                 overdue = self._tick(now)
@@ -200,7 +205,7 @@ class Worker:
                 self._channel.send(Applied())
             case Reweigh(services):
                 self._core.update(divide_limits(services, self._start.shard))
-                self._services = merge(self._services, services)
+                self._serve(merge(self._services, services))
                 self._channel.send(Applied())
             case GetOutcomes(services):
                 cookies = self._core.cookies
@@ -217,10 +222,17 @@ class Worker:
                 counts = self._core.faults.counts()
                 code = {
                     name: CodeCounts(guard.errors, guard.slow, guard.off)
-                    for name, guard in self._core.views.guards().items()
+                    for name, guard in self._guards().items()
                 }
                 self._channel.send(
-                    WorkerStatistics(statistics, engines, self._sender.failed, counts, code)
+                    WorkerStatistics(
+                        statistics,
+                        engines,
+                        self._sender.failed,
+                        counts,
+                        code,
+                        self._core.views.missed,
+                    )
                 )
             case GetFlows(first, count):
                 for engine in self._engines.values():
@@ -265,9 +277,14 @@ class Worker:
         for engine in self._engines.values():
             engine.apply(change, time.monotonic())
         self._flush(time.monotonic())
-        self._services = change.wanted
+        self._serve(change.wanted)
         self._serving = True
         self._poll_engines()
+
+    def _serve(self, services: tuple[Service, ...]) -> None:
+        """Note what is served now."""
+        self._hooks.apply(self._services, services)
+        self._services = services
 
     def _poll_engines(self) -> None:
         """Poll the engines' current descriptors, once there are services."""
@@ -312,11 +329,15 @@ class Worker:
         self._owners.close()
         self._sender.close()
 
+    def _guards(self) -> dict[str, Guard]:
+        """What watches users' code, by its names."""
+        return self._core.views.guards() | plugins.hooks()
+
     def _log_flows(self, now: float) -> None:
         for service, error in self._core.views.take_scheduler_errors():
             text = f"{service}: the scheduler fails, so backends are chosen at random: {error}"
             self._channel.send(Log(logging.ERROR, text))
-        for guard in self._core.views.guards().values():
+        for guard in self._guards().values():
             for report in guard.reports:
                 self._channel.send(Log(logging.ERROR, report))
             guard.reports.clear()

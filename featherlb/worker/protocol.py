@@ -233,7 +233,9 @@ class WorkerStatistics:
     faults: dict[int, tuple[int, int]]
     """See `Faults.counts`."""
     code: dict[str, CodeCounts]
-    """Users' keys by their names."""
+    """Users' keys and hooks by their names."""
+    missed: int
+    """Flows that hooks were not told of, as there were too many."""
 
     @property
     def queue(self) -> EngineCounters:

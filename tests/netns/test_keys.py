@@ -1,16 +1,18 @@
-"""Keys in datagrams, on the real kernel: the same key leads to the same backend."""
+"""Users' code, on the real kernel: the same key in datagrams leads to the same backend, and hooks
+are told."""
 
 import asyncio
 from pathlib import Path
 
 from featherlb.lab import Lab
 from featherlb.lab.namespaces import VIP
+from featherlb.lab.servers import HttpServer
 from tests.builders import dns_query
 from tests.netns import quic
-from tests.netns.command import reload
-from tests.netns.conftest import ONE_DRIVER, SEEING, Up, in_turn
+from tests.netns.command import change, reload
+from tests.netns.conftest import ONE_DRIVER, SEEING, WATCHED_OR_ASKED, Up, in_turn
 from tests.netns.datagrams import Receivers, open_socket
-from tests.netns.traffic import wait_for
+from tests.netns.traffic import Session, wait_for
 
 PORT = 4433
 CONNECTIONS = 4
@@ -94,3 +96,46 @@ def test_a_users_key_and_one_that_fails(lab: Lab, featherlb: Up, tmp_path: Path)
                 receivers.receive()
         said = "keys.py:broken is switched off for 60 s: it raised AttributeError"
         wait_for(lambda: said in running.log and f"{tmp_path}/keys.py:7" in running.log, "the log")
+
+
+HOOKS = """
+import sys
+
+
+def opened(flow):
+    print("opened", flow.client.address, flow.backend, file=sys.stderr)
+
+
+def closed(flow):
+    print("closed", flow.bytes_reply > 0, file=sys.stderr)
+
+
+def changed(change):
+    print("changed", change.backend, change.what, file=sys.stderr)
+"""
+
+
+@WATCHED_OR_ASKED
+def test_hooks_are_told(lab: Lab, featherlb: Up, tmp_path: Path) -> None:
+    (tmp_path / "hooks.py").write_text(HOOKS)
+    lab.balancer.sysctl("net.netfilter.nf_conntrack_tcp_timeout_close", 1)
+    path = tmp_path / "lb.yaml"
+    path.write_text(
+        f"timeouts: {{closed: 1s}}\nservices:\n  - {{name: web, vip: '{VIP}:80', on_open:"
+        " ./hooks.py:opened, on_close: ./hooks.py:closed, on_backend_change: ./hooks.py:changed,"
+        " backends: ['10.0.1.2:8080']}\n"
+    )
+    with (
+        HttpServer(lab.backends[0]),
+        featherlb(lab, "--config", str(path)) as running,
+    ):
+        session = Session(lab.client)
+        session.ask()
+        session.reset()
+        change(lab.balancer, "drain", "web", "10.0.1.2:8080")
+        said = (
+            f"opened {lab.client.address} 10.0.1.2:8080",
+            "closed True",
+            "changed 10.0.1.2:8080 weight",
+        )
+        wait_for(lambda: all(line in running.log for line in said), "what the hooks print")

@@ -36,7 +36,9 @@ cdef class Lifecycle:
     cdef list _silent
     cdef unsigned int _scarce_tcp, _scarce_udp
     cdef readonly Py_ssize_t evicted
-    cdef public object opened
+    cdef public object opened, noted
+    cdef readonly Py_ssize_t missed
+    cdef object note(self, Py_ssize_t flow, bint opened)
 
     # A negative reason is never -1: that is Reason.REPLY, which refuses nothing.
     @cython.locals(

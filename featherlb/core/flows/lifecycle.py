@@ -15,7 +15,7 @@ from featherlb.core.flows.snat_ports import PortAllocator
 from featherlb.core.flows.table import FlowTable
 from featherlb.core.flows.tcp_state import ACTIVE, REUSABLE, TIMEOUT_CLASS, State, TimeoutClass
 from featherlb.core.pools.pool import Pool
-from featherlb.model import FIRST_UNPRIVILEGED_PORT, Hook, Timeouts
+from featherlb.model import FIRST_UNPRIVILEGED_PORT, Hook, Service, Timeouts
 from featherlb.model.reason import Reason
 from featherlb.model.ticks import TICKS_PER_SECOND
 from featherlb.net.packet import Packet
@@ -39,6 +39,8 @@ if not cython.compiled:
     from featherlb.net.checksum import fold, words
     from featherlb.net.packet import MASK32
 
+MAX_NOTED = 4096
+"""Flows noted for hooks that wait to be told."""
 MAX_EXPIRED_AT_ONCE = 1024
 """Flows that one call of `expire` ends at most, so that it never delays packets for long."""
 MAX_PORT_RECLAIMS = 64
@@ -58,6 +60,9 @@ LONG_SILENCE = 60 * TICKS_PER_SECOND
 for longer (tcp_fin_timeout in Documentation/networking/ip-sysctl.rst)."""
 FOREVER = 1 << 28
 """Seconds, longer than any flow: an offloaded flow ends when the kernel removes it."""
+
+Noted = tuple[bool, Service, bytes, int]
+"""Whether a flow has opened, its service, its record, and the ticks when it opened."""
 
 # Sets of states as flat bytes, for the compiled build.
 IS_ACTIVE = memoryview(bytearray(state in ACTIVE for state in State))
@@ -86,7 +91,8 @@ class Lifecycle:
     """Opens flows, changes their states and closes them.
 
     `evicted` counts the flows evicted from a full table. `opened` collects the numbers of new flows
-    if it is a list (by default None).
+    if it is a list (by default None). `noted` does so with what hooks are to be told, and `missed`
+    counts what was too much.
     """
 
     def __init__(
@@ -132,6 +138,8 @@ class Lifecycle:
         self._scarce_udp = int(timeouts.udp_one_way * SCARCE * TICKS_PER_SECOND)
         self.evicted = 0
         self.opened: list[int] | None = None
+        self.noted: list[Noted] | None = None
+        self.missed = 0
 
     def open(
         self,
@@ -231,7 +239,22 @@ class Lifecycle:
         self._counters.open(member.id, client_high, client_low)
         if self.opened is not None:
             self.opened.append(flow)
+        if self.noted is not None:
+            self.note(flow, True)
         return flow
+
+    def note(self, flow: int, opened: bool) -> None:
+        """Note a flow that has opened, or is about to end, for the hooks of its service."""
+        noted = self.noted
+        assert noted is not None
+        service = self._members.by_id[self._flows.at(flow).member_id].pool.service
+        if not (service.on_open if opened else service.on_close):
+            return
+        if len(noted) >= MAX_NOTED:
+            self.missed += 1
+            return
+        record = self._flows.records.copy(flow, flow + 1)
+        noted.append((opened, service, record, self._flows.created[flow]))
 
     def keeps_client(self, pool: Pool, hook: int) -> bool:
         """Whether the backends see the address of a client whose packets arrive at this hook. A
@@ -442,6 +465,8 @@ class Lifecycle:
         flows = self._flows
         record = flows.at(flow)
         member = self._members.by_id[record.member_id]
+        if self.noted is not None:
+            self.note(flow, False)
         if flows.is_offloaded(flow):
             self._commands.delete(flows, flow)
         if IS_ACTIVE[record.state]:

@@ -4,6 +4,7 @@ Nothing here changes what happens to a packet. It is compiled because only compi
 a compiled record and compiled counters.
 """
 
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -23,7 +24,7 @@ from featherlb.core.pools.gate import REFUSALS
 from featherlb.core.pools.guard import Guard
 from featherlb.core.pools.pool import Pool
 from featherlb.core.pools.schedulers import NewFlow
-from featherlb.model import Backend, Endpoint, Protocol, network_text
+from featherlb.model import Backend, Endpoint, Protocol, Service, network_text
 from featherlb.model.reason import DROPPED, PASSED, TRANSLATED, Reason
 from featherlb.model.ticks import TICKS_PER_SECOND
 from featherlb.net.addresses import endpoint_of, words_of
@@ -180,6 +181,17 @@ class Explanation:
     full: bool
 
 
+class _Everywhere(dict[int, str]):
+    """One name for all numbers."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._name = name
+
+    def __missing__(self, number: int) -> str:
+        return self._name
+
+
 class Views:
     """Reads a balancer's flows and counters."""
 
@@ -296,6 +308,34 @@ class Views:
         views = [self.view(flow, now) for flow in self._lifecycle.opened if self._is_open(flow)]
         self._lifecycle.opened = []
         return views
+
+    def note_flows(self, wanted: bool) -> None:
+        """Note flows that open or end, for the hooks of their services, or no longer."""
+        if wanted is (self._lifecycle.noted is None):
+            self._lifecycle.noted = [] if wanted else None
+
+    @property
+    def has_noted(self) -> bool:
+        """Whether `take_noted` has any."""
+        return bool(self._lifecycle.noted)
+
+    @property
+    def missed(self) -> int:
+        """Flows that were not noted, as there were too many."""
+        return int(self._lifecycle.missed)
+
+    def take_noted(self, now: float) -> Iterator[tuple[bool, Service, FlowView]]:
+        """The flows noted since the last call: whether each has opened, its service, and the flow
+        as it was."""
+        noted = self._lifecycle.noted
+        if not noted:
+            return
+        self._lifecycle.noted = []
+        for opened, service, record, created in noted:
+            ticks = array("I", [created]).tobytes()
+            page = FlowRecords(record, ticks, 1, 2, _Everywhere(service.name), now, {})
+            for _, _, flow in read_flows(page):
+                yield opened, service, flow
 
     def _is_open(self, flow: int) -> bool:
         return bool(self._flows.at(flow).protocol)

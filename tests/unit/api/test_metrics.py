@@ -50,7 +50,12 @@ def families(world: World) -> list[Metric]:
     frames = EngineCounters(received=8, socket_dropped=1, unsent=2, unresolved=3, held=4)
     engines = {Datapath.NFQUEUE: queue, Datapath.RAW: frames}
     worker = WorkerStatistics(
-        world.balancer.views.statistics(), engines, 4, {}, {"the key f": CodeCounts(1, 2, True)}
+        world.balancer.views.statistics(),
+        engines,
+        4,
+        {},
+        {"the key f": CodeCounts(1, 2, True)},
+        5,
     )
     view = View(
         instance=0,

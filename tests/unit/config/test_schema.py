@@ -12,7 +12,8 @@ BACKENDS = f"{SERVICE}  backends:\n"
 SERVICE_KEYS = (
     "name, vip, protocol, scheduler, hash_on, hash_balance, nat, datapath, source_addresses, "
     "persistence, prefer, redispatch, allow, deny, deny_action, max_flows, max_new, "
-    "mss, syn_cookies, one_packet, responses, on_backend_down, health, "
+    "mss, syn_cookies, one_packet, responses, on_backend_down, on_open, on_close, "
+    "on_backend_change, health, "
     "passive_health, slow_start, panic_threshold, backends"
 )
 FILE_KEYS = (

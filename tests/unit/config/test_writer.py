@@ -27,6 +27,9 @@ services:
     mss: 1400
     syn_cookies: always
     on_backend_down: reset
+    on_open: /etc/hooks.py:opened
+    on_close: /etc/hooks.py:closed
+    on_backend_change: /etc/hooks.py:changed
     backends: ['[2001:db8::3]:80', {address: 'name:80', weight: 0},
       {address: '[2001:db8::4]:80', role: sorry, max_connections: 7,
       labels: {zone: a, rack: r7}}]
