@@ -11,8 +11,8 @@ venv=${1:-.venv}
 level=${2:-test}
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 
-run="clang gcc iproute2 iptables libnetfilter-queue-dev python3-dev"
-test="bind9-dnsutils conntrack curl dnsmasq-base ethtool iperf3 ipset iputils-ping nftables nginx-light
+run="gcc iproute2 iptables libnetfilter-queue-dev python3-dev"
+test="bind9-dnsutils clang conntrack curl dnsmasq-base ethtool iperf3 ipset iputils-ping nftables nginx-light
   procps tcpdump tshark wrk"
 bench="git haproxy libnginx-mod-stream"
 case "$level" in
@@ -103,6 +103,7 @@ if [ "${FEATHERLB_PURE:-}" != 1 ] &&
 fi
 
 for source in featherlb/bpf/*.c; do
+    command -v clang >/dev/null || break
     if [ -e "$source" ] && [ -n "$(find featherlb/bpf -newer "${source%.c}.o" -name '*.[ch]' 2>&1)" ]; then
         echo "setup: compiling the programs for the kernel"
         FEATHERLB_PURE=1 "$venv/bin/python" setup.py --quiet build_bpf --inplace

@@ -12,6 +12,8 @@ typedef u32 be32;
 
 #define SEC(name) __attribute__((section(name), used))
 #define INLINE static inline __attribute__((always_inline))
+/* A function with a stack of its own: at most 512 bytes for all that call one another. */
+#define NOINLINE static __attribute__((noinline))
 #define LIKELY(x) __builtin_expect(!!(x), 1)
 #define UNLIKELY(x) __builtin_expect(!!(x), 0)
 #define SIZE_CHECK(type, size) _Static_assert(sizeof(type) == (size), #type)

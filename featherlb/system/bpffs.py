@@ -12,6 +12,8 @@ from pathlib import Path
 
 MAGIC = 0xCAFE4A11
 """BPF_FS_MAGIC (include/uapi/linux/magic.h)."""
+OURS = "featherlb"
+"""The source of our mounts in the list of mounts."""
 _MNT_DETACH = 2
 _MOUNTS = Path("/proc/thread-self/mountinfo")
 
@@ -25,25 +27,35 @@ def mount(directory: Path) -> None:
     if is_mounted(directory):
         return
     target = os.fsencode(directory)
-    _check(_libc.mount(b"bpf", target, b"bpf", ctypes.c_ulong(0), b"mode=0700"))
+    _check(_libc.mount(OURS.encode(), target, b"bpf", ctypes.c_ulong(0), b"mode=0700"))
 
 
 def unmount(directory: Path) -> None:
-    """Unmount it, with which all pins in it are gone. Where none is mounted, nothing happens."""
-    if is_mounted(directory):
+    """Unmount one that `mount` has mounted, with which all pins in it are gone; any other stays."""
+    if source(directory) == OURS:
         _check(_libc.umount2(os.fsencode(directory), _MNT_DETACH))
 
 
 def is_mounted(directory: Path) -> bool:
     """Whether a BPF file system is mounted in this very directory."""
+    return source(directory) is not None
+
+
+def source(directory: Path) -> str | None:
+    """What a BPF file system that is mounted in this very directory was mounted as: `OURS`, or what
+    somebody else has said; None if there is none."""
     wanted = str(directory.resolve())
+    found = None
     for line in _MOUNTS.read_text().splitlines():
         # Number, parent, device, root, mount point, options …, "-", type (proc_pid_mountinfo(5)).
         fields = line.split()
         point = fields[4].encode().decode("unicode_escape")
-        if point == wanted and fields[fields.index("-") + 1] == "bpf":
-            return True
-    return False
+        kind = fields.index("-") + 1
+        if point == wanted:
+            found = fields[kind + 1] if fields[kind] == "bpf" else None
+        elif wanted.startswith(f"{point.rstrip('/')}/"):
+            found = None  # a later mount above hides it
+    return found
 
 
 def _check(result: int) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from featherlb.model.errors import HostError
 from featherlb.system.elf import MapShape, ObjectFile, parse
@@ -41,6 +41,8 @@ _PSEUDO_MAP_FD = 1
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
+Buffer = bytes | bytearray | memoryview
+
 
 class Command(IntEnum):
     """enum bpf_cmd, as far as used."""
@@ -54,7 +56,9 @@ class Command(IntEnum):
     OBJ_PIN = 6
     OBJ_GET = 7
     PROG_TEST_RUN = 10
+    PROG_GET_FD_BY_ID = 13
     OBJ_GET_INFO_BY_FD = 15
+    PROG_QUERY = 16
     MAP_LOOKUP_BATCH = 24
     MAP_UPDATE_BATCH = 26
     MAP_DELETE_BATCH = 27
@@ -64,6 +68,8 @@ class Command(IntEnum):
 
 MAP_COMMANDS = frozenset(
     {
+        Command.OBJ_GET,
+        Command.OBJ_GET_INFO_BY_FD,
         Command.MAP_LOOKUP_ELEM,
         Command.MAP_UPDATE_ELEM,
         Command.MAP_DELETE_ELEM,
@@ -73,7 +79,7 @@ MAP_COMMANDS = frozenset(
         Command.MAP_DELETE_BATCH,
     }
 )
-"""What a process does with maps that it has been given."""
+"""What a process does with maps that others have made and pinned."""
 
 
 class MapKind(IntEnum):
@@ -118,6 +124,21 @@ class ProgramKind(IntEnum):
 
 _KINDS = {"tc": ProgramKind.SCHED_CLS, "xdp": ProgramKind.XDP}
 """By the name of the section up to its first slash."""
+
+
+class _Batch(ctypes.Structure):
+    """The part of `union bpf_attr` for batches. `count` comes back as how many were done."""
+
+    _fields_ = (
+        ("before", ctypes.c_uint64),
+        ("after", ctypes.c_uint64),
+        ("keys", ctypes.c_uint64),
+        ("values", ctypes.c_uint64),
+        ("count", ctypes.c_uint32),
+        ("fd", ctypes.c_uint32),
+        ("element_flags", ctypes.c_uint64),
+        ("flags", ctypes.c_uint64),
+    )
 
 
 class Descriptor:
@@ -194,49 +215,39 @@ class Map(Descriptor):
             return False
         return True
 
-    def update_batch(self, keys: bytes, values: bytes) -> int:
-        """Set the values of many keys, which follow one another, in one system call. Returns how
-        many were set before one was refused: all, unless the map is full."""
-        return self._batch(Command.MAP_UPDATE_BATCH, keys, values, len(keys) // self.shape.key_size)
+    def update_batch(self, keys: Buffer, values: Buffer, count: int) -> int:
+        """Set the values of `count` keys, which follow one another, in one system call. Returns how
+        many were set before one was refused: all, unless the map is full. Writable buffers are not
+        copied."""
+        return self._batch(Command.MAP_UPDATE_BATCH, _held(keys), 0, _held(values), count)
 
-    def delete_batch(self, keys: bytes) -> int:
-        """Remove many keys, which follow one another, in one system call and one more for each that
-        is missing. Returns how many were there."""
-        size = self.shape.key_size
-        count = len(keys) // size
+    def delete_batch(self, keys: Buffer, count: int) -> int:
+        """Remove `count` keys, which follow one another, in one system call and one more for each
+        that is missing. Returns how many were there. A writable buffer is not copied."""
+        held = _held(keys)
         at = found = 0
         while at < count:
-            done = self._batch(Command.MAP_DELETE_BATCH, keys[at * size :], b"", count - at)
+            done = self._batch(Command.MAP_DELETE_BATCH, held, at, None, count - at)
             found += done
             # It stops at a key that is missing.
             at += done + 1
         return found
 
-    def _batch(self, command: Command, keys: bytes, values: bytes, count: int) -> int:
-        """How many of the elements the kernel has dealt with before one was missing, or had no
-        room. OSError for what is no matter of an element."""
-        key_buffer = (ctypes.c_char * len(keys)).from_buffer_copy(keys)
-        value_buffer = (ctypes.c_char * max(len(values), 1)).from_buffer_copy(values or b"\0")
-        attribute = ctypes.create_string_buffer(
-            struct.pack(
-                "=QQQQIIQQ",
-                0,
-                0,
-                ctypes.addressof(key_buffer),
-                ctypes.addressof(value_buffer),
-                count,
-                self.fd,
-                0,
-                0,
-            ),
-            56,
+    def _batch(self, command: Command, keys: Any, first: int, values: Any, count: int) -> int:
+        """How many of the elements, from key number `first` on, the kernel has dealt with before
+        one was missing, or had no room. OSError for what is no matter of an element."""
+        batch = _Batch(
+            keys=ctypes.addressof(keys) + first * self.shape.key_size,
+            values=ctypes.addressof(values) if values is not None else 0,
+            count=count,
+            fd=self.fd,
         )
         try:
-            invoke(command, attribute)
+            invoke(command, batch)
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.E2BIG, errno.ENOMEM, errno.EBUSY):
                 raise
-        done: int = struct.unpack_from("=I", attribute, 32)[0]
+        done: int = batch.count
         return done
 
     def keys(self) -> Iterator[bytes]:
@@ -490,10 +501,24 @@ def _refusal(name: str, error: OSError, log: list[str]) -> str:
     return f"the kernel's verifier refuses the eBPF program {name} ({error.strerror}):{quoted}"
 
 
+def maps_need_capability() -> bool:
+    """Whether map commands need CAP_BPF even with a descriptor: before Linux 5.19."""
+    major, minor = os.uname().release.split(".")[:2]
+    return (int(major), int(minor.partition("-")[0])) < (5, 19)
+
+
 def possible_cpus() -> int:
     """How many CPUs this machine could have: so many values has a key of a PERCPU map."""
     last = POSSIBLE_CPUS.read_text().strip().rpartition(",")[2]
     return int(last.rpartition("-")[2]) + 1
+
+
+def _held(buffer: Buffer) -> Any:
+    """The memory of a buffer, as ctypes has it; a copy if it can't be written to."""
+    view = memoryview(buffer)
+    if view.readonly:
+        return ctypes.create_string_buffer(bytes(view), max(view.nbytes, 1))
+    return ctypes.c_char.from_buffer(view)
 
 
 def call(command: Command, attribute: bytes) -> int:
@@ -501,13 +526,14 @@ def call(command: Command, attribute: bytes) -> int:
     return invoke(command, ctypes.create_string_buffer(attribute, len(attribute)))
 
 
-def invoke(command: Command, attribute: "ctypes.Array[ctypes.c_char]") -> int:
-    """bpf(2) with a `union bpf_attr` that the kernel may write to."""
+def invoke(command: Command, attribute: Any) -> int:
+    """bpf(2) with a `union bpf_attr`, a ctypes object, that the kernel may write to."""
     number = NUMBERS.get(platform.machine())
     if number is None:
         raise OSError(errno.ENOSYS, f"bpf(2) has no known number on {platform.machine()}")
+    size = ctypes.c_long(ctypes.sizeof(attribute))
     result: int = _libc.syscall(
-        ctypes.c_long(number), ctypes.c_long(command), attribute, ctypes.c_long(len(attribute))
+        ctypes.c_long(number), ctypes.c_long(command), ctypes.byref(attribute), size
     )
     if result < 0:
         code = ctypes.get_errno()

@@ -1,9 +1,9 @@
 """Reads what clang makes of a program for the kernel's virtual machine: an ELF relocatable file.
 
-Only what is needed to load it: the programs (the functions of each executable section but `.text`),
-the maps (the objects in the section `maps`, each a `struct map`, see `featherlb/bpf/kernel.h`), and
-where programs refer to maps. Formats: the System V ABI's "Object Files", and the kernel's
-Documentation/bpf/llvm_reloc.rst.
+Only what is needed to load it: the programs (the functions of each executable section but `.text`,
+which has those that they call), the maps (the objects in the section `maps`, each a `struct map`,
+see `featherlb/bpf/kernel.h`), and where programs refer to maps. Formats: the System V ABI's "Object
+Files", and the kernel's Documentation/bpf/llvm_reloc.rst.
 """
 
 import struct
@@ -24,10 +24,14 @@ _MAGIC = b"\x7fELF\x02"
 """64 bits; the byte order, which follows, is the machine's."""
 _EM_BPF = 247
 _SHT_SYMTAB, _SHT_REL = 2, 9
-_SHF_EXECINSTR = 4
 _STT_OBJECT, _STT_FUNC = 1, 2
 _R_BPF_64_64 = 1
-"""A 64-bit immediate: the only kind that refers to a map."""
+"""A 64-bit immediate, which is what refers to a map."""
+_CALL, _PSEUDO_CALL = 0x85, 1
+"""BPF_JMP | BPF_CALL, and the source register that says that it calls a function of the program."""
+_TEXT = ".text"
+_INSTRUCTION = 8
+"""Bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,17 +105,12 @@ def _parse(data: bytes) -> ObjectFile:
         for one in symbols
         if one.kind == _STT_OBJECT and sections[one.section].name == "maps"
     }
+    linker = _Linker(sections, symbols, maps)
     programs = {
-        one.name: Code(
-            section_names[one.section],
-            sections[one.section].data[one.value : one.value + one.size],
-        )
+        one.name: linker.link(one)
         for one in symbols
-        if one.kind == _STT_FUNC and sections[one.section].flags & _SHF_EXECINSTR
+        if one.kind == _STT_FUNC and sections[one.section].name not in ("", _TEXT)
     }
-    for section in sections:
-        if section.kind == _SHT_REL and sections[section.info].flags & _SHF_EXECINSTR:
-            _relocate(section, symbols, programs, maps)
     license = sections[section_names.index("license")].data if "license" in section_names else b""
     return ObjectFile(programs, maps, license.rstrip(b"\0").decode())
 
@@ -134,24 +133,82 @@ def _read_symbols(table: _Section, sections: list[_Section]) -> list[_Symbol]:
     ]
 
 
-def _relocate(
-    section: _Section,
-    symbols: list[_Symbol],
-    programs: dict[str, Code],
-    maps: dict[str, MapShape],
-) -> None:
-    """Note which instructions of the programs in one section refer to which map."""
-    inside = [one for one in symbols if one.section == section.info and one.name in programs]
-    for offset, info in _RELOCATION.iter_unpack(section.data):
-        target = symbols[info >> 32]
-        if info & 0xFFFFFFFF != _R_BPF_64_64 or target.name not in maps:
-            raise ValueError(
-                f"the program refers to {target.name or 'a section'}, which is no map:"
-                " functions must be inlined, and variables on the stack"
-            )
-        for one in inside:
-            if one.value <= offset < one.value + one.size:
-                programs[one.name].maps[offset - one.value] = target.name
+class _Linker:
+    """Puts a program together: its function, those that it calls, those that they call."""
+
+    def __init__(
+        self, sections: list[_Section], symbols: list[_Symbol], maps: dict[str, MapShape]
+    ) -> None:
+        self._sections = sections
+        self._symbols = symbols
+        self._maps = maps
+        # By section number, what stands at an offset: the symbol and the kind of its relocation.
+        self._relocations: dict[int, dict[int, tuple[_Symbol, int]]] = {}
+        for table in sections:
+            if table.kind == _SHT_REL:
+                found = self._relocations.setdefault(table.info, {})
+                for place, info in _RELOCATION.iter_unpack(table.data):
+                    found[place] = symbols[info >> 32], info & 0xFFFFFFFF
+        self._functions = {
+            (one.section, one.value): one for one in symbols if one.kind == _STT_FUNC
+        }
+
+    def link(self, program: _Symbol) -> Code:
+        """The program's code, its calls resolved."""
+        maps: dict[int, str] = {}
+        calls: list[tuple[int, tuple[int, int]]] = []
+        linked = bytearray()
+        begins: dict[tuple[int, int], int] = {}
+        waiting = [(program.section, program.value)]
+        while waiting:
+            at = waiting.pop()
+            if at in begins:
+                continue
+            function = self._functions.get(at)
+            if function is None:
+                raise ValueError("the program calls something that is no function of its own")
+            begins[at] = len(linked)
+            own_maps, own_calls = self._references(function)
+            maps |= {len(linked) + offset: name for offset, name in own_maps}
+            calls += [(len(linked) + offset, target) for offset, target in own_calls]
+            waiting += [target for _, target in own_calls]
+            linked += self._code(function)
+        for offset, target in calls:
+            # From the next instruction on.
+            distance = (begins[target] - offset) // _INSTRUCTION - 1
+            struct.pack_into("=i", linked, offset + 4, distance)
+        return Code(self._sections[program.section].name, bytes(linked), maps)
+
+    def _code(self, function: _Symbol) -> bytes:
+        data = self._sections[function.section].data
+        return data[function.value : function.value + function.size]
+
+    def _references(
+        self, function: _Symbol
+    ) -> tuple[list[tuple[int, str]], list[tuple[int, tuple[int, int]]]]:
+        """The maps that a function refers to, and the functions, as places (section and offset),
+        each with the offset of the instruction in the function."""
+        code = self._code(function)
+        relocations = self._relocations.get(function.section, {})
+        maps: list[tuple[int, str]] = []
+        calls: list[tuple[int, tuple[int, int]]] = []
+        for offset in range(0, len(code), _INSTRUCTION):
+            symbol, kind = relocations.get(function.value + offset, (None, 0))
+            if symbol is not None and kind == _R_BPF_64_64 and symbol.name in self._maps:
+                maps.append((offset, symbol.name))
+            elif code[offset] == _CALL and code[offset + 1] >> 4 == _PSEUDO_CALL:
+                (ahead,) = struct.unpack_from("=i", code, offset + 4)
+                distance = (ahead + 1) * _INSTRUCTION
+                if symbol is None:
+                    calls.append((offset, (function.section, function.value + offset + distance)))
+                else:
+                    calls.append((offset, (symbol.section, symbol.value + distance)))
+            elif symbol is not None:
+                raise ValueError(
+                    f"the program refers to {symbol.name or 'a section'}, which is neither a map"
+                    " nor a function of its own"
+                )
+        return maps, calls
 
 
 def _text(table: bytes, at: int) -> str:

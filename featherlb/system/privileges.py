@@ -14,20 +14,22 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from featherlb.system.ebpf import MAP_COMMANDS, maps_need_capability
+
 CAP_NET_ADMIN, CAP_NET_RAW = 12, 13  # linux/capability.h
 CAP_DAC_READ_SEARCH, CAP_KILL, CAP_SETGID, CAP_SETUID = 2, 5, 6, 7
-CAP_NET_BIND_SERVICE, CAP_SYS_PTRACE, CAP_BPF = 10, 19, 39
+CAP_NET_BIND_SERVICE, CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_BPF = 10, 19, 21, 39
 SUPERVISOR = frozenset(
     {
         CAP_NET_ADMIN,
         CAP_NET_RAW,
-        CAP_BPF,  # the program that answers SYNs
         CAP_NET_BIND_SERVICE,  # the API on a port below 1024
         CAP_DAC_READ_SEARCH,  # a configuration in somebody's home directory
         CAP_SYS_PTRACE,  # the names of programs that listen on a port
         CAP_SETUID,  # this and the next two: scripts of checks as another user
         CAP_SETGID,
         CAP_KILL,
+        CAP_BPF,  # the programs that answer SYNs and that carry flows
     }
 )
 """Of root's capabilities, what the supervisor has a use for; only the first two are necessary."""
@@ -45,8 +47,8 @@ _ALLOW, _ERRNO, _KILL = 0x7FFF0000, 0x00050000, 0x80000000
 _LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
 """BPF_LD | BPF_W | BPF_ABS, BPF_JMP | BPF_JEQ | BPF_K, BPF_JMP | BPF_JGE | BPF_K, BPF_RET | BPF_K
 (linux/bpf_common.h)."""
-_NUMBER, _ARCHITECTURE = 0, 4
-"""Offsets in `struct seccomp_data`."""
+_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16
+"""Offsets in `struct seccomp_data`; of the argument, the lower half, as these machines have it."""
 _X32 = 0x40000000
 """Numbers of the x32 ABI, by which the same calls could be made past the filter."""
 
@@ -96,7 +98,6 @@ _REFUSED = {
     "mknod": (133, None),
     "mknodat": (259, 33),
     # Parts of the kernel with a history of holes, or for its owner alone.
-    "bpf": (321, 280),
     "perf_event_open": (298, 241),
     "userfaultfd": (323, 282),
     "io_uring_setup": (425, 425),
@@ -131,6 +132,9 @@ _REFUSED = {
 arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h). A list of what is
 refused, since what Python and the C library need changes with their versions."""
 
+_BPF = (321, 280)
+"""Number of bpf(2): workers may use the maps that the supervisor has made (`MAP_COMMANDS`)."""
+
 _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446
 _LANDLOCK_VERSION, _LANDLOCK_PATH_BENEATH = 1, 1
 _RIGHTS = (13, 14, 15)
@@ -146,7 +150,7 @@ def confine(writable: Iterable[Path] = ()) -> list[str]:
     this kernel has no means for is named, as a few words each. It holds for children as well.
     """
     missing = []
-    drop_capabilities(WORKER)
+    drop_capabilities(WORKER | {CAP_BPF} if maps_need_capability() else WORKER)
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     try:
         _restrict_files(writable)
@@ -157,6 +161,13 @@ def confine(writable: Iterable[Path] = ()) -> list[str]:
     except OSError as error:
         missing.append(f"a filter of system calls ({os.strerror(error.errno or 0).lower()})")
     return missing
+
+
+def has_capability(number: int) -> bool:
+    """Whether this process has a capability (capabilities(7)) in its effective set."""
+    status = Path("/proc/self/status").read_text()
+    effective = next(line for line in status.splitlines() if line.startswith("CapEff:"))
+    return bool(int(effective.split()[1], 16) >> number & 1)
 
 
 def drop_capabilities(kept: Iterable[int]) -> None:
@@ -215,21 +226,30 @@ def _filter_calls() -> None:
     if machine not in _ARCHITECTURES:
         raise OSError(errno.ENOSYS, "")
     column = _COLUMNS.index(machine)
-    refused = [numbers[column] for numbers in _REFUSED.values()]
-    program = _program(_ARCHITECTURES[machine], [one for one in refused if one is not None])
+    numbers = [by_column[column] for by_column in _REFUSED.values()]
+    refused = [number for number in numbers if number is not None]
+    program = _program(_ARCHITECTURES[machine], refused, _BPF[column])
     code = b"".join(struct.pack("=HBBI", *line) for line in program)
     buffer = ctypes.create_string_buffer(code, len(code))
     fprog = struct.pack("@HP", len(program), ctypes.addressof(buffer))
     _syscall(_SECCOMP[column], _SECCOMP_SET_MODE_FILTER, _SECCOMP_SPEC_ALLOW, fprog)
 
 
-def _program(architecture: int, refused: Sequence[int]) -> list[tuple[int, int, int, int]]:
+def _program(
+    architecture: int, refused: Sequence[int], bpf: int
+) -> list[tuple[int, int, int, int]]:
     """The filter in classic BPF: operation, jumps if true and if false, operand."""
+    commands = sorted(MAP_COMMANDS)
     return [
         (_LOAD, 0, 0, _ARCHITECTURE),
         (_EQUAL, 1, 0, architecture),
         (_RETURN, 0, 0, _KILL),
         (_LOAD, 0, 0, _NUMBER),
+        (_EQUAL, 0, len(commands) + 2, bpf),
+        (_LOAD, 0, 0, _FIRST_ARGUMENT),
+        # Each jumps to the last line but one.
+        *((_EQUAL, len(commands) - i + len(refused) + 1, 0, one) for i, one in enumerate(commands)),
+        (_RETURN, 0, 0, _ERRNO | errno.EPERM),
         # Each jumps to the last line; the last comparison skips one.
         (_AT_LEAST, len(refused) + 1, 0, _X32),
         *((_EQUAL, len(refused) - i, 0, number) for i, number in enumerate(refused)),

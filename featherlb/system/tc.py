@@ -5,6 +5,7 @@ A tcx link ends with its descriptor unless it is pinned; a filter stays until it
 interface is. Numbers are those of include/uapi/linux/{bpf,rtnetlink,pkt_sched,pkt_cls}.h.
 """
 
+import ctypes
 import errno
 import struct
 
@@ -18,7 +19,7 @@ from featherlb.net.netlink import (
     read_text,
     text_attribute,
 )
-from featherlb.system.ebpf import Command, Descriptor, Program, call
+from featherlb.system.ebpf import Command, Descriptor, Program, call, invoke
 from featherlb.system.netlink import NETLINK_ROUTE, Connection
 
 TCX_INGRESS = 46
@@ -26,8 +27,11 @@ TCX_INGRESS = 46
 PRIORITY = 49152
 """Of our filter: filters with lower numbers run first. The kernel gives this one to the first
 filter that asks for none."""
-HANDLE = 1
 
+_RTM_GETLINK = 18
+_IFINFOMSG = struct.Struct("=BxHiII")
+"""struct ifinfomsg: family, type, index, flags, change."""
+_IFLA_XDP, _IFLA_XDP_ATTACHED = 43, 2
 _RTM_NEWQDISC, _RTM_DELQDISC = 36, 37
 _RTM_NEWTFILTER, _RTM_DELTFILTER, _RTM_GETTFILTER = 44, 45, 46
 _TCMSG = struct.Struct("=BxxxiIII")
@@ -42,6 +46,8 @@ _ETH_P_ALL = 0x0300
 _TCA_KIND, _TCA_OPTIONS = 1, 2
 _TCA_BPF_FD, _TCA_BPF_NAME, _TCA_BPF_FLAGS = 6, 7, 8
 _DIRECT_ACTION = 1
+_MOST = 64
+"""Programs that the kernel attaches to one place (BPF_MPROG_MAX)."""
 
 
 class Link(Descriptor):
@@ -69,9 +75,9 @@ def attach(program: Program, index: int) -> Link | None:
         raise
 
 
-def attach_filter(program: Program, index: int) -> bool:
+def attach_filter(program: Program, index: int, handle: int = 1) -> bool:
     """Run a program on all packets that enter by an interface, as a filter that replaces the one
-    attached before; True if the queueing discipline that it is attached to was created for it.
+    with the same handle; True if the queueing discipline that it is attached to was created for it.
     OSError as `attach`."""
     with Connection(NETLINK_ROUTE) as kernel:
         created = True
@@ -87,7 +93,7 @@ def attach_filter(program: Program, index: int) -> bool:
             + attribute(_TCA_BPF_FLAGS, struct.pack("=I", _DIRECT_ACTION))
         )
         body = (
-            _filter(index)
+            _filter(index, handle)
             + text_attribute(_TCA_KIND, "bpf")
             + attribute(_TCA_OPTIONS | NLA_F_NESTED, options)
         )
@@ -95,22 +101,24 @@ def attach_filter(program: Program, index: int) -> bool:
     return created
 
 
-def find_filter(index: int) -> str | None:
+def find_filter(index: int, handle: int = 1) -> str | None:
     """The name of the filter in our place at an interface, None if there is none."""
     with Connection(NETLINK_ROUTE) as kernel:
         try:
-            found = kernel.get(_RTM_GETTFILTER, _filter(index) + text_attribute(_TCA_KIND, "bpf"))
+            found = kernel.get(
+                _RTM_GETTFILTER, _filter(index, handle) + text_attribute(_TCA_KIND, "bpf")
+            )
         except OSError:
             return None
     options = parse_attributes(parse_attributes(found, _TCMSG.size).get(_TCA_OPTIONS, b""))
     return read_text(options.get(_TCA_BPF_NAME, b""))
 
 
-def detach_filter(index: int, with_discipline: bool = False) -> None:
+def detach_filter(index: int, handle: int = 1, with_discipline: bool = False) -> None:
     """Remove our filter from an interface, and the queueing discipline if that was created for it.
     What isn't there is no error."""
     with Connection(NETLINK_ROUTE) as kernel:
-        steps = [(_RTM_DELTFILTER, _filter(index) + text_attribute(_TCA_KIND, "bpf"))]
+        steps = [(_RTM_DELTFILTER, _filter(index, handle) + text_attribute(_TCA_KIND, "bpf"))]
         if with_discipline:
             header = _TCMSG.pack(0, index, _CLSACT_HANDLE, _CLSACT, 0)
             steps.append((_RTM_DELQDISC, header + text_attribute(_TCA_KIND, "clsact")))
@@ -122,5 +130,53 @@ def detach_filter(index: int, with_discipline: bool = False) -> None:
                     raise
 
 
-def _filter(index: int) -> bytes:
-    return _TCMSG.pack(0, index, HANDLE, _INGRESS, PRIORITY << 16 | _ETH_P_ALL)
+def _filter(index: int, handle: int) -> bytes:
+    return _TCMSG.pack(0, index, handle, _INGRESS, PRIORITY << 16 | _ETH_P_ALL)
+
+
+def programs_at(index: int) -> list[str]:
+    """The names of the tcx programs where packets enter an interface, in the order in which they
+    run; empty without CAP_SYS_ADMIN, or if this kernel has no tcx."""
+    ids = (ctypes.c_uint32 * _MOST)()
+    query = _Query(target=index, attach_type=TCX_INGRESS, ids=ctypes.addressof(ids), count=_MOST)
+    try:
+        invoke(Command.PROG_QUERY, query)
+        return [_name_of(one) for one in ids[: query.count]]
+    except OSError:
+        return []
+
+
+def _name_of(number: int) -> str:
+    with Descriptor(call(Command.PROG_GET_FD_BY_ID, struct.pack("=III", number, 0, 0))) as found:
+        info = ctypes.create_string_buffer(80)
+        call(
+            Command.OBJ_GET_INFO_BY_FD,
+            struct.pack("=IIQ", found.fd, len(info), ctypes.addressof(info)),
+        )
+        return info.raw[64:80].rstrip(b"\0").decode()
+
+
+def has_xdp(index: int) -> bool:
+    """Whether an XDP program is attached to an interface."""
+    with Connection(NETLINK_ROUTE) as kernel:
+        found = kernel.get(_RTM_GETLINK, _IFINFOMSG.pack(0, 0, index, 0, 0))
+    xdp = parse_attributes(parse_attributes(found, _IFINFOMSG.size).get(_IFLA_XDP, b""))
+    return any(xdp.get(_IFLA_XDP_ATTACHED, b""))
+
+
+class _Query(ctypes.Structure):
+    """The part of `union bpf_attr` for PROG_QUERY. `count` comes back as how many there are."""
+
+    _fields_ = (
+        ("target", ctypes.c_uint32),
+        ("attach_type", ctypes.c_uint32),
+        ("query_flags", ctypes.c_uint32),
+        ("attach_flags", ctypes.c_uint32),
+        ("ids", ctypes.c_uint64),
+        ("count", ctypes.c_uint32),
+        ("unused", ctypes.c_uint32),
+        ("program_flags", ctypes.c_uint64),
+        ("link_ids", ctypes.c_uint64),
+        ("link_flags", ctypes.c_uint64),
+        ("revision", ctypes.c_uint64),
+    )

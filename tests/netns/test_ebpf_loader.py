@@ -1,10 +1,12 @@
 """Maps, programs and their places at links, with small programs that a test compiles."""
 
 import os
+import re
 import shutil
 import socket
 import struct
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 
 from featherlb.lab import Lab
 from featherlb.model.errors import HostError
-from featherlb.system import bpffs, ebpf, tc
+from featherlb.system import bpffs, ebpf, programs, rtnetlink, tc
 from featherlb.system.ebpf import Map, MapFlag, MapKind, Program, Ring, Update
 from featherlb.system.elf import MapShape, ObjectFile, parse
 
@@ -29,7 +31,17 @@ MAP(lengths) = { MAP_RINGBUF, 0, 0, 4096, 0 };
 MAP(seen) = { MAP_PERCPU_ARRAY, sizeof(u32), sizeof(u32), 1, 0 };
 char _license[] SEC("license") = "GPL";
 
-INLINE void count(u32 which)
+NOINLINE int twice(int number)
+{
+	return 2 * number;
+}
+
+NOINLINE int more(int number)
+{
+	return twice(number) + 1;
+}
+
+NOINLINE void count(u32 which)
 {
 	u64 *found = map_lookup_elem(&counts, &which);
 
@@ -46,7 +58,13 @@ int first(struct __sk_buff *skb)
 		(*cpu)++;
 	ringbuf_output(&lengths, &length, sizeof(length), 0);
 	count(1);
-	return 7;
+	return more(3);
+}
+
+SEC("xdp")
+int early(void *context)
+{
+	return 2;
 }
 
 SEC("tc/second")
@@ -184,15 +202,15 @@ def test_keys_come_and_go(new_map: Callable[..., Map]) -> None:
 
 def test_batches(new_map: Callable[..., Map]) -> None:
     table = new_map(MapKind.HASH, 4, MapFlag.NO_PREALLOC)
-    assert table.update_batch(words(1, 2, 3), words(10, 20, 30)) == 3
+    assert table.update_batch(words(1, 2, 3), words(10, 20, 30), 3) == 3
     assert dict(table.items()) == {
         words(1): words(10),
         words(2): words(20),
         words(3): words(30),
     }
     # Room for one more.
-    assert table.update_batch(words(4, 5, 6), words(40, 50, 60)) == 1
-    assert table.delete_batch(words(7, 1, 8, 9, 3, 4, 7)) == 3
+    assert table.update_batch(bytearray(words(4, 5, 6)), memoryview(words(40, 50, 60)), 3) == 1
+    assert table.delete_batch(bytearray(words(7, 1, 8, 9, 3, 4, 7)), 7) == 3
     assert list(table.keys()) == [words(2)]
 
 
@@ -211,7 +229,7 @@ def test_a_refused_program_comes_with_the_verifiers_reason(tmp_path: Path) -> No
 
 
 def test_a_program_with_a_variable_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="refers to number, which is no map"):
+    with pytest.raises(ValueError, match="refers to number, which is neither a map"):
         compiled(CALLING, tmp_path)
 
 
@@ -219,6 +237,25 @@ def test_what_is_no_object_file_is_refused(tmp_path: Path) -> None:
     for data in (b"", b"\x7fELF", Path("/bin/true").read_bytes()):
         with pytest.raises(ValueError, match="object file"):
             parse(data)
+
+
+@pytest.mark.parametrize("name", sorted(one.stem for one in ebpf.OBJECTS.glob("*.c")))
+def test_the_programs_of_featherlb_load_with_two_capabilities(name: str) -> None:
+    code = f"""
+from featherlb.system import ebpf, privileges
+from featherlb.system.elf import MapShape
+privileges.drop_capabilities((privileges.CAP_BPF, privileges.CAP_NET_ADMIN))
+file = ebpf.read_object({name!r})
+ring = ebpf.create_map(MapShape(ebpf.MapKind.RINGBUF, 0, 0, 4096, 0), "ring")
+of_maps = ebpf.MapKind.ARRAY_OF_MAPS
+maps = {{
+    name: ebpf.create_map(shape, name, ring if shape.kind == of_maps else None)
+    for name, shape in file.maps.items()
+}}
+ebpf.load(file, maps)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_program_that_was_not_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -243,6 +280,11 @@ def test_pins_on_a_file_system_of_our_own(counting: Loaded, tmp_path: Path) -> N
         assert counting.count(3) == 77
         with pytest.raises(FileNotFoundError):
             ebpf.open_map(directory / "others")
+        # What lies above hides it.
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", tmp_path], check=True)
+        assert not bpffs.is_mounted(directory)
+        subprocess.run(["umount", tmp_path], check=True)
+        assert bpffs.is_mounted(directory)
     finally:
         bpffs.unmount(directory)
     assert not bpffs.is_mounted(directory)
@@ -271,12 +313,46 @@ def test_programs_at_a_link(counting: Loaded) -> None:
         assert not node.call(tc.attach_filter, second, index)
         assert node.call(tc.find_filter, index) == "featherlb/second"
         assert arrives() == (False, True)
-        node.call(tc.detach_filter, index, True)
+        node.call(tc.detach_filter, index, 1, True)
         assert node.call(tc.find_filter, index) is None
-        node.call(tc.detach_filter, index, True)
+        node.call(tc.detach_filter, index, 1, True)
         assert arrives() == (False, False)
         with by_link(second) as link:
             assert arrives() == (False, True)
             link.update(first)
             assert arrives() == (True, False)
+            with by_link(second):
+                assert node.call(tc.programs_at, index) == ["first", "second"]
         assert arrives() == (False, False)
+        assert node.call(tc.programs_at, index) == []
+        assert not node.call(tc.has_xdp, index)
+        # BPF_XDP, XDP_FLAGS_SKB_MODE
+        request = struct.pack("=IIII", counting.programs["early"].fd, index, 37, 2)
+        with ebpf.Descriptor(node.call(ebpf.call, ebpf.Command.LINK_CREATE, request)):
+            assert node.call(tc.has_xdp, index)
+
+
+def test_links_without_tcx(monkeypatch: pytest.MonkeyPatch, shared_bpffs: None) -> None:
+    """As on kernels before 6.6: what was attached is removed, and no more."""
+    monkeypatch.setattr(tc, "attach", lambda program, index: None)
+    with Lab(backends=1) as lab:
+        node = lab.balancer
+        links = node.call(rtnetlink.links)
+        front, back = (node.call(socket.if_nametoindex, name) for name in node.addresses)
+        node.run(["tc", "qdisc", "add", "dev", links[back].name, "clsact"])
+        node.call(programs.install, 7, 1, 100)
+        for _ in range(2):
+            assert node.call(programs.attach, 7, links.values()) == []
+            assert node.call(programs.attached, 7) == {front, back}
+            handle = programs.handle(7)
+            for index in (front, back):
+                assert node.call(tc.find_filter, index, handle) == "featherlb/ingress"
+            # A restart has them run its own program.
+            node.call(programs.install, 7, 1, 100)
+        node.call(programs.attach, 7, [links[back]])
+        assert node.call(tc.find_filter, front, handle) is None
+        node.call(programs.remove, 7)
+        assert node.call(tc.find_filter, back, handle) is None
+        assert not node.call(programs.directory, 7).exists()
+        disciplines = node.run(["tc", "qdisc", "show"]).stdout
+        assert re.findall(r"clsact .* dev (\w+)", disciplines) == [links[back].name]

@@ -1,0 +1,825 @@
+/* The datapath ebpf: translates the packets of known flows where they enter a link.
+ *
+ * It carries what a worker has given it, and nothing else: every packet that it doesn't carry
+ * continues as if it weren't there (TC_ACT_UNSPEC) and gets to the worker's queue. So whatever is
+ * rare or difficult has one implementation, in Python: opening flows, IP options, fragments, ICMP,
+ * what is too long for its path, clients and backends on this host.
+ *
+ * A flow is an entry in an array that the workers have mapped. While an entry is `live`, only this
+ * program changes its lower half; several CPUs may do so at once. The state machine is that of
+ * featherlb/core/flows/tcp_state.py, the judgement on sequence numbers that of
+ * featherlb/core/flows/windows.py.
+ */
+
+#include "kernel.h"
+
+/* A flow: 128 bytes, two cache lines, the first of which never changes while it is live. Addresses
+ * are in network byte order, IPv4 in its mapped form (RFC 4291 section 2.5.5.2). An index of 0 or 1
+ * is a direction: forward, reply; or an end: the client, the backend. */
+struct entry {
+	be32 client[4];
+	be32 vip[4];
+	be32 backend[4];
+	be32 source[4];		/* the client as the backend sees it */
+	be32 ports;		/* client's, VIP's: as in the header of a packet */
+	be32 reply_ports;	/* backend's, source's */
+	u8 live;		/* 0: the worker has it */
+	u8 quiet;		/* a bare ACK of the backend answers a probe, and is no activity */
+	u8 options;		/* enum option */
+	u8 worker;		/* whose ring gets its events */
+	u32 state;		/* enum state, with the bits below; changed by compare-and-swap */
+	u32 expected[2];	/* the next sequence number that an end expects */
+	u32 ends[2];		/* behind what an end has sent */
+	u32 seen;		/* of the last packet: 0.1 s of CLOCK_MONOTONIC */
+	u32 packets[2];
+	u8 protocol;
+	u8 scales;		/* window scales: client << 4 | backend */
+	u16 zero;
+	u64 bytes[2];		/* of IP packets */
+};
+SIZE_CHECK(struct entry, 128);
+
+enum option {
+	LIFT_SYN_ACK = 1 << 0,	/* the worker lowers the segment size in SYN-ACKs */
+	IPV6 = 1 << 1,
+};
+
+/* featherlb/core/flows/tcp_state.py. Flows in other states are never live. */
+enum state {
+	SYN_SENT = 1,
+	SYN_RECEIVED = 2,
+	ESTABLISHED = 3,
+	FIN_WAIT = 4,
+	CLOSE_WAIT = 5,
+	CLOSING = 6,
+	CLOSED = 7,
+	UDP_ONE_WAY = 8,
+	UDP_TWO_WAY = 9,
+	SYN_RETRIED = 10,
+
+	STATE = 0xFF,
+	CLIENT_SPOKE = 1 << 8,		/* CLOSED: it has sent something since the RST */
+	BACKEND_SPOKE = 1 << 9,
+	RESET_BY_BACKEND = 1 << 10,	/* CLOSED: whose RST it was */
+	DOUBTFUL = 1 << 16,		/* one segment whose sequence numbers can't be right */
+};
+
+struct tuple4 {
+	be32 src;
+	be32 dst;
+	be32 ports;
+	u8 protocol;
+	u8 zero[3];
+};
+SIZE_CHECK(struct tuple4, 16);
+
+struct tuple6 {
+	be32 src[4];
+	be32 dst[4];
+	be32 ports;
+	u8 protocol;
+	u8 zero[3];
+};
+SIZE_CHECK(struct tuple6, 40);
+
+/* If `limit` is not 0 and the heart of featherlb has not beaten for as long (ns), nothing is
+ * carried. */
+struct control {
+	u64 beat;
+	u64 limit;
+};
+SIZE_CHECK(struct control, 16);
+
+/* A change of state. */
+struct event {
+	u32 index;
+	u8 before;
+	u8 after;
+	u16 zero;
+	u64 time;	/* ns of CLOCK_MONOTONIC */
+};
+SIZE_CHECK(struct event, 16);
+
+/* Why packets of known flows are left to the worker. */
+enum why {
+	CARRIED = -1,	/* they aren't */
+	TAKEN,		/* the worker has the flow */
+	OPENING,	/* a SYN, or an answer to one that isn't a plain SYN-ACK */
+	UNUSUAL,	/* flags that no stack sends, lengths that can't be, a RST with data */
+	LAST_HOP,	/* its TTL has run out */
+	TOO_LONG,	/* for the path */
+	NO_ROUTE,	/* none, or to this host */
+	NO_BEAT,	/* featherlb's heart has stopped */
+	WHYS,
+};
+
+/* The numbers of elements are those of a test: the real ones depend on the configuration. */
+MAP(flows4) = { MAP_HASH, sizeof(struct tuple4), sizeof(u32), 1024, NO_PREALLOC };
+MAP(flows6) = { MAP_HASH, sizeof(struct tuple6), sizeof(u32), 1024, NO_PREALLOC };
+MAP(entries) = { MAP_ARRAY, sizeof(u32), sizeof(struct entry), 512, MMAPABLE };
+MAP(events) = { MAP_ARRAY_OF_MAPS, sizeof(u32), sizeof(u32), 256, 0 };
+MAP(reasons) = { MAP_PERCPU_ARRAY, sizeof(u32), sizeof(u64), WHYS, 0 };
+MAP(control) = { MAP_ARRAY, sizeof(u32), sizeof(struct control), 1, MMAPABLE };
+
+char _license[] SEC("license") = "GPL";
+
+/* A packet, as far as both families have it. */
+struct packet {
+	u32 network;	/* offset of the IP header */
+	u32 transport;	/* and of the TCP or UDP header */
+	u32 length;	/* of the IP packet, in bytes; of a super-packet, all of it */
+	u32 gso_size;
+	be32 ports;
+	u8 protocol;
+	u8 ttl;
+	u8 traffic_class;
+	/* TCP */
+	u8 flags;
+	u32 sequence;
+	u32 acknowledgement;
+	u32 header;	/* bytes */
+	/* its checksum covers the addresses; 0 if it has none */
+	be16 check;
+	u32 pseudo_sum;	/* of the addresses as they are, TCP only */
+};
+
+#define SEQUENCE_FLAGS (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK)
+#define MAPPED BE32(0xFFFF)	/* in front of an IPv4 address, in 128 bits */
+#define MAX_WINDOW 0xFFFFu
+#define LARGEST_SCALE 14
+#define TICK 100000000ull
+#define ATTEMPTS 4	/* to change a state that other CPUs are changing, too */
+
+/* One of two pointers, chosen by a branch: without CAP_PERFMON, the verifier permits no variable
+ * offset into an entry. The compiler can't see through `asm`, and so makes none. */
+#define CHOOSE(condition, one, other)                                                              \
+	({                                                                                         \
+		__typeof__(&*(one)) chosen_;                                                       \
+		if (condition) {                                                                   \
+			chosen_ = (one);                                                           \
+			asm volatile("" : "+r"(chosen_));                                          \
+		} else {                                                                           \
+			chosen_ = (other);                                                         \
+			asm volatile("" : "+r"(chosen_));                                          \
+		}                                                                                  \
+		chosen_;                                                                           \
+	})
+
+INLINE u32 fold32(u64 sum)
+{
+	sum = (sum & 0xFFFFFFFF) + (sum >> 32);
+	return (sum & 0xFFFFFFFF) + (sum >> 32);
+}
+
+INLINE u16 fold16(u64 sum)
+{
+	u32 half = fold32(sum);
+
+	half = (half & 0xFFFF) + (half >> 16);
+	return (half & 0xFFFF) + (half >> 16);
+}
+
+/* Count a packet that is left to the worker. */
+INLINE int lift(enum why why)
+{
+	u32 key = why;
+	u64 *count = map_lookup_elem(&reasons, &key);
+
+	if (count)
+		(*count)++;
+	return TC_ACT_UNSPEC;
+}
+
+INLINE void report(struct entry *entry, u32 index, u32 before, u32 after)
+{
+	struct event event = {
+		.index = index,
+		.before = before & STATE,
+		.after = after & STATE,
+		.time = ktime_get_ns(),
+	};
+	u32 worker = entry->worker;
+	void *ring = map_lookup_elem(&events, &worker);
+
+	/* A full ring loses it: the worker's sweep finds the state. */
+	if (ring)
+		ringbuf_output(ring, &event, sizeof(event), RB_NO_WAKEUP);
+}
+
+INLINE void doubt(struct entry *entry)
+{
+	__sync_fetch_and_add(&entry->state, DOUBTFUL);
+}
+
+/* The window scale in a SYN's options, -1 if there is none (`window_scale` in
+ * featherlb/net/tcp_options.py). They are read one by one: without CAP_PERFMON, the verifier permits
+ * no variable offset into a packet or the stack. */
+INLINE int window_scale(struct __sk_buff *skb, u32 at, u32 length)
+{
+	u32 end = at + length;
+
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < 40; i++) {
+		u8 option[4] = {};	/* kind, size, value */
+
+		if (at >= end || skb_load_bytes(skb, at, option, 1))
+			return -1;
+		if (option[0] == 1) {
+			at++;
+			continue;
+		}
+		if (!option[0] || at + 2 > end || skb_load_bytes(skb, at, option, 2))
+			return -1;
+		if (option[1] < 2 || at + option[1] > end)
+			return -1;
+		if (option[0] == 3) {
+			if (option[1] != 3 || skb_load_bytes(skb, at, option, 3))
+				return -1;
+			return option[2] < LARGEST_SCALE ? option[2] : LARGEST_SCALE;
+		}
+		at += option[1];
+	}
+	return -1;
+}
+
+/* Whether a RST's checksum is right, or is still to be completed by a device. */
+INLINE int is_intact(struct __sk_buff *skb, const struct packet *packet)
+{
+	be32 header[15] = {};
+	u32 length = packet->header;
+	u32 pseudo = packet->pseudo_sum;
+
+	if (length < 20 || length > 60)
+		return 0;
+	if (skb_load_bytes(skb, packet->transport, header, length))
+		return 0;
+	if (packet->check == fold16(pseudo))
+		return 1;
+	return fold16((u64)pseudo + (u32)csum_diff(0, 0, header, sizeof(header), 0)) == 0xFFFF;
+}
+
+/* Note the backend's SYN-ACK; whether it acknowledges the client's SYN (windows.answer). */
+INLINE int answer(struct __sk_buff *skb, struct entry *entry, const struct packet *packet)
+{
+	u32 expected = ONCE(entry->expected[1]);
+	u32 following = packet->sequence + 1;
+	u32 payload = packet->length - (packet->transport - packet->network) - packet->header;
+	int scale;
+
+	if (packet->acknowledgement - expected > ONCE(entry->ends[0]) - expected)
+		return 0;
+	scale = window_scale(skb, packet->transport + 20, packet->header - 20);
+	entry->scales = entry->scales && scale >= 0 ? (entry->scales & 0xF0) | scale : 0;
+	ONCE(entry->expected[1]) = packet->acknowledgement;
+	ONCE(entry->expected[0]) = following;
+	ONCE(entry->ends[1]) = following + payload;
+	return 1;
+}
+
+/* Whether a segment without SYN and RST can be real (windows.admits). */
+INLINE int admits(struct entry *entry, const struct packet *packet, u32 reply)
+{
+	u32 payload = packet->length - (packet->transport - packet->network) - packet->header;
+	u32 end = packet->sequence + payload + (packet->flags & TCP_FIN ? 1 : 0);
+	u32 *expects = CHOOSE(reply, &entry->expected[1], &entry->expected[0]);
+	u32 *other_expects = CHOOSE(reply, &entry->expected[0], &entry->expected[1]);
+	u32 *sent = CHOOSE(reply, &entry->ends[1], &entry->ends[0]);
+	u32 *other_sent = CHOOSE(reply, &entry->ends[0], &entry->ends[1]);
+	u32 mine = ONCE(*expects);
+	u32 theirs = ONCE(*other_expects);
+	u32 acknowledged = packet->acknowledgement - mine;
+	u32 window = MAX_WINDOW << (entry->scales >> 4 * reply & 15);
+	u32 reached = end - theirs;
+
+	if (acknowledged <= ONCE(*other_sent) - mine) {
+		if (reached <= window) {
+			if (reached > ONCE(*sent) - theirs)
+				ONCE(*sent) = end;
+		} else if (-reached > window) {
+			return 0;
+		}
+		if (acknowledged)
+			ONCE(*expects) = packet->acknowledgement;
+		return 1;
+	}
+	if (-acknowledged > MAX_WINDOW)
+		return 0;
+	return reached <= window || -reached <= window;
+}
+
+/* The state after an admitted segment or RST, with its bits. */
+INLINE u32 next(u32 word, u8 flags, u32 reply)
+{
+	u32 state = word & STATE;
+	u32 rest = word & ~STATE;
+
+	if (flags & TCP_RST) {
+		rest &= ~(CLIENT_SPOKE | BACKEND_SPOKE | RESET_BY_BACKEND);
+		return rest | CLOSED | (reply ? RESET_BY_BACKEND : 0);
+	}
+	if (state == CLOSED) {
+		rest |= reply ? BACKEND_SPOKE : CLIENT_SPOKE;
+		if ((rest & CLIENT_SPOKE) && (rest & BACKEND_SPOKE))
+			return rest | ESTABLISHED;
+		return rest | CLOSED;
+	}
+	if (flags & TCP_FIN) {
+		if (state == SYN_RECEIVED || state == ESTABLISHED)
+			return rest | (reply ? CLOSE_WAIT : FIN_WAIT);
+		if (state == (reply ? FIN_WAIT : CLOSE_WAIT))
+			return rest | CLOSING;
+	} else if (state == SYN_RECEIVED && !reply) {
+		return rest | ESTABLISHED;
+	}
+	return word;
+}
+
+/* Have the entry follow a segment: CARRIED, or why it is left to the worker. */
+INLINE int follow_tcp(struct __sk_buff *skb, struct entry *entry, u32 index,
+		      const struct packet *packet, u32 reply)
+{
+	u8 flags = packet->flags;
+	u32 word = ONCE(entry->state);
+	u32 state = word & STATE;
+	u32 before;
+
+	if (flags & TCP_SYN) {
+		if (!reply || flags != (TCP_SYN | TCP_ACK) || entry->options & LIFT_SYN_ACK)
+			return OPENING;
+		if (state == SYN_RECEIVED)
+			return packet->sequence + 1 == ONCE(entry->expected[0]) ? CARRIED :
+										    OPENING;
+		if (state != SYN_SENT && state != SYN_RETRIED)
+			return OPENING;
+		if (!answer(skb, entry, packet))
+			return OPENING;
+		before = __sync_val_compare_and_swap(&entry->state, word,
+						     (word & ~STATE) | SYN_RECEIVED);
+		if (before == word)
+			report(entry, index, word, SYN_RECEIVED);
+		return CARRIED;
+	}
+	if (state < SYN_RECEIVED || state > CLOSED)
+		return OPENING;
+	if (flags & TCP_RST) {
+		u32 *other_expects = CHOOSE(reply, &entry->expected[0], &entry->expected[1]);
+		u32 *sent = CHOOSE(reply, &entry->ends[1], &entry->ends[0]);
+		u32 theirs = ONCE(*other_expects);
+
+		if (flags & TCP_FIN ||
+		    packet->length != packet->transport - packet->network + packet->header)
+			return UNUSUAL;
+		if (packet->sequence - theirs > ONCE(*sent) - theirs ||
+		    !is_intact(skb, packet)) {
+			doubt(entry);
+			return CARRIED;
+		}
+	} else {
+		if (!(flags & TCP_ACK))
+			return UNUSUAL;
+		if (!admits(entry, packet, reply)) {
+			if (flags & TCP_FIN || state == SYN_RECEIVED)
+				doubt(entry);
+			return CARRIED;
+		}
+	}
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < ATTEMPTS; i++) {
+		u32 after = next(word, flags, reply);
+
+		if (after == word)
+			break;
+		before = __sync_val_compare_and_swap(&entry->state, word, after);
+		if (before == word) {
+			if ((after ^ word) & STATE)
+				report(entry, index, word, after);
+			break;
+		}
+		word = before;
+	}
+	return CARRIED;
+}
+
+INLINE int follow_udp(struct entry *entry, u32 index, u32 reply)
+{
+	u32 word = ONCE(entry->state);
+
+	if (reply && (word & STATE) == UDP_ONE_WAY) {
+		u32 after = (word & ~STATE) | UDP_TWO_WAY;
+
+		if (__sync_val_compare_and_swap(&entry->state, word, after) == word)
+			report(entry, index, word, after);
+	}
+	return CARRIED;
+}
+
+INLINE void count(struct entry *entry, const struct packet *packet, u64 now, u32 reply)
+{
+	__sync_fetch_and_add(CHOOSE(reply, &entry->packets[1], &entry->packets[0]), 1);
+	__sync_fetch_and_add(CHOOSE(reply, &entry->bytes[1], &entry->bytes[0]), packet->length);
+	if (UNLIKELY(entry->quiet)) {
+		u32 headers = packet->transport - packet->network + packet->header;
+
+		if (reply && packet->flags == TCP_ACK && packet->length == headers)
+			return;
+		entry->quiet = 0;
+	}
+	ONCE(entry->seen) = now / TICK;
+}
+
+/* Read the transport header at `at`, which the packet has room for. 0 if it can't be carried. */
+INLINE int read_transport(struct packet *packet, void *at, void *end)
+{
+	u32 length = packet->length - (packet->transport - packet->network);
+
+	if (packet->protocol == PROTO_TCP) {
+		struct tcphdr *tcp = at;
+
+		if ((void *)(tcp + 1) > end)
+			return 0;
+		packet->ports = *(be32 *)tcp;
+		packet->sequence = BE32(tcp->seq);
+		packet->acknowledgement = BE32(tcp->ack_seq);
+		packet->header = tcp->doff >> 4 << 2;
+		packet->flags = tcp->flags & SEQUENCE_FLAGS;
+		packet->check = tcp->check;
+		return packet->header >= sizeof(*tcp) && packet->header <= length;
+	} else {
+		struct udphdr *udp = at;
+
+		if ((void *)(udp + 1) > end)
+			return 0;
+		packet->ports = *(be32 *)udp;
+		packet->header = sizeof(*udp);
+		packet->flags = 0;
+		packet->check = udp->check;
+		return packet->gso_size ||
+		       (BE16(udp->len) >= sizeof(*udp) && BE16(udp->len) <= length);
+	}
+}
+
+/* Make the packet's first bytes readable and writable in place; whether it has as many. */
+INLINE int reach(struct __sk_buff *skb, u32 bytes)
+{
+	if (LIKELY((void *)(long)skb->data + bytes <= (void *)(long)skb->data_end))
+		return 1;
+	return !skb_pull_data(skb, bytes);
+}
+
+/* The bytes of the longest packet that it is sent as. */
+INLINE u32 segment_length(const struct packet *packet)
+{
+	if (!packet->gso_size)
+		return packet->length;
+	return packet->transport - packet->network + packet->header + packet->gso_size;
+}
+
+/* Update the transport checksum: by the sums of what changes in the addresses and the ports. */
+INLINE int update_check(struct __sk_buff *skb, const struct packet *packet, u32 addresses, u32 ports)
+{
+	u32 at = packet->transport;
+	u64 flags = 0;
+
+	if (packet->protocol == PROTO_TCP) {
+		at += __builtin_offsetof(struct tcphdr, check);
+	} else {
+		if (!packet->check)
+			return 1;
+		at += __builtin_offsetof(struct udphdr, check);
+		flags = F_MARK_MANGLED_0;
+	}
+	/* A sum that a device completes later covers the addresses, but not the ports yet. */
+	if (l4_csum_replace(skb, at, 0, addresses, flags | F_PSEUDO_HDR))
+		return 0;
+	return !ports || !l4_csum_replace(skb, at, 0, ports, flags);
+}
+
+INLINE int send(const struct bpf_fib_lookup *route)
+{
+	/* All of it must be initialised, or the verifier asks for CAP_PERFMON. */
+	struct bpf_redir_neigh hop = {};
+
+	hop.nh_family = route->family;
+	hop.ipv6_nh[0] = route->ipv6_dst[0];
+	hop.ipv6_nh[1] = route->ipv6_dst[1];
+	hop.ipv6_nh[2] = route->ipv6_dst[2];
+	hop.ipv6_nh[3] = route->ipv6_dst[3];
+	/* Also where the neighbour's address is known: so the kernel keeps it up to date. */
+	return redirect_neigh(route->ifindex, &hop, sizeof(hop), 0);
+}
+
+/* The routing decision that the kernel would take after the destination is rewritten. */
+INLINE int find_route(struct __sk_buff *skb, const struct packet *packet,
+		      struct bpf_fib_lookup *route)
+{
+	u32 length = segment_length(packet);
+	long result;
+
+	route->l4_protocol = packet->protocol;
+	route->tot_len = length;
+	route->ifindex = skb->ifindex;
+	result = fib_lookup(skb, route, sizeof(*route), 0);
+	if (result == FIB_SUCCESS || result == FIB_NO_NEIGH)
+		return CARRIED;
+	return result == FIB_FRAG_NEEDED ? TOO_LONG : NO_ROUTE;
+}
+
+INLINE int may_carry(u64 now)
+{
+	u32 key = 0;
+	struct control *heart = map_lookup_elem(&control, &key);
+
+	return heart && (!heart->limit || (long long)(now - heart->beat) <= (long long)heart->limit);
+}
+
+NOINLINE int follow(struct __sk_buff *skb, struct entry *entry, u32 index,
+		  const struct packet *packet, u32 reply)
+{
+	if (packet->protocol == PROTO_TCP)
+		return follow_tcp(skb, entry, index, packet, reply);
+	return follow_udp(entry, index, reply);
+}
+
+INLINE int are_equal(const be32 *one, const be32 *other)
+{
+	return !((one[0] ^ other[0]) | (one[1] ^ other[1]) | (one[2] ^ other[2]) |
+		 (one[3] ^ other[3]));
+}
+
+/* The difference that replacing an address makes to a ones' complement sum. */
+INLINE u64 difference(const be32 *before, const be32 *after)
+{
+	return (u64)(u32)~before[0] + (u32)~before[1] + (u32)~before[2] + (u32)~before[3] +
+	       after[0] + after[1] + after[2] + after[3];
+}
+
+INLINE void copy_address(be32 *to, const be32 *from)
+{
+	to[0] = from[0];
+	to[1] = from[1];
+	to[2] = from[2];
+	to[3] = from[3];
+}
+
+/* Write the headers. In the IPv4 header, the sum changes by that of the addresses, and by one hop. */
+INLINE int rewrite4(struct __sk_buff *skb, const u32 link_header, const be32 *src, const be32 *dst,
+		    be32 ports, u32 addresses)
+{
+	struct iphdr *ip;
+
+	if (!reach(skb, link_header + sizeof(*ip) + sizeof(ports)))
+		return 0;
+	ip = (void *)(long)skb->data + link_header;
+	if ((void *)(ip + 1) + sizeof(ports) > (void *)(long)skb->data_end)
+		return 0;
+	/* RFC 1624 equation 3; the TTL is the upper half of its word. */
+	ip->check = ~fold16((u64)(u16)~ip->check + addresses + (u16)~BE16(0x0100));
+	ip->ttl--;
+	ip->saddr = src[3];
+	ip->daddr = dst[3];
+	*(be32 *)(ip + 1) = ports;
+	return 1;
+}
+
+INLINE int rewrite6(struct __sk_buff *skb, const u32 link_header, const be32 *src, const be32 *dst,
+		    be32 ports)
+{
+	struct ipv6hdr *ip;
+
+	if (!reach(skb, link_header + sizeof(*ip) + sizeof(ports)))
+		return 0;
+	ip = (void *)(long)skb->data + link_header;
+	if ((void *)(ip + 1) + sizeof(ports) > (void *)(long)skb->data_end)
+		return 0;
+	ip->hop_limit--;
+	copy_address(ip->saddr, src);
+	copy_address(ip->daddr, dst);
+	*(be32 *)(ip + 1) = ports;
+	return 1;
+}
+
+/* Carry a packet of a live flow, whose addresses (of IPv4, the last word) are `src` and `dst`. */
+INLINE int carry(struct __sk_buff *skb, const u32 link_header, struct entry *entry, u32 index,
+		 struct packet *packet, const be32 *src, const be32 *dst, u32 reply, u32 v6)
+{
+	const be32 *new_src = CHOOSE(reply, &entry->vip[0], &entry->source[0]);
+	const be32 *new_dst = CHOOSE(reply, &entry->client[0], &entry->backend[0]);
+	/* The other direction's, swapped. */
+	be32 opposite = *CHOOSE(reply, &entry->ports, &entry->reply_ports);
+	be32 ports = opposite >> 16 | opposite << 16;
+	u64 now = ktime_get_coarse_ns();
+	struct bpf_fib_lookup route = {};
+	const be32 *route_src;
+	u32 addresses;
+	int why;
+
+	if (!may_carry(now))
+		return lift(NO_BEAT);
+	if (packet->ttl <= 1)
+		return lift(LAST_HOP);
+	/* As for the packets that come through the queue: the source of a reply to a client whose
+	 * address the backend sees is translated after the routing decision. */
+	if (reply && are_equal(entry->client, entry->source)) {
+		route_src = src;
+		route.sport = packet->ports & 0xFFFF;
+	} else {
+		route_src = new_src;
+		route.sport = ports & 0xFFFF;
+	}
+	route.dport = ports >> 16;
+	if (v6) {
+		route.family = AF_INET6;
+		route.flowinfo = BE32((u32)packet->traffic_class << 20);
+		copy_address(route.ipv6_src, route_src);
+		copy_address(route.ipv6_dst, new_dst);
+	} else {
+		route.family = AF_INET;
+		route.tos = packet->traffic_class;
+		route.ipv4_src = route_src[3];
+		route.ipv4_dst = new_dst[3];
+	}
+	why = find_route(skb, packet, &route);
+	if (why >= 0)
+		return lift(why);
+	if (packet->flags & TCP_RST) {
+		u32 length = packet->length - (packet->transport - packet->network);
+
+		/* Of IPv4, the sum of the mapped form; its prefixes cancel out. */
+		packet->pseudo_sum = fold32((u64)src[0] + src[1] + src[2] + src[3] + dst[0] +
+					    dst[1] + dst[2] + dst[3] + BE32(length) +
+					    BE32(PROTO_TCP));
+	}
+	why = follow(skb, entry, index, packet, reply);
+	if (why >= 0)
+		return lift(why);
+	count(entry, packet, now, reply);
+	addresses = fold32(difference(src, new_src) + difference(dst, new_dst));
+	if (!update_check(skb, packet, addresses,
+			  packet->ports == ports ? 0 : fold32((u64)(u32)~packet->ports + ports)))
+		return TC_ACT_SHOT;
+	if (v6) {
+		/* If a device has summed the whole packet, its sum goes with the packet. In IPv4 all
+		 * changes but the one that `update_check` takes into account cancel out. In IPv6
+		 * that one cancels out as well, and the hop limit, the lower half of its word,
+		 * doesn't. */
+		csum_update(skb, fold32((u64)addresses + (u16)~BE16(0x0001)));
+		if (!rewrite6(skb, link_header, new_src, new_dst, ports))
+			return TC_ACT_SHOT;
+	} else if (!rewrite4(skb, link_header, new_src, new_dst, ports, addresses)) {
+		return TC_ACT_SHOT;
+	}
+	return send(&route);
+}
+
+/* Whether the entry is that of the packet's flow: so nothing depends on the order in which keys and
+ * entries change. */
+INLINE int is_of(const struct entry *entry, const struct packet *packet, const be32 *src,
+		 const be32 *dst, u32 reply)
+{
+	const be32 *source = CHOOSE(reply, &entry->backend[0], &entry->client[0]);
+	const be32 *destination = CHOOSE(reply, &entry->source[0], &entry->vip[0]);
+	be32 ports = *CHOOSE(reply, &entry->reply_ports, &entry->ports);
+
+	return are_equal(src, source) && are_equal(dst, destination) && packet->ports == ports &&
+	       packet->protocol == entry->protocol;
+}
+
+/* Read an IPv4 packet's headers and find its flow: 0 if it can't be carried. */
+INLINE const u32 *find4(struct __sk_buff *skb, const u32 link_header, struct packet *packet,
+			be32 *src, be32 *dst)
+{
+	struct tuple4 tuple = {};
+	struct iphdr *ip;
+	void *end;
+	u32 room;
+
+	if (!reach(skb, link_header + 28))
+		return 0;
+	ip = (void *)(long)skb->data + link_header;
+	end = (void *)(long)skb->data_end;
+	if ((void *)(ip + 1) > end)
+		return 0;
+	/* No options, no fragments. */
+	if (ip->version_ihl != 0x45 || ip->frag_off & BE16(0x3FFF))
+		return 0;
+	if (ip->protocol == PROTO_TCP) {
+		if (!reach(skb, link_header + 40))
+			return 0;
+		ip = (void *)(long)skb->data + link_header;
+		end = (void *)(long)skb->data_end;
+		if ((void *)(ip + 1) > end)
+			return 0;
+	} else if (ip->protocol != PROTO_UDP) {
+		return 0;
+	}
+	packet->protocol = ip->protocol;
+	packet->ttl = ip->ttl;
+	packet->traffic_class = ip->tos;
+	packet->gso_size = skb->gso_size;
+	room = skb->len - link_header;
+	packet->length = packet->gso_size ? room : BE16(ip->tot_len);
+	if (packet->length > room || packet->length < 28)
+		return 0;
+	packet->network = link_header;
+	packet->transport = link_header + sizeof(*ip);
+	src[2] = dst[2] = MAPPED;
+	src[3] = ip->saddr;
+	dst[3] = ip->daddr;
+	if (!read_transport(packet, ip + 1, end))
+		return 0;
+	tuple.src = src[3];
+	tuple.dst = dst[3];
+	tuple.ports = packet->ports;
+	tuple.protocol = packet->protocol;
+	return map_lookup_elem(&flows4, &tuple);
+}
+
+INLINE const u32 *find6(struct __sk_buff *skb, const u32 link_header, struct packet *packet,
+			be32 *src, be32 *dst)
+{
+	struct tuple6 tuple = {};
+	struct ipv6hdr *ip;
+	void *end;
+	u32 room;
+
+	if (!reach(skb, link_header + 48))
+		return 0;
+	ip = (void *)(long)skb->data + link_header;
+	end = (void *)(long)skb->data_end;
+	if ((void *)(ip + 1) > end)
+		return 0;
+	if (*(u8 *)ip >> 4 != 6)
+		return 0;
+	/* No extension headers. */
+	if (ip->nexthdr == PROTO_TCP) {
+		if (!reach(skb, link_header + 60))
+			return 0;
+		ip = (void *)(long)skb->data + link_header;
+		end = (void *)(long)skb->data_end;
+		if ((void *)(ip + 1) > end)
+			return 0;
+	} else if (ip->nexthdr != PROTO_UDP) {
+		return 0;
+	}
+	packet->protocol = ip->nexthdr;
+	packet->ttl = ip->hop_limit;
+	packet->traffic_class = BE32(ip->version_class_label) >> 20;
+	packet->gso_size = skb->gso_size;
+	room = skb->len - link_header;
+	packet->length = packet->gso_size ? room : BE16(ip->payload_len) + sizeof(*ip);
+	if (packet->length > room || packet->length < 48)
+		return 0;
+	packet->network = link_header;
+	packet->transport = link_header + sizeof(*ip);
+	copy_address(src, ip->saddr);
+	copy_address(dst, ip->daddr);
+	if (!read_transport(packet, ip + 1, end))
+		return 0;
+	copy_address(tuple.src, src);
+	copy_address(tuple.dst, dst);
+	tuple.ports = packet->ports;
+	tuple.protocol = packet->protocol;
+	return map_lookup_elem(&flows6, &tuple);
+}
+
+INLINE int enter(struct __sk_buff *skb, const u32 link_header)
+{
+	be32 src[4] = {}, dst[4] = {};
+	struct packet packet = {};
+	const u32 *reference;
+	struct entry *entry;
+	u32 index, v6;
+
+	/* What a tagged packet belongs to is the business of the VLAN's device; what is to another
+	 * machine, of a bridge. */
+	if (skb->vlan_present || skb->pkt_type != PACKET_HOST)
+		return TC_ACT_UNSPEC;
+	v6 = skb->protocol == BE16(ETH_P_IPV6);
+	if (skb->protocol == BE16(ETH_P_IP))
+		reference = find4(skb, link_header, &packet, src, dst);
+	else if (v6)
+		reference = find6(skb, link_header, &packet, src, dst);
+	else
+		return TC_ACT_UNSPEC;
+	if (!reference)
+		return TC_ACT_UNSPEC;
+	index = *reference >> 1;
+	entry = map_lookup_elem(&entries, &index);
+	if (!entry || !entry->live || !is_of(entry, &packet, src, dst, *reference & 1))
+		return lift(TAKEN);
+	return carry(skb, link_header, entry, index, &packet, src, dst, *reference & 1, v6);
+}
+
+/* At links whose packets have an Ethernet header. */
+SEC("tc/ingress")
+int ingress(struct __sk_buff *skb)
+{
+	return enter(skb, ETH_HLEN);
+}
+
+/* At links whose packets have no header (tun, WireGuard, PPP). */
+SEC("tc/ingress_bare")
+int ingress_bare(struct __sk_buff *skb)
+{
+	return enter(skb, 0);
+}
