@@ -18,7 +18,8 @@ from featherlb.control.reload import Settings
 from featherlb.control.systemd import Notifier
 from featherlb.control.tasks import Tasks
 from featherlb.control.threads import Threads
-from featherlb.system import kernel_state, privileges, processes
+from featherlb.model import Datapath
+from featherlb.system import kernel_state, privileges, processes, programs
 from featherlb.system.failure import explain, log_traceback
 
 log = logging.getLogger("featherlb")
@@ -30,6 +31,7 @@ class Supervisor:
     def __init__(self, settings: Settings) -> None:
         events = Events()
         self._tasks = Tasks(events)
+        self._settings = settings
         self._controller = Controller(settings, events, self._tasks)
         self._server = Server(self._controller)
         self._notifier = Notifier()
@@ -43,7 +45,7 @@ class Supervisor:
         the next instance; SIGHUP reloads. HostError and ConfigError if it can't start, with nothing
         left on the host."""
         # There are no threads yet, each of which has capabilities of its own.
-        privileges.drop_capabilities(privileges.SUPERVISOR)
+        privileges.drop_capabilities(privileges.SUPERVISOR | self._to_mount())
         kernel_state.raise_descriptor_limit()
         processes.adopt_orphans()
         loop = asyncio.get_running_loop()
@@ -69,6 +71,16 @@ class Supervisor:
             # A crash, such as without memory: the next start takes over.
             self._leaving = True
             raise
+
+    def _to_mount(self) -> frozenset[int]:
+        """The capability to mount a BPF file system, if one is needed and isn't there."""
+        # The file is read for this where there is none: on few hosts.
+        if programs.must_mount() and any(
+            isinstance(service.datapath, Datapath) and service.datapath.carries
+            for service in self._settings.load().services
+        ):
+            return frozenset({privileges.CAP_SYS_ADMIN})
+        return frozenset()
 
     async def _start(self) -> bool:
         """Balance; False if it is told to stop meanwhile, and doesn't."""

@@ -263,6 +263,16 @@ class Snapshot(Collector):
             "Frames of the raw datapath translated but not sent.",
             labels=["worker", "reason"],
         )
+        carried = GaugeMetricFamily(
+            "featherlb_carried_flows",
+            "Flows of the ebpf datapath that the program in the kernel carries.",
+            labels=["worker"],
+        )
+        unplaced = CounterMetricFamily(
+            "featherlb_unplaced_flows",
+            "Flows of the ebpf datapath for which the program in the kernel had no room.",
+            labels=["worker"],
+        )
         for number, one in self._workers.items():
             worker = str(number)
             waiting.add_metric([worker], one.queue.waiting)
@@ -273,10 +283,14 @@ class Snapshot(Collector):
             frames.add_metric([worker, "unsent"], one.frames.unsent)
             frames.add_metric([worker, "unresolved"], one.frames.unresolved)
             unsent.add_metric([worker], one.unsent)
+            carried.add_metric([worker], one.program.carried)
+            unplaced.add_metric([worker], one.program.unplaced)
         yield waiting
         yield drops
         yield unsent
         yield frames
+        yield carried
+        yield unplaced
 
     def _conntrack(self) -> Iterator[Metric]:
         for name, setting, text in (

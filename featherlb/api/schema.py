@@ -116,7 +116,8 @@ class HostState(Answer):
     restoring: bool = Field(description="False with `restore: false`: changes are only reported.")
     deviations: list[str] = Field(description="What is changed and not restored.")
     restored: dict[str, int] = Field(
-        description="How often `rules`, `sets`, `settings` and `addresses` were restored."
+        description="How often `rules`, `sets`, `settings`, `addresses` and `programs` were"
+        " restored."
     )
     last_restored: str = Field(description="Time of the last restoration; empty if none.")
     repairs: str = Field(description="What was restored then.")
@@ -659,6 +660,14 @@ class Frames(Answer):
     held: int = Field(description="Waiting for the next hop's MAC address.")
 
 
+class CarriedFlows(Answer):
+    """Flows of the `ebpf` datapath."""
+
+    flows: int = Field(description="That the program in the kernel carries now.")
+    given: int = Field(description="That it was given by the worker.")
+    unplaced: int = Field(description="That stayed with the worker, as the program had no room.")
+
+
 class Queue(Answer):
     worker: int
     received: int
@@ -673,6 +682,7 @@ class Queue(Answer):
         description="Generated packets (RST, ICMP) that the kernel refused to send."
     )
     frames: Frames
+    program: CarriedFlows
 
 
 class Stats(Answer):

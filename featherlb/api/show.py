@@ -403,6 +403,11 @@ def show_stats(view: View) -> schema.Stats:
                     unresolved=one.frames.unresolved,
                     held=one.frames.held,
                 ),
+                program=schema.CarriedFlows(
+                    flows=one.program.carried,
+                    given=one.program.given,
+                    unplaced=one.program.unplaced,
+                ),
             )
             for number, one in found.items()
         ],

@@ -36,6 +36,12 @@ def stats(answer: schema.Stats) -> None:
                 ("    next hop did not answer", queue.frames.unresolved),
                 ("    waiting for their next hop", queue.frames.held),
             ]
+        if queue.program.given:
+            rows += [
+                ("  flows that the program in the kernel carries", queue.program.flows),
+                ("    given to it", queue.program.given),
+                ("    without room there", queue.program.unplaced),
+            ]
     for name, count in rows:
         table.add_row(name, f"{count:,}")
     print_table(table)

@@ -33,7 +33,7 @@ from featherlb.model.errors import HostError
 from featherlb.model.fault import Fault
 from featherlb.model.reason import Reason
 from featherlb.model.user_code import UserCode
-from featherlb.system import flow_file, hash_key, kernel_state, rtnetlink, state_file
+from featherlb.system import flow_file, hash_key, kernel_state, programs, rtnetlink, state_file
 from featherlb.system.hash_key import THIS_RUN, HashKey
 from featherlb.system.journal import Journal
 from featherlb.worker.protocol import (
@@ -87,6 +87,9 @@ class DataPlane:
         self._faults = InjectFaults(())
         self.hash_key = HashKey(b"", THIS_RUN)
         """By what the hash schedulers place flows."""
+        self._max_flows = 0
+        self._installed = False
+        """The programs of services that have some are in the kernel."""
 
     async def start(
         self,
@@ -103,6 +106,7 @@ class DataPlane:
         self._log_flows = LogFlows(log.isEnabledFor(logging.DEBUG))
         self._apply = Apply(services, self._pass_mark, dict(user_code))
         self._loaded = user_code
+        self._max_flows = config.max_flows
         directory = Journal().directory
         saved = flow_file.find(directory, self.options.queue)
         length = queue_length(kernel_state.memory(), self.options.workers)
@@ -127,6 +131,7 @@ class DataPlane:
         await self.cookies.open(config.max_flows, config.timeouts.half_open)
         # Queues are bound and services known before rules send packets there.
         await self.topology.follow(services)
+        await self._install_programs(services)
         try:
             await self.workers.start(starts, self._greeting)
         except WorkerDiedError:
@@ -319,6 +324,12 @@ class DataPlane:
 
     def _revert(self) -> None:
         undone, failures = self._host.revert()
+        if self._installed:
+            try:
+                # Loaded, but not part of the plan yet.
+                programs.remove(self.options.queue)
+            except HostError as error:
+                failures.append(str(error))
         for failure in failures:
             log.error("%s", failure)
         if undone:
@@ -335,6 +346,7 @@ class DataPlane:
         rules_applied: bool = True,
     ) -> None:
         """Have the workers serve these services; HostError if one can't, and the others do."""
+        await self._install_programs(services)
         before = {service.name: service for service in self._apply.services}
         code = {name: text for name, text in user_code.items() if self._loaded.get(name) != text}
         update = Update(
@@ -353,6 +365,16 @@ class DataPlane:
         self._loaded = {}
         await self.workers.apply(update)
         self._loaded = user_code
+
+    async def _install_programs(self, services: Sequence[Service]) -> None:
+        """Load the programs that services need, before a worker asks for their maps; HostError if
+        the kernel refuses."""
+        if not self._installed and any(service.datapath.carries for service in services):
+            workers = self.options.workers
+            await asyncio.to_thread(
+                programs.install, self.options.queue, workers, workers * self._max_flows
+            )
+            self._installed = True
 
     async def reweigh(self, services: Sequence[Service]) -> None:
         """Have the workers serve these services in place of those with their names, which differ
@@ -373,11 +395,11 @@ class DataPlane:
         return greeting
 
     async def _offloaded(self) -> list[Service]:
-        """The services with open flows that the kernel forwards."""
+        """The services with open flows that are forwarded without workers."""
         offloaded = [
             service
             for service in (*self._apply.services, *self.departing)
-            if service.datapath.kernel_forwards
+            if service.datapath.outlives_workers
         ]
         if not offloaded:
             return []

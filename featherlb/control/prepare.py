@@ -203,6 +203,9 @@ def _plan(config: Config, services: Sequence[Service]) -> host.HostPlan:
         shard = flow_file.read_shard(path)
         if shard is not None and shard.workers == options.workers:
             options = replace(options, hash_seed=shard.seed)
+    seed = host.seed_of_programs(options.queue, options.workers)
+    if seed is not None:
+        options = replace(options, hash_seed=seed)
     facts = host.survey(services)
     host.check(services, options, facts)
     return host.build(services, options, facts)

@@ -92,7 +92,8 @@ class EngineCounters:
     The kernel dropped `queue_dropped` because the queue was full, `socket_dropped` because a
     socket's buffer was. `truncated` were received incompletely. `waiting` are in the queue now.
     `unsent` had no egress link, or the kernel refused them or their verdicts. `unresolved` were
-    dropped without the MAC address of their next hop; `held` are waiting for it now.
+    dropped without the MAC address of their next hop; `held` are waiting for it now. A program in
+    the kernel carries `carried` flows now; it was given `given`, and had no room for `unplaced`.
     """
 
     received: int = 0
@@ -103,6 +104,9 @@ class EngineCounters:
     unsent: int = 0
     unresolved: int = 0
     held: int = 0
+    carried: int = 0
+    given: int = 0
+    unplaced: int = 0
 
 
 class Engine:
@@ -163,12 +167,29 @@ class KernelFlows(Protocol):
         ...
 
 
+class Carrier(Protocol):
+    """A program that carries flows, for the queue's engine: it must have a flow before the packet
+    that opens the flow is accepted."""
+
+    def execute(self) -> None:
+        """Give it the flows that the core has queued for it."""
+        ...
+
+    def listen(self) -> None:
+        """Report to the core the connections whose state it has changed."""
+        ...
+
+
 class PacketQueue(Engine, ABC):
     """The engine that every worker has: its NFQUEUE, which other engines may need."""
 
     @abstractmethod
     def attach(self, kernel_flows: KernelFlows) -> None:
         """Have these flows inserted before the verdicts on the packets that open them."""
+
+    @abstractmethod
+    def attach_program(self, carrier: Carrier) -> None:
+        """Have flows given to this program before the verdicts on the packets that open them."""
 
     @abstractmethod
     def cut_segments(self, wanted: bool) -> None:

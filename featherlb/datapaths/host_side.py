@@ -71,6 +71,8 @@ class Needs:
     """Its rules in the table raw that refuse clients."""
     settings: tuple[sysctl.Setting, ...] = ()
     rules: Ruleset = field(default_factory=dict)
+    programs: bool = False
+    """Programs in the kernel, at the host's links (`system/programs.py`)."""
 
 
 class Rules(Protocol):

@@ -61,6 +61,7 @@ CHECKS = (
     Check("source-ports", settings.check_source_ports, privileges=False, services=True),
     Check("marks", settings.check_marks, privileges=False, services=True),
     Check("bridges", settings.check_bridges, privileges=False, services=True),
+    Check("programs", settings.check_programs, services=True),
     Check("offloads", settings.check_offloads, privileges=False, services=True),
     Check("links", settings.check_links, privileges=False, services=True),
     Check("descriptors", process.check_descriptors, privileges=False),

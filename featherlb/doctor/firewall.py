@@ -10,8 +10,9 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from featherlb.doctor.finding import Finding, error, warning
+from featherlb.doctor.finding import Finding, error, note, warning
 from featherlb.doctor.subject import Subject
+from featherlb.model import Service
 from featherlb.system import iptables, nftables
 from featherlb.system.firewall import Action, Applies, FilterTable, Hooked, read_iptables
 
@@ -35,20 +36,22 @@ class Fate:
 
 def check(subject: Subject) -> Iterator[Finding]:
     """Finds rules that drop featherlb's packets ahead of its own rules, or in other tables."""
-    tables: list[FilterTable] = []
+    own: list[FilterTable] = []
+    others: list[FilterTable] = []
     flavour = iptables.flavour()
     running = subject.running
     for family in subject.families or [4]:
         name = iptables.COMMANDS[family]
-        # `up` installs its rules ahead of all others: only a running instance's can have been
-        # displaced.
-        if running is not None:
-            tables += read_iptables(iptables.listing(family), name, family)
+        own += read_iptables(iptables.listing(family), name, family)
         if flavour == "nft":
             owner = f"{name}-legacy"
-            tables += read_iptables(iptables.listing(family, "legacy"), owner, family)
-    tables += nftables.filter_tables(with_iptables=flavour == "legacy")
+            others += read_iptables(iptables.listing(family, "legacy"), owner, family)
+    others += nftables.filter_tables(with_iptables=flavour == "legacy")
+    # `up` installs its rules ahead of all others: only a running instance's can have been
+    # displaced.
+    tables = others if running is None else own + others
     yield from judge(tables, hooks(subject), "" if running is None else running.fix)
+    yield from judge_passed_by(own + others, subject.services)
 
 
 def hooks(subject: Subject) -> list[str]:
@@ -96,6 +99,33 @@ def judge(
                     f" `{fate.may_drop}`",
                     command,
                 )
+
+
+def judge_passed_by(
+    tables: Sequence[FilterTable], services: Sequence[Service]
+) -> Iterator[Finding]:
+    """A note for each chain with a rule that may drop packets of clients, and that the packets of
+    some services don't traverse: frames pass all chains by, and so does what a program in the
+    kernel carries."""
+    by_kind = {
+        "packets": [one.name for one in services if one.datapath.takes_frames],
+        "packets of open flows": [one.name for one in services if one.datapath.carries],
+    }
+    for table in tables:
+        # Our rules accept the packets of every datapath ahead of this table's other rules.
+        if table.table == "filter" and table.owner in iptables.COMMANDS.values():
+            continue
+        for hooked in table.hooked:
+            rule = walk(table, hooked).may_drop
+            if not rule or hooked.hook not in ("prerouting", "forward", "postrouting"):
+                continue
+            for kind, names in by_kind.items():
+                if names:
+                    yield note(
+                        f"`{rule}` in {table.owner} table '{table.table}', chain {hooked.name},"
+                        f" doesn't see {kind} of {', '.join(names)}, which bypass netfilter: drop"
+                        " them at tc or nftables ingress, or choose another datapath"
+                    )
 
 
 def _exemption(table: FilterTable, hooked: Hooked) -> str:

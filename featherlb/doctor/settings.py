@@ -4,7 +4,7 @@
 packet leaves with a complete checksum whatever the device supports.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from featherlb.datapaths.host_side import Replies, rules_of
@@ -20,7 +20,7 @@ from featherlb.model import (
     RoutingRule,
     Service,
 )
-from featherlb.system import ethtool, rtnetlink, sysctl
+from featherlb.system import ethtool, programs, rtnetlink, sysctl, tc
 
 Read = Callable[[str], str | None]
 
@@ -130,6 +130,45 @@ def judge_bridges(links: Iterable[Link], used: Mapping[str, str], read: Read) ->
                 " gateway; turn it off unless Docker or Kubernetes needs it",
                 "sysctl -w net.bridge.bridge-nf-call-iptables=0",
             )
+
+
+def check_programs(subject: Subject) -> Iterator[Finding]:
+    """Whether programs of others have packets before featherlb."""
+    links = rtnetlink.links().values()
+    used = [link for link in links if link.name in interfaces(subject)]
+    xdp = {link.name for link in used if tc.has_xdp(link.index)}
+    ahead = {link.name: others_ahead(tc.programs_at(link.index)) for link in used}
+    yield from judge_programs(subject.services, xdp, ahead)
+
+
+def others_ahead(names: Sequence[str]) -> list[str]:
+    """Those that run before featherlb's, of the programs at a link."""
+    own = {programs.INGRESS, programs.BARE}.intersection(names)
+    return list(names[: min(map(names.index, own), default=0)])
+
+
+def judge_programs(
+    services: Iterable[Service], xdp: Iterable[str], ahead: Mapping[str, Sequence[str]]
+) -> Iterator[Finding]:
+    """`xdp` are the links with an XDP program, `ahead` the programs at a link that run before
+    featherlb's."""
+    datapaths = [service.datapath for service in services]
+    if any(datapath.carries or datapath.takes_frames for datapath in datapaths):
+        for name in xdp:
+            yield note(
+                f"an XDP program at {name} has its packets before featherlb; what it drops or"
+                " redirects isn't balanced",
+                f"ip link show dev {name}",
+            )
+    if any(datapath.carries for datapath in datapaths):
+        for name, others in ahead.items():
+            if others:
+                yield note(
+                    f"at {name}, {', '.join(others)} (tcx) {'run' if len(others) > 1 else 'runs'}"
+                    " before featherlb's program, which gets only the packets that"
+                    f" {'they pass' if len(others) > 1 else 'it passes'} on",
+                    f"bpftool net show dev {name}",
+                )
 
 
 def check_offloads(subject: Subject) -> Iterator[Finding]:

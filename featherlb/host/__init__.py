@@ -13,7 +13,7 @@ Composes the drivers; `build` is pure. None of it may be called from a running a
 from featherlb.datapaths.rules.extensions import check_kernel
 from featherlb.datapaths.rules.facts import Facts, Options
 from featherlb.host.advice import advice
-from featherlb.host.apply import Host, remove_saved_flows, remove_stale
+from featherlb.host.apply import Host, remove_saved_flows, remove_stale, seed_of_programs
 from featherlb.host.choose import pick, usable
 from featherlb.host.deviations import ALL_KINDS, Deviation, Kind, repairs
 from featherlb.host.peers import is_peer, may_resume
@@ -45,6 +45,7 @@ __all__ = [
     "remove_stale",
     "repairs",
     "reverse_path_problem",
+    "seed_of_programs",
     "survey",
     "usable",
 ]

@@ -21,6 +21,7 @@ from featherlb.host.plan import HostPlan
 from featherlb.host.resources import (
     Assignment,
     Chains,
+    Programs,
     Resource,
     Rules,
     Sets,
@@ -41,6 +42,7 @@ from featherlb.system import (
     iptables,
     journal,
     nft_chains,
+    programs,
     rtnetlink,
     state_file,
     sysctl,
@@ -70,6 +72,8 @@ class Host:
         """By address family, the rules as the kernel listed them once they were applied."""
         self._changes = 0
         """How often the host was changed to a plan."""
+        self._programs = False
+        """Programs were set up: workers have their maps open, so they stay to the end."""
         self._refused: Counter[tuple[str, Reason]] = Counter()
         """What rules that are gone have refused."""
 
@@ -192,7 +196,16 @@ class Host:
             for record in self._journal.records()
             if record.alive and record.order > plan.order
         }
-        if missing := [resource for resource in wanted if resource.name not in standing]:
+        # The programs of a dead instance may have had other workers.
+        missing = [
+            one
+            for one in wanted
+            if one.name not in standing
+            or (isinstance(one, Programs) and one not in self._resources)
+        ]
+        if missing:
+            set_up = {resource.name for resource in missing}
+            self._resources = [one for one in self._resources if one.name not in set_up]
             self._resources += missing
             self._write()
         # A long list of networks takes seconds to write. Where the same plan is set up again,
@@ -247,6 +260,9 @@ class Host:
             yield Sets(plan.instance)
         if iptables.flavour() == "nft":
             yield from self._chains(plan, claimed)
+        self._programs = self._programs or plan.programs
+        if self._programs:
+            yield Programs(plan.instance, plan.options.workers, plan.options.hash_seed)
         for family in plan.rules:
             yield Rules(plan.instance, family)
         for address, interface in plan.addresses:
@@ -389,6 +405,7 @@ def _remove_stale(log: journal.Journal, keep: Keep) -> list[str]:
         for instance in sorted(iptables.instances(family) - known)
     ]
     unrecorded += [Sets(instance) for instance in sorted(ipset.instances() - known)]
+    unrecorded += [Programs(instance, 0, 0) for instance in sorted(programs.instances() - known)]
     for resource in unrecorded:
         try:
             resource.revert()
@@ -413,6 +430,17 @@ def _set_aside_damaged(records: journal.Journal) -> set[int]:
         else:
             state_file.set_aside(one.path, one.reason, _LOST)
     return running
+
+
+def seed_of_programs(instance: int, workers: int) -> int | None:
+    """The seed by which programs that a dead instance of this number left share out their flows;
+    None if there are none, or if it had another number of workers."""
+    for record in journal.Journal().records():
+        if record.instance == instance and not record.alive:
+            for resource in changes(record):
+                if isinstance(resource, Programs) and resource.workers == workers:
+                    return resource.seed
+    return None
 
 
 def remove_saved_flows() -> list[str]:
@@ -455,7 +483,7 @@ def _list_rules(
 
 
 def _set_up(
-    resource: Chains | Rules | Sets | Setting,
+    resource: Chains | Programs | Rules | Sets | Setting,
     plan: HostPlan,
     later: Collection[int],
     kept: frozenset[ipset.AnySet],
@@ -471,5 +499,9 @@ def _set_up(
             for wanted in plan.sets:
                 if wanted not in kept or wanted.name not in standing:
                     ipset.replace(wanted, plan.instance)
+        case Programs(instance):
+            links = rtnetlink.links().values() if plan.programs else ()
+            for refusal in programs.attach(instance, links):
+                log.warning("%s", refusal)
         case Rules(instance, family):
             iptables.replace(family, instance, plan.rules[family], later)

@@ -14,7 +14,9 @@ from featherlb.model import DEFAULT_DATAPATH, Datapath, Endpoint, Protocol, Serv
 from featherlb.system import journal
 
 BY_SPEED = (Datapath.OFFLOAD, Datapath.RAW, Datapath.NFQUEUE)
-"""All datapaths, the fastest first (docs/benchmarks.md): the order in which `auto` tries them."""
+"""The fastest first (docs/benchmarks.md): the order in which `auto` tries them."""
+ON_REQUEST = (Datapath.EBPF,)
+"""Those that `auto` leaves alone."""
 
 
 def obstacle(service: Service, datapath: Datapath) -> str | None:
@@ -30,10 +32,12 @@ def obstacle(service: Service, datapath: Datapath) -> str | None:
 
 
 def usable(services: Sequence[Service] = ()) -> dict[Datapath, str | None]:
-    """All datapaths, the fastest first, each with the reason why it is unavailable on this host for
-    all of the services (prepared; none, to ask about the host alone), None if it is available."""
+    """All datapaths, those of `auto` first, in its order, each with the reason why it is
+    unavailable on this host for all of the services (prepared; none, to ask about the host alone),
+    None if it is available."""
     return {
-        datapath: next(requirements_of(datapath).obstacles(services), None) for datapath in BY_SPEED
+        datapath: next(requirements_of(datapath).obstacles(services), None)
+        for datapath in (*BY_SPEED, *ON_REQUEST)
     }
 
 

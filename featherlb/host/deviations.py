@@ -10,7 +10,7 @@ from featherlb.host.plan import HostPlan
 from featherlb.host.survey import bridge_filter, is_local
 from featherlb.model import LOOPBACK, Address
 from featherlb.model.counted import counted
-from featherlb.system import ipset, iptables, rtnetlink, sysctl, xtables
+from featherlb.system import ipset, iptables, programs, rtnetlink, sysctl, xtables
 
 OwnRules = Mapping[int, list[tuple[str, str]]]
 """By address family, what `iptables.own` has found."""
@@ -23,6 +23,7 @@ class Kind(StrEnum):
     SETS = "sets"
     SETTINGS = "settings"
     ADDRESSES = "addresses"
+    PROGRAMS = "programs"
 
 
 ALL_KINDS = frozenset(Kind)
@@ -53,6 +54,8 @@ def find(plan: HostPlan, rules: OwnRules, kinds: Set[Kind] = ALL_KINDS) -> Itera
         yield from _settings(plan)
     if Kind.ADDRESSES in kinds:
         yield from _addresses(plan)
+    if Kind.PROGRAMS in kinds and plan.programs:
+        yield from _programs(plan)
 
 
 def glance(plan: HostPlan) -> dict[Kind, object]:
@@ -76,6 +79,8 @@ def glance(plan: HostPlan) -> dict[Kind, object]:
             for family, ruleset in plan.rules.items()
             for table in ruleset
         ]
+    if plan.programs:
+        looks[Kind.PROGRAMS] = _links(plan)
     return looks
 
 
@@ -188,6 +193,30 @@ def _addresses(plan: HostPlan) -> Iterator[Deviation]:
             f"assigned VIP {address}",
             ours=False,
         )
+
+
+def _programs(plan: HostPlan) -> Iterator[Deviation]:
+    wanted, there = _links(plan)
+    if wanted - there:
+        names = {link.index: link.name for link in rtnetlink.links().values()}
+        where = ", ".join(sorted(names[index] for index in wanted - there if index in names))
+        yield Deviation(
+            Kind.PROGRAMS,
+            f"the eBPF program does not run at {where}",
+            f"attached the eBPF program to {where}",
+        )
+    elif there - wanted:
+        yield Deviation(
+            Kind.PROGRAMS,
+            "the eBPF program runs at an interface that is down, gone or part of another one",
+            "detached the eBPF program from an interface that is down, gone or part of another one",
+        )
+
+
+def _links(plan: HostPlan) -> tuple[set[int], set[int]]:
+    """The indexes of the interfaces at which programs are to run, and of those where they do."""
+    wanted = {link.index for link in rtnetlink.links().values() if programs.runs_at(link)}
+    return wanted, programs.attached(plan.instance)
 
 
 def moved(plan: HostPlan) -> bool:

@@ -10,6 +10,7 @@ from itertools import product
 from featherlb.datapaths.host_side import Replies
 from featherlb.host.orphans import Served, any_flows, read_vips
 from featherlb.model import Service, Vip
+from featherlb.system import programs
 from featherlb.system.journal import Record
 
 
@@ -34,7 +35,10 @@ def is_peer(record: Record, vips: Iterable[Served]) -> bool:
     return (
         record.offloads
         and may_resume(record, vips)
-        and any_flows(record.vips, record.claims[Replies.TRACKED])
+        and (
+            any_flows(record.vips, record.claims[Replies.TRACKED])
+            or programs.carry_any(record.instance)
+        )
     )
 
 

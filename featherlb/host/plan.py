@@ -44,7 +44,9 @@ class HostPlan:
     refusing: tuple[Refusing, ...]
     """The rules in the table raw that refuse clients."""
     offloads: bool
-    """The kernel forwards open flows of some service."""
+    """Open flows of some service are forwarded in the kernel, even when the instance has gone."""
+    programs: bool
+    """Programs run at the host's links."""
 
     @property
     def pass_mark(self) -> int | None:
@@ -134,7 +136,8 @@ def build(
         order=facts.order,
         earlier=facts.earlier,
         refusing=tuple(rule for _, one in needs for rule in one.refusing),
-        offloads=any(service.datapath.kernel_forwards for service in services),
+        offloads=any(service.datapath.outlives_workers for service in services),
+        programs=any(one.programs for _, one in needs),
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from ipaddress import ip_address
 from typing import Any
 
-from featherlb.system import ipset, iptables, nft_chains, rtnetlink, sysctl
+from featherlb.system import ipset, iptables, nft_chains, programs, rtnetlink, sysctl
 from featherlb.system.journal import Record
 
 
@@ -100,11 +100,28 @@ class Chains:
         nft_chains.remove(self.family, self.table, self.chains, table_too=self.table_too)
 
 
+@dataclass(frozen=True, slots=True)
+class Programs:
+    """The programs of an instance in the kernel, with all that they have there. Its `workers` share
+    flows and SNAT ports out by this `seed` (`model/shard.py`)."""
+
+    instance: int
+    workers: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"eBPF programs of instance {self.instance}"
+
+    def revert(self) -> None:
+        programs.remove(self.instance)
+
+
 _WORDS = {4: "ip", 6: "ip6"}
 
-Resource = Setting | Assignment | Sets | Rules | Chains
+Resource = Setting | Assignment | Sets | Rules | Chains | Programs
 _KINDS: dict[str, type[Resource]] = {
-    kind.__name__: kind for kind in (Setting, Assignment, Sets, Rules, Chains)
+    kind.__name__: kind for kind in (Setting, Assignment, Sets, Rules, Chains, Programs)
 }
 
 
@@ -148,7 +165,7 @@ def _is_whole(resource: Resource) -> bool:
             return all(isinstance(word, str) for pair in restore for word in pair)
         case Assignment(str(address), str()):
             return bool(ip_address(address))
-        case Sets(int()):
+        case Sets(int()) | Programs(int(), int(), int()):
             return True
         case Rules(int(), family):
             return family in _WORDS

@@ -4,7 +4,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import ip_address
-from pathlib import Path
 
 from featherlb.datapaths.rules.facts import Facts
 from featherlb.host.peers import peers
@@ -12,6 +11,7 @@ from featherlb.host.resources import Assignment, changes
 from featherlb.model import EVERYBODY, LOOPBACK, Address, Backend, NatMode, Service
 from featherlb.model.errors import HostError
 from featherlb.system import ipset, iptables, journal, nfqueue, rtnetlink, sysctl
+from featherlb.system.privileges import has_capability
 from featherlb.system.ruleset import HashLimit, Match, Membership, Rule, Side, State
 from featherlb.system.sysctl import BRIDGE_FILTERS
 
@@ -113,13 +113,6 @@ def require_privileges() -> None:
 def missing_capabilities() -> list[str]:
     """The names of those that this process needs and hasn't got."""
     return [name for number, name in _CAPABILITIES.items() if not has_capability(number)]
-
-
-def has_capability(number: int) -> bool:
-    """Whether this process has a capability (capabilities(7)) in its effective set."""
-    status = Path("/proc/self/status").read_text()
-    effective = next(line for line in status.splitlines() if line.startswith("CapEff:"))
-    return bool(int(effective.split()[1], 16) >> number & 1)
 
 
 def free_queue(

@@ -323,13 +323,17 @@ class Route:
                 (Row.QUEUED if full else Row.QUEUED_DNAT_REPLY, "reply"),
             ]
         passed = {"forward": self.forward_hooks(), "reply": self.reply_hooks()}
-        return [
+        found = [
             HookAnswer(direction, hook.name, action.name.lower())
             for row, direction in rows
             for hook in (Hook.WIRE, *passed[direction])
             # No rule queues a packet at FORWARD.
             if hook is not Hook.FORWARD and (action := Action(TABLE[row][hook])) is not Action.PASS
         ]
+        if datapath.carries and not self._from_here and not self._to_here:
+            # Once the flow is open. Its other packets go the way above.
+            found += [HookAnswer(way, "tc ingress", "rewrite") for way in ("forward", "reply")]
+        return found
 
     def rules(self, plan: HostPlan | None) -> list[Met]:
         """The instance's rules that the opening packet meets: as it comes, and once it has been

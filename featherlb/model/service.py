@@ -44,6 +44,9 @@ class Datapath(StrEnum):
     OFFLOAD = "offload"
     """The packet that opens a flow passes an NFQUEUE; conntrack handles the rest in the kernel."""
 
+    EBPF = "ebpf"
+    """As `nfqueue`, but a program in the kernel carries the packets of open flows."""
+
     @property
     def kernel_forwards(self) -> bool:
         """Whether the kernel forwards packets of open flows itself, even if no worker runs. Workers
@@ -55,6 +58,17 @@ class Datapath(StrEnum):
         """Whether workers take packets as frames from the links and choose the next hop. The
         kernel gets copies of these packets, which it must drop."""
         return self is Datapath.RAW
+
+    @property
+    def carries(self) -> bool:
+        """Whether a program in the kernel carries packets of open flows in place of the workers,
+        which get those that open a flow, and those that it leaves alone."""
+        return self is Datapath.EBPF
+
+    @property
+    def outlives_workers(self) -> bool:
+        """Whether packets of open flows are forwarded even if no worker runs."""
+        return self.kernel_forwards or self.carries
 
 
 DEFAULT_DATAPATH = Datapath.NFQUEUE

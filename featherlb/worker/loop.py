@@ -316,6 +316,7 @@ class Worker:
 
     def save(self) -> None:
         """Save the flows for the next instance."""
+        self._core.carrying.catch_up_all()
         if self._core.restoration.has_flows():
             try:
                 flow_file.save(Path(self._start.save), self._memory, self._start.shard)

@@ -248,6 +248,12 @@ class WorkerStatistics:
         counts = (self.engines[datapath] for datapath in self.engines if datapath.takes_frames)
         return next(counts, EngineCounters())
 
+    @property
+    def program(self) -> EngineCounters:
+        """The counts of the engine whose program carries flows, zeros if the worker has none."""
+        counts = (self.engines[datapath] for datapath in self.engines if datapath.carries)
+        return next(counts, EngineCounters())
+
 
 @dataclass(frozen=True, slots=True)
 class Outcomes:

@@ -68,8 +68,8 @@ class Recorder:
         self._close_tap()
 
     def _watch(self, services: Sequence[Service], length: int) -> None:
-        """Tap the packets of the services whose flows the kernel translates."""
-        carried = [one for one in services if one.datapath.kernel_forwards]
+        """Tap the packets of the services whose flows are translated in the kernel."""
+        carried = [one for one in services if one.datapath.outlives_workers]
         vips = {vip.address for one in carried for vip in one.vips}
         backends = {backend.endpoint.address for one in carried for backend in one.backends}
         addresses = frozenset(vips | backends)

@@ -1,5 +1,6 @@
 """What the kernel tests share: a lab, and the installed `featherlb` command running in it."""
 
+import fcntl
 import itertools
 import os
 import shutil
@@ -13,6 +14,7 @@ import pytest
 
 from featherlb.lab import Lab
 from featherlb.lab.servers import HttpServer
+from featherlb.system import bpffs, programs
 from tests.netns.command import Featherlb
 
 DRIVERS = {
@@ -26,6 +28,13 @@ SEEING = ("netlink", "netfilterqueue", "raw")
 """For what can only be done where every packet passes featherlb."""
 QUEUEING = ("netlink", "netfilterqueue")
 """Those of the datapath nfqueue."""
+
+EBPF = {"ebpf": ("--datapath", "ebpf")}
+"""A datapath that is the datapath nfqueue but for packets of open flows: only tests of those run
+with it. With NETLINK_IS_EBPF=1 in the environment, it takes the place of the queue driver netlink
+in all tests, which then run with this driver alone."""
+if NETLINK_IS_EBPF := os.environ.get("NETLINK_IS_EBPF") == "1":
+    DRIVERS["netlink"] = EBPF["ebpf"]
 
 ONE_DRIVER = pytest.mark.parametrize("driver", ["netlink"], indirect=True)
 """For what the queue driver has no part in: `pytestmark = ONE_DRIVER`."""
@@ -82,10 +91,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     ours = [item for item in items if here in item.path.parents]
     for item in ours:
         item.add_marker(pytest.mark.kernel)
-    if config.getoption("--one-of-each"):
-        left_out = set(ours) - one_of_each(ours)
+    if config.getoption("--one-of-each") or NETLINK_IS_EBPF:
+        left_out = set(ours) - (with_netlink(ours) if NETLINK_IS_EBPF else one_of_each(ours))
         config.hook.pytest_deselected(items=list(left_out))
         items[:] = [item for item in items if item not in left_out]
+
+
+def with_netlink(items: Iterable[pytest.Item]) -> set[pytest.Item]:
+    """The cases that run with the queue driver netlink."""
+    return {
+        item
+        for item in items
+        if isinstance(item, pytest.Function)
+        and hasattr(item, "callspec")
+        and item.callspec.params.get("driver") == "netlink"
+    }
 
 
 def one_of_each(items: Iterable[pytest.Item]) -> set[pytest.Item]:
@@ -177,6 +197,19 @@ def nat(request: pytest.FixtureRequest) -> str:
     return mode
 
 
+@pytest.fixture(scope="session", autouse=NETLINK_IS_EBPF)
+def shared_bpffs() -> None:
+    """A BPF file system that all commands see: one that `ip netns exec` mounts ends with it."""
+    Path("/run/featherlb").mkdir(exist_ok=True)
+    descriptor = os.open("/run/featherlb", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        # Several processes run tests, and each would mount one over the other's.
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        bpffs.mount(programs.ROOT)
+    finally:
+        os.close(descriptor)
+
+
 class Up(Protocol):
     def __call__(self, lab: Lab, *arguments: str) -> AbstractContextManager[Featherlb]: ...
 
@@ -191,6 +224,6 @@ def featherlb(driver: str, tmp_path_factory: pytest.TempPathFactory) -> Up:
     directory = tmp_path_factory.mktemp("featherlb")
 
     def up(lab: Lab, *arguments: str) -> AbstractContextManager[Featherlb]:
-        return Featherlb(lab.balancer, ("up", *DRIVERS[driver], *arguments), directory)
+        return Featherlb(lab.balancer, ("up", *(DRIVERS | EBPF)[driver], *arguments), directory)
 
     return up

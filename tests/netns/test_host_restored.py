@@ -95,7 +95,7 @@ def test_what_others_remove_is_restored(
 
 
 def restored(**counts: int) -> dict[str, int]:
-    return {"rules": 0, "sets": 0, "settings": 0, "addresses": 0, **counts}
+    return {"rules": 0, "sets": 0, "settings": 0, "addresses": 0, "programs": 0, **counts}
 
 
 @pytest.mark.parametrize("driver", ["netlink"], indirect=True)

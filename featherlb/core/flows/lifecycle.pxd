@@ -2,12 +2,16 @@
 cimport cython
 from featherlb.net.checksum cimport fold, words
 from featherlb.core.flows.kernel cimport Commands
-from featherlb.core.flows.counters cimport PORTS_RECLAIMED, SYN_TIMEOUTS, Counters
+from featherlb.core.flows.carried cimport Carried
+from featherlb.core.flows.counters cimport PORTS_RECLAIMED, RESETS, SYN_TIMEOUTS, Counters
+from featherlb.core.flows.entry cimport (
+    ENTRY_BACKEND_SPOKE, ENTRY_CLIENT_SPOKE, RESET_BY_BACKEND, STATE_MASK, Entry)
 from featherlb.core.flows.members cimport Members, PoolMember
 from featherlb.core.flows.next_hops cimport NextHops
 from featherlb.core.flows.port_holders cimport RANK_OF, PortHolders
 from featherlb.core.flows.record cimport (
-    ABANDONED, COUNTED, FULL, IPV6, LOCAL_CLIENT, OFFLOADED, UNSURE, WIRED, Record)
+    ABANDONED, BACKEND_SPOKE, CARRIED, CLIENT_SPOKE, COUNTED, FULL, IPV6, LOCAL_CLIENT, OFFLOADED,
+    UNSURE, WIRED, Record)
 from featherlb.core.flows.table cimport FlowTable
 from featherlb.core.flows.windows cimport are_acknowledged, start_unsure
 from featherlb.net.packet cimport MASK32, Packet
@@ -31,6 +35,7 @@ cdef class Lifecycle:
     cdef object _source_ports
     cdef PortHolders _port_holders
     cdef Commands _commands
+    cdef Carried _carried
     cdef unsigned char[::1] _queue_of
     cdef Py_ssize_t closed_queue, half_open_queue, offload_queue, established_queue, silent_queue
     cdef list _silent
@@ -43,7 +48,7 @@ cdef class Lifecycle:
     # A negative reason is never -1: that is Reason.REPLY, which refuses nothing.
     @cython.locals(
         packet=Packet, flows=FlowTable, flags=cython.int, flow=cython.Py_ssize_t, record="Record *",
-        clash=cython.Py_ssize_t, source_high=cython.ulonglong, source_low=cython.ulonglong,
+        clash=cython.Py_ssize_t, victim=cython.Py_ssize_t, source_high=cython.ulonglong, source_low=cython.ulonglong,
         backend_port=cython.uint, privileged=cython.bint)
     cdef Py_ssize_t open(
         self, pool, PoolMember member, unsigned long long client_high, unsigned long long client_low,
@@ -93,6 +98,10 @@ cdef class Lifecycle:
     cdef bint yields(self, Py_ssize_t flow, unsigned int ticks) noexcept
     @cython.locals(flows=FlowTable, record="Record *", member=PoolMember)
     cdef void close(self, Py_ssize_t flow) except *
+    @cython.locals(
+        carried=Carried, record="Record *", entry="Entry *", before=cython.uint, seen=cython.uint,
+        word=cython.uint, state=cython.int)
+    cdef bint catch_up(self, Py_ssize_t flow) except -1
     cdef bint is_silent(self, Py_ssize_t flow) noexcept
     cdef void wake(self, Py_ssize_t flow, unsigned int ticks) except *
     cdef list take_silent(self)

@@ -6,6 +6,7 @@ the datapath offload a conntrack entry. Times are in ticks of 0.1 s.
 
 import cython
 
+from featherlb.core.flows.carried import Carried
 from featherlb.core.flows.counters import Counters
 from featherlb.core.flows.kernel import Commands
 from featherlb.core.flows.members import Members, PoolMember
@@ -22,10 +23,19 @@ from featherlb.net.packet import Packet
 from featherlb.net.protocols import SYN, TCP
 
 if not cython.compiled:
-    from featherlb.core.flows.counters import PORTS_RECLAIMED, SYN_TIMEOUTS
+    from featherlb.core.flows.counters import PORTS_RECLAIMED, RESETS, SYN_TIMEOUTS
+    from featherlb.core.flows.entry import (
+        ENTRY_BACKEND_SPOKE,
+        ENTRY_CLIENT_SPOKE,
+        RESET_BY_BACKEND,
+        STATE_MASK,
+    )
     from featherlb.core.flows.port_holders import RANK_OF
     from featherlb.core.flows.record import (
         ABANDONED,
+        BACKEND_SPOKE,
+        CARRIED,
+        CLIENT_SPOKE,
         COUNTED,
         FULL,
         IPV6,
@@ -105,6 +115,7 @@ class Lifecycle:
         source_ports: PortAllocator,
         port_holders: PortHolders,
         commands: Commands,
+        carried: Carried,
         timeouts: Timeouts,
     ) -> None:
         """`packet` is the one that is parsed before `open` is called."""
@@ -116,6 +127,7 @@ class Lifecycle:
         self._source_ports = source_ports
         self._port_holders = port_holders
         self._commands = commands
+        self._carried = carried
         seconds = {
             TimeoutClass.HALF_OPEN: timeouts.half_open,
             TimeoutClass.UDP_ONE_WAY: timeouts.udp_one_way,
@@ -190,6 +202,8 @@ class Lifecycle:
             # tuple until it closes. Single datagrams take it, as their replies are near.
             if clash:
                 flow = clash >> 1
+                if flows.at(flow).flags & CARRIED:
+                    self.catch_up(flow)
                 if pool.one_packet:
                     if self.serves(flow, member.id):
                         return flow
@@ -197,7 +211,10 @@ class Lifecycle:
                     return -TUPLE_IN_USE
                 self.close(flow)
         if flows.count == flows.capacity:
-            self.close(flows.victim())
+            victim = flows.victim()
+            while flows.at(victim).flags & CARRIED and self.catch_up(victim):
+                victim = flows.victim()
+            self.close(victim)
             self.evicted += 1
         flow = flows.insert(
             packet.protocol,
@@ -337,8 +354,10 @@ class Lifecycle:
                 self.reclaim(flow)
 
     def reclaim(self, flow: int) -> None:
-        """Close a flow for its source port."""
+        """Close a flow for its source port, unless it turns out to be open by now."""
         record = self._flows.at(flow)
+        if record.flags & CARRIED and self.catch_up(flow) and not RANK_OF[record.state]:
+            return
         if RANK_OF[record.state] != YIELDS_CLOSING:
             self._counters.add(record.member_id, PORTS_RECLAIMED)
         self.close(flow)
@@ -469,6 +488,8 @@ class Lifecycle:
             self.note(flow, False)
         if flows.is_offloaded(flow):
             self._commands.delete(flows, flow)
+        if record.flags & CARRIED:
+            self._carried.end(flow)
         if IS_ACTIVE[record.state]:
             self.count_active(member, record, -1)
         if record.flags & FULL:
@@ -477,6 +498,41 @@ class Lifecycle:
             self._source_ports.release(member.target, source, record.source_port)
         flows.remove(flow)
         self._members.end_flow(member)
+
+    def catch_up(self, flow: int) -> bool:
+        """Take over what the program has seen of a flow that it carries; whether the flow's timeout
+        has begun anew."""
+        carried = self._carried
+        record = self._flows.at(flow)
+        entry = carried.of(flow)
+        carried.count(carried.entry_of[flow], record.member_id, flow)
+        before = record.seen
+        seen = max(entry.seen, before)
+        word = entry.state
+        state = word & STATE_MASK
+        if record.protocol == TCP:
+            record.client_expects = entry.expected[0]
+            record.backend_expects = entry.expected[1]
+            record.ends[0] = entry.ends[0]
+            record.ends[1] = entry.ends[1]
+            record.scales = entry.scales
+            record.flags &= ~(CLIENT_SPOKE | BACKEND_SPOKE)
+            if word & ENTRY_CLIENT_SPOKE:
+                record.flags |= CLIENT_SPOKE
+            if word & ENTRY_BACKEND_SPOKE:
+                record.flags |= BACKEND_SPOKE
+        if seen == before and state == record.state:
+            return False
+        if state != record.state:
+            if state == CLOSED and word & RESET_BY_BACKEND:
+                self._counters.add(record.member_id, RESETS)
+            self.enter(flow, state, seen)
+            return True
+        if record.queue == self.silent_queue:
+            self.wake(flow, seen)
+        else:
+            self._flows.touch(flow, seen)
+        return record.seen != before
 
     def is_silent(self, flow: int) -> bool:
         """Whether the flow has become silent (`take_silent`) and stayed so."""
@@ -500,9 +556,13 @@ class Lifecycle:
             if not flow:
                 return False
             record = flows.at(flow)
+            if record.flags & CARRIED and self.catch_up(flow):
+                continue
             if record.queue == self.established_queue:
                 flows.move(flow, self.silent_queue, record.seen)
                 self._silent.append(flow)
+                if record.flags & CARRIED:
+                    self._carried.quieten(flow)
                 continue
             if record.state in (SYN_SENT, SYN_RETRIED, REPLACED) and record.protocol == TCP:
                 self._counters.add(record.member_id, SYN_TIMEOUTS)

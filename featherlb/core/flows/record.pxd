@@ -121,6 +121,7 @@ cdef enum:
     REDISPATCHED = 4096
     ANSWERED = 8192
     WATCHED = 16384
+    CARRIED = 32768
 # End of what the tables of record.py say.
 
 

@@ -156,6 +156,7 @@ class Flag(IntFlag):
     REDISPATCHED = 1 << 12  # another backend was tried before
     ANSWERED = 1 << 13  # the backend has answered the SYN with a segment that is no SYN-ACK
     WATCHED = 1 << 14  # its packets may meet an injected fault, or tell connection IDs
+    CARRIED = 1 << 15  # a program in the kernel carries its packets (the ebpf datapath)
 
 
 class Records:
@@ -168,7 +169,7 @@ class Records:
         if cython.compiled:
             self.first = cython.cast("Record *", cython.address(self.memory[0]))
         else:
-            self.first = (_form(RECORD) * self.count).from_buffer(memory)
+            self.first = (form(RECORD) * self.count).from_buffer(memory)
 
     if not cython.compiled:
 
@@ -198,15 +199,15 @@ if not cython.compiled:
     import ctypes
 
     @cache
-    def _form(struct: Struct) -> Any:
+    def form(struct: Struct) -> Any:
         """The ctypes class of a structure."""
         fields: dict[str, Any] = {}
         for field in struct.fields:
             if isinstance(field, Struct):
-                fields[f"_{len(fields)}"] = _form(field)
+                fields[f"_{len(fields)}"] = form(field)
                 continue
             if isinstance(field.kind, Struct):
-                kind = _form(field.kind)
+                kind = form(field.kind)
             else:
                 kind = getattr(ctypes, f"c_{field.kind.removesuffix('_t')}")
             fields[field.name] = kind if field.count == 1 else kind * field.count
@@ -219,7 +220,7 @@ if not cython.compiled:
         from featherlb.core.flows.record_types import Direction as Direction
         from featherlb.core.flows.record_types import Record as Record
     else:
-        Direction, Record = _form(DIRECTION), _form(RECORD)
+        Direction, Record = form(DIRECTION), form(RECORD)
     (
         IPV6,
         FULL,
@@ -237,6 +238,7 @@ if not cython.compiled:
         REDISPATCHED,
         ANSWERED,
         WATCHED,
+        CARRIED,
     ) = map(int, Flag.__members__.values())
 
     def direction_of(record: "Record", reply: int) -> "Direction":

@@ -1,6 +1,7 @@
 # C types of balancer.py, for the compiled build.
 cimport cython
 from featherlb.core.path.adopt cimport Adoption
+from featherlb.core.path.carrying cimport Carrying
 from featherlb.core.path.outbox cimport Outbox
 from featherlb.core.path.own_addresses cimport OwnAddresses
 from featherlb.core.path.claims cimport FIND_OWNER, PENDING, Claims
@@ -14,7 +15,7 @@ from featherlb.core.path.tracking cimport Tracker
 from featherlb.core.flows.counters cimport COUNTERS, Counters
 from featherlb.core.path.terminate cimport Termination
 from featherlb.core.flows.record cimport (
-    OFFLOADED, SPLICED, WATCHED, Direction, Record, direction_of)
+    CARRIED, OFFLOADED, SPLICED, WATCHED, Direction, Record, direction_of)
 from featherlb.core.flows.table cimport FlowTable
 from featherlb.core.path.fragments cimport Fragments
 from featherlb.core.path.liveness cimport Liveness
@@ -48,6 +49,7 @@ cdef class Balancer:
     cdef readonly Outbox outbox
     cdef readonly Lifecycle lifecycle
     cdef readonly OffloadedFlows offload
+    cdef readonly Carrying carrying
     cdef readonly Termination termination
     cdef readonly Redispatch redispatch
     cdef readonly Restoration restoration

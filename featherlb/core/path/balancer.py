@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 
 import cython
 
+from featherlb.core.flows.carried import Carried
 from featherlb.core.flows.counters import Counters
 from featherlb.core.flows.kernel import Commands
 from featherlb.core.flows.lifecycle import Lifecycle
@@ -23,6 +24,7 @@ from featherlb.core.flows.table import FlowTable
 from featherlb.core.flows.tcp_state import State
 from featherlb.core.flows.tombstones import Tombstones
 from featherlb.core.path.adopt import Adoption
+from featherlb.core.path.carrying import Carrying
 from featherlb.core.path.claims import Claims
 from featherlb.core.path.context import Context
 from featherlb.core.path.cookies import Cookies
@@ -62,7 +64,7 @@ from featherlb.net.protocols import SYN, TCP, UDP
 if not cython.compiled:
     from featherlb.core.flows.counters import COUNTERS
     from featherlb.core.flows.next_hops import LINK_MASK, LINK_SHIFT
-    from featherlb.core.flows.record import OFFLOADED, SPLICED, WATCHED, direction_of
+    from featherlb.core.flows.record import CARRIED, OFFLOADED, SPLICED, WATCHED, direction_of
     from featherlb.core.path.claims import FIND_OWNER, PENDING
     from featherlb.core.path.context import FIRST_FRAGMENT, GO_ON, ICMP_MESSAGE, LATER_FRAGMENT
     from featherlb.core.path.hooks import (
@@ -117,10 +119,11 @@ class Balancer:
     """Decides what happens to each packet.
 
     Its parts have entry points of their own: `outbox` has packets to send, `offload` is for the
-    engine of offloaded flows, `claims` for engines that look up who has a tuple, `views` shows
-    flows and counts, `recording` records packets, `termination` ends flows for an operator,
-    `restoration` restores those of a predecessor, `redispatch` has clients' packets to send to a
-    VIP a second time, `faults` injects faults, and `cookies` hears whether the kernel answers SYNs.
+    engine of offloaded flows, `carrying` for that of carried ones, `claims` for engines that look
+    up who has a tuple, `views` shows flows and counts, `recording` records packets, `termination`
+    ends flows for an operator, `restoration` restores those of a predecessor, `redispatch` has
+    clients' packets to send to a VIP a second time, `faults` injects faults, and `cookies` hears
+    whether the kernel answers SYNs.
     """
 
     def __init__(
@@ -154,6 +157,7 @@ class Balancer:
         members = self.members = Members(next_hops, counters, ports, port_holders)
         services = self.services = Services(members, next_hops, ports, seed=seed, hash_key=hash_key)
         commands = Commands()
+        carried = Carried(flows, counters)
         lifecycle = self.lifecycle = Lifecycle(
             flows,
             packet,
@@ -163,19 +167,21 @@ class Balancer:
             ports,
             port_holders,
             commands,
+            carried,
             timeouts,
         )
+        self.carrying = Carrying(flows, services, members, lifecycle, counters, ports, carried)
         self.offload = OffloadedFlows(
             flows, services, members, lifecycle, counters, outbox, ports, commands
         )
-        self.migration = Migration(flows, members, lifecycle, commands)
+        self.migration = Migration(flows, members, lifecycle, commands, self.carrying)
         self.restoration = Restoration(
             flows, services, members, lifecycle, self.migration, next_hops, ports
         )
         redispatch = self.redispatch = Redispatch(
-            flows, members, next_hops, lifecycle, counters, outbox, commands
+            flows, members, next_hops, lifecycle, counters, outbox, commands, carried
         )
-        self.icmp = IcmpHandler(flows, next_hops, services, counters, outbox, redispatch)
+        self.icmp = IcmpHandler(flows, next_hops, services, counters, outbox, redispatch, lifecycle)
         self.own_addresses = OwnAddresses()
         self.context = Context(packet)
         self.tracker = Tracker(flows, lifecycle, counters, next_hops)
@@ -257,13 +263,16 @@ class Balancer:
             return self.icmp.handle(ctx)
         if ctx.kind == LATER_FRAGMENT:  # of a frame: the kernel reassembles before its hooks
             return self.look_up_fragment(ctx) or self.route(ctx) or self.translate_fragment(ctx)
-        return (
+        verdict = (
             self.look_up(ctx)  # passes the packet at hooks that do not rewrite it: hooks.py
             or (GO_ON if ctx.flow else self.admit(ctx) or self.schedule(ctx))
             or (self.offload.hand_over(ctx) if ctx.offloaded else GO_ON)  # the kernel translates it
             or (self.route(ctx) if hook == WIRE else GO_ON)  # the kernel routes all others
             or self.translate(ctx)
         )
+        if self.carrying.carried.active:
+            self.carrying.settle(ctx, verdict)
+        return verdict
 
     def handle_timer(self, now: float) -> bool:
         """End flows whose timeout has passed, and probe silent ones; True if more are due. Call it
@@ -361,6 +370,8 @@ class Balancer:
         ctx.flow = flow
         ctx.reply = reply
         record = self.flows.at(flow)
+        if record.flags & CARRIED:
+            self.carrying.take(flow)
         action = for_flow(record.flags, reply, ctx.hook)
         if action != REWRITE:
             if action == VERIFY:

@@ -3,8 +3,9 @@ cimport cython
 from featherlb.core.path.outbox cimport Outbox
 from featherlb.net.checksum cimport MASK16, negate, sum_bytes, update
 from featherlb.core.flows.counters cimport Counters
+from featherlb.core.flows.lifecycle cimport Lifecycle
 from featherlb.core.flows.next_hops cimport NextHops
-from featherlb.core.flows.record cimport FULL, SPLICED, Record
+from featherlb.core.flows.record cimport CARRIED, FULL, SPLICED, Record
 from featherlb.core.flows.windows cimport is_in_flight
 from featherlb.core.path.context cimport Context
 from featherlb.core.path.hooks cimport DROP, REWRITE, for_error
@@ -29,6 +30,7 @@ cdef class IcmpHandler:
     cdef Counters _counters
     cdef Outbox _outbox
     cdef Redispatch _redispatch
+    cdef Lifecycle _lifecycle
 
     cdef object attach(self, buffer)
     @cython.locals(

@@ -17,6 +17,7 @@ opens the flow can't be delivered may move the flow to another backend (`redispa
 import cython
 
 from featherlb.core.flows.counters import Counters
+from featherlb.core.flows.lifecycle import Lifecycle
 from featherlb.core.flows.next_hops import NextHops
 from featherlb.core.flows.table import FlowTable
 from featherlb.core.path.context import Context
@@ -29,7 +30,7 @@ from featherlb.net.packet import Packet
 from featherlb.net.protocols import ECHO_REQUEST, ICMP, ICMP_ERRORS, ICMPV6, TCP, UDP
 
 if not cython.compiled:
-    from featherlb.core.flows.record import FULL, SPLICED
+    from featherlb.core.flows.record import CARRIED, FULL, SPLICED
     from featherlb.core.flows.windows import is_in_flight
     from featherlb.core.path.hooks import DROP, REWRITE, for_error
     from featherlb.net.checksum import MASK16, negate, sum_bytes, update
@@ -76,6 +77,7 @@ class IcmpHandler:
         counters: Counters,
         outbox: Outbox,
         redispatch: Redispatch,
+        lifecycle: Lifecycle,
     ) -> None:
         self._quoted = Packet()
         self._flows = flows
@@ -84,6 +86,7 @@ class IcmpHandler:
         self._counters = counters
         self._outbox = outbox
         self._redispatch = redispatch
+        self._lifecycle = lifecycle
 
     def attach(self, buffer: bytearray) -> None:
         """Use this buffer from now on."""
@@ -101,6 +104,8 @@ class IcmpHandler:
         flow = ctx.flow = ref >> 1
         reply = ctx.reply = ref & 1
         record = self._flows.at(flow)
+        if record.flags & CARRIED:
+            self._lifecycle.catch_up(flow)
         action = for_error(record.flags, reply, ctx.hook)
         if action != REWRITE:
             return counters.drop(COPY) if action == DROP else counters.pass_on()

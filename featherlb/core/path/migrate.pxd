@@ -4,9 +4,10 @@ from featherlb.core.flows.kernel cimport Commands
 from featherlb.core.flows.lifecycle cimport Lifecycle
 from featherlb.core.flows.members cimport Members
 from featherlb.core.flows.record cimport (
-    ABANDONED, COUNTED, LOCAL_CLIENT, OFFLOADED, SPLICED, WIRED, Record, direction_of)
+    ABANDONED, CARRIED, COUNTED, LOCAL_CLIENT, OFFLOADED, SPLICED, WIRED, Record, direction_of)
 from featherlb.core.flows.table cimport FlowTable
 from featherlb.core.flows.windows cimport start_unsure
+from featherlb.core.path.carrying cimport Carrying
 
 cdef int TCP
 cdef int CLOSING, CLOSED, REPLACED
@@ -17,6 +18,7 @@ cdef class Migration:
     cdef Members _members
     cdef Lifecycle _lifecycle
     cdef Commands _commands
+    cdef Carrying _carrying
 
     @cython.locals(flows=FlowTable, flow=cython.Py_ssize_t, record="Record *")
     cpdef object migrate(self, pools)

@@ -9,12 +9,14 @@ from featherlb.core.flows.lifecycle import Lifecycle
 from featherlb.core.flows.members import Members
 from featherlb.core.flows.table import FlowTable
 from featherlb.core.flows.tcp_state import State
+from featherlb.core.path.carrying import Carrying
 from featherlb.core.pools.pool import Pool
 from featherlb.net.protocols import TCP
 
 if not cython.compiled:
     from featherlb.core.flows.record import (
         ABANDONED,
+        CARRIED,
         COUNTED,
         LOCAL_CLIENT,
         OFFLOADED,
@@ -33,12 +35,18 @@ class Migration:
     """Moves flows from one datapath to another."""
 
     def __init__(
-        self, flows: FlowTable, members: Members, lifecycle: Lifecycle, commands: Commands
+        self,
+        flows: FlowTable,
+        members: Members,
+        lifecycle: Lifecycle,
+        commands: Commands,
+        carrying: Carrying,
     ) -> None:
         self._flows = flows
         self._members = members
         self._lifecycle = lifecycle
         self._commands = commands
+        self._carrying = carrying
 
     def migrate(self, pools: Collection[Pool]) -> None:
         """Move the flows of these pools to their services' datapaths. Flows of clients on this host
@@ -51,6 +59,8 @@ class Migration:
             pool = self._members.by_id[record.member_id].pool
             if pool not in pools:
                 continue
+            if record.flags & CARRIED and not pool.carries:
+                self._carrying.release(flow)
             if not record.flags & LOCAL_CLIENT:
                 record.flags = record.flags & ~WIRED | (WIRED if pool.raw else 0)
             if pool.offloaded != (record.flags & OFFLOADED != 0):

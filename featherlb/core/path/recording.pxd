@@ -2,7 +2,7 @@
 cimport cython
 from featherlb.core.flows.counters cimport Counters
 from featherlb.core.flows.members cimport Members
-from featherlb.core.flows.record cimport OFFLOADED, Record
+from featherlb.core.flows.record cimport CARRIED, OFFLOADED, Record
 from featherlb.core.flows.table cimport FlowTable
 from featherlb.core.path.context cimport Context
 from featherlb.core.path.services cimport Services

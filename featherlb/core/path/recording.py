@@ -33,7 +33,7 @@ from featherlb.net.packet import Packet
 from featherlb.net.protocols import TCP, UDP
 
 if not cython.compiled:
-    from featherlb.core.flows.record import OFFLOADED
+    from featherlb.core.flows.record import CARRIED, OFFLOADED
     from featherlb.net.packet import OK
 
 HEAD = 256
@@ -295,7 +295,7 @@ class Recording:
             comment = self.about_new(ctx.flow)
         else:
             comment = self.about(ctx.flow, 0, False)
-        if record.flags & OFFLOADED:
+        if record.flags & (OFFLOADED | CARRIED):
             # The kernel's packet sockets see the packet, too.
             if len(self._remarks) < MAX_RECORDS:
                 self._remarks[ctx.flow] = comment
@@ -389,7 +389,7 @@ class Recording:
             )
         side = BACKENDS if ref & 1 else CLIENTS
         flow = ref >> 1
-        if not ref or not self._flows.at(flow).flags & OFFLOADED:
+        if not ref or not self._flows.at(flow).flags & (OFFLOADED | CARRIED):
             return
         if not self.wants(flow) or not self.has_room():
             return

@@ -1,6 +1,7 @@
 # C types of redispatch.py, for the compiled build.
 cimport cython
 from libc.string cimport memcpy
+from featherlb.core.flows.carried cimport Carried
 from featherlb.core.flows.counters cimport (
     MOVED_REFUSED, MOVED_SILENT, REFUSED, SYN_RETRIES, Counters)
 from featherlb.core.flows.kernel cimport Commands
@@ -8,7 +9,7 @@ from featherlb.core.flows.lifecycle cimport Lifecycle
 from featherlb.core.flows.members cimport Members, PoolMember
 from featherlb.core.flows.next_hops cimport NextHops
 from featherlb.core.flows.record cimport (
-    ABANDONED, ANSWERED, LOCAL_CLIENT, REDISPATCHED, REPLY_ONLY, WIRED, Record, direction_of,
+    ABANDONED, ANSWERED, CARRIED, LOCAL_CLIENT, REDISPATCHED, REPLY_ONLY, WIRED, Record, direction_of,
     ports_of)
 from featherlb.core.flows.table cimport FlowTable
 from featherlb.core.path.context cimport GO_ON, Context
@@ -55,6 +56,7 @@ cdef class Redispatch:
     cdef Counters _counters
     cdef Outbox _outbox
     cdef Commands _commands
+    cdef Carried _carried
 
     @cython.locals(packet=Packet, slot=cython.Py_ssize_t, length=cython.Py_ssize_t)
     cdef void keep(self, Context ctx) noexcept

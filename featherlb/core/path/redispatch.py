@@ -15,6 +15,7 @@ from array import array
 
 import cython
 
+from featherlb.core.flows.carried import Carried
 from featherlb.core.flows.counters import Counters
 from featherlb.core.flows.kernel import Commands
 from featherlb.core.flows.lifecycle import Lifecycle
@@ -36,6 +37,7 @@ if not cython.compiled:
     from featherlb.core.flows.record import (
         ABANDONED,
         ANSWERED,
+        CARRIED,
         LOCAL_CLIENT,
         REDISPATCHED,
         REPLY_ONLY,
@@ -111,6 +113,7 @@ class Redispatch:
         counters: Counters,
         outbox: Outbox,
         commands: Commands,
+        carried: Carried,
     ) -> None:
         self.pending: dict[Key, Attempt] = {}
         self.unkept = 0
@@ -130,6 +133,7 @@ class Redispatch:
         self._counters = counters
         self._outbox = outbox
         self._commands = commands
+        self._carried = carried
 
     # For the packet path
 
@@ -335,6 +339,8 @@ class Redispatch:
         """Keep a flow by its replies only."""
         flows = self._flows
         record = flows.at(flow)
+        if record.flags & CARRIED:
+            self._carried.end(flow)
         if not record.flags & REPLY_ONLY:
             flows.hide(flow)
         if flows.is_offloaded(flow):

@@ -1,7 +1,8 @@
 # C types of terminate.py, for the compiled build.
 cimport cython
 from featherlb.core.flows.lifecycle cimport Lifecycle
-from featherlb.core.flows.record cimport IPV6, SPLICED, Direction, Record, direction_of, ports_of
+from featherlb.core.flows.record cimport (
+    CARRIED, IPV6, SPLICED, Direction, Record, direction_of, ports_of)
 from featherlb.core.flows.table cimport FlowTable
 from featherlb.core.path.offloaded cimport OffloadedFlows
 from featherlb.core.path.outbox cimport Outbox

@@ -16,7 +16,7 @@ from featherlb.net.protocols import TCP
 REPLACED = int(State.REPLACED)
 
 if not cython.compiled:
-    from featherlb.core.flows.record import IPV6, SPLICED, direction_of, ports_of
+    from featherlb.core.flows.record import CARRIED, IPV6, SPLICED, direction_of, ports_of
     from featherlb.net.packet import MASK32
 
 
@@ -47,6 +47,8 @@ class Termination:
             return False
         if flows.records.key(flow) != key:
             return False
+        if flows.at(flow).flags & CARRIED:
+            self._lifecycle.catch_up(flow)
         if flows.at(flow).protocol == TCP and flows.at(flow).state != REPLACED:
             self._remember_ended(flow, int(now * 10))
             if reset and flows.is_offloaded(flow):

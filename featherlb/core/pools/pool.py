@@ -138,7 +138,8 @@ class Pool:
     """A running service. Changed by `update` only.
 
     The packet path reads these attributes for each new flow: `full`: NAT mode; `raw`: packets from
-    the network come as frames; `offloaded`: the kernel translates its flows; `adopts`: established
+    the network come as frames; `offloaded`: the kernel translates its flows; `carries`: a program
+    in the kernel carries packets of its open flows; `adopts`: established
     connections can be adopted mid-stream, as the scheduler would choose the same backend again and
     a flow has no other state; `all_ports`: it has the ports of a VIP that no other service has;
     `awaiting_rules`: the rules of its datapath are not applied on this host yet, so it opens no
@@ -209,6 +210,7 @@ class Pool:
         self.full = service.nat is NatMode.FULL
         self.raw = service.datapath.takes_frames
         self.offloaded = service.datapath.kernel_forwards
+        self.carries = service.datapath.carries
         self.cookies_always = service.syn_cookies is SynCookies.ALWAYS and not self.offloaded
         self.cookies_allowed = service.syn_cookies is not SynCookies.OFF and not self.offloaded
         self.one_packet = service.one_packet

@@ -11,6 +11,7 @@ from typing import Protocol
 from featherlb.core.path.balancer import Balancer
 from featherlb.datapaths import base
 from featherlb.datapaths.base import (
+    Carrier,
     Context,
     EngineCounters,
     KernelFlows,
@@ -57,6 +58,10 @@ class QueueDriver(Protocol):
         """See `PacketQueue.attach`."""
         ...
 
+    def attach_program(self, carrier: Carrier) -> None:
+        """See `PacketQueue.attach_program`."""
+        ...
+
     def cut_segments(self, wanted: bool) -> None:
         """See `PacketQueue.cut_segments`."""
         ...
@@ -94,6 +99,7 @@ class Engine(base.PacketQueue):
         self._driver.owners = context.owners
         self._driver.delayed = context.delayed
         self._kernel_flows: KernelFlows | None = None
+        self._carrier: Carrier | None = None
 
     def descriptors(self) -> Sequence[int]:
         return (self._driver.fileno(),)
@@ -102,6 +108,8 @@ class Engine(base.PacketQueue):
         if self._kernel_flows is not None and self._kernel_flows.watching:
             # Connections that have just ended make room for new ones.
             self._kernel_flows.process(now)
+        if self._carrier is not None:
+            self._carrier.listen()
         self._driver.process(self._core, now)
 
     def apply(self, change: ServiceChange, now: float) -> None:
@@ -110,6 +118,10 @@ class Engine(base.PacketQueue):
     def attach(self, kernel_flows: KernelFlows) -> None:
         self._kernel_flows = kernel_flows
         self._driver.attach(kernel_flows)
+
+    def attach_program(self, carrier: Carrier) -> None:
+        self._carrier = carrier
+        self._driver.attach_program(carrier)
 
     def cut_segments(self, wanted: bool) -> None:
         self._driver.cut_segments(wanted)

@@ -15,7 +15,7 @@ from functools import partial
 from netfilterqueue import NetfilterQueue
 
 from featherlb.core.path.balancer import Balancer
-from featherlb.datapaths.base import KernelFlows, QueueOptions
+from featherlb.datapaths.base import Carrier, KernelFlows, QueueOptions
 from featherlb.datapaths.batches import SEND_BUFFER
 from featherlb.datapaths.delayed import Delayed
 from featherlb.datapaths.owners import TupleOwners
@@ -65,6 +65,7 @@ class NetfilterQueueDriver:
         self.owners: TupleOwners | None = None
         self.delayed: Delayed | None = None
         self._kernel_flows: KernelFlows | None = None
+        self._carrier: Carrier | None = None
         self._now = 0.0
         self._queue = NetfilterQueue()
         self._queue.bind(options.number, self._handle, max_len=options.length)
@@ -149,10 +150,15 @@ class NetfilterQueueDriver:
             self._kernel_flows.execute(self._now)
             if self._core.offload.take_refused():
                 return Verdict.DROP
+        if self._carrier is not None:
+            self._carrier.execute()
         return verdict
 
     def attach(self, kernel_flows: KernelFlows) -> None:
         self._kernel_flows = kernel_flows
+
+    def attach_program(self, carrier: Carrier) -> None:
+        self._carrier = carrier
 
     def cut_segments(self, wanted: bool) -> None:
         """The kernel always does."""

@@ -17,7 +17,7 @@ cdef class NetlinkDriver:
     cdef public TupleOwners owners
     cdef public object delayed
     cdef readonly Py_ssize_t received, truncated, refused
-    cdef object _socket, kernel_flows
+    cdef object _socket, kernel_flows, carrier
     cdef bint cuts_segments
     cdef dict opened
     cdef MessageBatch batch

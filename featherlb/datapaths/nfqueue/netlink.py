@@ -14,7 +14,7 @@ from array import array
 from functools import partial
 
 from featherlb.core.path.balancer import Balancer
-from featherlb.datapaths.base import KernelFlows, QueueOptions
+from featherlb.datapaths.base import Carrier, KernelFlows, QueueOptions
 from featherlb.datapaths.batches import (
     BATCH,
     MAX_BATCHES,
@@ -84,6 +84,7 @@ class NetlinkDriver:
         self.owners: TupleOwners | None = None
         self.delayed: Delayed | None = None
         self.kernel_flows: KernelFlows | None = None
+        self.carrier: Carrier | None = None
         self.cuts_segments = False
         self.opened: dict[int, int] = {}
         self._socket = open_socket(options.buffer, SEND_BUFFER)
@@ -145,6 +146,8 @@ class NetlinkDriver:
                     self.handle(i, core, now)
             if core.offload.commands.count:
                 self.insert(core, now)
+            if self.carrier is not None and core.carrying.carried.pending():
+                self.carrier.execute()
             batch.flush()
             if batch.refused:
                 self.drop_refused()
@@ -316,6 +319,9 @@ class NetlinkDriver:
 
     def attach(self, kernel_flows: KernelFlows) -> None:
         self.kernel_flows = kernel_flows
+
+    def attach_program(self, carrier: Carrier) -> None:
+        self.carrier = carrier
 
     def cut_segments(self, wanted: bool) -> None:
         if wanted == self.cuts_segments:

@@ -63,7 +63,13 @@ def test_what_is_restored_is_reported_and_counted(clock: list[float]) -> None:
     assert watch.said == [("host-restored", text)]
     view = watch.view(restoring=True)
     assert view.deviations == ()
-    assert view.restored == {"rules": 1, "sets": 0, "settings": 0, "addresses": 1}
+    assert view.restored == {
+        "rules": 1,
+        "sets": 0,
+        "settings": 0,
+        "addresses": 1,
+        "programs": 0,
+    }
     assert view.repairs == "restored 3 rules of table raw, restored VIP"
 
 
@@ -126,4 +132,4 @@ def test_a_host_that_refuses_is_reported_once_and_asked_again(clock: list[float]
 
 
 def test_kinds_are_what_metrics_show() -> None:
-    assert list(host.Kind) == ["rules", "sets", "settings", "addresses"]
+    assert list(host.Kind) == ["rules", "sets", "settings", "addresses", "programs"]

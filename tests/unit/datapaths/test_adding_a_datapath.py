@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 import featherlb
+from featherlb.datapaths.ebpf import requirements as ebpf_requirements
+from featherlb.datapaths.ebpf import rules as ebpf_rules
 from featherlb.datapaths.host_side import Requirements, Rules, requirements_of, rules_of
 from featherlb.datapaths.nfqueue import requirements as nfqueue_requirements
 from featherlb.datapaths.nfqueue import rules as nfqueue_rules
@@ -21,7 +23,7 @@ from featherlb.datapaths.offload import requirements as offload_requirements
 from featherlb.datapaths.offload import rules as offload_rules
 from featherlb.datapaths.raw import requirements as raw_requirements
 from featherlb.datapaths.raw import rules as raw_rules
-from featherlb.host.choose import BY_SPEED
+from featherlb.host.choose import BY_SPEED, ON_REQUEST
 from featherlb.model import Datapath
 
 PACKAGE = Path(featherlb.__file__).parent
@@ -172,15 +174,17 @@ def test_each_datapath_has_its_host_side() -> None:
         Datapath.NFQUEUE: nfqueue_rules,
         Datapath.RAW: raw_rules,
         Datapath.OFFLOAD: offload_rules,
+        Datapath.EBPF: ebpf_rules,
     }
     requirements: dict[Datapath, Requirements] = {
         Datapath.NFQUEUE: nfqueue_requirements,
         Datapath.RAW: raw_requirements,
         Datapath.OFFLOAD: offload_requirements,
+        Datapath.EBPF: ebpf_requirements,
     }
     assert {datapath: rules_of(datapath) for datapath in Datapath} == rules
     assert {datapath: requirements_of(datapath) for datapath in Datapath} == requirements
-    assert set(BY_SPEED) == set(Datapath)
+    assert sorted((*BY_SPEED, *ON_REQUEST)) == sorted(Datapath)
 
 
 @pytest.fixture(scope="module")

@@ -403,3 +403,22 @@ def test_the_rules_of_a_dead_instance_stop_the_checks_of_backends() -> None:
         assert "dead instance" in check.obstacle(replace(well, records=(gone,)))
         # Its record is lost.
         assert "dead instance" in check.obstacle(replace(well, standing=frozenset([3])))
+
+
+@pytest.mark.parametrize(
+    ("datapath", "expected"),
+    [
+        (Datapath.NFQUEUE, []),
+        (Datapath.RAW, ["an XDP program at eth0"]),
+        (Datapath.EBPF, ["an XDP program at eth0", "at eth1, cil_from_netdev (tcx) runs before"]),
+    ],
+)
+def test_programs_that_have_packets_before_featherlb(
+    datapath: Datapath, expected: list[str]
+) -> None:
+    names = ["cil_from_netdev", "ingress", "other"]
+    ahead = {"eth0": [], "eth1": settings.others_ahead(names)}
+    found = list(settings.judge_programs([replace(WEB, datapath=datapath)], ["eth0"], ahead))
+    assert len(found) == len(expected)
+    assert all(map(str.startswith, (one.message for one in found), expected))
+    assert settings.others_ahead(["other"]) == []

@@ -3,8 +3,10 @@
 import pytest
 
 from featherlb.doctor.finding import Severity
-from featherlb.doctor.firewall import judge
+from featherlb.doctor.firewall import judge, judge_passed_by
+from featherlb.model import Datapath
 from featherlb.system.firewall import Action, Applies, FilterTable, Hooked, Rule, read_iptables
+from tests.world import service
 
 FIX = "featherlb reload --instance 0"
 OURS = """
@@ -104,3 +106,21 @@ def test_native_nftables() -> None:
 def test_nat_is_passed_by_and_unused_hooks_are_no_matter() -> None:
     assert list(read_iptables(["*nat", ":PREROUTING DROP [0:0]", "COMMIT"], "iptables", 4)) == []
     assert list(judge([native(policy=Action.DROP)], ["output"], FIX)) == []
+
+
+@pytest.mark.parametrize(
+    ("datapath", "kind"),
+    [
+        (Datapath.NFQUEUE, ""),
+        (Datapath.OFFLOAD, ""),
+        (Datapath.RAW, "doesn't see packets of web"),
+        (Datapath.EBPF, "doesn't see packets of open flows of web"),
+    ],
+)
+def test_rules_that_packets_pass_by(datapath: Datapath, kind: str) -> None:
+    drop = Rule(Action.DROP, Applies.SOMETIMES, "ip saddr @bad drop")
+    tables = [native(drop), saved("-A FORWARD -s 192.0.2.1 -j DROP")]
+    notes = list(judge_passed_by(tables, [service("10.1.0.1:80", datapath=datapath)]))
+    assert [one.severity for one in notes] == [Severity.NOTE] * bool(kind)
+    assert all(kind in one.message and "ip saddr @bad drop" in one.message for one in notes)
+    assert not list(judge_passed_by(tables, []))

@@ -11,13 +11,16 @@ from featherlb.model import Backend, Datapath, Endpoint, NatMode, Protocol, Serv
 from featherlb.system.journal import Record
 
 KINDS = [f"{datapath}/{nat}" for datapath, nat in product(Datapath, NatMode)]
+QUEUED = ("nfqueue/dnat", "nfqueue/full", "ebpf/dnat", "ebpf/full")
 FITTING = {
-    "nfqueue/dnat": {"nfqueue/dnat", "nfqueue/full", "raw/full"},
+    "nfqueue/dnat": {*QUEUED, "raw/full"},
     "nfqueue/full": set(KINDS),
-    "raw/dnat": {"raw/dnat", "raw/full", "nfqueue/full"},
+    "raw/dnat": {"raw/dnat", "raw/full", "nfqueue/full", "ebpf/full"},
     "raw/full": set(KINDS) - {"offload/dnat", "offload/full"},
-    "offload/dnat": {"offload/dnat", "offload/full", "nfqueue/full"},
-    "offload/full": {"offload/dnat", "offload/full", "nfqueue/full"},
+    "offload/dnat": {"offload/dnat", "offload/full", "nfqueue/full", "ebpf/full"},
+    "offload/full": {"offload/dnat", "offload/full", "nfqueue/full", "ebpf/full"},
+    "ebpf/dnat": {*QUEUED, "raw/full"},
+    "ebpf/full": set(KINDS),
 }
 
 

@@ -17,6 +17,7 @@ from featherlb.core.flows.memory import size_of
 from featherlb.core.path.claims import Claims
 from featherlb.core.path.export import read_flows
 from featherlb.datapaths.base import (
+    Carrier,
     Context,
     Engine,
     EngineCounters,
@@ -144,6 +145,9 @@ class PipeEngine(PacketQueue):
                 end.close()
 
     def attach(self, kernel_flows: KernelFlows) -> None:
+        raise NotImplementedError
+
+    def attach_program(self, carrier: Carrier) -> None:
         raise NotImplementedError
 
     def cut_segments(self, wanted: bool) -> None:

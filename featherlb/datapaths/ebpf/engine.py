@@ -1,0 +1,107 @@
+"""The datapath ebpf: packets that open a flow, and those that the program in the kernel leaves
+alone, come through the worker's queue; the program carries the rest.
+
+The supervisor has loaded the program and pinned its maps (`system/programs.py`). A worker shares
+the entries of its flows with the program as memory, and inserts and deletes their keys.
+"""
+
+import struct
+from contextlib import ExitStack
+
+from featherlb.core.flows.carried import Keys
+from featherlb.datapaths import base
+from featherlb.datapaths.base import Context, EngineCounters, ServiceChange
+from featherlb.model.errors import HostError
+from featherlb.model.ticks import TICKS_PER_SECOND
+from featherlb.system import ebpf, programs
+
+_EVENT = struct.Struct("=IBBHQ")
+"""`struct event` in featherlb/bpf/flows.c: index, states before and after, 0, ns of the monotonic
+clock."""
+
+
+class Engine(base.Engine):
+    """A worker's share of the program's maps."""
+
+    def __init__(self, context: Context) -> None:
+        """HostError if the maps are not there."""
+        assert context.queue is not None
+        self._core = context.core
+        self._shard = context.shard
+        place = programs.directory(context.queue_options.number - context.shard.worker)
+        with ExitStack() as opened:
+            try:
+                self._tables = [
+                    (keys, opened.enter_context(ebpf.open_map(place / name)))
+                    for keys, name in (
+                        (self._core.carrying.carried.keys4, "flows4"),
+                        (self._core.carrying.carried.keys6, "flows6"),
+                    )
+                ]
+                with ebpf.open_map(place / "entries") as entries:
+                    self._entries = memoryview(entries.memory())
+                with ebpf.open_map(place / f"ring-{context.shard.worker}") as ring:
+                    self._ring = ebpf.Ring(ring)
+            except OSError as error:
+                raise HostError(
+                    f"the maps of the eBPF program in {place} can't be used: {error.strerror}"
+                ) from None
+            self._opened = opened.pop_all()
+        self._started = False
+        context.queue.attach_program(self)
+
+    def apply(self, change: ServiceChange, now: float) -> None:
+        """Adopt what the program carries already; take back what it must not carry any longer."""
+        if not self._started:
+            self._started = True
+            self._core.carrying.start(self._entries, self._shard, int(now * TICKS_PER_SECOND))
+        else:
+            self._core.carrying.recall()
+        self.execute()
+
+    def tick(self, now: float) -> None:
+        self.listen()
+        self.execute()
+        self._core.carrying.sweep()
+
+    def flush(self, now: float) -> None:
+        self.execute()
+
+    def refresh(self, first: int, count: int, now: float) -> None:
+        self._core.carrying.catch_up_range(first, count)
+
+    def counters(self) -> EngineCounters:
+        carried = self._core.carrying.carried
+        return EngineCounters(
+            carried=carried.carried, given=carried.given, unplaced=carried.unplaced
+        )
+
+    def listen(self) -> None:
+        """Report changes of state to the core: a connection that has just ended makes room for a
+        new one."""
+        for record in self._ring.read():
+            index, before, after, _, time = _EVENT.unpack_from(record)
+            self._core.carrying.noticed(index, before, after, time / 1e9)
+
+    def execute(self) -> None:
+        """Delete and insert the keys that the core has queued. Flows whose keys find no room stay
+        with the worker."""
+        carried = self._core.carrying.carried
+        while carried.pending():
+            for keys, table in self._tables:
+                if keys.gone:
+                    gone, keys.gone = keys.gone, 0
+                    table.delete_batch(keys.deletes, gone)
+                if keys.count:
+                    for index in self._insert(keys, table):
+                        carried.refuse(index)
+
+    def _insert(self, keys: Keys, table: ebpf.Map) -> set[int]:
+        """Insert keys; the indexes of those that find no room."""
+        count, keys.count = keys.count, 0
+        done = table.update_batch(keys.inserts, keys.refs, count)
+        return {keys.refs[at] >> 1 for at in range(done, count)}
+
+    def close(self) -> None:
+        self._ring.close()
+        self._opened.close()

@@ -1,0 +1,173 @@
+"""The datapath ebpf: a program in the kernel carries what a worker has opened, whoever runs, and
+nothing of it is left when nobody wants it any more."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from featherlb.host import remove_saved_flows
+from featherlb.lab import Lab
+from featherlb.lab.namespaces import VIP, VIP6
+from featherlb.lab.servers import HttpServer
+from featherlb.system import programs
+from tests.netns.command import Featherlb, api, flows, kill, reload, run, worker_pids
+from tests.netns.conftest import EBPF, Up
+from tests.netns.traffic import Session, ask, pair, receive_all, wait_for
+
+pytestmark = [
+    pytest.mark.parametrize("driver", list(EBPF), indirect=True),
+    pytest.mark.usefixtures("shared_bpffs"),
+]
+
+WEB = ("--vip", f"{VIP}:80", "--backend", "10.0.1.2:8080", "--backend", "10.0.1.3:8080")
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab(clients=1, backends=2) as lab, ExitStack() as servers:
+        for node in lab.backends:
+            servers.enter_context(HttpServer(node))
+        yield lab
+
+
+def pins(lab: Lab, instance: int = 0) -> list[str]:
+    """The names of what an instance has pinned."""
+    place: Path = lab.balancer.call(programs.directory, instance)
+    return sorted(path.name for path in place.glob("*"))
+
+
+def handled(lab: Lab) -> int:
+    """The packets that the workers have had."""
+    return int(sum(worker["received"] for worker in api(lab.balancer, "status")["workers"]))
+
+
+def end_all(lab: Lab, running: Featherlb) -> None:
+    """kill -9 of the instance, workers included, and nothing of it was saved."""
+    workers = worker_pids(lab.balancer)
+    for pid in workers:
+        os.kill(pid, signal.SIGSTOP)
+    running.kill()
+    for pid in workers:
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not lab.balancer.pids(), "the end of the workers")
+    lab.balancer.call(remove_saved_flows)
+
+
+@pytest.mark.parametrize(("vip", "nat"), [(VIP, "dnat"), (VIP6, "full")])
+def test_workers_see_the_packet_that_opens_a_flow_and_no_other(
+    lab: Lab, featherlb: Up, vip: str, nat: str
+) -> None:
+    backend = f"[{lab.backends[0].address6}]:8081" if vip == VIP6 else "10.0.1.2:8081"
+    endpoint = f"[{vip}]:80" if vip == VIP6 else f"{vip}:80"
+    options = ("--vip", endpoint, "--backend", backend, "--nat", nat)
+    with featherlb(lab, *options), pair(lab, vip, 8081) as (client, server):
+        for sender, receiver in ((client, server), (server, client)) * 2:
+            sender.sendall(b"?" * 3000)
+            assert len(receiver.recv(3000, 0x100)) == 3000  # MSG_WAITALL
+        wait_for(lambda: flows(lab.balancer)[0]["state"] == "established", "the state")
+        (flow,) = flows(lab.balancer)
+        assert min(flow["bytes_forward"], flow["bytes_reply"]) > 6000
+        client.close()
+        assert receive_all(server) == b""
+        server.close()
+        wait_for(lambda: flows(lab.balancer)[0]["state"] == "closing", "the state after the end")
+        (one,) = api(lab.balancer, "services")["services"]
+        (member,) = one["backends"]
+        assert member["active"] == 0
+        assert member["packets_forward"] > 5
+        assert member["bytes_reply"] > 6000
+        assert handled(lab) == 1
+
+
+@pytest.mark.parametrize("nat", ["dnat", "full"])
+def test_connections_outlive_their_instance(lab: Lab, featherlb: Up, nat: str) -> None:
+    options = (*WEB, "--nat", nat, "--workers", "2")
+    with ExitStack() as stack:
+        with featherlb(lab, *options) as running:
+            held = [stack.enter_context(Session(lab.client)) for _ in range(6)]
+            first = [session.ask() for session in held]
+            end_all(lab, running)
+        # Nobody runs.
+        assert [session.ask() for session in held] == first
+        with featherlb(lab, *options) as running:
+            running.forgets = False
+            assert [session.ask() for session in held] == first
+            found = flows(lab.balancer)
+            assert [flow["state"] for flow in found].count("established") == len(held)
+            services = api(lab.balancer, "services")["services"]
+            assert sum(one["active"] for one in services[0]["backends"]) == len(held)
+            held.pop().close()
+            wait_for(lambda: len(established(lab)) == len(held), "the end of a connection")
+        # It was stopped, and has left what they need.
+        assert [session.ask() for session in held] == first[:-1]
+        with featherlb(lab, *options):
+            assert len(established(lab)) == len(held)
+            assert [session.ask() for session in held] == first[:-1]
+            assert kill(lab.balancer, all="true") >= len(held)
+            assert not flows(lab.balancer)
+    assert not pins(lab)
+
+
+def established(lab: Lab) -> list[object]:
+    return [flow for flow in flows(lab.balancer) if flow["state"] == "established"]
+
+
+def test_down_removes_what_a_killed_instance_left(lab: Lab, featherlb: Up) -> None:
+    with featherlb(lab, *WEB) as running, Session(lab.client) as session:
+        session.ask()
+        end_all(lab, running)
+        assert pins(lab)
+        assert "eBPF programs of instance 0" in run(lab.balancer, "down").stdout
+    assert not pins(lab)
+    shown = lab.balancer.run(["bpftool", "net", "show"], check=False).stdout
+    assert "ingress" not in shown
+    with featherlb(lab, *WEB):
+        assert ask(lab.client).backend in ("backend1", "backend2")
+
+
+@pytest.mark.usefixtures("driver")
+def test_a_service_changes_its_datapath_and_back(lab: Lab, tmp_path: Path) -> None:
+    path = tmp_path / "lb.yaml"
+
+    def write(datapath: str) -> None:
+        path.write_text(
+            f"services: [{{name: web, vip: {VIP}:80, datapath: {datapath},"
+            " backends: [10.0.1.2:8080]}]\n"
+        )
+
+    write("nfqueue")
+    up = Featherlb(lab.balancer, ("up", "--config", str(path)), tmp_path)
+    with up, Session(lab.client) as session:
+        session.ask()
+        for datapath in ("ebpf", "nfqueue", "ebpf", "offload", "ebpf"):
+            write(datapath)
+            reload(lab.balancer)
+            assert session.ask().backend == "backend1"
+            attached = any(name.startswith("link-") for name in pins(lab))
+            assert attached is (datapath == "ebpf")
+            before = handled(lab)
+            session.ask()
+            session.ask()
+            seen = handled(lab) - before
+            if datapath == "nfqueue":
+                assert seen >= 4
+
+
+def test_links_that_come_get_the_program(lab: Lab, featherlb: Up) -> None:
+    def add(name: str) -> None:
+        lab.balancer.run(["ip", "link", "add", name, "type", "veth"])
+        lab.balancer.run(["ip", "link", "set", name, "up"])
+
+    with featherlb(lab, *WEB):
+        before = len(pins(lab))
+        try:
+            add("new0")
+            wait_for(lambda: len(pins(lab)) == before + 1, "the program at the new link")
+        finally:
+            subprocess.run(lab.balancer.command(["ip", "link", "del", "new0"]), check=False)
+        wait_for(lambda: len(pins(lab)) == before, "the end of its pin")
