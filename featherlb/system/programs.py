@@ -101,6 +101,7 @@ def install(instance: int, workers: int, capacity: int) -> None:
     the same sizes; its links run the new programs from then on. HostError if the kernel refuses.
     """
     _mount()
+    sweep()
     place = directory(instance)
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
     file = ebpf.read_object(OBJECT)
@@ -286,6 +287,36 @@ def instances() -> set[int]:
     return {int(path.name) for path in place.glob("*") if path.name.isdigit()}
 
 
+def sweep() -> None:
+    """Remove what instances have left in network namespaces that are gone: all their links lead
+    nowhere."""
+    ours = Journal().directory.name
+    for place in _root().glob("*/*"):
+        if place.parent.name == ours or not place.is_dir():
+            continue
+        # Others remove, too.
+        with suppress(OSError):
+            links = [path for path in place.glob("*-*") if path.name.startswith(("link", "filter"))]
+            if links and all(_leads_nowhere(path) for path in links):
+                _empty(place)
+                place.parent.rmdir()
+
+
+def _leads_nowhere(path: Path) -> bool:
+    if not path.name.startswith("link"):
+        return False
+    with tc.Link(ebpf.open_pin(path)) as link:
+        return link.index == 0
+
+
+def _empty(place: Path) -> None:
+    """Remove all pins in a directory, and the directory."""
+    for path in place.glob("*"):
+        path.unlink(missing_ok=True)
+    with suppress(FileNotFoundError):
+        place.rmdir()
+
+
 def remove(instance: int) -> None:
     """Detach an instance's programs and remove all that it has pinned; the file system, too, if
     nothing else is there. What isn't there is no error."""
@@ -293,10 +324,8 @@ def remove(instance: int) -> None:
     try:
         for index in attached(instance):
             _detach(place, instance, index)
-        for path in place.glob("*"):
-            path.unlink(missing_ok=True)
-        with suppress(FileNotFoundError):
-            place.rmdir()
+        _empty(place)
+        sweep()
         with suppress(OSError):
             # Only when they are empty.
             place.parent.rmdir()

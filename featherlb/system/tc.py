@@ -53,6 +53,16 @@ _MOST = 64
 class Link(Descriptor):
     """A program at an interface, by tcx."""
 
+    @property
+    def index(self) -> int:
+        """The index of the interface; 0 if that has gone."""
+        # struct bpf_link_info: type, id, id of the program, then, of tcx, the index.
+        info = ctypes.create_string_buffer(64)
+        attribute = struct.pack("=IIQ", self.fd, len(info), ctypes.addressof(info))
+        call(Command.OBJ_GET_INFO_BY_FD, attribute)
+        index: int = struct.unpack_from("=I", info, 16)[0]
+        return index
+
     def update(self, program: Program) -> None:
         """Run another program from the next packet on."""
         call(Command.LINK_UPDATE, struct.pack("=IIII", self.fd, program.fd, 0, 0))

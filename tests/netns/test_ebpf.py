@@ -171,3 +171,19 @@ def test_links_that_come_get_the_program(lab: Lab, featherlb: Up) -> None:
         finally:
             subprocess.run(lab.balancer.command(["ip", "link", "del", "new0"]), check=False)
         wait_for(lambda: len(pins(lab)) == before, "the end of its pin")
+
+
+def test_what_is_left_of_a_network_namespace_that_is_gone_is_removed(featherlb: Up) -> None:
+    with Lab(clients=1, backends=1) as other:
+        with featherlb(other, *WEB) as running:
+            place: Path = other.balancer.call(programs.directory, 0)
+            end_all(other, running)
+        programs.sweep()
+        assert place.exists()
+
+    def swept() -> bool:
+        programs.sweep()
+        return not place.exists()
+
+    # The kernel removes the links a moment later.
+    wait_for(swept, "the end of the pins")
