@@ -41,6 +41,7 @@ def backend(address: str) -> schema.Backend:
         resets=0,
         moved_refused=0,
         moved_silent=0,
+        latency=0.0123,
         ports=100,
         ports_in_use=99,
         ports_reclaimed=7,

@@ -60,7 +60,7 @@ services:
     slow_start: 30s
     panic_threshold: 40
     passive_health: {failures: 2, share: 3, window: 4, ejection: 5, longest_ejection: 6,
-      max_ejected: 7}
+      max_ejected: 7, slower: 8, slower_by: 9ms}
   - name: mail
     vip: 10.0.0.1:25
     health: {type: script, command: [check, "-v"], user: nobody}

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from ipaddress import ip_address
+from typing import Any
 
 import pytest
 
@@ -177,11 +178,11 @@ def counted_services(**counts: int) -> schema.Services:
     moved = ("doubtful", "moved_refused", "moved_silent")
     ports = ("ports", "ports_in_use", "ports_reclaimed")
     more = ("bytes_reply", "resets", "refused", "syn_timeouts", "syn_retries", *moved, *ports)
-    data: dict[str, object] = {**dict.fromkeys((*names, *more), 0), **counts}
+    data: dict[str, Any] = {**dict.fromkeys((*names, *more), 0), **counts}
     data |= {"backend": "b", "address": str(ONE), "state": "up", "failure": "", "weight": 1}
     data |= {"labels": {}, "role": "primary", "effective_weight": 1, "max_connections": None}
     service = schema.Service.model_construct(
-        name="web", backends=[schema.Backend.model_validate(data)]
+        name="web", backends=[schema.Backend.model_construct(**data)]
     )
     return schema.Services.model_construct(services=[service])
 

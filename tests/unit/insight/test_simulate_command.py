@@ -62,6 +62,7 @@ def test_json_for_programs_with_schedulers_side_by_side(
     answer = json.loads(result.stdout)
     assert answer["load"] == {
         "clients": "10.0.0.0/16", "flows": 400, "rate": 1000.0, "duration": 10.0, "seed": 1,
+        "latencies": {},
     }  # fmt: skip
     maglev, mine = answer["trials"]
     assert (maglev["scheduler"], mine["scheduler"]) == ("maglev", f"{tmp_path}/mine.py:pick")
