@@ -6,10 +6,11 @@ It never touches a packet.
 import asyncio
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
+from featherlb.api.alarm import Alarm
 from featherlb.api.server import Server
 from featherlb.control.background import Background
 from featherlb.control.controller import Controller
@@ -38,12 +39,12 @@ class Supervisor:
         self._stop = asyncio.Event()
         self._leaving = False
         """What is on the host stays for the next instance."""
-        self._reloads: set[asyncio.Task[None]] = set()
+        self._asked: set[asyncio.Task[None]] = set()
 
     async def run(self, on_ready: Callable[[], None]) -> None:
         """Balance until SIGINT or SIGTERM; until SIGUSR2, after which the host stays as it is for
-        the next instance; SIGHUP reloads. HostError and ConfigError if it can't start, with nothing
-        left on the host."""
+        the next instance; SIGHUP reloads, SIGUSR1 saves the flight recording. HostError and
+        ConfigError if it can't start, with nothing left on the host."""
         # There are no threads yet, each of which has capabilities of its own.
         privileges.drop_capabilities(privileges.SUPERVISOR | self._to_mount())
         kernel_state.raise_descriptor_limit()
@@ -97,9 +98,11 @@ class Supervisor:
         if self._stop.is_set():
             return False
         Background(self._controller).start()
+        self._tasks.start("recorder", Alarm(self._controller).run, vital=False)
         await self._server.start()
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGHUP, self._reload_soon)
+        loop.add_signal_handler(signal.SIGHUP, self._soon, self._reload)
+        loop.add_signal_handler(signal.SIGUSR1, self._soon, self._save_recording)
         loop.add_signal_handler(signal.SIGUSR2, self._leave_soon)
         return not self._stop.is_set()
 
@@ -116,11 +119,14 @@ class Supervisor:
         with suppress(Exception):
             await self._controller.reloader.reload()
 
-    def _reload_soon(self) -> None:
+    async def _save_recording(self) -> None:
+        await self._controller.recordings.save_if_possible("SIGUSR1")
+
+    def _soon(self, what: Callable[[], Coroutine[None, None, None]]) -> None:
         # The loop keeps only weak references to tasks.
-        task = asyncio.ensure_future(self._reload())
-        self._reloads.add(task)
-        task.add_done_callback(self._reloads.discard)
+        task = asyncio.ensure_future(what())
+        self._asked.add(task)
+        task.add_done_callback(self._asked.discard)
 
 
 async def feed_watchdog(notifier: Notifier, tasks: Tasks, stop: asyncio.Event) -> None:

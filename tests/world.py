@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 
+from featherlb.core.flows.flight_recorder import FlightRecorder
 from featherlb.core.flows.memory import anonymous
 from featherlb.core.flows.tcp_state import ACTIVE, State
 from featherlb.core.path.balancer import Balancer
@@ -128,6 +129,7 @@ class World:
         source_ports: range = SOURCE_PORTS,
         adopt_until: float = 0.0,
         shard: Shard = WHOLE,
+        recorder: FlightRecorder | None = None,
     ) -> None:
         self.memory = anonymous(capacity)
         self.balancer = Balancer(
@@ -139,6 +141,7 @@ class World:
             source_ports=source_ports,
             adopt_until=adopt_until,
             shard=shard,
+            recorder=recorder,
         )
         self.now = 1000.0
         self.received = 0

@@ -26,6 +26,7 @@ from featherlb.api.show import (
     show_fault,
     show_flow,
     show_packet,
+    show_record,
     show_services,
     show_stats,
     show_status,
@@ -90,6 +91,8 @@ _ROUTES = {
     ("GET", "/v1/host"): "host",
     ("GET", "/v1/events"): "events",
     ("GET", "/v1/capture"): "capture",
+    ("GET", "/v1/recorder"): "recorder",
+    ("POST", "/v1/recorder"): "save_recording",
     ("GET", "/metrics"): "metrics",
     ("GET", "/"): "page",
     ("GET", "/page.js"): "script",
@@ -442,6 +445,29 @@ class Handlers:
                     text = "".join(line.model_dump_json() + "\n" for line in lines)
                     await response.write(text.encode())
         return response
+
+    async def recorder(self, request: web.BaseRequest) -> web.Response:
+        query = schema.read(schema.RecorderQuery, dict(request.query))
+        wanted = self._filter(
+            schema.FlowQuery.model_construct(client=query.client, backend=query.backend)
+        )
+        recordings = self._controller.recordings
+        found = [
+            (worker, one)
+            for worker, one in await recordings.read()
+            if (wanted.client is None or (one.client and one.client.address in wanted.client))
+            and (wanted.backend is None or (one.backend and wanted.backend.covers(one.backend)))
+        ]
+        return respond(
+            schema.Recording(
+                records=[show_record(*one) for one in found[-query.limit :]],
+                saved=list(map(str, recordings.saved)),
+            )
+        )
+
+    async def save_recording(self, request: web.BaseRequest) -> web.Response:
+        path = await self._controller.recordings.save("asked for")
+        return respond(schema.SavedRecording(path=str(path)))
 
     async def metrics(self, request: web.BaseRequest) -> web.Response:
         from featherlb.api.metrics import render

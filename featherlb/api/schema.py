@@ -283,6 +283,48 @@ class FlowsQuery(FlowQuery):
     )
 
 
+class RecorderQuery(Question):
+    client: str | None = Field(None, description="An address or a network, such as `10.0.0.0/8`.")
+    backend: str | None = Field(
+        None, description="`IP:PORT`, `IP:LOW-HIGH`, or `IP` for all ports of a host."
+    )
+    limit: int = Field(1000, ge=1, le=1_000_000, description="The last ones only.")
+
+
+class SaveRecording(Question):
+    pass
+
+
+class Record(Answer):
+    """A record of a worker's flight recorder."""
+
+    time: float = Field(description="Seconds since the epoch.")
+    worker: int
+    kind: str = Field(
+        description="Of a flow: `opened`, `changed`, `moved`, `ended`, `expired`, `evicted`; of a"
+        " packet: `refused`; of a backend: `joined`, `left`, `down`, `up`, `weighed`; `started`: a"
+        " worker."
+    )
+    detail: str = Field(
+        description="The flow's state, or the reason for the refusal; `refused` or `silent` for"
+        " `moved`."
+    )
+    protocol: str
+    client: str | None
+    vip: str | None = Field(description="For backends, the first one of their service.")
+    backend: str | None
+    weight: int | None = Field(description="Of a backend.")
+
+
+class Recording(Answer):
+    records: list[Record] = Field(description="The oldest first.")
+    saved: list[str] = Field(description="Files of this instance, the oldest first.")
+
+
+class SavedRecording(Answer):
+    path: str = Field(description="The file.")
+
+
 class Tried(Answer):
     """A backend that a flow has left."""
 

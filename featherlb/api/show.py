@@ -17,6 +17,7 @@ from featherlb.config.values import few
 from featherlb.control.faults import FaultView
 from featherlb.control.overrides import LIMITING, Override
 from featherlb.control.view import BackendView, ServiceView, View
+from featherlb.core.flows.flight_recorder import Noted
 from featherlb.core.flows.tcp_state import TimeoutClass
 from featherlb.core.path.export import BackendStats, FlowView, Statistics
 from featherlb.core.path.recording import Recorded
@@ -69,6 +70,20 @@ def show_packet(packet: Recorded) -> schema.CapturedPacket:
         data=b64encode(packet.data).decode(),
         comment=packet.comment,
         missed=0,
+    )
+
+
+def show_record(worker: int, one: Noted) -> schema.Record:
+    return schema.Record.model_construct(
+        time=round(one.time, 6),
+        worker=worker,
+        kind=label(one.kind),
+        detail=one.detail,
+        protocol=str(one.protocol),
+        client=None if one.client is None else str(one.client),
+        vip=None if one.vip is None else str(one.vip),
+        backend=None if one.backend is None else str(one.backend),
+        weight=one.weight,
     )
 
 

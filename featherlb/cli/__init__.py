@@ -28,6 +28,7 @@ _COMMANDS = {
     "flows": "Show or end tracked connections.",
     "explain": "Explain where a client's packets go, and why.",
     "capture": "Capture packets with what became of each.",
+    "recorder": "Show the last decisions, also after a crash.",
     "stats": "Show packet counters by outcome.",
     "backend": "Add, remove, drain or reweight a backend.",
     "limit": "Change who may open how many connections.",

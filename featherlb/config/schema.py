@@ -22,6 +22,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from featherlb.config import values
+from featherlb.config.expression import Condition
 from featherlb.config.faults import Fault, Origin
 from featherlb.config.loader import Document, Path, show_path
 from featherlb.config.types import Automatic, BackendKey, Config, Host, NetworkFile
@@ -251,6 +252,11 @@ class TimeoutsEntry(_Strict):
     udp_two_way: _Duration = Timeouts().udp_two_way
 
 
+class RecorderEntry(_Strict):
+    size: Annotated[int, PlainValidator(values.integer(0, 16_777_216))] = Config().recorder.size
+    dump_when: Annotated[Condition | None, PlainValidator(values.condition)] = None
+
+
 class ApiEntry(_Strict):
     listen: Annotated[Endpoint, PlainValidator(values.endpoint)] = Field(description="IP:PORT")
     token: Annotated[str, PlainValidator(values.token)] = Field(
@@ -273,6 +279,7 @@ class ServicesFile(_Strict):
     max_flows: Annotated[int, PlainValidator(values.integer(1, 100_000_000))] = Config().max_flows
     timeouts: TimeoutsEntry = TimeoutsEntry()
     resolve_interval: _Duration = Config().resolve_interval
+    recorder: RecorderEntry = RecorderEntry()
     api: ApiEntry | None = None
 
 

@@ -11,6 +11,7 @@ from featherlb.config.types import (
     MaxFlowsConfig,
     MaxNewConfig,
     PersistenceConfig,
+    RecorderConfig,
     ServiceConfig,
     SourceConfig,
     VipConfig,
@@ -46,6 +47,7 @@ def read(document: Document, faults: list[Fault]) -> Config:
         max_flows=file.max_flows,
         timeouts=Timeouts(**file.timeouts.model_dump()),
         resolve_interval=file.resolve_interval,
+        recorder=RecorderConfig(file.recorder.size, file.recorder.dump_when),
         api=ApiConfig(file.api.listen, file.api.token, tuple(file.api.hosts)) if file.api else None,
     )
 

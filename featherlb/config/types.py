@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from featherlb.config.expression import Condition
 from featherlb.config.faults import NOWHERE, Origin
 from featherlb.core.pools.schedulers import is_file_reference
 from featherlb.model import (
@@ -233,6 +234,14 @@ def default_name(vip: VipConfig, protocol: Protocol) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class RecorderConfig:
+    """The flight recorder of each worker: its number of records, and when it is saved."""
+
+    size: int = 65536
+    dump_when: Condition | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """A complete configuration. `queue` None: featherlb chooses a free number."""
 
@@ -249,4 +258,5 @@ class Config:
     max_flows: int = 262144
     timeouts: Timeouts = field(default_factory=Timeouts)
     resolve_interval: float = 30.0
+    recorder: RecorderConfig = field(default_factory=RecorderConfig)
     api: ApiConfig | None = None

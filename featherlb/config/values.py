@@ -13,6 +13,7 @@ from ipaddress import ip_address, ip_network
 from typing import TypeVar
 from urllib.parse import urlsplit
 
+from featherlb.config.expression import Condition
 from featherlb.config.types import AUTO, Automatic, BackendKey, Host, NetworkFile
 from featherlb.core.pools.keys import BUILT_IN
 from featherlb.core.pools.schedulers import canonical_name, is_file_reference
@@ -208,6 +209,15 @@ def some_labels(value: object) -> dict[str, str]:
     if not found:
         raise ValueError("there is no label (expected a mapping such as {zone: a})")
     return found
+
+
+def condition(value: object) -> Condition | None:
+    """A condition on metrics."""
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise wrong_type(value, "a condition such as rate(packets(result='dropped')) > 100")
+    return Condition.parse(value)
 
 
 def duration(value: object) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from featherlb.config.expression import Condition
 from featherlb.config.types import (
     BackendConfig,
     Config,
@@ -43,6 +44,8 @@ def _plain(value: Any) -> Any:
         case BackendConfig():
             rest = _mapping(value, without=("host", "port", "last_port"))
             return {"address": str(value), **rest} if rest else str(value)
+        case Condition():
+            return value.text
         case Enum():
             return str(value)
         case (Label(), *_):

@@ -14,6 +14,7 @@ from featherlb.control.capture import Captures
 from featherlb.control.changes import RunTimeChanges
 from featherlb.control.events import Events
 from featherlb.control.faults import Faults
+from featherlb.control.flight import FlightRecordings
 from featherlb.control.log_switch import LogSwitch
 from featherlb.control.overrides import with_overrides
 from featherlb.control.prepare import Found, load_code, prepare
@@ -24,6 +25,7 @@ from featherlb.control.view import View, WorkerView, view_services
 from featherlb.control.workers import FlowFilter
 from featherlb.model.counted import counted
 from featherlb.model.user_code import UserCode
+from featherlb.system.journal import Journal
 
 log = logging.getLogger("featherlb")
 
@@ -50,6 +52,7 @@ class Controller:
         self.changes = RunTimeChanges(self.serving, events)
         self.faults = Faults(self.serving, events)
         self.captures = Captures(self.data.workers, events)
+        self.recordings = FlightRecordings(self.data.workers, events)
         self.log_switch = LogSwitch(events, self.data.log_flows)
         self._settings = settings
         self._started = datetime.now(UTC)
@@ -71,6 +74,9 @@ class Controller:
 
     async def start(self, prepared: Prepared) -> None:
         """Balance. HostError if that's impossible; `stop` cleans up."""
+        self.recordings.directory = Journal().directory
+        self.recordings.instance = prepared.plan.options.queue
+        self.data.workers.on_death = self._save_recording
         await self.serving.start(prepared.config, prepared.found, prepared.user_code, prepared.plan)
         for line in await asyncio.to_thread(host.remove_stale, keep=host.is_peer):
             log.warning("removed %s", line)
@@ -82,6 +88,11 @@ class Controller:
         async with self.serving.ending():
             await self.tasks.stop()
             await self.data.stop(leaving=leaving)
+
+    async def _save_recording(self, worker: int) -> None:
+        """A worker has died."""
+        if self.serving.state.config.recorder.size:
+            await self.recordings.save_if_possible(f"worker {worker} died", worker)
 
     async def end_flows(self, wanted: FlowFilter, *, reset: bool = True) -> int:
         """End flows, with a RST to both ends of connections if `reset`; how many there were."""

@@ -133,7 +133,7 @@ class DataPlane:
         await self.topology.follow(services)
         await self._install_programs(services)
         try:
-            await self.workers.start(starts, self._greeting)
+            await self.workers.start(starts, self._greeting, config.recorder.size)
         except WorkerDiedError:
             # The next start must not die of them, too.
             for path in saved:

@@ -68,6 +68,10 @@ def describe(before: Config, after: Config) -> list[str]:
         )
     if before.restore != after.restore:
         lines.append(f"restore {plain(before.restore)} -> {plain(after.restore)}")
+    if before.recorder.dump_when != after.recorder.dump_when:
+        lines.append(f"recorder: saved when {after.recorder.dump_when or 'asked'}")
+    if before.recorder.size != after.recorder.size:
+        lines.append("recorder: size takes effect at the next start only")
     lines += [
         f"{key} takes effect at the next start only"
         for key in _FIXED

@@ -21,6 +21,7 @@ from ipaddress import IPv4Network, IPv6Network
 from featherlb.control.dialogue import Dialogue
 from featherlb.control.events import Events
 from featherlb.control.tasks import Tasks
+from featherlb.core.flows.flight_recorder import bytes_for
 from featherlb.core.flows.memory import size_of
 from featherlb.core.flows.tcp_state import State
 from featherlb.core.path.export import (
@@ -100,6 +101,8 @@ class WorkerProcess:
             if predecessor is not None:
                 shared.append(predecessor.memory)
                 self.start = replace(self.start, predecessor=predecessor.memory)
+            if start.recorder is not None:
+                shared.append(start.recorder)
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
             on_failure.enter_context(ours)
             # Without either, a module in the working directory would run in place of Python's own.
@@ -178,10 +181,18 @@ class Workers:
         self._events = events
         self._tasks = tasks
         self._processes: list[WorkerProcess] = []
+        self._recorders: dict[int, int] = {}
+        """Descriptors of the memory of the workers' flight recorders, which their successors
+        continue."""
         self.restarts = 0
+        self.on_death: Callable[[int], Awaitable[None]] | None = None
+        """Is told the number of a worker that has died."""
 
-    async def start(self, starts: Sequence[Start], greeting: Greeting) -> None:
-        """Start one for each message; one that dies is replaced. HostError if one doesn't start."""
+    async def start(self, starts: Sequence[Start], greeting: Greeting, records: int = 0) -> None:
+        """Start one for each message, with a flight recorder of so many records; one that dies is
+        replaced. HostError if one doesn't start."""
+        if records:
+            starts = [self._with_recorder(start, records) for start in starts]
         begun = await asyncio.gather(
             *(_begin(start, greeting) for start in starts), return_exceptions=True
         )
@@ -198,10 +209,30 @@ class Workers:
                 subject=f"worker {start.shard.worker}",
             )
 
+    def _with_recorder(self, start: Start, records: int) -> Start:
+        try:
+            descriptor = os.memfd_create("featherlb-recorder")
+            self._recorders[start.shard.worker] = descriptor
+            os.ftruncate(descriptor, bytes_for(records))
+        except OSError as error:
+            raise HostError(f"cannot make a flight recorder: {error.strerror}") from None
+        return replace(start, recorder=descriptor)
+
+    def recordings(self, worker: int | None = None) -> dict[int, bytes]:
+        """Copies of the memory of all workers' flight recorders, or of this worker's."""
+        return {
+            number: os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+            for number, descriptor in self._recorders.items()
+            if worker in (None, number)
+        }
+
     def stop(self) -> None:
         """End all processes. Stop the tasks before, which would replace them."""
         for worker in self._processes:
             worker.stop()
+        for descriptor in self._recorders.values():
+            os.close(descriptor)
+        self._recorders = {}
 
     @property
     def pids(self) -> list[int]:
@@ -341,6 +372,8 @@ class Workers:
                 logging.ERROR,
                 worker=number,
             )
+            if self.on_death is not None:
+                await self.on_death(number)
             successor = None
             while successor is None:
                 if not restore:

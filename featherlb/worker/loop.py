@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from featherlb.core.flows.flight_recorder import FlightRecorder
 from featherlb.core.flows.memory import FlowMemory
 from featherlb.core.path.balancer import Balancer
 from featherlb.core.path.export import FlowView
@@ -82,6 +83,8 @@ class Worker:
         self._start = start
         self._sender = RawSender()
         self._memory = map_memory(start.memory)
+        flight_recorder = open_recorder(start.recorder)
+        flight_recorder.start(time.monotonic())
         self._core = Balancer(
             memory=self._memory,
             secret=os.urandom(32),
@@ -92,6 +95,7 @@ class Worker:
             privileged_ports=start.shard.privileged_ports,
             shard=start.shard,
             adopt_until=time.monotonic() + ADOPTION,
+            recorder=flight_recorder,
         )
         self._recorder = Recorder(self._core)
         self._hooks = Hooks(self._core, plugins.hook, first=not start.shard.worker)
@@ -351,6 +355,15 @@ def map_memory(descriptor: int) -> FlowMemory:
     memory = FlowMemory(mmap.mmap(descriptor, 0))
     os.close(descriptor)
     return memory
+
+
+def open_recorder(descriptor: int | None) -> FlightRecorder:
+    """A flight recorder in the memory behind a descriptor, which is closed."""
+    if descriptor is None:
+        return FlightRecorder()
+    memory = memoryview(mmap.mmap(descriptor, 0))
+    os.close(descriptor)
+    return FlightRecorder(memory)
 
 
 def load_code(message: Apply) -> None:

@@ -48,7 +48,8 @@ class Start:
 
     Its flows are in the shared memory of the descriptor `memory`, which is all zeros. With the
     first `Apply` it restores flows from the memory of its `predecessor` (a descriptor) and the
-    files `saved`; when the supervisor ends, it saves its own to the file `save`.
+    files `saved`; when the supervisor ends, it saves its own to the file `save`. `recorder` is the
+    descriptor of its flight recorder's memory, None if there is none.
     """
 
     shard: Shard
@@ -61,6 +62,7 @@ class Start:
     saved: tuple[str, ...] = ()
     memory: int = -1
     predecessor: int | None = None
+    recorder: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

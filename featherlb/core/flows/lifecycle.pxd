@@ -6,6 +6,8 @@ from featherlb.core.flows.carried cimport Carried
 from featherlb.core.flows.counters cimport PORTS_RECLAIMED, RESETS, SYN_TIMEOUTS, Counters
 from featherlb.core.flows.entry cimport (
     ENTRY_BACKEND_SPOKE, ENTRY_CLIENT_SPOKE, RESET_BY_BACKEND, STATE_MASK, Entry)
+from featherlb.core.flows.flight_recorder cimport (
+    CHANGED, ENDED, EVICTED, EXPIRED, NEW_FLOW, FlightRecorder)
 from featherlb.core.flows.members cimport Members, PoolMember
 from featherlb.core.flows.next_hops cimport NextHops
 from featherlb.core.flows.port_holders cimport RANK_OF, PortHolders
@@ -36,6 +38,7 @@ cdef class Lifecycle:
     cdef PortHolders _port_holders
     cdef Commands _commands
     cdef Carried _carried
+    cdef FlightRecorder _recorder
     cdef unsigned char[::1] _queue_of
     cdef Py_ssize_t closed_queue, half_open_queue, offload_queue, established_queue, silent_queue
     cdef list _silent
@@ -96,12 +99,13 @@ cdef class Lifecycle:
     cdef bint is_over(self, Record *record, unsigned int ticks) noexcept
     @cython.locals(record="Record *")
     cdef bint yields(self, Py_ssize_t flow, unsigned int ticks) noexcept
-    @cython.locals(flows=FlowTable, record="Record *", member=PoolMember)
     cdef void close(self, Py_ssize_t flow) except *
     @cython.locals(
         carried=Carried, record="Record *", entry="Entry *", before=cython.uint, seen=cython.uint,
         word=cython.uint, state=cython.int)
     cdef bint catch_up(self, Py_ssize_t flow) except -1
+    @cython.locals(flows=FlowTable, record="Record *", member=PoolMember)
+    cdef void end(self, Py_ssize_t flow, int how) except *
     cdef bint is_silent(self, Py_ssize_t flow) noexcept
     cdef void wake(self, Py_ssize_t flow, unsigned int ticks) except *
     cdef list take_silent(self)

@@ -8,6 +8,7 @@ import cython
 
 from featherlb.core.flows.carried import Carried
 from featherlb.core.flows.counters import Counters
+from featherlb.core.flows.flight_recorder import FlightRecorder
 from featherlb.core.flows.kernel import Commands
 from featherlb.core.flows.members import Members, PoolMember
 from featherlb.core.flows.next_hops import NextHops
@@ -30,6 +31,7 @@ if not cython.compiled:
         RESET_BY_BACKEND,
         STATE_MASK,
     )
+    from featherlb.core.flows.flight_recorder import CHANGED, ENDED, EVICTED, EXPIRED, NEW_FLOW
     from featherlb.core.flows.port_holders import RANK_OF
     from featherlb.core.flows.record import (
         ABANDONED,
@@ -116,6 +118,7 @@ class Lifecycle:
         port_holders: PortHolders,
         commands: Commands,
         carried: Carried,
+        recorder: FlightRecorder,
         timeouts: Timeouts,
     ) -> None:
         """`packet` is the one that is parsed before `open` is called."""
@@ -128,6 +131,7 @@ class Lifecycle:
         self._port_holders = port_holders
         self._commands = commands
         self._carried = carried
+        self._recorder = recorder
         seconds = {
             TimeoutClass.HALF_OPEN: timeouts.half_open,
             TimeoutClass.UDP_ONE_WAY: timeouts.udp_one_way,
@@ -214,7 +218,7 @@ class Lifecycle:
             victim = flows.victim()
             while flows.at(victim).flags & CARRIED and self.catch_up(victim):
                 victim = flows.victim()
-            self.close(victim)
+            self.end(victim, EVICTED)
             self.evicted += 1
         flow = flows.insert(
             packet.protocol,
@@ -254,6 +258,7 @@ class Lifecycle:
             self.count_active(member, record, 1)
         member.flows += 1
         self._counters.open(member.id, client_high, client_low)
+        self._recorder.note(NEW_FLOW, record, state)
         if self.opened is not None:
             self.opened.append(flow)
         if self.noted is not None:
@@ -360,7 +365,7 @@ class Lifecycle:
             return
         if RANK_OF[record.state] != YIELDS_CLOSING:
             self._counters.add(record.member_id, PORTS_RECLAIMED)
-        self.close(flow)
+        self.end(flow, EVICTED)
 
     def rank(self, flow: int) -> None:
         """Note when a flow with a source port would have to give it up."""
@@ -412,6 +417,8 @@ class Lifecycle:
         record = self._flows.at(flow)
         before = record.state
         record.state = state
+        if before not in (state, NEW):  # that it opens has been noted
+            self._recorder.note(CHANGED, record, state)
         queue = self._queue_of[state]
         if record.flags & (OFFLOADED | ABANDONED) == OFFLOADED and queue != self.closed_queue:
             queue = self.offload_queue
@@ -481,8 +488,13 @@ class Lifecycle:
 
     def close(self, flow: int) -> None:
         """Remove a flow and release what it held."""
+        self.end(flow, ENDED)
+
+    def end(self, flow: int, how: int) -> None:
+        """The same; `how` is a `flight_recorder.Kind`."""
         flows = self._flows
         record = flows.at(flow)
+        self._recorder.note(how, record, record.state)
         member = self._members.by_id[record.member_id]
         if self.noted is not None:
             self.note(flow, False)
@@ -566,5 +578,5 @@ class Lifecycle:
                 continue
             if record.state in (SYN_SENT, SYN_RETRIED, REPLACED) and record.protocol == TCP:
                 self._counters.add(record.member_id, SYN_TIMEOUTS)
-            self.close(flow)
+            self.end(flow, EXPIRED)
         return True

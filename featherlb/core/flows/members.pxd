@@ -1,6 +1,8 @@
 # C types of members.py, for the compiled build.
 cimport cython
 from featherlb.core.flows.counters cimport Counters
+from featherlb.core.flows.flight_recorder cimport (
+    BACK_UP, DOWN, JOINED, LEFT, WEIGHED, FlightRecorder)
 from featherlb.core.flows.record cimport LOCAL_BACKEND
 from featherlb.core.flows.next_hops cimport NextHops
 from featherlb.core.flows.port_holders cimport PortHolders
@@ -10,7 +12,7 @@ cdef class PoolMember:
     cdef readonly object pool, scheduled, target
     cdef public object sources
     cdef readonly unsigned long long high, low
-    cdef readonly int id
+    cdef readonly int id, weight
     cdef unsigned int holders
     cdef readonly bint ranged
     cdef int _port
@@ -27,6 +29,7 @@ cdef class Members:
     cdef Counters _counters
     cdef object _source_ports
     cdef PortHolders _port_holders
+    cdef FlightRecorder _recorder
 
     @cython.locals(member=PoolMember)
     cpdef PoolMember find(

@@ -6,15 +6,17 @@ A number is reused once its member has left the pool and its last flow has ended
 import cython
 
 from featherlb.core.flows.counters import Counters
+from featherlb.core.flows.flight_recorder import FlightRecorder
 from featherlb.core.flows.next_hops import NextHops
 from featherlb.core.flows.port_holders import PortHolders
 from featherlb.core.flows.snat_ports import PortAllocator
 from featherlb.core.pools.pool import Pool
 from featherlb.core.pools.schedulers import Member
-from featherlb.model import Backend, Endpoint
+from featherlb.model import Backend, Endpoint, Protocol
 from featherlb.net.addresses import address_of, words_of
 
 if not cython.compiled:
+    from featherlb.core.flows.flight_recorder import BACK_UP, DOWN, JOINED, LEFT, WEIGHED
     from featherlb.core.flows.record import LOCAL_BACKEND
 
 MAX_MEMBERS = 65535
@@ -41,6 +43,7 @@ class PoolMember:
 
     def take_backend(self, backend: Backend) -> None:
         """Apply a change of the backend's configuration (`Members.take_backend`)."""
+        self.weight = backend.weight
         self.flags = LOCAL_BACKEND if backend.local else 0
         self.sources = tuple(words_of(source) for source in backend.sources)
         self._port = backend.endpoint.port
@@ -62,6 +65,7 @@ class Members:
         counters: Counters,
         source_ports: PortAllocator,
         port_holders: PortHolders,
+        recorder: FlightRecorder,
     ) -> None:
         """Each of these keeps something for each member."""
         self.by_id: list[PoolMember] = []
@@ -72,6 +76,7 @@ class Members:
         self._counters = counters
         self._source_ports = source_ports
         self._port_holders = port_holders
+        self._recorder = recorder
 
     def add(self, pool: Pool, backend: Backend) -> Member:
         """A new member of the pool; ValueError if there are `MAX_MEMBERS` already."""
@@ -84,6 +89,7 @@ class Members:
         self.by_id[number : number + 1] = [member]
         self.retired[number] = 0
         self.down[number] = backend.down
+        self._note(member, JOINED)
         self._next_hops.forget(number)
         self._next_hops.update_member(number, member.high, member.low)
         return scheduled
@@ -91,8 +97,13 @@ class Members:
     def take_backend(self, scheduled: Member) -> None:
         """Apply a change of the backend's configuration or health."""
         backend = scheduled.backend
-        self.by_id[scheduled.index].take_backend(backend)
-        self.down[scheduled.index] = backend.down
+        member = self.by_id[scheduled.index]
+        if backend.down != self.down[member.id]:
+            self._note(member, DOWN if backend.down else BACK_UP)
+        if backend.weight != member.weight:
+            self._note(member, WEIGHED)
+        member.take_backend(backend)
+        self.down[member.id] = backend.down
 
     def find(self, pool: Pool, high: int, low: int, port: int, vip_port: int) -> PoolMember | None:
         """The pool's member with this address to whose `port` packets to a VIP's port go; None if
@@ -111,6 +122,7 @@ class Members:
         """Remove a member from its pool; it keeps its flows."""
         member = self.by_id[scheduled.index]
         self.retired[member.id] = 1
+        self._note(member, LEFT)
         if not member.flows:
             self._free_id(member)
 
@@ -124,6 +136,18 @@ class Members:
         self._source_ports.forget(member.target)
         self._port_holders.leave(member.target)
         self._free.append(member.id)
+
+    def _note(self, member: PoolMember, kind: int) -> None:
+        """Have the flight recorder note a change of a backend."""
+        service = member.pool.service
+        vip = service.vips[0]
+        self._recorder.note_backend(
+            kind,
+            (*words_of(vip.address), vip.first_port),
+            (member.high, member.low, member.scheduled.endpoint.port),
+            service.protocol is Protocol.UDP,
+            member.scheduled.weight,
+        )
 
     def update_next_hops(self) -> None:
         """Take the next hops of all members from the topology, which has changed."""

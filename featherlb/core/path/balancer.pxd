@@ -22,6 +22,7 @@ from featherlb.core.path.liveness cimport Liveness
 from featherlb.core.path.migrate cimport Migration
 from featherlb.core.flows.next_hops cimport LINK_MASK, LINK_SHIFT, NextHops
 from featherlb.core.path.icmp cimport IcmpHandler, is_icmp
+from featherlb.core.flows.flight_recorder cimport FlightRecorder
 from featherlb.core.flows.lifecycle cimport Lifecycle
 from featherlb.core.flows.members cimport Members, PoolMember
 from featherlb.net.tcp_options cimport lower
@@ -74,6 +75,7 @@ cdef class Balancer:
     cdef readonly Cookies cookies
     cdef Splices splices
     cdef OwnAddresses own_addresses
+    cdef readonly FlightRecorder recorder
 
     @cython.locals(packet=Packet, flows=FlowTable, i=cython.Py_ssize_t)
     cpdef void expect_packets(
@@ -124,6 +126,7 @@ cdef class Balancer:
     @cython.locals(packet=Packet)
     cdef bint is_ours(self, Context ctx) except -1
     cdef int refuse(self, Context ctx, int reason) except -1
+    cdef int turn_away(self, Context ctx, int reason) except -1
     cdef int drop_ttl_exceeded(
         self, Context ctx, unsigned long long high, unsigned long long low) except -1
     cdef int clamp_mss(self, Context ctx) except -1

@@ -13,6 +13,7 @@ import cython
 
 from featherlb.core.flows.carried import Carried
 from featherlb.core.flows.counters import Counters
+from featherlb.core.flows.flight_recorder import FlightRecorder
 from featherlb.core.flows.kernel import Commands
 from featherlb.core.flows.lifecycle import Lifecycle
 from featherlb.core.flows.members import MAX_MEMBERS, Members, PoolMember
@@ -138,6 +139,7 @@ class Balancer:
         privileged_ports: range = PRIVILEGED_SOURCE_PORTS,
         shard: Shard = WHOLE,
         adopt_until: float = 0.0,
+        recorder: FlightRecorder | None = None,
     ) -> None:
         """`memory`, all zeros, limits the flows. `secret` is the process's randomness (16 bytes or
         more); `hash_key` keys placement and must be the same where nodes are to agree.
@@ -145,16 +147,17 @@ class Balancer:
         `source_ports` are for `full` NAT, `privileged_ports` for its clients with such a port, and
         `shard` has the replies of all others.
         Until `adopt_until` on the clock of `handle_packet`, connections from before the start are
-        also adopted by their replies."""
+        also adopted by their replies. `recorder` notes decisions."""
         flows = self.flows = FlowTable(memory, secret)
         packet = self.packet = Packet()
         next_hops = self.next_hops = NextHops(memory, MAX_MEMBERS)
         counters = self.counters = Counters()
+        recorder = self.recorder = recorder or FlightRecorder()
         outbox = self.outbox = Outbox(packet)
         seed = int.from_bytes(secret, "big")
         ports = PortAllocator(seed, source_ports, privileged_ports)
         port_holders = PortHolders(flows.capacity)
-        members = self.members = Members(next_hops, counters, ports, port_holders)
+        members = self.members = Members(next_hops, counters, ports, port_holders, recorder)
         services = self.services = Services(members, next_hops, ports, seed=seed, hash_key=hash_key)
         commands = Commands()
         carried = Carried(flows, counters)
@@ -168,6 +171,7 @@ class Balancer:
             port_holders,
             commands,
             carried,
+            recorder,
             timeouts,
         )
         self.carrying = Carrying(flows, services, members, lifecycle, counters, ports, carried)
@@ -179,7 +183,7 @@ class Balancer:
             flows, services, members, lifecycle, self.migration, next_hops, ports
         )
         redispatch = self.redispatch = Redispatch(
-            flows, members, next_hops, lifecycle, counters, outbox, commands, carried
+            flows, members, next_hops, lifecycle, counters, outbox, commands, carried, recorder
         )
         self.icmp = IcmpHandler(flows, next_hops, services, counters, outbox, redispatch, lifecycle)
         self.own_addresses = OwnAddresses()
@@ -256,6 +260,7 @@ class Balancer:
         """
         ctx = self.context
         ctx.begin(offset, length, hook, info, now)
+        self.recorder.now = now
         verdict = self.parse(ctx)
         if verdict:
             return verdict
@@ -278,6 +283,7 @@ class Balancer:
         """End flows whose timeout has passed, and probe silent ones; True if more are due. Call it
         every 0.1 s or so."""
         self.counters.latencies.now = now
+        self.recorder.now = now
         more = self.lifecycle.expire(int(now * 10))
         self.liveness.probe()
         if self.redispatch.pending:
@@ -434,16 +440,16 @@ class Balancer:
         if action == PASS:
             return self.counters.pass_on()
         if pool.awaiting_rules:
-            return self.counters.drop(INVALID)
+            return self.turn_away(ctx, INVALID)
         if action == DROP:  # the frame opens the flow, though it may be handled after this copy
             return self.counters.drop(COPY)
         if ctx.info & TRUNCATED and not pool.offloaded:
-            return self.counters.drop(TRUNCATED_REASON)
+            return self.turn_away(ctx, TRUNCATED_REASON)
         # The kernel would drop it or its answer behind the hook, and the backend seem to be dead.
         if ctx.hook != OUTPUT and (
             packet.is_martian() or self.own_addresses.has(packet.src_high, packet.src_low)
         ):
-            return self.counters.drop(MARTIAN)
+            return self.turn_away(ctx, MARTIAN)
         if wire and packet.ttl() <= 1:
             return self.drop_ttl_exceeded(ctx, packet.dst_high, packet.dst_low)
         if packet.protocol == TCP and pool.cookies_allowed and ctx.hook != OUTPUT:
@@ -530,7 +536,7 @@ class Balancer:
         if port == PENDING:
             return FIND_OWNER
         if flow < 0:
-            return self.counters.drop(-flow)
+            return self.turn_away(ctx, -flow)
         ctx.flow = flow
         self.counters.latencies.sent(flow, ctx.now)
         if pool.keeps_openings and packet.flags == SYN:
@@ -643,7 +649,7 @@ class Balancer:
         # A segment of a connection that was forgotten comes again, when there may be room for it.
         if reason < 0 and (packet.flags == SYN or packet.protocol == UDP or reason == -NOT_ALLOWED):
             self.outbox.refuse_client(ctx.ticks)
-        return self.counters.drop(abs(reason))
+        return self.turn_away(ctx, abs(reason))
 
     def choose(self, ctx: Context, attempt: Attempt | None) -> PoolMember | None:
         """The member for a new flow, which may be another `attempt` to open it, or for a connection
@@ -697,6 +703,11 @@ class Balancer:
         """Drop the packet, and answer with a RST or ICMP port unreachable unless it must not
         be answered."""
         self.outbox.refuse(ctx.ticks)
+        return self.turn_away(ctx, reason)
+
+    def turn_away(self, ctx: Context, reason: int) -> int:
+        """Drop a packet that would open a flow."""
+        self.recorder.refuse(ctx.packet, reason)
         return self.counters.drop(reason)
 
     def drop_ttl_exceeded(self, ctx: Context, high: int, low: int) -> int:

@@ -4,6 +4,7 @@ from libc.string cimport memcpy
 from featherlb.core.flows.carried cimport Carried
 from featherlb.core.flows.counters cimport (
     MOVED_REFUSED, MOVED_SILENT, REFUSED, SYN_RETRIES, Counters)
+from featherlb.core.flows.flight_recorder cimport MOVED, FlightRecorder
 from featherlb.core.flows.kernel cimport Commands
 from featherlb.core.flows.lifecycle cimport Lifecycle
 from featherlb.core.flows.members cimport Members, PoolMember
@@ -57,6 +58,7 @@ cdef class Redispatch:
     cdef Outbox _outbox
     cdef Commands _commands
     cdef Carried _carried
+    cdef FlightRecorder _recorder
 
     @cython.locals(packet=Packet, slot=cython.Py_ssize_t, length=cython.Py_ssize_t)
     cdef void keep(self, Context ctx) noexcept

@@ -17,6 +17,7 @@ import cython
 
 from featherlb.core.flows.carried import Carried
 from featherlb.core.flows.counters import Counters
+from featherlb.core.flows.flight_recorder import FlightRecorder
 from featherlb.core.flows.kernel import Commands
 from featherlb.core.flows.lifecycle import Lifecycle
 from featherlb.core.flows.members import Members
@@ -34,6 +35,7 @@ from featherlb.net.protocols import ACK, RST, SYN, TCP
 
 if not cython.compiled:
     from featherlb.core.flows.counters import MOVED_REFUSED, MOVED_SILENT, REFUSED, SYN_RETRIES
+    from featherlb.core.flows.flight_recorder import MOVED
     from featherlb.core.flows.record import (
         ABANDONED,
         ANSWERED,
@@ -114,6 +116,7 @@ class Redispatch:
         outbox: Outbox,
         commands: Commands,
         carried: Carried,
+        recorder: FlightRecorder,
     ) -> None:
         self.pending: dict[Key, Attempt] = {}
         self.unkept = 0
@@ -134,6 +137,7 @@ class Redispatch:
         self._outbox = outbox
         self._commands = commands
         self._carried = carried
+        self._recorder = recorder
 
     # For the packet path
 
@@ -352,6 +356,7 @@ class Redispatch:
         """The client's next packet is to open the flow at another backend."""
         record = self._flows.at(flow)
         member = self._members.by_id[record.member_id]
+        self._recorder.note(MOVED, record, why == "silent")
         member.scheduled.failed = ticks
         hook = PREROUTING
         if record.flags & LOCAL_CLIENT:
