@@ -74,6 +74,7 @@ hash_key: 'x: "y"'
 max_flows: 5
 timeouts: {half_open: 1, established: 2, fin: 3, closed: 4, udp_one_way: 5.5, udp_two_way: 6}
 resolve_interval: 7s
+recorder: {size: 9, dump_when: "rate(packets(result='dropped')) > 100"}
 api: {listen: '[::1]:80', token: aaaaaaaaaaaaaaaa, hosts: [lb.example.org]}
 """
 
@@ -93,6 +94,7 @@ def test_every_key_survives() -> None:
         schema.BackendEntry,
         schema.RedispatchEntry,
         schema.ApiEntry,
+        schema.RecorderEntry,
         schema.TimeoutsEntry,
     ):
         for key in model.model_fields:
