@@ -452,9 +452,11 @@ class Handlers:
             schema.FlowQuery.model_construct(client=query.client, backend=query.backend)
         )
         recordings = self._controller.recordings
+        # Decoding all of them takes a while.
+        most = query.limit if query.client is query.backend is None else None
         found = [
             (worker, one)
-            for worker, one in await recordings.read()
+            for worker, one in await recordings.read(most)
             if (wanted.client is None or (one.client and one.client.address in wanted.client))
             and (wanted.backend is None or (one.backend and wanted.backend.covers(one.backend)))
         ]

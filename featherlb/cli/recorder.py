@@ -23,7 +23,7 @@ from featherlb.system import recording_file
     epilog=examples(
         "featherlb recorder --client 10.0.0.7",
         "featherlb recorder --save",
-        "featherlb recorder /run/featherlb/4026531840/0-20260101T120000.000000Z.recording -o json",
+        "featherlb recorder incident.recording -o json",
     )
 )
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False), required=False)

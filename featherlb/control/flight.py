@@ -32,9 +32,9 @@ class FlightRecordings:
         """The files, the oldest first."""
         return recording_file.find(self.directory, self.instance)
 
-    async def read(self) -> list[tuple[int, Noted]]:
+    async def read(self, most: int | None = None) -> list[tuple[int, Noted]]:
         """What is recorded now (`records_of`)."""
-        return await asyncio.to_thread(lambda: records_of(self._take("", None)))
+        return await asyncio.to_thread(lambda: records_of(self._take("", None), most))
 
     async def save(self, reason: str, worker: int | None = None) -> Path:
         """Save what all workers have recorded, or one of them; HostError if that can't be done."""
@@ -62,13 +62,13 @@ class FlightRecordings:
         return Recording(reason, recording_file.epoch(), self._workers.recordings(worker))
 
 
-def records_of(recording: Recording) -> list[tuple[int, Noted]]:
-    """The records of all workers, each with the worker's number, in the order of their times, which
-    are in seconds since the epoch; HostError if they can't be read."""
+def records_of(recording: Recording, most: int | None = None) -> list[tuple[int, Noted]]:
+    """The records of all workers, the last `most` of each, with the worker's number, in the order
+    of their times, which are in seconds since the epoch; HostError if they can't be read."""
 
     def read(worker: int, memory: bytes) -> Iterator[tuple[int, Noted]]:
         try:
-            for one in flight_recorder.read(memory):
+            for one in flight_recorder.read(memory, most):
                 yield worker, replace(one, time=one.time + recording.epoch)
         except ValueError as error:
             raise HostError(f"the recording of worker {worker} can't be read: {error}") from None

@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import median
 
 import featherlb
+from featherlb.core.flows.flight_recorder import FlightRecorder, bytes_for
 from featherlb.core.flows.memory import anonymous
 from featherlb.core.path.balancer import Balancer
 from featherlb.core.pools.schedulers import names
@@ -46,6 +47,8 @@ FIRST_BACKEND, BACKEND_PORT = 0x0AFF0000, 8080
 PORTS_PER_CLIENT = 60_000
 STRIDE = 611_953
 """A prime: steps of this length visit all flows in an order that no cache foresees."""
+RECORDS = 65_536
+"""Of the flight recorder, as by default."""
 OPENED = 4
 """Batches of new flows for each scheduler."""
 
@@ -81,6 +84,7 @@ class Bench:
             hash_key=b"",
             cookie_key=bytes(16),
             timeouts=Timeouts(),
+            recorder=FlightRecorder(memoryview(bytearray(bytes_for(RECORDS)))),
         )
         self.balancer.attach(self.buffer)
         self.members = bytearray(capacity)

@@ -176,8 +176,9 @@ class Noted:
     weight: int | None
 
 
-def read(content: bytes) -> list[Noted]:
-    """The records in a copy of a recorder's memory, the oldest first; ValueError if it is not one.
+def read(content: bytes, most: int | None = None) -> list[Noted]:
+    """The records in a copy of a recorder's memory, the last ones if there are more than `most`,
+    the oldest first; ValueError if it is not one.
 
     The recorder may have gone on while its memory was copied, from the header on.
     """
@@ -191,7 +192,8 @@ def read(content: bytes) -> list[Noted]:
     count = words[COUNT_WORD]
     found: list[Noted] = []
     # The oldest one may just be overwritten.
-    for number in range(max(0, count - size + 1), count):
+    most = size - 1 if most is None else min(most, size - 1)
+    for number in range(max(0, count - most), count):
         at = (number % size + 1) * WORDS
         try:
             found.append(_noted(times[at], array("Q", words[at : at + WORDS])))
