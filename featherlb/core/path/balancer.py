@@ -508,7 +508,7 @@ class Balancer:
                 reason = POOL_FULL if pool.usable else NO_BACKEND
                 if opening is not None:
                     self.splices.forget(packet)
-                    return self.counters.drop(reason)
+                    return self.turn_away(ctx, reason)
                 return self.refuse(ctx, reason)
             if pool.offloaded:
                 if self.offload.is_last_hop(ctx, member.flags):
