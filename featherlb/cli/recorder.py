@@ -22,7 +22,6 @@ from featherlb.system import recording_file
 @click.command(
     epilog=examples(
         "featherlb recorder --client 10.0.0.7",
-        "featherlb recorder --save",
         "featherlb recorder incident.recording -o json",
     )
 )
