@@ -70,7 +70,7 @@ def test_decisions_survive_a_crash_and_are_saved_with_reason(
         assert refused.returncode
         wait_for(lambda: saved(3), "it is saved when the condition is true")
         last = api(lab.balancer, "recorder")["saved"][-1]
-        assert recorded(lab, last)[-1]["detail"] == "no-backend"
+        assert "no-backend" in {one["detail"] for one in recorded(lab, last)}
         asked = run(lab.balancer, "recorder", "--save").stdout.strip()
         assert asked == api(lab.balancer, "recorder")["saved"][-1]
         for file in api(lab.balancer, "recorder")["saved"]:
