@@ -23,6 +23,7 @@ SECTIONS = {
     "New flows": schema.MaxNewEntry,
     "Preference": schema.PreferenceEntry,
     "Another backend": schema.RedispatchEntry,
+    "Flight recorder": schema.RecorderEntry,
     "Timeouts": schema.TimeoutsEntry,
     "The API": schema.ApiEntry,
 }
@@ -38,6 +39,7 @@ WRITTEN = {
     "New flows": SERVICE + "  max_new: {{rate: 5/s, {key}: {value}}}\n",
     "Preference": SERVICE + "  prefer: {{labels: {{zone: a}}, {key}: {value}}}\n",
     "Another backend": SERVICE + "  redispatch: {{{key}: {value}}}\n",
+    "Flight recorder": SERVICE + "recorder: {{{key}: {value}}}\n",
     "Timeouts": SERVICE + "timeouts: {{{key}: {value}}}\n",
 }
 """Where a key of each section stands in a file."""
