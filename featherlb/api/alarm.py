@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from featherlb.api.listener import Refusal
-from featherlb.api.metrics import Snapshot
 from featherlb.config.expression import Condition, UnknownMetricError, Watch
 from featherlb.control.controller import Controller
 from featherlb.control.view import View
@@ -65,6 +64,8 @@ def samples_of(
     view: View, refusals: Mapping[Refusal, int]
 ) -> dict[str, list[tuple[dict[str, str], float]]]:
     """The metrics by the names that conditions have: without `featherlb_` and `_total`."""
+    from featherlb.api.metrics import Snapshot
+
     found: dict[str, list[tuple[dict[str, str], float]]] = {}
     for family in Snapshot(view, refusals).collect():
         found.setdefault(family.name.removeprefix("featherlb_"), [])
