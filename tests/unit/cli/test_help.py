@@ -74,7 +74,7 @@ def test_help_has_words_and_no_types(words: tuple[str, ...]) -> None:
         ("xyzzy", "there is no command 'xyzzy' (expected up, down, check, "),
         ("up --nat fll", "'fll' is unknown, did you mean 'full'? (expected dnat or full)"),
         ("up --datapath nfque", "'nfque' is unknown, did you mean 'nfqueue'? (expected nfqueue or"),
-        ("up --datapath x", "'x' is unknown (expected nfqueue or raw or offload or auto)"),
+        ("up --datapath x", "'x' is unknown (expected nfqueue or raw or offload or ebpf or auto)"),
         ("log-level verbose", "'verbose' is unknown (expected debug or info or warning)"),
         ("flows --stat x", "--state"),
         ("log-level verbose", "Invalid value for 'LEVEL'"),

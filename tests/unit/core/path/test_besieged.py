@@ -33,6 +33,8 @@ class Besieged(RuleBasedStateMachine):
         self.backends: tuple[str, ...] = BACKENDS[:2]
         self.world = World(*self.services(), capacity=CAPACITY, source_ports=PORTS)
         self.open: dict[int, Connection] = {}
+        self.leaving: set[int] = set()
+        """Open connections whose backend has left, perhaps to come back."""
         self.attacks: list[Connection] = []
         self.sequence = 0
 
@@ -57,6 +59,7 @@ class Besieged(RuleBasedStateMachine):
         connection = self.open.pop(number, None)
         if connection is None:
             return
+        self.leaving.discard(number)
         if how == "reset":
             connection.send("R")
         elif how == "client":
@@ -78,6 +81,11 @@ class Besieged(RuleBasedStateMachine):
     def reload(self, both: bool) -> None:
         self.backends = BACKENDS[: 2 if both else 1]
         self.world.apply(*self.services())
+        # Whose backend has left lives on, but any SYN opens it anew, at another backend.
+        if not both:
+            self.leaving |= {number for number, one in self.open.items() if one.server == TWO}
+        # The world tells a flow of a backend that has left from a later one by their ages.
+        self.world.advance(0.1)
 
     # Attackers
 
@@ -111,7 +119,10 @@ class Besieged(RuleBasedStateMachine):
         self, data: st.DataObject, flags: str, reply: bool, distance: int, other: int
     ) -> None:
         """Knowing addresses and ports of a connection, and nothing of its numbers."""
-        connection = self.open[data.draw(st.sampled_from(sorted(self.open)))]
+        number = data.draw(st.sampled_from(sorted(self.open)))
+        if flags == "S" and number in self.leaving:
+            return
+        connection = self.open[number]
         ours, theirs = connection.sent, connection.replied
         if reply:
             ours, theirs = theirs, ours
