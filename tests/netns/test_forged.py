@@ -36,19 +36,19 @@ def running(
 ) -> Iterator[Featherlb]:
     """One instance for all tests."""
     path = tmp_path_factory.mktemp("forged") / "lb.yaml"
+    # A flood of one test must not have cookies answer for the backends in others.
     path.write_text(
         "services:\n"
         + "".join(
-            f"  - {{name: web-{nat}, vip: '{VIP}:{WEB[nat]}', nat: {nat},"
+            f"  - {{name: web-{nat}, vip: '{VIP}:{WEB[nat]}', nat: {nat}, syn_cookies: 'off',"
             " backends: ['10.0.1.2:8080', '10.0.1.3:8080']}\n"
             f"  - {{name: limited-{nat}, vip: '{VIP}:{LIMITED[nat]}', nat: {nat},"
-            " backends: [{address: '10.0.1.2:8080', max_connections: 1}]}\n"
+            " syn_cookies: 'off', backends: [{address: '10.0.1.2:8080', max_connections: 1}]}\n"
             for nat in WEB
         )
         + f"  - {{name: small, vip: '{VIP}:{SMALL}', nat: full, syn_cookies: 'off',"
         " backends: ['10.0.1.2:8080']}\n"
-        # A flood of another test must not have cookies answer for the backends.
-         + f"  - {{name: watched, vip: '{VIP}:{WATCHED}', passive_health: {{failures: 3}},"
+        + f"  - {{name: watched, vip: '{VIP}:{WATCHED}', passive_health: {{failures: 3}},"
         " syn_cookies: 'off', redispatch: {refused: false, silent: false},"
         " backends: ['10.0.1.2:8080', '10.0.1.3:8080']}\n"
     )

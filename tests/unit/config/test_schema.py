@@ -18,7 +18,7 @@ SERVICE_KEYS = (
 )
 FILE_KEYS = (
     "services, queue, workers, fail_open, assign, restore, driver, hash_key, max_flows, timeouts, "
-    "resolve_interval, api"
+    "resolve_interval, recorder, api"
 )
 DURATION = "a duration such as 500ms, 30s, 5m or 1h, at most 720h"
 TEXT = "text, in quotes if it looks like a number"
