@@ -72,6 +72,33 @@ def filter_options(command: _Command) -> _Command:
     return command
 
 
+def duration_option(**attributes: Any) -> Callable[[_Command], _Command]:
+    """Option `duration`: for how long something holds."""
+    return click.option("--for", "duration", type=DURATION, metavar="TIME", **attributes)
+
+
+def change_command(
+    group: click.Group, *parameters: Callable[[Any], Any], example: str
+) -> Callable[[Callable[..., None]], click.Command]:
+    """Decorator: a command of the group that changes what is served, for good or for some time. It
+    has these parameters before the common ones."""
+    every = (
+        *parameters,
+        duration_option(help="Revert automatically after TIME, such as 10m."),
+        instance_option,
+        output_option,
+    )
+
+    def make(function: Callable[..., None]) -> click.Command:
+        for parameter in reversed(every):
+            function = parameter(function)
+        name = function.__name__.replace("_", "-")
+        lines = examples(f"featherlb {group.name} {example}")
+        return group.command(name, epilog=lines)(function)
+
+    return make
+
+
 def output_option(command: _Command) -> _Command:
     return click.option(
         "-o",
@@ -107,6 +134,14 @@ def shows(
 
 def print_json(answer: schema.Answer) -> None:
     click.echo(json.dumps(answer.model_dump(mode="json", by_alias=True), indent=2))
+
+
+def print_answer(answer: schema.Answer, output: str, line: str) -> None:
+    """An answer as JSON, or what it says in one line."""
+    if output == "json":
+        print_json(answer)
+    else:
+        click.echo(line)
 
 
 def new_console(width: int | None = None) -> Console:

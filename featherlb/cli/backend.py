@@ -9,10 +9,11 @@ from featherlb.api import schema
 from featherlb.api.client import connect
 from featherlb.cli.asking import (
     DURATION,
+    change_command,
     instance_option,
     new_table,
     output_option,
-    print_json,
+    print_answer,
     print_table,
     short_time,
     shows,
@@ -55,30 +56,16 @@ def backend() -> None:
 def _verb(
     *more: Callable[[Any], Any], example: str
 ) -> Callable[[Callable[..., None]], click.Command]:
-    """Decorator: a command that changes a backend, with the common parameters and `more`."""
+    """Decorator: a command that changes a backend."""
     # A backend that is to be added is unknown.
     known = None if example.startswith("add") else completion("backends")
-    parameters = (
+    return change_command(
+        backend,
         click.argument("service", shell_complete=completion("services")),
         click.argument("backend", shell_complete=known),
         *more,
-        click.option(
-            "--for",
-            "duration",
-            type=DURATION,
-            metavar="TIME",
-            help="Revert automatically after TIME, such as 10m.",
-        ),
-        instance_option,
-        output_option,
+        example=example,
     )
-
-    def make(function: Callable[..., None]) -> click.Command:
-        for parameter in reversed(parameters):
-            function = parameter(function)
-        return backend.command(epilog=examples(f"featherlb backend {example}"))(function)
-
-    return make
 
 
 @_verb(
@@ -169,10 +156,7 @@ backend.add_command(changes)
 def revert(number: int, instance: int | None, output: str) -> None:
     """Revert the change with this NUMBER (see `changes`) now."""
     answer = connect(instance).delete(f"/v1/changes/{number}", schema.Change)
-    if output == "json":
-        print_json(answer)
-    else:
-        click.echo(f"reverted: {_described(answer)} (change {answer.number})")
+    print_answer(answer, output, f"reverted: {_described(answer)} (change {answer.number})")
 
 
 def _change(action: Action, *, instance: int | None, output: str, **options: Any) -> None:
@@ -183,15 +167,12 @@ def _change(action: Action, *, instance: int | None, output: str, **options: Any
 
 def tell_of_change(answer: schema.Made, output: str) -> None:
     """Say what a change did."""
-    if output == "json":
-        print_json(answer)
-        return
     text = _described(answer)
     if answer.remaining is not None:
         text += f", reverts in {short_time(answer.remaining)}"
     if answer.deadline is not None:
         text += f", remaining flows are reset in {short_time(answer.deadline)}"
-    click.echo(f"done: {text} ({_effect(answer)})")
+    print_answer(answer, output, f"done: {text} ({_effect(answer)})")
 
 
 def _described(answer: schema.Change) -> str:

@@ -8,10 +8,11 @@ from featherlb.api import schema
 from featherlb.api.client import connect
 from featherlb.cli.asking import (
     DURATION,
+    duration_option,
     instance_option,
     new_table,
     output_option,
-    print_json,
+    print_answer,
     print_table,
     short_time,
     shows,
@@ -85,15 +86,7 @@ def chaos() -> None:
 @click.option(
     "--reorder", is_flag=True, help="A quarter of the backend's packets is overtaken by others."
 )
-@click.option(
-    "--for",
-    "duration",
-    type=DURATION,
-    default="1m",
-    show_default=True,
-    metavar="TIME",
-    help="End after TIME, 1h at most.",
-)
+@duration_option(default="1m", show_default=True, help="End after TIME, 1h at most.")
 @click.option(
     "--seed",
     type=WholeNumber(0, 2**32 - 1),
@@ -127,12 +120,11 @@ def add(
         schema.FaultRequest, {key: one for key, one in wanted.items() if one is not None}
     )
     answer = connect(instance).post("/v1/faults", request, schema.Injected)
-    if output == "json":
-        print_json(answer)
-        return
-    click.echo(
+    print_answer(
+        answer,
+        output,
         f"fault {answer.number}: {answer.description}, for {short_time(answer.remaining)},"
-        f" seed {answer.seed}"
+        f" seed {answer.seed}",
     )
 
 
@@ -162,7 +154,5 @@ chaos.add_command(list_, "list")
 def remove(number: int, instance: int | None, output: str) -> None:
     """End the fault with this NUMBER (see `list`) now."""
     answer = connect(instance).delete(f"/v1/faults/{number}", schema.Injected)
-    if output == "json":
-        print_json(answer)
-        return
-    click.echo(f"ended: {answer.description} ({answer.flows} flows, {answer.packets} packets)")
+    line = f"ended: {answer.description} ({answer.flows} flows, {answer.packets} packets)"
+    print_answer(answer, output, line)

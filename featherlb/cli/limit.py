@@ -8,10 +8,8 @@ import click
 from featherlb.api import schema
 from featherlb.api.client import connect
 from featherlb.cli.asking import (
-    DURATION,
-    instance_option,
+    change_command,
     new_table,
-    output_option,
     print_table,
     shows,
 )
@@ -37,29 +35,9 @@ def limit() -> None:
 def _verb(
     *more: Callable[[Any], Any], example: str
 ) -> Callable[[Callable[..., None]], click.Command]:
-    """Decorator: a command that changes the conditions of a service, with the common parameters and
-    `more`."""
-    parameters = (
-        click.argument("service", shell_complete=completion("services")),
-        *more,
-        click.option(
-            "--for",
-            "duration",
-            type=DURATION,
-            metavar="TIME",
-            help="Revert automatically after TIME, such as 10m.",
-        ),
-        instance_option,
-        output_option,
-    )
-
-    def make(function: Callable[..., None]) -> click.Command:
-        for parameter in reversed(parameters):
-            function = parameter(function)
-        name = function.__name__.replace("_", "-")
-        return limit.command(name, epilog=examples(f"featherlb limit {example}"))(function)
-
-    return make
+    """Decorator: a command that changes the conditions of a service."""
+    service = click.argument("service", shell_complete=completion("services"))
+    return change_command(limit, service, *more, example=example)
 
 
 _networks = click.argument("networks", nargs=-1, required=True, metavar="NETWORK...")
