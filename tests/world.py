@@ -276,7 +276,7 @@ class World:
         }
 
     def _identity(self, view: FlowView) -> tuple[object, ...]:
-        created = round(self.now - view.age, 1)
+        created = int(self.now * 10) - round(view.age * 10)  # in ticks, as the balancer counts
         return view.service, view.protocol, view.client, view.vip, view.backend, created
 
     # Scenarios
