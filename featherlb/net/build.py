@@ -38,15 +38,7 @@ def flow_reset(
     Addresses are two 64-bit words, `ports` is source << 16 | destination, `sequence` is the one
     that the receiver expects next: any other causes a challenge ACK (RFC 5961 section 3.2).
     """
-    return _segment(
-        version,
-        _wire_address(version, *source),
-        _wire_address(version, *destination),
-        ports,
-        sequence,
-        0,
-        RST,
-    )
+    return flow_segment(version, source, destination, ports, sequence, 0, RST, 0)
 
 
 def syn_probe(source: Endpoint, destination: Endpoint, sequence: int) -> bytes:
@@ -79,14 +71,8 @@ def flow_probe(
 
     It is a SYN-ACK, which opens no new connection, neither at the receiver nor in conntrack.
     """
-    return _segment(
-        version,
-        _wire_address(version, *source),
-        _wire_address(version, *destination),
-        ports,
-        sequence,
-        acknowledgement,
-        SYN | ACK,
+    return flow_segment(
+        version, source, destination, ports, sequence, acknowledgement, SYN | ACK, 0
     )
 
 

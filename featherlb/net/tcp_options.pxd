@@ -13,7 +13,9 @@ cpdef int window_scale(Packet packet) noexcept
 @cython.locals(at=cython.Py_ssize_t)
 cpdef int segment_size(Packet packet) noexcept
 cpdef bint permits_sack(Packet packet) noexcept
-@cython.locals(at=cython.Py_ssize_t, kind=cython.int, length=cython.int)
+@cython.locals(at=cython.Py_ssize_t, length=cython.int)
 cdef Py_ssize_t find(Packet packet, int wanted, int size) noexcept
+@cython.locals(length=cython.int)
+cdef Py_ssize_t option_from(Packet packet, Py_ssize_t at) noexcept
 @cython.locals(value=cython.uint, field=cython.Py_ssize_t)
 cdef void replace(Packet packet, Py_ssize_t at, unsigned int limit, bint summed) noexcept

@@ -53,21 +53,24 @@ def permits_sack(packet: Packet) -> bool:
 def find(packet: Packet, wanted: int, size: int) -> int:
     """The offset of the first option of this kind if it has this many bytes, or 0. Options after a
     malformed one are ignored."""
-    at = packet.transport + 20
-    while at < packet.payload:
-        kind = packet.data[at]
-        if kind == NO_OPERATION:
-            at += 1
-            continue
-        if kind == END_OF_OPTIONS or at + 2 > packet.payload:
-            return 0
+    at = option_from(packet, packet.transport + 20)
+    while at:
         length = packet.data[at + 1]
-        if length < 2 or at + length > packet.payload:
-            return 0
-        if kind == wanted:
+        if packet.data[at] == wanted:
             return at if length == size else 0
-        at += length
+        at = option_from(packet, at + length)
     return 0
+
+
+def option_from(packet: Packet, at: int) -> int:
+    """The offset of the option at `at`, or of the first one behind padding; 0 if none follows that
+    is whole. Its second byte is its length."""
+    while at < packet.payload and packet.data[at] == NO_OPERATION:
+        at += 1
+    if at + 2 > packet.payload or packet.data[at] == END_OF_OPTIONS:
+        return 0
+    length = packet.data[at + 1]
+    return at if length >= 2 and at + length <= packet.payload else 0
 
 
 def replace(packet: Packet, at: int, limit: int, summed: bool) -> None:

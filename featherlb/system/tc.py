@@ -21,6 +21,7 @@ from featherlb.net.netlink import (
 )
 from featherlb.system.ebpf import Command, Descriptor, Program, call, invoke
 from featherlb.system.netlink import NETLINK_ROUTE, Connection
+from featherlb.system.rtnetlink import RTM_GETLINK
 
 TCX_INGRESS = 46
 """BPF_TCX_INGRESS of enum bpf_attach_type."""
@@ -28,7 +29,6 @@ PRIORITY = 49152
 """Of our filter: filters with lower numbers run first. The kernel gives this one to the first
 filter that asks for none."""
 
-_RTM_GETLINK = 18
 _IFINFOMSG = struct.Struct("=BxHiII")
 """struct ifinfomsg: family, type, index, flags, change."""
 _IFLA_XDP, _IFLA_XDP_ATTACHED = 43, 2
@@ -169,7 +169,7 @@ def _name_of(number: int) -> str:
 def has_xdp(index: int) -> bool:
     """Whether an XDP program is attached to an interface."""
     with Connection(NETLINK_ROUTE) as kernel:
-        found = kernel.get(_RTM_GETLINK, _IFINFOMSG.pack(0, 0, index, 0, 0))
+        found = kernel.get(RTM_GETLINK, _IFINFOMSG.pack(0, 0, index, 0, 0))
     xdp = parse_attributes(parse_attributes(found, _IFINFOMSG.size).get(_IFLA_XDP, b""))
     return any(xdp.get(_IFLA_XDP_ATTACHED, b""))
 

@@ -89,6 +89,8 @@ cdef class Lifecycle:
         record="Record *", before=cython.int, queue=cython.Py_ssize_t, member=PoolMember)
     cdef void enter(self, Py_ssize_t flow, int state, unsigned int ticks) except *
     cdef void count_active(self, PoolMember member, Record *record, int change) except *
+    @cython.locals(record="Record *", state=cython.int)
+    cdef void restore(self, Py_ssize_t flow, PoolMember member, unsigned int seen) except *
     @cython.locals(
         flows=FlowTable, flow=cython.Py_ssize_t, record="Record *", member=PoolMember)
     cdef object recount(self, pool)

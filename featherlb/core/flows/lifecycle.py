@@ -17,9 +17,11 @@ from featherlb.core.flows.snat_ports import PortAllocator
 from featherlb.core.flows.table import FlowTable
 from featherlb.core.flows.tcp_state import ACTIVE, REUSABLE, TIMEOUT_CLASS, State, TimeoutClass
 from featherlb.core.pools.pool import Pool
+from featherlb.core.pools.schedulers import NewFlow
 from featherlb.model import FIRST_UNPRIVILEGED_PORT, Hook, Service, Timeouts
 from featherlb.model.reason import Reason
 from featherlb.model.ticks import TICKS_PER_SECOND
+from featherlb.net.addresses import address_of
 from featherlb.net.packet import Packet
 from featherlb.net.protocols import SYN, TCP
 
@@ -434,6 +436,28 @@ class Lifecycle:
         member.scheduled.active += change
         if member.pool.counts_clients:
             member.pool.gate.count(record.client_high, record.client_low, change)
+
+    def restore(self, flow: int, member: PoolMember, seen: int) -> None:
+        """Complete a flow that was open before this process, from its record, the client's
+        persistence included; its last packet came at `seen`."""
+        record = self._flows.at(flow)
+        state = record.state
+        self.compute_deltas(flow)
+        self.enter(flow, state, seen)
+        if IS_ACTIVE[state]:
+            self.count_active(member, record, 1)
+        member.flows += 1
+        pool = member.pool
+        if pool.persistence is not None:
+            new = NewFlow(
+                record.protocol,
+                6 if record.flags & IPV6 else 4,
+                int(address_of(record.client_high, record.client_low)),
+                record.client_port,
+                int(address_of(record.vip_high, record.vip_low)),
+                record.vip_port,
+            )
+            pool.persistence.remember(new, member.scheduled, seen)
 
     def recount(self, pool: Pool) -> None:
         """Have the pool's gate count the flows that were active before it wanted to know."""

@@ -4,7 +4,7 @@ from featherlb.core.flows.carried cimport Carried
 from featherlb.core.flows.counters cimport Counters
 from featherlb.core.flows.entry cimport (
     IPV6_ENTRY, LIFT_SYN_ACK, STATE_MASK, Entry, swap16, swap64)
-from featherlb.core.flows.lifecycle cimport IS_ACTIVE, Lifecycle
+from featherlb.core.flows.lifecycle cimport Lifecycle
 from featherlb.core.flows.members cimport Members, PoolMember
 from featherlb.core.flows.record cimport (
     CARRIED, COUNTED, FULL, IPV6, LOCAL_BACKEND, LOCAL_CLIENT, OFFLOADED, REPLY_ONLY, UNSURE, WATCHED,

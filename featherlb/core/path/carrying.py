@@ -17,10 +17,8 @@ from featherlb.core.flows.table import FlowTable
 from featherlb.core.flows.tcp_state import State
 from featherlb.core.path.context import Context
 from featherlb.core.path.services import Services
-from featherlb.core.pools.schedulers import NewFlow
 from featherlb.model import Verdict
 from featherlb.model.shard import Shard
-from featherlb.net.addresses import address_of
 from featherlb.net.protocols import TCP, UDP
 
 if not cython.compiled:
@@ -32,7 +30,6 @@ if not cython.compiled:
         swap16,
         swap64,
     )
-    from featherlb.core.flows.lifecycle import IS_ACTIVE
     from featherlb.core.flows.record import (
         CARRIED,
         COUNTED,
@@ -254,21 +251,7 @@ class Carrying:
             record.ends[0] = entry.ends[0]
             record.ends[1] = entry.ends[1]
             record.scales = entry.scales
-        self._lifecycle.compute_deltas(flow)
-        self._lifecycle.enter(flow, state, seen)
-        if IS_ACTIVE[state]:
-            self._lifecycle.count_active(member, record, 1)
-        member.flows += 1
-        if pool.persistence is not None:
-            new = NewFlow(
-                record.protocol,
-                6 if flags & IPV6 else 4,
-                int(address_of(client_high, client_low)),
-                record.client_port,
-                int(address_of(vip_high, vip_low)),
-                record.vip_port,
-            )
-            pool.persistence.remember(new, member.scheduled, seen)
+        self._lifecycle.restore(flow, member, seen)
         return flow
 
     def catch_up_range(self, first: int, count: int) -> None:

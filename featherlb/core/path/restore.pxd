@@ -1,6 +1,6 @@
 # C types of restore.py, for the compiled build.
 cimport cython
-from featherlb.core.flows.lifecycle cimport IS_ACTIVE, Lifecycle
+from featherlb.core.flows.lifecycle cimport Lifecycle
 from featherlb.core.flows.members cimport Members, PoolMember
 from featherlb.core.flows.next_hops cimport NextHops
 from featherlb.core.flows.record cimport (

@@ -18,13 +18,10 @@ from featherlb.core.flows.tcp_state import State
 from featherlb.core.path.migrate import Migration
 from featherlb.core.path.services import Services
 from featherlb.core.pools.pool import Pool
-from featherlb.core.pools.schedulers import NewFlow
 from featherlb.model.shard import Shard
-from featherlb.net.addresses import address_of
 from featherlb.net.protocols import TCP
 
 if not cython.compiled:
-    from featherlb.core.flows.lifecycle import IS_ACTIVE
     from featherlb.core.flows.record import (
         COUNTED,
         FULL,
@@ -185,21 +182,7 @@ class Restoration:
         record.reply_bytes = old.reply_bytes
         if old.flags & REPLY_ONLY:
             flows.hide(flow)
-        self._lifecycle.compute_deltas(flow)
-        self._lifecycle.enter(flow, state, old.seen)
-        if IS_ACTIVE[state]:
-            self._lifecycle.count_active(member, record, 1)
-        member.flows += 1
-        if pool.persistence is not None:
-            new = NewFlow(
-                record.protocol,
-                6 if flags & IPV6 else 4,
-                int(address_of(record.client_high, record.client_low)),
-                record.client_port,
-                int(address_of(record.vip_high, record.vip_low)),
-                record.vip_port,
-            )
-            pool.persistence.remember(new, member.scheduled, record.seen)
+        self._lifecycle.restore(flow, member, old.seen)
         if pool.offloaded:
             self._migration.migrate_flow(flow, True)
         return flow

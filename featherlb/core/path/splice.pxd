@@ -13,7 +13,7 @@ from featherlb.core.path.terminate cimport towards
 from featherlb.net.checksum cimport MASK16, fold, update
 from featherlb.net.packet cimport MASK32, Packet
 from featherlb.net.tcp_options cimport (
-    END_OF_OPTIONS, MAXIMUM_SEGMENT_SIZE, NO_OPERATION, SACK, SACK_PERMITTED, WINDOW_SCALE,
+    MAXIMUM_SEGMENT_SIZE, NO_OPERATION, SACK, SACK_PERMITTED, WINDOW_SCALE, option_from,
     window_scale)
 
 cdef int ACK, RST, SYN
@@ -74,8 +74,7 @@ cdef class Splices:
         summed=cython.bint, left=cython.int, right=cython.int, window=cython.uint)
     cdef void translate(self, Context ctx) noexcept
     @cython.locals(
-        packet=Packet, at=cython.Py_ssize_t, kind=cython.int, length=cython.int,
-        edge=cython.Py_ssize_t)
+        packet=Packet, at=cython.Py_ssize_t, end=cython.Py_ssize_t, edge=cython.Py_ssize_t)
     cdef void translate_blocks(self, unsigned int offset, bint summed) noexcept
     @cython.locals(opening=Opening, flow=cython.Py_ssize_t)
     cpdef object handle_timer(self, unsigned int ticks)

@@ -40,12 +40,12 @@ if not cython.compiled:
     from featherlb.net.checksum import MASK16, fold, update
     from featherlb.net.packet import MASK32
     from featherlb.net.tcp_options import (
-        END_OF_OPTIONS,
         MAXIMUM_SEGMENT_SIZE,
         NO_OPERATION,
         SACK,
         SACK_PERMITTED,
         WINDOW_SCALE,
+        option_from,
         window_scale,
     )
 
@@ -303,21 +303,13 @@ class Splices:
     def translate_blocks(self, offset: int, summed: bool) -> None:
         """Subtract the offset from the edges of the segment's SACK blocks (RFC 2018 section 3)."""
         packet = self._packet
-        at = packet.transport + 20
-        while at < packet.payload:
-            kind = packet.data[at]
-            if kind == NO_OPERATION:
-                at += 1
-                continue
-            if kind == END_OF_OPTIONS or at + 2 > packet.payload:
-                return
-            length = packet.data[at + 1]
-            if length < 2 or at + length > packet.payload:
-                return
-            if kind == SACK:
-                for edge in range(at + 2, at + length - 3, 4):
+        at = option_from(packet, packet.transport + 20)
+        while at:
+            end = at + packet.data[at + 1]
+            if packet.data[at] == SACK:
+                for edge in range(at + 2, end - 3, 4):
                     replace32(packet, edge, (packet.read32(edge) - offset) & MASK32, summed)
-            at += length
+            at = option_from(packet, end)
 
     # Timers
 
