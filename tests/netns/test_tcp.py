@@ -38,9 +38,12 @@ from tests.netns.wire import Capture
 # Ports of the VIP, by what is behind them.
 WEB, TURNS, ONE, FILES, NOBODY, REFUSING = range(80, 86)
 WEB_SERVERS = "'10.0.1.2:8080', '10.0.1.3:8080', '10.0.1.4:8080'"
+# Endpoints of their own: in TIME_WAIT of a connection that another instance's client had from the
+# same SNAT port, a backend can refuse a SYN.
+TURN_SERVERS = "'10.0.1.2:8090', '10.0.1.3:8090', '10.0.1.4:8090'"
 SERVICES = f"""
   - {{name: web, vip: '{VIP}:{WEB}', scheduler: lc, nat: NAT, backends: [{WEB_SERVERS}]}}
-  - {{name: turns, vip: '{VIP}:{TURNS}', scheduler: rr, nat: NAT, backends: [{WEB_SERVERS}]}}
+  - {{name: turns, vip: '{VIP}:{TURNS}', scheduler: rr, nat: NAT, backends: [{TURN_SERVERS}]}}
   - {{name: one, vip: '{VIP}:{ONE}', nat: NAT, backends: ['10.0.1.2:9000']}}
   - {{name: files, vip: '{VIP}:{FILES}', nat: NAT, backends: ['10.0.1.2:8081']}}
   - {{name: nobody, vip: '{VIP}:{NOBODY}', nat: NAT, backends: []}}
@@ -62,6 +65,14 @@ def balanced(
     path = tmp_path_factory.mktemp("tcp") / "lb.yaml"
     path.write_text("services:" + SERVICES.replace("NAT", nat))
     with featherlb(lab, "--config", str(path)):
+        yield
+
+
+@pytest.fixture
+def turn_servers(lab: Lab) -> Iterator[None]:
+    with ExitStack() as servers:
+        for node in lab.backends:
+            servers.enter_context(HttpServer(node, port=8090))
         yield
 
 
@@ -315,8 +326,7 @@ def exchange_byte(sender: socket.socket, receiver: socket.socket) -> bytes:
     return receiver.recv(1)
 
 
-@SERVED
-@pytest.mark.usefixtures("balanced")
+@pytest.mark.usefixtures("balanced", "turn_servers")
 def test_a_client_port_is_used_again_at_once(lab: Lab) -> None:
     endpoint = f"{lab.client.address}:20000"
 
@@ -336,8 +346,7 @@ def test_a_client_port_is_used_again_at_once(lab: Lab) -> None:
     assert Counter(turns) == {"backend1": 2, "backend2": 2, "backend3": 2}
 
 
-@SERVED
-@pytest.mark.usefixtures("balanced")
+@pytest.mark.usefixtures("balanced", "turn_servers")
 def test_a_late_packet_of_the_last_connection_moves_no_new_one(lab: Lab, driver: str) -> None:
     """It makes the client, whose SYN is under way, reset the old connection and send the SYN
     again: one connection, so one backend."""
