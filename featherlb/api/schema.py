@@ -246,6 +246,10 @@ class Service(Answer):
         description="The datapath in use; with `auto`, the one picked. Empty while the names of its"
         " VIPs have no address."
     )
+    opened_by: str = Field(
+        description="Datapath `ebpf`: who opens flows, `program` or `worker`; with the latter, why."
+        " Empty with others."
+    )
     panic: bool = Field(description="Too few backends are healthy, so all are used.")
     conditions: list[str] = Field(
         description="Who may open how many flows, as text: `deny 10.9.0.0/16`, `max-new 50/s`."

@@ -239,10 +239,26 @@ def show_services(view: View) -> schema.Services:
     refused = _refused(view)
     return schema.Services(
         services=[
-            _service(one, found, counts, refused.get(one.config.name, {}), view.faults)
+            _service(
+                one,
+                found,
+                counts,
+                refused.get(one.config.name, {}),
+                view.faults,
+                _opened_by(view, one.config.name),
+            )
             for one in view.services
         ]
     )
+
+
+def _opened_by(view: View, service: str) -> str:
+    """Who opens flows of a service that a program carries, and why; empty for others."""
+    for one in view.statistics.values():
+        reason = one.openings.get(service)
+        if reason is not None:
+            return f"worker ({reason})" if reason else "program"
+    return ""
 
 
 def _refused(view: View) -> dict[str, dict[str, int]]:
@@ -275,6 +291,7 @@ def _service(
     counts: dict[_Key, dict[str, Any]],
     refused: dict[str, int],
     faults: Sequence[FaultView],
+    opened_by: str,
 ) -> schema.Service:
     name = view.config.name
     rows = [
@@ -321,6 +338,7 @@ def _service(
         scheduler=view.config.scheduler,
         nat=str(view.config.nat),
         datapath=str(view.served.datapath) if view.served else "",
+        opened_by=opened_by,
         panic=view.panic,
         conditions=_conditions(view.config),
         refused=refused,

@@ -1,7 +1,8 @@
 /* The datapath ebpf: translates the packets of known flows where they enter a link.
  *
- * It carries what a worker has given it, and nothing else: every packet that it doesn't carry
- * continues as if it weren't there (TC_ACT_UNSPEC) and gets to the worker's queue. So whatever is
+ * It carries what a worker has given it, and what it has opened itself from tables that a worker
+ * keeps. Every packet that it doesn't carry continues as if it weren't there (TC_ACT_UNSPEC) and
+ * gets to the worker's queue. So whatever is
  * rare or difficult has one implementation, in Python: opening flows, IP options, fragments, ICMP,
  * what is too long for its path, clients and backends on this host.
  *
@@ -34,7 +35,7 @@ struct entry {
 	u32 packets[2];
 	u8 protocol;
 	u8 scales;		/* window scales: client << 4 | backend */
-	u16 zero;
+	u16 member;		/* of a flow that was opened here */
 	u64 bytes[2];		/* of IP packets */
 };
 SIZE_CHECK(struct entry, 128);
@@ -82,13 +83,59 @@ struct tuple6 {
 };
 SIZE_CHECK(struct tuple6, 40);
 
+/* A VIP's port, with the number of its service; or a backend's, with the number 0. */
+struct vip {
+	be32 address[4];
+	be16 port;
+	u8 protocol;
+	u8 zero;
+};
+SIZE_CHECK(struct vip, 20);
+
+/* How flows of a service are opened. Its wheel has two halves: one is in force, the worker writes
+ * the other one. */
+struct service {
+	u32 how;	/* enum how */
+	u32 wheel;	/* the half in force << 16 | slots in use of it: changed at once */
+	u32 cursor;	/* slots used so far, modulo 2^32 */
+	u32 unused;
+};
+SIZE_CHECK(struct service, 16);
+
+enum how {
+	BY_WORKER = 0,	/* they aren't, here */
+	IN_TURN = 1,	/* the next slot of the wheel */
+	AT_RANDOM = 2,	/* any slot */
+	BY_LOAD = 3,	/* of two slots at random, that of the member with less load */
+};
+
+#define SERVICES 256
+#define WHEEL 1024	/* slots of half a wheel */
+
+/* A backend of one service. */
+struct member {
+	be32 address[4];
+	be16 port;
+	u16 usable;
+	u32 active;	/* its open flows; the worker corrects it every 0.1 s */
+	u32 weight;
+	u32 unused;
+};
+SIZE_CHECK(struct member, 32);
+
+/* Numbers of entries for flows that are opened here: the worker adds them at the head, and they are
+ * taken at the tail. */
+#define SPARE 16384
+
 /* If `limit` is not 0 and the heart of featherlb has not beaten for as long (ns), nothing is
  * carried. */
 struct control {
 	u64 beat;
 	u64 limit;
+	u32 spare_head;
+	u32 spare_tail;
 };
-SIZE_CHECK(struct control, 16);
+SIZE_CHECK(struct control, 24);
 
 /* A change of state. */
 struct event {
@@ -99,6 +146,14 @@ struct event {
 	u64 time;	/* ns of CLOCK_MONOTONIC */
 };
 SIZE_CHECK(struct event, 16);
+
+/* A flow that was opened here (`before` and `after` as above, `before` is 0), with the headers of its
+ * first packet. If `after` is 0 as well, it was not: the entry is to be used again. */
+struct opening {
+	struct event event;
+	u8 headers[112];
+};
+SIZE_CHECK(struct opening, 128);
 
 /* Why packets of known flows are left to the worker. */
 enum why {
@@ -119,6 +174,12 @@ MAP(flows6) = { MAP_HASH, sizeof(struct tuple6), sizeof(u32), 1024, NO_PREALLOC 
 MAP(entries) = { MAP_ARRAY, sizeof(u32), sizeof(struct entry), 512, MMAPABLE };
 MAP(events) = { MAP_ARRAY_OF_MAPS, sizeof(u32), sizeof(u32), 256, 0 };
 MAP(reasons) = { MAP_PERCPU_ARRAY, sizeof(u32), sizeof(u64), WHYS, 0 };
+MAP(vips) = { MAP_HASH, sizeof(struct vip), sizeof(u32), 1024, NO_PREALLOC };
+MAP(direct) = { MAP_LRU_HASH, sizeof(struct tuple6), sizeof(u64), 16384, 0 };
+MAP(services) = { MAP_ARRAY, sizeof(u32), sizeof(struct service), SERVICES, MMAPABLE };
+MAP(wheels) = { MAP_ARRAY, sizeof(u32), sizeof(u64), SERVICES * 2 * WHEEL, MMAPABLE };
+MAP(members) = { MAP_ARRAY, sizeof(u32), sizeof(struct member), 4096, MMAPABLE };
+MAP(spare) = { MAP_ARRAY, sizeof(u32), sizeof(u64), SPARE, MMAPABLE };
 MAP(control) = { MAP_ARRAY, sizeof(u32), sizeof(struct control), 1, MMAPABLE };
 
 char _license[] SEC("license") = "GPL";
@@ -141,6 +202,8 @@ struct packet {
 	/* its checksum covers the addresses; 0 if it has none */
 	be16 check;
 	u32 pseudo_sum;	/* of the addresses as they are, TCP only */
+	be32 src[4];	/* as in an entry */
+	be32 dst[4];
 };
 
 #define SEQUENCE_FLAGS (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK)
@@ -598,10 +661,11 @@ INLINE int rewrite6(struct __sk_buff *skb, const u32 link_header, const be32 *sr
 	return 1;
 }
 
-/* Carry a packet of a live flow, whose addresses (of IPv4, the last word) are `src` and `dst`. */
+/* Carry a packet of a live flow, which it may have opened. */
 INLINE int carry(struct __sk_buff *skb, const u32 link_header, struct entry *entry, u32 index,
-		 struct packet *packet, const be32 *src, const be32 *dst, u32 reply, u32 v6)
+		 struct packet *packet, u32 reply, u32 v6, u32 opened)
 {
+	const be32 *src = packet->src, *dst = packet->dst;
 	const be32 *new_src = CHOOSE(reply, &entry->vip[0], &entry->source[0]);
 	const be32 *new_dst = CHOOSE(reply, &entry->client[0], &entry->backend[0]);
 	/* The other direction's, swapped. */
@@ -649,7 +713,7 @@ INLINE int carry(struct __sk_buff *skb, const u32 link_header, struct entry *ent
 					    dst[1] + dst[2] + dst[3] + BE32(length) +
 					    BE32(PROTO_TCP));
 	}
-	why = follow(skb, entry, index, packet, reply);
+	why = opened ? CARRIED : follow(skb, entry, index, packet, reply);
 	if (why >= 0)
 		return lift(why);
 	count(entry, packet, now, reply);
@@ -673,21 +737,20 @@ INLINE int carry(struct __sk_buff *skb, const u32 link_header, struct entry *ent
 
 /* Whether the entry is that of the packet's flow: so nothing depends on the order in which keys and
  * entries change. */
-INLINE int is_of(const struct entry *entry, const struct packet *packet, const be32 *src,
-		 const be32 *dst, u32 reply)
+INLINE int is_of(const struct entry *entry, const struct packet *packet, u32 reply)
 {
 	const be32 *source = CHOOSE(reply, &entry->backend[0], &entry->client[0]);
 	const be32 *destination = CHOOSE(reply, &entry->source[0], &entry->vip[0]);
 	be32 ports = *CHOOSE(reply, &entry->reply_ports, &entry->ports);
 
-	return are_equal(src, source) && are_equal(dst, destination) && packet->ports == ports &&
-	       packet->protocol == entry->protocol;
+	return are_equal(packet->src, source) && are_equal(packet->dst, destination) &&
+	       packet->ports == ports && packet->protocol == entry->protocol;
 }
 
-/* Read an IPv4 packet's headers and find its flow: 0 if it can't be carried. */
-INLINE const u32 *find4(struct __sk_buff *skb, const u32 link_header, struct packet *packet,
-			be32 *src, be32 *dst)
+/* Read an IPv4 packet's headers and find its flow. Its length is 0 if it can't be carried. */
+INLINE const u32 *find4(struct __sk_buff *skb, const u32 link_header, struct packet *packet)
 {
+	be32 *src = packet->src, *dst = packet->dst;
 	struct tuple4 tuple = {};
 	struct iphdr *ip;
 	void *end;
@@ -718,15 +781,19 @@ INLINE const u32 *find4(struct __sk_buff *skb, const u32 link_header, struct pac
 	packet->gso_size = skb->gso_size;
 	room = skb->len - link_header;
 	packet->length = packet->gso_size ? room : BE16(ip->tot_len);
-	if (packet->length > room || packet->length < 28)
+	if (packet->length > room || packet->length < 28) {
+		packet->length = 0;
 		return 0;
+	}
 	packet->network = link_header;
 	packet->transport = link_header + sizeof(*ip);
 	src[2] = dst[2] = MAPPED;
 	src[3] = ip->saddr;
 	dst[3] = ip->daddr;
-	if (!read_transport(packet, ip + 1, end))
+	if (!read_transport(packet, ip + 1, end)) {
+		packet->length = 0;
 		return 0;
+	}
 	tuple.src = src[3];
 	tuple.dst = dst[3];
 	tuple.ports = packet->ports;
@@ -734,9 +801,9 @@ INLINE const u32 *find4(struct __sk_buff *skb, const u32 link_header, struct pac
 	return map_lookup_elem(&flows4, &tuple);
 }
 
-INLINE const u32 *find6(struct __sk_buff *skb, const u32 link_header, struct packet *packet,
-			be32 *src, be32 *dst)
+INLINE const u32 *find6(struct __sk_buff *skb, const u32 link_header, struct packet *packet)
 {
+	be32 *src = packet->src, *dst = packet->dst;
 	struct tuple6 tuple = {};
 	struct ipv6hdr *ip;
 	void *end;
@@ -767,14 +834,18 @@ INLINE const u32 *find6(struct __sk_buff *skb, const u32 link_header, struct pac
 	packet->gso_size = skb->gso_size;
 	room = skb->len - link_header;
 	packet->length = packet->gso_size ? room : BE16(ip->payload_len) + sizeof(*ip);
-	if (packet->length > room || packet->length < 48)
+	if (packet->length > room || packet->length < 48) {
+		packet->length = 0;
 		return 0;
+	}
 	packet->network = link_header;
 	packet->transport = link_header + sizeof(*ip);
 	copy_address(src, ip->saddr);
 	copy_address(dst, ip->daddr);
-	if (!read_transport(packet, ip + 1, end))
+	if (!read_transport(packet, ip + 1, end)) {
+		packet->length = 0;
 		return 0;
+	}
 	copy_address(tuple.src, src);
 	copy_address(tuple.dst, dst);
 	tuple.ports = packet->ports;
@@ -782,13 +853,298 @@ INLINE const u32 *find6(struct __sk_buff *skb, const u32 link_header, struct pac
 	return map_lookup_elem(&flows6, &tuple);
 }
 
+/* Whether the source can't be on a wire (`Packet.is_martian` in featherlb/net/packet.py). */
+INLINE int is_martian(const struct packet *packet, u32 v6)
+{
+	u32 highest = packet->src[0], lowest = packet->src[3], first;
+
+	asm volatile("" : "+r"(highest), "+r"(lowest));
+	if (are_equal(packet->src, packet->dst))
+		return 1;
+	first = (v6 ? highest : lowest) & 0xFF;
+	if (!v6)
+		return !first || first == 127 || first >= 224;
+	if (first == 0xFF)
+		return 1;
+	/* Unspecified, loopback, mapped and the like. */
+	return !(highest | packet->src[1]) && (!packet->src[2] || packet->src[2] == MAPPED);
+}
+
+/* The number of the member in a slot of a service's wheel, plus 1; 0 if there is none. */
+INLINE u32 member_at(u32 number, u32 half, u32 slot)
+{
+	u32 key = number * (2 * WHEEL) + (half & 1) * WHEEL + slot % WHEEL;
+	u32 *place = map_lookup_elem(&wheels, &key);
+
+	return place ? *place + 1 : 0;
+}
+
+INLINE u32 less_loaded(u32 one, u32 other)
+{
+	u32 first = one - 1, second = other - 1;
+	struct member *member = map_lookup_elem(&members, &first);
+	u64 active, weight;
+
+	if (!member)
+		return other;
+	active = member->active;
+	weight = member->weight;
+	member = map_lookup_elem(&members, &second);
+	if (!member)
+		return one;
+	return member->active * weight < active * member->weight ? other : one;
+}
+
+/* The number of the member for a new flow, plus 1; 0 if the worker is to choose. */
+NOINLINE u32 choose(u32 number)
+{
+	struct service *service = map_lookup_elem(&services, &number);
+	u32 how, wheel, size, half, one;
+
+	if (!service)
+		return 0;
+	how = ONCE(service->how);
+	wheel = ONCE(service->wheel);
+	half = wheel >> 16;
+	size = wheel & 0xFFFF;
+	if (how == BY_WORKER || !size || size > WHEEL)
+		return 0;
+	if (how == IN_TURN)
+		return member_at(number, half, __sync_fetch_and_add(&service->cursor, 1) % size);
+	one = member_at(number, half, get_prandom_u32() % size);
+	if (how == AT_RANDOM || !one)
+		return one;
+	return less_loaded(one, member_at(number, half, get_prandom_u32() % size));
+}
+
+/* The number of an unused entry, 0 if there is none. */
+NOINLINE u32 take_spare(void)
+{
+	u32 key = 0, tail, slot, *spared;
+	struct control *state = map_lookup_elem(&control, &key);
+
+	if (!state)
+		return 0;
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < ATTEMPTS; i++) {
+		tail = ONCE(state->spare_tail);
+		if (tail == ONCE(state->spare_head))
+			return 0;
+		slot = tail % SPARE;
+		spared = map_lookup_elem(&spare, &slot);
+		if (!spared)
+			return 0;
+		key = ONCE(*spared);
+		if (__sync_val_compare_and_swap(&state->spare_tail, tail, tail + 1) == tail)
+			return key;
+	}
+	return 0;
+}
+
+/* The tuple of a backend's replies, as the map `direct` has it: of IPv4 in the mapped form. */
+INLINE void reply_tuple(struct tuple6 *tuple, const be32 *backend, const be32 *client,
+			be32 reply_ports, u8 protocol)
+{
+	copy_address(tuple->src, backend);
+	copy_address(tuple->dst, client);
+	tuple->ports = reply_ports;
+	tuple->protocol = protocol;
+}
+
+/* Note that a client talks to a backend itself, with this host as its router: what the backend
+ * answers must not be taken for the replies of a flow. */
+NOINLINE void note_direct(const struct packet *packet)
+{
+	struct tuple6 tuple = {};
+	u64 now = ktime_get_coarse_ns();
+
+	reply_tuple(&tuple, packet->dst, packet->src, packet->ports >> 16 | packet->ports << 16,
+		    packet->protocol);
+	map_update_elem(&direct, &tuple, &now, 0);
+}
+
+/* Whether the client has lately talked to the backend itself from this port. */
+NOINLINE int is_direct(const struct entry *entry)
+{
+	struct tuple6 tuple = {};
+
+	reply_tuple(&tuple, entry->backend, entry->source, entry->reply_ports, entry->protocol);
+	return !!map_lookup_elem(&direct, &tuple);
+}
+
+/* Insert the keys of an entry, unless one of them is there. */
+NOINLINE int insert(const struct entry *entry, u32 index, u32 v6)
+{
+	u32 reference = index << 1, reply = index << 1 | 1;
+
+	/* The reply first: it may be in use, by a connection to another VIP. */
+	if (v6) {
+		struct tuple6 there = { .ports = entry->ports, .protocol = entry->protocol };
+		struct tuple6 back = { .ports = entry->reply_ports, .protocol = entry->protocol };
+
+		copy_address(there.src, entry->client);
+		copy_address(there.dst, entry->vip);
+		copy_address(back.src, entry->backend);
+		copy_address(back.dst, entry->source);
+		if (map_update_elem(&flows6, &back, &reply, NOEXIST))
+			return 0;
+		if (!map_update_elem(&flows6, &there, &reference, NOEXIST))
+			return 1;
+		map_delete_elem(&flows6, &back);
+	} else {
+		struct tuple4 there = { .ports = entry->ports, .protocol = entry->protocol };
+		struct tuple4 back = { .ports = entry->reply_ports, .protocol = entry->protocol };
+
+		there.src = entry->client[3];
+		there.dst = entry->vip[3];
+		back.src = entry->backend[3];
+		back.dst = entry->source[3];
+		if (map_update_elem(&flows4, &back, &reply, NOEXIST))
+			return 0;
+		if (!map_update_elem(&flows4, &there, &reference, NOEXIST))
+			return 1;
+		map_delete_elem(&flows4, &back);
+	}
+	return 0;
+}
+
+NOINLINE void fill(struct __sk_buff *skb, struct entry *entry, const struct packet *packet,
+		   u32 number, u32 v6)
+{
+	struct member *member = map_lookup_elem(&members, &number);
+
+	if (!member)
+		return;
+	copy_address(entry->client, packet->src);
+	copy_address(entry->vip, packet->dst);
+	copy_address(entry->backend, member->address);
+	copy_address(entry->source, packet->src);
+	entry->ports = packet->ports;
+	entry->reply_ports = member->port | (packet->ports & 0xFFFF) << 16;
+	entry->quiet = 0;
+	entry->options = v6 ? IPV6 : 0;
+	entry->worker = 0;
+	entry->expected[0] = 0;
+	entry->ends[1] = 0;
+	entry->packets[0] = entry->packets[1] = 0;
+	entry->bytes[0] = entry->bytes[1] = 0;
+	entry->protocol = packet->protocol;
+	entry->member = number;
+	if (packet->protocol == PROTO_TCP) {
+		int scale = window_scale(skb, packet->transport + 20, packet->header - 20);
+
+		/* As `windows.begin`: until the backend answers, 1 says that the client scales. */
+		entry->scales = scale >= 0 ? scale << 4 | 1 : 0;
+		entry->expected[1] = entry->ends[0] = packet->sequence + 1;
+		entry->state = SYN_SENT;
+	} else {
+		entry->scales = 0;
+		entry->expected[1] = entry->ends[0] = 0;
+		entry->state = UDP_ONE_WAY;
+	}
+}
+
+INLINE int may_open(const struct packet *packet)
+{
+	return packet->protocol == PROTO_UDP || packet->flags == TCP_SYN;
+}
+
+/* The number of the member that a new flow may go to, plus 1; 0 if the worker is to open it. */
+NOINLINE u32 find_member(const struct packet *packet, u32 v6)
+{
+	struct vip vip = { .port = packet->ports >> 16, .protocol = packet->protocol };
+	u32 length = packet->transport - packet->network + packet->header;
+	u32 *number;
+
+	copy_address(vip.address, packet->dst);
+	number = map_lookup_elem(&vips, &vip);
+	if (!number)
+		return 0;
+	if (!*number) {
+		note_direct(packet);
+		return 0;
+	}
+	if (!may_open(packet))
+		return 0;
+	if (packet->protocol == PROTO_TCP && packet->length != length)
+		return 0;
+	if (packet->ttl <= 1 || is_martian(packet, v6))
+		return 0;
+	return choose(*number);
+}
+
+/* Whether the worker will hear of a flow: else it couldn't end it. A sixteenth of the ring is for
+ * those that other CPUs are opening now, and for changes of state. */
+NOINLINE int may_announce(void)
+{
+	u32 worker = 0;
+	void *ring = map_lookup_elem(&events, &worker);
+	u64 size;
+
+	if (!ring)
+		return 0;
+	size = ringbuf_query(ring, RB_RING_SIZE);
+	return ringbuf_query(ring, RB_AVAIL_DATA) <= size - size / 16;
+}
+
+/* Tell the worker of an entry with which a flow was opened; or, with the state 0, was not. */
+NOINLINE void announce(struct __sk_buff *skb, const struct packet *packet, u32 index, u32 state)
+{
+	u32 length = packet->transport - packet->network + packet->header;
+	struct opening *opening;
+	u32 worker = 0;
+	void *ring = map_lookup_elem(&events, &worker);
+
+	if (!ring)
+		return;
+	opening = ringbuf_reserve(ring, sizeof(*opening), 0);
+	if (!opening)
+		return;
+	opening->event.index = index;
+	opening->event.before = 0;
+	opening->event.after = state;
+	opening->event.zero = length;
+	opening->event.time = ktime_get_ns();
+	if (length && length <= sizeof(opening->headers))
+		skb_load_bytes(skb, packet->network, opening->headers, length);
+	ringbuf_submit(opening, RB_NO_WAKEUP);
+}
+
+/* Open a flow for a packet that has none, if its service's flows are opened here. The number of its
+ * entry, 0 if the worker is to open it. */
+NOINLINE u32 open(struct __sk_buff *skb, const struct packet *packet, u32 v6)
+{
+	u32 number = find_member(packet, v6), index;
+	struct member *member;
+	struct entry *entry;
+
+	if (!number--)
+		return 0;
+	member = map_lookup_elem(&members, &number);
+	if (!member || !ONCE(member->usable) || !may_announce())
+		return 0;
+	index = take_spare();
+	entry = map_lookup_elem(&entries, &index);
+	if (!index || !entry)
+		return 0;
+	fill(skb, entry, packet, number, v6);
+	entry->live = 1;
+	if (is_direct(entry) || !insert(entry, index, v6)) {
+		entry->live = 0;
+		announce(skb, packet, index, 0);
+		return 0;
+	}
+	announce(skb, packet, index, entry->state);
+	__sync_fetch_and_add(&member->active, 1);
+	return index;
+}
+
 INLINE int enter(struct __sk_buff *skb, const u32 link_header)
 {
-	be32 src[4] = {}, dst[4] = {};
 	struct packet packet = {};
 	const u32 *reference;
 	struct entry *entry;
-	u32 index, v6;
+	u32 index, v6, reply = 0, opened = 0;
 
 	/* What a tagged packet belongs to is the business of the VLAN's device; what is to another
 	 * machine, of a bridge. */
@@ -796,18 +1152,26 @@ INLINE int enter(struct __sk_buff *skb, const u32 link_header)
 		return TC_ACT_UNSPEC;
 	v6 = skb->protocol == BE16(ETH_P_IPV6);
 	if (skb->protocol == BE16(ETH_P_IP))
-		reference = find4(skb, link_header, &packet, src, dst);
+		reference = find4(skb, link_header, &packet);
 	else if (v6)
-		reference = find6(skb, link_header, &packet, src, dst);
+		reference = find6(skb, link_header, &packet);
 	else
 		return TC_ACT_UNSPEC;
-	if (!reference)
-		return TC_ACT_UNSPEC;
-	index = *reference >> 1;
+	if (reference) {
+		index = *reference >> 1;
+		reply = *reference & 1;
+	} else {
+		if (!packet.length || !may_carry(ktime_get_coarse_ns()))
+			return TC_ACT_UNSPEC;
+		index = open(skb, &packet, v6);
+		if (!index)
+			return TC_ACT_UNSPEC;
+		opened = 1;
+	}
 	entry = map_lookup_elem(&entries, &index);
-	if (!entry || !entry->live || !is_of(entry, &packet, src, dst, *reference & 1))
+	if (!entry || !entry->live || !is_of(entry, &packet, reply))
 		return lift(TAKEN);
-	return carry(skb, link_header, entry, index, &packet, src, dst, *reference & 1, v6);
+	return carry(skb, link_header, entry, index, &packet, reply, v6, opened);
 }
 
 /* At links whose packets have an Ethernet header. */

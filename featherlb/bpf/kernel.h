@@ -58,8 +58,17 @@ enum {
 	MMAPABLE = 1 << 10,
 };
 
+/* Of map_update_elem: only if the key isn't there. */
+#define NOEXIST 1
+
 enum {
 	RB_NO_WAKEUP = 1,
+};
+
+/* What ringbuf_query tells, in bytes. */
+enum {
+	RB_AVAIL_DATA = 0,
+	RB_RING_SIZE = 1,
 };
 
 /* Verdicts of a program at a link's ingress. UNSPEC lets later programs and filters see the packet;
@@ -131,6 +140,9 @@ static long (*const skb_pull_data)(struct __sk_buff *skb, u32 len) = (void *)39;
 static long (*const csum_update)(struct __sk_buff *skb, u32 csum) = (void *)40;
 static long (*const fib_lookup)(void *ctx, void *params, int plen, u32 flags) = (void *)69;
 static long (*const ringbuf_output)(void *ring, void *data, u64 size, u64 flags) = (void *)130;
+static void *(*const ringbuf_reserve)(void *ring, u64 size, u64 flags) = (void *)131;
+static void (*const ringbuf_submit)(void *data, u64 flags) = (void *)132;
+static u64 (*const ringbuf_query)(void *ring, u64 what) = (void *)134;
 static long (*const redirect_neigh)(u32 ifindex, void *params, int plen, u64 flags) = (void *)152;
 static u64 (*const ktime_get_coarse_ns)(void) = (void *)160;
 

@@ -21,6 +21,8 @@ def backends(answer: schema.Services) -> None:
             f"{service.name}: {', '.join(service.vips)}/{service.protocol}, {service.scheduler},"
             f" {service.nat}, {service.datapath}"
         )
+        if service.opened_by:
+            click.echo(f"  flows are opened by the {service.opened_by}")
         for fault in service.faults:
             click.echo(f"  injected fault {fault.number}: {fault.description}")
         if service.panic:

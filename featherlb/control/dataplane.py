@@ -309,6 +309,8 @@ class DataPlane:
 
     def _leave(self, services: Sequence[Service]) -> None:
         """Leave on the host what flows need that the kernel forwards."""
+        if self._installed:
+            programs.open_none(self.options.queue)
         facts = host.survey(services)
         try:
             self._host.hand_off(host.build(services, self.options, facts, handoff=True))

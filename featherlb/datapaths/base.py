@@ -171,12 +171,12 @@ class Carrier(Protocol):
     """A program that carries flows, for the queue's engine: it must have a flow before the packet
     that opens the flow is accepted."""
 
-    def execute(self) -> None:
-        """Give it the flows that the core has queued for it."""
+    def listen(self, now: float) -> None:
+        """Report flows that it has opened or changed to the core. Their packets come later."""
         ...
 
-    def listen(self) -> None:
-        """Report to the core the connections whose state it has changed."""
+    def execute(self) -> None:
+        """Give it the flows that the core has queued for it."""
         ...
 
 

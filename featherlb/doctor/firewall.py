@@ -109,7 +109,7 @@ def judge_passed_by(
     kernel carries."""
     by_kind = {
         "packets": [one.name for one in services if one.datapath.takes_frames],
-        "packets of open flows": [one.name for one in services if one.datapath.carries],
+        "packets that a program carries": [one.name for one in services if one.datapath.carries],
     }
     for table in tables:
         # Our rules accept the packets of every datapath ahead of this table's other rules.

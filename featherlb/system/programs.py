@@ -281,6 +281,13 @@ def carry_any(instance: int) -> bool:
     return any(memory[LIVE :: entries.shape.value_size])
 
 
+def open_none(instance: int) -> None:
+    """Have an instance's program open no more flows; it goes on with those that it has."""
+    with suppress(FileNotFoundError), ebpf.open_map(directory(instance) / "vips") as vips:
+        keys = list(vips.keys())
+        vips.delete_batch(b"".join(keys), len(keys))
+
+
 def instances() -> set[int]:
     """The instances that have any, in this network namespace."""
     place = _root() / Journal().directory.name

@@ -236,6 +236,7 @@ class Worker:
                         counts,
                         code,
                         self._core.views.missed,
+                        self._core.openings.explain(),
                     )
                 )
             case GetFlows(first, count):

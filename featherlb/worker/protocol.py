@@ -227,7 +227,9 @@ class CodeCounts:
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatistics:
-    """From the worker: all its counters. The kernel refused `unsent` packets that it originated."""
+    """From the worker: all its counters. The kernel refused `unsent` packets that it originated.
+    `openings` says of each service of the datapath ebpf why the worker opens its flows; nothing if
+    the program does."""
 
     core: Statistics
     engines: dict[Datapath, EngineCounters]
@@ -238,6 +240,7 @@ class WorkerStatistics:
     """Users' keys and hooks by their names."""
     missed: int
     """Flows that hooks were not told of, as there were too many."""
+    openings: dict[str, str] = field(default_factory=dict)
 
     @property
     def queue(self) -> EngineCounters:

@@ -10,7 +10,7 @@ from featherlb.core.flows.record cimport (
 from featherlb.core.flows.table cimport FlowTable
 from featherlb.net.packet cimport MASK32
 
-cdef Py_ssize_t ENTRY_SIZE, KEY4, KEY6
+cdef Py_ssize_t ENTRY_SIZE, KEY4, KEY6, NO_MEMBER
 
 
 cdef inline void copy_bytes(
@@ -54,7 +54,19 @@ cdef class Carried:
     cdef readonly Py_ssize_t free_count
     cdef unsigned int _word
 
+    cdef unsigned int[::1] _ends
+    cdef unsigned long long[::1] _spare
+
     cpdef bint pending(self) noexcept
+    cpdef object attach_spare(self, object control, object spare)
+    @cython.locals(
+        ends="unsigned int[::1]", slots="unsigned long long[::1]", size=cython.Py_ssize_t,
+        head=cython.uint, room=cython.Py_ssize_t)
+    cpdef object spare(self)
+    @cython.locals(reply=cython.Py_ssize_t)
+    cdef object bind_opened(self, Py_ssize_t flow, Py_ssize_t index)
+    @cython.locals(entry="Entry *", keys=Keys)
+    cpdef object reject(self, Py_ssize_t index)
     @cython.locals(
         record="Record *", entry="Entry *", index=cython.Py_ssize_t, reply=cython.Py_ssize_t,
         keys=Keys)

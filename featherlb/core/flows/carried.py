@@ -46,6 +46,7 @@ if not cython.compiled:
         to[at : at + length] = source[first : first + length]
 
 
+NO_MEMBER = -1
 KEY4, KEY6 = 16, 40
 """Bytes of a key: source and destination address, their ports, the protocol, zeros."""
 
@@ -168,6 +169,49 @@ class Carried:
         """Whether there are keys to insert or to delete."""
         return bool(self.keys4.count or self.keys6.count or self.keys4.gone or self.keys6.gone)
 
+    # Entries for flows that the program opens itself
+
+    def attach_spare(self, control: memoryview, spare: memoryview) -> None:
+        """Hand entries to the program by this memory (`spare_head` and `spare_tail` in its
+        `control`). What a predecessor had handed out is taken back."""
+        self._ends = control[16:24].cast("I")
+        self._spare = spare.cast("Q")
+        self._ends[0] = self._ends[1]
+
+    def spare(self) -> None:
+        """Hand out entries, half of the free ones at most."""
+        ends = self._ends
+        slots = self._spare
+        size = len(slots)
+        head = ends[0]
+        room = size - ((head - ends[1]) & MASK32)
+        for _ in range(min(room, self.free_count // 2)):
+            self.free_count -= 1
+            slots[head & (size - 1)] = self.free[self.free_count]
+            head = (head + 1) & MASK32
+        fence()
+        ends[0] = head
+
+    def bind_opened(self, flow: int, index: int) -> None:
+        """Note that the program has opened this flow with this entry: all it has counted counts."""
+        self.bind(flow, index)
+        for reply in (0, 1):
+            self.known_packets[2 * index + reply] = 0
+            self.known_bytes[2 * index + reply] = 0
+        self.known_doubtful[index] = 0
+        self.given += 1
+
+    def reject(self, index: int) -> None:
+        """Take back an entry with which the program has opened a flow that there must not be, or
+        has opened none."""
+        entry = self.entries.at(index)
+        if entry.live:
+            entry.live = 0
+            keys = self.keys6 if entry.options & IPV6_ENTRY else self.keys4
+            keys.delete(self.entries, index, 0)
+            keys.delete(self.entries, index, 1)
+        self._ended.append((index, NO_MEMBER))
+
     # Flows
 
     def give(self, flow: int, options: int, ticks: int) -> bool:
@@ -193,7 +237,7 @@ class Carried:
         entry.source_port = swap16(record.source_port)
         entry.options = options | (IPV6_ENTRY if record.flags & IPV6 else 0)
         entry.protocol = record.protocol
-        entry.unused = 0
+        entry.member = 0
         entry.state = self._word = 0
         for reply in (0, 1):
             entry.packets[reply] = 0
@@ -310,7 +354,8 @@ class Carried:
         """Make free the entries that have rested since the last call; their last packets are
         counted. Call it once per tick, when the keys that were queued before are deleted."""
         for index, member_id in self._resting:
-            self.count(index, member_id, 0)
+            if member_id != NO_MEMBER:
+                self.count(index, member_id, 0)
             self.discard(index)
         self._resting, self._ended = self._ended, []
 

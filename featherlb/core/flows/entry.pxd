@@ -24,7 +24,7 @@ cdef extern from *:
         uint32_t packets[2];
         uint8_t protocol;
         uint8_t scales;
-        uint16_t unused;
+        uint16_t member;
         uint64_t bytes[2];
     } Entry;
     _Static_assert(sizeof(Entry) == 128, "Entry has gaps");
@@ -49,7 +49,7 @@ cdef extern from *:
         uint32_t packets[2]
         uint8_t protocol
         uint8_t scales
-        uint16_t unused
+        uint16_t member
         uint64_t bytes[2]
     unsigned short swap16 "__builtin_bswap16" (unsigned short number) noexcept
     unsigned long long swap64 "__builtin_bswap64" (unsigned long long number) noexcept

@@ -35,7 +35,7 @@ ENTRY = Struct(
         Field("packets", "uint32_t", "forward, reply", 2),
         Field("protocol", "uint8_t", "IP protocol; 0 in a free entry"),
         Field("scales", "uint8_t", "as in a record"),
-        Field("unused", "uint16_t", ""),
+        Field("member", "uint16_t", "of a flow that the program has opened: its backend"),
         Field("bytes", "uint64_t", "forward, reply", 2),
     ),
 )

@@ -51,6 +51,7 @@ cdef class Balancer:
     cdef readonly Lifecycle lifecycle
     cdef readonly OffloadedFlows offload
     cdef readonly Carrying carrying
+    cdef readonly object openings
     cdef readonly Termination termination
     cdef readonly Redispatch redispatch
     cdef readonly Restoration restoration
@@ -86,6 +87,11 @@ cdef class Balancer:
     @cython.locals(ctx=Context, verdict=cython.int)
     cpdef int handle_packet(
         self, Py_ssize_t offset, Py_ssize_t length, int hook, int info, double now) except -1
+    cpdef object opened(self, Py_ssize_t index, Py_ssize_t length, double now)
+    @cython.locals(
+        ctx=Context, packet=Packet, ref=cython.Py_ssize_t, port=cython.uint, member=PoolMember,
+        flow=cython.Py_ssize_t)
+    cdef bint take_opened(self, Py_ssize_t index, Py_ssize_t length, double now) except -1
     cpdef bint handle_timer(self, double now) except -1
     @cython.locals(packet=Packet, reason=cython.int)
     cdef int parse(self, Context ctx) except -1

@@ -36,6 +36,7 @@ from featherlb.core.path.icmp import IcmpHandler
 from featherlb.core.path.liveness import Liveness
 from featherlb.core.path.migrate import Migration
 from featherlb.core.path.offloaded import OffloadedFlows
+from featherlb.core.path.openings import Openings
 from featherlb.core.path.outbox import Outbox
 from featherlb.core.path.own_addresses import OwnAddresses
 from featherlb.core.path.recording import Recording
@@ -175,6 +176,7 @@ class Balancer:
             timeouts,
         )
         self.carrying = Carrying(flows, services, members, lifecycle, counters, ports, carried)
+        self.openings = Openings(services, carried)
         self.offload = OffloadedFlows(
             flows, services, members, lifecycle, counters, outbox, ports, commands
         )
@@ -279,6 +281,66 @@ class Balancer:
             self.carrying.settle(ctx, verdict)
         return verdict
 
+    def opened(self, index: int, length: int, now: float) -> None:
+        """Open the flow that the program in the kernel has opened with this entry. The headers of
+        the packet, which has `length` bytes, are at the beginning of the buffer. If the flow can't
+        be, its next packet comes here."""
+        if not self.take_opened(index, length, now):
+            self.carrying.carried.reject(index)
+
+    def take_opened(self, index: int, length: int, now: float) -> bool:
+        """Whether the flow could be opened (`opened`)."""
+        ctx = self.context
+        packet = self.packet
+        ctx.begin(0, length, PREROUTING, 0, now)
+        if packet.parse(0, length) != OK:
+            return False
+        ref = self.find()
+        if ref:
+            if self.carrying.has(ref >> 1, index):
+                return True  # it was adopted
+            if ref & 1 or not self.lifecycle.reopens(ref >> 1, ctx.ticks):
+                return False
+            self.lifecycle.close(ref >> 1)
+        port = packet.ports & 0xFFFF
+        pool = self.services.find(packet.dst_high, packet.dst_low, packet.protocol, port, False)
+        if pool is None:
+            return False
+        member = self.carrying.backend_of(index, pool)
+        if member is None:
+            return False
+        flow = self.lifecycle.open(
+            pool,
+            member,
+            packet.src_high,
+            packet.src_low,
+            packet.dst_high,
+            packet.dst_low,
+            packet.ports,
+            PREROUTING,
+            packet.ports >> 16,
+            NEW if packet.protocol == TCP else UDP_ONE_WAY,
+            ctx.ticks,
+        )
+        if flow < 0:
+            return False
+        ctx.flow = flow
+        self.counters.latencies.sent(flow, now)
+        if packet.protocol == TCP and self.tombstones:
+            self.tombstones.forget(
+                (packet.src_high, packet.src_low, packet.dst_high, packet.dst_low, packet.ports)
+            )
+        if pool.keeps_openings and packet.flags == SYN:
+            # A device would have completed its sum.
+            if packet.transport_checksum(
+                packet.src_high, packet.src_low, packet.dst_high, packet.dst_low
+            ):
+                ctx.info = NOT_READY
+            self.redispatch.keep(ctx)
+        self.tracker.follow(ctx)
+        self.carrying.opened(flow, index)
+        return True
+
     def handle_timer(self, now: float) -> bool:
         """End flows whose timeout has passed, and probe silent ones; True if more are due. Call it
         every 0.1 s or so."""
@@ -321,6 +383,7 @@ class Balancer:
             pool = self.services.pools[service.name]
             if pool.gate.uncounted:
                 self.lifecycle.recount(pool)
+        self.openings.update()
 
     def set_topology(self, topology: Topology) -> None:
         """Route frames by this topology from now on."""

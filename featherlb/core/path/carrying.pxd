@@ -44,6 +44,10 @@ cdef class Carrying:
     cdef bint may_give(self, Py_ssize_t flow) except -1
     @cython.locals(member=PoolMember, options=cython.int)
     cdef object give(self, Py_ssize_t flow, unsigned int ticks)
+    @cython.locals(entry="Entry *", member=PoolMember)
+    cdef PoolMember backend_of(self, Py_ssize_t index, object pool)
+    cdef bint has(self, Py_ssize_t flow, Py_ssize_t index) noexcept
+    cdef object opened(self, Py_ssize_t flow, Py_ssize_t index)
     @cython.locals(carried=Carried, entry="Entry *", index=cython.Py_ssize_t)
     cpdef tuple start(self, object memory, object shard, unsigned int ticks)
     @cython.locals(

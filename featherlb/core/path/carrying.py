@@ -11,12 +11,13 @@ import cython
 from featherlb.core.flows.carried import Carried
 from featherlb.core.flows.counters import Counters
 from featherlb.core.flows.lifecycle import Lifecycle
-from featherlb.core.flows.members import Members
+from featherlb.core.flows.members import Members, PoolMember
 from featherlb.core.flows.snat_ports import PortAllocator
 from featherlb.core.flows.table import FlowTable
 from featherlb.core.flows.tcp_state import State
 from featherlb.core.path.context import Context
 from featherlb.core.path.services import Services
+from featherlb.core.pools.pool import Pool
 from featherlb.model import Verdict
 from featherlb.model.shard import Shard
 from featherlb.net.protocols import TCP, UDP
@@ -142,6 +143,32 @@ class Carrying:
         member = self._members.by_id[self._flows.at(flow).member_id]
         options = 0 if member.pool.service.mss is None else LIFT_SYN_ACK
         self.carried.give(flow, options, ticks)
+
+    # Flows that the program opens
+
+    def backend_of(self, index: int, pool: Pool) -> PoolMember | None:
+        """The backend of the flow that the program has opened with this entry, if it is one of the
+        pool's."""
+        entry = self.carried.entries.at(index)
+        if entry.member >= len(self._members.by_id):
+            return None
+        member: PoolMember = self._members.by_id[entry.member]
+        if (
+            member.pool is not pool
+            or member.high != swap64(entry.backend[0])
+            or member.low != swap64(entry.backend[1])
+        ):
+            return None
+        return member
+
+    def has(self, flow: int, index: int) -> bool:
+        """Whether the program carries this flow with this entry."""
+        return bool(self.carried.entry_of[flow] == index)
+
+    def opened(self, flow: int, index: int) -> None:
+        """Take over this flow, which the program has opened with this entry."""
+        self.carried.bind_opened(flow, index)
+        self._lifecycle.catch_up(flow)
 
     # For the engine
 

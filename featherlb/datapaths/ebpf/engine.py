@@ -9,6 +9,7 @@ import struct
 from contextlib import ExitStack
 
 from featherlb.core.flows.carried import Keys
+from featherlb.core.path.openings import Tables
 from featherlb.datapaths import base
 from featherlb.datapaths.base import Context, EngineCounters, ServiceChange
 from featherlb.model.errors import HostError
@@ -16,8 +17,11 @@ from featherlb.model.ticks import TICKS_PER_SECOND
 from featherlb.system import ebpf, programs
 
 _EVENT = struct.Struct("=IBBHQ")
-"""`struct event` in featherlb/bpf/flows.c: index, states before and after, 0, ns of the monotonic
-clock."""
+"""`struct event` in featherlb/bpf/flows.c: index, states before and after, bytes of the headers
+that follow, ns of the monotonic clock."""
+NANOSECONDS = 1_000_000_000
+HEADERS = 112
+"""Bytes of headers in an event, at most."""
 
 
 class Engine(base.Engine):
@@ -42,11 +46,18 @@ class Engine(base.Engine):
                     self._entries = memoryview(entries.memory())
                 with ebpf.open_map(place / f"ring-{context.shard.worker}") as ring:
                     self._ring = ebpf.Ring(ring)
+                self._vip_map = opened.enter_context(ebpf.open_map(place / "vips"))
+                self._memory = {
+                    name: memoryview(opened.enter_context(ebpf.open_map(place / name)).memory())
+                    for name in ("services", "wheels", "members", "control", "spare")
+                }
             except OSError as error:
                 raise HostError(
                     f"the maps of the eBPF program in {place} can't be used: {error.strerror}"
                 ) from None
             self._opened = opened.pop_all()
+        self._headers = bytearray(HEADERS)
+        self._vips: dict[bytes, int] = {}
         self._started = False
         context.queue.attach_program(self)
 
@@ -54,15 +65,59 @@ class Engine(base.Engine):
         """Adopt what the program carries already; take back what it must not carry any longer."""
         if not self._started:
             self._started = True
+            # First of all, it opens no more flows than those that are adopted.
+            self._core.openings.attach(Tables(**self._memory))
+            self._vips = dict.fromkeys(self._vip_map.keys(), -1)
+            self._ring.read()
             self._core.carrying.start(self._entries, self._shard, int(now * TICKS_PER_SECOND))
         else:
             self._core.carrying.recall()
         self.execute()
+        self._core.openings.update()
+        self._serve()
 
     def tick(self, now: float) -> None:
-        self.listen()
+        self.listen(now)
         self.execute()
         self._core.carrying.sweep()
+        self._core.openings.suspend(self._why_suspended())
+        self._core.openings.refresh()
+        self._serve()
+
+    def listen(self, now: float) -> None:
+        """Report to the core what has happened: a connection that has just ended makes room for a
+        new one."""
+        core = self._core
+        for record in self._ring.read():
+            index, before, after, length, time = _EVENT.unpack_from(record)
+            if before:
+                core.carrying.noticed(index, before, after, time / NANOSECONDS)
+            elif not after:
+                core.carrying.carried.reject(index)
+            else:
+                headers = self._headers
+                headers[:length] = record[_EVENT.size : _EVENT.size + length]
+                if core.buffer is not headers:
+                    core.attach(headers)
+                core.opened(index, _length(headers), time / NANOSECONDS)
+
+    def _why_suspended(self) -> str:
+        """Why a worker has to open all flows for the moment, as a clause; empty if not."""
+        if self._core.faults.active:
+            return "faults are injected"
+        return "packets are captured" if self._core.recording.active else ""
+
+    def _serve(self) -> None:
+        """Have the program know the VIPs whose flows it opens, and no others."""
+        wanted = self._core.openings.vips
+        if wanted == self._vips:
+            return
+        for key in self._vips.keys() - wanted.keys():
+            self._vip_map.delete(key)
+        for key, number in wanted.items():
+            if self._vips.get(key) != number:
+                self._vip_map.update(key, struct.pack("=I", number))
+        self._vips = dict(wanted)
 
     def flush(self, now: float) -> None:
         self.execute()
@@ -75,13 +130,6 @@ class Engine(base.Engine):
         return EngineCounters(
             carried=carried.carried, given=carried.given, unplaced=carried.unplaced
         )
-
-    def listen(self) -> None:
-        """Report changes of state to the core: a connection that has just ended makes room for a
-        new one."""
-        for record in self._ring.read():
-            index, before, after, _, time = _EVENT.unpack_from(record)
-            self._core.carrying.noticed(index, before, after, time / 1e9)
 
     def execute(self) -> None:
         """Delete and insert the keys that the core has queued. Flows whose keys find no room stay
@@ -105,3 +153,10 @@ class Engine(base.Engine):
     def close(self) -> None:
         self._ring.close()
         self._opened.close()
+
+
+def _length(headers: bytearray) -> int:
+    """The length of the IP packet with these headers."""
+    if headers[0] >> 4 == 4:
+        return int.from_bytes(headers[2:4], "big")
+    return 40 + int.from_bytes(headers[4:6], "big")

@@ -99,7 +99,6 @@ class Engine(base.PacketQueue):
         self._driver.owners = context.owners
         self._driver.delayed = context.delayed
         self._kernel_flows: KernelFlows | None = None
-        self._carrier: Carrier | None = None
 
     def descriptors(self) -> Sequence[int]:
         return (self._driver.fileno(),)
@@ -108,8 +107,6 @@ class Engine(base.PacketQueue):
         if self._kernel_flows is not None and self._kernel_flows.watching:
             # Connections that have just ended make room for new ones.
             self._kernel_flows.process(now)
-        if self._carrier is not None:
-            self._carrier.listen()
         self._driver.process(self._core, now)
 
     def apply(self, change: ServiceChange, now: float) -> None:
@@ -120,7 +117,6 @@ class Engine(base.PacketQueue):
         self._driver.attach(kernel_flows)
 
     def attach_program(self, carrier: Carrier) -> None:
-        self._carrier = carrier
         self._driver.attach_program(carrier)
 
     def cut_segments(self, wanted: bool) -> None:

@@ -89,7 +89,12 @@ class NetfilterQueueDriver:
         self._queue.run_socket(self._reader)
 
     def _handle(self, packet) -> None:  # type: ignore[no-untyped-def]
+        assert self._core is not None
         self.received += 1
+        if self._carrier is not None:
+            self._carrier.listen(self._now)
+            if self._core.buffer is not self._buffer:
+                self._core.attach(self._buffer)
         payload = packet.get_payload()
         length = len(payload)
         info = PacketInfo.NONE

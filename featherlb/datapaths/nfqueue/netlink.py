@@ -131,6 +131,10 @@ class NetlinkDriver:
             core.attach(batch.buffer)
         for _ in range(MAX_BATCHES):
             count = batch.receive()
+            if self.carrier is not None:
+                self.carrier.listen(now)
+                if core.buffer is not batch.buffer:
+                    core.attach(batch.buffer)
             self.packets = 0
             for slot in range(count):
                 self.read(slot * SLOT_SIZE, batch.lengths[slot])

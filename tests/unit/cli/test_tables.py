@@ -60,6 +60,7 @@ SERVICES = schema.Services.model_construct(
             scheduler="maglev",
             nat="dnat",
             datapath="nfqueue",
+            opened_by="",
             panic=False,
             conditions=["deny fd74::/16"],
             refused={"not-allowed": 1234, "max-new": 0},

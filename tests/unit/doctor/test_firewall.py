@@ -114,7 +114,7 @@ def test_nat_is_passed_by_and_unused_hooks_are_no_matter() -> None:
         (Datapath.NFQUEUE, ""),
         (Datapath.OFFLOAD, ""),
         (Datapath.RAW, "doesn't see packets of web"),
-        (Datapath.EBPF, "doesn't see packets of open flows of web"),
+        (Datapath.EBPF, "doesn't see packets that a program carries of web"),
     ],
 )
 def test_rules_that_packets_pass_by(datapath: Datapath, kind: str) -> None:
