@@ -35,7 +35,7 @@ struct entry {
 	u32 packets[2];
 	u8 protocol;
 	u8 scales;		/* window scales: client << 4 | backend */
-	u16 member;		/* of a flow that was opened here */
+	u16 member;		/* its worker's number of it, if it was opened here */
 	u64 bytes[2];		/* of IP packets */
 };
 SIZE_CHECK(struct entry, 128);
@@ -83,34 +83,35 @@ struct tuple6 {
 };
 SIZE_CHECK(struct tuple6, 40);
 
-/* A VIP's port, with the number of its service; or a backend's, with the number 0. */
-struct vip {
+/* What a worker has told of a packet's destination: a VIP's port leads to the number of its service
+ * among those of all workers; a backend's to 0. So does an address of this host, without a port. */
+struct place {
 	be32 address[4];
 	be16 port;
 	u8 protocol;
-	u8 zero;
+	u8 worker;	/* every worker tells of its own flows */
 };
-SIZE_CHECK(struct vip, 20);
+SIZE_CHECK(struct place, 20);
 
-/* How flows of a service are opened. Its wheel has two halves: one is in force, the worker writes
- * the other one. */
+/* How flows of a service are opened. The worker writes another table elsewhere and has it used by
+ * one store. */
 struct service {
 	u32 how;	/* enum how */
-	u32 wheel;	/* the half in force << 16 | slots in use of it: changed at once */
 	u32 cursor;	/* slots used so far, modulo 2^32 */
-	u32 unused;
+	u64 table;	/* its first row << 32 | its slots */
+	u32 hash[8];	/* BLAKE2s, after the key's block */
+	u32 zero[4];
 };
-SIZE_CHECK(struct service, 16);
+SIZE_CHECK(struct service, 64);
 
 enum how {
 	BY_WORKER = 0,	/* they aren't, here */
-	IN_TURN = 1,	/* the next slot of the wheel */
+	IN_TURN = 1,	/* the next slot */
 	AT_RANDOM = 2,	/* any slot */
 	BY_LOAD = 3,	/* of two slots at random, that of the member with less load */
+	BY_CLIENT = 4,	/* the slot to which the client's address hashes */
+	BY_TUPLE = 5,	/* addresses, ports and protocol */
 };
-
-#define SERVICES 256
-#define WHEEL 1024	/* slots of half a wheel */
 
 /* A backend of one service. */
 struct member {
@@ -119,23 +120,46 @@ struct member {
 	u16 usable;
 	u32 active;	/* its open flows; the worker corrects it every 0.1 s */
 	u32 weight;
-	u32 unused;
+	u32 zero;
 };
 SIZE_CHECK(struct member, 32);
 
 /* Numbers of entries for flows that are opened here: the worker adds them at the head, and they are
  * taken at the tail. */
+struct queue {
+	u32 head;
+	u32 tail;
+};
+SIZE_CHECK(struct queue, 8);
+
+/* What each worker has. The numbers of its services and members start at its own multiples. */
+#define SERVICES 256
+#define MEMBERS 4096
+#define PLACES 8192
+#define ROWS (1 << 18)
 #define SPARE 16384
+/* A row of tables has four slots of 16 bits: the number of a member, plus 1; 0 where the worker is to
+ * choose. */
+#define SLOTS_OF_ROW 4
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#define SHIFT_OF(slot) ((slot) % SLOTS_OF_ROW * 16)
+#else
+#define SHIFT_OF(slot) (48 - (slot) % SLOTS_OF_ROW * 16)
+#endif
 
 /* If `limit` is not 0 and the heart of featherlb has not beaten for as long (ns), nothing is
- * carried. */
+ * carried. The rest says which worker has a client's flows (featherlb/model/shard.py): without a
+ * mask, by its whole address and its port. */
 struct control {
 	u64 beat;
 	u64 limit;
-	u32 spare_head;
-	u32 spare_tail;
+	u32 workers;
+	u32 start;
+	be32 mask4;
+	be32 mask6[4];
+	u32 zero;
 };
-SIZE_CHECK(struct control, 24);
+SIZE_CHECK(struct control, 48);
 
 /* A change of state. */
 struct event {
@@ -174,12 +198,13 @@ MAP(flows6) = { MAP_HASH, sizeof(struct tuple6), sizeof(u32), 1024, NO_PREALLOC 
 MAP(entries) = { MAP_ARRAY, sizeof(u32), sizeof(struct entry), 512, MMAPABLE };
 MAP(events) = { MAP_ARRAY_OF_MAPS, sizeof(u32), sizeof(u32), 256, 0 };
 MAP(reasons) = { MAP_PERCPU_ARRAY, sizeof(u32), sizeof(u64), WHYS, 0 };
-MAP(vips) = { MAP_HASH, sizeof(struct vip), sizeof(u32), 1024, NO_PREALLOC };
+MAP(places) = { MAP_HASH, sizeof(struct place), sizeof(u32), PLACES, NO_PREALLOC };
 MAP(direct) = { MAP_LRU_HASH, sizeof(struct tuple6), sizeof(u64), 16384, 0 };
 MAP(services) = { MAP_ARRAY, sizeof(u32), sizeof(struct service), SERVICES, MMAPABLE };
-MAP(wheels) = { MAP_ARRAY, sizeof(u32), sizeof(u64), SERVICES * 2 * WHEEL, MMAPABLE };
-MAP(members) = { MAP_ARRAY, sizeof(u32), sizeof(struct member), 4096, MMAPABLE };
+MAP(members) = { MAP_ARRAY, sizeof(u32), sizeof(struct member), MEMBERS, MMAPABLE };
+MAP(rows) = { MAP_ARRAY, sizeof(u32), sizeof(u64), ROWS, MMAPABLE };
 MAP(spare) = { MAP_ARRAY, sizeof(u32), sizeof(u64), SPARE, MMAPABLE };
+MAP(queue) = { MAP_ARRAY, sizeof(u32), sizeof(struct queue), 1, MMAPABLE };
 MAP(control) = { MAP_ARRAY, sizeof(u32), sizeof(struct control), 1, MMAPABLE };
 
 char _license[] SEC("license") = "GPL";
@@ -870,73 +895,217 @@ INLINE int is_martian(const struct packet *packet, u32 v6)
 	return !(highest | packet->src[1]) && (!packet->src[2] || packet->src[2] == MAPPED);
 }
 
-/* The number of the member in a slot of a service's wheel, plus 1; 0 if there is none. */
-INLINE u32 member_at(u32 number, u32 half, u32 slot)
-{
-	u32 key = number * (2 * WHEEL) + (half & 1) * WHEEL + slot % WHEEL;
-	u32 *place = map_lookup_elem(&wheels, &key);
+#define ROTATED(x, n) ((x) << (n) | (x) >> (32 - (n)))
 
-	return place ? *place + 1 : 0;
+/* The worker whose shard has a client's flows: HMARK's hash (net/netfilter/xt_HMARK.c). */
+NOINLINE u32 worker_of(const struct packet *packet, u32 v6)
+{
+	u32 key = 0, a, b, c, port = BE32(packet->ports) >> 16, address;
+	struct control *state = map_lookup_elem(&control, &key);
+
+	if (!state || state->workers <= 1)
+		return 0;
+	if (v6) {
+		be32 folded = 0;
+
+#define FOLD(i)                                                                                    \
+	folded ^= packet->src[i] & (masked ? state->mask6[i] : ~0u);
+		u32 masked = state->mask6[0];
+
+		FOLD(0) FOLD(1) FOLD(2) FOLD(3)
+		if (masked)
+			port = 0;
+		address = BE32(folded);
+	} else {
+		be32 mask = state->mask4;
+
+		address = BE32(packet->src[3] & (mask ? mask : ~0u));
+		if (mask)
+			port = 0;
+	}
+	a = state->start;
+	b = a + address;
+	c = a + (port << 16);
+	c = (c ^ b) - ROTATED(b, 14);
+	a = (a ^ c) - ROTATED(c, 11);
+	b = (b ^ a) - ROTATED(a, 25);
+	c = (c ^ b) - ROTATED(b, 16);
+	a = (a ^ c) - ROTATED(c, 4);
+	b = (b ^ a) - ROTATED(a, 14);
+	c = (c ^ b) - ROTATED(b, 24);
+	return (u64)c * state->workers >> 32;
 }
 
-INLINE u32 less_loaded(u32 one, u32 other)
+/* The number of the member in a slot of a table, plus 1; 0 if there is none. */
+INLINE u32 member_at(u32 worker, u64 table, u32 slot)
 {
-	u32 first = one - 1, second = other - 1;
+	u32 key = worker * ROWS + (table >> 32) + slot / SLOTS_OF_ROW;
+	u64 *row = map_lookup_elem(&rows, &key);
+
+	return row ? ONCE(*row) >> SHIFT_OF(slot) & 0xFFFF : 0;
+}
+
+INLINE u32 less_loaded(u32 first_member, u32 one, u32 other)
+{
+	u32 first = first_member + one - 1, second = first_member + other - 1;
 	struct member *member = map_lookup_elem(&members, &first);
 	u64 active, weight;
 
-	if (!member)
-		return other;
+	if (!member || !other)
+		return 0;
 	active = member->active;
 	weight = member->weight;
 	member = map_lookup_elem(&members, &second);
 	if (!member)
-		return one;
+		return 0;
 	return member->active * weight < active * member->weight ? other : one;
 }
 
-/* The number of the member for a new flow, plus 1; 0 if the worker is to choose. */
-NOINLINE u32 choose(u32 number)
+#define MIX(a, b, c, d, x, y)                                                                      \
+	a += b + (x);                                                                              \
+	d = ROTATED(d ^ a, 16);                                                                    \
+	c += d;                                                                                    \
+	b = ROTATED(b ^ c, 20);                                                                    \
+	a += b + (y);                                                                              \
+	d = ROTATED(d ^ a, 24);                                                                    \
+	c += d;                                                                                    \
+	b = ROTATED(b ^ c, 25);
+
+/* A round of BLAKE2s, with the words of the message in the order of its row of sigma. */
+#define ROUND(m0, m1, m2, m3, m4, m5, m6, m7, m8, m9, m10, m11, m12, m13, m14, m15)                \
+	MIX(v[0], v[4], v[8], v[12], m[m0], m[m1])                                                 \
+	MIX(v[1], v[5], v[9], v[13], m[m2], m[m3])                                                 \
+	MIX(v[2], v[6], v[10], v[14], m[m4], m[m5])                                                \
+	MIX(v[3], v[7], v[11], v[15], m[m6], m[m7])                                                \
+	MIX(v[0], v[5], v[10], v[15], m[m8], m[m9])                                                \
+	MIX(v[1], v[6], v[11], v[12], m[m10], m[m11])                                              \
+	MIX(v[2], v[7], v[8], v[13], m[m12], m[m13])                                               \
+	MIX(v[3], v[4], v[9], v[14], m[m14], m[m15])
+
+/* The keyed hash of `length` bytes, 64 at most (RFC 7693; `KeyedHash` in
+ * featherlb/core/pools/schedulers/hashing.py): the first 8 bytes, big-endian. */
+INLINE u64 hashed(const u32 *state, const u32 *m, u32 length)
+{
+	u32 v[16] = {
+		state[0],
+		state[1],
+		state[2],
+		state[3],
+		state[4],
+		state[5],
+		state[6],
+		state[7],
+		0x6A09E667,
+		0xBB67AE85,
+		0x3C6EF372,
+		0xA54FF53A,
+		0x510E527F ^ (64 + length),
+		0x9B05688C,
+		~0x1F83D9ABu,
+		0x5BE0CD19,
+	};
+
+	ROUND(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)
+	ROUND(14, 10, 4, 8, 9, 15, 13, 6, 1, 12, 0, 2, 11, 7, 5, 3)
+	ROUND(11, 8, 12, 0, 5, 2, 15, 13, 10, 14, 3, 6, 7, 1, 9, 4)
+	ROUND(7, 9, 3, 1, 13, 12, 11, 14, 2, 6, 5, 10, 4, 0, 15, 8)
+	ROUND(9, 0, 5, 7, 2, 4, 10, 15, 14, 1, 11, 12, 6, 8, 3, 13)
+	ROUND(2, 12, 6, 10, 0, 11, 8, 3, 4, 13, 7, 5, 15, 14, 1, 9)
+	ROUND(12, 5, 1, 15, 14, 13, 4, 10, 0, 7, 6, 3, 9, 2, 8, 11)
+	ROUND(13, 11, 7, 14, 12, 1, 3, 9, 5, 0, 15, 4, 8, 6, 2, 10)
+	ROUND(6, 15, 14, 9, 11, 3, 0, 8, 12, 2, 13, 7, 1, 4, 10, 5)
+	ROUND(10, 2, 8, 4, 7, 6, 1, 5, 15, 11, 9, 14, 3, 12, 13, 0)
+	return (u64)SWAPPED(state[0] ^ v[0] ^ v[8]) << 32 | SWAPPED(state[1] ^ v[1] ^ v[9]);
+}
+
+/* The hash of the client's address or of the whole tuple, if this service's flows are placed by it. */
+NOINLINE u64 hash_of(const struct packet *packet, u32 number, u32 v6)
 {
 	struct service *service = map_lookup_elem(&services, &number);
-	u32 how, wheel, size, half, one;
+	u32 message[16] = {}, length, how;
 
 	if (!service)
 		return 0;
 	how = ONCE(service->how);
-	wheel = ONCE(service->wheel);
-	half = wheel >> 16;
-	size = wheel & 0xFFFF;
-	if (how == BY_WORKER || !size || size > WHEEL)
+	if (how < BY_CLIENT)
 		return 0;
-	if (how == IN_TURN)
-		return member_at(number, half, __sync_fetch_and_add(&service->cursor, 1) % size);
-	one = member_at(number, half, get_prandom_u32() % size);
-	if (how == AT_RANDOM || !one)
-		return one;
-	return less_loaded(one, member_at(number, half, get_prandom_u32() % size));
+	if (!v6) {
+		message[0] = LE32(packet->src[3]);
+		length = 4;
+		if (how == BY_TUPLE) {
+			message[1] = LE32(packet->dst[3]);
+			message[2] = LE32(packet->ports);
+			message[3] = packet->protocol;
+			length = 13;
+		}
+	} else {
+		message[0] = LE32(packet->src[0]);
+		message[1] = LE32(packet->src[1]);
+		message[2] = LE32(packet->src[2]);
+		message[3] = LE32(packet->src[3]);
+		length = 16;
+		if (how == BY_TUPLE) {
+			message[4] = LE32(packet->dst[0]);
+			message[5] = LE32(packet->dst[1]);
+			message[6] = LE32(packet->dst[2]);
+			message[7] = LE32(packet->dst[3]);
+			message[8] = LE32(packet->ports);
+			message[9] = packet->protocol;
+			length = 37;
+		}
+	}
+	return hashed(service->hash, message, length);
 }
 
-/* The number of an unused entry, 0 if there is none. */
-NOINLINE u32 take_spare(void)
+/* The number of the member for a new flow with this hash, among those of its worker, plus 1; 0 if the
+ * worker is to choose. */
+INLINE u32 choose(u32 number, u32 worker, u64 hash)
 {
-	u32 key = 0, tail, slot, *spared;
-	struct control *state = map_lookup_elem(&control, &key);
+	struct service *service = map_lookup_elem(&services, &number);
+	u32 how, size, one;
+	u64 table;
 
-	if (!state)
+	if (!service)
+		return 0;
+	how = ONCE(service->how);
+	table = ONCE(service->table);
+	size = table;
+	if (how == BY_WORKER || !size || size > ROWS * SLOTS_OF_ROW)
+		return 0;
+	if (how == IN_TURN)
+		return member_at(worker, table, __sync_fetch_and_add(&service->cursor, 1) % size);
+	if (how >= BY_CLIENT)
+		return member_at(worker, table, hash % size);
+	one = member_at(worker, table, get_prandom_u32() % size);
+	if (how == AT_RANDOM || !one)
+		return one;
+	return less_loaded(worker * MEMBERS, one,
+			   member_at(worker, table, get_prandom_u32() % size));
+}
+
+/* The number of an unused entry of a worker, 0 if there is none. */
+NOINLINE u32 take_spare(u32 worker)
+{
+	struct queue *ends = map_lookup_elem(&queue, &worker);
+	u32 tail, slot;
+	u64 *spared;
+
+	if (!ends)
 		return 0;
 #pragma clang loop unroll(disable)
 	for (int i = 0; i < ATTEMPTS; i++) {
-		tail = ONCE(state->spare_tail);
-		if (tail == ONCE(state->spare_head))
+		u32 index;
+
+		tail = ONCE(ends->tail);
+		if (tail == ONCE(ends->head))
 			return 0;
-		slot = tail % SPARE;
+		slot = worker * SPARE + tail % SPARE;
 		spared = map_lookup_elem(&spare, &slot);
 		if (!spared)
 			return 0;
-		key = ONCE(*spared);
-		if (__sync_val_compare_and_swap(&state->spare_tail, tail, tail + 1) == tail)
-			return key;
+		index = ONCE(*spared);
+		if (__sync_val_compare_and_swap(&ends->tail, tail, tail + 1) == tail)
+			return index;
 	}
 	return 0;
 }
@@ -1009,12 +1178,9 @@ NOINLINE int insert(const struct entry *entry, u32 index, u32 v6)
 }
 
 NOINLINE void fill(struct __sk_buff *skb, struct entry *entry, const struct packet *packet,
-		   u32 number, u32 v6)
+		   const struct member *member, u32 v6)
 {
-	struct member *member = map_lookup_elem(&members, &number);
 
-	if (!member)
-		return;
 	copy_address(entry->client, packet->src);
 	copy_address(entry->vip, packet->dst);
 	copy_address(entry->backend, member->address);
@@ -1023,13 +1189,11 @@ NOINLINE void fill(struct __sk_buff *skb, struct entry *entry, const struct pack
 	entry->reply_ports = member->port | (packet->ports & 0xFFFF) << 16;
 	entry->quiet = 0;
 	entry->options = v6 ? IPV6 : 0;
-	entry->worker = 0;
 	entry->expected[0] = 0;
 	entry->ends[1] = 0;
 	entry->packets[0] = entry->packets[1] = 0;
 	entry->bytes[0] = entry->bytes[1] = 0;
 	entry->protocol = packet->protocol;
-	entry->member = number;
 	if (packet->protocol == PROTO_TCP) {
 		int scale = window_scale(skb, packet->transport + 20, packet->header - 20);
 
@@ -1049,15 +1213,39 @@ INLINE int may_open(const struct packet *packet)
 	return packet->protocol == PROTO_UDP || packet->flags == TCP_SYN;
 }
 
-/* The number of the member that a new flow may go to, plus 1; 0 if the worker is to open it. */
-NOINLINE u32 find_member(const struct packet *packet, u32 v6)
+INLINE u32 *look_up_place(const be32 *address, be16 port, u8 protocol, u32 worker)
 {
-	struct vip vip = { .port = packet->ports >> 16, .protocol = packet->protocol };
-	u32 length = packet->transport - packet->network + packet->header;
-	u32 *number;
+	struct place place = { .port = port, .protocol = protocol, .worker = worker };
 
-	copy_address(vip.address, packet->dst);
-	number = map_lookup_elem(&vips, &vip);
+	copy_address(place.address, address);
+	return map_lookup_elem(&places, &place);
+}
+
+/* Whether an address is this host's, or there is no way back to it. */
+NOINLINE int is_unreachable(struct __sk_buff *skb, const struct packet *packet, u32 worker, u32 v6)
+{
+	struct bpf_fib_lookup route = {};
+
+	if (look_up_place(packet->src, 0, 0, worker))
+		return 1;
+	if (v6) {
+		route.family = AF_INET6;
+		copy_address(route.ipv6_src, packet->dst);
+		copy_address(route.ipv6_dst, packet->src);
+	} else {
+		route.family = AF_INET;
+		route.ipv4_src = packet->dst[3];
+		route.ipv4_dst = packet->src[3];
+	}
+	return find_route(skb, packet, &route) == NO_ROUTE;
+}
+
+/* The number of the service for which a flow may be opened here, 0 if there is none. */
+NOINLINE u32 find_service(struct __sk_buff *skb, const struct packet *packet, u32 worker, u32 v6)
+{
+	u32 length = packet->transport - packet->network + packet->header;
+	u32 *number = look_up_place(packet->dst, packet->ports >> 16, packet->protocol, worker);
+
 	if (!number)
 		return 0;
 	if (!*number) {
@@ -1068,16 +1256,15 @@ NOINLINE u32 find_member(const struct packet *packet, u32 v6)
 		return 0;
 	if (packet->protocol == PROTO_TCP && packet->length != length)
 		return 0;
-	if (packet->ttl <= 1 || is_martian(packet, v6))
+	if (packet->ttl <= 1 || is_martian(packet, v6) || is_unreachable(skb, packet, worker, v6))
 		return 0;
-	return choose(*number);
+	return *number;
 }
 
 /* Whether the worker will hear of a flow: else it couldn't end it. A sixteenth of the ring is for
  * those that other CPUs are opening now, and for changes of state. */
-NOINLINE int may_announce(void)
+NOINLINE int may_announce(u32 worker)
 {
-	u32 worker = 0;
 	void *ring = map_lookup_elem(&events, &worker);
 	u64 size;
 
@@ -1088,11 +1275,12 @@ NOINLINE int may_announce(void)
 }
 
 /* Tell the worker of an entry with which a flow was opened; or, with the state 0, was not. */
-NOINLINE void announce(struct __sk_buff *skb, const struct packet *packet, u32 index, u32 state)
+NOINLINE void announce(struct __sk_buff *skb, const struct packet *packet, struct entry *entry,
+		       u32 index)
 {
 	u32 length = packet->transport - packet->network + packet->header;
+	u32 worker = entry->worker, state = entry->live ? entry->state & STATE : 0;
 	struct opening *opening;
-	u32 worker = 0;
 	void *ring = map_lookup_elem(&events, &worker);
 
 	if (!ring)
@@ -1110,31 +1298,34 @@ NOINLINE void announce(struct __sk_buff *skb, const struct packet *packet, u32 i
 	ringbuf_submit(opening, RB_NO_WAKEUP);
 }
 
-/* Open a flow for a packet that has none, if its service's flows are opened here. The number of its
- * entry, 0 if the worker is to open it. */
-NOINLINE u32 open(struct __sk_buff *skb, const struct packet *packet, u32 v6)
+/* Open a flow of this service for a packet. The number of its entry, 0 if the worker is to open it. */
+NOINLINE u32 open(struct __sk_buff *skb, const struct packet *packet, u32 number, u64 hash, u32 v6)
 {
-	u32 number = find_member(packet, v6), index;
+	u32 worker = number / SERVICES, index;
 	struct member *member;
 	struct entry *entry;
 
-	if (!number--)
+	number = choose(number, worker, hash);
+	if (!number)
 		return 0;
+	number += worker * MEMBERS - 1;
 	member = map_lookup_elem(&members, &number);
-	if (!member || !ONCE(member->usable) || !may_announce())
+	if (!member || !ONCE(member->usable) || !may_announce(worker))
 		return 0;
-	index = take_spare();
+	index = take_spare(worker);
 	entry = map_lookup_elem(&entries, &index);
 	if (!index || !entry)
 		return 0;
-	fill(skb, entry, packet, number, v6);
+	entry->worker = worker;
+	entry->member = number - worker * MEMBERS;
+	fill(skb, entry, packet, member, v6);
 	entry->live = 1;
 	if (is_direct(entry) || !insert(entry, index, v6)) {
 		entry->live = 0;
-		announce(skb, packet, index, 0);
+		announce(skb, packet, entry, index);
 		return 0;
 	}
-	announce(skb, packet, index, entry->state);
+	announce(skb, packet, entry, index);
 	__sync_fetch_and_add(&member->active, 1);
 	return index;
 }
@@ -1144,7 +1335,7 @@ INLINE int enter(struct __sk_buff *skb, const u32 link_header)
 	struct packet packet = {};
 	const u32 *reference;
 	struct entry *entry;
-	u32 index, v6, reply = 0, opened = 0;
+	u32 index, v6, service, reply = 0, opened = 0;
 
 	/* What a tagged packet belongs to is the business of the VLAN's device; what is to another
 	 * machine, of a bridge. */
@@ -1163,7 +1354,10 @@ INLINE int enter(struct __sk_buff *skb, const u32 link_header)
 	} else {
 		if (!packet.length || !may_carry(ktime_get_coarse_ns()))
 			return TC_ACT_UNSPEC;
-		index = open(skb, &packet, v6);
+		service = find_service(skb, &packet, worker_of(&packet, v6), v6);
+		if (!service)
+			return TC_ACT_UNSPEC;
+		index = open(skb, &packet, service, hash_of(&packet, service, v6), v6);
 		if (!index)
 			return TC_ACT_UNSPEC;
 		opened = 1;

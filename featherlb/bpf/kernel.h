@@ -21,10 +21,13 @@ typedef u32 be32;
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
 #define BE16(x) ((be16)__builtin_bswap16(x))
 #define BE32(x) ((be32)__builtin_bswap32(x))
+#define LE32(x) ((u32)(x))
 #else
 #define BE16(x) ((be16)(x))
 #define BE32(x) ((be32)(x))
+#define LE32(x) ((u32)__builtin_bswap32(x))
 #endif
+#define SWAPPED(x) __builtin_bswap32(x)
 
 /* An access that the compiler neither repeats nor splits: others change the variable, too. */
 #define ONCE(x) (*(volatile __typeof__(x) *)&(x))

@@ -275,7 +275,7 @@ class Map(Descriptor):
     def memory(self) -> mmap.mmap:
         """The values of an array with MMAPABLE as memory that the program shares, each padded to 8
         bytes."""
-        size = (self.shape.value_size + 7 & ~7) * self.shape.max_entries
+        size = self.shape.stride * self.shape.max_entries
         return mmap.mmap(self.fd, (size + _PAGE - 1) // _PAGE * _PAGE)
 
     def _set_key(self, key: bytes) -> None:

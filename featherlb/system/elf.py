@@ -44,6 +44,11 @@ class MapShape:
     max_entries: int
     flags: int
 
+    @property
+    def stride(self) -> int:
+        """Bytes from one value of an array to the next."""
+        return self.value_size + 7 & ~7
+
 
 @dataclass(frozen=True, slots=True)
 class Code:

@@ -34,6 +34,8 @@ OBJECT = "flows"
 INGRESS, BARE = "ingress", "ingress_bare"
 """The programs: for links with Ethernet headers, and for those without."""
 EVENTS = "events"
+OF_WORKERS = ("services", "members", "rows", "spare", "queue")
+"""Maps of which each worker has an equal part."""
 LIVE = 72
 """The byte of an entry that is not 0 as long as the program carries its flow."""
 RING_SIZE = 1 << 20
@@ -143,6 +145,7 @@ def _shapes(file: ObjectFile, workers: int, capacity: int) -> Mapping[str, MapSh
     """The shapes of the maps: entry 0 is unused, each worker has as many, a flow has two keys."""
     entries = (capacity // workers + 2) * workers
     sizes = {"entries": entries, "flows4": 2 * capacity, "flows6": 2 * capacity}
+    sizes |= {name: workers * file.maps[name].max_entries for name in (*OF_WORKERS, "places")}
     return {
         name: replace(shape, max_entries=sizes.get(name, shape.max_entries))
         for name, shape in file.maps.items()
@@ -283,9 +286,9 @@ def carry_any(instance: int) -> bool:
 
 def open_none(instance: int) -> None:
     """Have an instance's program open no more flows; it goes on with those that it has."""
-    with suppress(FileNotFoundError), ebpf.open_map(directory(instance) / "vips") as vips:
-        keys = list(vips.keys())
-        vips.delete_batch(b"".join(keys), len(keys))
+    with suppress(FileNotFoundError), ebpf.open_map(directory(instance) / "places") as places:
+        keys = list(places.keys())
+        places.delete_batch(b"".join(keys), len(keys))
 
 
 def instances() -> set[int]:

@@ -219,6 +219,7 @@ class Worker:
                 self._channel.send(Offenders(self._core.views.offenders(count, now)))
             case InjectFaults(faults):
                 self._core.faults.inject(faults)
+                self._core.review_openings()
                 self._channel.send(Applied())
             case GetStatistics(backends):
                 statistics = self._core.views.statistics(backends)
@@ -247,7 +248,9 @@ class Worker:
                 self._channel.send(answer(self._core.views, message, now))
             case RecordPackets(wanted):
                 try:
-                    self._channel.send(self._recorder.ask(wanted, self._services, now))
+                    recorded = self._recorder.ask(wanted, self._services, now)
+                    self._core.review_openings()
+                    self._channel.send(recorded)
                 except OSError as error:
                     self._recorder.stop()
                     self._channel.send(Failed(f"cannot open a packet socket: {error.strerror}"))

@@ -1,6 +1,7 @@
 """The datapath ebpf: a program in the kernel carries what a worker has opened, whoever runs, and
 nothing of it is left when nobody wants it any more."""
 
+import json
 import os
 import signal
 import subprocess
@@ -118,9 +119,16 @@ def test_the_program_opens_flows_while_nobody_runs(lab: Lab, featherlb: Up) -> N
     """Their SYNs pass no worker, and the next instance has them."""
     with ExitStack() as stack:
         with featherlb(lab, *WEB) as running:
-            held = [stack.enter_context(Session(lab.client)) for _ in range(4)]
+            held = [stack.enter_context(Session(lab.client)) for _ in range(3)]
+            wait_for(lambda: len(established(lab)) == 3, "the flows")
+            shown = run(lab.balancer, "explain", lab.client.address, f"{VIP}:80").stdout
+            assert "the program in the kernel opens the flow" in shown
+            held.append(stack.enter_context(Session(lab.client)))
             first = [session.ask().backend for session in held]
             assert sorted(first) == sorted(["backend1", "backend2"] * 2)
+            following = {"backend1": "10.0.1.2", "backend2": "10.0.1.3"}[first[-1]]
+            assert f"round-robin picks {following}:8080, as its slot is the next in turn" in shown
+            assert "flows are opened by the program" in run(lab.balancer, "backends").stdout
             assert handled(lab) == 0
             wait_for(lambda: len(established(lab)) == 4, "the flows")
             end_all(lab, running)
@@ -140,6 +148,43 @@ def test_the_program_opens_flows_while_nobody_runs(lab: Lab, featherlb: Up) -> N
         with featherlb(lab, *WEB):
             assert len(established(lab)) == 9
             kill(lab.balancer, all="true")
+
+
+def test_the_program_opens_flows_where_the_workers_would(
+    lab: Lab, featherlb: Up, tmp_path: Path
+) -> None:
+    """A client's flows are those of one worker, and a scheduler that hashes places them as it says;
+    a service that needs a worker for its flows has it."""
+    path = tmp_path / "lb.yaml"
+
+    def write(more: str) -> None:
+        path.write_text(
+            f"services: [{{name: web, vip: {VIP}:80, {more},"
+            " backends: [10.0.1.2:8080, 10.0.1.3:8080]}]\n"
+        )
+
+    def opened_by() -> str:
+        (service,) = api(lab.balancer, "services")["services"]
+        return str(service["opened_by"])
+
+    write("scheduler: maglev")
+    with featherlb(lab, "--config", str(path), "--workers", "3"), ExitStack() as stack:
+        for port in range(41000, 41008):
+            client = f"{lab.client.address}:{port}"
+            said = json.loads(run(lab.balancer, "explain", client, "web", "-o", "json").stdout)
+            session = stack.enter_context(Session(lab.client, source=("", port)))
+            backend = {"backend1": "10.0.1.2:8080", "backend2": "10.0.1.3:8080"}[
+                session.ask().backend
+            ]
+            assert (said["backend"], port) == (backend, port)
+        wait_for(lambda: len(established(lab)) == 8, "the flows")
+        assert opened_by() == "program"
+        assert handled(lab) == 0
+        write("scheduler: maglev, max_new: 1000/s")
+        reload(lab.balancer)
+        assert opened_by() == "worker (a worker decides who may open flows)"
+        ask(lab.client)
+        assert handled(lab) > 0
 
 
 def established(lab: Lab) -> list[object]:

@@ -3,7 +3,7 @@ same that the core would have opened for these packets."""
 
 import struct
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,11 @@ import pytest
 
 from featherlb.core.flows.record import RECORD_SIZE
 from featherlb.core.flows.tcp_state import State
+from featherlb.core.pools.schedulers import Member, NewFlow, create
+from featherlb.core.pools.schedulers.hash_scheduler import HashScheduler
+from featherlb.model import Endpoint
+from featherlb.model.shard import Shard
+from featherlb.net.addresses import words_of
 from featherlb.system import ebpf
 from tests.builders import tcp, udp
 from tests.netns.test_ebpf_program import (
@@ -32,18 +37,18 @@ from tests.netns.test_ebpf_program import (
 )
 from tests.netns.test_ebpf_program import bench as bench
 from tests.netns.test_ebpf_program import loaded as loaded
-from tests.world import CLIENT, ONE, TWO, VIP, World, service
+from tests.world import CLIENT, ONE, TWO, VIP, World, backend, service
 
 pytestmark = [
     pytest.mark.no_packets("one program alone, without a worker"),
     pytest.mark.skipif(not (ebpf.OBJECTS / "flows.o").exists(), reason="was built without clang"),
 ]
 
-SERVICE = struct.Struct("=IIII")
+SERVICE = struct.Struct("=IIQ32s16x")
 MEMBER = struct.Struct("=16s2sHIIxxxx")
 OPENING = struct.Struct("=IBBHQ112s")
-BY_WORKER, IN_TURN, AT_RANDOM, BY_LOAD = range(4)
-WHEEL = 1024
+BY_WORKER, IN_TURN, AT_RANDOM, BY_LOAD, BY_CLIENT, BY_TUPLE = range(6)
+TWO6 = "[2001:db8:9::2]:8080"
 NUMBER = 3
 """Of the service."""
 
@@ -53,39 +58,50 @@ class Tables:
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
-        names = ("services", "wheels", "members", "spare")
+        names = ("services", "rows", "members", "spare", "queue")
         self.memory = {name: bench.maps[name].memory() for name in names}
         self.serve(IN_TURN, ONE, TWO)
         self.spare(range(10, 20))
 
     def serve(
-        self, how: int, *backends: str, active: tuple[int, ...] = (), half: int = 0, **member: int
+        self,
+        how: int,
+        *backends: str,
+        active: tuple[int, ...] = (),
+        first: int = 5,
+        slots: Sequence[int] = (),
+        hash_state: bytes = b"",
+        **member: int,
     ) -> None:
+        """`slots` have the numbers of the backends, from 1 on; by default each has one."""
         for number, text in enumerate(backends, start=1):
             address, port = packed(text)
             values = {"usable": 1, "active": (*active, 0, 0)[number - 1], "weight": 1, **member}
             MEMBER.pack_into(self.memory["members"], number * 32, address, port, *values.values())
-            at = (NUMBER * 2 + half) * WHEEL + number - 1
-            struct.pack_into("=Q", self.memory["wheels"], at * 8, number)
+        slots = slots or range(1, len(backends) + 1)
+        for at, number in enumerate(slots):
+            # In the table 0 is no member.
+            value = number + 1 if number else 0
+            struct.pack_into("=H", self.memory["rows"], first * 8 + at * 2, value)
         SERVICE.pack_into(
-            self.memory["services"], NUMBER * 16, how, half << 16 | len(backends), 0, 0
+            self.memory["services"], NUMBER * 64, how, 0, first << 32 | len(slots), hash_state
         )
 
-    def vip(self, text: str, protocol: int = 6, number: int = NUMBER) -> None:
+    def vip(self, text: str, protocol: int = 6, number: int = NUMBER, worker: int = 0) -> None:
         address, port = packed(text)
-        key = address + port + bytes((protocol, 0))
-        self.bench.maps["vips"].update(key, struct.pack("=I", number))
+        key = address + port + bytes((protocol, worker))
+        self.bench.maps["places"].update(key, struct.pack("=I", number))
 
     def spare(self, indexes: range) -> None:
         for at, index in enumerate(indexes):
             struct.pack_into("=Q", self.memory["spare"], at * 8, index)
-        struct.pack_into("=II", self.bench.control, 16, len(indexes), 0)
+        struct.pack_into("=II", self.memory["queue"], 0, len(indexes), 0)
 
     def active(self, number: int) -> int:
         return int(MEMBER.unpack_from(self.memory["members"], number * 32)[3])
 
     def close(self) -> None:
-        for name in ("vips", "direct"):
+        for name in ("places", "direct"):
             keys = list(self.bench.maps[name].keys())
             self.bench.maps[name].delete_batch(b"".join(keys), len(keys))
         self.spare(range(0))
@@ -178,8 +194,8 @@ def opened_by(bench: Bench, count: int) -> "Counter[str]":
 def test_members_in_turn(bench: Bench, tables: Tables) -> None:
     tables.vip(VIP)
     assert [opened(bench, syn) for syn in syns(4)] == [ONE, TWO, ONE, TWO]
-    # The other half of the wheel, at once.
-    tables.serve(IN_TURN, TWO, half=1)
+    # Another table, at once.
+    tables.serve(IN_TURN, TWO, first=9)
     assert [opened(bench, syn) for syn in syns(6)[4:]] == [TWO, TWO]
 
 
@@ -203,8 +219,87 @@ def test_members_by_load(bench: Bench, tables: Tables) -> None:
     assert tables.active(1) == 1000 + counts[ONE]
 
 
+SCHEDULERS = {
+    "maglev": BY_TUPLE,
+    "source-hash": BY_CLIENT,
+    "five-tuple-hash": BY_TUPLE,
+}
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_members_by_hash(bench: Bench, tables: Tables, name: str, family: int) -> None:
+    """The same ones that the core picks."""
+    backends, vip = ((ONE, TWO), VIP) if family == 4 else ((ONE6, TWO6), VIP6)
+    scheduler = create(name, seed=1, key=b"key")
+    assert isinstance(scheduler, HashScheduler)
+    members = [Member(backend(one), number) for number, one in enumerate(backends, start=1)]
+    scheduler.update(members)
+    if name != "maglev":
+        while scheduler.find_owners(1 << 16):
+            pass
+    table = scheduler.table()
+    tables.serve(
+        SCHEDULERS[name],
+        *backends,
+        slots=[0 if one is None else one.index for one in table],
+        hash_state=scheduler.hash.after_key(),
+    )
+    tables.vip(vip)
+    tables.spare(range(10, 60))
+    picked = set()
+    for number in range(20):
+        client = f"198.51.100.{number}:{20000 + number}"
+        if family == 6:
+            client = f"[2001:db8:2::{number:x}]:{20000 + number}"
+        chosen = scheduler.pick(NewFlow.between(6, Endpoint.parse(client), Endpoint.parse(vip)))
+        assert chosen is not None
+        ran = bench.node.call(bench.run, tcp(client, vip, "S"))
+        assert ran.result == REDIRECT
+        (index, *_), *_ = openings(bench)
+        assert bench.read(index, "member") == chosen.index
+        picked.add(chosen.index)
+    assert picked == {1, 2}
+    # The owner isn't known.
+    tables.serve(SCHEDULERS[name], *backends, slots=[0] * len(table))
+    assert bench.node.call(bench.run, tcp(CLIENT if family == 4 else CLIENT6, vip, "S")).result == (
+        UNSPEC
+    )
+
+
+@pytest.mark.parametrize(("prefix4", "prefix6"), [(0, 0), (24, 112)])
+def test_the_worker_that_has_the_client(
+    bench: Bench, tables: Tables, prefix4: int, prefix6: int
+) -> None:
+    """Each worker tells of places for its own flows; here, only number 2 of 3 has told of any."""
+    shards = [Shard(number, 3, 0xCAFE, prefix4, prefix6) for number in range(3)]
+    masks = [
+        ((1 << prefix) - 1 << bits - prefix).to_bytes(bits // 8, "big")
+        for prefix, bits in ((prefix4, 32), (prefix6, 128))
+    ]
+    bench.control[16:44] = struct.pack("=II4s16s", 3, shards[0].start, *masks)
+    tables.spare(range(10, 200))
+    counts: Counter[bool] = Counter()
+    for vip, client_of in (
+        (VIP, "198.51.{0}.7:{1}".format),
+        (VIP6, "[2001:db8:2::{0}:7]:{1}".format),
+    ):
+        tables.serve(IN_TURN, ONE if vip == VIP else ONE6)
+        tables.vip(vip, worker=2)
+        for number in range(30):
+            client = client_of(number, 20000 + number)
+            endpoint = Endpoint.parse(client)
+            ours = shards[2].has(*words_of(endpoint.address), endpoint.port)
+            ran = bench.node.call(bench.run, tcp(client, vip, "S"))
+            assert (ran.result, client) == (REDIRECT if ours else UNSPEC, client)
+            bench.ring.read()
+            counts[ours] += 1
+    assert counts[True] > 5 < counts[False]
+
+
 def test_what_is_left_to_the_worker(bench: Bench, tables: Tables) -> None:
     tables.vip(VIP)
+    tables.vip("192.0.2.99:0", protocol=0, number=0)
     (syn,) = syns(1)
     for what, packet in {
         "no VIP": tcp(CLIENT, "192.0.2.11:80", "S"),
@@ -216,6 +311,8 @@ def test_what_is_left_to_the_worker(bench: Bench, tables: Tables) -> None:
         "a multicast address": tcp("224.0.0.1:5000", VIP, "S"),
         "no address": tcp("0.0.0.0:5000", VIP, "S"),
         "the VIP itself": tcp("192.0.2.10:5000", VIP, "S"),
+        "another address of this host": tcp("192.0.2.99:5000", VIP, "S"),
+        "no way back": tcp("203.0.113.1:5000", VIP, "S"),
     }.items():
         assert (opened(bench, packet), what) == ("", what)
     tables.serve(IN_TURN, ONE, usable=0)

@@ -60,7 +60,7 @@ FIELDS = (
     "reply_packets",
     "protocol",
     "scales",
-    "zero",
+    "member",
     "bytes",
     "reply_bytes",
 )
@@ -142,7 +142,7 @@ class Bench:
 
     def reset(self) -> None:
         self.memory[:] = bytes(len(self.memory))
-        self.control[:16] = bytes(16)
+        self.control[:48] = bytes(48)
         for name in ("flows4", "flows6"):
             keys = list(self.maps[name].keys())
             self.maps[name].delete_batch(b"".join(keys), len(keys))
@@ -751,7 +751,7 @@ def test_what_a_connection_leaves_in_the_maps(bench: Bench) -> None:
         "reply_packets 4",
         "protocol 6",
         f"scales {0x79}",
-        "zero 0",
+        "member 0",
         "bytes 125",
         "reply_bytes 170",
     ]

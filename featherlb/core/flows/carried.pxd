@@ -58,15 +58,17 @@ cdef class Carried:
     cdef unsigned long long[::1] _spare
 
     cpdef bint pending(self) noexcept
-    cpdef object attach_spare(self, object control, object spare)
+    cpdef object attach_spare(self, object queue, object spare)
     @cython.locals(
         ends="unsigned int[::1]", slots="unsigned long long[::1]", size=cython.Py_ssize_t,
         head=cython.uint, room=cython.Py_ssize_t)
     cpdef object spare(self)
     @cython.locals(reply=cython.Py_ssize_t)
     cdef object bind_opened(self, Py_ssize_t flow, Py_ssize_t index)
-    @cython.locals(entry="Entry *", keys=Keys)
+    @cython.locals(entry="Entry *")
     cpdef object reject(self, Py_ssize_t index)
+    @cython.locals(entry="Entry *", keys=Keys)
+    cdef object _delete_keys(self, Py_ssize_t index)
     @cython.locals(
         record="Record *", entry="Entry *", index=cython.Py_ssize_t, reply=cython.Py_ssize_t,
         keys=Keys)
@@ -92,6 +94,6 @@ cdef class Carried:
     @cython.locals(index=cython.Py_ssize_t, member_id=cython.Py_ssize_t)
     cpdef object reclaim(self)
     cdef void discard(self, Py_ssize_t index) noexcept
-    @cython.locals(entries=Entries, entry="Entry *", index=cython.Py_ssize_t, keys=Keys)
+    @cython.locals(entries=Entries, entry="Entry *", index=cython.Py_ssize_t)
     cpdef object release_rest(self)
     cdef Py_ssize_t find(self, Entry *entry, Py_ssize_t reply) noexcept

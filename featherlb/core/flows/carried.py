@@ -171,10 +171,10 @@ class Carried:
 
     # Entries for flows that the program opens itself
 
-    def attach_spare(self, control: memoryview, spare: memoryview) -> None:
-        """Hand entries to the program by this memory (`spare_head` and `spare_tail` in its
-        `control`). What a predecessor had handed out is taken back."""
-        self._ends = control[16:24].cast("I")
+    def attach_spare(self, queue: memoryview, spare: memoryview) -> None:
+        """Hand entries to the program by this memory: head and tail of a `queue`, and its slots.
+        What a predecessor had handed out is taken back."""
+        self._ends = queue.cast("I")
         self._spare = spare.cast("Q")
         self._ends[0] = self._ends[1]
 
@@ -207,10 +207,17 @@ class Carried:
         entry = self.entries.at(index)
         if entry.live:
             entry.live = 0
-            keys = self.keys6 if entry.options & IPV6_ENTRY else self.keys4
-            keys.delete(self.entries, index, 0)
-            keys.delete(self.entries, index, 1)
+            self._delete_keys(index)
         self._ended.append((index, NO_MEMBER))
+
+    def _delete_keys(self, index: int) -> None:
+        """Delete the keys of an entry without a flow, unless they are those of another flow."""
+        entry = self.entries.at(index)
+        keys = self.keys6 if entry.options & IPV6_ENTRY else self.keys4
+        if not self.find(entry, 0):
+            keys.delete(self.entries, index, 0)
+        if not self.find(entry, 1):
+            keys.delete(self.entries, index, 1)
 
     # Flows
 
@@ -377,11 +384,7 @@ class Carried:
             if entry.protocol:
                 if entry.live or entry.worker != self.worker:
                     continue  # another worker's
-                keys = self.keys6 if entry.options & IPV6_ENTRY else self.keys4
-                if not self.find(entry, 0):
-                    keys.delete(entries, index, 0)
-                if not self.find(entry, 1):
-                    keys.delete(entries, index, 1)
+                self._delete_keys(index)
             self.discard(index)
 
     def find(self, entry: "Entry", reply: int) -> int:

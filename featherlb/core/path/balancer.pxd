@@ -87,6 +87,7 @@ cdef class Balancer:
     @cython.locals(ctx=Context, verdict=cython.int)
     cpdef int handle_packet(
         self, Py_ssize_t offset, Py_ssize_t length, int hook, int info, double now) except -1
+    cpdef object review_openings(self)
     cpdef object opened(self, Py_ssize_t index, Py_ssize_t length, double now)
     @cython.locals(
         ctx=Context, packet=Packet, ref=cython.Py_ssize_t, port=cython.uint, member=PoolMember,

@@ -176,7 +176,6 @@ class Balancer:
             timeouts,
         )
         self.carrying = Carrying(flows, services, members, lifecycle, counters, ports, carried)
-        self.openings = Openings(services, carried)
         self.offload = OffloadedFlows(
             flows, services, members, lifecycle, counters, outbox, ports, commands
         )
@@ -189,6 +188,7 @@ class Balancer:
         )
         self.icmp = IcmpHandler(flows, next_hops, services, counters, outbox, redispatch, lifecycle)
         self.own_addresses = OwnAddresses()
+        self.openings = Openings(services, carried, self.own_addresses, shard)
         self.context = Context(packet)
         self.tracker = Tracker(flows, lifecycle, counters, next_hops)
         self.fragments = Fragments()
@@ -285,8 +285,19 @@ class Balancer:
         """Open the flow that the program in the kernel has opened with this entry. The headers of
         the packet, which has `length` bytes, are at the beginning of the buffer. If the flow can't
         be, its next packet comes here."""
+        self.recorder.now = now
         if not self.take_opened(index, length, now):
             self.carrying.carried.reject(index)
+
+    def review_openings(self) -> None:
+        """Have a worker open flows while it has to see every packet that opens one. Call it every
+        0.1 s, and when packets are recorded or faults are injected."""
+        reason = ""
+        if self.faults.active:
+            reason = "faults are injected"
+        elif self.recording.active:
+            reason = "packets are captured"
+        self.openings.suspend(reason, self.cookies.flooded)
 
     def take_opened(self, index: int, length: int, now: float) -> bool:
         """Whether the flow could be opened (`opened`)."""
@@ -326,6 +337,8 @@ class Balancer:
             return False
         ctx.flow = flow
         self.counters.latencies.sent(flow, now)
+        if packet.protocol == TCP:
+            self.cookies.are_wanted(pool)  # it looks for a flood
         if packet.protocol == TCP and self.tombstones:
             self.tombstones.forget(
                 (packet.src_high, packet.src_low, packet.dst_high, packet.dst_low, packet.ports)

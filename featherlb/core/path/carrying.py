@@ -155,6 +155,7 @@ class Carrying:
         member: PoolMember = self._members.by_id[entry.member]
         if (
             member.pool is not pool
+            or self._members.retired[entry.member]
             or member.high != swap64(entry.backend[0])
             or member.low != swap64(entry.backend[1])
         ):

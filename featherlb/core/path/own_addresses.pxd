@@ -3,7 +3,7 @@ cdef unsigned long long BITS, MULTIPLIER, MASK64
 
 
 cdef class OwnAddresses:
-    cdef object _addresses
+    cdef readonly object addresses
     cdef unsigned char[::1] _seen
 
     cdef bint has(self, unsigned long long high, unsigned long long low) except -1

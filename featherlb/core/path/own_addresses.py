@@ -13,22 +13,22 @@ MASK64 = 0xFFFFFFFFFFFFFFFF
 
 
 class OwnAddresses:
-    """A set of addresses, given as two words."""
+    """A set of addresses, given as two words; `addresses` has them."""
 
     def __init__(self) -> None:
-        self._addresses: frozenset[tuple[int, int]] = frozenset()
+        self.addresses: frozenset[tuple[int, int]] = frozenset()
         self._seen = memoryview(bytearray(BITS))
 
     def replace(self, addresses: Iterable[tuple[int, int]]) -> None:
         """These are all."""
-        self._addresses = frozenset(addresses)
+        self.addresses = frozenset(addresses)
         self._seen = memoryview(bytearray(BITS))
-        for high, low in self._addresses:
+        for high, low in self.addresses:
             self._seen[place_of(high, low)] = 1
 
     def has(self, high: int, low: int) -> bool:
         """Whether this is one of them."""
-        return self._seen[place_of(high, low)] != 0 and (high, low) in self._addresses
+        return self._seen[place_of(high, low)] != 0 and (high, low) in self.addresses
 
 
 def place_of(high: int, low: int) -> int:

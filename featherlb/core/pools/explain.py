@@ -55,6 +55,11 @@ def explain(pool: Pool, flow: NewFlow, ticks: int) -> Decision:
             reasons += _scheduled(pool, flow, ticks)
         else:
             reasons.append(_custom(pool, chosen, failed=len(_errors(pool)) > len(errors)))
+    if pool.carries and chosen is not None:
+        why = pool.left_to_worker
+        reasons.append(
+            f"a worker opens the flow: {why}" if why else "the program in the kernel opens the flow"
+        )
     return Decision(chosen.endpoint if chosen else None, tuple(reasons), binding, candidates)
 
 
@@ -102,6 +107,12 @@ def _about(pool: Pool, binding: Binding | None, chosen: Member | None) -> str:
 def _scheduled(pool: Pool, flow: NewFlow, ticks: int) -> list[str]:
     """Why the scheduler of each tier that was asked did what it did."""
     reasons = []
+    if pool.turn is not None:
+        turn = pool.turn
+        return [
+            f"{pool.service.scheduler} picks {turn.peek().endpoint}, as its slot is the next in"
+            f" turn, number {turn.place + 1} of {len(turn.slots)}"
+        ]
     if pool.spill is not None:
         first = "others" if pool.spill.takes(flow) else "preferred ones"
         reasons.append(

@@ -25,6 +25,7 @@ from featherlb.core.pools.schedulers import (
     hashed_parts,
 )
 from featherlb.core.pools.schedulers.hashing import FIVE_TUPLE, KeyedHash, bytes_with_key
+from featherlb.core.pools.turn import Turn
 from featherlb.model import (
     QUIC_KEY,
     Address,
@@ -166,6 +167,10 @@ class Pool:
         self._tiers: dict[Level, Tier] = {}
         self.spill: Spill | None = None
         """What is split between preferred backends and others."""
+        self.turn: Turn | None = None
+        """Whose turn it is, if a program in the kernel opens flows in turn, too."""
+        self.left_to_worker = ""
+        """If the program carries its flows: why it doesn't open them, as a clause."""
         self.persistence = _table(service)
         self.connection_ids: ConnectionIds | None = None
         self._take_key(service)
@@ -326,6 +331,8 @@ class Pool:
     def pick(self, flow: NewFlow, ticks: int) -> Member | None:
         """The member for a new flow at this time (0.1 s), None if no backend is usable or all
         are full."""
+        if self.turn is not None:
+            return self.turn.take()
         if self.persistence is None:
             return self._pick(flow, ticks)
         member = self._choose(self.persistence, flow, ticks)
@@ -349,6 +356,8 @@ class Pool:
 
     def peek(self, flow: NewFlow, ticks: int) -> Member | None:
         """What `pick` would return; changes nothing, if the pool is `rewindable`."""
+        if self.turn is not None:
+            return self.turn.peek()
         with self.rewinding():
             if self.persistence is None:
                 return self._pick(flow, ticks)

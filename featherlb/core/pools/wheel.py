@@ -1,8 +1,9 @@
 """Which pools a program in the kernel can open flows for by itself, and by which table.
 
-A *wheel* is a list of slots, each with a member: the program takes the next slot, a random one, or
-the less loaded member of two random ones. That is enough for some schedulers, as long as a flow
-depends on nothing that only Python knows. Flows of other pools are opened by a worker.
+A *wheel* is a list of slots, each with a member: the program takes the next slot, a random one, the
+less loaded member of two random ones, or the one to which a flow hashes. That is enough for some
+schedulers, as long as a flow depends on nothing that only Python knows. Flows of other pools are
+opened by a worker.
 """
 
 from collections.abc import Sequence
@@ -13,11 +14,13 @@ from math import gcd
 
 from featherlb.core.pools.pool import Pool
 from featherlb.core.pools.schedulers import Member, NewFlow
+from featherlb.core.pools.schedulers.hash_scheduler import HashScheduler
+from featherlb.core.pools.schedulers.hashing import CLIENT, FIVE_TUPLE
 from featherlb.core.pools.schedulers.weighted_round_robin import WeightedRoundRobin
 from featherlb.model import Role
 
 MAX_SLOTS = 1024
-"""WHEEL in featherlb/bpf/flows.c."""
+"""Of schedulers that don't hash."""
 
 
 class How(IntEnum):
@@ -27,6 +30,8 @@ class How(IntEnum):
     IN_TURN = 1
     AT_RANDOM = 2
     BY_LOAD = 3
+    BY_CLIENT = 4
+    BY_TUPLE = 5
 
 
 HOW = {
@@ -36,15 +41,19 @@ HOW = {
     "two-choices": How.BY_LOAD,
 }
 """By scheduler."""
+HOW_HASHED = {CLIENT: How.BY_CLIENT, FIVE_TUPLE: How.BY_TUPLE}
+"""By what is hashed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wheel:
-    """How the program chooses, and the members of its slots. If it doesn't, `reason` is why, as a
+    """How the program chooses, and the member of each slot, None where it is not known yet. A hash
+    starts from the state `hash_state`. If the program doesn't choose, `reason` is why, as a
     clause."""
 
     how: How
-    slots: tuple[Member, ...] = ()
+    slots: Sequence[Member | None] = ()
+    hash_state: bytes = b""
     reason: str = ""
 
 
@@ -56,6 +65,10 @@ def wheel_of(pool: Pool) -> Wheel:
     tier = next((tier for tier in pool.tiers.values() if tier.usable), None)
     if tier is None:
         return Wheel(How.BY_WORKER, reason="no backend is usable")
+    scheduler = tier.scheduler
+    if isinstance(scheduler, HashScheduler):
+        how = HOW_HASHED[scheduler.parts]
+        return Wheel(how, scheduler.table(), scheduler.hash.after_key())
     weighted = pool.service.scheduler != "round-robin"
     shares = shares_of(tier.usable) if weighted else [1] * len(tier.usable)
     if sum(shares) > MAX_SLOTS:
@@ -75,8 +88,16 @@ def wheel_of(pool: Pool) -> Wheel:
 def obstacle(pool: Pool) -> str:
     """Why only a worker can open flows of a pool; empty if the program can as well."""
     service = pool.service
-    if service.scheduler not in HOW:
+    scheduler = pool.schedulers[0]
+    if isinstance(scheduler, HashScheduler):
+        if scheduler.parts not in HOW_HASHED or pool.key is not None:
+            return "`hash_on` names what only a worker hashes"
+        if not scheduler.table():
+            return f"the scheduler {service.scheduler} has no table"
+    elif service.scheduler not in HOW:
         return f"the scheduler {service.scheduler} chooses by what only a worker knows"
+    if pool.awaiting_rules:
+        return "its rules are being changed"
     if pool.guarded or pool.counts_clients:
         return "a worker decides who may open flows"
     for what, there in (
@@ -86,12 +107,15 @@ def obstacle(pool: Pool) -> str:
         ("responses", service.responses is not None),
         ("mss", service.mss is not None),
         ("prefer", service.prefer is not None),
+        ("syn_cookies: always", pool.cookies_always),
         ("max_connections", any(one.max_connections is not None for one in service.backends)),
     ):
         if there:
             return f"`{what}` needs a worker"
     if any(vip.last_port != vip.first_port for vip in service.vips) or pool.ranged:
         return "ranges of ports need a worker"
+    if any(vip.wildcard for vip in service.vips):
+        return "a wildcard VIP needs a worker"
     if any(one.local for one in service.backends):
         return "a backend is on this host"
     if any(one.role is not Role.PRIMARY for one in service.backends):

@@ -46,18 +46,20 @@ class Engine(base.Engine):
                     self._entries = memoryview(entries.memory())
                 with ebpf.open_map(place / f"ring-{context.shard.worker}") as ring:
                     self._ring = ebpf.Ring(ring)
-                self._vip_map = opened.enter_context(ebpf.open_map(place / "vips"))
-                self._memory = {
-                    name: memoryview(opened.enter_context(ebpf.open_map(place / name)).memory())
-                    for name in ("services", "wheels", "members", "control", "spare")
+                self._place_map = opened.enter_context(ebpf.open_map(place / "places"))
+                self._part = {
+                    name: self._part_of(opened.enter_context(ebpf.open_map(place / name)))
+                    for name in programs.OF_WORKERS
                 }
+                with ebpf.open_map(place / "control") as control:
+                    self._control = memoryview(control.memory())
             except OSError as error:
                 raise HostError(
                     f"the maps of the eBPF program in {place} can't be used: {error.strerror}"
                 ) from None
             self._opened = opened.pop_all()
         self._headers = bytearray(HEADERS)
-        self._vips: dict[bytes, int] = {}
+        self._places: dict[bytes, int] = {}
         self._started = False
         context.queue.attach_program(self)
 
@@ -66,8 +68,9 @@ class Engine(base.Engine):
         if not self._started:
             self._started = True
             # First of all, it opens no more flows than those that are adopted.
-            self._core.openings.attach(Tables(**self._memory))
-            self._vips = dict.fromkeys(self._vip_map.keys(), -1)
+            self._core.openings.attach(Tables(**self._part, control=self._control))
+            ours = filter(lambda key: key[-1] == self._shard.worker, self._place_map.keys())
+            self._places = dict.fromkeys(ours, -1)
             self._ring.read()
             self._core.carrying.start(self._entries, self._shard, int(now * TICKS_PER_SECOND))
         else:
@@ -77,10 +80,9 @@ class Engine(base.Engine):
         self._serve()
 
     def tick(self, now: float) -> None:
-        self.listen(now)
         self.execute()
         self._core.carrying.sweep()
-        self._core.openings.suspend(self._why_suspended())
+        self._core.review_openings()
         self._core.openings.refresh()
         self._serve()
 
@@ -101,25 +103,26 @@ class Engine(base.Engine):
                     core.attach(headers)
                 core.opened(index, _length(headers), time / NANOSECONDS)
 
-    def _why_suspended(self) -> str:
-        """Why a worker has to open all flows for the moment, as a clause; empty if not."""
-        if self._core.faults.active:
-            return "faults are injected"
-        return "packets are captured" if self._core.recording.active else ""
+    def _part_of(self, table: ebpf.Map) -> memoryview:
+        """This worker's part of a map."""
+        memory = memoryview(table.memory())
+        size = table.shape.max_entries // self._shard.workers * table.shape.stride
+        return memory[self._shard.worker * size : (self._shard.worker + 1) * size]
 
     def _serve(self) -> None:
-        """Have the program know the VIPs whose flows it opens, and no others."""
-        wanted = self._core.openings.vips
-        if wanted == self._vips:
+        """Have the program know the places that it must know for this worker, and no others."""
+        wanted = self._core.openings.places
+        if wanted is self._places:
             return
-        for key in self._vips.keys() - wanted.keys():
-            self._vip_map.delete(key)
+        for key in self._places.keys() - wanted.keys():
+            self._place_map.delete(key)
         for key, number in wanted.items():
-            if self._vips.get(key) != number:
-                self._vip_map.update(key, struct.pack("=I", number))
-        self._vips = dict(wanted)
+            if self._places.get(key) != number:
+                self._place_map.update(key, struct.pack("=I", number))
+        self._places = wanted
 
     def flush(self, now: float) -> None:
+        self.listen(now)  # a command may come next that asks for the flows
         self.execute()
 
     def refresh(self, first: int, count: int, now: float) -> None:

@@ -67,7 +67,7 @@ class Maglev(HashScheduler):
         table = self._table
         if not table:
             return None
-        return table[self._hash(self._bytes(flow)) % self._size]
+        return table[self.hash(self._bytes(flow)) % self._size]
 
     def slots(self) -> Sequence[Member]:
         return self._table

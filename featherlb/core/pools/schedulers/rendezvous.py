@@ -28,12 +28,13 @@ _LOG_2_53 = 53 * log(2)
 
 
 class RendezvousTable:
-    __slots__ = ("_candidates", "_hash", "_owners")
+    __slots__ = ("_candidates", "_hash", "_looked_at", "_owners")
 
     def __init__(self, key: bytes) -> None:
         self._hash = KeyedHash(key, b"rendezvous backend")
         self._candidates: list[tuple[Member, int, int]] = []
         self._owners: list[Member | None] = []
+        self._looked_at = 0
 
     def update(self, members: Sequence[Member]) -> None:
         before = {(member, number): weight for member, number, weight in self._candidates}
@@ -45,6 +46,7 @@ class RendezvousTable:
         after = {(member, number): weight for member, number, weight in self._candidates}
         if after == before:
             return
+        self._looked_at = 0
         if all(weight <= before.get(candidate, 0) for candidate, weight in after.items()):
             # Nobody gained weight, so only members that lost weight can lose rows. This way the
             # failure of a member doesn't cause the computation of all rows.
@@ -67,6 +69,21 @@ class RendezvousTable:
         """The owners of the first rows, of so many as take some tenths of a second at most."""
         rows = min(ROWS, MAX_SCORES // max(1, len(self._candidates)))
         return [owner for row in range(rows) if (owner := self.owner(row)) is not None]
+
+    def known(self) -> Sequence[Member | None]:
+        """The owner of each row, None where it isn't known yet; nothing without members."""
+        return self._owners if self._candidates else ()
+
+    def find_owners(self, scores: int) -> range:
+        """Find owners that aren't known yet, for so many scores; the rows among which they are."""
+        first = row = self._looked_at
+        while scores > 0 and self._candidates and row < ROWS:
+            if self._owners[row] is None:
+                self.owner(row)
+                scores -= len(self._candidates)
+            row += 1
+        self._looked_at = row
+        return range(first, row)
 
     def owner_among(self, value: int, members: Sequence[Member]) -> Member:
         """The owner of a hash among these members only: the next best one."""

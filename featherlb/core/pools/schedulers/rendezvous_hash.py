@@ -22,10 +22,16 @@ class RendezvousHash(HashScheduler):
         self._table.update(members)
 
     def pick(self, flow: NewFlow) -> Member | None:
-        return self._table.owner(self._hash(self._bytes(flow)))
+        return self._table.owner(self.hash(self._bytes(flow)))
 
     def slots(self) -> Sequence[Member]:
         return self._table.owners()
+
+    def table(self) -> Sequence[Member | None]:
+        return self._table.known()
+
+    def find_owners(self, scores: int) -> range:
+        return self._table.find_owners(scores)
 
     def explain(self, flow: NewFlow) -> str:
         return f"{self._parts} to row {self._hash_of(flow) % ROWS} of {ROWS}, which it owns"

@@ -9,9 +9,21 @@ import pytest
 
 from featherlb.core.flows.entry import ENTRY_SIZE
 from featherlb.core.flows.tcp_state import State
-from featherlb.core.path.openings import SERVICES, Openings, Tables
-from featherlb.core.pools.wheel import MAX_SLOTS, How
-from featherlb.model import Datapath, Hook, Persistence, Protocol, Ramp, Role, Service, Verdict
+from featherlb.core.path import openings
+from featherlb.core.path.openings import ROWS, SERVICES, Openings, Tables
+from featherlb.core.pools.explain import Decision
+from featherlb.core.pools.wheel import How
+from featherlb.model import (
+    Datapath,
+    Endpoint,
+    Hook,
+    Persistence,
+    Protocol,
+    Ramp,
+    Role,
+    Service,
+    Verdict,
+)
 from tests.builders import tcp, udp
 from tests.unit.core.path.test_carrying import Program
 from tests.world import CLIENT, ONE, THREE, TWO, VIP, Connection, World, backend, client, service
@@ -28,24 +40,24 @@ class Opener(Program):
         super().__init__()
         self.world = world
         self.tables_of = Tables(
-            services=memoryview(bytearray(SERVICES * 16)),
-            wheels=memoryview(bytearray(SERVICES * 2 * MAX_SLOTS * 8)),
+            services=memoryview(bytearray(SERVICES * 64)),
             members=memoryview(bytearray(4096 * 32)),
-            control=memoryview(bytearray(24)),
+            rows=memoryview(bytearray(ROWS * 8)),
+            queue=memoryview(bytearray(8)),
             spare=memoryview(bytearray(SPARE * 8)),
+            control=memoryview(bytearray(48)),
         )
-        openings: Openings = world.balancer.openings
-        self.openings = openings
-        openings.attach(self.tables_of)
+        self.openings: Openings = world.balancer.openings
+        self.openings.attach(self.tables_of)
         self.start(world)
-        openings.update()
+        self.openings.update()
 
     def wheel(self, number: int = 1) -> tuple[How, list[str]]:
         """How flows of a service are opened, and the backends of its slots."""
-        how, word, _, _ = struct.unpack_from("=IIII", self.tables_of.services, number * 16)
-        first = (number * 2 + (word >> 16)) * MAX_SLOTS
-        slots = self.tables_of.wheels.cast("Q")[first : first + (word & 0xFFFF)]
-        return How(how), [self.member(slot)[0] for slot in slots]
+        how, _, table = struct.unpack_from("=IIQ", self.tables_of.services, number * 64)
+        first, size = table >> 32, table & 0xFFFFFFFF
+        slots = self.tables_of.rows.cast("H")[first * 4 : first * 4 + size]
+        return How(how), [self.member(slot - 1)[0] if slot else "" for slot in slots]
 
     def member(self, number: int) -> tuple[str, int, int, int]:
         """Endpoint, whether it is usable, its load and its weight."""
@@ -57,14 +69,14 @@ class Opener(Program):
     @property
     def spare(self) -> list[int]:
         """The entries that it may use."""
-        head, tail = struct.unpack_from("=II", self.tables_of.control, 16)
+        head, tail = struct.unpack("=II", self.tables_of.queue)
         slots = self.tables_of.spare.cast("Q")
         return [slots[at % SPARE] for at in range(tail, head)]
 
     def take(self) -> int:
         (index, *_) = self.spare
-        (tail,) = struct.unpack_from("=I", self.tables_of.control, 20)
-        struct.pack_into("=I", self.tables_of.control, 20, tail + 1)
+        (tail,) = struct.unpack_from("=I", self.tables_of.queue, 4)
+        struct.pack_into("=I", self.tables_of.queue, 4, tail + 1)
         return index
 
     def open(self, packet: bytes, endpoint: str = ONE, member: int = 0) -> int:
@@ -185,8 +197,8 @@ def test_entries_are_handed_out() -> None:
 def test_wheels() -> None:
     world, program = opening()
     assert program.wheel() == (How.IN_TURN, [ONE, TWO])
-    # The VIP's service, and the backends, which clients may talk to themselves.
-    assert sorted(program.openings.vips.values()) == [0, 0, 1]
+    # The VIP's service; the backends, which clients may talk to themselves; no client's address.
+    assert sorted(program.openings.places.values()) == [0, 0, 0, 1]
     weighted = [backend(ONE, 4), backend(TWO, 2), backend(THREE, 0)]
     base = service(*weighted, datapath=EBPF)
     for scheduler, how, slots in (
@@ -196,10 +208,14 @@ def test_wheels() -> None:
     ):
         world.apply(replace(base, scheduler=scheduler))
         assert program.wheel() == (how, slots)
-        assert program.openings.reasons == {}
+        assert reasons(program) == {"web": ""}
     world.apply()
-    assert program.wheel() == (How.BY_WORKER, [])
-    assert program.openings.vips == {}
+    assert program.wheel()[0] is How.BY_WORKER
+    assert program.openings.places == {}
+
+
+def reasons(program: Opener) -> dict[str, str]:
+    return program.openings.explain()
 
 
 def test_loads() -> None:
@@ -212,8 +228,73 @@ def test_loads() -> None:
     assert program.wheel() == (How.IN_TURN, [TWO])
 
 
+def decision(world: World, of: str) -> Decision:
+    """What a flow of this client would get."""
+    pool = world.balancer.services.pools["web"]
+    ends = Endpoint.parse(of), Endpoint.parse(VIP)
+    found = world.balancer.views.explain(pool, Protocol.TCP, *ends, world.now)
+    told: Decision = found.decision
+    return told
+
+
+def test_turns_are_shared() -> None:
+    """The worker and the program take one slot after the other."""
+    world, program = opening(THREE, ONE, TWO)
+    pool = world.balancer.services.pools["web"]
+    assert pool.turn is not None
+    assert decision(world, client(1)).backend == Endpoint.parse(THREE)
+    struct.pack_into("=I", program.tables_of.services, 64 + 4, 4)  # as if it had opened four
+    assert "its slot is the next in turn, number 2 of 3" in decision(world, client(1)).reasons[0]
+    assert decision(world, client(1)).reasons[-1] == "the program in the kernel opens the flow"
+    world.handle(tcp(client(1), VIP, "S", payload=b"x"))
+    assert [str(flow.backend) for flow in world.flows()] == [ONE]
+    assert struct.unpack_from("=I", program.tables_of.services, 64 + 4) == (5,)
+    # Who is next stays next.
+    world.apply(service(THREE, TWO, datapath=EBPF))
+    assert decision(world, client(1)).backend == Endpoint.parse(TWO)
+    world.apply(service(THREE, TWO, datapath=EBPF, scheduler="least-connections"))
+    assert pool.turn is None
+    assert decision(world, client(1)).reasons[-1].startswith("a worker opens the flow: the sched")
+
+
+def test_tables_of_hashes() -> None:
+    world, program = opening(scheduler="maglev")
+    how, owners = program.wheel()
+    assert (how, len(owners), set(owners)) == (How.BY_TUPLE, 65537, {ONE, TWO})
+    world.apply(service(ONE, TWO, datapath=EBPF, scheduler="source-hash"))
+    assert program.wheel() == (How.BY_CLIENT, [""] * 65536)
+    for _ in range(40):
+        program.openings.refresh()
+    how, owners = program.wheel()
+    assert set(owners) == {ONE, TWO}
+    # Only the rows of the one that has left are unknown.
+    world.apply(service(TWO, datapath=EBPF, scheduler="source-hash"))
+    before = [owner if owner == TWO else "" for owner in owners]
+    assert program.wheel() == (How.BY_CLIENT, before)
+    # The client's address places a flow.
+    number = struct.unpack_from("=I", program.tables_of.services, 64)
+    assert number == (How.BY_CLIENT,)
+
+
+def test_tables_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows of a table that was replaced rest for 0.1 s or more, and are used again."""
+    monkeypatch.setattr(openings, "ROWS", 33000)  # two tables
+    world, program = opening(scheduler="maglev")
+    for weight in range(2, 5):
+        world.apply(service(backend(ONE, weight), TWO, datapath=EBPF, scheduler="maglev"))
+        assert reasons(program) == {"web": ""}
+        program.openings.refresh()
+        program.openings.refresh()
+    for weight in range(2, 4):
+        world.apply(service(backend(ONE, weight), TWO, datapath=EBPF, scheduler="maglev"))
+    assert reasons(program) == {"web": "its table finds no room"}
+    for _ in range(3):
+        program.openings.refresh()
+    assert reasons(program) == {"web": ""}
+
+
 REASONS: dict[str, tuple[dict[str, Any], str]] = {
-    "scheduler": ({"scheduler": "maglev"}, "the scheduler maglev chooses"),
+    "scheduler": ({"scheduler": "least-connections"}, "the scheduler least-connections chooses"),
     "persistence": ({"persistence": Persistence(60, 32)}, "`persistence`"),
     "mss": ({"mss": 1400}, "`mss`"),
     "role": (
@@ -234,28 +315,30 @@ REASONS: dict[str, tuple[dict[str, Any], str]] = {
 def test_why_a_worker_opens_them(name: str) -> None:
     fields, reason = REASONS[name]
     _, program = opening(**fields)
-    assert program.openings.reasons["web"].startswith(reason)
+    assert reasons(program)["web"].startswith(reason)
     assert program.wheel() == (How.BY_WORKER, [])
-    assert program.openings.vips == {}
+    assert program.openings.places == {}
 
 
 def test_a_slow_start_is_the_workers() -> None:
     ramp = Ramp(1000.0, 10.0)
     world, program = opening(backend(ONE, ramp=ramp), TWO)
-    assert program.openings.reasons == {"web": "a backend starts slowly"}
+    assert reasons(program) == {"web": "a backend starts slowly"}
     world.advance(11)
     for number in range(1, 4):
         world.handle(tcp(client(number), VIP, "S"))
     program.openings.refresh()
-    assert program.openings.reasons == {}
+    assert reasons(program) == {"web": ""}
 
 
 def test_all_flows_are_the_workers_for_a_while() -> None:
     _, program = opening()
-    program.openings.suspend("packets are captured")
-    assert program.openings.reasons == {"web": "packets are captured"}
+    program.openings.suspend("packets are captured", False)
+    assert reasons(program) == {"web": "packets are captured"}
     assert program.wheel()[0] is How.BY_WORKER
-    program.openings.suspend("")
+    program.openings.suspend("", True)
+    assert reasons(program) == {"web": "SYNs are answered with cookies"}
+    program.openings.suspend("", False)
     assert program.wheel() == (How.IN_TURN, [ONE, TWO])
 
 
@@ -263,5 +346,5 @@ def test_another_datapath() -> None:
     world, program = opening()
     wanted: Service = service(ONE, TWO)
     world.apply(wanted)
-    assert program.openings.vips == {}
-    assert program.wheel() == (How.BY_WORKER, [])
+    assert program.openings.places == {}
+    assert program.wheel()[0] is How.BY_WORKER
