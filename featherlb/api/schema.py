@@ -141,6 +141,9 @@ class Status(Answer):
     uptime: float
     services: int
     datapaths: dict[str, int] = Field(description="Number of services per datapath.")
+    opened_by: dict[str, str] = Field(
+        description="By service of the datapath `ebpf`: who opens flows, as in its service."
+    )
     backends: int
     labels: dict[str, int] = Field(description="Number of backends per label, such as `zone=a`.")
     absent: int = Field(description="Backends whose names have no address that can be used.")

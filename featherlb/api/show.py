@@ -165,6 +165,11 @@ def show_status(view: View) -> schema.Status:
         uptime=round((datetime.now(UTC) - view.started).total_seconds(), 1),
         services=len(served),
         datapaths=dict(Counter(str(service.datapath) for service in served)),
+        opened_by={
+            one.name: by
+            for one in served
+            if one.datapath.carries and (by := _opened_by(view, one.name))
+        },
         backends=sum(len(service.backends) for service in served),
         labels=dict(
             Counter(str(one) for s in served for backend in s.backends for one in backend.labels)
@@ -254,11 +259,11 @@ def show_services(view: View) -> schema.Services:
 
 def _opened_by(view: View, service: str) -> str:
     """Who opens flows of a service that a program carries, and why; empty for others."""
-    for one in view.statistics.values():
-        reason = one.openings.get(service)
-        if reason is not None:
-            return f"worker ({reason})" if reason else "program"
-    return ""
+    found = [one.openings.get(service) for one in view.statistics.values()]
+    reason = next(filter(None, found), None)
+    if reason is not None:
+        return f"worker ({reason})"
+    return "program" if "" in found else ""
 
 
 def _refused(view: View) -> dict[str, dict[str, int]]:

@@ -21,6 +21,11 @@ def status(answer: schema.Status) -> None:
         "run-time changes": str(answer.changes),
         "reloads": f"{answer.reloads} done, {answer.reloads_refused} refused",
     }
+    if answer.opened_by:
+        by_program = [name for name, by in answer.opened_by.items() if by == "program"]
+        left = {name: by for name, by in answer.opened_by.items() if by != "program"}
+        parts = [f"the program ({', '.join(by_program)})"] if by_program else []
+        rows["flows opened by"] = "; ".join([*parts, *(f"{by}: {one}" for one, by in left.items())])
     if answer.labels:
         found = ", ".join(f"{count} with {name}" for name, count in answer.labels.items())
         rows["services"] += f" ({found})"

@@ -34,6 +34,9 @@ SLOTS_OF_ROW = 4
 SCORES = 4000
 """Scores for owners of slots that are found in 0.1 s: a few milliseconds."""
 
+SERVICE_SIZE, MEMBER_SIZE = 64, 32
+"""Bytes of `struct service` and `struct member`."""
+
 _SERVICE = struct.Struct("=IIQ32s16x")
 """`struct service`: how, the cursor, the table, the state of its hash."""
 _HOW, _CURSOR, _HASH = 0, 1, slice(4, 12)
@@ -44,7 +47,6 @@ _MEMBER = struct.Struct("!QQH")
 """The beginning of `struct member`: address and port. What follows is in the machine's order."""
 _STATE = struct.Struct("=HIII")
 """The rest: usable, active, weight, 0."""
-_MEMBER_SIZE = 32
 _PLACE = struct.Struct("!QQHBB")
 """`struct place`: address, port, protocol, worker."""
 _STEERING = struct.Struct("=II4s16s")
@@ -110,7 +112,7 @@ class Openings:
         """Write these tables from now on. The program opens nothing until `update`."""
         self._tables = tables
         for number in range(SERVICES):
-            _SERVICE.pack_into(tables.services, number * _SERVICE.size, 0, 0, 0, b"")
+            _SERVICE.pack_into(tables.services, number * SERVICE_SIZE, 0, 0, 0, b"")
         shard = self._shard
         _STEERING.pack_into(
             tables.control,
@@ -222,7 +224,7 @@ class Openings:
         members = tuple(one for one in pool.members.values() if one.weight > 0)
         for member in members:
             endpoint = member.endpoint
-            place = member.index * _MEMBER_SIZE
+            place = member.index * MEMBER_SIZE
             _MEMBER.pack_into(
                 self._tables.members, place, *words_of(endpoint.address), endpoint.port
             )
@@ -270,8 +272,8 @@ class Openings:
     def _service(self, number: int) -> memoryview:
         """A service's structure."""
         assert self._tables is not None
-        at = number * _SERVICE.size
-        return self._tables.services[at : at + _SERVICE.size]
+        at = number * SERVICE_SIZE
+        return self._tables.services[at : at + SERVICE_SIZE]
 
     def _list_places(self, pools: Collection[Pool]) -> None:
         worker = self._shard.worker
@@ -322,7 +324,7 @@ class Openings:
 
     def _write_state(self, member: Member) -> None:
         assert self._tables is not None
-        place = member.index * _MEMBER_SIZE + _MEMBER.size
+        place = member.index * MEMBER_SIZE + _MEMBER.size
         usable = member.weight > 0
         _STATE.pack_into(self._tables.members, place, usable, member.active, member.weight, 0)
 

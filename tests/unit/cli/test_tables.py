@@ -79,6 +79,7 @@ STATUS = schema.Status.model_construct(
     labels={},
     absent=0,
     datapaths={"nfqueue": 1},
+    opened_by={},
     flows=0,
     capacity=1,
     hash_key="/var/lib/featherlb/hash-key",

@@ -103,6 +103,7 @@ STATUS = schema.Status(
     uptime=1,
     services=1,
     datapaths={"nfqueue": 1},
+    opened_by={},
     backends=1,
     labels={},
     absent=0,

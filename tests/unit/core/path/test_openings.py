@@ -10,7 +10,15 @@ import pytest
 from featherlb.core.flows.entry import ENTRY_SIZE
 from featherlb.core.flows.tcp_state import State
 from featherlb.core.path import openings
-from featherlb.core.path.openings import ROWS, SERVICES, Openings, Tables
+from featherlb.core.path.openings import (
+    MEMBER_SIZE,
+    MEMBERS,
+    ROWS,
+    SERVICE_SIZE,
+    SERVICES,
+    Openings,
+    Tables,
+)
 from featherlb.core.pools.explain import Decision
 from featherlb.core.pools.wheel import How
 from featherlb.model import (
@@ -40,8 +48,8 @@ class Opener(Program):
         super().__init__()
         self.world = world
         self.tables_of = Tables(
-            services=memoryview(bytearray(SERVICES * 64)),
-            members=memoryview(bytearray(4096 * 32)),
+            services=memoryview(bytearray(SERVICES * SERVICE_SIZE)),
+            members=memoryview(bytearray(MEMBERS * MEMBER_SIZE)),
             rows=memoryview(bytearray(ROWS * 8)),
             queue=memoryview(bytearray(8)),
             spare=memoryview(bytearray(SPARE * 8)),
@@ -54,14 +62,14 @@ class Opener(Program):
 
     def wheel(self, number: int = 1) -> tuple[How, list[str]]:
         """How flows of a service are opened, and the backends of its slots."""
-        how, _, table = struct.unpack_from("=IIQ", self.tables_of.services, number * 64)
+        how, _, table = struct.unpack_from("=IIQ", self.tables_of.services, number * SERVICE_SIZE)
         first, size = table >> 32, table & 0xFFFFFFFF
         slots = self.tables_of.rows.cast("H")[first * 4 : first * 4 + size]
         return How(how), [self.member(slot - 1)[0] if slot else "" for slot in slots]
 
     def member(self, number: int) -> tuple[str, int, int, int]:
         """Endpoint, whether it is usable, its load and its weight."""
-        at = number * 32
+        at = number * MEMBER_SIZE
         address = ".".join(map(str, self.tables_of.members[at + 12 : at + 16]))
         port = int.from_bytes(self.tables_of.members[at + 16 : at + 18], "big")
         return (f"{address}:{port}", *struct.unpack_from("=HII", self.tables_of.members, at + 18))
@@ -230,8 +238,9 @@ def test_loads() -> None:
 
 def decision(world: World, of: str) -> Decision:
     """What a flow of this client would get."""
-    pool = world.balancer.services.pools["web"]
     ends = Endpoint.parse(of), Endpoint.parse(VIP)
+    pool = world.balancer.views.find_pool(Protocol.TCP, ends[1])
+    assert pool is not None
     found = world.balancer.views.explain(pool, Protocol.TCP, *ends, world.now)
     told: Decision = found.decision
     return told
@@ -240,20 +249,19 @@ def decision(world: World, of: str) -> Decision:
 def test_turns_are_shared() -> None:
     """The worker and the program take one slot after the other."""
     world, program = opening(THREE, ONE, TWO)
-    pool = world.balancer.services.pools["web"]
-    assert pool.turn is not None
     assert decision(world, client(1)).backend == Endpoint.parse(THREE)
-    struct.pack_into("=I", program.tables_of.services, 64 + 4, 4)  # as if it had opened four
+    struct.pack_into(
+        "=I", program.tables_of.services, SERVICE_SIZE + 4, 4
+    )  # as if it had opened four
     assert "its slot is the next in turn, number 2 of 3" in decision(world, client(1)).reasons[0]
     assert decision(world, client(1)).reasons[-1] == "the program in the kernel opens the flow"
     world.handle(tcp(client(1), VIP, "S", payload=b"x"))
     assert [str(flow.backend) for flow in world.flows()] == [ONE]
-    assert struct.unpack_from("=I", program.tables_of.services, 64 + 4) == (5,)
+    assert struct.unpack_from("=I", program.tables_of.services, SERVICE_SIZE + 4) == (5,)
     # Who is next stays next.
     world.apply(service(THREE, TWO, datapath=EBPF))
     assert decision(world, client(1)).backend == Endpoint.parse(TWO)
     world.apply(service(THREE, TWO, datapath=EBPF, scheduler="least-connections"))
-    assert pool.turn is None
     assert decision(world, client(1)).reasons[-1].startswith("a worker opens the flow: the sched")
 
 
@@ -272,7 +280,7 @@ def test_tables_of_hashes() -> None:
     before = [owner if owner == TWO else "" for owner in owners]
     assert program.wheel() == (How.BY_CLIENT, before)
     # The client's address places a flow.
-    number = struct.unpack_from("=I", program.tables_of.services, 64)
+    number = struct.unpack_from("=I", program.tables_of.services, SERVICE_SIZE)
     assert number == (How.BY_CLIENT,)
 
 
