@@ -16,6 +16,7 @@ from featherlb.core.flows.record cimport (
     UNSURE, WIRED, Record)
 from featherlb.core.flows.table cimport FlowTable
 from featherlb.core.flows.windows cimport are_acknowledged, start_unsure
+from featherlb.core.pools.pool cimport Pool
 from featherlb.net.packet cimport MASK32, Packet
 
 cdef int SYN, TCP
@@ -54,10 +55,10 @@ cdef class Lifecycle:
         clash=cython.Py_ssize_t, victim=cython.Py_ssize_t, source_high=cython.ulonglong, source_low=cython.ulonglong,
         backend_port=cython.uint, privileged=cython.bint)
     cdef Py_ssize_t open(
-        self, pool, PoolMember member, unsigned long long client_high, unsigned long long client_low,
+        self, Pool pool, PoolMember member, unsigned long long client_high, unsigned long long client_low,
         unsigned long long vip_high, unsigned long long vip_low, unsigned int ports, int hook,
         unsigned int source_port, int state, unsigned int ticks) except -1
-    cdef bint keeps_client(self, pool, int hook) except -1
+    cdef bint keeps_client(self, Pool pool, int hook) noexcept
     @cython.locals(packet=Packet, record="Record *")
     cdef bint serves(self, Py_ssize_t flow, Py_ssize_t member_id) noexcept
     cdef object allocate_source(
@@ -93,7 +94,7 @@ cdef class Lifecycle:
     cdef void restore(self, Py_ssize_t flow, PoolMember member, unsigned int seen) except *
     @cython.locals(
         flows=FlowTable, flow=cython.Py_ssize_t, record="Record *", member=PoolMember)
-    cdef object recount(self, pool)
+    cdef object recount(self, Pool pool)
     @cython.locals(record="Record *", member_id=cython.Py_ssize_t)
     cdef bint reopens(self, Py_ssize_t flow, unsigned int ticks) noexcept
     cdef bint is_retransmission(self, Py_ssize_t flow, unsigned int ticks) noexcept

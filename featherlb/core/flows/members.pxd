@@ -6,10 +6,12 @@ from featherlb.core.flows.flight_recorder cimport (
 from featherlb.core.flows.record cimport LOCAL_BACKEND
 from featherlb.core.flows.next_hops cimport NextHops
 from featherlb.core.flows.port_holders cimport PortHolders
+from featherlb.core.pools.pool cimport Pool
 
 
 cdef class PoolMember:
-    cdef readonly object pool, scheduled, target
+    cdef readonly Pool pool
+    cdef readonly object scheduled, target
     cdef public object sources
     cdef readonly unsigned long long high, low
     cdef readonly int id, weight

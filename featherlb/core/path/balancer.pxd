@@ -32,6 +32,7 @@ from featherlb.net.packet cimport FRAGMENT, OK, UNSUPPORTED, Packet
 from featherlb.core.path.recording cimport Recording
 from featherlb.core.path.services cimport Services
 from featherlb.core.path.redispatch cimport Attempt, Redispatch
+from featherlb.core.pools.pool cimport Pool
 from featherlb.core.path.restore cimport Restoration
 from featherlb.core.path.export cimport Views
 from featherlb.core.path.faults cimport Faults, Injected
@@ -107,11 +108,11 @@ cdef class Balancer:
     @cython.locals(packet=Packet, member=PoolMember)
     cdef bint learn_ids(self, Context ctx) except -1
     @cython.locals(
-        packet=Packet, wire=cython.bint, port=cython.uint, action=cython.int, verdict=cython.int)
+        packet=Packet, pool=Pool, wire=cython.bint, port=cython.uint, action=cython.int, verdict=cython.int)
     cdef int admit(self, Context ctx) except -1
     @cython.locals(
         packet=Packet, claims=Claims, redispatch=Redispatch, member=PoolMember, attempt=Attempt,
-        opening=Opening, hook=cython.int, port=cython.int, flow=cython.Py_ssize_t,
+        opening=Opening, pool=Pool, hook=cython.int, port=cython.int, flow=cython.Py_ssize_t,
         reason=cython.int)
     cdef int schedule(self, Context ctx) except -1
     @cython.locals(

@@ -1,5 +1,6 @@
 # C types of context.py, for the compiled build.
 cimport cython
+from featherlb.core.pools.pool cimport Pool
 from featherlb.net.packet cimport Packet
 
 cdef int GO_ON, WHOLE, FIRST_FRAGMENT, LATER_FRAGMENT, ICMP_MESSAGE
@@ -13,7 +14,7 @@ cdef class Context:
     cdef double now
     cdef unsigned int ticks
     cdef bint offloaded
-    cdef object pool
+    cdef Pool pool
 
     cdef void begin(
         self, Py_ssize_t offset, Py_ssize_t length, int hook, int info, double now) noexcept

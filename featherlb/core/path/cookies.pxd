@@ -6,6 +6,7 @@ from featherlb.core.flows.next_hops cimport NextHops
 from featherlb.core.flows.table cimport FlowTable
 from featherlb.core.path.context cimport Context
 from featherlb.core.path.outbox cimport Outbox
+from featherlb.core.pools.pool cimport Pool
 from featherlb.net.checksum cimport sum_bytes
 from featherlb.net.packet cimport MASK32, Packet
 from featherlb.net.siphash cimport SipHash
@@ -38,7 +39,7 @@ cdef class Cookies:
     cdef readonly bint sack
 
     @cython.locals(half_open=cython.uint)
-    cdef bint are_wanted(self, pool) except -1
+    cdef bint are_wanted(self, Pool pool) except -1
     @cython.locals(unreturned=cython.longlong, more=cython.longlong, half_open=cython.uint)
     cpdef object handle_timer(self, unsigned int ticks)
     cpdef object set_shield(self, bint up, unsigned int ticks)

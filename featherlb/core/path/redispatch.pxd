@@ -15,6 +15,7 @@ from featherlb.core.flows.record cimport (
 from featherlb.core.flows.table cimport FlowTable
 from featherlb.core.path.context cimport GO_ON, Context
 from featherlb.core.path.outbox cimport Outbox
+from featherlb.core.pools.pool cimport Pool
 from featherlb.net.packet cimport MASK32, OK, Packet
 
 cdef int ACK, RST, SYN, TCP
@@ -37,7 +38,7 @@ cdef class Attempt:
     cdef unsigned long long hop
     cdef unsigned int ticks
 
-    cdef object choose(self, pool, flow, unsigned int ticks)
+    cdef object choose(self, Pool pool, flow, unsigned int ticks)
 
 
 @cython.final

@@ -2,6 +2,7 @@
 cimport cython
 from featherlb.core.flows.next_hops cimport NextHops
 from featherlb.core.flows.members cimport Members
+from featherlb.core.pools.pool cimport Pool
 
 cdef unsigned long long MAPPED
 
@@ -20,6 +21,6 @@ cdef class Services:
     cdef object _source_ports, _seed, _hash_key
 
     @cython.locals(family=cython.ulonglong)
-    cpdef object find(
+    cpdef Pool find(
         self, unsigned long long high, unsigned long long low, int protocol, unsigned int port,
         bint wire)
