@@ -114,7 +114,7 @@ def split_host_port(text: str) -> tuple[str, int]:
         raise ValueError(f"'{text}' is not HOST:PORT")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
-    elif ":" in host:
+    elif ":" in host and port == port.strip():
         raise ValueError(f"'{text}' needs brackets around its IPv6 address: [{host}]:{port}")
     if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
         raise ValueError(f"port '{port}' is not a number from 1 to 65535")

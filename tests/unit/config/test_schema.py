@@ -119,6 +119,10 @@ def faults_of(text: str) -> list[str]:
             "[2001:db8::1]:80",
         ),
         (
+            "services:\n- vip: '10.0.0.10:80: '",
+            "f:2: services[0].vip: port ' ' is not a number from 1 to 65535",
+        ),
+        (
             "services:\n- vip: 10.0.0.10:8010-8000",
             "f:2: services[0].vip: '10.0.0.10:8010-8000' is a descending range"
             " (expected IP:LOW-HIGH)",
