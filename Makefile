@@ -1,9 +1,9 @@
 # Every target sets up what it needs first (Debian packages as root, a virtual environment in .venv).
 VENV ?= .venv
 PYTHON = $(VENV)/bin/python
-# Two processes a core, as tests wait for half of their time, each with whole files: they share labs
-# and instances.
-PARALLEL = -n $(shell expr $$(nproc) \* 2) --dist loadfile
+# Three processes a core, as kernel tests wait for more than half of their time, each with whole files:
+# they share labs and instances. In the order of tests/conftest.py, not with the most tests first.
+PARALLEL = -n $(shell expr $$(nproc) \* 3) --dist loadfile --no-loadscope-reorder
 # What has hot modules, or runs the packet path. The rest is the same code in both forms.
 HOT = api core datapaths net system worker
 

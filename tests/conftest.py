@@ -72,6 +72,8 @@ def kernel_obstacle() -> str | None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # A file of kernel tests can take a minute. Were it the last one, other processes would wait.
+    items.sort(key=lambda item: item.get_closest_marker("kernel") is None)
     for item in items:
         if item.get_closest_marker("kernel") and (obstacle := kernel_obstacle()):
             item.add_marker(pytest.mark.skip(reason=obstacle))

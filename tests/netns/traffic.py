@@ -51,9 +51,14 @@ class Session:
     """A client's kept connection to a VIP with HTTP servers behind it."""
 
     def __init__(
-        self, node: Node, address: str = VIP, port: int = 80, source: tuple[str, int] | None = None
+        self,
+        node: Node,
+        address: str = VIP,
+        port: int = 80,
+        source: tuple[str, int] | None = None,
+        timeout: float = 30,
     ) -> None:
-        self.socket = node.call(socket.create_connection, (address, port), 30, source)
+        self.socket = node.call(socket.create_connection, (address, port), timeout, source)
 
     def ask(self) -> Answer:
         return ask_over(self.socket)

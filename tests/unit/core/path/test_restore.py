@@ -1,5 +1,6 @@
 """core/path/restore.py: flows are restored from a predecessor's memory, after checks."""
 
+import functools
 import mmap
 from dataclasses import replace
 
@@ -255,6 +256,16 @@ def test_next_hops_are_restored() -> None:
     assert after.towards_client(2, 0, 0xFFFF << 32 | 1) == after.link_ids[9] << 48 | 0x020000000001
 
 
+@functools.cache
+def eight_flows() -> tuple[World, bytes]:
+    """Of two services, and their records."""
+    world = World(DNAT, replace(FULL, name="full", vips=service(ONE, vips="192.0.2.11:80").vips))
+    for number in range(4):
+        world.connect(client(number))
+        world.connect(client(number), "192.0.2.11:80")
+    return world, Records(world.memory.records).copy(0, 9)
+
+
 @given(
     records=st.lists(st.binary(min_size=RECORD_SIZE, max_size=RECORD_SIZE), max_size=8),
     used=st.integers(0, 1 << 31),
@@ -262,12 +273,9 @@ def test_next_hops_are_restored() -> None:
 )
 def test_whatever_the_memory_holds(records: list[bytes], used: int, data: st.DataObject) -> None:
     """A process may have died in the middle of a change, and a file may hold anything."""
-    world = World(DNAT, replace(FULL, name="full", vips=service(ONE, vips="192.0.2.11:80").vips))
-    for number in range(4):
-        world.connect(client(number))
-        world.connect(client(number), "192.0.2.11:80")
+    world, before = eight_flows()
     memory = FlowMemory(bytearray(size_of(len(records) + 8)))
-    block = Records(world.memory.records).copy(0, 9) + b"".join(records)
+    block = before + b"".join(records)
     memory.records[: len(block)] = block
     for _ in range(data.draw(st.integers(0, 20))):
         at = data.draw(st.integers(0, len(memory.records) - 1))
