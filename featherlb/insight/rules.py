@@ -137,6 +137,7 @@ def matches(match: Match, packet: Packet, sets: Mapping[str, AnySet]) -> bool:
         or match.icmp_type
         or match.content
         or match.acknowledges
+        or match.refuses
         or match.unassured
         or match.beyond
     )

@@ -116,6 +116,8 @@ class Match:
     """With TCP: whether it opens a connection (SYN, but no ACK, RST or FIN)."""
     acknowledges: bool = False
     """With TCP: it has ACK, and neither SYN nor RST."""
+    refuses: bool = False
+    """With TCP: it has RST and ACK, as the answer to a SYN that is refused."""
     icmp_type: int | None = None
     """With ICMP."""
     source: Address | Network | None = None
@@ -165,6 +167,8 @@ class Match:
             yield syn if self.syn else f"! {syn}"
         if self.acknowledges:
             yield "--tcp-flags SYN,RST,ACK ACK"
+        if self.refuses:
+            yield "--tcp-flags SYN,RST,ACK RST,ACK"
         if self.icmp_type is not None:
             yield f"--{'icmpv6' if self.protocol is Icmp.V6 else 'icmp'}-type {self.icmp_type}"
         if self.source is not None:

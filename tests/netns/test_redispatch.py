@@ -13,7 +13,7 @@ from featherlb.lab import Lab
 from featherlb.lab.namespaces import VIP, VIP6
 from featherlb.lab.servers import HttpServer
 from tests.netns.command import api, flows
-from tests.netns.conftest import SEEING, Up, all_pairs
+from tests.netns.conftest import Up, all_pairs
 from tests.netns.datagrams import Receivers, open_socket
 from tests.netns.traffic import REQUEST_AND_CLOSE, parse, wait_for
 
@@ -73,7 +73,7 @@ def backends(lab: Lab, service: str) -> list[dict[str, int]]:
     return counted
 
 
-@all_pairs(SEEING, nat=["dnat", "full"], family=[4, 6])
+@all_pairs(nat=["dnat", "full"], family=[4, 6])
 def test_no_client_notices_backends_that_refuse_or_are_off(
     lab: Lab, featherlb: Up, nat: str, family: int, tmp_path: Path
 ) -> None:
@@ -112,7 +112,7 @@ def lossy(lab: Lab) -> Iterator[list[str]]:
     node.run(["ip", "link", "set", "eth0", "down"])
 
 
-@all_pairs(SEEING, nat=["dnat", "full"])
+@all_pairs(nat=["dnat", "full"])
 def test_a_late_answer_is_reset(
     lab: Lab, featherlb: Up, nat: str, lossy: list[str], tmp_path: Path
 ) -> None:

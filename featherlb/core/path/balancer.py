@@ -176,15 +176,15 @@ class Balancer:
             timeouts,
         )
         self.carrying = Carrying(flows, services, members, lifecycle, counters, ports, carried)
-        self.offload = OffloadedFlows(
-            flows, services, members, lifecycle, counters, outbox, ports, commands
-        )
         self.migration = Migration(flows, members, lifecycle, commands, self.carrying)
         self.restoration = Restoration(
             flows, services, members, lifecycle, self.migration, next_hops, ports
         )
         redispatch = self.redispatch = Redispatch(
             flows, members, next_hops, lifecycle, counters, outbox, commands, carried, recorder
+        )
+        self.offload = OffloadedFlows(
+            flows, services, members, lifecycle, counters, outbox, ports, redispatch, commands
         )
         self.icmp = IcmpHandler(flows, next_hops, services, counters, outbox, redispatch, lifecycle)
         self.own_addresses = OwnAddresses()

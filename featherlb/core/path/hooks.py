@@ -26,7 +26,8 @@ class Action(IntEnum):
     DROP = 3
     """Drop it: it is the kernel's copy of a frame."""
     VERIFY = 4
-    """The kernel translates the flow, but not this packet: ask whether its entry is there."""
+    """The kernel translates the flow. Decide whether it gets this packet, which is out of state or
+    refuses a connection."""
 
 
 class Row(IntEnum):
@@ -60,7 +61,7 @@ TABLE = {
     Row.QUEUED_ERROR:            (REWRITE,  PASS,    PASS,    REWRITE, PASS,       PASS),
     Row.QUEUED_DNAT_REPLY_ERROR: (PASS,     REWRITE, REWRITE, REWRITE, REWRITE,    PASS),
     Row.FRAMED_ERROR:            (DROP,     DROP,    DROP,    PASS,    DROP,       REWRITE),
-    Row.KERNEL_ERROR:            (PASS,     PASS,    PASS,    PASS,    PASS,       PASS),
+    Row.KERNEL_ERROR:            (VERIFY,   VERIFY,  VERIFY,  VERIFY,  VERIFY,     PASS),
     Row.NEW_NFQUEUE:             (OPEN,     PASS,    PASS,    OPEN,    PASS,       PASS),
     Row.NEW_RAW:                 (DROP,     PASS,    PASS,    OPEN,    PASS,       OPEN),
     Row.NEW_OFFLOAD:             (OPEN,     OPEN,    OPEN,    OPEN,    OPEN,       PASS),

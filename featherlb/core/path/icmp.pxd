@@ -7,8 +7,8 @@ from featherlb.core.flows.lifecycle cimport Lifecycle
 from featherlb.core.flows.next_hops cimport NextHops
 from featherlb.core.flows.record cimport CARRIED, FULL, SPLICED, Record
 from featherlb.core.flows.windows cimport is_in_flight
-from featherlb.core.path.context cimport Context
-from featherlb.core.path.hooks cimport DROP, REWRITE, for_error
+from featherlb.core.path.context cimport GO_ON, Context
+from featherlb.core.path.hooks cimport DROP, REWRITE, VERIFY, for_error
 from featherlb.core.flows.table cimport FlowTable
 from featherlb.net.packet cimport MASK32, OK, Packet
 from featherlb.core.path.redispatch cimport Redispatch
@@ -17,7 +17,7 @@ from featherlb.core.path.services cimport Services
 cdef int ICMP, ICMPV6, TCP, UDP, FRAGMENTATION_NEEDED, UNREACHABLE_V6
 cdef unsigned int TOO_BIG_V6, MIN_MTU_V4, MIN_MTU_V6
 cdef int HEADER, UNREACHABLE, TIME_EXCEEDED, PARAMETER_PROBLEM, FIRST_V6, LAST_V6
-cdef int ECHO_V4, ECHO_V6, PREROUTING, OUTPUT, WIRE, NOT_READY, CUT, REWRITTEN
+cdef int ECHO_V4, ECHO_V6, PREROUTING, OUTPUT, WIRE, NOT_READY, CUT, REWRITTEN, OFFLOAD
 cdef int ICMP_ERROR, TRUNCATED, BAD_CHECKSUM, ECHO, COPY, TTL_EXCEEDED, NO_NEXT_HOP
 cdef int FORGED_ERROR
 
@@ -38,6 +38,10 @@ cdef class IcmpHandler:
         record="Record *", reply=cython.Py_ssize_t, action=cython.int, own=cython.bint,
         reason=cython.int, verdict=cython.int)
     cdef int handle(self, Context ctx) except -1
+    @cython.locals(reason=cython.int, verdict=cython.int)
+    cdef int handle_offloaded(self, Context ctx) except -1
+    @cython.locals(verdict=cython.int)
+    cdef int move_refused(self, Context ctx) except -1
     @cython.locals(quoted=Packet, length=cython.Py_ssize_t)
     cdef object send_again(self, Context ctx)
     @cython.locals(packet=Packet, reason=cython.int)

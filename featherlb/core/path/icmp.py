@@ -32,7 +32,8 @@ from featherlb.net.protocols import ECHO_REQUEST, ICMP, ICMP_ERRORS, ICMPV6, TCP
 if not cython.compiled:
     from featherlb.core.flows.record import CARRIED, FULL, SPLICED
     from featherlb.core.flows.windows import is_in_flight
-    from featherlb.core.path.hooks import DROP, REWRITE, for_error
+    from featherlb.core.path.context import GO_ON
+    from featherlb.core.path.hooks import DROP, REWRITE, VERIFY, for_error
     from featherlb.net.checksum import MASK16, negate, sum_bytes, update
     from featherlb.net.packet import MASK32, OK
 
@@ -64,6 +65,7 @@ COPY = int(Reason.COPY)
 TTL_EXCEEDED = int(Reason.TTL_EXCEEDED)
 NO_NEXT_HOP = int(Reason.NO_NEXT_HOP)
 REWRITTEN = int(Verdict.REWRITTEN)
+OFFLOAD = int(Verdict.OFFLOAD)
 
 
 class IcmpHandler:
@@ -107,17 +109,15 @@ class IcmpHandler:
         if record.flags & CARRIED:
             self._lifecycle.catch_up(flow)
         action = for_error(record.flags, reply, ctx.hook)
+        if action == VERIFY:
+            return self.handle_offloaded(ctx)
         if action != REWRITE:
             return counters.drop(COPY) if action == DROP else counters.pass_on()
         reason = self.damage(ctx)
         if reason == OK and not is_plausible(packet, self._quoted, self._flows, flow, reply):
             reason = FORGED_ERROR
-        if reason == OK and reply and is_unreachable(packet):
-            verdict = self._redispatch.decide_error(ctx, self._quoted)
-            if verdict:
-                if record.protocol == UDP:
-                    self.send_again(ctx)
-                return verdict
+        if reason == OK and (verdict := self.move_refused(ctx)):
+            return verdict
         if reason == OK and ctx.hook == WIRE:
             reason = self.route(ctx)
         if reason != OK:
@@ -128,6 +128,25 @@ class IcmpHandler:
         translate_error(packet, self._quoted, self._flows, flow, reply, own)
         counters.reasons[ICMP_ERROR] += 1
         return REWRITTEN
+
+    def handle_offloaded(self, ctx: Context) -> int:
+        """Decide on an error about a packet of a flow that the kernel forwards; it translates what
+        is left to it."""
+        reason = self.damage(ctx)
+        if reason == OK and (verdict := self.move_refused(ctx)):
+            return verdict
+        self._counters.reasons[ICMP_ERROR] += 1
+        return OFFLOAD
+
+    def move_refused(self, ctx: Context) -> int:
+        """Give the flow another backend if the intact error says that it has been refused, and may
+        move: the verdict on the error then, else GO_ON."""
+        if not ctx.reply or not is_unreachable(ctx.packet):
+            return GO_ON
+        verdict = self._redispatch.decide_error(ctx, self._quoted)
+        if verdict and self._flows.at(ctx.flow).protocol == UDP:
+            self.send_again(ctx)
+        return verdict
 
     def send_again(self, ctx: Context) -> None:
         """Send the datagram that the error quotes to another backend."""

@@ -5,16 +5,17 @@ from featherlb.core.flows.kernel cimport UNKNOWN, Commands, KernelFlow
 from featherlb.core.flows.lifecycle cimport IS_REUSABLE, Lifecycle
 from featherlb.core.flows.members cimport Members, PoolMember
 from featherlb.core.flows.record cimport (
-    ABANDONED, FULL, IPV6, LOCAL_BACKEND, OFFLOADED, Direction, Record, direction_of)
+    ABANDONED, ANSWERED, FULL, IPV6, LOCAL_BACKEND, OFFLOADED, Direction, Record, direction_of)
 from featherlb.core.flows.table cimport FlowTable
 from featherlb.core.path.context cimport GO_ON, Context
 from featherlb.core.path.outbox cimport Outbox
+from featherlb.core.path.redispatch cimport Redispatch
 from featherlb.core.path.services cimport Services
 from featherlb.net.packet cimport MASK32, Packet
 
-cdef int SYN, TCP, UDP
+cdef int ACK, RST, SYN, TCP, UDP
 cdef int YOUNG, MAX_ATTEMPTS, SYN_SENT, SYN_RECEIVED, SYN_RETRIED, CLOSED, UDP_ONE_WAY, UDP_TWO_WAY
-cdef int OUTPUT, NOT_READY, GSO, CUT, FORWARD, INVALID, NO_ENTRY, NO_FLOW, TRUNCATED, TTL_EXCEEDED
+cdef int REPLACED, OUTPUT, NOT_READY, GSO, CUT, FORWARD, REPLY, INVALID, NO_ENTRY, NO_FLOW, TRUNCATED, TTL_EXCEEDED
 cdef int DROP, OFFLOAD, LOOK_UP
 cdef Py_ssize_t SWEPT
 
@@ -33,11 +34,13 @@ cdef class OffloadedFlows:
     cdef Counters _counters
     cdef Outbox _outbox
     cdef object _source_ports
+    cdef Redispatch _redispatch
 
     @cython.locals(
         packet=Packet, flows=FlowTable, flow=cython.Py_ssize_t, record="Record *",
-        alive=cython.bint)
+        alive=cython.bint, verdict=cython.int)
     cdef int handle(self, Context ctx) except -1
+    cdef int pass_refusal(self, Context ctx, bint alive) except -1
     @cython.locals(flows=FlowTable)
     cpdef bint is_open(self, Py_ssize_t flow) noexcept
     @cython.locals(packet=Packet)
@@ -70,21 +73,25 @@ cdef class OffloadedFlows:
     cpdef bint found(
         self, KernelFlow entry, object services, object shard, unsigned int ticks) except -1
     cdef object disown(self, Py_ssize_t flow)
+    cdef bint is_opening(self, Py_ssize_t flow) noexcept
+    @cython.locals(record="Record *")
+    cdef object await_refusal(self, Py_ssize_t flow, unsigned int ticks)
     cdef object abandon(self, Py_ssize_t flow, unsigned int ticks)
     @cython.locals(record="Record *", same=cython.bint)
     cdef bint is_same(self, Py_ssize_t flow, KernelFlow other) noexcept
     @cython.locals(flows=FlowTable, record="Record *", before=cython.uint, after=cython.uint)
     cdef bint change_port(self, Py_ssize_t flow) except -1
+    cdef object observe(self, Py_ssize_t flow, KernelFlow entry, unsigned int ticks)
     @cython.locals(
         record="Record *", forward="Direction *", reply="Direction *", counters=Counters,
         at=cython.Py_ssize_t, packets=cython.ulonglong, reply_packets=cython.ulonglong)
-    cdef object observe(self, Py_ssize_t flow, KernelFlow entry, unsigned int ticks)
+    cdef object count(self, Py_ssize_t flow, KernelFlow entry, unsigned int ticks)
     @cython.locals(record="Record *", port=cython.uint)
     cdef object observe_port(self, Py_ssize_t flow, KernelFlow entry)
     cdef object observe_state(self, Py_ssize_t flow, KernelFlow entry, unsigned int ticks)
     @cython.locals(before=cython.int)
     cdef object enter(self, Py_ssize_t flow, int state, unsigned int ticks)
-    @cython.locals(record="Record *", opening=cython.bint)
+    @cython.locals(record="Record *", refused=cython.bint)
     cdef object finish(self, Py_ssize_t flow, KernelFlow last, unsigned int ticks)
     cdef Py_ssize_t find(self, KernelFlow entry) noexcept
     @cython.locals(

@@ -19,12 +19,13 @@ from featherlb.core.flows.table import FlowTable
 from featherlb.core.flows.tcp_state import State
 from featherlb.core.path.context import Context
 from featherlb.core.path.outbox import Outbox
+from featherlb.core.path.redispatch import Redispatch
 from featherlb.core.path.services import Services
 from featherlb.model import FIRST_UNPRIVILEGED_PORT, Hook, PacketInfo, Verdict
 from featherlb.model.reason import Reason
 from featherlb.model.shard import Shard
 from featherlb.model.ticks import TICKS_PER_SECOND
-from featherlb.net.protocols import SYN, TCP, UDP
+from featherlb.net.protocols import ACK, RST, SYN, TCP, UDP
 
 if not cython.compiled:
     from featherlb.core.flows.counters import COUNTERS, REFUSED, SYN_RETRIES, SYN_TIMEOUTS
@@ -32,6 +33,7 @@ if not cython.compiled:
     from featherlb.core.flows.lifecycle import IS_REUSABLE
     from featherlb.core.flows.record import (
         ABANDONED,
+        ANSWERED,
         FULL,
         IPV6,
         LOCAL_BACKEND,
@@ -54,6 +56,7 @@ SYN_SENT = int(State.SYN_SENT)
 SYN_RECEIVED = int(State.SYN_RECEIVED)
 SYN_RETRIED = int(State.SYN_RETRIED)
 CLOSED = int(State.CLOSED)
+REPLACED = int(State.REPLACED)
 UDP_ONE_WAY = int(State.UDP_ONE_WAY)
 UDP_TWO_WAY = int(State.UDP_TWO_WAY)
 OUTPUT = int(Hook.OUTPUT)
@@ -61,6 +64,7 @@ NOT_READY = int(PacketInfo.CHECKSUM_NOT_READY)
 GSO = int(PacketInfo.GSO)
 CUT = int(PacketInfo.TRUNCATED)
 FORWARD = int(Reason.FORWARD)
+REPLY = int(Reason.REPLY)
 INVALID = int(Reason.INVALID)
 NO_ENTRY = int(Reason.NO_ENTRY)
 NO_FLOW = int(Reason.NO_FLOW)
@@ -88,6 +92,7 @@ class OffloadedFlows:
         counters: Counters,
         outbox: Outbox,
         source_ports: PortAllocator,
+        redispatch: Redispatch,
         commands: Commands,
     ) -> None:
         self.commands = commands
@@ -104,19 +109,27 @@ class OffloadedFlows:
         self._counters = counters
         self._outbox = outbox
         self._source_ports = source_ports
+        self._redispatch = redispatch
 
     # For the packet path
 
     def handle(self, ctx: Context) -> int:
         """Decide on a packet of a flow that the kernel forwards; GO_ON if it opens a new flow.
 
-        It got here because it may reopen the connection, or is out of state for the kernel.
+        It got here because it may reopen the connection, or is out of state for the kernel, or
+        because the backend refuses the connection with it.
         """
         packet = ctx.packet
         flows = self._flows
         flow = ctx.flow
         record = flows.at(flow)
         alive = flows.is_offloaded(flow)
+        if ctx.reply and record.state in (SYN_SENT, SYN_RETRIED, REPLACED):
+            verdict = self._redispatch.decide(ctx)
+            if verdict:
+                return verdict
+            if packet.flags == RST | ACK:
+                return self.pass_refusal(ctx, alive)
         if ctx.reply or packet.flags > SYN:
             if alive:
                 return self._counters.drop(INVALID)
@@ -136,10 +149,23 @@ class OffloadedFlows:
         if self.is_last_hop(ctx, record.flags):
             self._outbox.report_ttl_exceeded(record.vip_high, record.vip_low, ctx.ticks)
             return self._counters.drop(TTL_EXCEEDED)
+        if record.state in (SYN_SENT, SYN_RETRIED):
+            self._redispatch.decide(ctx)
+            if not ctx.flow:  # another backend gets it
+                return GO_ON
         if record.state == SYN_SENT and self._lifecycle.is_retransmission(flow, ctx.ticks):
             self.enter(flow, SYN_RETRIED, ctx.ticks)
             self._counters.fail(record, SYN_RETRIES)
         return self.forward(ctx)
+
+    def pass_refusal(self, ctx: Context, alive: bool) -> int:
+        """Leave a backend's RST, with which conntrack has ended the connection that was opening, to
+        the kernel, which translates it."""
+        if not alive:  # it was waited for (`finish`)
+            self._counters.fail(self._flows.at(ctx.flow), REFUSED)
+            self.disown(ctx.flow)
+        self._counters.reasons[REPLY] += 1
+        return OFFLOAD
 
     def is_open(self, flow: int) -> bool:
         """Whether the kernel forwards the flow, which was not closing at the last look-up. A
@@ -283,6 +309,8 @@ class OffloadedFlows:
             return
         if last is not None:
             self.finish(flow, last, ticks)
+        elif self.is_opening(flow) and self._redispatch.may_leave(flow):
+            self.await_refusal(flow, ticks)  # the event may be on its way
         else:
             self.disown(flow)
 
@@ -389,6 +417,17 @@ class OffloadedFlows:
         self._flows.at(flow).flags |= ABANDONED
         self._lifecycle.close(flow)
 
+    def is_opening(self, flow: int) -> bool:
+        """Whether it is a connection that its backend has not answered."""
+        return self._flows.at(flow).state in (SYN_SENT, SYN_RETRIED)
+
+    def await_refusal(self, flow: int, ticks: int) -> None:
+        """Keep an opening flow that the kernel no longer has: it has met the backend's RST, which
+        rules queue for a worker to move the flow."""
+        record = self._flows.at(flow)
+        record.flags |= ABANDONED
+        self._lifecycle.enter(flow, record.state, ticks)
+
     def abandon(self, flow: int, ticks: int) -> None:
         """Delete a connection from the kernel: it is closed here, and its packets are refused."""
         self.commands.delete(self._flows, flow)
@@ -434,6 +473,12 @@ class OffloadedFlows:
 
     def observe(self, flow: int, entry: KernelFlow, ticks: int) -> None:
         """Apply an entry to its flow: counters, port, state."""
+        self.count(flow, entry, ticks)
+        self.observe_port(flow, entry)
+        self.observe_state(flow, entry, ticks)
+
+    def count(self, flow: int, entry: KernelFlow, ticks: int) -> None:
+        """Count the packets and bytes that are new."""
         record = self._flows.at(flow)
         forward = direction_of(record, 0)
         reply = direction_of(record, 1)
@@ -451,8 +496,6 @@ class OffloadedFlows:
             reply.kernel_packets = entry.reply_packets & MASK32
             reply.bytes = entry.reply_bytes
             record.seen = ticks
-        self.observe_port(flow, entry)
-        self.observe_state(flow, entry, ticks)
 
     def observe_port(self, flow: int, entry: KernelFlow) -> None:
         """Where a client's own port is in use towards the backend, the kernel picks another one:
@@ -470,6 +513,8 @@ class OffloadedFlows:
 
     def observe_state(self, flow: int, entry: KernelFlow, ticks: int) -> None:
         """Enter the state that the kernel reports, if it reports one."""
+        if entry.answered:  # such as by a challenge ACK, which leaves the state as it is
+            self._flows.at(flow).flags |= ANSWERED
         if entry.state != UNKNOWN:
             self.enter(flow, entry.state, ticks)
 
@@ -483,11 +528,15 @@ class OffloadedFlows:
     def finish(self, flow: int, last: KernelFlow, ticks: int) -> None:
         """A flow has ended with this final entry: count its outcome and remove it."""
         record = self._flows.at(flow)
-        opening = record.state in (SYN_SENT, SYN_RETRIED)
+        # A RST as the first reply: conntrack removes the entry at once, without setting
+        # IPS_SEEN_REPLY (nf_conntrack_proto_tcp.c: nf_conntrack_tcp_packet).
+        refused = self.is_opening(flow) and not last.answered and last.reply_packets > 0
+        if refused and self._redispatch.may_leave(flow):
+            self.count(flow, last, ticks)
+            self.await_refusal(flow, ticks)
+            return
         self.observe(flow, last, ticks)
-        if opening and not last.answered and last.reply_packets:
-            # A RST as the first reply: conntrack removes the entry at once, without setting
-            # IPS_SEEN_REPLY (nf_conntrack_proto_tcp.c: nf_conntrack_tcp_packet).
+        if refused:
             self._counters.fail(record, REFUSED)
         elif record.state in (SYN_SENT, SYN_RETRIED):
             self._counters.add(record.member_id, SYN_TIMEOUTS)

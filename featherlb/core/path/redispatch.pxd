@@ -10,8 +10,8 @@ from featherlb.core.flows.lifecycle cimport Lifecycle
 from featherlb.core.flows.members cimport Members, PoolMember
 from featherlb.core.flows.next_hops cimport NextHops
 from featherlb.core.flows.record cimport (
-    ABANDONED, ANSWERED, CARRIED, LOCAL_CLIENT, REDISPATCHED, REPLY_ONLY, WIRED, Record, direction_of,
-    ports_of)
+    ABANDONED, ANSWERED, CARRIED, LOCAL_CLIENT, OFFLOADED, REDISPATCHED, REPLY_ONLY, WIRED, Record,
+    direction_of, ports_of)
 from featherlb.core.flows.table cimport FlowTable
 from featherlb.core.path.context cimport GO_ON, Context
 from featherlb.core.path.outbox cimport Outbox
@@ -68,7 +68,7 @@ cdef class Redispatch:
     @cython.locals(flow=cython.Py_ssize_t, record="Record *", sequence=cython.uint)
     cdef int decide_error(self, Context ctx, Packet quoted) except -1
     cdef Attempt find(self, Packet packet)
-    @cython.locals(packet=Packet, flow=cython.Py_ssize_t, stories=dict)
+    @cython.locals(packet=Packet, flow=cython.Py_ssize_t, stories=dict, offloaded=cython.int)
     cdef object opened(self, Context ctx, Attempt attempt)
     cdef object forget(self, Packet packet)
     @cython.locals(attempt=Attempt)

@@ -41,6 +41,7 @@ if not cython.compiled:
         ANSWERED,
         CARRIED,
         LOCAL_CLIENT,
+        OFFLOADED,
         REDISPATCHED,
         REPLY_ONLY,
         WIRED,
@@ -223,8 +224,10 @@ class Redispatch:
         stories[flow] = attempt.tried
         if attempt.hook == WIRE:
             self._next_hops.clients[flow] = attempt.hop
-        # A packet from the network that is sent here a second time has not passed a router yet.
-        if ctx.hook == OUTPUT and attempt.hook != OUTPUT and packet.ttl() > 1:
+        # A packet from the network that is sent here a second time has not passed a router yet. The
+        # kernel sends the one of an offloaded flow as it came.
+        offloaded = self._flows.at(flow).flags & OFFLOADED
+        if ctx.hook == OUTPUT and attempt.hook != OUTPUT and not offloaded and packet.ttl() > 1:
             packet.decrement_ttl()
 
     def forget(self, packet: Packet) -> None:
@@ -328,6 +331,8 @@ class Redispatch:
         self.await_opening(flow, "refused", ticks)
         if self._unfinished[flow & (SLOTS - 1)]:
             kept.complete_checksum()
+        if record.flags & (OFFLOADED | LOCAL_CLIENT) == OFFLOADED and kept.ttl() > 1:
+            kept.decrement_ttl()
         self.reinject(kept.quote(SLOT_SIZE))
         self._lifecycle.close(flow)
 

@@ -288,7 +288,7 @@ class Pool:
         )
         self._split(serving)
         redispatch = self.service.redispatch
-        self.keeps_openings = redispatch.refused and len(self.members) > 1 and not self.offloaded
+        self.keeps_openings = redispatch.refused and len(self.members) > 1
         self.adopts = (
             self._serving.scheduler.consistent and not self.full and self.persistence is None
         )

@@ -7,11 +7,15 @@
   that open a flow, and out-of-state packets to a VIP or from a backend, of connections that
   conntrack has forgotten or that were deleted there. Where that is too late, mangle does
   (`_is_late`).
+- Refusals are queued, too: a RST from a backend, or an ICMP unreachable, while the connection is
+  opening. In `dnat` mode filter does this, where only a few packets of an established connection
+  meet one more rule. In `full` mode mangle must, as nat replaces the address by which a worker
+  knows the connection.
 - nat has a chain, as the kernel translates nothing without one. With `fail_open`, it sends what
   bypassed the queue to a backend.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from featherlb.datapaths.host_side import Needs, Replies, Scope
@@ -25,6 +29,7 @@ from featherlb.datapaths.rules.steering import (
     queue_by_client,
     queue_by_port,
     queue_echo_requests,
+    queue_errors,
     returns,
 )
 from featherlb.datapaths.rules.vip_addresses import foreign_vips
@@ -91,12 +96,12 @@ def _rules(parts: Parts, backends: Group, scope: Scope) -> Ruleset:
     untranslated = Table()
     if not scope.handoff:
         untranslated = _untranslated(parts, backends, opening, scope, late)
-    passing = _filter(parts.family, backends, scope)
+    passing = _filter(parts, backends, scope)
     return {
         # The last one is put in front.
         "filter": join(untranslated, passing) if late else passing,
         "nat": _nat(scope),
-        "mangle": Table() if late else untranslated,
+        "mangle": join(Table() if late else untranslated, _refused_in_full(parts, scope)),
         "raw": _raw(parts, opening, scope),
     }
 
@@ -179,19 +184,95 @@ def _untranslated(
     )
 
 
-def _filter(family: int, backends: Group, scope: Scope) -> Table:
+def _filter(parts: Parts, backends: Group, scope: Scope) -> Table:
+    family, sets = parts.family, scope.facts.sets
     chain = _chain("FILTER", scope.options)
-    both = [
-        *backends.matches(Side.DESTINATION, scope.facts.sets),
-        *backends.matches(Side.SOURCE, scope.facts.sets),
-        *(replace(match, states=(State.RELATED,)) for match in icmp.errors(family)),
-    ]
+    resets, errors, chains = _refused(family, backends, scope)
+    related = [replace(match, states=(State.RELATED,)) for match in icmp.errors(family)]
     return Table(
-        {chain: tuple(Rule(match, Action.ACCEPT) for match in both)},
+        {
+            chain: (
+                *_accept(backends.matches(Side.DESTINATION, sets)),
+                *resets,
+                *_accept(backends.matches(Side.SOURCE, sets)),
+                *errors,
+                *_accept(related),
+            ),
+            **chains,
+        },
         tuple(
             Jump(hook, chain, Match(states=(State.DNAT,)), first=True)
             for hook in ("INPUT", "FORWARD", "OUTPUT")
         ),
+    )
+
+
+def _accept(matches: Iterable[Match]) -> Iterator[Rule]:
+    return (Rule(match, Action.ACCEPT) for match in matches)
+
+
+def _refused(
+    family: int, backends: Group, scope: Scope
+) -> tuple[list[Rule], list[Rule], dict[Chain, tuple[Rule, ...]]]:
+    """Queues what refuses a connection in `dnat` mode: rules for RSTs and for ICMP errors, and
+    their chains."""
+    if not _moves(scope, NatMode.DNAT):
+        return [], [], {}
+    options = scope.options
+    skip = (*returns(scope.facts), *returns(scope.facts, late=True))
+    reset, error, queue = (_chain(role, options) for role in ("RESET", "ERROR", "REFUSED"))
+    sources = [
+        match
+        for match in backends.matches(Side.SOURCE, scope.facts.sets)
+        if match.protocol is Protocol.TCP
+    ]
+    # HMARK looks at the client's packet that is quoted.
+    chains = {error: (*skip, *queue_by_client(family, Side.SOURCE, options, bypass=True))}
+    resets = []
+    if sources:
+        resets = [Rule(Match(protocol=Protocol.TCP, refuses=True, unassured=True), Goto(reset))]
+        chains[reset] = (*skip, *(Rule(match, Goto(queue)) for match in sources))
+        chains[queue] = tuple(queue_by_client(family, Side.DESTINATION, options, bypass=True))
+    return resets, [Rule(replace(icmp.unreachable(family), unassured=True), Goto(error))], chains
+
+
+def _refused_in_full(parts: Parts, scope: Scope) -> Table:
+    """Queues what refuses a connection in `full` mode."""
+    if not _moves(scope, NatMode.FULL):
+        return Table()
+    options, facts = scope.options, scope.facts
+    refused, reset, error = (
+        _chain(role, options) for role in ("FULLREFUSED", "FULLRESET", "FULLERROR")
+    )
+    sources = [
+        match
+        for ports in ALL_SOURCE_PORTS
+        for match in parts.full_pairs.matches(Side.SOURCE, facts.sets, peer_ports=ports)
+        if match.protocol is Protocol.TCP
+    ]
+    chains = {
+        refused: (
+            *returns(facts),
+            *(Rule(replace(match, refuses=True), Goto(reset)) for match in sources),
+            Rule(icmp.unreachable(parts.family), Goto(error)),
+        ),
+        error: tuple(queue_errors(parts.family, options, given=True, kept=False)),
+    }
+    if sources:
+        chains[reset] = tuple(queue_by_port([Protocol.TCP], options, bypass=True))
+    return Table(
+        chains,
+        tuple(
+            Jump(hook, refused, Match(states=(State.DNAT,), unassured=True))
+            for hook in ("PREROUTING", "OUTPUT")
+        ),
+    )
+
+
+def _moves(scope: Scope, nat: NatMode) -> bool:
+    """Whether workers want to know of refusals by backends in this NAT mode."""
+    return not scope.handoff and any(
+        service.redispatch.refused and service.nat is nat for service in scope.services
     )
 
 

@@ -11,6 +11,10 @@ def errors(family: int) -> list[Match]:
     return [Match(protocol=PROTOCOLS[family], icmp_type=kind) for kind in ICMP_ERRORS[family]]
 
 
+def unreachable(family: int) -> Match:
+    return errors(family)[0]
+
+
 def echo_requests(family: int) -> Match:
     return Match(protocol=PROTOCOLS[family], icmp_type=ECHO_REQUEST[family])
 

@@ -11,11 +11,12 @@ import pytest
 from featherlb.core.flows.kernel import Command, Commands, KernelFlow
 from featherlb.core.flows.tcp_state import State
 from featherlb.core.path.export import read_flows
-from featherlb.model import Backend, Datapath, Endpoint, Protocol, Verdict
+from featherlb.model import Backend, Datapath, Endpoint, Hook, Protocol, Verdict
 from featherlb.model.reason import Reason
 from featherlb.model.shard import Shard
-from tests.builders import ip, tcp, udp
-from tests.world import World, backend, service
+from tests.builders import ip, parse, tcp, udp
+from tests.unit.core.path.test_icmp import message
+from tests.world import Outcome, World, backend, service
 
 CLIENT, VIP, ONE, TWO = "198.51.100.7:40001", "192.0.2.10:80", "10.1.0.1:8080", "10.1.0.2:8080"
 ALONE = Shard(0, 1, 0)
@@ -345,3 +346,149 @@ def test_more_commands_than_there_was_room_for() -> None:
     assert len(kernel.flows) == 60
     assert len(world.flows()) == 60
     assert {one.backend for one in world.flows()} == {Endpoint.parse(ONE), Endpoint.parse(TWO)}
+
+
+def syn_again(world: World, kernel: Kernel) -> Outcome:
+    """The client's SYN comes a second later, and the engine looks its flow up."""
+    world.advance(1)
+    buffer = bytearray(tcp(CLIENT, VIP, "S"))
+    world.balancer.attach(buffer)
+    arguments = 0, len(buffer), int(Hook.PREROUTING), 0, world.now
+    assert world.balancer.handle_packet(*arguments) == Verdict.LOOK_UP
+    kernel.execute()
+    return world.handle(tcp(CLIENT, VIP, "S"))
+
+
+def moves(world: World) -> list[tuple[int, int, int, int]]:
+    """For each backend, connections that it refused or did not answer, and how many have left."""
+    return [
+        (one.refused, one.syn_retries, one.moved_refused, one.moved_silent)
+        for one in world.statistics().backends
+    ]
+
+
+def test_a_silent_backend_is_replaced_by_the_second_syn() -> None:
+    world = offloaded(ONE, TWO)
+    kernel = Kernel(world)
+    world.handle(tcp(CLIENT, VIP, "S"))
+    kernel.execute()
+    assert syn_again(world, kernel).verdict is Verdict.OFFLOAD
+    assert kernel.execute() == [Command.DELETE, Command.INSERT]
+    assert moves(world) == [(0, 1, 0, 1), (0, 0, 0, 0)]
+    assert kernel.only.reply_src_low & 0xFF == 2
+    # A late answer is no reply of a connection that the kernel knows.
+    late = tcp(ONE, CLIENT, "SA", seq=5, ack=1)
+    outcome = world.handle(late, Hook.FORWARD)
+    assert (outcome.reason, len(outcome.answers)) == (Reason.LATE_ANSWER, 1)
+    assert world.states() == ["SYN_SENT"]
+
+
+@pytest.mark.parametrize("state", [State.SYN_SENT, State.SYN_RECEIVED])
+def test_a_backend_that_has_answered_keeps_the_connection(state: State) -> None:
+    """With a SYN-ACK, or a challenge ACK, of which the kernel tells no state."""
+    world = offloaded(ONE, TWO)
+    kernel = Kernel(world)
+    world.handle(tcp(CLIENT, VIP, "S"))
+    kernel.execute()
+    kernel.only.answered = True
+    kernel.only.state = int(state)
+    assert syn_again(world, kernel).verdict is Verdict.OFFLOAD
+    assert kernel.execute() == []
+    assert [moved for *_, moved in moves(world)] == [0, 0]
+    assert kernel.only.reply_src_low & 0xFF == 1
+
+
+def refused(kernel: Kernel) -> None:
+    """The kernel has met a RST, with which it ends the flow at once."""
+    last = kernel.only
+    last.state = int(State.CLOSED)
+    last.packets = last.reply_packets = 1
+    kernel.end(last)
+
+
+@pytest.mark.parametrize("told", ["before", "after", "by a look-up"])
+@pytest.mark.parametrize("nat", ["dnat", "full"])
+def test_a_refusal_moves_the_flow_once(nat: str, told: str) -> None:
+    """Whether the kernel's event comes before or after the RST, or after a look-up for another
+    reason."""
+    world = offloaded(ONE, TWO, nat=nat)
+    kernel = Kernel(world)
+    world.handle(tcp(CLIENT, VIP, "S", seq=7, header=ip(CLIENT, VIP, ttl=64)))
+    kernel.execute()
+    (flow,) = world.flows()
+    last = kernel.only.copy()
+    if told == "before":
+        refused(kernel)
+        assert world.states() == ["SYN_SENT"]
+    elif told == "by a look-up":
+        del kernel.flows[forward(last)]
+        world.balancer.offload.sweep()
+        kernel.execute()
+    rst = tcp(ONE, str(flow.source), "RA", seq=0, ack=8)
+    outcome = world.handle(rst, Hook.FORWARD if nat == "dnat" else Hook.PREROUTING)
+    assert (outcome.verdict, outcome.reason) == (Verdict.DROP, Reason.REDISPATCHED)
+    (syn,) = outcome.sent_again
+    assert syn == tcp(CLIENT, VIP, "S", seq=7, header=ip(CLIENT, VIP, ttl=63))
+    assert world.handle(syn, Hook.OUTPUT).verdict is Verdict.OFFLOAD
+    kernel.execute()
+    if told != "before":
+        last.state = int(State.CLOSED)
+        last.packets = last.reply_packets = 1
+        world.balancer.offload.ended(last, kernel.ticks)
+        kernel.execute()
+    assert kernel.only.reply_src_low & 0xFF == 2
+    assert moves(world) == [(1, 0, 1, 0), (0, 0, 0, 0)]
+    (flow,) = world.flows()
+    assert flow.tried == ((Endpoint.parse(ONE), "refused"),)
+
+
+@pytest.mark.parametrize("told", ["before", "after"])
+def test_the_client_gets_a_refusal_that_nobody_else_can_take(told: str) -> None:
+    world, kernel = opened()
+    rst = tcp(ONE, CLIENT, "RA", seq=0, ack=1)
+    if told == "before":
+        refused(kernel)
+        assert world.handle(rst, Hook.FORWARD).verdict is Verdict.PASS
+    else:
+        outcome = world.handle(rst, Hook.FORWARD)
+        assert (outcome.verdict, outcome.reason) == (Verdict.OFFLOAD, Reason.REPLY)
+        refused(kernel)
+    assert world.flows() == []
+    assert moves(world) == [(1, 0, 0, 0)]
+
+
+def test_the_client_gets_a_refusal_if_the_other_backend_has_left_in_the_meantime() -> None:
+    world = offloaded(ONE, TWO)
+    kernel = Kernel(world)
+    world.handle(tcp(CLIENT, VIP, "S"))
+    kernel.execute()
+    refused(kernel)
+    world.apply(service(ONE, datapath=Datapath.OFFLOAD))
+    outcome = world.handle(tcp(ONE, CLIENT, "RA", seq=0, ack=1), Hook.FORWARD)
+    assert (outcome.verdict, outcome.reason) == (Verdict.OFFLOAD, Reason.REPLY)
+    assert world.flows() == []
+    assert moves(world) == [(1, 0, 0, 0)]
+
+
+def unreachable(packet: bytes) -> bytes:
+    """This host can't deliver it: host unreachable."""
+    return message("10.1.0.254", parse(packet).src, 3, 1, bytes(4), packet)
+
+
+def test_an_unreachable_backend_is_replaced() -> None:
+    world = offloaded(ONE, TWO)
+    kernel = Kernel(world)
+    world.handle(tcp(CLIENT, VIP, "S", seq=7))
+    kernel.execute()
+    error = unreachable(tcp(CLIENT, ONE, "S", seq=7))
+    outcome = world.handle(error, Hook.OUTPUT)
+    assert (outcome.verdict, outcome.reason) == (Verdict.DROP, Reason.REDISPATCHED)
+    (syn,) = outcome.sent_again
+    world.handle(syn, Hook.OUTPUT)
+    assert kernel.execute() == [Command.DELETE, Command.INSERT]
+    assert kernel.only.reply_src_low & 0xFF == 2
+    # One about another packet is the kernel's.
+    kernel.only.state = int(State.ESTABLISHED)
+    world.balancer.offload.changed(kernel.only, world.now)
+    outcome = world.handle(unreachable(tcp(CLIENT, TWO, "A")), Hook.OUTPUT)
+    assert (outcome.verdict, outcome.reason) == (Verdict.OFFLOAD, Reason.ICMP_ERROR)
