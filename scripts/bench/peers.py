@@ -33,6 +33,7 @@ defaults
     timeout connect 5s
     timeout client 60s
     timeout server 60s
+    {more}
 listen web
     bind {vip}:{http} backlog 65535
     balance roundrobin
@@ -112,8 +113,8 @@ def peers() -> list[Peer]:
     """All of them, in the order in which a round goes through them."""
     return [
         *_variants(),
-        Peer("haproxy", "HAProxy mode tcp, 1 thread", partial(_haproxy, 1), ("haproxy",)),
-        Peer("haproxy-mt", "HAProxy mode tcp, all cores", partial(_haproxy, None), ("haproxy",)),
+        Peer("haproxy", "HAProxy mode tcp, 1 thread", partial(haproxy, 1), ("haproxy",)),
+        Peer("haproxy-mt", "HAProxy mode tcp, all cores", partial(haproxy, None), ("haproxy",)),
         Peer("nginx", "nginx stream, 1 worker", _nginx, ("nginx", STREAM_MODULE)),
         Peer("nftables", "kernel nftables DNAT", _nftables, ("nft", "conntrack")),
         Peer("direct", "no balancer, routed", _direct, direct=True),
@@ -180,11 +181,13 @@ def _says_ready(process: "subprocess.Popen[str]") -> bool:
 
 
 @contextmanager
-def _haproxy(threads: int | None, site: Site) -> Iterator[None]:
+def haproxy(threads: int | None, site: Site, more: str = "") -> Iterator[None]:
+    """HAProxy with so many threads, by default one per core, and `more` default settings."""
     path = site.directory / "haproxy.cfg"
     servers = "\n".join(f"    server web{i} {at}" for i, at in enumerate(site.web))
     setting = f"nbthread {threads}" if threads else ""
-    path.write_text(HAPROXY.format(threads=setting, servers=servers, **_endpoints(site)))
+    text = HAPROXY.format(threads=setting, servers=servers, more=more, **_endpoints(site))
+    path.write_text(text)
     with _proxy(site, ["haproxy", "-db", "-f", str(path)]):
         yield
 
