@@ -179,7 +179,7 @@ class Tracker:
                 record.flags |= UNSURE  # SYN cookies: the client may answer either
             elif state == SYN_RECEIVED:
                 self._counters.add(record.member_id, RETRANSMITS + 1)
-        elif not ctx.reply and following != record.backend_expects:
+        elif not ctx.reply and (following != record.backend_expects or state == NEW):
             if opening or state in (NEW, ADOPTED):
                 begin(record, packet)
             else:

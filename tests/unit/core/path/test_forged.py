@@ -226,16 +226,17 @@ def test_a_connection_joined_midway_is_believed_until_both_ends_agree() -> None:
     assert world.states() == ["CLOSE_WAIT"]
 
 
-def test_large_windows_and_long_transfers() -> None:
+@pytest.mark.parametrize("first", [0xFFFF0000, 0xFFFFFFFF])
+def test_large_windows_and_long_transfers(first: int) -> None:
     """Numbers wrap; a window of 1 MB is in use, so its scale counts."""
     world = World(service(ONE))
     scale = [("WScale", 7)]
-    syn = tcp(CLIENT, VIP, "S", seq=0xFFFF0000, options=scale)
+    syn = tcp(CLIENT, VIP, "S", seq=first, options=scale)
     outcome = world.handle(syn)
     client, server = CLIENT, outcome.destination
     reply = Hook.POSTROUTING
-    world.handle(tcp(server, client, "SA", seq=10, ack=0xFFFF0001, options=scale), reply)
-    sent = 0xFFFF0001
+    sent = (first + 1) & 0xFFFFFFFF
+    world.handle(tcp(server, client, "SA", seq=10, ack=sent, options=scale), reply)
     world.handle(tcp(CLIENT, VIP, "A", seq=sent, ack=11))
     for _ in range(5):
         for _ in range(64):  # 1 MB in flight
@@ -250,7 +251,9 @@ class Attacked(RuleBasedStateMachine):
     """A connection among forgers who see nothing of it. The model is the two ends: what they have
     sent and closed determines the flow's state, whatever is forged."""
 
-    @initialize(sequence=st.sampled_from([0, 1 << 31, 0xFFFFFFF0]), nat=st.sampled_from("df"))
+    @initialize(
+        sequence=st.sampled_from([0, 1 << 31, 0xFFFFFFF0, 0xFFFFFFFF]), nat=st.sampled_from("df")
+    )
     def open(self, sequence: int, nat: str) -> None:
         self.world = World(service(ONE, TWO, nat="dnat" if nat == "d" else "full"))
         self.connection = Connection(self.world, sequence=sequence)
