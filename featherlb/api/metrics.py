@@ -101,6 +101,14 @@ class Snapshot(Collector):
             packets.add_metric(labels, one.packets)
         yield flows
         yield packets
+        up = GaugeMetricFamily(
+            "featherlb_worker_up",
+            "1 if the worker answers, 0 while it does not, or is being replaced.",
+            labels=["worker"],
+        )
+        for worker in view.workers:
+            up.add_metric([str(worker.number)], worker.statistics is not None)
+        yield up
         yield CounterMetricFamily(
             "featherlb_worker_restarts", "Workers replaced.", value=view.worker_restarts
         )
@@ -172,6 +180,11 @@ class Snapshot(Collector):
             "featherlb_packet_reasons",
             "Packets by reason.",
             labels=["worker", "reason"],
+        )
+        yield CounterMetricFamily(
+            "featherlb_martian_packets",
+            "Packets that rules dropped before workers saw them, as no client can have sent them.",
+            value=self._view.martians,
         )
         for number, one in self._workers.items():
             worker = str(number)

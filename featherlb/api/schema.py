@@ -90,9 +90,13 @@ class Fault(Answer):
 class Worker(Answer):
     number: int
     pid: int
-    flows: int
-    received: int = Field(description="Packets since the worker started.")
-    waiting: int = Field(description="Packets waiting in its queue.")
+    state: Literal["working", "silent", "starting"] = Field(
+        description="`silent`: it does not answer; unless it does within 20 s, it is replaced."
+        " `starting`: it has died, and its successor is starting."
+    )
+    flows: int | None = Field(description="null unless it answers, as are the next two.")
+    received: int | None = Field(description="Packets since the worker started.")
+    waiting: int | None = Field(description="Packets waiting in its queue.")
 
 
 class Task(Answer):
@@ -740,6 +744,10 @@ class Stats(Answer):
     passed: int
     dropped: int
     reasons: dict[str, int] = Field(description="Packets by reason; the sum is `received`.")
+    martians: int = Field(
+        description="Packets that rules dropped before workers saw them, as no client can have sent"
+        " them: from addresses of this host, or of nobody to whom it has a route."
+    )
     flows: int
     flows_by_class: dict[str, int] = Field(description="The sum is `flows`.")
     evicted: int = Field(description="Flows evicted because the table was full.")

@@ -7,7 +7,6 @@ from base64 import b64encode
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from featherlb import __version__
@@ -16,7 +15,7 @@ from featherlb.config import ServiceConfig
 from featherlb.config.values import few
 from featherlb.control.faults import FaultView
 from featherlb.control.overrides import LIMITING, Override
-from featherlb.control.view import BackendView, ServiceView, View
+from featherlb.control.view import BackendView, ServiceView, View, WorkerView
 from featherlb.core.flows.flight_recorder import Noted
 from featherlb.core.flows.tcp_state import TimeoutClass
 from featherlb.core.path.export import BackendStats, FlowView, Statistics
@@ -162,7 +161,7 @@ def show_status(view: View) -> schema.Status:
         version=__version__,
         pid=os.getpid(),
         started=view.started.isoformat(timespec="seconds"),
-        uptime=round((datetime.now(UTC) - view.started).total_seconds(), 1),
+        uptime=round(view.uptime, 1),
         services=len(served),
         datapaths=dict(Counter(str(service.datapath) for service in served)),
         opened_by={
@@ -196,17 +195,7 @@ def show_status(view: View) -> schema.Status:
             name: reasons for name, reasons in _refused(view).items() if any(reasons.values())
         },
         worker_restarts=view.worker_restarts,
-        workers=[
-            schema.Worker(
-                number=one.number,
-                pid=one.pid,
-                flows=one.statistics.core.flows,
-                received=one.statistics.core.received,
-                waiting=one.statistics.queue.waiting,
-            )
-            for one in view.workers
-            if one.statistics is not None
-        ],
+        workers=list(map(_worker, view.workers)),
         tasks=[
             schema.Task(
                 name=one.name,
@@ -264,6 +253,18 @@ def _opened_by(view: View, service: str) -> str:
     if reason is not None:
         return f"worker ({reason})"
     return "program" if "" in found else ""
+
+
+def _worker(one: WorkerView) -> schema.Worker:
+    found = one.statistics
+    return schema.Worker(
+        number=one.number,
+        pid=one.pid,
+        state="working" if found else "silent" if one.alive else "starting",
+        flows=found.core.flows if found else None,
+        received=found.core.received if found else None,
+        waiting=found.queue.waiting if found else None,
+    )
 
 
 def _refused(view: View) -> dict[str, dict[str, int]]:
@@ -415,6 +416,7 @@ def show_stats(view: View) -> schema.Stats:
         passed=sum(core.passed for core in cores),
         dropped=sum(core.dropped for core in cores),
         reasons={one.label: sum(core.reasons[one] for core in cores) for one in Reason},
+        martians=view.martians,
         flows=sum(core.flows for core in cores),
         flows_by_class={
             label(kind): sum(core.flows_by_class[kind] for core in cores) for kind in TimeoutClass

@@ -13,6 +13,7 @@ def stats(answer: schema.Stats) -> None:
     for name in ("translated", "passed", "dropped"):
         rows.append((f"  {name}", getattr(answer, name)))
     rows += [(f"    {name}", count) for name, count in answer.reasons.items() if count]
+    rows.append(("martians, dropped by the host's rules", answer.martians))
     rows.append(("flows", answer.flows))
     rows += [(f"  {name}", count) for name, count in answer.flows_by_class.items() if count]
     rows.append(("flows evicted", answer.evicted))

@@ -47,10 +47,7 @@ def status(answer: schema.Status) -> None:
         counts = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items() if count)
         rows[f"refused by {name}"] = f"{counts} (packets that would have opened a flow)"
     for worker in answer.workers:
-        rows[f"worker {worker.number}"] = (
-            f"pid {worker.pid}, {counted(worker.flows, 'flow')},"
-            f" {counted(worker.received, 'packet')}, {worker.waiting} waiting"
-        )
+        rows[f"worker {worker.number}"] = f"pid {worker.pid}, {worker_text(worker)}"
     if answer.worker_restarts:
         rows["worker restarts"] = str(answer.worker_restarts)
     for task in answer.tasks:
@@ -80,3 +77,13 @@ def status(answer: schema.Status) -> None:
     for label, value in rows.items():
         table.add_row(label, value)
     print_table(table)
+
+
+def worker_text(worker: schema.Worker) -> str:
+    """How a worker is."""
+    if worker.state == "silent":
+        return "does not answer"
+    if worker.flows is None or worker.received is None:
+        return "has died, and its successor is starting"
+    flows, packets = counted(worker.flows, "flow"), counted(worker.received, "packet")
+    return f"{flows}, {packets}, {worker.waiting} waiting"

@@ -138,6 +138,8 @@ def _head(now: Snapshot, before: Snapshot) -> RenderableType:
         f"waiting {waiting}, dropped {short_number(stats.dropped)}, lost by the kernel "
     )
     second.append(short_number(lost), "bold red" if lost else "")
+    if silent := [str(one.number) for one in status.workers if one.state == "silent"]:
+        second.append(f", not answering: worker {', '.join(silent)}", "bold red")
     if status.changes:
         second.append(f", run-time changes {status.changes}", "yellow")
     if status.faults:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -23,11 +24,16 @@ from featherlb.control.serving import Serving
 from featherlb.control.tasks import Tasks
 from featherlb.control.view import View, WorkerView, view_services
 from featherlb.control.workers import FlowFilter
+from featherlb.datapaths.rules.gate import NO_SERVICE
 from featherlb.model.counted import counted
 from featherlb.model.user_code import UserCode
 from featherlb.system.journal import Journal
 
 log = logging.getLogger("featherlb")
+
+PATIENCE = 2.0
+"""Seconds that a view waits for a worker's answer. Who looks at an instance wants to know at once
+which worker hangs; the worker has longer before it is replaced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +62,7 @@ class Controller:
         self.log_switch = LogSwitch(events, self.data.log_flows)
         self._settings = settings
         self._started = datetime.now(UTC)
+        self._booted = time.clock_gettime(time.CLOCK_BOOTTIME)
 
     async def prepare(self) -> Prepared:
         """What to serve. HostError and ConfigError if that's impossible. It changes nothing, but
@@ -104,12 +111,14 @@ class Controller:
     async def view(self, *, backends: bool = True) -> View:
         """How the instance is now, with its `backends` if they are wanted."""
         workers = self.data.workers
-        statistics = await workers.statistics(backends=backends)
-        refused = await self.data.refused()
+        statistics = await workers.statistics(backends=backends, patience=PATIENCE)
+        refused = dict(await self.data.refused())
+        martians = refused.pop(NO_SERVICE, 0)
         state = self.serving.state
         return View(
             instance=self.data.options.queue,
             started=self._started,
+            uptime=time.clock_gettime(time.CLOCK_BOOTTIME) - self._booted,
             assign=self.data.options.assign,
             overrides=state.overrides,
             faults=self.faults.views(statistics),
@@ -120,11 +129,12 @@ class Controller:
             reloads=self.reloader.outcome,
             services=view_services(state, self.serving.health, backends=backends),
             workers=tuple(
-                WorkerView(number, pid, statistics.get(number))
-                for number, pid in enumerate(workers.pids)
+                WorkerView(number, pid, statistics.get(number), alive=alive)
+                for number, (pid, alive) in enumerate(workers.processes)
             ),
             worker_restarts=workers.restarts,
             refused=refused,
+            martians=martians,
             tasks=self.tasks.states(),
             host=self.data.watch.view(restoring=state.config.restore),
             cookies=self.data.cookies.view,

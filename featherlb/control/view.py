@@ -73,7 +73,8 @@ class WorkerView:
     number: int
     pid: int
     statistics: WorkerStatistics | None
-    """None if it has died, and its successor is starting."""
+    """None if it has died, and its successor is starting, or if it does not answer in time."""
+    alive: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,8 @@ class View:
     instance: int
     """The number of its first queue."""
     started: datetime
+    uptime: float
+    """Seconds since then, whatever became of the wall clock, and including a suspended host's."""
     assign: bool
     """VIPs that the host doesn't have are assigned to it."""
     overrides: tuple[Override, ...]
@@ -100,6 +103,8 @@ class View:
     worker_restarts: int
     refused: Mapping[tuple[str, Reason], int]
     """Packets of clients that rules have refused before workers saw them, by service and reason."""
+    martians: int
+    """Packets that rules have dropped because no client can have sent them."""
     tasks: tuple[TaskState, ...]
     host: HostView
     cookies: CookieView

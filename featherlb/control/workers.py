@@ -13,7 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from ipaddress import IPv4Network, IPv6Network
@@ -235,8 +235,9 @@ class Workers:
         self._recorders = {}
 
     @property
-    def pids(self) -> list[int]:
-        return [worker.process.pid for worker in self._processes]
+    def processes(self) -> list[tuple[int, bool]]:
+        """The processes' ids by their numbers, and whether each is alive."""
+        return [(worker.process.pid, not worker.gone.is_set()) for worker in self._processes]
 
     async def apply(self, message: Command) -> None:
         """All have done it when this returns; HostError if one can't, and the others have."""
@@ -260,18 +261,27 @@ class Workers:
             found.append(answer)
         return found
 
-    async def statistics(self, *, backends: bool = True) -> dict[int, WorkerStatistics]:
+    async def statistics(
+        self, *, backends: bool = True, patience: float | None = None
+    ) -> dict[int, WorkerStatistics]:
         """The counts of each worker by its number, those of its `backends` if they are wanted; a
-        dead one's are left out."""
-        found = {}
-        for worker in list(self._processes):
-            try:
-                answer = await worker.ask(GetStatistics(backends))
-            except HostError:
-                continue
-            assert isinstance(answer, WorkerStatistics)
-            found[worker.number] = answer
-        return found
+        dead one's are left out, and those of one that takes more than `patience` seconds to answer,
+        if that is given."""
+        message = GetStatistics(backends)
+
+        async def ask(worker: WorkerProcess) -> FromWorker | None:
+            with suppress(HostError, TimeoutError):
+                async with asyncio.timeout(patience):
+                    return await worker.ask(message)
+            return None
+
+        workers = list(self._processes)
+        answers = await asyncio.gather(*map(ask, workers))
+        return {
+            worker.number: answer
+            for worker, answer in zip(workers, answers, strict=True)
+            if isinstance(answer, WorkerStatistics)
+        }
 
     async def offenders(self, count: int) -> list[Offender]:
         """So many clients, at most, that services have refused most often of late, the greatest

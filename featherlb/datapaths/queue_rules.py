@@ -4,7 +4,7 @@ and ebpf, where those do that its program doesn't carry."""
 from featherlb.datapaths.host_side import Needs, Replies, Scope
 from featherlb.datapaths.rules.endpoints import Parts
 from featherlb.datapaths.rules.gate import gate
-from featherlb.datapaths.rules.guards import guards, redirects, settings
+from featherlb.datapaths.rules.guards import redirects, settings
 from featherlb.datapaths.rules.queueing import Queued
 from featherlb.model import NatMode
 from featherlb.system.ruleset import Chain, hooked, join
@@ -23,7 +23,6 @@ def queued(scope: Scope, parts: Parts) -> Queued:
         parts=parts,
         replying=(parts.dnat_backends,),
         given=(parts.full_pairs,),
-        guards=tuple(guards(parts, scope.facts)),
     )
 
 

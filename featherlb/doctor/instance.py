@@ -65,6 +65,13 @@ def judge_state(status: schema.Status, installed: str) -> Iterator[Finding]:
             f"version {status.version} is running, but {installed} is installed; restart it",
             "systemctl restart featherlb",
         )
+    for worker in status.workers:
+        if worker.state == "silent":
+            yield error(
+                f"worker {worker.number} (process {worker.pid}) does not answer; unless it does"
+                " soon, it is replaced, and the log says why",
+                "journalctl -u featherlb -g worker",
+            )
     if status.worker_restarts:
         yield warning(
             f"workers were replaced {counted(status.worker_restarts, 'time')} since the start;"

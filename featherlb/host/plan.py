@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from featherlb.datapaths.host_side import Replies, Scope, by_datapath, rules_of
 from featherlb.datapaths.rules.facts import Facts, Options
-from featherlb.datapaths.rules.gate import Refusing
+from featherlb.datapaths.rules.gate import NO_SERVICE, Refusing
+from featherlb.datapaths.rules.guards import guarding
 from featherlb.datapaths.rules.queueing import Queued, queue_rules
 from featherlb.datapaths.rules.steering import pass_mark
 from featherlb.datapaths.rules.vip_addresses import assignments
@@ -42,7 +43,7 @@ class HostPlan:
     earlier: tuple[int, ...]
     """See `Facts`."""
     refusing: tuple[Refusing, ...]
-    """The rules in the table raw that refuse clients."""
+    """The rules in the table raw that refuse clients, or drop packets that no client has sent."""
     offloads: bool
     """Open flows of some service are forwarded in the kernel, even when the instance has gone."""
     programs: bool
@@ -110,18 +111,19 @@ def build(
         if (found := rules.queued(scope)) is not None:
             queued[scope.family].append(found)
     needs = [(scope.family, rules.needs(scope, queued[scope.family])) for rules, scope in scopes]
+    rulesets: dict[int, Ruleset] = {
+        family: _merge(
+            queue_rules(queued[family], options, facts),
+            *(one.rules for theirs, one in needs if theirs == family),
+        )
+        for family in families
+    }
     return HostPlan(
         options=options,
         vips=vips,
         settings=tuple(dict.fromkeys(setting for _, one in needs for setting in one.settings)),
         sets=tuple(wanted for _, one in needs for wanted in one.sets) if facts.sets else (),
-        rules={
-            family: _merge(
-                queue_rules(queued[family], options, facts),
-                *(one.rules for theirs, one in needs if theirs == family),
-            )
-            for family in families
-        },
+        rules=rulesets,
         addresses=tuple(assignments(vips, facts)) if options.assign else (),
         foreign=frozenset(
             vip.address
@@ -135,7 +137,14 @@ def build(
         claims=claims(services),
         order=facts.order,
         earlier=facts.earlier,
-        refusing=tuple(rule for _, one in needs for rule in one.refusing),
+        refusing=(
+            *(rule for _, one in needs for rule in one.refusing),
+            *(
+                Refusing(family, chain, position, *NO_SERVICE)
+                for family, ruleset in rulesets.items()
+                for chain, position in guarding(ruleset["raw"])
+            ),
+        ),
         offloads=any(service.datapath.outlives_workers for service in services),
         programs=any(one.programs for _, one in needs),
     )

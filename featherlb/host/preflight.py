@@ -282,11 +282,7 @@ def reverse_path_problem(
     """What keeps the host, which has these addresses, from the above: a sentence that names what to
     do; empty if nothing does."""
 
-    @cache
-    def strict(arrival: str) -> int:
-        keys = [f"net/ipv4/conf/{name}/rp_filter" for name in ("all", arrival)]
-        return max(int(sysctl.read(key) or 0) for key in keys)
-
+    strict = cache(sysctl.rp_filter)
     settings: dict[str, int] = {}
     full = [service for service in services if service.nat is NatMode.FULL]
     owners = {own.address.ip: own.interface for own in rtnetlink.addresses()} if full else {}

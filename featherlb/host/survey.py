@@ -12,7 +12,15 @@ from featherlb.model import EVERYBODY, LOOPBACK, Address, Backend, NatMode, Serv
 from featherlb.model.errors import HostError
 from featherlb.system import ipset, iptables, journal, nfqueue, rtnetlink, sysctl
 from featherlb.system.privileges import has_capability
-from featherlb.system.ruleset import HashLimit, Match, Membership, Rule, Side, State
+from featherlb.system.ruleset import (
+    HashLimit,
+    Match,
+    Membership,
+    ReversePath,
+    Rule,
+    Side,
+    State,
+)
 from featherlb.system.sysctl import BRIDGE_FILTERS
 
 CAP_NET_ADMIN, CAP_NET_RAW = 12, 13  # linux/capability.h
@@ -76,6 +84,12 @@ def survey(services: Sequence[Service], log: journal.Journal | None = None) -> F
         sets="set" not in lacking,
         networks="networks" not in lacking,
         hashlimit="hashlimit" not in lacking,
+        reverse_path=frozenset(families) - {rule.version for rule in rtnetlink.rules()}
+        if "rpfilter" not in lacking
+        else frozenset(),
+        strict=tuple(
+            sorted(link.name for link in links.values() if sysctl.rp_filter(link.name) == 1)
+        ),
         conntrack="conntrack" not in lacking,
         socket="socket" not in lacking,
         order=order,
@@ -147,7 +161,9 @@ def _lacking(families: Sequence[int], limited: bool) -> set[str]:
     clients only if some service is `limited`."""
     rate = HashLimit("flb-probe", 1, 1, 32)
     # There is no set `-`, so that rule comes last.
+    # Some extensions are for one hook only, but that is looked at later.
     rules = (
+        Rule(Match(reverse_path=ReversePath.NOWHERE)),
         *([Rule(Match(beyond=rate))] if limited else ()),
         Rule(Match(states=(State.UNTRACKED,))),
         Rule(Match(socket=True)),

@@ -127,12 +127,15 @@ def matches(match: Match, packet: Packet, sets: Mapping[str, AnySet]) -> bool:
         and (match.destination_ports is None or destination.port in match.destination_ports)
         and match.source_local in (None, source.address in own)
         and match.destination_local in (None, destination.address in own)
+        # Of what else has no route back, nothing is known here.
+        and (match.reverse_path is None or source.address in own)
         and match.mark in (None, packet.mark)
         and (not match.states or not packet.states.isdisjoint(match.states))
         and packet.states.isdisjoint(match.not_states)
     )
     unknown = (
-        match.out_interface
+        match.in_interface
+        or match.out_interface
         or match.socket
         or match.icmp_type
         or match.content

@@ -31,6 +31,15 @@ class Side(StrEnum):
         return Side.SOURCE if self is Side.DESTINATION else Side.DESTINATION
 
 
+class ReversePath(StrEnum):
+    """Where the route to a packet's source leads (iptables-extensions(8), `rpfilter`)."""
+
+    NOWHERE = "--loose"
+    """There is none, or the source is an address of this host or a broadcast address."""
+    ELSEWHERE = "--validmark"
+    """As above, or it leads through another interface, as the kernel sees it with `rp_filter` 1."""
+
+
 class State(StrEnum):
     """A state of conntrack, or a virtual one (iptables-extensions(8), `conntrack`)."""
 
@@ -109,6 +118,7 @@ class Content:
 class Match:
     """Conditions on a packet, all of which must hold; without any, every packet matches."""
 
+    in_interface: str = ""
     not_in_interface: str = ""
     out_interface: str = ""
     protocol: Protocol | Icmp | None = None
@@ -131,6 +141,8 @@ class Match:
     source_local: bool | None = None
     """Whether the source is an address of this host."""
     destination_local: bool | None = None
+    reverse_path: ReversePath | None = None
+    """In PREROUTING: the route to the source leads there."""
     beyond: HashLimit | None = None
     content: Content | None = None
     mark: int | None = None
@@ -157,6 +169,8 @@ class Match:
         return " ".join(self._words("-m tcp --tcp-flags FIN,SYN,RST,ACK SYN"))
 
     def _words(self, syn: str) -> Iterator[str]:
+        if self.in_interface:
+            yield f"-i {self.in_interface}"
         if self.not_in_interface:
             yield f"! -i {self.not_in_interface}"
         if self.out_interface:
@@ -190,6 +204,8 @@ class Match:
             for side, local in (("src", self.source_local), ("dst", self.destination_local)):
                 if local is not None:
                     yield f"{'' if local else '! '}--{side}-type LOCAL"
+        if self.reverse_path is not None:
+            yield f"-m rpfilter {self.reverse_path} --invert"
         if self.content is not None:
             yield str(self.content)
         if self.mark is not None:

@@ -59,6 +59,13 @@ def changed_along(key: str) -> list[Setting]:
     return [(key, value) for key in extra + keys if (value := read(key)) is not None]
 
 
+def rp_filter(interface: str) -> int:
+    """How the kernel filters by the reverse path at an interface: 0 not at all, 1 strictly, 2
+    loosely."""
+    keys = [f"net/ipv4/conf/{name}/rp_filter" for name in ("all", interface)]
+    return max(int(read(key) or 0) for key in keys)
+
+
 def rp_filters() -> list[Setting]:
     """The reverse-path filters of all interfaces, and the general ones."""
     try:

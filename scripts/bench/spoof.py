@@ -11,14 +11,15 @@ import socket
 import struct
 import sys
 import time
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 
 from featherlb.net.checksum import fold, sum_bytes
 
 FRAMES = 1 << 15
 """Different SYNs; after these the first one comes again, with another address in it."""
 BATCH = 64
-SOURCES = 0xC6120000
+SOURCES = "198.18.0.0/15"
+_FIRST = int(IPv4Network(SOURCES).network_address)
 SYN = 0x02
 OPTIONS = bytes.fromhex("020405b40402080a00000000000000000103030a")
 """Linux's: an MSS of 1460, SACK permitted, a timestamp, a window scale of 10."""
@@ -47,7 +48,7 @@ class _Piece(ctypes.Structure):
 
 def frame(source_mac: bytes, mac: bytes, vip: IPv4Address, port: int) -> bytes:
     """A SYN from a random address and port."""
-    source = struct.pack("!I", SOURCES | random.getrandbits(17))
+    source = struct.pack("!I", _FIRST | random.getrandbits(17))
     ports = (random.randrange(1024, 65536), port)
     header = struct.pack("!HHIIBBHHH", *ports, random.getrandbits(32), 0, 10 << 4, SYN, 64240, 0, 0)
     segment = bytearray(header + OPTIONS)

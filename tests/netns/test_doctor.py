@@ -14,9 +14,9 @@ import pytest
 from featherlb.lab import Lab, Node
 from featherlb.lab.namespaces import VIP
 from featherlb.lab.servers import HttpServer
-from tests.netns.command import PROGRAM, run
+from tests.netns.command import PROGRAM, api, run, worker_pids
 from tests.netns.conftest import ONE_DRIVER, Up
-from tests.netns.traffic import ask
+from tests.netns.traffic import ask, wait_for
 
 pytestmark = [
     ONE_DRIVER,
@@ -248,6 +248,16 @@ def test_an_instance_that_hangs(lab: Lab, featherlb: Up, file: Path) -> None:
         finally:
             os.kill(running.pid, signal.SIGCONT)
         assert f"(pid {running.pid}) doesn't answer" in finding["message"]
+        (pid,) = worker_pids(lab.balancer)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            (worker,) = api(lab.balancer, "status")["workers"]
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert worker == {"number": 0, "pid": pid, "state": "silent"} | dict.fromkeys(
+            ("flows", "received", "waiting")
+        )
+        wait_for(lambda: api(lab.balancer, "status")["workers"][0]["flows"] == 0, "it answers")
 
 
 def test_a_reload_that_was_refused(lab: Lab, featherlb: Up, file: Path) -> None:

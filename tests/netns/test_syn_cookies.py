@@ -12,7 +12,8 @@ import pytest
 
 from featherlb.lab import Lab, Node
 from featherlb.lab.namespaces import VIP, VIP6
-from scripts.bench.flood import next_hop
+from scripts.bench.flood import next_hop, route_back
+from scripts.bench.spoof import SOURCES
 from tests.netns.command import api, flows
 from tests.netns.conftest import SEEING, Up, in_turn
 from tests.netns.traffic import pair, wait_for
@@ -166,6 +167,7 @@ def test_a_connection_that_opened_with_a_cookie_recovers_from_losses(
 @contextmanager
 def flood(lab: Lab, count: int) -> Iterator[None]:
     """Send so many SYNs from random addresses, in two seconds or more."""
+    route_back(lab.balancer, lab.client)
     hop = next_hop(lab.client, VIP)
     command = [sys.executable, "-m", "scripts.bench.spoof", *hop, VIP, "80", "5000"]
     with lab.client.popen([*command, "50", str(count)], cwd=ROOT) as process:
@@ -181,7 +183,7 @@ def test_nothing_is_kept_of_a_flood(lab: Lab, featherlb: Up, nat: str, tmp_path:
     with featherlb(lab, "--config", config), pair(lab, VIP, PORT) as (client, server):
         assert reasons(lab.balancer)["syn-cookie"] == 0
         assert answering(lab.balancer)["answering"] == "nobody"
-        silence = ["-p", "tcp", "--syn", "--dport", str(PORT), "-s", "198.18.0.0/15", "-j", "DROP"]
+        silence = ["-p", "tcp", "--syn", "--dport", str(PORT), "-s", SOURCES, "-j", "DROP"]
         lab.backends[0].run(["iptables", "-A", "INPUT", *silence])
         if nat == "full":  # it can't tell them from others
             lab.backends[0].run(["iptables", "-A", "INPUT", *silence[:5], "-j", "DROP"])

@@ -23,7 +23,7 @@ from featherlb.datapaths.rules import icmp
 from featherlb.datapaths.rules.endpoints import Group, Parts, backend_entries, ports_of
 from featherlb.datapaths.rules.facts import Facts, Options
 from featherlb.datapaths.rules.gate import gate
-from featherlb.datapaths.rules.guards import guards, redirects, settings
+from featherlb.datapaths.rules.guards import guard, redirects, settings
 from featherlb.datapaths.rules.queueing import Queued
 from featherlb.datapaths.rules.steering import (
     queue_by_client,
@@ -117,7 +117,7 @@ def _raw(parts: Parts, opening: list[Match], scope: Scope) -> Table:
         Table() if scope.handoff else _opening(parts.family, opening, options, facts),
         hooked(_chain("REDIRECT", options), "OUTPUT", redirects(parts, facts)),
         hooked(_chain("ECHO", options), "PREROUTING", () if scope.handoff else echoes, first=False),
-        hooked(_chain("GUARD", options), "PREROUTING", guards(parts, facts)),
+        guard([parts], _chain("GUARD", options), _chain("ORIGIN", options), facts),
     )
 
 

@@ -52,6 +52,12 @@ class Facts:
     """Whether rules can match ipsets of networks."""
     hashlimit: bool = True
     """Whether rules can match a rate of packets by source address."""
+    reverse_path: frozenset[int] = frozenset({4, 6})
+    """The address families, 4 or 6, in which rules can ask for the route to a packet's source: with
+    policy routing, it may depend on more than they know."""
+    strict: tuple[str, ...] = ()
+    """Interfaces at which the kernel drops IPv4 packets if the route to their source doesn't lead
+    back there (`rp_filter` 1)."""
     conntrack: bool = True
     """Whether rules can match the conntrack state."""
     socket: bool = True

@@ -36,6 +36,10 @@ SLACK = 4
 """A client that is at its limit may need so many SYNs for each connection."""
 
 
+NO_SERVICE = ("", Reason.MARTIAN)
+"""Service and reason of rules that drop forged packets, whatever the service."""
+
+
 @dataclass(frozen=True, slots=True)
 class Refusing:
     """A rule that refuses clients of a service: the place in its chain in the table raw, from 0."""

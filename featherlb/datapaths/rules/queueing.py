@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from featherlb.datapaths.rules import icmp
 from featherlb.datapaths.rules.endpoints import Group, Parts
 from featherlb.datapaths.rules.facts import Facts, Options
-from featherlb.datapaths.rules.guards import reassembly
+from featherlb.datapaths.rules.guards import guard, reassembly
 from featherlb.datapaths.rules.steering import (
     queue_by_client,
     queue_by_port,
@@ -42,7 +42,6 @@ from featherlb.system.ruleset import (
     Side,
     State,
     Table,
-    hooked,
     join,
 )
 
@@ -59,8 +58,6 @@ class Queued:
     """Backends whose replies are matched by SNAT address and port."""
     local_only: bool = False
     """Only packets of clients on this host are queued; others don't pass through the kernel."""
-    guards: tuple[Rule, ...] = ()
-    """Rules for raw PREROUTING, in front of the host's own."""
 
     def forward(self, facts: Facts) -> list[Match]:
         """Packets to a VIP."""
@@ -163,10 +160,15 @@ def _raw(queued: Sequence[Queued], options: Options, facts: Facts) -> Table:
             protocol for one in queued for group in one.given for protocol in group.protocols
         }
         chains[reply] = (untrack, *queue_by_port(sorted(protocols), options))
-    guards = (*(rule for one in queued for rule in one.guards), *reassembly(family, facts))
     return join(
         Table(chains, tuple(Jump(hook, steering) for hook in ("PREROUTING", "OUTPUT"))),
-        hooked(_chain("GUARD", options), "PREROUTING", guards),
+        guard(
+            [one.parts for one in whole],
+            _chain("GUARD", options),
+            _chain("ORIGIN", options),
+            facts,
+            reassembly(family, facts),
+        ),
     )
 
 

@@ -60,6 +60,7 @@ def families(world: World) -> list[Metric]:
     view = View(
         instance=0,
         started=datetime.now(UTC),
+        uptime=1.0,
         assign=False,
         overrides=(),
         faults=(FaultView(Fault(1, "web", FaultKind.RESET, 0.0), 3, 2),),
@@ -69,9 +70,10 @@ def families(world: World) -> list[Metric]:
         log_until=None,
         reloads=Reloads(),
         services=view_services(State(config, services=judgement.services), health),
-        workers=(WorkerView(0, 1, worker),),
+        workers=(WorkerView(0, 1, worker, alive=True),),
         worker_restarts=0,
         refused={("web", Reason.NOT_ALLOWED): 5},
+        martians=6,
         tasks=(TaskState("names", 2, True, "OSError", ""),),
         host=HostView(
             deviations=("net.ipv4.ip_forward is 0 and has to be 1",), restored={"rules": 2}

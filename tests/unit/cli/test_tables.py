@@ -117,6 +117,7 @@ STATS = schema.Stats.model_construct(
     reasons={},
     flows=0,
     flows_by_class={},
+    martians=0,
     evicted=0,
     unkept_syns=0,
     scheduler_errors={NAME: 1},

@@ -173,9 +173,10 @@ def cases() -> Iterator[Case]:
         yield Case(
             f"{datapath}-bare-kernel",
             (web(datapath, backends=many),),
-            facts=replace(HOST, sets=False, conntrack=False),
+            facts=replace(HOST, sets=False, conntrack=False, reverse_path=frozenset()),
         )
-        yield Case(f"{datapath}-router", services, facts=replace(HOST, routers=frozenset({4})))
+        router = replace(HOST, routers=frozenset({4}), strict=("front",))
+        yield Case(f"{datapath}-router", services, facts=router)
         third = replace(HOST, order=2, earlier=(0, 1))
         yield Case(f"{datapath}-third-instance", services, facts=third)
     bridges = replace(HOST, bridge_filter=frozenset({4}))

@@ -96,6 +96,7 @@ iptables -t raw -N FEATHERLB-RAW-0
 iptables -t raw -N FEATHERLB-FORWARD-0
 iptables -t raw -N FEATHERLB-ERROR-0
 iptables -t raw -N FEATHERLB-GUARD-0
+iptables -t raw -N FEATHERLB-ORIGIN-0
 iptables -t raw -N FEATHERLB-REDIRECT-0
 iptables -t raw -A FEATHERLB-RAW-0 -p tcp -d 10.0.0.10 --dport 80 -g FEATHERLB-FORWARD-0
 iptables -t raw -A FEATHERLB-RAW-0 -p tcp ! --syn -s 10.0.1.2 --sport 8080 -j CT --notrack
@@ -106,8 +107,9 @@ iptables -t raw -A FEATHERLB-RAW-0 -p icmp --icmp-type 12 -g FEATHERLB-ERROR-0
 iptables -t raw -A FEATHERLB-FORWARD-0 -j CT --notrack
 iptables -t raw -A FEATHERLB-FORWARD-0 -j NFQUEUE --queue-num 0
 iptables -t raw -A FEATHERLB-ERROR-0 -j NFQUEUE --queue-num 0 --queue-bypass
-iptables -t raw -A FEATHERLB-GUARD-0 ! -i lo -p tcp --syn -d 10.0.0.10 --dport 80 -m addrtype \
---src-type LOCAL -j DROP
+iptables -t raw -A FEATHERLB-GUARD-0 ! -i lo -p tcp --syn -d 10.0.0.10 --dport 80 -g \
+FEATHERLB-ORIGIN-0
+iptables -t raw -A FEATHERLB-ORIGIN-0 -m rpfilter --loose --invert -j DROP
 iptables -t raw -A FEATHERLB-REDIRECT-0 -o back -p icmp --icmp-type 5 -j DROP
 iptables -t raw -A PREROUTING -j FEATHERLB-RAW-0
 iptables -t raw -A OUTPUT -j FEATHERLB-RAW-0
@@ -136,6 +138,7 @@ iptables -t raw -N FEATHERLB-RAW-4
 iptables -t raw -N FEATHERLB-FORWARD-4
 iptables -t raw -N FEATHERLB-REPLY-4
 iptables -t raw -N FEATHERLB-GUARD-4
+iptables -t raw -N FEATHERLB-ORIGIN-4
 iptables -t raw -N FEATHERLB-REDIRECT-4
 iptables -t raw -A FEATHERLB-RAW-4 -p tcp -s 10.0.1.2 --sport 8080 -d 10.0.1.1 \
 --dport 1024:32767 -g FEATHERLB-REPLY-4
@@ -161,6 +164,9 @@ iptables -t raw -A FEATHERLB-REPLY-4 -p tcp --dport 614:664 -j NFQUEUE --queue-n
 --queue-bypass
 iptables -t raw -A FEATHERLB-REPLY-4 -j NFQUEUE --queue-num 4 --queue-bypass
 iptables -t raw -A FEATHERLB-GUARD-4 ! -i lo -m addrtype --src-type LOCAL -j DROP
+iptables -t raw -A FEATHERLB-GUARD-4 ! -i lo -p tcp --syn -d 10.0.0.10 --dport 80 -g \
+FEATHERLB-ORIGIN-4
+iptables -t raw -A FEATHERLB-ORIGIN-4 -m rpfilter --loose --invert -j DROP
 iptables -t raw -A FEATHERLB-REDIRECT-4 -o back -p icmp --icmp-type 5 -j DROP
 iptables -t raw -A PREROUTING -j FEATHERLB-RAW-4
 iptables -t raw -A OUTPUT -j FEATHERLB-RAW-4
@@ -273,10 +279,10 @@ def test_a_loopback_backend_is_guarded() -> None:
         "sysctl -w net.ipv4.conf.all.route_localnet=1"
     ]
     assert [line for line in lines if "GUARD-0 " in line] == [
-        "iptables -t raw -A FEATHERLB-GUARD-0 ! -i lo -p tcp --syn -d 10.0.0.10 --dport 80"
-        " -m addrtype --src-type LOCAL -j DROP",
         "iptables -t raw -A FEATHERLB-GUARD-0 ! -i lo -s 127.0.0.0/8 -j DROP",
         "iptables -t raw -A FEATHERLB-GUARD-0 ! -i lo -d 127.0.0.0/8 -j DROP",
+        "iptables -t raw -A FEATHERLB-GUARD-0 ! -i lo -p tcp --syn -d 10.0.0.10 --dport 80"
+        " -g FEATHERLB-ORIGIN-0",
     ]
 
 

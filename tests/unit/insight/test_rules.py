@@ -31,6 +31,7 @@ def test_a_packet_to_a_vip_is_untracked_and_queued() -> None:
     plan = Case("", (web(Datapath.NFQUEUE),)).plan()
     met, after = rules_met(plan, Hook.PREROUTING, packet(CLIENT, VIP))
     assert [f"{rule.table} {rule.chain}: {rule.rule}" for rule in met] == [
+        "raw FEATHERLB-GUARD-0: ! -i lo -p tcp --syn -d 10.0.0.10 --dport 80 -g FEATHERLB-ORIGIN-0",
         "raw FEATHERLB-RAW-0: -p tcp -d 10.0.0.10 --dport 80 -g FEATHERLB-FORWARD-0",
         "raw FEATHERLB-FORWARD-0: -j CT --notrack",
         "raw FEATHERLB-FORWARD-0: -j NFQUEUE --queue-num 0",
@@ -118,6 +119,8 @@ def test_the_kernels_copy_of_a_frame_is_dropped() -> None:
 def test_an_offloaded_connection_passes_the_filter_as_a_translated_one() -> None:
     plan = Case("", (web(Datapath.OFFLOAD),)).plan()
     assert walk(plan, Hook.PREROUTING, packet(CLIENT, VIP)) == [
+        "raw FEATHERLB-CTGUARD-0: ! -i lo -p tcp --syn -d 10.0.0.10 --dport 80"
+        " -g FEATHERLB-CTORIGIN-0",
         "raw FEATHERLB-CTRAW-0: -p tcp --syn -d 10.0.0.10 --dport 80 -g FEATHERLB-CTOPEN-0",
         "raw FEATHERLB-CTOPEN-0: -j NFQUEUE --queue-num 0",
     ]
