@@ -248,6 +248,8 @@ class World:
         assert statistics.received == statistics.translated + statistics.passed + statistics.dropped
         assert statistics.received == sum(statistics.reasons.values())
         assert statistics.flows == len(flows) <= statistics.capacity
+        unanswered = [view for view in flows if view.state is State.UDP_ONE_WAY]
+        assert self.balancer.lifecycle.unanswered == len(unanswered)
         # Each direction of each flow has a unique tuple, except for the forward direction with
         # one-packet scheduling, and for clients that have got another backend.
         one_packet = {one.name for one in self.services if one.one_packet}

@@ -81,6 +81,8 @@ class Reason(IntEnum):
     """An ICMP error about a segment that is not in flight, or with an MTU that no link has."""
     INJECTED_FAULT = 31
     """Lost, or its flow reset, by a fault that an operator has injected."""
+    UDP_FLOOD = 32
+    """Would open a flow of datagrams, but many have no answer, and the budget for more is spent."""
 
     @property
     def label(self) -> str:

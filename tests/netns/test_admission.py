@@ -3,8 +3,9 @@ datapath. tests/unit/core/path/test_admission.py has each condition by itself.""
 
 import errno
 import re
+import socket
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,12 @@ from featherlb.lab import Lab, Node
 from featherlb.lab.namespaces import VIP, VIP6
 from featherlb.lab.servers import HttpServer
 from tests.netns.command import api, flows, reload, run
-from tests.netns.conftest import Up
+from tests.netns.conftest import ONE_DRIVER, Up
+from tests.netns.datagrams import Receivers, open_socket
 from tests.netns.test_operate_flows import LISTEN, TOKEN, get, metrics
 from tests.netns.traffic import Session, ask, wait_for
 
+PORT = 9000
 DATAPATHS = pytest.mark.parametrize("driver", ["netlink", "raw", "offload"], indirect=True)
 
 
@@ -39,7 +42,7 @@ def refused(node: Node, address: str = VIP, port: int = 80) -> bool:
 
 
 def write(directory: Path, lab: Lab, *, denied: tuple[str, ...]) -> Path:
-    others = (f"172.16.{number >> 7}.{2 * number % 256}" for number in range(5000))
+    others = (f"172.16.{number >> 7}.{2 * number % 256}" for number in range(500))
     (directory / "denied.txt").write_text("".join(f"{one}\n" for one in (*others, *denied)))
     v6 = lab.clients[0].address6
     path = directory / "lb.yaml"
@@ -64,6 +67,18 @@ services:
   deny: {{file: denied.txt}}
   max_new: {{rate: 1/h, burst: 2}}
   backends: [10.0.1.2:8080]
+- name: datagrams
+  vip: {VIP}:83
+  protocol: udp
+  deny: {{file: denied.txt}}
+  deny_action: reset
+  max_flows: {{limit: 2, action: reset}}
+  backends: [10.0.1.2:{PORT}, 10.0.1.3:{PORT}]
+- name: queries
+  vip: {VIP}:84
+  protocol: udp
+  max_new: {{rate: 1/h, burst: 2}}
+  backends: [10.0.1.2:{PORT}, 10.0.1.3:{PORT}]
 - name: six
   vip: '[{VIP6}]:80'
   allow: {v6}
@@ -129,13 +144,69 @@ def test_clients_connect_as_their_service_allows(
         assert counts["six"] == {"not-allowed": 1, "max-flows": 0, "max-new": 0}
         assert counts["slow"]["max-new"] == 2
         assert counts["web"]["max-flows"] >= 1
-        assert "1 not-allowed" in run(lab.balancer, "status").stdout
-
         offenders = api(lab.balancer, "clients")["refused"]
         assert {one["client"] for one in offenders if one["service"] == "slow"} == {one.address}
-        assert "refused of late" in run(lab.balancer, "flows", "--clients").stdout
 
-        # At run time, for a while.
+        datagrams_are_limited(lab, sockets)
+
+        # The other way round: what is open stays open, and what was counted stays counted.
+        write(tmp_path, lab, denied=(one.address,))
+        assert reload(lab.balancer) == [
+            f"{name}: list of denied clients changed" for name in ("web", "silent", "datagrams")
+        ]
+        assert refused(one)
+        assert ask(two).backend
+        assert all(session.ask() for session in kept)
+        after = api(lab.balancer, "status")["refused"]["silent"]
+        assert all(after[reason] >= count for reason, count in counts["silent"].items())
+
+
+def datagrams_are_limited(lab: Lab, sockets: ExitStack) -> None:
+    """As connections are, and open flows continue."""
+    one, two = lab.clients
+    receivers = sockets.enter_context(Receivers(lab.backends, PORT))
+
+    def client(node: Node, port: int) -> socket.socket:
+        return sockets.enter_context(open_socket(node, (node.address, 0), (VIP, port)))
+
+    def is_told(node: Node) -> bool:
+        with client(node, 83) as asking, suppress(ConnectionRefusedError):
+            asking.send(b"query")
+            asking.recv(100)
+            return False
+        return True
+
+    assert is_told(two)
+    opened = [client(one, 83) for _ in range(2)]
+    for asking in opened:
+        receivers.exchange(asking)
+    assert is_told(one)
+    opened += [client(one, 84) for _ in range(2)]
+    for asking in opened:
+        receivers.exchange(asking)
+    client(one, 84).send(b"beyond the rate")
+    wait_for(
+        lambda: api(lab.balancer, "status")["refused"].get("queries", {}).get("max-new") == 1,
+        "a refusal",
+    )
+    for asking in opened:
+        receivers.exchange(asking)  # and so nothing else has arrived
+    counts = api(lab.balancer, "status")["refused"]["datagrams"]
+    assert counts == {"not-allowed": 1, "max-flows": 1, "max-new": 0}
+
+
+@ONE_DRIVER
+def test_operators_change_at_run_time_who_may_connect(
+    lab: Lab, featherlb: Up, tmp_path: Path
+) -> None:
+    one = lab.client
+    path = write(tmp_path, lab, denied=(one.address,))
+    with featherlb(lab, "--config", str(path)):
+        assert refused(one)
+        assert "1 not-allowed" in run(lab.balancer, "status").stdout
+        assert "refused of late" in run(lab.balancer, "flows", "--clients").stdout
+        assert [refused(one, port=81) for _ in range(3)] == [False, False, True]
+
         limit = ("limit", "deny", "silent", "198.51.100.0/24", "--for", "1h")
         text = run(lab.balancer, *limit).stdout
         assert re.fullmatch(
@@ -150,15 +221,3 @@ def test_clients_connect_as_their_service_allows(
         assert "198.51.100.0/24" in shown
         assert "reverted: max-new slow off" in run(lab.balancer, "backend", "revert", "2").stdout
         wait_for(lambda: refused(one, port=81), "the limit again")
-
-        # The other way round: what is open stays open, and what was counted stays counted.
-        write(tmp_path, lab, denied=(one.address,))
-        assert reload(lab.balancer) == [
-            "web: list of denied clients changed",
-            "silent: list of denied clients changed",
-        ]
-        assert refused(one)
-        assert ask(two).backend
-        assert all(session.ask() for session in kept)
-        after = api(lab.balancer, "status")["refused"]["silent"]
-        assert all(after[reason] >= count for reason, count in counts["silent"].items())

@@ -24,7 +24,7 @@ cdef int MAX_EXPIRED_AT_ONCE, MAX_PORT_RECLAIMS
 cdef unsigned int PROMPT, RETRANSMITTED
 cdef unsigned int YIELDS_CLOSING, YIELDS_UNANSWERED, YIELDS_ANSWERED
 cdef unsigned char[::1] IS_ACTIVE, IS_REUSABLE, IS_ENDED
-cdef int NEW, SYN_SENT, SYN_RETRIED, CLOSING, CLOSED, ADOPTED, REPLACED
+cdef int NEW, SYN_SENT, SYN_RETRIED, CLOSING, CLOSED, ADOPTED, REPLACED, UDP_ONE_WAY
 cdef unsigned int LONG_SILENCE
 cdef int OUTPUT, WIRE, NO_SOURCE_PORT, TUPLE_IN_USE, UNPRIVILEGED
 
@@ -44,7 +44,7 @@ cdef class Lifecycle:
     cdef Py_ssize_t closed_queue, half_open_queue, offload_queue, established_queue, silent_queue
     cdef list _silent
     cdef unsigned int _scarce_tcp, _scarce_udp
-    cdef readonly Py_ssize_t evicted
+    cdef readonly Py_ssize_t evicted, unanswered
     cdef public object opened, noted
     cdef readonly Py_ssize_t missed
     cdef object note(self, Py_ssize_t flow, bint opened)

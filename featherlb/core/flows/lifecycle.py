@@ -94,6 +94,7 @@ CLOSING = int(State.CLOSING)
 CLOSED = int(State.CLOSED)
 ADOPTED = int(State.ADOPTED)
 REPLACED = int(State.REPLACED)
+UDP_ONE_WAY = int(State.UDP_ONE_WAY)
 OUTPUT = int(Hook.OUTPUT)
 WIRE = int(Hook.WIRE)
 NO_SOURCE_PORT = int(Reason.NO_SOURCE_PORT)
@@ -104,7 +105,8 @@ UNPRIVILEGED = FIRST_UNPRIVILEGED_PORT
 class Lifecycle:
     """Opens flows, changes their states and closes them.
 
-    `evicted` counts the flows evicted from a full table. `opened` collects the numbers of new flows
+    `evicted` counts the flows evicted from a full table, `unanswered` those of datagrams that have
+    no answer yet. `opened` collects the numbers of new flows
     if it is a list (by default None). `noted` does so with what hooks are to be told, and `missed`
     counts what was too much.
     """
@@ -155,6 +157,7 @@ class Lifecycle:
         self._scarce_tcp = int(timeouts.half_open * SCARCE * TICKS_PER_SECOND)
         self._scarce_udp = int(timeouts.udp_one_way * SCARCE * TICKS_PER_SECOND)
         self.evicted = 0
+        self.unanswered = 0
         self.opened: list[int] | None = None
         self.noted: list[Noted] | None = None
         self.missed = 0
@@ -427,6 +430,8 @@ class Lifecycle:
         self._flows.move(flow, queue, ticks)
         if record.flags & FULL:
             self.rank(flow)
+        if before == UDP_ONE_WAY and state != before:
+            self.unanswered -= 1
         if IS_ACTIVE[state] != IS_ACTIVE[before]:
             member = self._members.by_id[record.member_id]
             self.count_active(member, record, 1 if IS_ACTIVE[state] else -1)
@@ -434,6 +439,8 @@ class Lifecycle:
     def count_active(self, member: PoolMember, record: Record, change: int) -> None:
         """Note that a flow has become active (1), or no longer is (-1)."""
         member.scheduled.active += change
+        if record.state == UDP_ONE_WAY:
+            self.unanswered += change
         if member.pool.counts_clients:
             member.pool.gate.count(record.client_high, record.client_low, change)
 

@@ -1,6 +1,7 @@
 # C types of balancer.py, for the compiled build.
 cimport cython
 from featherlb.core.path.adopt cimport Adoption
+from featherlb.core.path.budget cimport DatagramBudget
 from featherlb.core.path.carrying cimport Carrying
 from featherlb.core.path.outbox cimport Outbox
 from featherlb.core.path.own_addresses cimport OwnAddresses
@@ -42,6 +43,7 @@ cdef int NEW, SYN_SENT, SYN_RETRIED, ESTABLISHED, REPLACED, UDP_ONE_WAY
 cdef int PREROUTING, OUTPUT, WIRE, NOT_READY, TRUNCATED, REWRITTEN
 cdef int TRUNCATED_REASON, NO_BACKEND, POOL_FULL, NO_FLOW, COPY, INVALID, MARTIAN, TTL_EXCEEDED
 cdef int TOO_BIG, NO_NEXT_HOP, TUPLE_IN_USE, NOT_ALLOWED, MALFORMED, BAD_CHECKSUM
+cdef int UDP_FLOOD
 
 
 @cython.final
@@ -77,6 +79,7 @@ cdef class Balancer:
     cdef readonly Cookies cookies
     cdef Splices splices
     cdef OwnAddresses own_addresses
+    cdef readonly DatagramBudget budget
     cdef readonly FlightRecorder recorder
 
     @cython.locals(packet=Packet, flows=FlowTable, i=cython.Py_ssize_t)

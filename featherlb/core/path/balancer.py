@@ -25,6 +25,7 @@ from featherlb.core.flows.table import FlowTable
 from featherlb.core.flows.tcp_state import State
 from featherlb.core.flows.tombstones import Tombstones
 from featherlb.core.path.adopt import Adoption
+from featherlb.core.path.budget import DatagramBudget
 from featherlb.core.path.carrying import Carrying
 from featherlb.core.path.claims import Claims
 from featherlb.core.path.context import Context
@@ -114,6 +115,7 @@ NO_FLOW = int(Reason.NO_FLOW)
 POOL_FULL = int(Reason.POOL_FULL)
 TUPLE_IN_USE = int(Reason.TUPLE_IN_USE)
 NOT_ALLOWED = int(Reason.NOT_ALLOWED)
+UDP_FLOOD = int(Reason.UDP_FLOOD)
 REWRITTEN = int(Verdict.REWRITTEN)
 
 
@@ -189,6 +191,7 @@ class Balancer:
         self.icmp = IcmpHandler(flows, next_hops, services, counters, outbox, redispatch, lifecycle)
         self.own_addresses = OwnAddresses()
         self.openings = Openings(services, carried, self.own_addresses, shard)
+        self.budget = DatagramBudget(lifecycle, flows.capacity, timeouts.udp_one_way)
         self.context = Context(packet)
         self.tracker = Tracker(flows, lifecycle, counters, next_hops)
         self.fragments = Fragments()
@@ -536,6 +539,15 @@ class Balancer:
                     return verdict or self.cookies.answer(ctx)
             elif self.cookies.accepts(ctx):
                 return self.splices.begin(ctx)
+        # A packet that is here for the second time has been counted.
+        if (
+            packet.protocol == UDP
+            and ctx.hook != OUTPUT
+            and not pool.one_packet
+            and self.claims.member is None
+            and not self.budget.allows(ctx.ticks)
+        ):
+            return self.turn_away(ctx, UDP_FLOOD)
         # Mid-stream segments are adopted if the same backend is certain to be chosen again.
         if packet.protocol == TCP and (packet.flags != SYN or self.tombstones):
             key = (packet.src_high, packet.src_low, packet.dst_high, packet.dst_low, packet.ports)

@@ -278,3 +278,35 @@ def test_without_a_backend_the_port_is_unreachable(
         del seen.chksum
     assert bytes(seen) == error
     assert right != 0
+
+
+def flood(world: World, clients: range) -> None:
+    """Datagrams of so many clients; the invariants are checked once."""
+    for number in clients:
+        packet = bytearray(udp(client(number), VIP, b"?"))
+        world.balancer.attach(packet)
+        world.balancer.handle_packet(0, len(packet), PREROUTING, 0, world.now)
+        world.received += 1
+    world.check()
+
+
+def test_new_flows_have_a_budget_during_a_flood_and_known_ones_go_first() -> None:
+    """A table of 8,192 flows: a flood begins with 256 without an answer, and 6 may open in each
+    tenth of a second then."""
+    world = World(datagrams(ONE, TWO), capacity=8192)
+    known = ask(world, client(0))
+    flood(world, range(1, 256))
+    reasons = [ask(world, client(number)).reason for number in range(256, 268)]
+    assert reasons == [Reason.FORWARD] * 6 + [Reason.UDP_FLOOD] * 6
+    assert ask(world, client(0)).destination == known.destination
+    world.now += 0.1
+    reasons = [ask(world, client(number)).reason for number in range(268, 276)]
+    assert reasons == [Reason.FORWARD] * 6 + [Reason.UDP_FLOOD] * 2
+    # Clients on this host are no part of it.
+    assert world.handle(udp(client(276), VIP, b"?"), Hook.OUTPUT).verdict is Verdict.REWRITTEN
+    # It is over when few are without an answer.
+    flows = world.flows()
+    assert len(flows) == 256 + 6 + 6 + 1
+    for flow in flows[:20]:
+        world.handle(udp(str(flow.backend), str(flow.client), b"!"), POSTROUTING)
+    assert ask(world, client(277)).reason is Reason.FORWARD
