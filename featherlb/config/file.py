@@ -14,8 +14,8 @@ from featherlb.config import (
 )
 from featherlb.config.faults import Fault, Origin, refuse
 from featherlb.config.types import Config, ListedClients, NetworkFile, ServiceConfig
-from featherlb.config.values import network
-from featherlb.model import Network, NetworkSet
+from featherlb.config.values import network_ranges
+from featherlb.model import NetworkSet
 from featherlb.model.errors import ConfigError
 
 MAX_NETWORKS = 1_000_000
@@ -77,7 +77,7 @@ def _read_lists(clients: ListedClients, directory: Path, faults: list[Fault]) ->
 
 def _read_list(path: Path, faults: list[Fault]) -> NetworkFile:
     """A file with a network on each line; `#` begins a comment."""
-    found: list[Network] = []
+    found: list[tuple[int, int]] = []
     ours: list[Fault] = []
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -89,7 +89,7 @@ def _read_list(path: Path, faults: list[Fault]) -> NetworkFile:
         word = line.partition("#")[0].strip()
         try:
             if word:
-                found.append(network(word))
+                found += network_ranges(word)
         except ValueError as error:
             ours.append(Fault(Origin(str(path), number, ""), str(error)))
             if len(ours) == _MOST_FAULTS:
@@ -98,7 +98,7 @@ def _read_list(path: Path, faults: list[Fault]) -> NetworkFile:
         text = f"{len(found):,} networks are too many (expected at most {MAX_NETWORKS:,})"
         ours.append(Fault(Origin(str(path), 1, ""), text))
     faults += ours
-    return NetworkFile(str(path), NetworkSet.of(found))
+    return NetworkFile(str(path), NetworkSet.of_ranges(found))
 
 
 def parse(text: str, source: str) -> Config:

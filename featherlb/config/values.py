@@ -7,6 +7,7 @@ expected.
 
 import difflib
 import re
+import socket
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from ipaddress import ip_address, ip_network
@@ -19,6 +20,7 @@ from featherlb.core.pools.keys import BUILT_IN
 from featherlb.core.pools.schedulers import canonical_name, is_file_reference
 from featherlb.model import (
     LAST_PORT,
+    MAPPED,
     TUPLE_FIELDS,
     Address,
     CheckType,
@@ -38,6 +40,7 @@ from featherlb.model import (
     StatusRange,
     SynCookies,
     Vip,
+    ranges_of,
     split_host_port,
     split_host_ports,
 )
@@ -48,6 +51,8 @@ T = TypeVar("T")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _LONGEST_SECONDS = 720 * 3600.0
 _DURATION = "a duration such as 500ms, 30s, 5m or 1h, at most 720h"
+_PREFIXES = {str(length): length for length in range(33)}
+"""Of IPv4."""
 _LABEL = "letters, digits, `.`, `_`, `/` and `-`, up to 63"
 _LONGEST_SHOWN = 60
 _MOST_LISTED = 10
@@ -261,6 +266,18 @@ def network(value: object) -> Network:
     if right is None:
         raise ValueError(f"{quote(word)} is not a network (expected one such as 10.0.0.0/8)")
     raise ValueError(f"{quote(word)} has host bits set (expected {right})")
+
+
+def network_ranges(word: str) -> list[tuple[int, int]]:
+    """The addresses of a network, as `NetworkSet` has them; ValueError as `network`. Lists have
+    hundreds of thousands of networks of IPv4, most of them well written: those take no time."""
+    host, slash, length = word.partition("/")
+    with suppress(OSError, KeyError, ValueError):
+        first = int.from_bytes(socket.inet_pton(socket.AF_INET, host))
+        bits = 32 - _PREFIXES[length] if slash else 0
+        if not first & (1 << bits) - 1:
+            return [(MAPPED | first, MAPPED | first + (1 << bits) - 1)]
+    return list(ranges_of(network(word)))
 
 
 def clients(value: object) -> Network | NetworkFile:

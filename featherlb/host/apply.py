@@ -70,6 +70,8 @@ class Host:
         """In the order in which they were set up."""
         self._rules: dict[int, list[tuple[str, str]]] = {}
         """By address family, the rules as the kernel listed them once they were applied."""
+        self._altered = False
+        """Others have changed sets since the plan was set up."""
         self._changes = 0
         """How often the host was changed to a plan."""
         self._programs = False
@@ -144,7 +146,9 @@ class Host:
         """Where the host differs from the plan because somebody else changed it. During an update
         the answer means nothing."""
         plan = self._plan
-        return list(deviations.find(plan, self._rules, kinds)) if plan else []
+        found = list(deviations.find(plan, self._rules, kinds)) if plan else []
+        self._altered = self._altered or any(one.kind is Kind.SETS for one in found)
+        return found
 
     def refused(self) -> Counter[tuple[str, Reason]]:
         """How many packets the rules have refused since the instance started, by service and
@@ -208,18 +212,18 @@ class Host:
             self._resources = [one for one in self._resources if one.name not in set_up]
             self._resources += missing
             self._write()
-        # A long list of networks takes seconds to write. Where the same plan is set up again,
-        # somebody may have changed it.
-        kept: frozenset[ipset.AnySet] = frozenset()
-        if before is not None and before != plan:
-            kept = frozenset(one for one in before.sets if isinstance(one, ipset.Networks))
+        # A long list of networks takes seconds to write.
+        lists: dict[str, ipset.Networks] = {}
+        if before is not None and not self._altered:
+            lists = {one.name: one for one in before.sets if isinstance(one, ipset.Networks)}
         fresh: dict[str, list[Address]] = {}
         with rtnetlink.asked_once():
             for resource in wanted:
                 if not isinstance(resource, Assignment):
-                    _set_up(resource, plan, later, kept)
+                    _set_up(resource, plan, later, lists)
                 elif rtnetlink.add_address(ip_address(resource.address), resource.interface):
                     fresh.setdefault(resource.interface, []).append(ip_address(resource.address))
+        self._altered = False
         self._refused += refused
         for interface, addresses in fresh.items():
             try:
@@ -486,22 +490,33 @@ def _set_up(
     resource: Chains | Programs | Rules | Sets | Setting,
     plan: HostPlan,
     later: Collection[int],
-    kept: frozenset[ipset.AnySet],
+    lists: Mapping[str, ipset.Networks],
 ) -> None:
     """Set a resource up, or bring it up to date; the rules of instances that started `later` stay
-    in front. Sets that are `kept` are as the plan has them, if they are there."""
+    in front. The sets named in `lists` have that content, if they are there."""
     match resource:
         case Setting(key, value):
             if sysctl.read(key) != value:
                 sysctl.write(key, value)
         case Sets():
-            standing = ipset.sizes() if kept else {}
+            standing = ipset.sizes() if lists else {}
             for wanted in plan.sets:
-                if wanted not in kept or wanted.name not in standing:
-                    ipset.replace(wanted, plan.instance)
+                _put(wanted, lists.get(wanted.name) if wanted.name in standing else None, plan)
         case Programs(instance):
             links = rtnetlink.links().values() if plan.programs else ()
             for refusal in programs.attach(instance, links):
                 log.warning("%s", refusal)
         case Rules(instance, family):
             iptables.replace(family, instance, plan.rules[family], later)
+
+
+def _put(wanted: ipset.AnySet, before: ipset.Networks | None, plan: HostPlan) -> None:
+    """Give a set its content; it had that of `before`, if that is known."""
+    if before is not None and isinstance(wanted, ipset.Networks):
+        if wanted == before:
+            return
+        if wanted.family == before.family:
+            with suppress(HostError):
+                ipset.update(before, wanted)
+                return
+    ipset.put(wanted, plan.instance)

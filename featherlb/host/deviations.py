@@ -136,7 +136,7 @@ def _disordered(
 
 def _sets(plan: HostPlan) -> Iterator[Deviation]:
     for wanted in plan.sets:
-        if ipset.entries(wanted.name) != set(wanted.entries):
+        if not ipset.has(wanted):
             yield Deviation(
                 Kind.SETS,
                 f"the ipset {wanted.name} is gone or has other entries",

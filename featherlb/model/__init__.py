@@ -20,6 +20,7 @@ from featherlb.model.address import (
 from featherlb.model.admission import (
     CLIENT_PREFIX,
     EVERYBODY,
+    MAPPED,
     Admission,
     MaxFlows,
     MaxNew,
@@ -27,6 +28,7 @@ from featherlb.model.admission import (
     Rate,
     Refusal,
     network_text,
+    ranges_of,
 )
 from featherlb.model.health import CheckType, Health, HealthCheck, PassiveCheck, StatusRange
 from featherlb.model.packet import LATE_HOOKS, Hook, PacketInfo, Verdict
@@ -76,6 +78,7 @@ __all__ = [
     "LAST_PORT",
     "LATE_HOOKS",
     "LOOPBACK",
+    "MAPPED",
     "PRIVILEGED_SOURCE_PORTS",
     "QUIC_KEY",
     "SOURCE_PORTS",
@@ -127,6 +130,7 @@ __all__ = [
     "join_host_ports",
     "join_vip",
     "network_text",
+    "ranges_of",
     "reached_ports",
     "split_host_port",
     "split_host_ports",

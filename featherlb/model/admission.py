@@ -8,12 +8,14 @@ from ipaddress import IPv4Address, IPv6Address, ip_network
 
 from featherlb.model.address import Address, Network
 
-_MAPPED = 0xFFFF << 32
+MAPPED = 0xFFFF << 32
 """In front of an IPv4 address in IPv6's mapped form (RFC 4291 section 2.5.5.2)."""
-_BORDERS = (_MAPPED, _MAPPED + (1 << 32))
+_BORDERS = (MAPPED, MAPPED + (1 << 32))
 """Where these addresses begin and end."""
 _SIZE = 16
 """Bytes of an address."""
+_IN_MAPPED = MAPPED.to_bytes(_SIZE)[:12]
+"""The first bytes of a range of IPv4 addresses."""
 
 
 CLIENT_PREFIX = {4: 32, 6: 64}
@@ -44,10 +46,11 @@ class NetworkSet:
     @classmethod
     def of(cls, networks: Iterable[Network]) -> "NetworkSet":
         """The addresses of these networks."""
-        return cls._of_ranges(found for network in networks for found in _ranges(network))
+        return cls.of_ranges(found for network in networks for found in ranges_of(network))
 
     @classmethod
-    def _of_ranges(cls, ranges: Iterable[tuple[int, int]]) -> "NetworkSet":
+    def of_ranges(cls, ranges: Iterable[tuple[int, int]]) -> "NetworkSet":
+        """Those of these ranges: first and last address, as in `ranges`."""
         merged: list[list[int]] = []
         for first, last in sorted(ranges):
             # Those next to each other are joined, unless they are of different families.
@@ -58,19 +61,30 @@ class NetworkSet:
         return cls(b"".join(one.to_bytes(_SIZE, "big") for pair in merged for one in pair))
 
     def __or__(self, other: "NetworkSet") -> "NetworkSet":
-        return self._of_ranges((*self.ranges(), *other.ranges()))
+        if not self or not other:
+            return self or other
+        return self.of_ranges((*self.ranges(), *other.ranges()))
+
+    def without(self, other: "NetworkSet") -> "NetworkSet":
+        """The ranges of this set that aren't ranges of the other one, as a set."""
+        theirs = set(other._pieces())
+        return NetworkSet(b"".join(one for one in self._pieces() if one not in theirs))
+
+    def _pieces(self) -> list[bytes]:
+        """Each range as it is packed."""
+        return [self.packed[at : at + 2 * _SIZE] for at in range(0, len(self.packed), 2 * _SIZE)]
 
     def __bool__(self) -> bool:
         return bool(self.packed)
 
     def covers(self, address: Address) -> bool:
         """Whether this address is among them."""
-        number = int(address) | (_MAPPED if address.version == 4 else 0)
+        number = int(address) | (MAPPED if address.version == 4 else 0)
         return any(first <= number <= last for first, last in self.ranges())
 
     def has(self, family: int) -> bool:
         """Whether it has addresses of this family, 4 or 6."""
-        return any((first >> 32 == 0xFFFF) == (family == 4) for first, _ in self.ranges())
+        return any(one.startswith(_IN_MAPPED) is (family == 4) for one in self._pieces())
 
     def ranges(self) -> Iterator[tuple[int, int]]:
         """The ranges: first and last address as numbers of 128 bits."""
@@ -89,7 +103,7 @@ class NetworkSet:
             if (first >> 32 == 0xFFFF) != (family == 4):
                 continue
             if family == 4:
-                first, last = first - _MAPPED, last - _MAPPED
+                first, last = first - MAPPED, last - MAPPED
             while first <= last:
                 # The largest block that begins here and does not end behind the last address.
                 aligned = (first & -first).bit_length() - 1 if first else bits
@@ -99,11 +113,12 @@ class NetworkSet:
         return found
 
 
-def _ranges(network: Network) -> Iterator[tuple[int, int]]:
+def ranges_of(network: Network) -> Iterator[tuple[int, int]]:
+    """A network as `NetworkSet.ranges` has it: two ranges, if it has addresses of both families."""
     first = int(network.network_address)
-    last = first + network.num_addresses - 1
+    last = first + (1 << network.max_prefixlen - network.prefixlen) - 1
     if network.version == 4:
-        yield first | _MAPPED, last | _MAPPED
+        yield first | MAPPED, last | MAPPED
         return
     # Without the addresses that stand for IPv4.
     if first < _BORDERS[0]:

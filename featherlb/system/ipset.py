@@ -10,10 +10,11 @@ network order.
 import errno
 import os
 import re
+import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
@@ -36,13 +37,13 @@ from featherlb.net.protocols import ADDRESS_FAMILIES
 from featherlb.system.netlink import NETLINK_NETFILTER, Connection
 
 CMD_CREATE, CMD_DESTROY, CMD_RENAME, CMD_SWAP = 2, 3, 5, 6
-CMD_LIST, CMD_ADD, CMD_TYPE = 7, 9, 13
+CMD_LIST, CMD_ADD, CMD_DEL, CMD_TYPE = 7, 9, 10, 13
 ATTR_PROTOCOL, ATTR_SETNAME, ATTR_TYPENAME, ATTR_REVISION, ATTR_FAMILY = 1, 2, 3, 4, 5
 ATTR_SETNAME2 = ATTR_TYPENAME
 ATTR_FLAGS, ATTR_DATA, ATTR_ADT, ATTR_LINENO = 6, 7, 8, 9
 ATTR_IP, ATTR_CIDR, ATTR_PORT, ATTR_PROTO, ATTR_IP2 = 1, 3, 4, 7, 20
 """Inside an entry."""
-ATTR_MAXELEM, ATTR_ELEMENTS = 19, 24
+ATTR_HASHSIZE, ATTR_MAXELEM, ATTR_ELEMENTS = 18, 19, 24
 """Inside the data of a set."""
 ATTR_IPADDR = {4: 1, 6: 2}
 FLAG_LIST_SETNAME, FLAG_LIST_HEADER = 1 << 1, 1 << 2
@@ -61,8 +62,18 @@ MAX_ENTRIES = 1 << 20
 """Above any realistic number of entries, which the kernel's default of 65536 is not."""
 RELEASE_TIMEOUT = 20.0
 """Seconds until a removed rule has released its set: nf_tables frees rules after a delay."""
+LEAST_HASHED = 1024
+"""Buckets of a set: the kernel's default."""
 AT_ONCE = 500
 """Entries per message; the length of an attribute is a 16-bit number."""
+
+_SUBNET4 = struct.Struct("=HHHHHH4sHHBxxx")
+_SUBNET6 = struct.Struct("=HHHHHH16sHHBxxx")
+"""An entry of a set of networks, with its attributes' lengths and types: the address within two
+others, the prefix length beside it."""
+_HEAD = 12
+"""Bytes of it in front of the address. The kernel doesn't say there that it is in network order,
+and has to be told."""
 
 _NAME = re.compile(r"^featherlb-(\d+)-")
 
@@ -97,20 +108,7 @@ class Set:
 
     def commands(self) -> list[str]:
         """As shell commands, for display."""
-        return _commands(self)
-
-
-@dataclass(frozen=True, slots=True)
-class Subnet:
-    """A network: its address as a number, and the length of its prefix."""
-
-    family: int
-    address: int
-    prefix: int
-
-    def __str__(self) -> str:
-        kind = IPv4Address if self.family == 4 else IPv6Address
-        return f"{kind(self.address)}/{self.prefix}"
+        return _commands(self, map(str, self.entries))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,33 +121,29 @@ class Networks:
 
     type = "hash:net"
 
-    @property
-    def entries(self) -> tuple[Subnet, ...]:
-        found = []
-        for address, prefix in self.addresses.networks(self.family):
-            if prefix:
-                found.append(Subnet(self.family, address, prefix))
-            else:  # an entry has one bit at least
-                half = 1 << (31 if self.family == 4 else 127)
-                found += [Subnet(self.family, 0, 1), Subnet(self.family, half, 1)]
-        return tuple(found)
+    def subnets(self) -> list[tuple[int, int]]:
+        """The entries: address and prefix length of each."""
+        found = self.addresses.networks(self.family)
+        if found and not found[0][1]:  # an entry has one bit at least
+            return [(0, 1), (1 << (31 if self.family == 4 else 127), 1)]
+        return found
 
     def commands(self) -> list[str]:
         """As shell commands, for display."""
-        return _commands(self)
+        kind = IPv4Address if self.family == 4 else IPv6Address
+        return _commands(self, (f"{kind(address)}/{prefix}" for address, prefix in self.subnets()))
 
 
 AnySet = Set | Networks
-AnyEntry = Entry | Subnet
 ENDPOINTS = ("hash:ip,port", "hash:ip,port,ip")
 """The types of sets of endpoints."""
 
 
-def _commands(wanted: AnySet) -> list[str]:
+def _commands(wanted: AnySet, entries: Iterable[str]) -> list[str]:
     family = "inet" if wanted.family == 4 else "inet6"
     return [
         f"ipset create {wanted.name} {wanted.type} family {family} maxelem {MAX_ENTRIES}",
-        *(f"ipset add {wanted.name} {entry}" for entry in wanted.entries),
+        *(f"ipset add {wanted.name} {entry}" for entry in entries),
     ]
 
 
@@ -164,7 +158,7 @@ def supported(*kinds: str) -> bool:
     return True
 
 
-def replace(wanted: AnySet, instance: int) -> None:
+def put(wanted: AnySet, instance: int) -> None:
     """Create the set, or swap the standing one's content in one step; HostError if refused."""
     fresh = f"featherlb-{instance}-new"
     with _refusing(wanted.name), _Kernel() as kernel:
@@ -177,6 +171,20 @@ def replace(wanted: AnySet, instance: int) -> None:
             _until_unlisted(partial(kernel.destroy, fresh))
         else:
             _until_unlisted(partial(kernel.exchange, CMD_RENAME, fresh, wanted.name))
+
+
+def update(before: Networks, wanted: Networks) -> None:
+    """Change a set that has the content `before`, by the differences: of hundreds of thousands of
+    networks, few change at a time. New ones are added first. HostError if it has another content
+    by now, or the kernel refuses."""
+    old, new = before.addresses, wanted.addresses
+    leaving = Networks(wanted.name, wanted.family, old.without(new)).subnets()
+    coming = Networks(wanted.name, wanted.family, new.without(old)).subnets()
+    staying = set(leaving).intersection(coming)
+    with _refusing(wanted.name), _Kernel() as kernel:
+        for command, found in ((CMD_ADD, coming), (CMD_DEL, leaving)):
+            changing = [one for one in found if one not in staying]
+            kernel.change_entries(command, wanted, _subnets(wanted.family, changing))
 
 
 def _until_unlisted(change: Callable[[], None]) -> None:
@@ -200,13 +208,17 @@ def remove(instance: int, keep: frozenset[str] = frozenset()) -> None:
                 _destroy(kernel, name)
 
 
-def entries(name: str) -> set[AnyEntry] | None:
-    """What is in a set; None if there is no such set. HostError if the kernel doesn't say."""
-    with _refusing(name), _Kernel() as kernel:
+def has(wanted: AnySet) -> bool:
+    """Whether there is this set, with this content. HostError if the kernel doesn't say."""
+    with _refusing(wanted.name), _Kernel() as kernel:
         try:
-            return set(kernel.entries(name))
+            if isinstance(wanted, Set):
+                return set(kernel.entries(wanted.name)) == set(wanted.entries)
+            expected = _subnets(wanted.family, wanted.subnets())
+            found = kernel.subnets(wanted.name, wanted.family)
+            return found == {entry[_HEAD:] for entry in expected}
         except FileNotFoundError:
-            return None
+            return False
 
 
 def sizes() -> dict[str, int]:
@@ -248,11 +260,24 @@ class _Kernel(Connection):
             found[_name(body)] = int.from_bytes(data.get(ATTR_ELEMENTS, b""), "big")
         return found
 
-    def entries(self, name: str) -> Iterator[AnyEntry]:
-        # A long list comes in several parts.
-        for body in self._list(text_attribute(ATTR_SETNAME, name)):
-            for _, data in each_attribute(parse_attributes(body, NFGENMSG).get(ATTR_ADT, b"")):
+    def entries(self, name: str) -> Iterator[Entry]:
+        for part in self._parts(name):
+            for _, data in each_attribute(part):
                 yield _entry(parse_attributes(data))
+
+    def subnets(self, name: str, family: int) -> set[bytes]:
+        """The entries of a set of networks, as `_subnets` writes them, without their heads."""
+        size = (_SUBNET4 if family == 4 else _SUBNET6).size
+        return {
+            part[at + _HEAD : at + size]
+            for part in self._parts(name)
+            for at in range(0, len(part), size)
+        }
+
+    def _parts(self, name: str) -> Iterator[bytes]:
+        """The entries of a set as attributes; a long list comes in several parts."""
+        for body in self._list(text_attribute(ATTR_SETNAME, name)):
+            yield parse_attributes(body, NFGENMSG).get(ATTR_ADT, b"")
 
     def create(self, name: str, wanted: AnySet) -> None:
         """A set with this name and the wanted entries."""
@@ -262,15 +287,25 @@ class _Kernel(Connection):
             + text_attribute(ATTR_TYPENAME, wanted.type)
             + attribute(ATTR_REVISION, bytes([self.revision(wanted.type, wanted.family)]))
             + attribute(ATTR_FAMILY, bytes([version]))
-            + _nested(ATTR_DATA, _number32(ATTR_MAXELEM, MAX_ENTRIES))
         )
+        if isinstance(wanted, Set):
+            entries = list(map(_data, wanted.entries))
+        else:
+            entries = _subnets(wanted.family, wanted.subnets())
+        # With room for all of them at once, the kernel needn't move them time and again.
+        shape = _number32(ATTR_MAXELEM, MAX_ENTRIES)
+        shape += _number32(ATTR_HASHSIZE, min(max(len(entries), LEAST_HASHED), MAX_ENTRIES))
+        content += _nested(ATTR_DATA, shape)
         self._change(CMD_CREATE, NLM_F_CREATE | NLM_F_EXCL, _body(content, version))
-        entries = wanted.entries
+        self.change_entries(CMD_ADD, replace(wanted, name=name), entries)
+
+    def change_entries(self, command: int, one: AnySet, entries: Sequence[bytes]) -> None:
+        """Add these to a set, or delete them from it; each must be new there, or be there."""
+        named = text_attribute(ATTR_SETNAME, one.name)
         for first in range(0, len(entries), AT_ONCE):
-            some = entries[first : first + AT_ONCE]
-            content = text_attribute(ATTR_SETNAME, name)
-            content += _nested(ATTR_ADT, b"".join(map(_data, some))) + _number32(ATTR_LINENO, 0)
-            self._change(CMD_ADD, NLM_F_EXCL, _body(content, version))
+            some = _nested(ATTR_ADT, b"".join(entries[first : first + AT_ONCE]))
+            content = named + some + _number32(ATTR_LINENO, 0)
+            self._change(command, NLM_F_EXCL, _body(content, ADDRESS_FAMILIES[one.family]))
 
     def destroy(self, name: str) -> None:
         self._change(CMD_DESTROY, 0, _body(text_attribute(ATTR_SETNAME, name)))
@@ -342,11 +377,21 @@ def _address(kind: int, address: Address) -> bytes:
     return _nested(kind, packed)
 
 
-def _data(entry: AnyEntry) -> bytes:
-    if isinstance(entry, Subnet):
-        kind = IPv4Address if entry.family == 4 else IPv6Address
-        network = _address(ATTR_IP, kind(entry.address))
-        return _nested(ATTR_DATA, network + attribute(ATTR_CIDR, bytes([entry.prefix])))
+def _subnets(family: int, subnets: Iterable[tuple[int, int]]) -> list[bytes]:
+    """Entries with these addresses and prefix lengths."""
+    form, size = (_SUBNET4, 4) if family == 4 else (_SUBNET6, 16)
+    head = (
+        *(form.size, ATTR_DATA | NLA_F_NESTED),
+        *(size + 8, ATTR_IP | NLA_F_NESTED),
+        *(size + 4, ATTR_IPADDR[family] | NLA_F_NET_BYTEORDER),
+    )
+    return [
+        form.pack(*head, address.to_bytes(size), 5, ATTR_CIDR, prefix)
+        for address, prefix in subnets
+    ]
+
+
+def _data(entry: Entry) -> bytes:
     content = (
         _address(ATTR_IP, entry.endpoint.address)
         + attribute(ATTR_PORT | NLA_F_NET_BYTEORDER, entry.endpoint.port.to_bytes(2, "big"))
@@ -357,14 +402,11 @@ def _data(entry: AnyEntry) -> bytes:
     return _nested(ATTR_DATA, content)
 
 
-def _entry(data: dict[int, bytes]) -> AnyEntry:
+def _entry(data: dict[int, bytes]) -> Entry:
     def address(payload: bytes) -> Address:
         ((_, packed),) = each_attribute(payload)
         return ip_address(packed)
 
-    if ATTR_PORT not in data:
-        network = address(data[ATTR_IP])
-        return Subnet(network.version, int(network), data[ATTR_CIDR][0])
     return Entry(
         Endpoint(address(data[ATTR_IP]), int.from_bytes(data[ATTR_PORT], "big")),
         Protocol(data[ATTR_PROTO][0]),

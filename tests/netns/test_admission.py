@@ -154,6 +154,7 @@ def test_clients_connect_as_their_service_allows(
         assert reload(lab.balancer) == [
             f"{name}: list of denied clients changed" for name in ("web", "silent", "datagrams")
         ]
+        assert reload(lab.balancer) == []  # the sets have what they should have
         assert refused(one)
         assert ask(two).backend
         assert all(session.ask() for session in kept)

@@ -8,7 +8,7 @@ import pytest
 
 from featherlb.config import values
 from featherlb.core.pools.schedulers import names
-from featherlb.model import NatMode, Protocol, Vip
+from featherlb.model import NatMode, Protocol, Vip, ranges_of
 
 
 @pytest.mark.parametrize(
@@ -95,3 +95,21 @@ def test_what_is_no_http_host(text: str) -> None:
         ValueError, match=r"is not a host \(expected a name such as www.example.org\)"
     ):
         values.http_host(text)
+
+
+WELL_WRITTEN = ("1.2.3.4", "1.2.3.0/24", "0.0.0.0/0", "::1", "2001:db8::/32", "::/0")
+BADLY_WRITTEN = ("1.2.3.4/24", "01.2.3.4", "1.2.3", "1.2.3.4/", "1.2.3.4/33", "1.2.3.4/+3", "x", "")
+
+
+@pytest.mark.parametrize("word", WELL_WRITTEN)
+def test_the_networks_of_a_list_are_read_as_others(word: str) -> None:
+    assert values.network_ranges(word) == list(ranges_of(values.network(word)))
+
+
+@pytest.mark.parametrize("word", [*BADLY_WRITTEN, "1.2.3.4\0"])
+def test_a_network_of_a_list_is_refused_as_others_are(word: str) -> None:
+    with pytest.raises(ValueError, match=".") as raised:
+        values.network_ranges(word)
+    with pytest.raises(ValueError, match=".") as other:
+        values.network(word)
+    assert str(raised.value) == str(other.value)

@@ -205,7 +205,8 @@ def text(case: Case) -> str:
     lines += [f"address {address} on {interface}" for address, interface in plan.addresses]
     lines.append("")
     for wanted in plan.sets:
-        lines += [f"ipset {wanted.name} {wanted.type}", *(f"  {one}" for one in wanted.entries), ""]
+        entries = (command.rpartition(" ")[2] for command in wanted.commands()[1:])
+        lines += [f"ipset {wanted.name} {wanted.type}", *(f"  {one}" for one in entries), ""]
     for family, ruleset in plan.rules.items():
         for name, table in ruleset.items():
             if table.chains:

@@ -38,6 +38,14 @@ def test_a_set_has_the_addresses_of_its_networks_and_no_other(four: list, six: l
     assert NetworkSet.of(four) | NetworkSet.of(six) == found
 
 
+@given(st.lists(networks4, max_size=8), st.lists(networks4, max_size=8))
+def test_differences_of_sets_turn_one_into_the_other(old: list, new: list) -> None:  # type: ignore[type-arg]
+    before, after = NetworkSet.of(old), NetworkSet.of(new)
+    entries = set(before.networks(4)) - set(before.without(after).networks(4))
+    entries |= set(after.without(before).networks(4))
+    assert entries == set(after.networks(4))
+
+
 def test_neither_family_is_the_other() -> None:
     everybody = NetworkSet.of([ip_network("::/0")])
     assert not everybody.has(4)
