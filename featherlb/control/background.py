@@ -56,8 +56,12 @@ class Background:
         start("host", self._watch_host, vital=False)
 
     async def _watch_workers(self) -> None:
+        alarmed = self._data.workers.alarmed
         while True:
-            await asyncio.sleep(WATCH_INTERVAL)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(WATCH_INTERVAL):
+                    await alarmed.wait()
+            alarmed.clear()
             with self._round():
                 await self._upkeep.observe_outcomes()
 

@@ -1,9 +1,8 @@
 """SYN cookies: when the kernel answers SYNs, in place of the workers.
 
-A worker that sees a flood answers at once. The supervisor hears of it with the outcomes of
-connections, twice a second, and attaches the program that makes the same cookies
-(`system/shield.py`) until the flood is over. Where there can be no such program, the workers go on
-alone.
+A worker that sees a flood answers at once. The supervisor hears of it within a tick, and attaches
+the program that makes the same cookies (`system/shield.py`) until the flood is over. Where there
+can be no such program, the workers go on alone.
 """
 
 import asyncio

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable
 
 from featherlb.model.errors import HostError
-from featherlb.worker.protocol import Channel, Failed, FromWorker, Log, ToWorker
+from featherlb.worker.protocol import Alarm, Channel, Failed, FromWorker, Log, ToWorker
 
 log = logging.getLogger("featherlb")
 
@@ -16,14 +16,22 @@ MEMORY_PAUSE = 1.0
 
 
 class Dialogue:
-    """One question at a time. A worker answers each with one message, in order, and may log."""
+    """One question at a time. A worker answers each with one message, in order, may log, and may
+    raise an alarm."""
 
-    def __init__(self, channel: Channel, name: str, on_silence: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        name: str,
+        on_silence: Callable[[], None],
+        on_alarm: Callable[[], None],
+    ) -> None:
         """`name` is what messages call the worker; `on_silence` ends one that does not answer."""
         self.ended = asyncio.Event()
         """The worker has died, and with it its end of the pair."""
         self._name = name
         self._on_silence = on_silence
+        self._on_alarm = on_alarm
         self._channel = channel
         self._lock = asyncio.Lock()
         self._answers: asyncio.Queue[FromWorker] = asyncio.Queue()
@@ -67,6 +75,8 @@ class Dialogue:
             while (message := self._channel.receive()) is not None:
                 if isinstance(message, Log):
                     log.log(message.level, message.text)
+                elif isinstance(message, Alarm):
+                    self._on_alarm()
                 else:
                     assert not isinstance(message, ToWorker)
                     self._answers.put_nowait(message)

@@ -84,7 +84,12 @@ class WorkerDiedError(HostError):
 class WorkerProcess:
     """One worker."""
 
-    def __init__(self, start: Start, predecessor: "WorkerProcess | None" = None) -> None:
+    def __init__(
+        self,
+        start: Start,
+        on_alarm: Callable[[], None],
+        predecessor: "WorkerProcess | None" = None,
+    ) -> None:
         """Start the process; `ask` says when it is ready. OSError if that can't be done.
 
         It restores the flows of its `predecessor`, which has ended.
@@ -115,7 +120,8 @@ class WorkerProcess:
                 )
             on_failure.pop_all()
         channel = Channel(ours, of_worker=False)
-        self._dialogue = Dialogue(channel, f"worker {self.number}", self.process.kill)
+        name = f"worker {self.number}"
+        self._dialogue = Dialogue(channel, name, self.process.kill, on_alarm)
         self.gone = self._dialogue.ended
 
     async def ask(self, message: ToWorker) -> FromWorker:
@@ -185,6 +191,8 @@ class Workers:
         """Descriptors of the memory of the workers' flight recorders, which their successors
         continue."""
         self.restarts = 0
+        self.alarmed = asyncio.Event()
+        """Some worker sees the beginning of a flood."""
         self.on_death: Callable[[int], Awaitable[None]] | None = None
         """Is told the number of a worker that has died."""
 
@@ -194,7 +202,7 @@ class Workers:
         if records:
             starts = [self._with_recorder(start, records) for start in starts]
         begun = await asyncio.gather(
-            *(_begin(start, greeting) for start in starts), return_exceptions=True
+            *(self._begin(start, greeting) for start in starts), return_exceptions=True
         )
         self._processes = [one for one in begun if isinstance(one, WorkerProcess)]
         for failure in begun:
@@ -390,7 +398,8 @@ class Workers:
                     await asyncio.sleep(RESTART_DELAY)
                 try:
                     with self._tasks.round():
-                        successor = await _begin(start, greeting, worker if restore else None)
+                        predecessor = worker if restore else None
+                        successor = await self._begin(start, greeting, predecessor)
                 except HostError as error:
                     log.error("worker %d does not start: %s", number, error)
                     if restore:
@@ -403,6 +412,25 @@ class Workers:
                 "worker-started", f"worker {number} is balancing again", worker=number
             )
 
+    async def _begin(
+        self, start: Start, greeting: Greeting, predecessor: WorkerProcess | None = None
+    ) -> WorkerProcess:
+        """A worker at work; HostError if it doesn't get there."""
+        try:
+            worker = WorkerProcess(start, self.alarmed.set, predecessor)
+        except OSError as error:
+            raise HostError(f"cannot start a worker: {error.strerror}") from None
+        try:
+            await worker.ask(worker.start)
+            await greet(worker.ask, greeting)
+        except BaseException as error:
+            worker.stop()
+            worker.forget()
+            if isinstance(error, HostError) and worker.process.returncode:
+                raise WorkerDiedError(str(error)) from None
+            raise
+        return worker
+
 
 async def greet(ask: Callable[[ToWorker], Awaitable[object]], greeting: Greeting) -> None:
     """Send a new worker its greeting, and what changes of it meanwhile: that was sent to the other
@@ -413,23 +441,3 @@ async def greet(ask: Callable[[ToWorker], Awaitable[object]], greeting: Greeting
             if message not in sent:
                 await ask(message)
         sent = wanted
-
-
-async def _begin(
-    start: Start, greeting: Greeting, predecessor: WorkerProcess | None = None
-) -> WorkerProcess:
-    """A worker at work; HostError if it doesn't get there."""
-    try:
-        worker = WorkerProcess(start, predecessor)
-    except OSError as error:
-        raise HostError(f"cannot start a worker: {error.strerror}") from None
-    try:
-        await worker.ask(worker.start)
-        await greet(worker.ask, greeting)
-    except BaseException as error:
-        worker.stop()
-        worker.forget()
-        if isinstance(error, HostError) and worker.process.returncode:
-            raise WorkerDiedError(str(error)) from None
-        raise
-    return worker

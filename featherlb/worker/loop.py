@@ -37,6 +37,7 @@ from featherlb.system.raw_socket import RawSender
 from featherlb.worker.explain import answer
 from featherlb.worker.hooks import Hooks
 from featherlb.worker.protocol import (
+    Alarm,
     Applied,
     Apply,
     Channel,
@@ -111,6 +112,7 @@ class Worker:
         self._services: tuple[Service, ...] = ()
         self._topology = Topology()
         self._serving = False
+        self._alarmed = False
         # Packets wait in the queue until there are services.
         self._poller = select.poll()
         self._poller.register(channel.fileno(), select.POLLIN)
@@ -163,6 +165,10 @@ class Worker:
         for engine in self._engines.values():
             engine.tick(now)
         self._recorder.tick(now)
+        flooded = self._core.cookies.flooded
+        if flooded and not self._alarmed:
+            self._channel.send(Alarm())
+        self._alarmed = flooded
         self._log_flows(now)
         self._flush_channel()
         return overdue

@@ -217,6 +217,11 @@ class Log:
 
 
 @dataclass(frozen=True, slots=True)
+class Alarm:
+    """From the worker, unasked: a flood has begun, so ask for `Outcomes` at once."""
+
+
+@dataclass(frozen=True, slots=True)
 class CodeCounts:
     """How a user's code does: errors, calls over its budget, and whether it is switched off."""
 
@@ -338,6 +343,7 @@ FromWorker = (
     | Applied
     | Failed
     | Log
+    | Alarm
     | WorkerStatistics
     | Outcomes
     | Offenders

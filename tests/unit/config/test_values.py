@@ -1,5 +1,6 @@
 """Single values that are right; those that are wrong stand in test_schema."""
 
+import re
 from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Any
@@ -108,8 +109,7 @@ def test_the_networks_of_a_list_are_read_as_others(word: str) -> None:
 
 @pytest.mark.parametrize("word", [*BADLY_WRITTEN, "1.2.3.4\0"])
 def test_a_network_of_a_list_is_refused_as_others_are(word: str) -> None:
-    with pytest.raises(ValueError, match=".") as raised:
-        values.network_ranges(word)
-    with pytest.raises(ValueError, match=".") as other:
+    with pytest.raises(ValueError, match=r".+") as refused:
         values.network(word)
-    assert str(raised.value) == str(other.value)
+    with pytest.raises(ValueError, match=re.escape(str(refused.value))):
+        values.network_ranges(word)

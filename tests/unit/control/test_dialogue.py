@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -10,6 +10,7 @@ import pytest
 from featherlb.control.dialogue import Dialogue
 from featherlb.model.errors import HostError
 from featherlb.worker.protocol import (
+    Alarm,
     Applied,
     Apply,
     Channel,
@@ -23,11 +24,11 @@ from featherlb.worker.protocol import (
 
 
 @contextmanager
-def pair() -> Iterator[tuple[Dialogue, Channel]]:
+def pair(on_alarm: Callable[[], None] = lambda: None) -> Iterator[tuple[Dialogue, Channel]]:
     """A dialogue and the worker's end of it."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     worker = Channel(theirs, of_worker=True)
-    dialogue = Dialogue(Channel(ours, of_worker=False), "worker 3", worker.close)
+    dialogue = Dialogue(Channel(ours, of_worker=False), "worker 3", worker.close, on_alarm)
     try:
         yield dialogue, worker
     finally:
@@ -112,7 +113,9 @@ def test_a_worker_that_sends_no_message_is_ended(sent: bytes) -> None:
     async def run() -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         ended: list[str] = []
-        dialogue = Dialogue(Channel(ours, of_worker=False), "worker 3", lambda: ended.append("yes"))
+        dialogue = Dialogue(
+            Channel(ours, of_worker=False), "worker 3", lambda: ended.append("yes"), lambda: None
+        )
         theirs.sendall(sent)
         with pytest.raises(HostError, match="worker 3"):
             await dialogue.ask(GetOutcomes())
@@ -149,3 +152,16 @@ def test_without_memory_it_tries_again(
     monkeypatch.setattr("featherlb.control.dialogue.MEMORY_PAUSE", 0.01)
     assert asyncio.run(run()) == Outcomes({})
     assert caplog.messages == ["no memory to read what worker 3 has sent: trying again"] * 2
+
+
+def test_an_alarm_is_no_answer() -> None:
+    async def run() -> tuple[FromWorker, list[str]]:
+        alarms: list[str] = []
+        with pair(lambda: alarms.append("alarm")) as (dialogue, worker):
+            asked = asyncio.ensure_future(dialogue.ask(GetOutcomes()))
+            await question(worker)
+            worker.send(Alarm())
+            worker.send(Outcomes({}))
+            return await asked, alarms
+
+    assert asyncio.run(run()) == (Outcomes({}), ["alarm"])

@@ -34,7 +34,7 @@ def test_a_worker_that_can_not_be_started_keeps_no_descriptors() -> None:
         for count in range(100):
             worker = None
             with descriptors_left(count), suppress(OSError):
-                worker = WorkerProcess(START)
+                worker = WorkerProcess(START, lambda: None)
             if worker is not None:
                 worker.stop()
                 worker.forget()
@@ -67,7 +67,7 @@ def test_a_new_worker_gets_what_changes_while_it_starts() -> None:
 
 def test_a_worker_that_dies_is_no_answer() -> None:
     async def run() -> None:
-        worker = WorkerProcess(START)
+        worker = WorkerProcess(START, lambda: None)
         worker.process.kill()
         async with asyncio.timeout(20):
             await worker.gone.wait()
