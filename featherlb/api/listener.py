@@ -22,6 +22,9 @@ IDLE_TIMEOUT = 20.0
 """
 BODY_TIMEOUT = 20.0
 """Seconds that a client may take for a request's body."""
+LINGER = 2.0
+"""Seconds for which the rest of a body is read once the request has been answered: a connection
+that is closed while the client sends can lose the answer."""
 MAX_CONNECTIONS = 128
 """TCP connections of clients at a time. Some scrapers and browsers need far fewer."""
 ACCEPT_PAUSE = 1.0
@@ -128,6 +131,7 @@ class Connection(web.RequestHandler):
             loop=asyncio.get_running_loop(),
             access_log=None,  # type: ignore[arg-type]
             keepalive_timeout=IDLE_TIMEOUT,
+            lingering_time=LINGER,
         )
         self.server = server
         self._transport: asyncio.BaseTransport | None = None
