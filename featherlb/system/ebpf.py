@@ -26,6 +26,8 @@ OBJECTS = Path(__file__).parents[1] / "bpf"
 
 NUMBERS = {"x86_64": 321, "aarch64": 280}
 """The number of bpf(2) on each architecture."""
+NUMBER = NUMBERS.get(platform.machine())
+"""That on this one; None if it isn't known."""
 NAME_LENGTH = 15
 """Characters of a name in the kernel (BPF_OBJ_NAME_LEN)."""
 LOG_SIZE = 1 << 20
@@ -284,47 +286,6 @@ class Map(Descriptor):
         ctypes.memmove(self._key, key, len(key))
 
 
-class Ring:
-    """The reader's end of a map of the kind RINGBUF (Documentation/bpf/ringbuf.rst)."""
-
-    _BUSY, _DISCARDED = 1 << 31, 1 << 30
-
-    def __init__(self, ring: Map) -> None:
-        self._size = ring.shape.max_entries
-        # The reader's position may be written; the writers' and the data may not. The data is
-        # mapped twice in a row, so that a record never wraps.
-        self._consumer = mmap.mmap(ring.fd, _PAGE)
-        self._producer = mmap.mmap(
-            ring.fd, _PAGE + 2 * self._size, prot=mmap.PROT_READ, offset=_PAGE
-        )
-        self._position = memoryview(self._consumer)[:8].cast("Q")
-        self._end = memoryview(self._producer)[:8].cast("Q")
-        self._headers = memoryview(self._producer)[_PAGE:].cast("I")
-        self._data = memoryview(self._producer)[_PAGE:]
-
-    def read(self, most: int = 4096) -> list[bytes]:
-        """The records that have come since the last call, `most` at most."""
-        records: list[bytes] = []
-        position, end = self._position[0], self._end[0]
-        while position < end and len(records) < most:
-            at = position & self._size - 1
-            header = self._headers[at >> 2]
-            if header & self._BUSY:
-                break
-            length = header & ~(self._BUSY | self._DISCARDED)
-            if not header & self._DISCARDED:
-                records.append(bytes(self._data[at + 8 : at + 8 + length]))
-            position += length + 8 + 7 & ~7
-        self._position[0] = position
-        return records
-
-    def close(self) -> None:
-        for view in (self._position, self._end, self._headers, self._data):
-            view.release()
-        self._consumer.close()
-        self._producer.close()
-
-
 @dataclass(frozen=True, slots=True)
 class TestRun:
     """What a program did with a packet: its return value, the packet afterwards, and the
@@ -528,12 +489,11 @@ def call(command: Command, attribute: bytes) -> int:
 
 def invoke(command: Command, attribute: Any) -> int:
     """bpf(2) with a `union bpf_attr`, a ctypes object, that the kernel may write to."""
-    number = NUMBERS.get(platform.machine())
-    if number is None:
+    if NUMBER is None:
         raise OSError(errno.ENOSYS, f"bpf(2) has no known number on {platform.machine()}")
     size = ctypes.c_long(ctypes.sizeof(attribute))
     result: int = _libc.syscall(
-        ctypes.c_long(number), ctypes.c_long(command), ctypes.byref(attribute), size
+        ctypes.c_long(NUMBER), ctypes.c_long(command), ctypes.byref(attribute), size
     )
     if result < 0:
         code = ctypes.get_errno()

@@ -80,7 +80,7 @@ table within seconds at these rates, and the kernel would then refuse new connec
 
 FEATHERLB = """
 services:
-  - {{name: web, vip: "{vip}:{http}", nat: {nat}, backends: [{servers}]}}
+  - {{name: web, vip: "{vip}:{http}", nat: {nat}, scheduler: {scheduler}, backends: [{servers}]}}
   - {{name: bulk, vip: "{vip}:{bulk_port}", nat: {nat}, backends: ["{bulk}"]}}
 """
 
@@ -134,22 +134,29 @@ def _variants() -> Iterator[Peer]:
                 yield Peer(
                     f"featherlb-{how}-{nat}",
                     f"featherlb {how}, {nat}",
-                    partial(_featherlb, options, nat),
+                    partial(_featherlb, options, nat, "round-robin"),
                     ("conntrack",) if datapath is Datapath.OFFLOAD else (),
                 )
     options = ["--driver", str(Driver.NETLINK), "--workers", str(os.cpu_count())]
     yield Peer(
         "featherlb-netlink-dnat-mt",
         "featherlb netlink, dnat, a worker per core",
-        partial(_featherlb, options, NatMode.DNAT),
+        partial(_featherlb, options, NatMode.DNAT, "round-robin"),
+    )
+    yield Peer(
+        "featherlb-ebpf-dnat-worker",
+        "featherlb ebpf, dnat, a worker opens flows",
+        partial(_featherlb, ["--datapath", "ebpf"], NatMode.DNAT, "least-connections"),
     )
 
 
 @contextmanager
-def _featherlb(options: list[str], nat: NatMode, site: Site) -> Iterator[None]:
+def _featherlb(options: list[str], nat: NatMode, scheduler: str, site: Site) -> Iterator[None]:
     path = site.directory / "featherlb.yaml"
     servers = ", ".join(f'"{endpoint}"' for endpoint in site.web)
-    path.write_text(FEATHERLB.format(nat=nat, servers=servers, **_endpoints(site)))
+    path.write_text(
+        FEATHERLB.format(nat=nat, scheduler=scheduler, servers=servers, **_endpoints(site))
+    )
     program = str(Path(sys.executable).with_name("featherlb"))
     command = [program, "up", "--config", str(path), *options]
     with (

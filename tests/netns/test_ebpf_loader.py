@@ -7,6 +7,7 @@ import socket
 import struct
 import subprocess
 import sys
+from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,8 +16,10 @@ import pytest
 from featherlb.lab import Lab
 from featherlb.model.errors import HostError
 from featherlb.system import bpffs, ebpf, programs, rtnetlink, tc
-from featherlb.system.ebpf import Map, MapFlag, MapKind, Program, Ring, Update
+from featherlb.system.ebpf import Map, MapFlag, MapKind, Program, Update
+from featherlb.system.elements import Elements
 from featherlb.system.elf import MapShape, ObjectFile, parse
+from featherlb.system.ring import Ring
 
 pytestmark = [
     pytest.mark.no_packets("the loader alone, without a worker"),
@@ -170,10 +173,13 @@ def test_a_ring_has_what_a_program_wrote_after_the_last_reading(counting: Loaded
         lengths = [60 + round + number for number in range(20)]
         for length in lengths:
             counting.programs["first"].run(bytes(length))
-        assert ring.read(5) == [words(length) for length in lengths[:5]]
+        for length in lengths[:5]:
+            at = ring.next()
+            assert bytes(ring.memory[at : at + ring.length]) == words(length)
+        ring.free()
         assert ring.read() == [words(length) for length in lengths[5:]]
         assert ring.read() == []
-    ring.close()
+        assert ring.next() == -1
 
 
 def test_shared_memory_is_what_programs_see(counting: Loaded) -> None:
@@ -212,6 +218,13 @@ def test_batches(new_map: Callable[..., Map]) -> None:
     assert table.update_batch(bytearray(words(4, 5, 6)), memoryview(words(40, 50, 60)), 3) == 1
     assert table.delete_batch(bytearray(words(7, 1, 8, 9, 3, 4, 7)), 7) == 3
     assert list(table.keys()) == [words(2)]
+    # As a worker has them.
+    elements = Elements(table)
+    keys = memoryview(bytearray(words(2, 3, 4, 5, 6)))
+    assert elements.update(keys, memoryview(array("I", range(5))), 5) == 4
+    assert dict(table.items()) == {words(2 + value): words(value) for value in range(4)}
+    elements.delete(memoryview(bytearray(words(7, 2, 8, 9, 5, 4, 7))), 7)
+    assert list(table.keys()) == [words(3)]
 
 
 def test_a_map_of_maps(new_map: Callable[..., Map]) -> None:

@@ -22,8 +22,9 @@ from featherlb.core.flows.tcp_state import State
 from featherlb.lab import Lab, Node
 from featherlb.model import Hook, Verdict
 from featherlb.system import ebpf
-from featherlb.system.ebpf import Map, Ring, TestRun
+from featherlb.system.ebpf import Map, TestRun
 from featherlb.system.elf import MapShape
+from featherlb.system.ring import Ring
 from tests.builders import icmp, ip, ipv6_extensions, readdressed, split, tcp, udp, with_checksum
 from tests.world import CLIENT, ONE, VIP, World, service
 
@@ -151,7 +152,6 @@ class Bench:
         self.ring.read()
 
     def close(self) -> None:
-        self.ring.close()
         self.memory.close()
         self.control.close()
         for one in (self.ring_map, *self.maps.values(), *self.programs.values()):

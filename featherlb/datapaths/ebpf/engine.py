@@ -8,20 +8,15 @@ the entries of its flows with the program as memory, and inserts and deletes the
 import struct
 from contextlib import ExitStack
 
-from featherlb.core.flows.carried import Keys
 from featherlb.core.path.openings import Tables
 from featherlb.datapaths import base
 from featherlb.datapaths.base import Context, EngineCounters, ServiceChange
+from featherlb.datapaths.ebpf.exchange import Exchange
 from featherlb.model.errors import HostError
 from featherlb.model.ticks import TICKS_PER_SECOND
 from featherlb.system import ebpf, programs
-
-_EVENT = struct.Struct("=IBBHQ")
-"""`struct event` in featherlb/bpf/flows.c: index, states before and after, bytes of the headers
-that follow, ns of the monotonic clock."""
-NANOSECONDS = 1_000_000_000
-HEADERS = 112
-"""Bytes of headers in an event, at most."""
+from featherlb.system.elements import Elements
+from featherlb.system.ring import Ring
 
 
 class Engine(base.Engine):
@@ -35,17 +30,14 @@ class Engine(base.Engine):
         place = programs.directory(context.queue_options.number - context.shard.worker)
         with ExitStack() as opened:
             try:
-                self._tables = [
-                    (keys, opened.enter_context(ebpf.open_map(place / name)))
-                    for keys, name in (
-                        (self._core.carrying.carried.keys4, "flows4"),
-                        (self._core.carrying.carried.keys6, "flows6"),
-                    )
-                ]
+                keys4, keys6 = (
+                    Elements(opened.enter_context(ebpf.open_map(place / name)))
+                    for name in ("flows4", "flows6")
+                )
                 with ebpf.open_map(place / "entries") as entries:
                     self._entries = memoryview(entries.memory())
                 with ebpf.open_map(place / f"ring-{context.shard.worker}") as ring:
-                    self._ring = ebpf.Ring(ring)
+                    self._ring = Ring(ring)
                 self._place_map = opened.enter_context(ebpf.open_map(place / "places"))
                 self._part = {
                     name: self._part_of(opened.enter_context(ebpf.open_map(place / name)))
@@ -58,10 +50,10 @@ class Engine(base.Engine):
                     f"the maps of the eBPF program in {place} can't be used: {error.strerror}"
                 ) from None
             self._opened = opened.pop_all()
-        self._headers = bytearray(HEADERS)
+        self._exchange = Exchange(self._core, self._ring, keys4, keys6)
         self._places: dict[bytes, int] = {}
         self._started = False
-        context.queue.attach_program(self)
+        context.queue.attach_program(self._exchange)
 
     def apply(self, change: ServiceChange, now: float) -> None:
         """Adopt what the program carries already; take back what it must not carry any longer."""
@@ -75,33 +67,16 @@ class Engine(base.Engine):
             self._core.carrying.start(self._entries, self._shard, int(now * TICKS_PER_SECOND))
         else:
             self._core.carrying.recall()
-        self.execute()
+        self._exchange.execute()
         self._core.openings.update()
         self._serve()
 
     def tick(self, now: float) -> None:
-        self.execute()
+        self._exchange.execute()
         self._core.carrying.sweep()
         self._core.review_openings()
         self._core.openings.refresh()
         self._serve()
-
-    def listen(self, now: float) -> None:
-        """Report to the core what has happened: a connection that has just ended makes room for a
-        new one."""
-        core = self._core
-        for record in self._ring.read():
-            index, before, after, length, time = _EVENT.unpack_from(record)
-            if before:
-                core.carrying.noticed(index, before, after, time / NANOSECONDS)
-            elif not after:
-                core.carrying.carried.reject(index)
-            else:
-                headers = self._headers
-                headers[:length] = record[_EVENT.size : _EVENT.size + length]
-                if core.buffer is not headers:
-                    core.attach(headers)
-                core.opened(index, _length(headers), time / NANOSECONDS)
 
     def _part_of(self, table: ebpf.Map) -> memoryview:
         """This worker's part of a map."""
@@ -122,8 +97,8 @@ class Engine(base.Engine):
         self._places = wanted
 
     def flush(self, now: float) -> None:
-        self.listen(now)  # a command may come next that asks for the flows
-        self.execute()
+        self._exchange.listen(now)  # a command may come next that asks for the flows
+        self._exchange.execute()
 
     def refresh(self, first: int, count: int, now: float) -> None:
         self._core.carrying.catch_up_range(first, count)
@@ -134,32 +109,5 @@ class Engine(base.Engine):
             carried=carried.carried, given=carried.given, unplaced=carried.unplaced
         )
 
-    def execute(self) -> None:
-        """Delete and insert the keys that the core has queued. Flows whose keys find no room stay
-        with the worker."""
-        carried = self._core.carrying.carried
-        while carried.pending():
-            for keys, table in self._tables:
-                if keys.gone:
-                    gone, keys.gone = keys.gone, 0
-                    table.delete_batch(keys.deletes, gone)
-                if keys.count:
-                    for index in self._insert(keys, table):
-                        carried.refuse(index)
-
-    def _insert(self, keys: Keys, table: ebpf.Map) -> set[int]:
-        """Insert keys; the indexes of those that find no room."""
-        count, keys.count = keys.count, 0
-        done = table.update_batch(keys.inserts, keys.refs, count)
-        return {keys.refs[at] >> 1 for at in range(done, count)}
-
     def close(self) -> None:
-        self._ring.close()
         self._opened.close()
-
-
-def _length(headers: bytearray) -> int:
-    """The length of the IP packet with these headers."""
-    if headers[0] >> 4 == 4:
-        return int.from_bytes(headers[2:4], "big")
-    return 40 + int.from_bytes(headers[4:6], "big")
