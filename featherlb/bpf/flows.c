@@ -35,7 +35,7 @@ struct entry {
 	u32 packets[2];
 	u8 protocol;
 	u8 scales;		/* window scales: client << 4 | backend */
-	u16 member;		/* its worker's number of it, if it was opened here */
+	u16 member;		/* its worker's number of it */
 	u64 bytes[2];		/* of IP packets */
 };
 SIZE_CHECK(struct entry, 128);
@@ -120,9 +120,10 @@ struct member {
 	u16 usable;
 	u32 active;	/* its open flows; the worker corrects it every 0.1 s */
 	u32 weight;
+	u32 repeated[2];	/* segments whose data came again, from clients and from it */
 	u32 zero;
 };
-SIZE_CHECK(struct member, 32);
+SIZE_CHECK(struct member, 40);
 
 /* Numbers of entries for flows that are opened here: the worker adds them at the head, and they are
  * taken at the tail. */
@@ -364,6 +365,19 @@ INLINE int answer(struct __sk_buff *skb, struct entry *entry, const struct packe
 	return 1;
 }
 
+/* Count a segment that came before. */
+INLINE void count_repeated(struct entry *entry, u32 reply)
+{
+	u32 number = entry->worker * MEMBERS + entry->member;
+	struct member *member;
+
+	if (entry->member >= MEMBERS)
+		return;
+	member = map_lookup_elem(&members, &number);
+	if (member)
+		__sync_fetch_and_add(CHOOSE(reply, &member->repeated[1], &member->repeated[0]), 1);
+}
+
 /* Whether a segment without SYN and RST can be real (windows.admits). */
 INLINE int admits(struct entry *entry, const struct packet *packet, u32 reply)
 {
@@ -383,8 +397,12 @@ INLINE int admits(struct entry *entry, const struct packet *packet, u32 reply)
 		if (reached <= window) {
 			if (reached > ONCE(*sent) - theirs)
 				ONCE(*sent) = end;
+			else if (payload)
+				count_repeated(entry, reply);
 		} else if (-reached > window) {
 			return 0;
+		} else if (payload) {
+			count_repeated(entry, reply);
 		}
 		if (acknowledged)
 			ONCE(*expects) = packet->acknowledgement;
@@ -434,9 +452,12 @@ INLINE int follow_tcp(struct __sk_buff *skb, struct entry *entry, u32 index,
 	if (flags & TCP_SYN) {
 		if (!reply || flags != (TCP_SYN | TCP_ACK) || entry->options & LIFT_SYN_ACK)
 			return OPENING;
-		if (state == SYN_RECEIVED)
-			return packet->sequence + 1 == ONCE(entry->expected[0]) ? CARRIED :
-										    OPENING;
+		if (state == SYN_RECEIVED) {
+			if (packet->sequence + 1 != ONCE(entry->expected[0]))
+				return OPENING;
+			count_repeated(entry, reply);
+			return CARRIED;
+		}
 		if (state != SYN_SENT && state != SYN_RETRIED)
 			return OPENING;
 		if (!answer(skb, entry, packet))

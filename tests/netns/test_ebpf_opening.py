@@ -45,7 +45,7 @@ pytestmark = [
 ]
 
 SERVICE = struct.Struct("=IIQ32s16x")
-MEMBER = struct.Struct("=16s2sHIIxxxx")
+MEMBER = struct.Struct("=16s2sHII12x")
 OPENING = struct.Struct("=IBBHQ112s")
 BY_WORKER, IN_TURN, AT_RANDOM, BY_LOAD, BY_CLIENT, BY_TUPLE = range(6)
 TWO6 = "[2001:db8:9::2]:8080"
@@ -77,7 +77,9 @@ class Tables:
         for number, text in enumerate(backends, start=1):
             address, port = packed(text)
             values = {"usable": 1, "active": (*active, 0, 0)[number - 1], "weight": 1, **member}
-            MEMBER.pack_into(self.memory["members"], number * 32, address, port, *values.values())
+            MEMBER.pack_into(
+                self.memory["members"], number * MEMBER.size, address, port, *values.values()
+            )
         slots = slots or range(1, len(backends) + 1)
         for at, number in enumerate(slots):
             # In the table 0 is no member.
@@ -98,7 +100,7 @@ class Tables:
         struct.pack_into("=II", self.memory["queue"], 0, len(indexes), 0)
 
     def active(self, number: int) -> int:
-        return int(MEMBER.unpack_from(self.memory["members"], number * 32)[3])
+        return int(MEMBER.unpack_from(self.memory["members"], number * MEMBER.size)[3])
 
     def close(self) -> None:
         for name in ("places", "direct"):

@@ -290,6 +290,22 @@ def test_packets_of_known_flows_are_translated(bench: Bench) -> None:
 
 
 @in_the_lab
+def test_what_came_again_is_counted_of_its_backend(bench: Bench) -> None:
+    counts = bench.maps["members"].memory()
+    counts[:] = bytes(len(counts))
+    bench.give(DNAT4, member=3)
+    numbers: Any = {"seq": 1000, "ack": 5000}
+    data = DNAT4.packet(payload=b"data", **numbers)
+    for packet in (data, data, DNAT4.packet(**numbers), data):
+        assert bench.run(packet).result == REDIRECT
+    answer = DNAT4.packet(True, seq=5000, ack=1004, payload=b"answer")
+    for _ in range(2):
+        assert bench.run(answer).result == REDIRECT
+    assert struct.unpack_from("=II", counts, 3 * 40 + 28) == (2, 1)
+    counts.close()
+
+
+@in_the_lab
 def test_a_datagram_without_a_checksum_stays_without(bench: Bench) -> None:
     way = Way("udp", CLIENT, VIP, ONE, SOURCE)
     bench.give(way)

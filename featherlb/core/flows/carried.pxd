@@ -11,6 +11,7 @@ from featherlb.core.flows.table cimport FlowTable
 from featherlb.net.packet cimport MASK32
 
 cdef Py_ssize_t ENTRY_SIZE, KEY4, KEY6, NO_MEMBER
+cdef unsigned int NOT_NUMBERED
 
 
 cdef inline void copy_bytes(
@@ -73,7 +74,7 @@ cdef class Carried:
         record="Record *", entry="Entry *", index=cython.Py_ssize_t, reply=cython.Py_ssize_t,
         keys=Keys)
     cdef bint give(self, Py_ssize_t flow, int options, unsigned int ticks) except -1
-    @cython.locals(entry="Entry *", reply=cython.Py_ssize_t)
+    @cython.locals(record="Record *", entry="Entry *", reply=cython.Py_ssize_t)
     cdef void bind(self, Py_ssize_t flow, Py_ssize_t index) noexcept
     @cython.locals(entry="Entry *")
     cdef void take(self, Py_ssize_t flow) noexcept

@@ -47,6 +47,8 @@ if not cython.compiled:
 
 
 NO_MEMBER = -1
+NOT_NUMBERED = (1 << 16) - 1
+"""A member in an entry whose own number is too high."""
 KEY4, KEY6 = 16, 40
 """Bytes of a key: source and destination address, their ports, the protocol, zeros."""
 
@@ -244,7 +246,6 @@ class Carried:
         entry.source_port = swap16(record.source_port)
         entry.options = options | (IPV6_ENTRY if record.flags & IPV6 else 0)
         entry.protocol = record.protocol
-        entry.member = 0
         entry.state = self._word = 0
         for reply in (0, 1):
             entry.packets[reply] = 0
@@ -266,8 +267,10 @@ class Carried:
             self.known_packets[2 * index + reply] = entry.packets[reply]
             self.known_bytes[2 * index + reply] = entry.bytes[reply]
         self.known_doubtful[index] = entry.state >> DOUBTFUL_SHIFT
+        record = self._flows.at(flow)
         entry.worker = self.worker
-        self._flows.at(flow).flags |= CARRIED
+        entry.member = min(record.member_id, NOT_NUMBERED)
+        record.flags |= CARRIED
         self.carried += 1
 
     def take(self, flow: int) -> None:

@@ -16,6 +16,8 @@ cdef class Counters:
     @cython.locals(end=cython.Py_ssize_t, i=cython.Py_ssize_t)
     cpdef object begin(self, Py_ssize_t member)
     cdef void add(self, Py_ssize_t member, Py_ssize_t which) noexcept
+    cpdef void count_repeated(
+        self, Py_ssize_t member, Py_ssize_t reply, unsigned long long count) noexcept
     cdef void open(
         self, Py_ssize_t member, unsigned long long high, unsigned long long low) noexcept
     @cython.locals(member=cython.Py_ssize_t)

@@ -75,6 +75,10 @@ class Counters:
         """Add one to a counter of a member."""
         self.members[member * COUNTERS + which] += 1
 
+    def count_repeated(self, member: int, reply: int, count: int) -> None:
+        """Count segments of a member's flows whose data came again in this direction."""
+        self.members[member * COUNTERS + RETRANSMITS + reply] += count
+
     def open(self, member: int, high: int, low: int) -> None:
         """Count a flow of the client with this address."""
         self.add(member, OPENED)

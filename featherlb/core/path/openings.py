@@ -12,6 +12,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from featherlb.core.flows.carried import Carried
+from featherlb.core.flows.counters import Counters
 from featherlb.core.path.own_addresses import OwnAddresses
 from featherlb.core.path.services import Services
 from featherlb.core.pools.pool import Pool
@@ -34,7 +35,7 @@ SLOTS_OF_ROW = 4
 SCORES = 4000
 """Scores for owners of slots that are found in 0.1 s: a few milliseconds."""
 
-SERVICE_SIZE, MEMBER_SIZE = 64, 32
+SERVICE_SIZE, MEMBER_SIZE = 64, 40
 """Bytes of `struct service` and `struct member`."""
 
 _SERVICE = struct.Struct("=IIQ32s16x")
@@ -45,8 +46,11 @@ _TABLE = 1
 """The same, of 64 bits."""
 _MEMBER = struct.Struct("!QQH")
 """The beginning of `struct member`: address and port. What follows is in the machine's order."""
-_STATE = struct.Struct("=HIII")
-"""The rest: usable, active, weight, 0."""
+_STATE = struct.Struct("=HII")
+"""What follows: usable, active, weight."""
+_REPEATED = struct.Struct("=II")
+"""The rest, which the program counts: segments that came again, of clients and of the member."""
+_REPEATED_AT = _MEMBER.size + _STATE.size
 _PLACE = struct.Struct("!QQHBB")
 """`struct place`: address, port, protocol, worker."""
 _STEERING = struct.Struct("=II4s16s")
@@ -91,7 +95,12 @@ class Openings:
     `flooded` that one opens those for which it may answer SYNs with cookies."""
 
     def __init__(
-        self, services: Services, carried: Carried, own_addresses: OwnAddresses, shard: Shard
+        self,
+        services: Services,
+        carried: Carried,
+        own_addresses: OwnAddresses,
+        shard: Shard,
+        counters: Counters,
     ) -> None:
         self.places: dict[bytes, int] = {}
         self.suspended = ""
@@ -100,6 +109,9 @@ class Openings:
         self._carried = carried
         self._own_addresses = own_addresses
         self._shard = shard
+        self._counters = counters
+        self._repeated: dict[int, tuple[int, int]] = {}
+        """By the number of a member, what was counted of it so far."""
         self._tables: Tables | None = None
         self._numbers: dict[str, int] = {}
         self._served: dict[str, _Served] = {}
@@ -111,6 +123,7 @@ class Openings:
     def attach(self, tables: Tables) -> None:
         """Write these tables from now on. The program opens nothing until `update`."""
         self._tables = tables
+        self._repeated = {number: self._read_repeated(number) for number in range(MEMBERS)}
         for number in range(SERVICES):
             _SERVICE.pack_into(tables.services, number * SERVICE_SIZE, 0, 0, 0, b"")
         shard = self._shard
@@ -158,6 +171,7 @@ class Openings:
             self.update()
             return
         self._write_loads()
+        self._count_repeated()
         for name, served in self._served.items():
             self._complete(name, served)
         # By the next time, no packet is on its way through a table that was replaced before.
@@ -314,6 +328,29 @@ class Openings:
             self._served[name] = BY_WORKER
         return self._numbers[name]
 
+    def _count_repeated(self) -> None:
+        """Count what the program has counted of the members of carried services."""
+        for pool in self._services.pools.values():
+            if not pool.carries:
+                continue
+            for member in pool.members.values():
+                number = member.index
+                if number >= MEMBERS:
+                    continue
+                known, found = self._repeated[number], self._read_repeated(number)
+                if found == known:
+                    continue
+                self._repeated[number] = found
+                for reply in (0, 1):
+                    more = (found[reply] - known[reply]) % (1 << 32)
+                    self._counters.count_repeated(number, reply, more)
+
+    def _read_repeated(self, number: int) -> tuple[int, int]:
+        assert self._tables is not None
+        at = number * MEMBER_SIZE + _REPEATED_AT
+        forward, reply = _REPEATED.unpack_from(self._tables.members, at)
+        return forward, reply
+
     def _write_loads(self) -> None:
         """Write what members have, and give the program entries for flows to open."""
         for served in self._served.values():
@@ -326,7 +363,7 @@ class Openings:
         assert self._tables is not None
         place = member.index * MEMBER_SIZE + _MEMBER.size
         usable = member.weight > 0
-        _STATE.pack_into(self._tables.members, place, usable, member.active, member.weight, 0)
+        _STATE.pack_into(self._tables.members, place, usable, member.active, member.weight)
 
 
 def _mask(prefix: int, bits: int) -> bytes:

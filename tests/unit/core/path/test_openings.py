@@ -226,6 +226,17 @@ def reasons(program: Opener) -> dict[str, str]:
     return program.openings.explain()
 
 
+def test_what_came_again() -> None:
+    world, program = opening()
+    struct.pack_into("=II", program.tables_of.members, MEMBER_SIZE + 28, 3, 0xFFFFFFFF)
+    program.openings.attach(program.tables_of)
+    struct.pack_into("=II", program.tables_of.members, MEMBER_SIZE + 28, 5, 1)
+    program.openings.refresh()
+    (one, two) = world.statistics().backends
+    assert (one.retransmits_forward, one.retransmits_reply) == (0, 0)
+    assert (two.retransmits_forward, two.retransmits_reply) == (2, 2)
+
+
 def test_loads() -> None:
     world, program = opening(scheduler="two-choices")
     program.open(SYN)
