@@ -36,8 +36,13 @@ INGRESS, BARE = "ingress", "ingress_bare"
 EVENTS = "events"
 OF_WORKERS = ("services", "members", "rows", "spare", "queue")
 """Maps of which each worker has an equal part."""
+ENTRIES = "entries"
 LIVE = 72
 """The byte of an entry that is not 0 as long as the program carries its flow."""
+PORTS, OPTIONS, PROTOCOL = 64, 74, 108
+"""Where others of its fields are (`struct entry`)."""
+IPV6 = 1 << 1
+"""An option."""
 RING_SIZE = 1 << 20
 """Bytes of a worker's ring: 43,000 changes of state, which are read every 0.1 s."""
 
@@ -100,7 +105,8 @@ def install(instance: int, workers: int, capacity: int) -> None:
     """Create the maps of an instance, for so many flows of all its workers, and load its programs.
 
     Maps that a dead instance has left are used further on, with all that is in them, if they have
-    the same sizes; its links run the new programs from then on. HostError if the kernel refuses.
+    the same sizes; else the flows that it carried are moved to new ones, as far as there is room.
+    Its links run the new programs from then on. HostError if the kernel refuses.
     """
     _mount()
     sweep()
@@ -111,10 +117,12 @@ def install(instance: int, workers: int, capacity: int) -> None:
     fresh = not maps
     try:
         if fresh:
-            remove(instance)
-            place.mkdir(mode=0o700, parents=True, exist_ok=True)
             maps = _create(file, workers, capacity)
+            if not _move(place, file, maps):
+                remove(instance)
+                place.mkdir(mode=0o700, parents=True, exist_ok=True)
             for name, one in maps.items():
+                (place / name).unlink(missing_ok=True)
                 one.pin(place / name)
         for worker in range(workers):
             _provide_ring(place, maps[EVENTS], worker)
@@ -144,7 +152,7 @@ def install(instance: int, workers: int, capacity: int) -> None:
 def _shapes(file: ObjectFile, workers: int, capacity: int) -> Mapping[str, MapShape]:
     """The shapes of the maps: entry 0 is unused, each worker has as many, a flow has two keys."""
     entries = (capacity // workers + 2) * workers
-    sizes = {"entries": entries, "flows4": 2 * capacity, "flows6": 2 * capacity}
+    sizes = {ENTRIES: entries, "flows4": 2 * capacity, "flows6": 2 * capacity}
     sizes |= {name: workers * file.maps[name].max_entries for name in (*OF_WORKERS, "places")}
     return {
         name: replace(shape, max_entries=sizes.get(name, shape.max_entries))
@@ -175,6 +183,54 @@ def _adopt(place: Path, file: ObjectFile, workers: int, capacity: int) -> dict[s
     for one in found.values():
         one.close()
     return {}
+
+
+def _move(place: Path, file: ObjectFile, maps: Mapping[str, ebpf.Map]) -> bool:
+    """Move the flows of a dead instance, which had maps of other sizes, to these; False if there
+    are none that can be."""
+    try:
+        with ebpf.open_map(place / ENTRIES) as old:
+            wanted = file.maps[ENTRIES]
+            if replace(old.shape, max_entries=wanted.max_entries) != wanted:
+                return False
+            before = old.memory()
+    except OSError:
+        return False
+    size = wanted.value_size
+    after = maps[ENTRIES].memory()
+    keys: dict[str, tuple[bytearray, bytearray]] = {
+        "flows4": (bytearray(), bytearray()),
+        "flows6": (bytearray(), bytearray()),
+    }
+    index = 0
+    for at in range(size, len(before) - size + 1, size):
+        if not before[at + LIVE]:
+            continue
+        index += 1
+        if index == maps[ENTRIES].shape.max_entries:
+            break
+        # What the old program still does to it would be lost.
+        before[at + LIVE] = 0
+        entry = bytearray(before[at : at + size])
+        entry[LIVE] = 1
+        after[index * size : (index + 1) * size] = entry
+        name = "flows6" if entry[OPTIONS] & IPV6 else "flows4"
+        for reply in (0, 1):
+            keys[name][0].extend(_key(entry, reply))
+            keys[name][1].extend(struct.pack("=I", index << 1 | reply))
+    for name, (tuples, references) in keys.items():
+        maps[name].update_batch(bytes(tuples), bytes(references), len(references) // 4)
+    return index > 0
+
+
+def _key(entry: bytes | bytearray, reply: int) -> bytes:
+    """The key of one direction's packets: source, destination, ports, protocol."""
+    # An entry begins with client, VIP, backend and source; their ports are further on.
+    first = 32 * reply
+    skipped = 0 if entry[OPTIONS] & IPV6 else 12
+    source, destination = entry[first : first + 16], entry[first + 16 : first + 32]
+    ports = entry[PORTS + 4 * reply : PORTS + 4 * reply + 4]
+    return bytes((*source[skipped:], *destination[skipped:], *ports, entry[PROTOCOL], 0, 0, 0))
 
 
 def _ring_shape() -> MapShape:
@@ -277,7 +333,7 @@ def _numbers(place: Path, kind: str) -> Iterator[int]:
 def carry_any(instance: int) -> bool:
     """Whether an instance's program carries a flow."""
     try:
-        with ebpf.open_map(directory(instance) / "entries") as entries:
+        with ebpf.open_map(directory(instance) / ENTRIES) as entries:
             memory = entries.memory()
     except OSError:
         return False
