@@ -105,8 +105,8 @@ def test_connections_outlive_their_instance(lab: Lab, featherlb: Up, nat: str) -
             assert sum(one["active"] for one in services[0]["backends"]) == len(held)
             held.pop().close()
             wait_for(lambda: len(established(lab)) == len(held), "the end of a connection")
-        # It was stopped, and has left what they need. Another number of workers needs other maps; in
-        # `full` mode, the source ports are others', too.
+        # It was stopped, and has left what they need. Other numbers of workers have other maps, and
+        # in `full` mode other source ports.
         assert [session.ask() for session in held] == first[:-1]
         with featherlb(lab, *options[:-1], "3" if nat == "dnat" else "2"):
             assert len(established(lab)) == len(held)

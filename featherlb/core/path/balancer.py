@@ -54,6 +54,7 @@ from featherlb.model import (
     SOURCE_PORTS,
     Hook,
     PacketInfo,
+    Protocol,
     Service,
     Timeouts,
     Topology,
@@ -300,7 +301,12 @@ class Balancer:
             reason = "faults are injected"
         elif self.recording.active:
             reason = "packets are captured"
-        self.openings.suspend(reason, self.cookies.flooded)
+        flooded = set()
+        if self.cookies.flooded:
+            flooded.add(Protocol.TCP)
+        if self.lifecycle.unanswered >= self.budget.limit:
+            flooded.add(Protocol.UDP)
+        self.openings.suspend(reason, frozenset(flooded))
 
     def take_opened(self, index: int, length: int, now: float) -> bool:
         """Whether the flow could be opened (`opened`)."""

@@ -20,6 +20,7 @@ from featherlb.core.pools.schedulers import Member
 from featherlb.core.pools.schedulers.hash_scheduler import HashScheduler
 from featherlb.core.pools.turn import Turn
 from featherlb.core.pools.wheel import How, Wheel, wheel_of
+from featherlb.model import Protocol
 from featherlb.model.shard import Shard
 from featherlb.net.addresses import words_of
 
@@ -92,7 +93,7 @@ class Openings:
     """`places` are the keys of what the program must know, with their numbers among all workers':
     the VIPs whose flows it may open, with those of their services; these services' backends and
     this host's addresses, with 0. `suspended` says why a worker opens all flows for the moment,
-    `flooded` that one opens those for which it may answer SYNs with cookies."""
+    `flooded` are the protocols for which there is a flood of new flows."""
 
     def __init__(
         self,
@@ -104,7 +105,7 @@ class Openings:
     ) -> None:
         self.places: dict[bytes, int] = {}
         self.suspended = ""
-        self.flooded = False
+        self.flooded: frozenset[Protocol] = frozenset()
         self._services = services
         self._carried = carried
         self._own_addresses = own_addresses
@@ -137,9 +138,9 @@ class Openings:
         )
         self._carried.attach_spare(tables.queue, tables.spare)
 
-    def suspend(self, reason: str, flooded: bool) -> None:
+    def suspend(self, reason: str, flooded: frozenset[Protocol]) -> None:
         """Have a worker open all flows, for this reason (a clause); if it is empty, no longer. The
-        same for those that may be `flooded`."""
+        same for those of `flooded` protocols, as far as workers do something about that."""
         if (reason, flooded) != (self.suspended, self.flooded):
             self.suspended, self.flooded = reason, flooded
             self.update()
@@ -190,8 +191,10 @@ class Openings:
         """How flows of a service are opened now, which `fits` into the map of places or doesn't."""
         if self.suspended:
             return Wheel(How.BY_WORKER, reason=self.suspended)
-        if self.flooded and pool.cookies_allowed:
-            return Wheel(How.BY_WORKER, reason="SYNs are answered with cookies")
+        protocol = pool.service.protocol
+        if protocol in self.flooded and (pool.cookies_allowed or protocol is Protocol.UDP):
+            what = "SYNs" if protocol is Protocol.TCP else "datagrams"
+            return Wheel(How.BY_WORKER, reason=f"there is a flood of {what}")
         wheel = wheel_of(pool)
         if wheel.how is How.BY_WORKER:
             return wheel

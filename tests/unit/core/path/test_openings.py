@@ -352,12 +352,14 @@ def test_a_slow_start_is_the_workers() -> None:
 
 def test_all_flows_are_the_workers_for_a_while() -> None:
     _, program = opening()
-    program.openings.suspend("packets are captured", False)
+    program.openings.suspend("packets are captured", frozenset())
     assert reasons(program) == {"web": "packets are captured"}
     assert program.wheel()[0] is How.BY_WORKER
-    program.openings.suspend("", True)
-    assert reasons(program) == {"web": "SYNs are answered with cookies"}
-    program.openings.suspend("", False)
+    program.openings.suspend("", frozenset({Protocol.UDP}))
+    assert reasons(program) == {"web": ""}
+    program.openings.suspend("", frozenset({Protocol.TCP}))
+    assert reasons(program) == {"web": "there is a flood of SYNs"}
+    program.openings.suspend("", frozenset())
     assert program.wheel() == (How.IN_TURN, [ONE, TWO])
 
 
