@@ -32,12 +32,14 @@ from featherlb.api.show import (
     show_status,
 )
 from featherlb.config import values
+from featherlb.config.canary import DEFAULT_CONDITION, condition
 from featherlb.config.types import MaxFlowsConfig, MaxNewConfig
 from featherlb.control.controller import Controller
 from featherlb.control.faults import MAX_DELAY, MAX_DURATION, FaultView
 from featherlb.control.overrides import (
     NO_BACKEND,
     Action,
+    Canary,
     Limiting,
     Override,
     find_service,
@@ -139,6 +141,25 @@ _LIMIT_KEYS = {
     Action.MAX_NEW: ("rate", "burst", "prefix", "refusal", "off"),
 }
 """The keys that fit an action, the one that it requires first."""
+
+
+def _canary(wanted: schema.ChangeRequest) -> Canary | None:
+    """The trial that a new backend is to pass; ConfigError if that makes no sense."""
+    if wanted.canary is None:
+        if wanted.abort_if is not None:
+            raise ConfigError(["abort_if: not allowed without canary"])
+        return None
+    if wanted.action is not Action.ADD:
+        raise ConfigError([f"canary: not allowed with {wanted.action}"])
+    if wanted.duration is None:
+        raise ConfigError(["for: missing (expected how long the canary is on trial, such as 10m)"])
+    if wanted.weight == 0:
+        raise ConfigError(["weight: a canary's must not be 0, as it has this weight in the end"])
+    try:
+        abort_if = condition(wanted.abort_if or DEFAULT_CONDITION)
+    except ValueError as error:
+        raise ConfigError([f"abort_if: {error}"]) from None
+    return Canary(wanted.canary, time.monotonic() + wanted.duration, abort_if)
 
 
 def _limiting(wanted: schema.LimitRequest) -> Limiting:
@@ -284,7 +305,9 @@ class Handlers:
 
     async def changes(self, request: web.BaseRequest) -> web.Response:
         overrides = self._controller.serving.state.overrides
-        return respond(schema.Changes(changes=[show_change(one) for one in overrides]))
+        trials = self._controller.canaries.view.trials
+        shown = [show_change(one, trials.get(one.number)) for one in overrides]
+        return respond(schema.Changes(changes=shown))
 
     async def change(self, request: web.BaseRequest) -> web.Response:
         wanted = schema.read(schema.ChangeRequest, await _body(request))
@@ -297,6 +320,10 @@ class Handlers:
                 raise ConfigError([f"{key}: not allowed with {wanted.action}"])
         if wanted.deadline is not None and wanted.action is not Action.DRAIN:
             raise ConfigError([f"deadline: not allowed with {wanted.action}"])
+        service = find_service(self._controller.serving.state.running, wanted.service).name
+        canary = _canary(wanted)
+        if canary is not None:
+            await self._controller.canaries.begin(service, canary)
         try:
             backend = values.backend(wanted.backend)
         except ValueError as error:
@@ -305,14 +332,15 @@ class Handlers:
         override = Override(
             number=0,
             action=wanted.action,
-            service=find_service(self._controller.serving.state.running, wanted.service).name,
+            service=service,
             key=backend,
             weight=wanted.weight,
             role=wanted.role or Role.PRIMARY,
             max_connections=wanted.max_connections,
             labels=tuple(Label(*pair) for pair in (wanted.labels or {}).items()),
-            until=None if wanted.duration is None else now + wanted.duration,
+            until=None if wanted.duration is None or canary else now + wanted.duration,
             deadline=None if wanted.deadline is None else now + wanted.deadline,
+            canary=canary,
         )
         return await self._make(override)
 

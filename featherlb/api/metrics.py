@@ -86,6 +86,12 @@ class Snapshot(Collector):
         yield GaugeMetricFamily(
             "featherlb_changes", "Run-time changes in force.", value=len(view.overrides)
         )
+        trials = CounterMetricFamily(
+            "featherlb_canaries", "Trials of canaries that have ended.", labels=["result"]
+        )
+        for result, count in view.canaries.results.items():
+            trials.add_metric([result], count)
+        yield trials
         yield GaugeMetricFamily(
             "featherlb_faults", "Injected faults in force.", value=len(view.faults)
         )

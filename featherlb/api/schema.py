@@ -162,6 +162,9 @@ class Status(Answer):
         description="Time until the previous level returns; null: permanent."
     )
     changes: int = Field(description="Run-time changes in force.")
+    trials: list["Change"] = Field(
+        description="Those of them that put a canary on trial, or followed from a failed trial."
+    )
     faults: list["Injected"] = Field(description="Injected faults in force.")
     code_off: list[str] = Field(description="Users' code that is switched off for a while.")
     reloads: int
@@ -200,6 +203,10 @@ class Backend(Answer):
     )
     role: Role = Field(description="When the backend gets new flows.")
     weight: int = Field(description="As configured or changed at run time.")
+    canary: float = Field(
+        description="On trial: share of the service's new flows, in per cent, in place of the"
+        " weight's; else 0."
+    )
     effective_weight: float = Field(
         description="0 if not in use; below `weight` during slow start."
     )
@@ -491,7 +498,17 @@ class ChangeRequest(Question):
         None,
         validation_alias="for",
         serialization_alias="for",
-        description="Revert the change automatically after this time.",
+        description="Revert the change automatically after this time; with `canary`, how long the"
+        " backend is on trial.",
+    )
+    canary: Percent | None = Field(
+        None,
+        description="For `add`: the backend is on trial, and gets this share of the service's new"
+        " flows.",
+    )
+    abort_if: str | None = Field(
+        None,
+        description="With `canary`: when the trial fails (default `failures > 2 * others + 0.05`).",
     )
     deadline: Duration | None = Field(
         None, description="For `drain`: reset the flows that remain after this time."
@@ -526,6 +543,26 @@ class LimitRequest(Question):
     )
 
 
+class Measured(Answer):
+    """A metric of a trial; null: nothing was counted yet."""
+
+    metric: str
+    canary: float | None
+    others: float | None = Field(description="The service's other backends.")
+
+
+class Canary(Answer):
+    """The trial of a backend."""
+
+    share: float = Field(description="Of the service's new flows, in per cent.")
+    remaining: float
+    abort_if: str
+    flows: int = Field(description="That the canary has got; it is judged from 20 on.")
+    metrics: list[Measured] = Field(
+        description="Since the trial began: per new flow, and `latency` in seconds."
+    )
+
+
 class Change(Answer):
     number: int | None = Field(
         description="For `revert`; null if it isn't in force: it ended others, or nothing had to"
@@ -541,6 +578,11 @@ class Change(Answer):
     labels: dict[str, str]
     remaining: float | None = Field(description="Time until it reverts; null: permanent.")
     deadline: float | None = Field(description="Time until remaining flows are reset; null: never.")
+    canary: Canary | None = Field(description="The backend's trial; null: it isn't on trial.")
+    reason: str = Field(
+        description="Why featherlb made the change itself: a canary has failed; empty: somebody"
+        " asked for it."
+    )
 
 
 class Made(Change):

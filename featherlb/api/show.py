@@ -13,8 +13,9 @@ from featherlb import __version__
 from featherlb.api import schema
 from featherlb.config import ServiceConfig
 from featherlb.config.values import few
+from featherlb.control.canary import Counts, Trial
 from featherlb.control.faults import FaultView
-from featherlb.control.overrides import LIMITING, Override
+from featherlb.control.overrides import LIMITING, Canary, Override
 from featherlb.control.view import BackendView, ServiceView, View, WorkerView
 from featherlb.core.flows.flight_recorder import Noted
 from featherlb.core.flows.tcp_state import TimeoutClass
@@ -86,7 +87,7 @@ def show_record(worker: int, one: Noted) -> schema.Record:
     )
 
 
-def show_change(override: Override) -> schema.Change:
+def show_change(override: Override, trial: Trial | None = None) -> schema.Change:
     now = time.monotonic()
     left = [
         None if at is None else round(at - now, 3) for at in (override.until, override.deadline)
@@ -103,7 +104,28 @@ def show_change(override: Override) -> schema.Change:
         labels=_labels(override.labels),
         remaining=left[0],
         deadline=left[1],
+        canary=None if override.canary is None else _canary(override.canary, trial, now),
+        reason=override.reason,
     )
+
+
+def _canary(canary: Canary, trial: Trial | None, now: float) -> schema.Canary:
+    own, others = (trial.own, trial.others) if trial else (Counts(), Counts())
+    theirs = others.metrics()
+    return schema.Canary(
+        share=canary.share,
+        remaining=round(canary.until - now, 3),
+        abort_if=str(canary.abort_if),
+        flows=own.flows,
+        metrics=[
+            schema.Measured(metric=metric, canary=_known(value), others=_known(theirs[metric]))
+            for metric, value in own.metrics().items()
+        ],
+    )
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else round(value, 6)
 
 
 def show_fault(view: FaultView) -> schema.Injected:
@@ -182,6 +204,11 @@ def show_status(view: View) -> schema.Status:
             None if view.log_until is None else round(view.log_until - time.monotonic(), 3)
         ),
         changes=len(view.overrides),
+        trials=[
+            show_change(one, view.canaries.trials.get(one.number))
+            for one in view.overrides
+            if one.canary is not None or one.reason
+        ],
         faults=[show_fault(one) for one in view.faults],
         code_off=sorted(
             {name for one in found.values() for name, counts in one.code.items() if counts.off}
@@ -308,6 +335,7 @@ def _service(
             failure=one.failure,
             role=one.config.role,
             weight=one.config.weight,
+            canary=one.config.canary,
             effective_weight=one.effective_weight,
             max_connections=one.config.max_connections,
             labels=_labels(one.config.labels),
@@ -330,6 +358,7 @@ def _service(
             failure="",
             role=one.role,
             weight=0,
+            canary=0.0,
             effective_weight=0,
             max_connections=None,
             labels=_labels(one.labels),

@@ -36,6 +36,23 @@ class DurationType(click.ParamType[float]):
 DURATION = DurationType()
 
 
+class PercentType(click.ParamType[float]):
+    """Per cent, from `10%` or `10`."""
+
+    name = "percent"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        try:
+            return schema.percent(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+PERCENT = PercentType()
+
+
 def instance_option(command: _Command) -> _Command:
     return click.option(
         "--instance",
@@ -78,13 +95,16 @@ def duration_option(**attributes: Any) -> Callable[[_Command], _Command]:
 
 
 def change_command(
-    group: click.Group, *parameters: Callable[[Any], Any], example: str
+    group: click.Group,
+    *parameters: Callable[[Any], Any],
+    example: str,
+    ending: str = "Revert automatically after TIME, such as 10m.",
 ) -> Callable[[Callable[..., None]], click.Command]:
     """Decorator: a command of the group that changes what is served, for good or for some time. It
-    has these parameters before the common ones."""
+    has these parameters before the common ones; `ending` is the help of --for."""
     every = (
         *parameters,
-        duration_option(help="Revert automatically after TIME, such as 10m."),
+        duration_option(help=ending),
         instance_option,
         output_option,
     )

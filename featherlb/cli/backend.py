@@ -9,6 +9,7 @@ from featherlb.api import schema
 from featherlb.api.client import connect
 from featherlb.cli.asking import (
     DURATION,
+    PERCENT,
     change_command,
     instance_option,
     new_table,
@@ -21,8 +22,10 @@ from featherlb.cli.asking import (
 from featherlb.cli.backends import shown_labels
 from featherlb.cli.help import Commands, WholeNumber, Word, completion, examples
 from featherlb.config import values
+from featherlb.config.canary import DEFAULT_CONDITION
 from featherlb.control.overrides import Action
 from featherlb.model import Role
+from featherlb.model.counted import counted
 
 _weight = WholeNumber(0, 65535)
 
@@ -54,7 +57,7 @@ def backend() -> None:
 
 
 def _verb(
-    *more: Callable[[Any], Any], example: str
+    *more: Callable[[Any], Any], example: str, **help_texts: str
 ) -> Callable[[Callable[..., None]], click.Command]:
     """Decorator: a command that changes a backend."""
     # A backend that is to be added is unknown.
@@ -65,6 +68,7 @@ def _verb(
         click.argument("backend", shell_complete=known),
         *more,
         example=example,
+        **help_texts,
     )
 
 
@@ -82,12 +86,28 @@ def _verb(
         metavar="KEY=VALUE",
         help="Label, such as zone=a; may be repeated.",
     ),
+    click.option(
+        "--canary",
+        type=PERCENT,
+        metavar="PERCENT",
+        help="Try it with this share of the new flows for the time --for.",
+    ),
+    click.option(
+        "--abort-if",
+        metavar="CONDITION",
+        help=f"End the trial of a canary early, and drain it. Default: '{DEFAULT_CONDITION}'.",
+    ),
     example="add web 10.0.1.4:8080 --weight 2 --label zone=a",
+    ending="Revert automatically after TIME, such as 10m; with --canary: length of the trial.",
 )
 def add(**options: Any) -> None:
     """Add a BACKEND to the pool of a SERVICE.
 
     BACKEND is HOST:PORT; behind a range of ports it may also be HOST or HOST:LOW-HIGH.
+
+    A canary gets a small share of the new flows at first, and is compared with the other backends:
+    by failures, refused, timeouts, retransmissions, resets (each per new flow) and latency. It is
+    drained once the condition is true, and gets the part of its weight after the time.
     """
     _change(Action.ADD, **options)
 
@@ -131,7 +151,13 @@ def weight(**options: Any) -> None:
 def changes(answer: schema.Changes) -> None:
     """Show the run-time changes in force."""
     table = new_table(
-        ">number", "change", "service", "backend or clients", ">weight", ">reverts in", ">resets in"
+        ">number",
+        "change",
+        "service",
+        "backend or clients",
+        ">weight",
+        ">reverts in",
+        ">resets in",
     )
     for one in answer.changes:
         table.add_row(
@@ -144,9 +170,22 @@ def changes(answer: schema.Changes) -> None:
             "" if one.deadline is None else short_time(max(0, one.deadline)),
         )
     print_table(table)
+    for one in answer.changes:
+        if one.canary is not None or one.reason:
+            click.echo(f"{one.number}: {shown_trial(one)}")
 
 
 backend.add_command(changes)
+
+
+def shown_trial(change: schema.Change) -> str:
+    """A canary's trial, or how it has failed."""
+    canary = change.canary
+    if canary is None:
+        return change.reason
+    left = short_time(max(0, canary.remaining))
+    text = f"canary, {canary.share:g} % of the new flows for another {left}"
+    return f"{text}, {counted(canary.flows, 'flow')} so far, aborted if {canary.abort_if}"
 
 
 @backend.command(epilog=examples("featherlb backend revert 3"))
@@ -168,6 +207,9 @@ def _change(action: Action, *, instance: int | None, output: str, **options: Any
 def tell_of_change(answer: schema.Made, output: str) -> None:
     """Say what a change did."""
     text = _described(answer)
+    if answer.canary is not None:
+        text += f", on trial with {answer.canary.share:g} % of the new flows for"
+        text += f" {short_time(answer.canary.remaining)}, aborted if {answer.canary.abort_if}"
     if answer.remaining is not None:
         text += f", reverts in {short_time(answer.remaining)}"
     if answer.deadline is not None:

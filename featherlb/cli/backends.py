@@ -88,7 +88,9 @@ def state(backend: schema.Backend) -> str:
 
 
 def weight(backend: schema.Backend) -> str:
-    """The weight; during slow start, with the effective weight."""
+    """The weight; during slow start, with the effective weight; a canary's share on trial."""
+    if backend.canary and backend.effective_weight:
+        return f"{backend.canary:g} %"
     if 0 < backend.effective_weight < backend.weight:
         return f"{backend.effective_weight:.2g} of {backend.weight}"
     return str(backend.weight)

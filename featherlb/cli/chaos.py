@@ -8,6 +8,7 @@ from featherlb.api import schema
 from featherlb.api.client import connect
 from featherlb.cli.asking import (
     DURATION,
+    PERCENT,
     duration_option,
     instance_option,
     new_table,
@@ -19,23 +20,6 @@ from featherlb.cli.asking import (
 )
 from featherlb.cli.help import Commands, WholeNumber, completion, examples
 from featherlb.model.fault import FaultKind
-
-
-class PercentType(click.ParamType[float]):
-    """Per cent, from `10%` or `10`."""
-
-    name = "percent"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        try:
-            return schema.percent(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-PERCENT = PercentType()
 
 
 @click.group(

@@ -2,6 +2,7 @@
 
 from featherlb.api import schema
 from featherlb.cli.asking import new_table, print_table, short_time, shows
+from featherlb.cli.backend import shown_trial
 from featherlb.model.counted import counted
 
 
@@ -36,6 +37,9 @@ def status(answer: schema.Status) -> None:
     if answer.last_reload:
         outcome = f"refused: {answer.reload_error}" if answer.reload_error else "done"
         rows["last reload"] = f"{answer.last_reload} {outcome}"
+    for one in answer.trials:
+        what = f"{one.action} {one.service} {one.backend}"
+        rows[f"change {one.number}"] = f"{what}: {shown_trial(one)}"
     for fault in answer.faults:
         ending = f"ends in {short_time(max(0, fault.remaining))}"
         rows[f"injected fault {fault.number}"] = f"{fault.description}, {ending}"

@@ -47,18 +47,24 @@ class Condition:
     root: ast.expr = field(compare=False, repr=False)
 
     @classmethod
-    def parse(cls, text: str) -> "Condition":
-        """ValueError, with what is expected, if it is none."""
+    def parse(
+        cls,
+        text: str,
+        example: str = "rate(packets(result='dropped')) > 100",
+        refine: Callable[[ast.expr], ast.expr] = lambda root: root,
+    ) -> "Condition":
+        """ValueError, with an `example`, if it is none. `refine` gives the expression its meaning,
+        and may raise ValueError as well."""
         try:
             if len(text) > _LONGEST:
                 raise ValueError
             root = ast.parse(text.strip(), mode="eval").body
             _check(root)
+            root = refine(root)
         except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
             why = f": {error}" if type(error) is ValueError and str(error) else ""
             raise ValueError(
-                f"'{text:.60}' is no condition{why} (expected one such as"
-                " rate(packets(result='dropped')) > 100)"
+                f"'{text:.60}' is no condition{why} (expected one such as {example})"
             ) from None
         return cls(text, root)
 

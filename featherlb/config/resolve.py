@@ -104,12 +104,18 @@ def absent(places: Places) -> dict[tuple[str, str], str]:
 def with_weights(
     service: model.Service, configured: ServiceConfig, places: Sequence[Place] | None
 ) -> model.Service:
-    """A service with the weights of another configuration that differs in nothing else."""
-    weights = _weights(_located(configured, places))
+    """A service with the weights of another configuration, and its canaries, that differs in
+    nothing else."""
+    located = _located(configured, places)
+    weights = _weights(located)
+    canaries = {endpoint: backend.canary for endpoint, backend in reversed(located)}
     return replace(
         service,
         backends=tuple(
-            replace(one, weight=weights.get(one.endpoint, 0)) for one in service.backends
+            replace(
+                one, weight=weights.get(one.endpoint, 0), canary=canaries.get(one.endpoint, 0.0)
+            )
+            for one in service.backends
         ),
     )
 
@@ -229,6 +235,7 @@ def _service(service: ServiceConfig, places: Sequence[Place] | None) -> model.Se
                 role=backend.role,
                 max_connections=backend.max_connections,
                 labels=backend.labels,
+                canary=backend.canary,
             )
             for endpoint, backend in first.items()
         ),

@@ -80,6 +80,8 @@ class BackendConfig:
     max_connections: int | None = None
     last_port: int = 0
     labels: tuple[Label, ...] = ()
+    canary: float = 0.0
+    """As in `model.Backend`. Run-time changes alone set it."""
 
     @property
     def key(self) -> BackendKey:

@@ -23,6 +23,8 @@ WATCH_INTERVAL = 0.5
 which departed backends have flows left. Also the pause before a failed change is tried again."""
 UNRESOLVED_INTERVAL = 5.0
 """Seconds between two look-ups of a name that has no address."""
+CANARY_INTERVAL = 1.0
+"""Seconds between two looks at canaries."""
 HEALTH_INTERVAL = 0.1
 """Seconds between two changes of the workers' weights because of health."""
 
@@ -38,6 +40,7 @@ class Background:
         self._changes = controller.changes
         self._log_switch = controller.log_switch
         self._faults = controller.faults
+        self._canaries = controller.canaries
         self._upkeep = Upkeep(controller.serving, controller.events)
 
     def start(self) -> None:
@@ -49,6 +52,7 @@ class Background:
         start("overrides", partial(self._expire_overrides, weighing=True))
         start("overrides", partial(self._expire_overrides, weighing=False))
         start("faults", self._end_faults, vital=False)
+        start("canaries", self._judge_canaries, vital=False)
         start("log-level", self._restore_log_level, vital=False)
         start("names", self._refresh_names)
         start("health", self._apply_health)
@@ -86,6 +90,18 @@ class Background:
     async def _end_faults(self) -> None:
         faults = self._faults
         await self._expire(faults.changed, faults.next_expiry, faults.expire)
+
+    async def _judge_canaries(self) -> None:
+        # Not `overrides_changed`, which other tasks clear.
+        while True:
+            await asyncio.sleep(CANARY_INTERVAL)
+            if not self._canaries.in_force:
+                continue
+            try:
+                with self._round():
+                    await self._canaries.judge()
+            except FeatherlbError as error:
+                log.error("cannot end the trial of a canary now: %s", error)
 
     async def _expire(
         self,

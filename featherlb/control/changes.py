@@ -79,9 +79,40 @@ class RunTimeChanges:
 
     async def revert(self, number: int) -> Override:
         """End an override. ConfigError if there is none of this number."""
+        override = self._find(number)
+        await self._end(override, "reverted")
+        return override
+
+    async def promote(self, canary: Override, why: str) -> None:
+        """End the trial of a canary: it gets its full part. FeatherlbError if that fails."""
+        await self._end_trial(canary, None)
+        text = f"takes its full part: {why}"
+        self._tell_of_canary(canary, "canary-promoted", text, logging.INFO)
+
+    async def abort(self, canary: Override, why: str) -> None:
+        """End the trial of a canary: it is drained. FeatherlbError if that fails."""
+        self._numbers += 1
+        drain = Override(self._numbers, Action.DRAIN, canary.service, canary.key, reason=why)
+        await self._end_trial(canary, drain)
+        self._tell_of_canary(canary, "canary-aborted", f"is drained: {why}", logging.WARNING)
+
+    async def _end_trial(self, canary: Override, after: Override | None) -> None:
+        await self._serving.amend(canary.service, partial(_tried, canary.number, after))
+
+    def _tell_of_canary(self, canary: Override, kind: str, text: str, level: int) -> None:
+        self._events.emit(
+            kind,
+            f"{canary.service}: the canary {canary.backend} {text}",
+            level,
+            service=canary.service,
+            backend=canary.backend,
+            change=canary.number,
+        )
+
+    def _find(self, number: int) -> Override:
+        """ConfigError if there is none of this number."""
         for override in self._serving.state.overrides:
             if override.number == number:
-                await self._end(override, "reverted")
                 return override
         raise ConfigError([f"no change {number} is in force"])
 
@@ -165,6 +196,13 @@ def _add(override: Override, config: Config, overrides: Overrides) -> Overrides:
 
 def _without(number: int, config: Config, overrides: Overrides) -> Overrides:
     return applicable(config, [one for one in overrides if one.number != number])
+
+
+def _tried(number: int, after: Override | None, config: Config, overrides: Overrides) -> Overrides:
+    if all(one.number != number for one in overrides):
+        return overrides  # somebody has reverted it
+    ended = tuple(replace(one, canary=None) if one.number == number else one for one in overrides)
+    return ended if after is None else add(config, ended, after)
 
 
 def _past_deadline(number: int, config: Config, overrides: Overrides) -> Overrides:

@@ -11,6 +11,7 @@ from featherlb import host
 from featherlb.config import Config, VipConfig
 from featherlb.config.resolve import absent, names
 from featherlb.control import log_level
+from featherlb.control.canary import Canaries
 from featherlb.control.capture import Captures
 from featherlb.control.changes import RunTimeChanges
 from featherlb.control.events import Events
@@ -59,6 +60,7 @@ class Controller:
         self.faults = Faults(self.serving, events)
         self.captures = Captures(self.data.workers, events)
         self.recordings = FlightRecordings(self.data.workers, events)
+        self.canaries = Canaries(self.serving, self.changes, self.recordings)
         self.log_switch = LogSwitch(events, self.data.log_flows)
         self._settings = settings
         self._started = datetime.now(UTC)
@@ -121,6 +123,7 @@ class Controller:
             uptime=time.clock_gettime(time.CLOCK_BOOTTIME) - self._booted,
             assign=self.data.options.assign,
             overrides=state.overrides,
+            canaries=self.canaries.view,
             faults=self.faults.views(statistics),
             absent=len(absent(state.places)),
             hash_key=self.data.hash_key.place,
@@ -147,10 +150,10 @@ class Controller:
             return [one.text for one in await self.data.deviations() if one.repair]
 
     def lasting_config(self) -> Config:
-        """The running configuration without the overrides that expire, and with the addresses of
-        VIPs."""
+        """The running configuration without the overrides that expire and the backends that are on
+        trial, and with the addresses of VIPs."""
         state = self.serving.state
-        lasting = [one for one in state.overrides if one.until is None]
+        lasting = [one for one in state.overrides if one.until is None and one.canary is None]
         config = with_overrides(state.config, lasting)
         return replace(
             config,

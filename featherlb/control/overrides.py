@@ -5,13 +5,14 @@ with all of them applied in turn. So one that expires or is reverted leaves exac
 say. Times are seconds of a monotonic clock.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
 from featherlb.config import BackendConfig, Config, ServiceConfig
+from featherlb.config.expression import Condition
 from featherlb.config.faults import Origin
 from featherlb.config.types import BackendKey, MaxFlowsConfig, MaxNewConfig
 from featherlb.config.values import closest, few, quote
@@ -42,6 +43,10 @@ LISTS = (Action.ALLOW, Action.DENY)
 LIMITS = (Action.MAX_FLOWS, Action.MAX_NEW)
 LIMITING = (*LISTS, *LIMITS)
 """Those that change the conditions for clients."""
+
+MOST_ON_TRIAL = 50
+"""Per cent of a service's new flows that its canaries get, at most: the rest is what they are
+compared with."""
 
 _ASPECTS = {
     Action.ADD: "membership",
@@ -75,6 +80,16 @@ class Limiting:
 
 
 @dataclass(frozen=True, slots=True)
+class Canary:
+    """A backend is on trial until a time, with a `share` of its service's new flows, in per cent.
+    The trial fails once `abort_if` (`control.canary.condition`) is true."""
+
+    share: float
+    until: float
+    abort_if: Condition
+
+
+@dataclass(frozen=True, slots=True)
 class Override:
     """A change to one backend, which is named as in the configuration, or to the conditions for
     clients.
@@ -96,6 +111,10 @@ class Override:
     until: float | None = None
     deadline: float | None = None
     limiting: Limiting = Limiting()
+    canary: Canary | None = None
+    """With ADD."""
+    reason: str = ""
+    """Why featherlb has made the change itself."""
 
     @property
     def backend(self) -> str:
@@ -109,7 +128,8 @@ class Override:
         if self.action in LIMITING:
             return f"{self.action} {self.service} {self.limiting}"
         weight = "" if self.weight is None else f" {self.weight}"
-        return f"{self.action} {self.service} {self.backend}{weight}"
+        canary = "" if self.canary is None else f" as a canary, {self.canary.share:g} %"
+        return f"{self.action} {self.service} {self.backend}{weight}{canary}"
 
 
 def with_overrides(config: Config, overrides: Iterable[Override]) -> Config:
@@ -205,6 +225,7 @@ def _pool(service: ServiceConfig, overrides: Iterable[Override]) -> dict[Backend
                     override.max_connections,
                     last_port,
                     override.labels,
+                    0.0 if override.canary is None else override.canary.share,
                 )
             case Action.REMOVE:
                 pool.pop(key, None)
@@ -251,6 +272,8 @@ def add(config: Config, overrides: Sequence[Override], override: Override) -> tu
         raise ConfigError(
             [f"'{configured.name}' has no backend {override.backend} (its backends: {known})"]
         )
+    if override.canary is not None:
+        _check_canary(configured.name, pool.values(), override.canary)
     earlier = [old for old in overrides if _place(old) == _place(override)]
     replaced = [old for old in earlier if _replaces(override, old)]
     if override.action is Action.DRAIN:
@@ -279,6 +302,18 @@ def add(config: Config, overrides: Sequence[Override], override: Override) -> tu
     if not temporary and _effect(configured, changed) == _effect(configured, kept):
         return tuple(kept)
     return tuple(changed)
+
+
+def _check_canary(service: str, pool: Collection[BackendConfig], canary: Canary) -> None:
+    """ConfigError if there is no room for another canary in a service."""
+    others = sum(backend.canary for backend in pool)
+    if others + canary.share > MOST_ON_TRIAL:
+        taken = f", of which its canaries have {others:g} %" if others else ""
+        raise ConfigError(
+            [f"a canary can get {MOST_ON_TRIAL} % of the new flows of '{service}'{taken}"]
+        )
+    if not any(backend.weight and not backend.canary for backend in pool):
+        raise ConfigError([f"'{service}' has no other backend to compare a canary with"])
 
 
 def _add_limiting(

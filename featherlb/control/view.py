@@ -6,6 +6,7 @@ from datetime import datetime
 
 from featherlb.config import BackendConfig, Place, ServiceConfig
 from featherlb.config.types import BackendKey, Host
+from featherlb.control.canary import CanaryView
 from featherlb.control.cookies import CookieView
 from featherlb.control.faults import FaultView
 from featherlb.control.health import HealthChecks, progress
@@ -89,6 +90,7 @@ class View:
     assign: bool
     """VIPs that the host doesn't have are assigned to it."""
     overrides: tuple[Override, ...]
+    canaries: CanaryView
     faults: tuple[FaultView, ...]
     absent: int
     """Backends whose names have no address that can be used."""

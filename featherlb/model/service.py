@@ -148,6 +148,9 @@ class Backend:
     """It fails its health checks, or is ejected."""
     missing: bool = False
     """That has taken its weight: it would serve otherwise."""
+    canary: float = 0.0
+    """It is on trial, and gets this share of the service's new flows, in per cent, whatever its
+    weight; 0: it isn't."""
 
     def __str__(self) -> str:
         return str(self.endpoint)

@@ -181,6 +181,42 @@ def test_flows_continue_after_their_backend_is_removed(lab: Lab, running: Feathe
     assert "10.0.1.2" not in rules + lab.balancer.run(["iptables-save"]).stdout
 
 
+@ONE_DRIVER
+def test_a_canary_that_fails_is_drained_and_one_that_does_well_is_promoted(
+    lab: Lab, running: Featherlb
+) -> None:
+    failing = "10.0.1.4:8081"  # refuses connections
+    trial = ["backend", "add", "web", THREE, "--weight", "2", "--canary", "25%", "--for", "6s"]
+    made = operate(lab, *trial)
+    assert (made["canary"]["share"], made["remaining"]) == (25, None)
+    assert THREE not in run(lab.balancer, "save").stdout
+    condition = "failures > 2 * others"
+    trial = ["backend", "add", "web", failing, "--canary", "25%", "--for", "1h"]
+    operate(lab, *trial, "--abort-if", condition)
+
+    def over() -> bool:
+        answering(lab, 10)  # nobody's request fails
+        return states(lab)[failing] == ("drained", 0) and not trials(lab)
+
+    wait_for(over, "the end of both trials")
+    assert states(lab)[THREE] == ("up", 2)
+    *_, drain = operate(lab, "backend", "changes")["changes"]
+    reason = f"{condition}: failures 100 % (others 0 %), "
+    assert (drain["action"], drain["backend"]) == ("drain", failing)
+    assert drain["reason"].startswith(reason)
+    assert operate(lab, "status")["trials"] == [drain]
+    wait_for(lambda: "flight recording saved to" in running.log, "a recording of the failure")
+    assert f"the canary {failing} is drained: {reason}" in running.log
+    assert f"the canary {THREE} takes its full part: it has done well with " in running.log
+    assert answering(lab) == {"backend1": 2, "backend2": 2, "backend3": 2}
+
+
+def trials(lab: Lab) -> list[str]:
+    """The canaries on trial."""
+    changes = operate(lab, "backend", "changes")["changes"]
+    return [one["backend"] for one in changes if one["canary"] is not None]
+
+
 def test_changes_outlive_a_worker_and_a_reload(lab: Lab, running: Featherlb, path: Path) -> None:
     change(lab.balancer, "drain", "web", ONE)
     (worker,) = api(lab.balancer, "status")["workers"]

@@ -477,6 +477,8 @@ def reason_for(pool: Pool, chosen: Member, flow: NewFlow) -> str:
     """The scheduler's name, and why it chose this member, as far as that can be told afterwards: of
     one whose picks change nothing."""
     name = pool.service.scheduler
+    if chosen.backend.canary:
+        return f"canary, {chosen.backend.canary:g} % of new flows"
     scheduler = pool.tier_of(chosen).scheduler
     if isinstance(scheduler, UserScheduler) or scheduler.save() is not None:
         return name

@@ -113,6 +113,16 @@ def _scheduled(pool: Pool, flow: NewFlow, ticks: int) -> list[str]:
             f"{pool.service.scheduler} picks {turn.peek().endpoint}, as its slot is the next in"
             f" turn, number {turn.place + 1} of {len(turn.slots)}"
         ]
+    if pool.canaries is not None:
+        with pool.rewinding():
+            canary = pool.canaries.pick(flow)
+        shares = ", ".join(
+            f"{one.endpoint} gets {one.backend.canary:g} %" for one in pool.canaries.members
+        )
+        reason = f"canary: {shares} of the new flows"
+        if canary is not None:
+            return [f"{reason}, and this one is among those of {canary.endpoint}"]
+        reasons.append(f"{reason}; this one is left to the others")
     if pool.spill is not None:
         first = "others" if pool.spill.takes(flow) else "preferred ones"
         reasons.append(

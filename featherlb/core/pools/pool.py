@@ -135,6 +135,49 @@ class Spill:
         return self._hash(self._bytes(flow)) >= self._limit
 
 
+class Canaries:
+    """Backends on trial. They are in no tier: each gets an exact share of the pool's new flows.
+
+    Of a consistent scheduler's flows it is chosen by a hash of what the scheduler hashes, so that a
+    client stays with the canary, or never gets to it; of others, by counting.
+    """
+
+    def __init__(
+        self, service: Service, key: bytes, members: Sequence[Member], consistent: bool
+    ) -> None:
+        self.members = members
+        self._consistent = consistent
+        self._hash = KeyedHash(key, b"canary")
+        self._bytes = bytes_with_key(hashed_parts(service), FIVE_TUPLE)[1]
+
+    def pick(self, flow: NewFlow) -> Member | None:
+        """The one that gets a new flow, None if others do."""
+        member = self.find(flow) if self._consistent else self._count()
+        return member if member is not None and member.weight and member.has_room else None
+
+    def find(self, flow: NewFlow) -> Member | None:
+        """The one that has this flow's place in the hash."""
+        place = self._hash(self._bytes(flow)) * 100 / (1 << 64)
+        for member in self.members:
+            place -= member.backend.canary
+            if place < 0:
+                return member
+        return None
+
+    def last_resort(self) -> Member | None:
+        """One that can take a flow which nobody else can."""
+        return next((one for one in self.members if one.weight and one.has_room), None)
+
+    def _count(self) -> Member | None:
+        found = None
+        for member in self.members:
+            member.credit += member.backend.canary
+            if found is None and member.credit >= 100:
+                member.credit -= 100
+                found = member
+        return found
+
+
 class Pool:
     """A running service. Changed by `update` only.
 
@@ -171,6 +214,7 @@ class Pool:
         """Whose turn it is, if a program in the kernel opens flows in turn, too."""
         self.left_to_worker = ""
         """If the program carries its flows: why it doesn't open them, as a clause."""
+        self.canaries: Canaries | None = None
         self.persistence = _table(service)
         self.connection_ids: ConnectionIds | None = None
         self._take_key(service)
@@ -270,7 +314,8 @@ class Pool:
         tiers: dict[Level, Tier] = {}
         by_level: dict[Level, list[Member]] = {}
         for member in self.members.values():
-            by_level.setdefault(self._level(member.backend), []).append(member)
+            if not member.backend.canary:
+                by_level.setdefault(self._level(member.backend), []).append(member)
         for role in Role:
             for preferred in (None,) if self.service.prefer is None else (True, False):
                 level = Level(role, preferred)
@@ -280,13 +325,24 @@ class Pool:
         self._tiers = tiers
         serving = next((level for level, tier in tiers.items() if tier.usable), next(iter(tiers)))
         self._serving = tiers[serving]
+        on_trial = [member for member in self.members.values() if member.backend.canary]
         self._takers = frozenset(
-            member
-            for level, tier in tiers.items()
-            if level.role is serving.role
-            for member in tier.usable
+            (
+                *(
+                    member
+                    for level, tier in tiers.items()
+                    if level.role is serving.role
+                    for member in tier.usable
+                ),
+                *(member for member in on_trial if member.weight),
+            )
         )
         self._split(serving)
+        self.canaries = None
+        if on_trial:
+            consistent = self._serving.scheduler.consistent
+            self.canaries = Canaries(self.service, self._key, on_trial, consistent)
+        self._plain = self.spill is None and self.canaries is None
         redispatch = self.service.redispatch
         self.keeps_openings = redispatch.refused and len(self.members) > 1
         self.adopts = (
@@ -305,7 +361,7 @@ class Pool:
         if prefer is None or not serving.preferred or others not in self._tiers:
             return
         missing = sum(
-            one.backend.missing and self._level(one.backend) == serving
+            one.backend.missing and not one.backend.canary and self._level(one.backend) == serving
             for one in self.members.values()
         )
         share = prefer.share(len(self._serving.usable), missing)
@@ -383,15 +439,22 @@ class Pool:
         return self._pick(flow, ticks)
 
     def _pick(self, flow: NewFlow, ticks: int) -> Member | None:
-        tiers = self._tiers if self.spill is None else self.tiers_for(flow)
+        tiers: Mapping[Level, Tier] = self._tiers
+        if not self._plain:
+            member = None if self.canaries is None else self.canaries.pick(flow)
+            if member is not None:
+                return member
+            tiers = self.tiers_for(flow)
         for tier in tiers.values():
             member = tier.pick(flow, ticks)
             if member is not None:
                 return member
-        return None
+        return None if self.canaries is None else self.canaries.last_resort()
 
     def consistent_choice(self, flow: NewFlow) -> Member | None:
         """The member of this established connection, in a pool that `adopts`."""
+        if self.canaries is not None and (member := self.canaries.find(flow)) is not None:
+            return member
         tiers = self.tiers_for(flow).values()
         return next((one for one in tiers if one.usable), self._serving).scheduler.pick(flow)
 

@@ -98,6 +98,8 @@ def obstacle(pool: Pool) -> str:
         return f"the scheduler {service.scheduler} chooses by what only a worker knows"
     if pool.awaiting_rules:
         return "its rules are being changed"
+    if pool.canaries is not None:
+        return "a canary is on trial"
     if pool.guarded or pool.counts_clients:
         return "a worker decides who may open flows"
     for what, there in (

@@ -12,6 +12,7 @@ from featherlb.api.listener import Refusal
 from featherlb.api.metrics import Snapshot
 from featherlb.config.file import parse
 from featherlb.config.resolve import resolve
+from featherlb.control.canary import CanaryView
 from featherlb.control.cookies import CookieView
 from featherlb.control.events import Events
 from featherlb.control.faults import FaultView
@@ -63,6 +64,7 @@ def families(world: World) -> list[Metric]:
         uptime=1.0,
         assign=False,
         overrides=(),
+        canaries=CanaryView({}, {"promoted": 2, "aborted": 1}),
         faults=(FaultView(Fault(1, "web", FaultKind.RESET, 0.0), 3, 2),),
         absent=0,
         hash_key="configuration",

@@ -29,6 +29,7 @@ def backend(address: str) -> schema.Backend:
         state="up",
         role=Role.PRIMARY,
         weight=1,
+        canary=0.0,
         effective_weight=1.0,
         active=0,
         max_connections=None,
@@ -86,6 +87,7 @@ STATUS = schema.Status.model_construct(
     log_level=LogLevel.INFO,
     log_level_remaining=None,
     changes=0,
+    trials=[],
     faults=[],
     code_off=[],
     reloads=0,
@@ -153,6 +155,8 @@ CHANGES = schema.Changes.model_construct(
             weight=None,
             remaining=None,
             deadline=125.0,
+            canary=None,
+            reason="",
         )
     ]
 )

@@ -114,6 +114,7 @@ STATUS = schema.Status(
     log_level_remaining=None,
     refused={},
     changes=0,
+    trials=[],
     faults=[],
     code_off=[],
     reloads=0,

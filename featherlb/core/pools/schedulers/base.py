@@ -45,7 +45,7 @@ class Member:
         self.latencies = latencies
         self.ramp: model.Ramp | None = None
         self.credit = 0.0
-        """The fraction of a flow that the ramp has accumulated."""
+        """The fraction of a flow that the ramp has accumulated; a canary's is in per cent."""
         self.failed = NEVER
         """Ticks when it last refused a new flow, or did not answer one in time."""
         self.take_backend(backend)
