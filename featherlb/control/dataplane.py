@@ -5,6 +5,7 @@ Executes the actions of transitions, and remembers what is in force. It decides 
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -24,6 +25,7 @@ from featherlb.control.transition import (
     UpdateTopology,
     at_the_place_of,
 )
+from featherlb.control.turnstile import RefusedClients
 from featherlb.control.workers import Cursor, FlowFilter, WorkerDiedError, Workers
 from featherlb.core.flows.tcp_state import ACTIVE
 from featherlb.core.path.export import read_flows
@@ -68,6 +70,7 @@ class DataPlane:
         self.workers = Workers(events, tasks)
         self.topology = TopologyWatcher(events, tasks)
         self.cookies = CookieShield(self.workers, events)
+        self.refused_clients = RefusedClients()
         self.options = host.Options()
         self.departing: tuple[Service, ...] = ()
         """The backends that have left and still have flows, as far as the host knows."""
@@ -154,6 +157,7 @@ class DataPlane:
         this host answers none of them."""
         await self.topology.stop()
         self.cookies.close()
+        self.refused_clients.close()
         try:
             if leaving:
                 log.warning(
@@ -241,16 +245,16 @@ class DataPlane:
         return await asyncio.to_thread(self._deviations, kinds)
 
     async def refused(self) -> Mapping[tuple[str, Reason], int]:
-        """How many packets of clients the host's rules have refused, by service and reason; none
-        if it doesn't say."""
+        """How many packets of clients the kernel has refused, by service and reason; without those
+        of rules if the host doesn't say."""
         plan = self._host.plan
-        if plan is None or not plan.refusing:
-            return {}
-        try:
-            return await asyncio.to_thread(self._host.refused)
-        except HostError as error:
-            log.debug("what the rules have refused is unknown: %s", error)
-            return {}
+        found: Counter[tuple[str, Reason]] = Counter()
+        if plan is not None and plan.refusing:
+            try:
+                found = await asyncio.to_thread(self._host.refused)
+            except HostError as error:
+                log.debug("what the rules have refused is unknown: %s", error)
+        return found + self.refused_clients.dropped
 
     async def restore(self, found: Sequence[host.Deviation]) -> None:
         """Give the host what it lacks of the plan; HostError if it refuses."""

@@ -46,6 +46,7 @@ class Upkeep:
         if serving.state is state and settled and not serving.applying:
             serving.health.observe(state.services, [one.by_service for one in outcomes])
             await serving.data.cookies.observe(outcomes, state.services)
+            await serving.data.refused_clients.observe(outcomes, state.services)
 
     async def release_departed(self) -> None:
         """Remove from the host what departed backends needed whose last flow has ended. HostError

@@ -60,19 +60,7 @@ class Shield:
 
     def attach(self, links: Collection[Link]) -> None:
         """Run at these links, and at no others. HostError if this kernel has no tcx."""
-        wanted = {link.index for link in links}
-        for index in self._links.keys() - wanted:
-            self._links.pop(index).close()
-        for index in wanted - self._links.keys():
-            try:
-                link = tc.attach(self.program, index)
-            except FileNotFoundError:
-                continue  # it has gone
-            except OSError as error:
-                raise HostError(f"the kernel refuses a program ({error.strerror})") from None
-            if link is None:
-                raise HostError("this kernel has no tcx (Linux 6.6)")
-            self._links[index] = link
+        tc.attach_at(self.program, links, self._links)
 
     def answered(self) -> int:
         """SYNs since the program was loaded."""

@@ -8,7 +8,10 @@ interface is. Numbers are those of include/uapi/linux/{bpf,rtnetlink,pkt_sched,p
 import ctypes
 import errno
 import struct
+from collections.abc import Collection
 
+from featherlb import model
+from featherlb.model.errors import HostError
 from featherlb.net.netlink import (
     NLA_F_NESTED,
     NLM_F_CREATE,
@@ -83,6 +86,24 @@ def attach(program: Program, index: int) -> Link | None:
         if error.errno == errno.EINVAL:
             return None
         raise
+
+
+def attach_at(program: Program, links: Collection[model.Link], standing: dict[int, Link]) -> None:
+    """Have a program run at these links, and at no others: `standing`, by index, are where it does,
+    and are brought up to date. HostError if this kernel has no tcx, or refuses the program."""
+    wanted = {link.index for link in links}
+    for index in standing.keys() - wanted:
+        standing.pop(index).close()
+    for index in wanted - standing.keys():
+        try:
+            link = attach(program, index)
+        except FileNotFoundError:
+            continue  # it has gone
+        except OSError as error:
+            raise HostError(f"the kernel refuses a program ({error.strerror})") from None
+        if link is None:
+            raise HostError("this kernel has no tcx (Linux 6.6)")
+        standing[index] = link
 
 
 def attach_filter(program: Program, index: int, handle: int = 1) -> bool:

@@ -220,7 +220,8 @@ class Worker:
             case GetOutcomes(services):
                 cookies = self._core.cookies
                 found = self._core.views.outcomes(services)
-                self._channel.send(Outcomes(found, cookies.flooded, cookies.returned))
+                insistent = self._core.views.insistent()
+                self._channel.send(Outcomes(found, cookies.flooded, cookies.returned, insistent))
             case GetOffenders(count):
                 self._channel.send(Offenders(self._core.views.offenders(count, now)))
             case InjectFaults(faults):

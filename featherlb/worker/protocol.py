@@ -15,7 +15,13 @@ from collections import deque
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
-from featherlb.core.path.export import Explanation, FlowRecords, Offender, Statistics
+from featherlb.core.path.export import (
+    Explanation,
+    FlowRecords,
+    Insistent,
+    Offender,
+    Statistics,
+)
 from featherlb.core.path.recording import Wanted
 from featherlb.datapaths.base import EngineCounters, QueueOptions
 from featherlb.model import (
@@ -268,11 +274,12 @@ class WorkerStatistics:
 @dataclass(frozen=True, slots=True)
 class Outcomes:
     """From the worker: see `Views.outcomes`. It is `flooded` while it answers SYNs with cookies; so
-    many were `returned` so far."""
+    many were `returned` so far. `insistent` clients were refused many times since the last one."""
 
     by_service: dict[str, tuple[int, ...]]
     flooded: bool = False
     returned: int = 0
+    insistent: tuple[Insistent, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
+from scapy.layers.inet import IP, TCP
 
 from featherlb.lab import Lab, Node
 from featherlb.lab.namespaces import VIP, VIP6
@@ -18,6 +19,7 @@ from tests.netns.conftest import ONE_DRIVER, Up
 from tests.netns.datagrams import Receivers, open_socket
 from tests.netns.test_operate_flows import LISTEN, TOKEN, get, metrics
 from tests.netns.traffic import Session, ask, wait_for
+from tests.netns.wire import send
 
 PORT = 9000
 DATAPATHS = pytest.mark.parametrize("driver", ["netlink", "raw", "offload"], indirect=True)
@@ -89,9 +91,9 @@ services:
     return path
 
 
-def refusals(lab: Lab, who: str, reason: str) -> float:
-    """Packets to the service `silent` that the kernel, or the workers, have refused."""
-    labels = f'reason="{reason}",service="silent",worker="'
+def refusals(lab: Lab, who: str, reason: str, service: str = "silent") -> float:
+    """Packets to a service that the kernel, or the workers, have refused."""
+    labels = f'reason="{reason}",service="{service}",worker="'
     return sum(
         count
         for name, count in metrics(get(lab, "/metrics")[1]).items()
@@ -148,6 +150,18 @@ def test_clients_connect_as_their_service_allows(
         assert {one["client"] for one in offenders if one["service"] == "slow"} == {one.address}
 
         datagrams_are_limited(lab, sockets)
+        if not api(lab.balancer, "status")["syn_cookies"]["missing"]:  # programs of ours can run
+
+            def joins() -> bool:
+                with suppress(ConnectionRefusedError):
+                    kept.append(sockets.enter_context(Session(one)))
+                return len(kept) == 3
+
+            wait_for(joins, "the last connection that it may have")
+            the_insistent_are_dropped_by_the_kernel(lab)
+            assert refused(one)
+            kept.pop().close()
+            wait_for(lambda: not refused(one), "room for another connection, in spite of it")
 
         # The other way round: what is open stays open, and what was counted stays counted.
         write(tmp_path, lab, denied=(one.address,))
@@ -160,6 +174,25 @@ def test_clients_connect_as_their_service_allows(
         assert all(session.ask() for session in kept)
         after = api(lab.balancer, "status")["refused"]["silent"]
         assert all(after[reason] >= count for reason, count in counts["silent"].items())
+
+
+def the_insistent_are_dropped_by_the_kernel(lab: Lab) -> None:
+    """A client that is over `max_flows` sends SYNs from ever other ports."""
+    syn = bytearray(bytes(IP(src=lab.clients[0].address, dst=VIP) / TCP(dport=80, flags="S")))
+    rest = 0xFFFF - int.from_bytes(syn[36:38], "big") - 20
+    packets = []
+    for port in range(20, 520):
+        total = rest + port
+        syn[20:22] = port.to_bytes(2, "big")
+        syn[36:38] = (0xFFFF - (total & 0xFFFF) - (total >> 16)).to_bytes(2, "big")
+        packets.append(bytes(syn))
+
+    def dropped() -> bool:
+        send(lab, packets)
+        return refusals(lab, "kernel", "max-flows", "web") > 0
+
+    wait_for(dropped, "the kernel refuses, too")
+    assert refusals(lab, "workers", "max-flows", "web") > 0
 
 
 def datagrams_are_limited(lab: Lab, sockets: ExitStack) -> None:

@@ -24,10 +24,10 @@ from featherlb.core.pools.gate import REFUSALS
 from featherlb.core.pools.guard import Guard
 from featherlb.core.pools.pool import Pool
 from featherlb.core.pools.schedulers import NewFlow
-from featherlb.model import Backend, Endpoint, Protocol, Service, network_text
+from featherlb.model import Address, Backend, Endpoint, Protocol, Service, network_text
 from featherlb.model.reason import DROPPED, PASSED, TRANSLATED, Reason
 from featherlb.model.ticks import TICKS_PER_SECOND
-from featherlb.net.addresses import endpoint_of, words_of
+from featherlb.net.addresses import address_of, endpoint_of, words_of
 
 if not cython.compiled:
     from featherlb.core.flows.counters import (
@@ -113,6 +113,16 @@ class Offender:
     service: str
     client: str
     packets: int
+
+
+@dataclass(frozen=True, slots=True)
+class Insistent:
+    """A client that a service refuses again and again: its address, of IPv6 the first one of its
+    network of 64 bits, and why."""
+
+    service: str
+    client: Address
+    reason: Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,6 +380,15 @@ class Views:
             for name, pool in self._services.pools.items()
             if pool.guarded
             for client, packets in pool.gate.offenders.top(count, now)
+        )
+
+    def insistent(self) -> tuple[Insistent, ...]:
+        """The clients that services have refused many times since the last call."""
+        return tuple(
+            Insistent(name, address_of(client >> 64, client & (1 << 64) - 1), Reason(reason))
+            for name, pool in self._services.pools.items()
+            if pool.guarded
+            for client, reason in pool.gate.take_insistent()
         )
 
     def statistics(self, with_backends: bool = True) -> Statistics:

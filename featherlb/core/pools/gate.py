@@ -23,6 +23,9 @@ MAX_CLIENTS = 65536
 """Networks of which a rate limit knows when they opened flows; beyond that, the one that has not
 opened any for longest is forgotten."""
 MAX_OFFENDERS = 256
+INSISTENT = 250
+"""Refusals between two questions of the supervisor, half a second, after which the kernel does it:
+at this rate a client costs a worker two thousandths of its time."""
 PERIOD = 60.0
 """Seconds for which refusals are counted together."""
 NOT_ALLOWED = int(Reason.NOT_ALLOWED)
@@ -121,13 +124,7 @@ class Offenders:
         """Count a refusal."""
         if now >= self._end:
             self._turn(now)
-        counts = self._counts
-        if client in counts:
-            counts[client] += 1
-        elif len(counts) < MAX_OFFENDERS:
-            counts[client] = 1
-        else:
-            self._counts = {one: count - 1 for one, count in counts.items() if count > 1}
+        self._counts = _counted(self._counts, client)
 
     def top(self, count: int, now: float) -> list[tuple[int, int]]:
         """So many clients, at most, with the numbers of their refusals, the greatest first."""
@@ -141,6 +138,17 @@ class Offenders:
         self._before = self._counts if now < self._end + PERIOD else {}
         self._counts = {}
         self._end = now + PERIOD
+
+
+def _counted(counts: dict[int, int], client: int) -> dict[int, int]:
+    """These counts of a sketch with another one of this client."""
+    if client in counts:
+        counts[client] += 1
+    elif len(counts) < MAX_OFFENDERS:
+        counts[client] = 1
+    else:
+        return {one: count - 1 for one, count in counts.items() if count > 1}
+    return counts
 
 
 class Gate:
@@ -157,6 +165,8 @@ class Gate:
         self.uncounted = False
         self.refused = dict.fromkeys(map(int, REFUSALS), 0)
         self.offenders = Offenders()
+        self._recent: dict[int, dict[int, int]] = {}
+        """By reason, how often clients were refused since `take_insistent`."""
         self._admission = EVERYBODY
         self._bits = 0
         self._allow: Listed | None = None
@@ -209,7 +219,20 @@ class Gate:
             return 0
         self.refused[reason] += 1
         self.offenders.add(client, now)
+        host = client if client >> 32 == 0xFFFF else client >> 64 << 64
+        self._recent[reason] = _counted(self._recent.get(reason, {}), host)
         return -reason if action is Refusal.RESET else reason
+
+    def take_insistent(self) -> list[tuple[int, int]]:
+        """The clients that were refused `INSISTENT` times or more since the last call, of IPv6 as
+        networks of 64 bits, each with the reason."""
+        recent, self._recent = self._recent, {}
+        return [
+            (client, reason)
+            for reason, counts in recent.items()
+            for client, count in counts.items()
+            if count >= INSISTENT
+        ]
 
     def count(self, high: int, low: int, by: int) -> None:
         """Count an active flow of this client (two words), or that one is no longer active (-1)."""

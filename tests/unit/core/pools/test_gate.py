@@ -1,18 +1,23 @@
 """What is remembered of clients: those that are refused most often, and when they opened flows."""
 
+from ipaddress import ip_network
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from featherlb.core.pools.gate import (
+    INSISTENT,
     MAX_CLIENTS,
     MAX_OFFENDERS,
     PERIOD,
     FlowCounts,
+    Gate,
     Offenders,
     Pace,
     key_of,
 )
-from featherlb.model import MaxNew
+from featherlb.model import Admission, MaxNew, NetworkSet
+from featherlb.model.reason import Reason
 
 
 @given(st.lists(st.integers(0, 600), max_size=3000))
@@ -64,3 +69,15 @@ def test_clients_can_not_choose_addresses_that_are_found_slowly() -> None:
     for client in addresses:
         counts.change(client, 1)
     assert all(counts.of(client) == 1 for client in addresses)
+
+
+def test_clients_that_are_refused_again_and_again_are_told_once() -> None:
+    gate = Gate()
+    gate.update(Admission(deny=NetworkSet.of([ip_network("::/0"), ip_network("0.0.0.0/0")])), 6)
+    insistent, other = 0x20010DB8 << 96, 0x20010DB9 << 96
+    for number in range(INSISTENT):
+        # A host has a whole network of 64 bits to choose from.
+        gate.refusal(insistent >> 64, number, 0.0)
+    gate.refusal(other >> 64, 1, 0.0)
+    assert gate.take_insistent() == [(insistent, int(Reason.NOT_ALLOWED))]
+    assert gate.take_insistent() == []
