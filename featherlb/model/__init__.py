@@ -65,6 +65,7 @@ from featherlb.model.service import (
     Redispatch,
     Role,
     Service,
+    Sync,
     SynCookies,
     Timeouts,
 )
@@ -122,6 +123,7 @@ __all__ = [
     "Service",
     "StatusRange",
     "SynCookies",
+    "Sync",
     "Timeouts",
     "Topology",
     "Verdict",

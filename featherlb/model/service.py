@@ -34,6 +34,16 @@ class OnBackendDown(StrEnum):
     """Both ends of a connection get a RST at once."""
 
 
+class Sync(StrEnum):
+    """When the other nodes of a cluster hear of a service's flows."""
+
+    ESTABLISHED = "established"
+    """When they are established, or 0.1 s old."""
+    IMMEDIATE = "immediate"
+    """With their first packet."""
+    OFF = "off"
+
+
 class Datapath(StrEnum):
     """How packets reach the packet processor."""
 
@@ -132,13 +142,15 @@ class Backend:
     `endpoint` may stand for several ports: each port of a VIP then leads to its own, which is the
     same one, or lies at the same distance from the first.
     `local`: its address belongs to the balancer's host. `sources`: source addresses that `full` NAT
-    may use towards it; empty in `dnat` mode.
+    may use towards it; empty in `dnat` mode. `peer_sources`: those of other nodes, whose replies
+    may come here.
     """
 
     endpoint: Endpoint
     weight: int = 1
     local: bool = False
     sources: tuple[Address, ...] = ()
+    peer_sources: tuple[Address, ...] = ()
     role: Role = Role.PRIMARY
     max_connections: int | None = None
     """Limit of open flows."""
@@ -154,6 +166,11 @@ class Backend:
 
     def __str__(self) -> str:
         return str(self.endpoint)
+
+    @property
+    def reply_addresses(self) -> tuple[Address, ...]:
+        """Where its replies may go to in `full` mode."""
+        return (*self.sources, *self.peer_sources)
 
 
 QUIC_KEY = "quic-connection-id"
@@ -268,6 +285,8 @@ class Service:
     admission: Admission = EVERYBODY
     measured: bool = False
     """How long its backends take to answer matters: it is measured on every datapath."""
+    sync: Sync = Sync.ESTABLISHED
+    """When other nodes hear of its flows."""
     syn_cookies: SynCookies = SynCookies.AUTO
     """TCP; without effect where the kernel translates."""
 

@@ -1,5 +1,6 @@
 # C types of lifecycle.py, for the compiled build.
 cimport cython
+from featherlb.core.flows.announcer cimport Announcer
 from featherlb.net.checksum cimport fold, words
 from featherlb.core.flows.kernel cimport Commands
 from featherlb.core.flows.carried cimport Carried
@@ -24,7 +25,8 @@ cdef int MAX_EXPIRED_AT_ONCE, MAX_PORT_RECLAIMS
 cdef unsigned int PROMPT, RETRANSMITTED
 cdef unsigned int YIELDS_CLOSING, YIELDS_UNANSWERED, YIELDS_ANSWERED
 cdef unsigned char[::1] IS_ACTIVE, IS_REUSABLE, IS_ENDED
-cdef int NEW, SYN_SENT, SYN_RETRIED, CLOSING, CLOSED, ADOPTED, REPLACED, UDP_ONE_WAY
+cdef int NEW, SYN_SENT, SYN_RETRIED, CLOSING, CLOSED, ADOPTED, REPLACED, REPLICA, ESTABLISHED
+cdef int UDP_ONE_WAY
 cdef unsigned int LONG_SILENCE
 cdef int OUTPUT, WIRE, NO_SOURCE_PORT, TUPLE_IN_USE, UNPRIVILEGED
 
@@ -40,8 +42,10 @@ cdef class Lifecycle:
     cdef Commands _commands
     cdef Carried _carried
     cdef FlightRecorder _recorder
+    cdef Announcer _announcer
     cdef unsigned char[::1] _queue_of
     cdef Py_ssize_t closed_queue, half_open_queue, offload_queue, established_queue, silent_queue
+    cdef Py_ssize_t replica_queue
     cdef list _silent
     cdef unsigned int _scarce_tcp, _scarce_udp
     cdef readonly Py_ssize_t evicted, unanswered
@@ -95,6 +99,8 @@ cdef class Lifecycle:
     @cython.locals(
         flows=FlowTable, flow=cython.Py_ssize_t, record="Record *", member=PoolMember)
     cdef object recount(self, Pool pool)
+    @cython.locals(queue=cython.Py_ssize_t)
+    cdef void enter_replica(self, Py_ssize_t flow, int state, unsigned int ticks) except *
     @cython.locals(record="Record *", member_id=cython.Py_ssize_t)
     cdef bint reopens(self, Py_ssize_t flow, unsigned int ticks) noexcept
     cdef bint is_retransmission(self, Py_ssize_t flow, unsigned int ticks) noexcept

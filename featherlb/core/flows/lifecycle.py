@@ -6,6 +6,7 @@ the datapath offload a conntrack entry. Times are in ticks of 0.1 s.
 
 import cython
 
+from featherlb.core.flows.announcer import Announcer
 from featherlb.core.flows.carried import Carried
 from featherlb.core.flows.counters import Counters
 from featherlb.core.flows.flight_recorder import FlightRecorder
@@ -95,6 +96,8 @@ CLOSED = int(State.CLOSED)
 ADOPTED = int(State.ADOPTED)
 REPLACED = int(State.REPLACED)
 UDP_ONE_WAY = int(State.UDP_ONE_WAY)
+REPLICA = int(State.REPLICA)
+ESTABLISHED = int(State.ESTABLISHED)
 OUTPUT = int(Hook.OUTPUT)
 WIRE = int(Hook.WIRE)
 NO_SOURCE_PORT = int(Reason.NO_SOURCE_PORT)
@@ -122,11 +125,13 @@ class Lifecycle:
         port_holders: PortHolders,
         commands: Commands,
         carried: Carried,
+        announcer: Announcer,
         recorder: FlightRecorder,
         timeouts: Timeouts,
     ) -> None:
         """`packet` is the one that is parsed before `open` is called."""
         self._flows = flows
+        self._announcer = announcer
         self._packet = packet
         self._next_hops = next_hops
         self._members = members
@@ -153,6 +158,8 @@ class Lifecycle:
         # Established connections wait in two queues: the second one is for those that are silent.
         self.established_queue = queues[TimeoutClass.ESTABLISHED]
         self.silent_queue = flows.add_queue(int(TimeoutClass.ESTABLISHED), timeouts.established)
+        # Those of other nodes, which are theirs to ask whether they are alive.
+        self.replica_queue = flows.add_queue(int(TimeoutClass.ESTABLISHED), timeouts.established)
         self._silent: list[int] = []
         self._scarce_tcp = int(timeouts.half_open * SCARCE * TICKS_PER_SECOND)
         self._scarce_udp = int(timeouts.udp_one_way * SCARCE * TICKS_PER_SECOND)
@@ -262,6 +269,8 @@ class Lifecycle:
         if IS_ACTIVE[state]:
             self.count_active(member, record, 1)
         member.flows += 1
+        if self._announcer.node:
+            self._announcer.open(flow, pool.sync)
         self._counters.open(member.id, client_high, client_low)
         self._recorder.note(NEW_FLOW, record, state)
         if self.opened is not None:
@@ -376,6 +385,8 @@ class Lifecycle:
         """Note when a flow with a source port would have to give it up."""
         record = self._flows.at(flow)
         member = self._members.by_id[record.member_id]
+        if member.peer_sources and ((record.source_high, record.source_low) in member.peer_sources):
+            return  # no flow of this node could use it
         privileged = record.source_port < UNPRIVILEGED
         self._port_holders.place(flow, member.holders, privileged, RANK_OF[record.state])
 
@@ -435,6 +446,19 @@ class Lifecycle:
         if IS_ACTIVE[state] != IS_ACTIVE[before]:
             member = self._members.by_id[record.member_id]
             self.count_active(member, record, 1 if IS_ACTIVE[state] else -1)
+        if self._announcer.node:
+            if state == ESTABLISHED:
+                self._announcer.establish(flow)
+            elif IS_ENDED[state]:  # it is no load any more
+                self._announcer.close(flow)
+
+    def enter_replica(self, flow: int, state: int, ticks: int) -> None:
+        """Note that another node has the flow, in this state there, since its last packet."""
+        self.enter(flow, REPLICA, ticks)
+        queue = self._queue_of[state]
+        self._flows.move(
+            flow, self.replica_queue if queue == self.established_queue else queue, ticks
+        )
 
     def count_active(self, member: PoolMember, record: Record, change: int) -> None:
         """Note that a flow has become active (1), or no longer is (-1)."""
@@ -524,11 +548,14 @@ class Lifecycle:
     def end(self, flow: int, how: int) -> None:
         """The same; `how` is a `flight_recorder.Kind`."""
         flows = self._flows
+        if self._announcer.node:
+            self._announcer.close(flow)
         record = flows.at(flow)
-        self._recorder.note(how, record, record.state)
         member = self._members.by_id[record.member_id]
-        if self.noted is not None:
-            self.note(flow, False)
+        if record.state != REPLICA:  # the end of those is the other node's to tell
+            self._recorder.note(how, record, record.state)
+            if self.noted is not None:
+                self.note(flow, False)
         if flows.is_offloaded(flow):
             self._commands.delete(flows, flow)
         if record.flags & CARRIED:
@@ -538,7 +565,8 @@ class Lifecycle:
         if record.flags & FULL:
             self._port_holders.take(flow)
             source = (record.source_high, record.source_low)
-            self._source_ports.release(member.target, source, record.source_port)
+            if source not in member.peer_sources:
+                self._source_ports.release(member.target, source, record.source_port)
         flows.remove(flow)
         self._members.end_flow(member)
 

@@ -12,7 +12,7 @@ from featherlb.core.pools.pool cimport Pool
 cdef class PoolMember:
     cdef readonly Pool pool
     cdef readonly object scheduled, target
-    cdef public object sources
+    cdef public object sources, peer_sources
     cdef readonly unsigned long long high, low
     cdef readonly int id, weight
     cdef unsigned int holders

@@ -46,6 +46,7 @@ class PoolMember:
         self.weight = backend.weight
         self.flags = LOCAL_BACKEND if backend.local else 0
         self.sources = tuple(words_of(source) for source in backend.sources)
+        self.peer_sources = frozenset(words_of(source) for source in backend.peer_sources)
         self._port = backend.endpoint.port
         if backend.endpoint.port and self.ranged:
             self._port -= self.pool.service.vips[0].first_port

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from featherlb.core.flows.record import RECORD_SIZE
 
-LAYOUT = 4
+LAYOUT = 5
 """Version of the layout: memory with another version is not read."""
 HOP_SIZE, TICK_SIZE, SPLICE_SIZE, MAX_LINKS = 8, 4, 8, 256
 """Bytes of a next hop, a time and a splice; number of link ids."""

@@ -39,23 +39,43 @@ cdef extern from *:
                 uint16_t backend_port;
                 uint16_t source_port;
                 uint32_t backend_expects;
-                uint64_t reply_bytes;
+                union {
+                    uint64_t reply_bytes;
+                    uint64_t splice;
+                };
             };
         };
-        uint32_t seen;
-        uint32_t previous;
-        uint32_t next;
+        union {
+            uint32_t seen;
+            uint32_t idle;
+        };
+        union {
+            uint32_t previous;
+            uint32_t epoch;
+        };
+        union {
+            uint32_t next;
+            uint32_t owner;
+        };
         union {
             uint32_t ends[2];
             uint16_t responses;
         };
         uint16_t member_id;
         uint16_t flags;
-        uint16_t address_delta;
-        uint16_t transport_delta;
+        union {
+            struct {
+                uint16_t address_delta;
+                uint16_t transport_delta;
+            };
+            uint32_t age;
+        };
         uint8_t protocol;
         uint8_t state;
-        uint8_t queue;
+        union {
+            uint8_t queue;
+            uint8_t kind;
+        };
         uint8_t scales;
     } Record;
     _Static_assert(sizeof(Direction) == 48, "Direction has gaps");
@@ -90,18 +110,24 @@ cdef extern from *:
         uint16_t source_port
         uint32_t backend_expects
         uint64_t reply_bytes
+        uint64_t splice
         uint32_t seen
+        uint32_t idle
         uint32_t previous
+        uint32_t epoch
         uint32_t next
+        uint32_t owner
         uint32_t ends[2]
         uint16_t responses
         uint16_t member_id
         uint16_t flags
         uint16_t address_delta
         uint16_t transport_delta
+        uint32_t age
         uint8_t protocol
         uint8_t state
         uint8_t queue
+        uint8_t kind
         uint8_t scales
 
 cdef enum:

@@ -103,15 +103,43 @@ RECORD = Struct(
                         Field("backend_port", "uint16_t", ""),
                         Field("source_port", "uint16_t", ""),
                         Field("backend_expects", "uint32_t", "`expected` of the backend"),
-                        Field("reply_bytes", "uint64_t", ""),
+                        Struct(
+                            "",
+                            (
+                                Field("reply_bytes", "uint64_t", ""),
+                                Field("splice", "uint64_t", "announced, SPLICED: its splice"),
+                            ),
+                            union=True,
+                        ),
                     ),
                 ),
             ),
             union=True,
         ),
-        Field("seen", "uint32_t", "ticks of the last packet"),
-        Field("previous", "uint32_t", "previous flow in its queue"),
-        Field("next", "uint32_t", "next flow in its queue, or next free record"),
+        Struct(
+            "",
+            (
+                Field("seen", "uint32_t", "ticks of the last packet"),
+                Field("idle", "uint32_t", "announced: ticks since the last packet"),
+            ),
+            union=True,
+        ),
+        Struct(
+            "",
+            (
+                Field("previous", "uint32_t", "previous flow in its queue"),
+                Field("epoch", "uint32_t", "announced: how often the flow has changed its owner"),
+            ),
+            union=True,
+        ),
+        Struct(
+            "",
+            (
+                Field("next", "uint32_t", "next flow in its queue, or next free record"),
+                Field("owner", "uint32_t", "announced: the node that has the flow"),
+            ),
+            union=True,
+        ),
         Struct(
             "",
             (
@@ -122,15 +150,36 @@ RECORD = Struct(
         ),
         Field("member_id", "uint16_t", "number of its pool member"),
         Field("flags", "uint16_t", "bits of `Flag`"),
-        Field("address_delta", "uint16_t", "checksum delta of the addresses, forward"),
-        Field("transport_delta", "uint16_t", "checksum delta of addresses and ports, forward"),
+        Struct(
+            "",
+            (
+                Struct(
+                    "",
+                    (
+                        Field("address_delta", "uint16_t", "checksum delta of the addresses"),
+                        Field("transport_delta", "uint16_t", "that of addresses and ports"),
+                    ),
+                ),
+                Field("age", "uint32_t", "announced: ticks since the flow was opened"),
+            ),
+            union=True,
+        ),
         Field("protocol", "uint8_t", "IP protocol; 0 in a free record"),
         Field("state", "uint8_t", "a `tcp_state.State`"),
-        Field("queue", "uint8_t", "number of its timeout queue"),
+        Struct(
+            "",
+            (
+                Field("queue", "uint8_t", "number of its timeout queue"),
+                Field("kind", "uint8_t", "announced: an `announcer.Kind`"),
+            ),
+            union=True,
+        ),
         Field("scales", "uint8_t", "TCP: window scales, client << 4 | backend"),
     ),
 )
-"""A flow: both directions, by index or by names, and the fields they share."""
+"""A flow: both directions, by index or by names, and the fields they share. Nodes send one another
+the same structure, where the fields that are announced are in the places of those that only mean
+something to one node. The checksum deltas are forward ones."""
 
 RECORD_SIZE = RECORD.size
 """Bytes of a record: two cache lines."""

@@ -36,18 +36,24 @@ class Record:
     source_port: int
     backend_expects: int
     reply_bytes: int
+    splice: int
     seen: int
+    idle: int
     previous: int
+    epoch: int
     next: int
+    owner: int
     ends: MutableSequence[int]
     responses: int
     member_id: int
     flags: int
     address_delta: int
     transport_delta: int
+    age: int
     protocol: int
     state: int
     queue: int
+    kind: int
     scales: int
 
 

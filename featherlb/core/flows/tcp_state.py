@@ -18,7 +18,8 @@ Segments whose sequence numbers can't be right are no events (`windows.py`). A c
 reset returns to ESTABLISHED when both ends send something else than RSTs: a RST that was in flight
 may be none to its receiver (RFC 5961 section 3.2).
 
-REPLACED is no event's work: core/path/redispatch.py gives the client another backend.
+REPLACED is no event's work: core/path/redispatch.py gives the client another backend. Neither is
+REPLICA, the state of a flow that another node has: core/path/replicas.py gives it its own again.
 
 UDP has no connections to follow. UDP_ONE_WAY turns into UDP_TWO_WAY when the backend answers.
 """
@@ -42,6 +43,7 @@ class State(IntEnum):
     SYN_RETRIED = 10
     ADOPTED = 11
     REPLACED = 12
+    REPLICA = 13
 
 
 class Event(IntEnum):
@@ -85,6 +87,7 @@ REPLY = 1
     _RETRY,
     _ADOPT,
     _REPL,
+    _COPY,
 ) = State
 
 # fmt: off
@@ -129,6 +132,9 @@ TRANSITIONS: tuple[tuple[tuple[State, ...], tuple[State, ...]], ...] = (
     # REPLACED: the client is at another backend; late answers are refused before they get here
     (          (             _REPL,   _REPL,   _REPL,    _REPL,   _REPL   ),
                (             _REPL,   _REPL,   _REPL,    _REPL,   _REPL   )),
+    # REPLICA: another node follows the connection
+    (          (             _COPY,   _COPY,   _COPY,    _COPY,   _COPY   ),
+               (             _COPY,   _COPY,   _COPY,    _COPY,   _COPY   )),
 )
 # fmt: on
 
@@ -146,6 +152,7 @@ TIMEOUT_CLASS: dict[State, TimeoutClass] = {
     State.CLOSED: TimeoutClass.CLOSED,
     State.UDP_ONE_WAY: TimeoutClass.UDP_ONE_WAY,
     State.UDP_TWO_WAY: TimeoutClass.UDP_TWO_WAY,
+    State.REPLICA: TimeoutClass.ESTABLISHED,
 }
 
 ACTIVE = frozenset(
@@ -158,6 +165,7 @@ ACTIVE = frozenset(
         State.FIN_WAIT,
         State.UDP_ONE_WAY,
         State.UDP_TWO_WAY,
+        State.REPLICA,
     }
 )
 """States in which a flow counts as load of its backend (least-connections) and towards its limit. A

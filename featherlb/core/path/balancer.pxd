@@ -1,5 +1,6 @@
 # C types of balancer.py, for the compiled build.
 cimport cython
+from featherlb.core.flows.announcer cimport Announcer
 from featherlb.core.path.adopt cimport Adoption
 from featherlb.core.path.budget cimport DatagramBudget
 from featherlb.core.path.carrying cimport Carrying
@@ -33,13 +34,14 @@ from featherlb.net.packet cimport FRAGMENT, OK, UNSUPPORTED, Packet
 from featherlb.core.path.recording cimport Recording
 from featherlb.core.path.services cimport Services
 from featherlb.core.path.redispatch cimport Attempt, Redispatch
+from featherlb.core.path.replicas cimport Replicas
 from featherlb.core.pools.pool cimport Pool
 from featherlb.core.path.restore cimport Restoration
 from featherlb.core.path.export cimport Views
 from featherlb.core.path.faults cimport Faults, Injected
 
 cdef int SYN, TCP, UDP, LONG_HEADER
-cdef int NEW, SYN_SENT, SYN_RETRIED, ESTABLISHED, REPLACED, UDP_ONE_WAY
+cdef int NEW, SYN_SENT, SYN_RETRIED, ESTABLISHED, REPLACED, REPLICA, UDP_ONE_WAY
 cdef int PREROUTING, OUTPUT, WIRE, NOT_READY, TRUNCATED, REWRITTEN
 cdef int TRUNCATED_REASON, NO_BACKEND, POOL_FULL, NO_FLOW, COPY, INVALID, MARTIAN, TTL_EXCEEDED
 cdef int TOO_BIG, NO_NEXT_HOP, TUPLE_IN_USE, NOT_ALLOWED, MALFORMED, BAD_CHECKSUM
@@ -58,6 +60,8 @@ cdef class Balancer:
     cdef readonly Termination termination
     cdef readonly Redispatch redispatch
     cdef readonly Restoration restoration
+    cdef readonly Announcer announcer
+    cdef readonly Replicas replicas
     cdef readonly Views views
     cdef readonly Recording recording
     cdef readonly Faults faults

@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 
 import cython
 
+from featherlb.core.flows.announcer import Announcer
 from featherlb.core.flows.carried import Carried
 from featherlb.core.flows.counters import Counters
 from featherlb.core.flows.flight_recorder import FlightRecorder
@@ -42,6 +43,7 @@ from featherlb.core.path.outbox import Outbox
 from featherlb.core.path.own_addresses import OwnAddresses
 from featherlb.core.path.recording import Recording
 from featherlb.core.path.redispatch import Attempt, Redispatch
+from featherlb.core.path.replicas import Replicas
 from featherlb.core.path.restore import Restoration
 from featherlb.core.path.services import Services
 from featherlb.core.path.splice import Splices
@@ -96,6 +98,7 @@ SYN_SENT = int(State.SYN_SENT)
 SYN_RETRIED = int(State.SYN_RETRIED)
 ESTABLISHED = int(State.ESTABLISHED)
 REPLACED = int(State.REPLACED)
+REPLICA = int(State.REPLICA)
 UDP_ONE_WAY = int(State.UDP_ONE_WAY)
 PREROUTING = int(Hook.PREROUTING)
 OUTPUT = int(Hook.OUTPUT)
@@ -127,8 +130,9 @@ class Balancer:
     engine of offloaded flows, `carrying` for that of carried ones, `claims` for engines that look
     up who has a tuple, `views` shows flows and counts, `recording` records packets, `termination`
     ends flows for an operator, `restoration` restores those of a predecessor, `redispatch` has
-    clients' packets to send to a VIP a second time, `faults` injects faults, and `cookies` hears
-    whether the kernel answers SYNs.
+    clients' packets to send to a VIP a second time, `faults` injects faults, `cookies` hears
+    whether the kernel answers SYNs, `announcer` has what other nodes are to know of flows, and
+    `replicas` takes what they announce.
     """
 
     def __init__(
@@ -165,6 +169,7 @@ class Balancer:
         services = self.services = Services(members, next_hops, ports, seed=seed, hash_key=hash_key)
         commands = Commands()
         carried = Carried(flows, counters)
+        announcer = self.announcer = Announcer(flows)
         lifecycle = self.lifecycle = Lifecycle(
             flows,
             packet,
@@ -175,14 +180,16 @@ class Balancer:
             port_holders,
             commands,
             carried,
+            announcer,
             recorder,
             timeouts,
         )
         self.carrying = Carrying(flows, services, members, lifecycle, counters, ports, carried)
         self.migration = Migration(flows, members, lifecycle, commands, self.carrying)
         self.restoration = Restoration(
-            flows, services, members, lifecycle, self.migration, next_hops, ports
+            flows, services, members, lifecycle, self.migration, announcer, next_hops, ports
         )
+        self.replicas = Replicas(flows, members, lifecycle, self.restoration, announcer, shard)
         redispatch = self.redispatch = Redispatch(
             flows, members, next_hops, lifecycle, counters, outbox, commands, carried, recorder
         )
@@ -377,6 +384,8 @@ class Balancer:
             self.splices.handle_timer(int(now * 10))
         if self.faults.active:
             self.faults.expire(now)
+        if self.announcer.node:
+            self.announcer.handle_timer(int(now * 10))
         return more
 
     def apply(self, services: Sequence[Service], rules_applied: bool = True) -> None:
@@ -468,6 +477,8 @@ class Balancer:
             if action == VERIFY:
                 return self.offload.handle(ctx)
             return self.counters.drop(COPY) if action == DROP else self.counters.pass_on()
+        if record.state == REPLICA:
+            self.replicas.meet(ctx)
         # A SYN, or a datagram (which has no flags), may reopen it.
         if not reply and packet.flags <= SYN and self.lifecycle.reopens(flow, ctx.ticks):
             self.lifecycle.close(flow)

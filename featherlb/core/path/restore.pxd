@@ -1,5 +1,6 @@
 # C types of restore.py, for the compiled build.
 cimport cython
+from featherlb.core.flows.announcer cimport Announcer
 from featherlb.core.flows.lifecycle cimport Lifecycle
 from featherlb.core.flows.members cimport Members, PoolMember
 from featherlb.core.flows.next_hops cimport NextHops
@@ -11,7 +12,7 @@ from featherlb.core.path.migrate cimport Migration
 from featherlb.core.path.services cimport Services
 
 cdef int TCP
-cdef int STATES, NEW, SYN_SENT, SYN_RETRIED, REPLACED
+cdef int STATES, NEW, SYN_SENT, SYN_RETRIED, REPLACED, REPLICA
 
 
 cdef class Restoration:
@@ -20,6 +21,7 @@ cdef class Restoration:
     cdef Members _members
     cdef Lifecycle _lifecycle
     cdef Migration _migration
+    cdef Announcer _announcer
     cdef NextHops _next_hops
     cdef object _source_ports
     cdef dict _known
@@ -31,14 +33,15 @@ cdef class Restoration:
     @cython.locals(number=cython.Py_ssize_t, record="Record *", flow=cython.Py_ssize_t)
     cpdef object restore(self, memory, shard)
     cdef object read_from(self, memory)
-    @cython.locals(
-        flows=FlowTable, old="Record *", record="Record *", forward="Direction *",
-        reply="Direction *", flags=cython.int, state=cython.int, member=PoolMember,
-        full=cython.bint, spliced=cython.bint, flow=cython.Py_ssize_t)
+    @cython.locals(old="Record *", member=PoolMember, flow=cython.Py_ssize_t)
     cdef Py_ssize_t restore_flow(self, Py_ssize_t number) except -1
+    @cython.locals(
+        flows=FlowTable, record="Record *", forward="Direction *", reply="Direction *",
+        flags=cython.int, state=cython.int, member=PoolMember, full=cython.bint, spliced=cython.bint,
+        flow=cython.Py_ssize_t)
+    cdef Py_ssize_t insert(
+        self, Record *old, unsigned int created, unsigned long long splice) except -1
+    cdef object forget_members(self)
     cdef bint is_taken(self, Direction *direction, int protocol) noexcept
     cdef object member(
         self, pool, unsigned long long high, unsigned long long low, int port, int vip_port)
-    cdef bint claim(
-        self, PoolMember member, unsigned long long high, unsigned long long low, int port
-    ) except -1

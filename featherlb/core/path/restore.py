@@ -7,6 +7,7 @@ instead.
 
 import cython
 
+from featherlb.core.flows.announcer import Announcer
 from featherlb.core.flows.lifecycle import Lifecycle
 from featherlb.core.flows.members import Members, PoolMember
 from featherlb.core.flows.memory import FlowMemory, size_of
@@ -33,6 +34,7 @@ if not cython.compiled:
         UNSURE,
         WIRED,
         Direction,
+        Record,
         direction_of,
         ports_of,
     )
@@ -42,6 +44,7 @@ NEW = int(State.NEW)
 SYN_SENT = int(State.SYN_SENT)
 SYN_RETRIED = int(State.SYN_RETRIED)
 REPLACED = int(State.REPLACED)
+REPLICA = int(State.REPLICA)
 _NONE = FlowMemory(bytearray(size_of(0)))
 
 
@@ -55,6 +58,7 @@ class Restoration:
         members: Members,
         lifecycle: Lifecycle,
         migration: Migration,
+        announcer: Announcer,
         next_hops: NextHops,
         source_ports: PortAllocator,
     ) -> None:
@@ -63,6 +67,7 @@ class Restoration:
         self._members = members
         self._lifecycle = lifecycle
         self._migration = migration
+        self._announcer = announcer
         self._next_hops = next_hops
         self._source_ports = source_ports
         self._known: dict[tuple[Pool, int, int, int, int], PoolMember | None] = {}
@@ -73,7 +78,7 @@ class Restoration:
         flows = self._flows
         for flow in range(1, flows.last_record() + 1):
             record = flows.at(flow)
-            if record.protocol and not record.flags & OFFLOADED:
+            if record.protocol and not record.flags & OFFLOADED and record.state != REPLICA:
                 return True
         return False
 
@@ -86,7 +91,11 @@ class Restoration:
         wanted = []
         for number in range(1, min(memory.used[0], memory.capacity) + 1):
             record = self._records.at(number)
-            if record.protocol and not record.flags & OFFLOADED and record.state != REPLACED:
+            if (
+                record.protocol
+                and not record.flags & OFFLOADED
+                and record.state not in (REPLACED, REPLICA)  # peers announce replicas again
+            ):
                 wanted.append((record.seen, number))
         # Queues begin with the flow that was idle for longest.
         wanted.sort()
@@ -117,8 +126,25 @@ class Restoration:
 
     def restore_flow(self, number: int) -> int:
         """Restore the flow of that record number; 0 if that is not possible."""
-        flows = self._flows
         old = self._records.at(number)
+        flow = self.insert(old, self._created[number], self._splices[number])
+        if flow:
+            member = self._members.by_id[self._flows.at(flow).member_id]
+            if self._announcer.node:
+                self._announcer.restore(flow, member.pool.sync)
+            self._lifecycle.restore(flow, member, old.seen)
+            if member.pool.offloaded:
+                self._migration.migrate_flow(flow, True)
+        return flow
+
+    def forget_members(self) -> None:
+        """Look members up again: they may have changed."""
+        self._known.clear()
+
+    def insert(self, old: Record, created: int, splice: int) -> int:
+        """Insert a flow like that of another table, which was opened at this time, in ticks; 0 if
+        that is not possible. `Lifecycle.restore` completes it."""
+        flows = self._flows
         flags = old.flags
         state = old.state
         forward = direction_of(old, 0)
@@ -145,8 +171,13 @@ class Restoration:
             return 0
         if not full and (old.source_high != old.client_high or old.source_low != old.client_low):
             return 0
-        if full and not self.claim(member, old.source_high, old.source_low, old.source_port):
-            return 0
+        if full:
+            source = (old.source_high, old.source_low)
+            if source in member.sources:
+                if not self._source_ports.claim(member.target, source, old.source_port):
+                    return 0
+            elif source not in member.peer_sources:  # whose ports another node gives out
+                return 0
         flow = flows.insert(
             old.protocol,
             old.client_high,
@@ -160,8 +191,9 @@ class Restoration:
             old.source_low,
             ports_of(reply),
             self._lifecycle.closed_queue,
-            self._created[number],
+            created,
         )
+        self._next_hops.clients[flow] = 0
         record = flows.at(flow)
         flags = member.flags | flags & (IPV6 | FULL | LOCAL_CLIENT | COUNTED | SPLICED)
         if pool.raw and not flags & LOCAL_CLIENT:
@@ -171,7 +203,7 @@ class Restoration:
         record.flags = flags
         record.state = state
         record.member_id = member.id
-        flows.splices[flow] = self._splices[number]
+        flows.splices[flow] = splice
         # Or the other fields of their unions, depending on the flow.
         record.ends[0] = old.ends[0]
         record.ends[1] = old.ends[1]
@@ -182,9 +214,6 @@ class Restoration:
         record.reply_bytes = old.reply_bytes
         if old.flags & REPLY_ONLY:
             flows.hide(flow)
-        self._lifecycle.restore(flow, member, old.seen)
-        if pool.offloaded:
-            self._migration.migrate_flow(flow, True)
         return flow
 
     def is_taken(self, direction: Direction, protocol: int) -> bool:
@@ -209,8 +238,3 @@ class Restoration:
         if key not in self._known:
             self._known[key] = self._members.find(pool, high, low, port, vip_port)
         return self._known[key]
-
-    def claim(self, member: PoolMember, high: int, low: int, port: int) -> bool:
-        """Claim the flow's SNAT address and port; whether they were free."""
-        source = (high, low)
-        return source in member.sources and self._source_ports.claim(member.target, source, port)

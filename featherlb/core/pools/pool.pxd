@@ -16,6 +16,7 @@ cdef class Pool:
     cdef readonly bint full, raw, offloaded, carries, one_packet, all_ports
     cdef readonly bint cookies_always, cookies_allowed, guarded, counts_clients
     cdef readonly bint keeps_openings, adopts
+    cdef readonly int sync
     cdef public bint awaiting_rules
     cdef public object turn, left_to_worker
     cdef object _seed, _key, _strategy, _takers

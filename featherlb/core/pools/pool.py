@@ -34,6 +34,7 @@ from featherlb.model import (
     NatMode,
     Role,
     Service,
+    Sync,
     SynCookies,
 )
 from featherlb.model.ticks import TICKS_PER_SECOND
@@ -193,7 +194,8 @@ class Pool:
     `cookies_allowed`, `cookies_always`: SYNs are answered with cookies during a flood, or at all
     times;
     `key` finds what is hashed of a flow's first datagram; `connection_ids` are those of QUIC
-    connections, and servers' answers are searched for them.
+    connections, and servers' answers are searched for them; `sync`: when its flows are announced
+    to other nodes, as its place in `model.Sync`.
     """
 
     def __init__(self, service: Service, *, seed: int, key: bytes) -> None:
@@ -343,6 +345,7 @@ class Pool:
             consistent = self._serving.scheduler.consistent
             self.canaries = Canaries(self.service, self._key, on_trial, consistent)
         self._plain = self.spill is None and self.canaries is None
+        self.sync = tuple(Sync).index(self.service.sync)
         redispatch = self.service.redispatch
         self.keeps_openings = redispatch.refused and len(self.members) > 1
         self.adopts = (
