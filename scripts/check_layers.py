@@ -21,7 +21,7 @@ LAYERS = (
     ("core.flows",),
     ("core.path",),
     ("system", "config"),
-    ("datapaths",),
+    ("datapaths", "cluster"),
     ("host", "worker"),
     ("control",),
     ("insight",),
@@ -77,6 +77,7 @@ FOREIGN = {
     "matplotlib": ("insight.plot",),
     "scapy": (),
     "click": ("cli",),
+    "cryptography": ("cluster.keys",),
     "rich": ("cli",),
     "cython": ("net", "core", "system", "datapaths", "cli"),
 }

@@ -145,12 +145,15 @@ _READING = 1 << 2 | 1 << 3
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def confine(writable: Iterable[Path] = ()) -> list[str]:
-    """Keep a worker's capabilities, and change files only beneath these directories. What
-    this kernel has no means for is named, as a few words each. It holds for children as well.
+def confine(writable: Iterable[Path] = (), kept: Iterable[int] | None = None) -> list[str]:
+    """Keep these capabilities, by default a worker's, and change files only beneath these
+    directories. What this kernel has no means for is named, as a few words each. It holds for
+    children as well.
     """
     missing = []
-    drop_capabilities(WORKER | {CAP_BPF} if maps_need_capability() else WORKER)
+    if kept is None:
+        kept = WORKER | {CAP_BPF} if maps_need_capability() else WORKER
+    drop_capabilities(kept)
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     try:
         _restrict_files(writable)

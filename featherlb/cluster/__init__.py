@@ -1,0 +1,1 @@
+"""Several nodes: what they tell one another, and the process that does it."""
