@@ -22,6 +22,7 @@ from featherlb.api.listener import BODY_TIMEOUT, Refusals
 from featherlb.api.show import (
     NO_PACKET,
     show_change,
+    show_cluster,
     show_explanation,
     show_fault,
     show_flow,
@@ -34,6 +35,7 @@ from featherlb.api.show import (
 from featherlb.config import values
 from featherlb.config.canary import DEFAULT_CONDITION, condition
 from featherlb.config.types import MaxFlowsConfig, MaxNewConfig
+from featherlb.control.cluster import Cluster
 from featherlb.control.controller import Controller
 from featherlb.control.faults import MAX_DELAY, MAX_DURATION, FaultView
 from featherlb.control.overrides import (
@@ -95,6 +97,9 @@ _ROUTES = {
     ("GET", "/v1/capture"): "capture",
     ("GET", "/v1/recorder"): "recorder",
     ("POST", "/v1/recorder"): "save_recording",
+    ("GET", "/v1/cluster"): "cluster",
+    ("POST", "/v1/cluster"): "leave_or_join",
+    ("GET", "/ready"): "ready",
     ("GET", "/metrics"): "metrics",
     ("GET", "/"): "page",
     ("GET", "/page.js"): "script",
@@ -498,6 +503,26 @@ class Handlers:
     async def save_recording(self, request: web.BaseRequest) -> web.Response:
         path = await self._controller.recordings.save("asked for")
         return respond(schema.SavedRecording(path=str(path)))
+
+    async def ready(self, request: web.BaseRequest) -> web.Response:
+        obstacles = self._controller.obstacles()
+        answer = schema.Readiness(ready=not obstacles, obstacles=obstacles)
+        return respond(answer, 503 if obstacles else 200)
+
+    async def cluster(self, request: web.BaseRequest) -> web.Response:
+        self._require_cluster()
+        return respond(show_cluster(await self._controller.view(backends=False)))
+
+    async def leave_or_join(self, request: web.BaseRequest) -> web.Response:
+        wanted = schema.read(schema.ClusterRequest, await _body(request))
+        self._require_cluster().leave(wanted.leaving)
+        return respond(show_cluster(await self._controller.view(backends=False)))
+
+    def _require_cluster(self) -> Cluster:
+        found = self._controller.cluster
+        if found is None:
+            raise ConfigError(["this instance is no node of a cluster"])
+        return found
 
     async def metrics(self, request: web.BaseRequest) -> web.Response:
         from featherlb.api.metrics import render

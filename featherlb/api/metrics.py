@@ -21,7 +21,7 @@ from featherlb import __version__
 from featherlb.api.listener import Refusal
 from featherlb.control.view import View
 from featherlb.core.pools.latency import UPPER_BOUNDS
-from featherlb.model import Health
+from featherlb.model import Health, PeerState
 from featherlb.model.label import label
 from featherlb.system import sysctl
 
@@ -168,10 +168,49 @@ class Snapshot(Collector):
             value=view.cookies.answered,
         )
         yield GaugeMetricFamily(
+            "featherlb_ready",
+            "1 while traffic may be sent here, as GET /ready says.",
+            value=not view.obstacles,
+        )
+        yield from self._cluster()
+        yield GaugeMetricFamily(
             "featherlb_start_time_seconds",
             "Start time, Unix time.",
             value=view.started.timestamp(),
         )
+
+    def _cluster(self) -> Iterator[Metric]:
+        """Nothing without other nodes."""
+        cluster = self._view.cluster
+        if cluster is None:
+            return
+        synchronised = GaugeMetricFamily(
+            "featherlb_peer_synchronised",
+            "1 while flows are announced to the peer.",
+            labels=["peer"],
+        )
+        differs = GaugeMetricFamily(
+            "featherlb_peer_differs",
+            "1 while the peer serves something else than this node.",
+            labels=["peer"],
+        )
+        queued = GaugeMetricFamily(
+            "featherlb_peer_queued_bytes", "Announcements that wait for the peer.", labels=["peer"]
+        )
+        for peer in cluster.peers:
+            synchronised.add_metric([peer.address], peer.state is PeerState.SYNCHRONISED)
+            differs.add_metric([peer.address], peer.digest not in ("", cluster.digest))
+            queued.add_metric([peer.address], peer.queued)
+        yield from (synchronised, differs, queued)
+        flows = CounterMetricFamily(
+            "featherlb_replicas",
+            "What happened to replicas of other nodes' flows.",
+            labels=["worker", "event"],
+        )
+        for number, worker in self._workers.items():
+            for event, count in worker.replicas.items():
+                flows.add_metric([str(number), event], count)
+        yield flows
 
     def _packets(self) -> Iterator[Metric]:
         received = CounterMetricFamily(

@@ -13,7 +13,7 @@ from featherlb.config import values
 from featherlb.control.log_level import LogLevel
 from featherlb.control.overrides import Action
 from featherlb.core.flows.tcp_state import State
-from featherlb.model import Health, Refusal, Role
+from featherlb.model import Health, PeerState, Refusal, Role
 from featherlb.model.errors import ConfigError
 from featherlb.model.fault import FaultKind
 from featherlb.model.label import label
@@ -137,6 +137,47 @@ class SynCookies(Answer):
     missing: str = Field(description="Why the kernel can't answer SYNs; empty if it can.")
 
 
+class Readiness(Answer):
+    """Whether routers may send traffic here."""
+
+    ready: bool
+    obstacles: list[str] = Field(description="Why not, as sentences.")
+
+
+class Peer(Answer):
+    address: str
+    node: str = Field(description="Its name; empty until it has answered once.")
+    state: PeerState = Field(
+        description="`connecting`: not tried yet; `refused`: it can't be synchronised with."
+    )
+    trouble: str = Field(description="Why it is not synchronised; empty if it is.")
+    heard: bool = Field(description="Its own announcements arrive.")
+    copied: bool = Field(description="It has sent all its flows since it was connected.")
+    ready: bool = Field(description="It may get traffic, as far as its peers are concerned.")
+    same: bool = Field(description="It serves the same as this node.")
+    queued: int = Field(description="Bytes of announcements that wait for it.")
+    dropped: int = Field(description="How often there were too many, and all flows were sent.")
+
+
+class Cluster(Answer):
+    node: str
+    ready: bool
+    obstacles: list[str] = Field(description="As in [Readiness](#readiness).")
+    leaving: bool = Field(description="After `featherlb cluster leave`.")
+    peers: list[Peer]
+    flows: dict[str, int] = Field(
+        description="Counts since the workers started: replicas of other nodes' flows that were"
+        " `entered`, flows `taken_over` from others and `yielded` to others, `conflicts` (two nodes"
+        " had different backends for one flow), and `unmatched` (no such service or backend here,"
+        " or no room)."
+    )
+    refused: dict[str, int] = Field(description="Connections of nodes that were refused, by cause.")
+
+
+class ClusterRequest(Question):
+    leaving: bool = Field(description="True: no longer be ready; false: be ready again.")
+
+
 class Status(Answer):
     instance: int = Field(description="Number of its first queue, and its name on this host.")
     version: str
@@ -181,6 +222,7 @@ class Status(Answer):
     tasks: list[Task]
     host: HostState
     syn_cookies: SynCookies
+    cluster: Cluster | None = Field(description="Null without other nodes.")
     watchdog_fed: bool = Field(
         description="False while a task that packets depend on is failing: the systemd watchdog"
         " then restarts featherlb."

@@ -175,6 +175,38 @@ def show_explanation(found: "Explanation") -> schema.Explanation:
     )
 
 
+def show_cluster(view: View) -> schema.Cluster:
+    """The cluster of an instance that has one."""
+    found = view.cluster
+    assert found is not None
+    counts: Counter[str] = Counter()
+    for worker in view.statistics.values():
+        counts.update(worker.replicas)
+    return schema.Cluster(
+        node=found.node,
+        ready=not view.obstacles,
+        obstacles=list(view.obstacles),
+        leaving=found.leaving,
+        peers=[
+            schema.Peer(
+                address=one.address,
+                node=one.node,
+                state=one.state,
+                trouble=one.trouble,
+                heard=one.heard,
+                copied=one.copied,
+                ready=one.ready,
+                same=one.digest == found.digest,
+                queued=one.queued,
+                dropped=one.dropped,
+            )
+            for one in found.peers
+        ],
+        flows=dict(counts),
+        refused=dict(found.refused),
+    )
+
+
 def show_status(view: View) -> schema.Status:
     found = view.statistics
     served = [service.served for service in view.services if service.served is not None]
@@ -240,6 +272,7 @@ def show_status(view: View) -> schema.Status:
             last_restored=view.host.last,
             repairs=view.host.repairs,
         ),
+        cluster=show_cluster(view) if view.cluster else None,
         syn_cookies=schema.SynCookies(
             flooded=view.cookies.flooded,
             answering="kernel"

@@ -33,6 +33,7 @@ _COMMANDS = {
     "backend": "Add, remove, drain or reweight a backend.",
     "limit": "Change who may open how many connections.",
     "chaos": "Inject faults into some flows.",
+    "cluster": "Show and leave a cluster of nodes, make its keys.",
     "reload": "Reload the configuration.",
     "plan": "Show what a reload to another configuration would do.",
     "save": "Print the running configuration.",

@@ -76,6 +76,13 @@ def status(answer: schema.Status) -> None:
         rows["SYN cookies"] = f"workers would answer SYNs: {cookies.missing}"
     if cookies.flooded:
         rows["SYN flood"] = "many connections are half-open"
+    if answer.cluster:
+        peers = answer.cluster.peers
+        good = sum(peer.state == "synchronised" for peer in peers)
+        rows["cluster"] = f"node {answer.cluster.node}, {good} of {counted(len(peers), 'peer')}"
+        rows["cluster"] += " synchronised"
+        if answer.cluster.obstacles:
+            rows["not ready"] = "; ".join(answer.cluster.obstacles)
     if not answer.watchdog_fed:
         rows["systemd watchdog"] = "no longer fed, because a task keeps failing or hangs"
     for label, value in rows.items():

@@ -48,9 +48,7 @@ def context(files: KeyFiles, *, server: bool) -> ssl.SSLContext:
     made.verify_mode = ssl.CERT_REQUIRED
     for path in (files.authority, files.certificate, files.key):
         if not path.exists():
-            raise HostError(
-                f"the cluster's key {path} is missing: `featherlb cluster keys` makes them"
-            )
+            raise HostError(f"the cluster's {path} is missing: `featherlb cluster keys` makes them")
     if files.key.stat().st_mode & 0o077:
         raise HostError(f"others may read {files.key}: chmod 600 it")
     try:

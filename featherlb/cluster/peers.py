@@ -12,11 +12,11 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import asdict
-from enum import StrEnum
 
 from featherlb.cluster import wire
 from featherlb.cluster.keys import name_of
 from featherlb.cluster.wire import Frame, Greeting, NodeState, Reader, WireError
+from featherlb.model import PeerState
 
 HEARTBEAT = 0.5
 """Seconds between two states that a node sends."""
@@ -30,16 +30,6 @@ copy makes up for it."""
 _PART = 1 << 18
 
 Address = tuple[str, int]
-
-
-class PeerState(StrEnum):
-    """How far the connection to a peer is."""
-
-    CONNECTING = "connecting"
-    """Not tried yet."""
-    UNREACHABLE = "unreachable"
-    REFUSED = "refused"
-    SYNCHRONISED = "synchronised"
 
 
 class Outgoing:

@@ -12,6 +12,7 @@ from featherlb.config.faults import Fault
 from featherlb.config.types import (
     BackendConfig,
     BackendKey,
+    ClusterConfig,
     Config,
     Host,
     NetworkFile,
@@ -24,7 +25,9 @@ from featherlb.model import (
     LAST_PORT,
     QUIC_KEY,
     TUPLE_FIELDS,
+    Address,
     CheckType,
+    Datapath,
     NatMode,
     NetworkSet,
     Protocol,
@@ -59,6 +62,8 @@ def check(config: Config) -> Iterator[Fault]:
         yield from _health(service, known)
         yield from _client_limits(service, config.workers)
         yield from lists(service)
+    if config.cluster is not None:
+        yield from _cluster(config, config.cluster)
 
 
 def advise(config: Config) -> Iterator[Fault]:
@@ -305,6 +310,52 @@ def _sources(service: ServiceConfig) -> Iterator[Fault]:
         elif source.address.is_unspecified:
             text = f"{source.address} is not an address (expected one of this host)"
             yield Fault(source.origin, text)
+
+
+def _cluster(config: Config, cluster: ClusterConfig) -> Iterator[Fault]:
+    """What several nodes need, and what they can't do."""
+    if cluster.listen.address.is_unspecified:
+        text = f"a cluster's node can't listen on {cluster.listen}"
+        yield Fault(cluster.origin, f"{text} (expected an address that its peers know)")
+    first: dict[Address, str] = {}
+    for node, addresses in cluster.source_addresses.items():
+        for address in addresses:
+            other = first.setdefault(address, node)
+            if problem := "no address" if address.is_unspecified else _useless(address):
+                text = f"source address {address} of node {node} is {problem}"
+                yield Fault(cluster.origin, f"{text} (expected an address of that node)")
+            elif other != node:
+                text = f"nodes {other} and {node} have the source address {address}"
+                yield Fault(cluster.origin, f"{text} (expected addresses of each node's own)")
+    for service in config.services:
+        datapath = service.datapath
+        if isinstance(datapath, Datapath) and datapath.outlives_workers:
+            origin = service.option_origins.get("datapath", service.origin)
+            text = f"flows of the datapath {datapath} can't go on at another node"
+            yield Fault(origin, f"{text} (expected nfqueue, raw or auto in a cluster)")
+        if service.nat is NatMode.FULL:
+            yield from _cluster_sources(service, config.workers, cluster)
+
+
+def _cluster_sources(
+    service: ServiceConfig, workers: int, cluster: ClusterConfig
+) -> Iterator[Fault]:
+    """Each node of a cluster needs source addresses of its own, which the others know."""
+    origin = service.option_origins.get("nat", service.origin)
+    if service.source_addresses:
+        text = "in a cluster, source addresses belong to nodes, not to a service"
+        place = service.source_addresses[0].origin
+        yield Fault(place, f"{text} (expected `source_addresses` in `cluster`)")
+    if workers > 1:
+        text = "in a cluster, `nat: full` works with one worker only"
+        yield Fault(origin, f"{text} (expected workers: 1, or nat: dnat)")
+    family = next(filter(None, map(_family, _hosts(service))), 4)
+    if not cluster.sources(family, own=True):
+        text = f"with `nat: full`, node {cluster.node} needs an IPv{family} source address"
+        yield Fault(
+            origin,
+            f"{text} (expected `source_addresses` in `cluster`, with those of all nodes by name)",
+        )
 
 
 def _families(service: ServiceConfig) -> Iterator[Fault]:

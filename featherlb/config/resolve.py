@@ -15,6 +15,7 @@ from featherlb.config.faults import Fault, refuse
 from featherlb.config.types import (
     AUTO,
     BackendConfig,
+    ClusterConfig,
     Config,
     Host,
     ListedClients,
@@ -86,7 +87,9 @@ def build(config: Config, places: Places, lookup: Lookup) -> tuple[model.Service
     """The services with their backends at these places."""
     resolved = (_with_vips(service, lookup) for service in config.services)
     return tuple(
-        _service(service, places.get(service.name)) for service in resolved if service.vips
+        _service(service, places.get(service.name), config.cluster)
+        for service in resolved
+        if service.vips
     )
 
 
@@ -214,8 +217,15 @@ def _weights(located: Sequence[tuple[model.Endpoint, BackendConfig]]) -> dict[mo
     return weights
 
 
-def _service(service: ServiceConfig, places: Sequence[Place] | None) -> model.Service:
+def _service(
+    service: ServiceConfig, places: Sequence[Place] | None, cluster: ClusterConfig | None
+) -> model.Service:
     sources = tuple(source.address for source in service.source_addresses)
+    peer_sources: tuple[model.Address, ...] = ()
+    if cluster is not None and service.nat is model.NatMode.FULL:
+        family = _address(service.vips[0].host).version
+        sources = cluster.sources(family, own=True)
+        peer_sources = cluster.sources(family, own=False)
     located = _located(service, places)
     weights = _weights(located)
     first: dict[model.Endpoint, BackendConfig] = {}
@@ -232,6 +242,7 @@ def _service(service: ServiceConfig, places: Sequence[Place] | None) -> model.Se
                 endpoint,
                 weight=weights[endpoint],
                 sources=sources,
+                peer_sources=peer_sources,
                 role=backend.role,
                 max_connections=backend.max_connections,
                 labels=backend.labels,
@@ -251,6 +262,7 @@ def _service(service: ServiceConfig, places: Sequence[Place] | None) -> model.Se
         responses=service.responses,
         mss=service.mss,
         syn_cookies=service.syn_cookies,
+        sync=service.sync,
         persistence=_persistence(service),
         prefer=service.prefer,
         redispatch=service.redispatch,

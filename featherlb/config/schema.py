@@ -25,7 +25,14 @@ from featherlb.config import values
 from featherlb.config.expression import Condition
 from featherlb.config.faults import Fault, Origin
 from featherlb.config.loader import Document, Path, show_path
-from featherlb.config.types import Automatic, BackendKey, Config, Host, NetworkFile
+from featherlb.config.types import (
+    DEFAULT_KEYS,
+    Automatic,
+    BackendKey,
+    Config,
+    Host,
+    NetworkFile,
+)
 from featherlb.model import (
     DEFAULT_DATAPATH,
     Address,
@@ -47,6 +54,7 @@ from featherlb.model import (
     Refusal,
     Role,
     StatusRange,
+    Sync,
     SynCookies,
     Timeouts,
     Vip,
@@ -79,6 +87,7 @@ _Name = Annotated[str, PlainValidator(values.host_name)]
 _Duration = Annotated[float, PlainValidator(values.duration)]
 _SourceAddress = Annotated[Address, PlainValidator(values.address), _keep_discarded]
 _HashPart = Annotated[HashPart, PlainValidator(values.hash_part), _keep_discarded]
+_Peer = Annotated[Endpoint, PlainValidator(values.endpoint), _keep_discarded]
 _Vip = Annotated[Vip, PlainValidator(values.vip), _keep_discarded]
 
 
@@ -212,6 +221,7 @@ class ServiceEntry(_Strict):
     nat: Annotated[NatMode, PlainValidator(values.nat)] = NatMode.DNAT
     datapath: Annotated[Datapath | Automatic, PlainValidator(values.datapath)] = DEFAULT_DATAPATH
     source_addresses: list[_SourceAddress] = []
+    sync: Annotated[Sync, PlainValidator(values.sync)] = Sync.ESTABLISHED
     persistence: PersistenceEntry | None = None
     prefer: PreferenceEntry | None = None
     redispatch: RedispatchEntry = RedispatchEntry()
@@ -265,6 +275,16 @@ class ApiEntry(_Strict):
     hosts: Annotated[list[_Name], _one_or_list] = []
 
 
+class ClusterEntry(_Strict):
+    node: _Name = Field(description="a name of this node's own")
+    listen: Annotated[Endpoint, PlainValidator(values.endpoint)] = Field(description="IP:PORT")
+    peers: Annotated[list[_Peer], _one_or_list] = []
+    keys: Annotated[str, PlainValidator(values.directory)] = DEFAULT_KEYS
+    source_addresses: dict[
+        _Name, Annotated[list[Annotated[Address, PlainValidator(values.address)]], _one_or_list]
+    ] = {}
+
+
 class ServicesFile(_Strict):
     services: list[Annotated[ServiceEntry, _keep_discarded]] = Field(
         description="a list of services"
@@ -281,6 +301,7 @@ class ServicesFile(_Strict):
     resolve_interval: _Duration = Config().resolve_interval
     recorder: RecorderEntry = RecorderEntry()
     api: ApiEntry | None = None
+    cluster: ClusterEntry | None = None
 
 
 class EndpointEntry(_Lenient):

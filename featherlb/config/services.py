@@ -7,6 +7,7 @@ from featherlb.config.types import (
     HOOKS,
     ApiConfig,
     BackendConfig,
+    ClusterConfig,
     Config,
     MaxFlowsConfig,
     MaxNewConfig,
@@ -49,6 +50,20 @@ def read(document: Document, faults: list[Fault]) -> Config:
         resolve_interval=file.resolve_interval,
         recorder=RecorderConfig(file.recorder.size, file.recorder.dump_when),
         api=ApiConfig(file.api.listen, file.api.token, tuple(file.api.hosts)) if file.api else None,
+        cluster=_cluster(file.cluster, document) if file.cluster else None,
+    )
+
+
+def _cluster(entry: schema.ClusterEntry, document: Document) -> ClusterConfig:
+    # The same list may stand in the files of all nodes.
+    peers = [one for one in entry.peers if one is not schema.DISCARDED and one != entry.listen]
+    return ClusterConfig(
+        entry.node,
+        entry.listen,
+        tuple(peers),
+        entry.keys,
+        {node: tuple(addresses) for node, addresses in entry.source_addresses.items()},
+        document.origin(("cluster",)),
     )
 
 
@@ -76,6 +91,7 @@ def _service(entry: schema.ServiceEntry, document: Document, path: Path) -> Serv
         responses=entry.responses,
         mss=entry.mss,
         syn_cookies=entry.syn_cookies,
+        sync=entry.sync,
         persistence=_persistence(entry, document, path),
         prefer=Preference(_labels(entry.prefer.labels), entry.prefer.spill_below)
         if entry.prefer
@@ -127,6 +143,9 @@ def _service(entry: schema.ServiceEntry, document: Document, path: Path) -> Serv
                 "passive_health",
                 "slow_start",
                 "syn_cookies",
+                "datapath",
+                "nat",
+                "sync",
                 "hash_on",
                 "hash_balance",
                 *HOOKS,

@@ -32,6 +32,7 @@ from featherlb.model import (
     Redispatch,
     Refusal,
     Role,
+    Sync,
     SynCookies,
     Timeouts,
     join_host_ports,
@@ -188,6 +189,7 @@ class ServiceConfig:
     max_flows: tuple[MaxFlowsConfig, ...] = ()
     max_new: tuple[MaxNewConfig, ...] = ()
     source_addresses: tuple[SourceConfig, ...] = ()
+    sync: Sync = Sync.ESTABLISHED
     on_backend_down: OnBackendDown = OnBackendDown.KEEP
     on_open: str = ""
     on_close: str = ""
@@ -230,6 +232,31 @@ class ApiConfig:
     """Names that clients without the token may call this host by, besides those it knows."""
 
 
+DEFAULT_KEYS = "/etc/featherlb/cluster"
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterConfig:
+    """Other nodes with the same services. `node` is this one's name, `keys` the directory with its
+    certificate, `source_addresses` those of `full` NAT by node."""
+
+    node: str
+    listen: Endpoint
+    peers: tuple[Endpoint, ...] = ()
+    keys: str = DEFAULT_KEYS
+    source_addresses: Mapping[str, tuple[Address, ...]] = field(default_factory=dict)
+    origin: Origin = field(default=NOWHERE, compare=False)
+
+    def sources(self, family: int, *, own: bool) -> tuple[Address, ...]:
+        """The source addresses of this address family that are this node's `own`, or all others."""
+        return tuple(
+            address
+            for node, addresses in self.source_addresses.items()
+            for address in addresses
+            if (node == self.node) is own and address.version == family
+        )
+
+
 def default_name(vip: VipConfig, protocol: Protocol) -> str:
     """The name of a service without one: `10.0.0.10:80/tcp`."""
     return f"{vip}/{protocol}"
@@ -262,3 +289,4 @@ class Config:
     resolve_interval: float = 30.0
     recorder: RecorderConfig = field(default_factory=RecorderConfig)
     api: ApiConfig | None = None
+    cluster: ClusterConfig | None = None

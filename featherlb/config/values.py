@@ -38,6 +38,7 @@ from featherlb.model import (
     Refusal,
     Role,
     StatusRange,
+    Sync,
     SynCookies,
     Vip,
     ranges_of,
@@ -341,6 +342,13 @@ def user(value: object) -> str:
     return word
 
 
+def directory(value: object) -> str:
+    """The absolute path of a directory."""
+    if not isinstance(value, str) or not value.startswith("/"):
+        raise wrong_type(value, "an absolute path, as /etc/featherlb/cluster")
+    return value
+
+
 def host_name(value: object) -> str:
     """A host name (RFC 1123 section 2.1, underscores allowed), in lower case and without a dot at
     its end."""
@@ -450,6 +458,7 @@ max_connections = integer(1, 100_000_000)
 protocol = one_of({str(choice): choice for choice in Protocol})
 nat = one_of({str(choice): choice for choice in NatMode})
 on_backend_down = one_of({str(choice): choice for choice in OnBackendDown})
+sync = one_of({str(choice): choice for choice in Sync})
 syn_cookies = one_of({str(choice): choice for choice in SynCookies})
 check_type = one_of({str(choice): choice for choice in CheckType})
 refusal = one_of({str(choice): choice for choice in Refusal})

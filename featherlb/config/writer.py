@@ -52,6 +52,8 @@ def _plain(value: Any) -> Any:
             return {label.key: label.value for label in value}
         case tuple() | list():
             return [_plain(item) for item in value]
+        case dict():
+            return {key: _plain(item) for key, item in value.items()}
         case ServiceConfig():
             named = value.name != default_name(value.vips[0], value.protocol)
             return _mapping(value, without=() if named else ("name",))

@@ -42,6 +42,7 @@ class Background:
         self._faults = controller.faults
         self._canaries = controller.canaries
         self._upkeep = Upkeep(controller.serving, controller.events)
+        self._cluster = controller.cluster
 
     def start(self) -> None:
         """Start them under the controller's `tasks`."""
@@ -58,6 +59,8 @@ class Background:
         start("health", self._apply_health)
         start("topology", self._apply_topology)
         start("host", self._watch_host, vital=False)
+        if self._cluster is not None:
+            start("cluster", self._cluster.run, vital=False)
 
     async def _watch_workers(self) -> None:
         alarmed = self._data.workers.alarmed

@@ -14,6 +14,7 @@ from featherlb.control import log_level
 from featherlb.control.canary import Canaries
 from featherlb.control.capture import Captures
 from featherlb.control.changes import RunTimeChanges
+from featherlb.control.cluster import Cluster, check_keys
 from featherlb.control.events import Events
 from featherlb.control.faults import Faults
 from featherlb.control.flight import FlightRecordings
@@ -62,6 +63,7 @@ class Controller:
         self.recordings = FlightRecordings(self.data.workers, events)
         self.canaries = Canaries(self.serving, self.changes, self.recordings)
         self.log_switch = LogSwitch(events, self.data.log_flows)
+        self.cluster: Cluster | None = None
         self._settings = settings
         self._started = datetime.now(UTC)
         self._booted = time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -70,6 +72,8 @@ class Controller:
         """What to serve. HostError and ConfigError if that's impossible. It changes nothing, but
         removes what dead instances left, so it may be cancelled."""
         config = await asyncio.to_thread(self._settings.load)
+        if config.cluster is not None:
+            await asyncio.to_thread(check_keys, config.cluster)
         # What keeps connections alive stays until this instance takes over.
         for line in await asyncio.to_thread(host.remove_stale, keep=host.may_resume):
             log.warning("removed %s", line)
@@ -90,6 +94,8 @@ class Controller:
         for line in await asyncio.to_thread(host.remove_stale, keep=host.is_peer):
             log.warning("removed %s", line)
         await self.serving.announce()
+        if prepared.config.cluster is not None:
+            self.cluster = Cluster(prepared.config.cluster, self.serving, self.events)
 
     async def stop(self, *, leaving: bool = False) -> None:
         """Stop balancing, and revert the host, except for what open flows need that the kernel
@@ -141,8 +147,22 @@ class Controller:
             tasks=self.tasks.states(),
             host=self.data.watch.view(restoring=state.config.restore),
             cookies=self.data.cookies.view,
+            obstacles=tuple(self.obstacles()),
+            cluster=self.cluster.view() if self.cluster else None,
             watchdog_fed=self.tasks.healthy,
         )
+
+    def obstacles(self) -> list[str]:
+        """Why this instance should get no traffic for now, as sentences."""
+        found = []
+        if self.serving.stopping:
+            found.append("it is stopping")
+        if not all(alive for _, alive in self.data.workers.processes):
+            found.append("a worker has died, and its successor is starting")
+        services = self.serving.state.services
+        if not any(one.weight for service in services for one in service.backends):
+            found.append("no service has a usable backend")
+        return [*found, *(self.cluster.obstacles() if self.cluster else ())]
 
     async def deviations(self) -> list[str]:
         """What others have changed on the host that a reload restores, as sentences."""

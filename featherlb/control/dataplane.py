@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from featherlb import host
+from featherlb.cluster.wire import number_of
 from featherlb.config import Config
 from featherlb.control.cookies import CookieShield
 from featherlb.control.events import Events
@@ -128,6 +129,7 @@ class DataPlane:
                 cookie_key=self.cookies.key,
                 save=str(flow_file.path(directory, self.options.queue, number)),
                 saved=tuple(map(str, saved)),
+                node=number_of(config.cluster.node) if config.cluster else 0,
             )
             for number in range(self.options.workers)
         ]

@@ -14,6 +14,7 @@ _FIXED = (
     "max_flows",
     "timeouts",
     "api",
+    "cluster",
 )
 """What a running instance can't change."""
 _SERVICE = (
@@ -27,6 +28,7 @@ _SERVICE = (
     "source_addresses",
     "mss",
     "syn_cookies",
+    "sync",
     "one_packet",
     "responses",
     "deny_action",

@@ -53,7 +53,10 @@ def find_services(config: Config, answers: Answers, current: Sequence[Service] =
     picked = {service.name: service.datapath for service in current}
     places = place(config, look_up)
     services = host.prepare(build(config, places, look_up))
-    return Found(tuple(host.pick(services, automatic, picked, config.queue)), places, answers)
+    # What other nodes are to know of flows, workers tell them.
+    by_workers = config.cluster is not None
+    chosen = host.pick(services, automatic, picked, config.queue, by_workers=by_workers)
+    return Found(tuple(chosen), places, answers)
 
 
 def check(services: Sequence[Service], options: host.Options) -> None:

@@ -14,6 +14,7 @@ from functools import partial
 from featherlb import host
 from featherlb.config import Config
 from featherlb.config.resolve import names, with_weights
+from featherlb.config.types import ClusterConfig
 from featherlb.control.dataplane import DataPlane
 from featherlb.control.events import Events
 from featherlb.control.health import HealthChecks, Judgement
@@ -55,6 +56,8 @@ class Serving:
         """In force."""
         self.overrides_changed = asyncio.Event()
         self.stopping = False
+        self._cluster: ClusterConfig | None = None
+        """As at the start: the workers' flows depend on it."""
         self._changing = asyncio.Lock()
         """Held during a transition, for as long as the host takes."""
         self._applying = asyncio.Lock()
@@ -68,6 +71,7 @@ class Serving:
     ) -> None:
         """Serve what was found for a configuration, on a host that the plan prepares. HostError if
         that can't be done."""
+        self._cluster = config.cluster
         judgement = self.health.judge(config, found.services)
         found = replace(found, services=judgement.services)
         self.state = state_of(config, (), found, user_code)
@@ -134,6 +138,7 @@ class Serving:
         """What a configuration comes to on this host. HostError or ConfigError if this host can't
         serve it. Blocks."""
         current = () if repair else before.services
+        running = replace(running, cluster=self._cluster)
 
         def attempt(answers: Answers) -> Found:
             found = find_services(running, answers, current)

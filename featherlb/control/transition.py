@@ -194,7 +194,7 @@ def host_part(services: Sequence[Service]) -> frozenset[object]:
             service.nat,
             service.datapath,
             service.admission,
-            backend and (backend.endpoint, backend.sources, backend.local),
+            backend and (backend.endpoint, backend.reply_addresses, backend.local),
         )
         for service in services
         for backend in (*service.backends, None)

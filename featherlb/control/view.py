@@ -7,6 +7,7 @@ from datetime import datetime
 from featherlb.config import BackendConfig, Place, ServiceConfig
 from featherlb.config.types import BackendKey, Host
 from featherlb.control.canary import CanaryView
+from featherlb.control.cluster import ClusterView
 from featherlb.control.cookies import CookieView
 from featherlb.control.faults import FaultView
 from featherlb.control.health import HealthChecks, progress
@@ -110,6 +111,10 @@ class View:
     tasks: tuple[TaskState, ...]
     host: HostView
     cookies: CookieView
+    obstacles: tuple[str, ...]
+    """Why it should get no traffic for now, as sentences."""
+    cluster: ClusterView | None
+    """None without other nodes."""
     watchdog_fed: bool
     """No task that packets depend on keeps failing."""
 

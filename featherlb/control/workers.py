@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from ipaddress import IPv4Network, IPv6Network
 
+from featherlb.cluster import links
 from featherlb.control.dialogue import Dialogue
 from featherlb.control.events import Events
 from featherlb.control.tasks import Tasks
@@ -108,6 +109,15 @@ class WorkerProcess:
                 self.start = replace(self.start, predecessor=predecessor.memory)
             if start.recorder is not None:
                 shared.append(start.recorder)
+            self.sync: socket.socket | None = None
+            """The synchroniser's end of a socket that the worker has."""
+            worker_end = None
+            if start.node:
+                self.sync, worker_end = links.pair()
+                on_failure.enter_context(self.sync)
+                on_failure.enter_context(worker_end)
+                shared.append(worker_end.fileno())
+                self.start = replace(self.start, sync=worker_end.fileno())
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
             on_failure.enter_context(ours)
             # Without either, a module in the working directory would run in place of Python's own.
@@ -119,6 +129,8 @@ class WorkerProcess:
                     stdin=subprocess.DEVNULL,
                 )
             on_failure.pop_all()
+        if worker_end is not None:
+            worker_end.close()
         channel = Channel(ours, of_worker=False)
         name = f"worker {self.number}"
         self._dialogue = Dialogue(channel, name, self.process.kill, on_alarm)
@@ -136,6 +148,8 @@ class WorkerProcess:
     def forget(self) -> None:
         """Give up the flows of the process, which has ended."""
         os.close(self.memory)
+        if self.sync is not None:
+            self.sync.close()
 
     def stop(self) -> None:
         """Let the process end: it does when its channel closes."""
@@ -195,6 +209,8 @@ class Workers:
         """Some worker sees the beginning of a flood."""
         self.on_death: Callable[[int], Awaitable[None]] | None = None
         """Is told the number of a worker that has died."""
+        self.replaced = asyncio.Event()
+        """Set when there is another worker."""
 
     async def start(self, starts: Sequence[Start], greeting: Greeting, records: int = 0) -> None:
         """Start one for each message, with a flight recorder of so many records; one that dies is
@@ -241,6 +257,11 @@ class Workers:
         for descriptor in self._recorders.values():
             os.close(descriptor)
         self._recorders = {}
+
+    @property
+    def syncs(self) -> dict[int, socket.socket]:
+        """The ends for the synchroniser, by worker."""
+        return {one.number: one.sync for one in self._processes if one.sync is not None}
 
     @property
     def processes(self) -> list[tuple[int, bool]]:
@@ -408,6 +429,7 @@ class Workers:
             self._processes[number] = successor
             worker.forget()
             self.restarts += 1
+            self.replaced.set()
             self._events.emit(
                 "worker-started", f"worker {number} is balancing again", worker=number
             )

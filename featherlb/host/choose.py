@@ -46,21 +46,27 @@ def pick(
     automatic: Collection[str],
     standing: Mapping[str, Datapath],
     queue: int | None = None,
+    *,
+    by_workers: bool = False,
 ) -> list[Service]:
     """The services, whose backends are prepared, with the datapath chosen for those that are
     `automatic`, by name: the one that is `standing` if it still works, or the fastest that does.
-    `queue` is the number of their instance, if it is configured."""
+    `queue` is the number of their instance, if it is configured. `by_workers`: every packet meets a
+    worker."""
     rivals = peers(journal.Journal().records(), services, queue, os.getpid())
     chosen = {service.name: service for service in services}
-    able = {datapath: _able(services, automatic, datapath) for datapath in BY_SPEED}
+    order = [one for one in BY_SPEED if not (by_workers and one.outlives_workers)]
+    able = {datapath: _able(services, automatic, datapath) for datapath in order}
     tracked: dict[tuple[Protocol, Endpoint], bool] = {}
     for service in services:
         if service.name not in automatic:
             tracked |= _tracked(service)
     # Those with the fewest choices come first; others that share a backend adapt to them.
     for name in sorted(automatic, key=lambda name: sum(name in names for names in able.values())):
-        choices = dict.fromkeys((standing.get(name, BY_SPEED[0]), *BY_SPEED))
-        works = (replace(chosen[name], datapath=one) for one in choices if name in able[one])
+        choices = dict.fromkeys((standing.get(name, order[0]), *order))
+        works = (
+            replace(chosen[name], datapath=one) for one in choices if name in able.get(one, ())
+        )
         fitting = (
             one
             for one in works

@@ -172,7 +172,8 @@ class Lab:
     """Clients, a balancer's host and backends, connected as topology.md shows.
 
     `arms` is 2 (clients and backends on networks of their own, the balancer is the backends'
-    router) or 1 (everything on one network). Without switches, one client and one backend are
+    router) or 1 (everything on one network). `balancers` are the hosts of a cluster; the first is
+    the backends' router. Without switches, one client and one backend are
     cabled to the balancer directly: a network that costs as little as can be. A context manager;
     `run_id` names the namespaces and is unique to this process and lab unless given. Needs root.
     """
@@ -185,6 +186,7 @@ class Lab:
         run_id: str | None = None,
         *,
         switches: bool = True,
+        balancers: int = 1,
     ) -> None:
         if not switches and (clients, backends, arms) != (1, 1, 2):
             raise ValueError("without switches there is one client, one backend, two arms")
@@ -193,6 +195,10 @@ class Lab:
         self._switches = switches
         self.clients = [self._node(f"client{i}") for i in range(1, clients + 1)]
         self.balancer = self._node("lb")
+        self.balancers = [
+            self.balancer,
+            *(self._node(f"lb{i}") for i in range(2, balancers + 1)),
+        ]
         self.backends = [self._node(f"backend{i}") for i in range(1, backends + 1)]
         self._net = self._node("net")
         self._lock: int | None = None
@@ -208,7 +214,7 @@ class Lab:
     @property
     def nodes(self) -> list[Node]:
         """Every host, without the namespace of the bridges."""
-        return [*self.clients, self.balancer, *self.backends]
+        return [*self.clients, *self.balancers, *self.backends]
 
     def __enter__(self) -> Self:
         self.up()
@@ -248,7 +254,8 @@ class Lab:
             self.backends[0].call(_cable, "eth0", BACK.name, self.balancer.namespace)
         for host, node in enumerate(self.clients, start=101):
             self._attach(node, {"eth0": FRONT.addresses(host)}, FRONT, gateway=True)
-        self._attach(self.balancer, {subnet.name: subnet.addresses(1) for subnet in subnets})
+        for host, node in zip((1, *range(201, 255)), self.balancers, strict=False):
+            self._attach(node, {subnet.name: subnet.addresses(host) for subnet in subnets})
         for host, node in enumerate(self.backends, start=first_backend):
             gateway = self.arms == 2
             self._attach(node, {"eth0": backends.addresses(host)}, backends, gateway=gateway)

@@ -32,6 +32,7 @@ from featherlb.model.admission import (
 )
 from featherlb.model.health import CheckType, Health, HealthCheck, PassiveCheck, StatusRange
 from featherlb.model.packet import LATE_HOOKS, Hook, PacketInfo, Verdict
+from featherlb.model.peer import PeerState
 from featherlb.model.route import (
     LOOPBACK,
     HostAddress,
@@ -110,6 +111,7 @@ __all__ = [
     "OnBackendDown",
     "PacketInfo",
     "PassiveCheck",
+    "PeerState",
     "Persistence",
     "Preference",
     "Protocol",

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from featherlb.cluster.links import Link
 from featherlb.core.flows.flight_recorder import FlightRecorder
 from featherlb.core.flows.memory import FlowMemory
 from featherlb.core.path.balancer import Balancer
@@ -68,6 +69,7 @@ from featherlb.worker.protocol import (
     merge,
 )
 from featherlb.worker.recorder import Recorder
+from featherlb.worker.sync import INTERVAL, FlowSync
 
 TICK = 0.1
 """Seconds between two rounds of periodic work, such as expiry and log lines."""
@@ -98,6 +100,10 @@ class Worker:
             adopt_until=time.monotonic() + ADOPTION,
             recorder=flight_recorder,
         )
+        self._sync: FlowSync | None = None
+        if start.node:
+            end = socket.socket(fileno=start.sync)
+            self._sync = FlowSync(self._core, Link(end), start.node)
         self._recorder = Recorder(self._core)
         self._hooks = Hooks(self._core, plugins.hook, first=not start.shard.worker)
         self._owners = TupleOwners(self._core.claims)
@@ -128,13 +134,18 @@ class Worker:
         overdue = False
         while True:
             commanded = False
-            pause = self._delayed.timeout(now, TICK) if self._delayed else TICK
+            pause = TICK if self._sync is None or not self._sync.urgent else INTERVAL
+            if self._delayed:
+                pause = self._delayed.timeout(now, pause)
             readable = self._poller.poll(0 if overdue or self._hooks.busy else pause * 1000)
             now = time.monotonic()
             for descriptor, _ in readable:
                 engine = self._polled.get(descriptor)
                 if engine is None:
-                    commanded = True
+                    if self._sync is not None and descriptor == self._sync.fileno():
+                        self._sync.receive(now)
+                    else:
+                        commanded = True
                 else:
                     engine.process(descriptor, now)
             if self._delayed:
@@ -158,6 +169,8 @@ class Worker:
                 self._core.recording.send(packet, now)
         for packet in self._core.redispatch.take_reinjected():
             self._sender.send_translated(packet)
+        if self._sync is not None:
+            self._sync.flush(now)
 
     def _tick(self, now: float) -> bool:
         """Do periodic work; True if there is more than one round handles."""
@@ -245,6 +258,7 @@ class Worker:
                         code,
                         self._core.views.missed,
                         self._core.openings.explain(),
+                        {} if self._sync is None else self._core.replicas.counts(),
                     )
                 )
             case GetFlows(first, count):
@@ -311,6 +325,8 @@ class Worker:
         self._poller = select.poll()
         for descriptor in (self._channel.fileno(), *self._polled):
             self._poller.register(descriptor, select.POLLIN)
+        if self._sync is not None:
+            self._poller.register(self._sync.fileno(), select.POLLIN)
 
     def _restore(self) -> None:
         """Restore the flows of the predecessor, or of the previous instance."""
@@ -342,6 +358,8 @@ class Worker:
         for engine in reversed(self._engines.values()):
             engine.close()
         self._recorder.stop()
+        if self._sync is not None:
+            self._sync.close()
         self._owners.close()
         self._sender.close()
 

@@ -55,7 +55,8 @@ class Start:
     Its flows are in the shared memory of the descriptor `memory`, which is all zeros. With the
     first `Apply` it restores flows from the memory of its `predecessor` (a descriptor) and the
     files `saved`; when the supervisor ends, it saves its own to the file `save`. `recorder` is the
-    descriptor of its flight recorder's memory, None if there is none.
+    descriptor of its flight recorder's memory, None if there is none. With other nodes, `node` is
+    this one's number, and the synchroniser is behind the descriptor `sync`.
     """
 
     shard: Shard
@@ -69,6 +70,8 @@ class Start:
     memory: int = -1
     predecessor: int | None = None
     recorder: int | None = None
+    node: int = 0
+    sync: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +255,8 @@ class WorkerStatistics:
     missed: int
     """Flows that hooks were not told of, as there were too many."""
     openings: dict[str, str] = field(default_factory=dict)
+    replicas: dict[str, int] = field(default_factory=dict)
+    """With other nodes, see `Replicas.counts`."""
 
     @property
     def queue(self) -> EngineCounters:

@@ -101,6 +101,7 @@ cdef class Lifecycle:
     cdef object recount(self, Pool pool)
     @cython.locals(queue=cython.Py_ssize_t)
     cdef void enter_replica(self, Py_ssize_t flow, int state, unsigned int ticks) except *
+    cdef void take_over(self, Py_ssize_t flow, int state, unsigned int ticks) except *
     @cython.locals(record="Record *", member_id=cython.Py_ssize_t)
     cdef bint reopens(self, Py_ssize_t flow, unsigned int ticks) noexcept
     cdef bint is_retransmission(self, Py_ssize_t flow, unsigned int ticks) noexcept

@@ -460,6 +460,12 @@ class Lifecycle:
             flow, self.replica_queue if queue == self.established_queue else queue, ticks
         )
 
+    def take_over(self, flow: int, state: int, ticks: int) -> None:
+        """Have a replica as a flow of this node, in this state."""
+        self.enter(flow, state, ticks)
+        if state == UDP_ONE_WAY:
+            self.unanswered += 1
+
     def count_active(self, member: PoolMember, record: Record, change: int) -> None:
         """Note that a flow has become active (1), or no longer is (-1)."""
         member.scheduled.active += change

@@ -208,6 +208,6 @@ class Replicas:
             record.flags |= UNSURE | ANSWERED
         announcer.owners[flow] = announcer.node
         announcer.epochs[flow] += 1
-        self._lifecycle.enter(flow, announcer.states[flow], ctx.ticks)
+        self._lifecycle.take_over(flow, announcer.states[flow], ctx.ticks)
         announcer.announce(flow, OPENED)
         self.taken_over += 1

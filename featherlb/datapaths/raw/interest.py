@@ -74,7 +74,7 @@ class Interest:
                 if address.version == vip.address.version
             },
             backends=frozenset(backend.endpoint.address for backend in backends),
-            sources=frozenset(source for one in backends for source in one.sources),
+            sources=frozenset(source for one in backends for source in one.reply_addresses),
             vip_ports=frozenset(
                 port
                 for vip in vips

@@ -178,7 +178,7 @@ class Parts:
                     ipset.Entry(endpoint, protocol, source)
                     for protocol, nat, backend, endpoint in backends
                     if nat is NatMode.FULL
-                    for source in backend.sources
+                    for source in backend.reply_addresses
                 ),
             ),
             forwards=any(not backend.local for _, _, backend, _ in backends),

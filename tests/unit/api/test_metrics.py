@@ -13,6 +13,7 @@ from featherlb.api.metrics import Snapshot
 from featherlb.config.file import parse
 from featherlb.config.resolve import resolve
 from featherlb.control.canary import CanaryView
+from featherlb.control.cluster import ClusterView, PeerView
 from featherlb.control.cookies import CookieView
 from featherlb.control.events import Events
 from featherlb.control.faults import FaultView
@@ -23,7 +24,7 @@ from featherlb.control.tasks import Tasks, TaskState
 from featherlb.control.transition import State
 from featherlb.control.view import Reloads, View, WorkerView, view_services
 from featherlb.datapaths.base import EngineCounters
-from featherlb.model import Datapath
+from featherlb.model import Datapath, PeerState
 from featherlb.model.fault import Fault, FaultKind
 from featherlb.model.reason import PASSED, TRANSLATED, Reason
 from featherlb.worker.protocol import CodeCounts, WorkerStatistics
@@ -57,6 +58,7 @@ def families(world: World) -> list[Metric]:
         {},
         {"the key f": CodeCounts(1, 2, True)},
         5,
+        replicas={"entered": 3},
     )
     view = View(
         instance=0,
@@ -81,6 +83,13 @@ def families(world: World) -> list[Metric]:
             deviations=("net.ipv4.ip_forward is 0 and has to be 1",), restored={"rules": 2}
         ),
         cookies=CookieView(True, True, 5),
+        obstacles=("it leaves the cluster",),
+        cluster=ClusterView(
+            "lb1",
+            "one",
+            True,
+            (PeerView("10.9.0.2:7946", "lb2", PeerState.SYNCHRONISED, digest="two", queued=9),),
+        ),
         watchdog_fed=False,
     )
     return list(Snapshot(view, {Refusal.TOKEN: 3}).collect())

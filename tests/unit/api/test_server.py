@@ -97,6 +97,23 @@ async def request(
         return response.status, await response.text()
 
 
+def test_whether_traffic_may_be_sent_here(path: Path) -> None:
+    async def ask(client: Client, controller: Controller) -> None:
+        status, text = await request(path, "GET", "/ready")
+        assert (status, json.loads(text)) == (200, {"ready": True, "obstacles": []})
+        down = [
+            replace(one, backends=tuple(replace(each, weight=0) for each in one.backends))
+            for one in controller.serving.state.services
+        ]
+        controller.serving.state = replace(controller.serving.state, services=tuple(down))
+        status, text = await request(path, "GET", "/ready")
+        assert (status, json.loads(text)["obstacles"]) == (503, ["no service has a usable backend"])
+        with pytest.raises(ConfigError, match="this instance is no node of a cluster"):
+            await in_thread(client.get, "/v1/cluster", schema.Cluster)
+
+    serve(path, ask)
+
+
 @pytest.mark.parametrize(
     ("method", "target", "body", "said"),
     [

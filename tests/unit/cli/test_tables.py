@@ -15,7 +15,7 @@ import featherlb.cli.top
 from featherlb.api import schema
 from featherlb.cli import cli, top
 from featherlb.control.log_level import LogLevel
-from featherlb.model import Role
+from featherlb.model import PeerState, Role
 
 ULA, LINK_LOCAL, EMOJI = "[fd74:1::2]:8080", "[fe80::1]:80", "[2001:db8:a::b]:443"
 ADDRESSES = (ULA, LINK_LOCAL, EMOJI)
@@ -108,6 +108,28 @@ STATUS = schema.Status.model_construct(
     ),
     syn_cookies=schema.SynCookies(
         flooded=True, answering="workers", answered=0, missing="this kernel has no tcx (Linux 6.6)"
+    ),
+    cluster=schema.Cluster(
+        node="lb1",
+        ready=False,
+        obstacles=["it leaves the cluster"],
+        leaving=True,
+        peers=[
+            schema.Peer(
+                address=ULA,
+                node="lb2",
+                state=PeerState.SYNCHRONISED,
+                trouble="",
+                heard=True,
+                copied=True,
+                ready=True,
+                same=True,
+                queued=0,
+                dropped=0,
+            )
+        ],
+        flows={"entered": 1},
+        refused={},
     ),
     watchdog_fed=True,
 )

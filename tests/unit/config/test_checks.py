@@ -303,6 +303,30 @@ from featherlb.model.errors import ConfigError
                 "(expected a limit of 4 or more)"
             ],
         ),
+        (
+            "- {vip: 10.0.0.1:80, datapath: offload, backends: ['10.0.1.2:80']}\n"
+            "- {vip: 10.0.0.1:81, datapath: ebpf, backends: ['10.0.1.2:80']}\n"
+            "- vip: 10.0.0.1:82\n  nat: full\n  source_addresses: [10.0.0.1]\n"
+            "workers: 2\n"
+            "cluster: {node: a, listen: '0.0.0.0:7946',"
+            " source_addresses: {b: 10.0.0.2, c: 10.0.0.2}}",
+            [
+                "f:2: services[0].datapath: flows of the datapath offload can't go on at another "
+                "node (expected nfqueue, raw or auto in a cluster)",
+                "f:3: services[1].datapath: flows of the datapath ebpf can't go on at another node "
+                "(expected nfqueue, raw or auto in a cluster)",
+                "f:5: services[2].nat: in a cluster, `nat: full` works with one worker only "
+                "(expected workers: 1, or nat: dnat)",
+                "f:5: services[2].nat: with `nat: full`, node a needs an IPv4 source address "
+                "(expected `source_addresses` in `cluster`, with those of all nodes by name)",
+                "f:6: services[2].source_addresses[0]: in a cluster, source addresses belong to "
+                "nodes, not to a service (expected `source_addresses` in `cluster`)",
+                "f:8: cluster: a cluster's node can't listen on 0.0.0.0:7946 "
+                "(expected an address that its peers know)",
+                "f:8: cluster: nodes b and c have the source address 10.0.0.2 "
+                "(expected addresses of each node's own)",
+            ],
+        ),
     ],
 )
 def test_faults_between_values(text: str, faults: list[str]) -> None:
@@ -330,6 +354,9 @@ def test_faults_between_values(text: str, faults: list[str]) -> None:
         "- {vip: '10.0.0.1:*', backends: ['10.0.1.1']}\n- vip: [10.0.0.1:80, 10.0.0.1:8000-8009]",
         "- {vip: '10.0.0.1:*', health: {type: tcp, port: 80}, backends: ['10.0.1.1']}",
         "- {vip: '10.0.0.1:*', health: {type: script, command: a}, backends: ['10.0.1.1']}",
+        "- {vip: '10.0.0.1:80', nat: full, datapath: auto}\n"
+        "cluster: {node: a, listen: '10.0.0.1:7', peers: ['10.0.0.1:7', '10.0.0.2:7'],"
+        " source_addresses: {a: [10.0.0.1, '::1'], b: 10.0.0.2}}",
         "- {vip: '10.0.0.1:80-89', health: {type: tcp}, backends: ['10.0.1.1', '10.0.1.2:1-10']}",
     ],
 )

@@ -26,6 +26,7 @@ SECTIONS = {
     "Flight recorder": schema.RecorderEntry,
     "Timeouts": schema.TimeoutsEntry,
     "The API": schema.ApiEntry,
+    "A cluster": schema.ClusterEntry,
 }
 SERVICE = "services:\n- vip: 10.0.0.10:80\n"
 WRITTEN = {
@@ -40,6 +41,7 @@ WRITTEN = {
     "Preference": SERVICE + "  prefer: {{labels: {{zone: a}}, {key}: {value}}}\n",
     "Another backend": SERVICE + "  redispatch: {{{key}: {value}}}\n",
     "Flight recorder": SERVICE + "recorder: {{{key}: {value}}}\n",
+    "A cluster": SERVICE + "cluster: {{node: a, listen: '10.0.0.1:1', {key}: {value}}}\n",
     "Timeouts": SERVICE + "timeouts: {{{key}: {value}}}\n",
 }
 """Where a key of each section stands in a file."""
@@ -62,6 +64,7 @@ def without(section: str) -> Config:
         "New flows": "  max_new: 5/s\n",
         "Preference": "  prefer: {labels: {zone: a}}\n",
         "Another backend": "  redispatch: {}\n",
+        "A cluster": "cluster: {node: a, listen: '10.0.0.1:1'}\n",
     }
     return parse(SERVICE + more.get(section, ""), "f")
 

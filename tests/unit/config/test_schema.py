@@ -11,14 +11,14 @@ BACKENDS = f"{SERVICE}  backends:\n"
 
 SERVICE_KEYS = (
     "name, vip, protocol, scheduler, hash_on, hash_balance, nat, datapath, source_addresses, "
-    "persistence, prefer, redispatch, allow, deny, deny_action, max_flows, max_new, "
+    "sync, persistence, prefer, redispatch, allow, deny, deny_action, max_flows, max_new, "
     "mss, syn_cookies, one_packet, responses, on_backend_down, on_open, on_close, "
     "on_backend_change, health, "
     "passive_health, slow_start, panic_threshold, backends"
 )
 FILE_KEYS = (
     "services, queue, workers, fail_open, assign, restore, driver, hash_key, max_flows, timeouts, "
-    "resolve_interval, recorder, api"
+    "resolve_interval, recorder, api, cluster"
 )
 DURATION = "a duration such as 500ms, 30s, 5m or 1h, at most 720h"
 TEXT = "text, in quotes if it looks like a number"

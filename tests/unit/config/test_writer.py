@@ -26,6 +26,7 @@ services:
     redispatch: {refused: false, silent: false, attempts: 3}
     mss: 1400
     syn_cookies: always
+    sync: immediate
     on_backend_down: reset
     on_open: /etc/hooks.py:opened
     on_close: /etc/hooks.py:closed
@@ -79,10 +80,25 @@ api: {listen: '[::1]:80', token: aaaaaaaaaaaaaaaa, hosts: [lb.example.org]}
 """
 
 
+NODE = """
+services:
+  - {vip: 10.0.0.1:80, nat: full}
+cluster:
+  node: lb1
+  listen: 10.9.0.1:7946
+  peers: [10.9.0.1:7946, '[2001:db8::2]:7946']
+  keys: /etc/keys
+  source_addresses: {lb1: [10.0.1.1, '2001:db8:1::1'], lb2: 10.0.1.2}
+"""
+
+
 def test_every_key_survives() -> None:
-    config = parse(FULL, "full")
-    text = write(config)
-    assert parse(text, "written") == config
+    text = ""
+    for given in (FULL, NODE):
+        config = parse(given, "full")
+        written = write(config)
+        assert parse(written, "written") == config
+        text += written
     for model in (
         schema.ServicesFile,
         schema.ServiceEntry,
@@ -94,6 +110,7 @@ def test_every_key_survives() -> None:
         schema.BackendEntry,
         schema.RedispatchEntry,
         schema.ApiEntry,
+        schema.ClusterEntry,
         schema.RecorderEntry,
         schema.TimeoutsEntry,
     ):

@@ -128,6 +128,7 @@ STATUS = schema.Status(
     host=schema.HostState(
         restoring=True, deviations=[], restored={"rules": 0}, last_restored="", repairs=""
     ),
+    cluster=None,
     syn_cookies=schema.SynCookies(flooded=False, answering="nobody", answered=0, missing=""),
     watchdog_fed=True,
 )
