@@ -13,7 +13,7 @@ from featherlb.lab import Lab
 from featherlb.lab.namespaces import VIP, VIP6
 from featherlb.lab.servers import HttpServer
 from tests.netns.command import api, flows
-from tests.netns.conftest import Up, all_pairs
+from tests.netns.conftest import Up, all_pairs, in_turn
 from tests.netns.datagrams import Receivers, open_socket
 from tests.netns.traffic import REQUEST_AND_CLOSE, parse, wait_for
 
@@ -112,7 +112,7 @@ def lossy(lab: Lab) -> Iterator[list[str]]:
     node.run(["ip", "link", "set", "eth0", "down"])
 
 
-@all_pairs(nat=["dnat", "full"])
+@in_turn(nat=["dnat", "full"])
 def test_a_late_answer_is_reset(
     lab: Lab, featherlb: Up, nat: str, lossy: list[str], tmp_path: Path
 ) -> None:
