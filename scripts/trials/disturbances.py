@@ -13,7 +13,7 @@ from pathlib import Path
 from featherlb.api import schema
 from featherlb.lab.namespaces import VIP
 from featherlb.model import Datapath
-from scripts.bench.flood import next_hop
+from scripts.bench.flood import next_hop, route_back
 from scripts.trials.stage import BACKENDS, FIRST_PORT, PROGRAM, Event, Stage, is_alive, wait_for
 
 Excuse = Callable[[Stage, Event], bool]
@@ -142,6 +142,7 @@ def wait_until_restored(stage: Stage) -> None:
 
 def flood(stage: Stage) -> None:
     """SYNs from random addresses: many for what the load leaves of the machine."""
+    route_back(stage.lab.balancer, stage.lab.client)
     link, mac = next_hop(stage.lab.client, VIP)
     ports = [FIRST_PORT, len(stage.targets) // 4]
     command = [sys.executable, "-m", "scripts.bench.spoof", link, mac, VIP]
