@@ -97,9 +97,9 @@ SIZE_CHECK(struct place, 20);
  * one store. */
 struct service {
 	u32 how;	/* enum how */
-	u32 cursor;	/* slots used so far, modulo 2^32 */
+	u32 cursor;	/* slots used, or drawn, so far; modulo 2^32 */
 	u64 table;	/* its first row << 32 | its slots */
-	u32 hash[8];	/* BLAKE2s, after the key's block */
+	u32 hash[8];	/* BLAKE2s, after the key's block; or a seed for draws */
 	u32 zero[4];
 };
 SIZE_CHECK(struct service, 64);
@@ -972,7 +972,7 @@ INLINE u32 less_loaded(u32 first_member, u32 one, u32 other)
 	struct member *member = map_lookup_elem(&members, &first);
 	u64 active, weight;
 
-	if (!member || !other)
+	if (!member)
 		return 0;
 	active = member->active;
 	weight = member->weight;
@@ -1078,12 +1078,23 @@ NOINLINE u64 hash_of(const struct packet *packet, u32 number, u32 v6)
 	return hashed(service->hash, message, length);
 }
 
+/* The next number of a sequence that looks random: the worker knows it, too
+ * (featherlb/core/pools/turn.py). */
+INLINE u32 scrambled(u32 number)
+{
+	number ^= number >> 16;
+	number *= 0x7FEB352D;
+	number ^= number >> 15;
+	number *= 0x846CA68B;
+	return number ^ number >> 16;
+}
+
 /* The number of the member for a new flow with this hash, among those of its worker, plus 1; 0 if the
  * worker is to choose. */
 INLINE u32 choose(u32 number, u32 worker, u64 hash)
 {
 	struct service *service = map_lookup_elem(&services, &number);
-	u32 how, size, one;
+	u32 how, size, one, other, count;
 	u64 table;
 
 	if (!service)
@@ -1097,11 +1108,14 @@ INLINE u32 choose(u32 number, u32 worker, u64 hash)
 		return member_at(worker, table, __sync_fetch_and_add(&service->cursor, 1) % size);
 	if (how >= BY_CLIENT)
 		return member_at(worker, table, hash % size);
-	one = member_at(worker, table, get_prandom_u32() % size);
-	if (how == AT_RANDOM || !one)
-		return one;
-	return less_loaded(worker * MEMBERS, one,
-			   member_at(worker, table, get_prandom_u32() % size));
+	if (how == AT_RANDOM) {
+		count = __sync_fetch_and_add(&service->cursor, 1) + service->hash[0];
+		return member_at(worker, table, scrambled(count) % size);
+	}
+	count = __sync_fetch_and_add(&service->cursor, 2) + service->hash[0];
+	one = member_at(worker, table, scrambled(count) % size);
+	other = member_at(worker, table, scrambled(count + 1) % size);
+	return one && other ? less_loaded(worker * MEMBERS, one, other) : 0;
 }
 
 /* The number of an unused entry of a worker, 0 if there is none. */
@@ -1234,6 +1248,16 @@ INLINE int may_open(const struct packet *packet)
 	return packet->protocol == PROTO_UDP || packet->flags == TCP_SYN;
 }
 
+/* Whether the IPv4 header's sum is wrong: the kernel would have dropped the packet. */
+NOINLINE int is_damaged(struct __sk_buff *skb, const struct packet *packet)
+{
+	be32 header[5] = {};
+
+	if (skb_load_bytes(skb, packet->network, header, sizeof(header)))
+		return 1;
+	return fold16((u32)csum_diff(0, 0, header, sizeof(header), 0)) != 0xFFFF;
+}
+
 INLINE u32 *look_up_place(const be32 *address, be16 port, u8 protocol, u32 worker)
 {
 	struct place place = { .port = port, .protocol = protocol, .worker = worker };
@@ -1276,6 +1300,8 @@ NOINLINE u32 find_service(struct __sk_buff *skb, const struct packet *packet, u3
 	if (!may_open(packet))
 		return 0;
 	if (packet->protocol == PROTO_TCP && packet->length != length)
+		return 0;
+	if (!v6 && is_damaged(skb, packet))
 		return 0;
 	if (packet->ttl <= 1 || is_martian(packet, v6) || is_unreachable(skb, packet, worker, v6))
 		return 0;

@@ -127,7 +127,6 @@ static long (*const map_update_elem)(void *map, const void *key, const void *val
 				     u64 flags) = (void *)2;
 static long (*const map_delete_elem)(void *map, const void *key) = (void *)3;
 static u64 (*const ktime_get_ns)(void) = (void *)5;
-static u32 (*const get_prandom_u32)(void) = (void *)7;
 static long (*const skb_store_bytes)(struct __sk_buff *skb, u32 offset, const void *from, u32 len,
 				     u64 flags) = (void *)9;
 static long (*const l3_csum_replace)(struct __sk_buff *skb, u32 offset, u64 from, u64 to,

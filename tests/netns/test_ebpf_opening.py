@@ -17,7 +17,7 @@ from featherlb.model import Endpoint
 from featherlb.model.shard import Shard
 from featherlb.net.addresses import words_of
 from featherlb.system import ebpf
-from tests.builders import tcp, udp
+from tests.builders import ip, tcp, udp
 from tests.netns.test_ebpf_program import (
     CLIENT6,
     DNAT4,
@@ -314,6 +314,7 @@ def test_what_is_left_to_the_worker(bench: Bench, tables: Tables) -> None:
         "no address": tcp("0.0.0.0:5000", VIP, "S"),
         "the VIP itself": tcp("192.0.2.10:5000", VIP, "S"),
         "another address of this host": tcp("192.0.2.99:5000", VIP, "S"),
+        "a damaged header": tcp(CLIENT, VIP, "S", header=ip(CLIENT, VIP, chksum=0xDEAD)),
         "no way back": tcp("203.0.113.1:5000", VIP, "S"),
     }.items():
         assert (opened(bench, packet), what) == ("", what)

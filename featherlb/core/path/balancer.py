@@ -198,7 +198,7 @@ class Balancer:
         )
         self.icmp = IcmpHandler(flows, next_hops, services, counters, outbox, redispatch, lifecycle)
         self.own_addresses = OwnAddresses()
-        self.openings = Openings(services, carried, self.own_addresses, shard, counters)
+        self.openings = Openings(services, carried, self.own_addresses, shard, counters, seed)
         self.budget = DatagramBudget(lifecycle, flows.capacity, timeouts.udp_one_way)
         self.context = Context(packet)
         self.tracker = Tracker(flows, lifecycle, counters, next_hops)

@@ -9,7 +9,7 @@ for the flows of its shard.
 import struct
 from array import array
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from featherlb.core.flows.carried import Carried
 from featherlb.core.flows.counters import Counters
@@ -18,8 +18,8 @@ from featherlb.core.path.services import Services
 from featherlb.core.pools.pool import Pool
 from featherlb.core.pools.schedulers import Member
 from featherlb.core.pools.schedulers.hash_scheduler import HashScheduler
-from featherlb.core.pools.turn import Turn
-from featherlb.core.pools.wheel import How, Wheel, wheel_of
+from featherlb.core.pools.turn import MASK32, How, Turn
+from featherlb.core.pools.wheel import Wheel, wheel_of
 from featherlb.model import Protocol
 from featherlb.model.shard import Shard
 from featherlb.net.addresses import words_of
@@ -86,6 +86,8 @@ class _Served:
         return len(self.numbers) // SLOTS_OF_ROW
 
 
+COUNTED = (How.IN_TURN, How.AT_RANDOM, How.BY_LOAD)
+"""Ways to choose that go by the cursor."""
 BY_WORKER = _Served(Wheel(How.BY_WORKER))
 
 
@@ -102,6 +104,7 @@ class Openings:
         own_addresses: OwnAddresses,
         shard: Shard,
         counters: Counters,
+        seed: int,
     ) -> None:
         self.places: dict[bytes, int] = {}
         self.suspended = ""
@@ -110,6 +113,7 @@ class Openings:
         self._carried = carried
         self._own_addresses = own_addresses
         self._shard = shard
+        self._seed = seed & MASK32
         self._counters = counters
         self._repeated: dict[int, tuple[int, int]] = {}
         """By the number of a member, what was counted of it so far."""
@@ -201,6 +205,8 @@ class Openings:
         numbered = all(one.index < MEMBERS for one in pool.members.values())
         if not fits or not numbered or not self._number(name):
             return Wheel(How.BY_WORKER, reason="there are too many services or backends")
+        if wheel.how in COUNTED:
+            return replace(wheel, hash_state=struct.pack("=I28x", self._seed))
         return wheel
 
     def _serve(self, name: str, pool: Pool, wheel: Wheel) -> None:
@@ -221,9 +227,10 @@ class Openings:
             self._write(name, BY_WORKER)
         pool.left_to_worker = wheel.reason
         pool.turn = None
-        if wheel.how is How.IN_TURN:
+        if wheel.how in COUNTED:
             slots = [one for one in wheel.slots if one is not None]
-            pool.turn = Turn(slots, self._service(number).cast("I")[_CURSOR : _CURSOR + 1])
+            count = self._service(number).cast("I")[_CURSOR : _CURSOR + 1]
+            pool.turn = Turn(wheel.how, slots, count, self._seed)
 
     def _place(self, wheel: Wheel, numbers: "array[int]", pool: Pool) -> _Served | None:
         """Find rows for a table and write them; None if there are none."""
@@ -388,8 +395,8 @@ def _padded(numbers: "array[int]") -> "array[int]":
 def _following(before: Wheel, cursor: int, after: Wheel) -> int:
     """The cursor in another wheel: the member that was next stays next; if it left, the first of
     the following ones that is there."""
-    if How.IN_TURN not in (before.how, after.how) or not before.slots:
-        return 0
+    if not before.how is after.how is How.IN_TURN:
+        return cursor
     place = cursor % len(before.slots)
     due = (*before.slots[place:], *before.slots[:place])
     return next((after.slots.index(one) for one in due if one in after.slots), 0)

@@ -109,10 +109,7 @@ def _scheduled(pool: Pool, flow: NewFlow, ticks: int) -> list[str]:
     reasons = []
     if pool.turn is not None:
         turn = pool.turn
-        return [
-            f"{pool.service.scheduler} picks {turn.peek().endpoint}, as its slot is the next in"
-            f" turn, number {turn.place + 1} of {len(turn.slots)}"
-        ]
+        return [f"{pool.service.scheduler} picks {turn.peek().endpoint}, as {turn.explain()}"]
     if pool.canaries is not None:
         with pool.rewinding():
             canary = pool.canaries.pick(flow)

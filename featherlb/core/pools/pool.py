@@ -213,7 +213,7 @@ class Pool:
         self.spill: Spill | None = None
         """What is split between preferred backends and others."""
         self.turn: Turn | None = None
-        """Whose turn it is, if a program in the kernel opens flows in turn, too."""
+        """Who gets the next flow, if a program in the kernel opens flows in turn or at random."""
         self.left_to_worker = ""
         """If the program carries its flows: why it doesn't open them, as a clause."""
         self.canaries: Canaries | None = None

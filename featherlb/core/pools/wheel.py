@@ -8,7 +8,6 @@ opened by a worker.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from functools import reduce
 from math import gcd
 
@@ -17,21 +16,11 @@ from featherlb.core.pools.schedulers import Member, NewFlow
 from featherlb.core.pools.schedulers.hash_scheduler import HashScheduler
 from featherlb.core.pools.schedulers.hashing import CLIENT, FIVE_TUPLE
 from featherlb.core.pools.schedulers.weighted_round_robin import WeightedRoundRobin
+from featherlb.core.pools.turn import How
 from featherlb.model import Role
 
 MAX_SLOTS = 1024
 """Of schedulers that don't hash."""
-
-
-class How(IntEnum):
-    """`enum how` in featherlb/bpf/flows.c."""
-
-    BY_WORKER = 0
-    IN_TURN = 1
-    AT_RANDOM = 2
-    BY_LOAD = 3
-    BY_CLIENT = 4
-    BY_TUPLE = 5
 
 
 HOW = {
@@ -48,8 +37,8 @@ HOW_HASHED = {CLIENT: How.BY_CLIENT, FIVE_TUPLE: How.BY_TUPLE}
 @dataclass(frozen=True, slots=True)
 class Wheel:
     """How the program chooses, and the member of each slot, None where it is not known yet. A hash
-    starts from the state `hash_state`. If the program doesn't choose, `reason` is why, as a
-    clause."""
+    starts from the state `hash_state`, draws from the seed at its beginning. If the program doesn't
+    choose, `reason` is why, as a clause."""
 
     how: How
     slots: Sequence[Member | None] = ()

@@ -1,6 +1,7 @@
 """Flows that a program in the kernel opens by itself, from tables that the core writes. The test
 plays the program."""
 
+import re
 import struct
 from dataclasses import replace
 from typing import Any
@@ -20,7 +21,7 @@ from featherlb.core.path.openings import (
     Tables,
 )
 from featherlb.core.pools.explain import Decision
-from featherlb.core.pools.wheel import How
+from featherlb.core.pools.turn import How, scrambled
 from featherlb.model import (
     Datapath,
     Endpoint,
@@ -274,6 +275,28 @@ def test_turns_are_shared() -> None:
     assert decision(world, client(1)).backend == Endpoint.parse(TWO)
     world.apply(service(THREE, TWO, datapath=EBPF, scheduler="least-connections"))
     assert decision(world, client(1)).reasons[-1].startswith("a worker opens the flow: the sched")
+
+
+def test_draws_are_shared() -> None:
+    """The worker knows what the program will draw."""
+    world, program = opening(scheduler="random")
+    (*_, state) = struct.unpack_from("=IIQ32s", program.tables_of.services, SERVICE_SIZE)
+    slots = [ONE, TWO]
+    for count in range(8):
+        struct.pack_into("=I", program.tables_of.services, SERVICE_SIZE + 4, count)
+        (seed,) = struct.unpack_from("=I", state)
+        place = scrambled((seed + count) % (1 << 32)) % 2
+        told = decision(world, CLIENT)
+        assert told.backend == Endpoint.parse(slots[place])
+        assert f"its slot is drawn next, number {place + 1} of 2" in told.reasons[0]
+    world.apply(service(ONE, TWO, datapath=EBPF, scheduler="two-choices"))
+    program.open(SYN)
+    program.open(tcp(client(2), VIP, "S"))
+    told = decision(world, client(3))
+    places = {
+        int(word) - 1 for word in re.findall(r"\d+", told.reasons[0].partition("next,")[2])[:2]
+    }
+    assert told.backend == Endpoint.parse(TWO if 1 in places else ONE)
 
 
 def test_tables_of_hashes() -> None:
