@@ -10,7 +10,7 @@
 #include "kernel.h"
 
 /* Who is answered, by the longest match: address (IPv4 in IPv6's mapped form) and port. The value is
- * the MSS to offer. */
+ * the MSS to offer, and 16 bits higher the window scale, NOT_SCALED for none. */
 struct vip {
 	u32 prefix;	/* in bits */
 	be32 address[4];
@@ -85,7 +85,6 @@ char _license[] SEC("license") = "GPL";
 
 enum {
 	SLOT_SECONDS = 64,	/* SLOT of cookies.py */
-	OFFERED_SCALE = 7,
 	NOT_SCALED = 15,
 	LARGEST_SCALE = 14,	/* RFC 7323 section 2.3 */
 	TTL = 64,
@@ -261,14 +260,19 @@ INLINE u64 now_slot(void)
 	return ktime_get_ns() / (1000000000ULL * SLOT_SECONDS);
 }
 
-/* The MSS to offer in answers from the room's `vip`; 0 if it isn't answered. */
+/* What to offer in answers from the room's `vip`; 0 if it isn't answered. */
 INLINE u32 offered(struct room *room)
 {
-	u32 *mss;
+	u32 *value;
 
 	room->vip.prefix = VIP_BITS;
-	mss = map_lookup_elem(&vips, &room->vip);
-	return mss ? *mss : 0;
+	value = map_lookup_elem(&vips, &room->vip);
+	return value ? *value : 0;
+}
+
+INLINE u32 scale_of(u32 offered)
+{
+	return offered >> 16 & 15;
 }
 
 INLINE void turn_round(struct ethhdr *out, const struct ethhdr *in)
@@ -281,10 +285,10 @@ INLINE void turn_round(struct ethhdr *out, const struct ethhdr *in)
 /* Fills in the answer to a SYN and returns its length. `check` is the sum over the pseudo-header, as
  * in a segment whose checksum the sender leaves to the hardware; `pseudo` is without the length. */
 INLINE u32 write_answer(struct tcp_answer *out, const struct tcphdr *syn, const struct offer *offer,
-			u32 cookie, u32 mss, u64 pseudo)
+			u32 cookie, u32 offered, u64 pseudo)
 {
-	u32 scaled = 1 - is_equal(offer->scale, NOT_SCALED);
-	be32 scale = BE32(0x01030300 | OFFERED_SCALE) & -scaled;
+	u32 scaled = 1 - (is_equal(offer->scale, NOT_SCALED) | is_equal(scale_of(offered), NOT_SCALED));
+	be32 scale = BE32(0x01030300 | scale_of(offered)) & -scaled;
 	u32 length = sizeof(struct tcphdr) + 4 + 4 * scaled + 4 * offer->sack;
 
 	out->header.source = syn->dest;
@@ -296,7 +300,7 @@ INLINE u32 write_answer(struct tcp_answer *out, const struct tcphdr *syn, const 
 	out->header.window = 0;
 	out->header.check = 0;
 	out->header.urg_ptr = 0;
-	out->options[0] = BE32(0x02040000 | (mss & 0xFFFF));
+	out->options[0] = BE32(0x02040000 | (offered & 0xFFFF));
 	out->options[1] = chosen(offer->sack, BE32(0x01010402), scale);
 	out->options[2] = scale & -offer->sack;
 	out->header.check = folded(pseudo + BE16(length));
@@ -336,7 +340,7 @@ INLINE int answer4(struct __sk_buff *skb)
 	struct offer offer;
 	struct key *key;
 	struct sip s;
-	u32 source, destination, length, header, zero = 0, mss;
+	u32 source, destination, length, header, zero = 0, value;
 	u64 sum;
 
 	if ((void *)(tcp + 1) > end || ip->version_ihl != 0x45 || ip->protocol != PROTO_TCP ||
@@ -351,8 +355,8 @@ INLINE int answer4(struct __sk_buff *skb)
 	room->vip.address[2] = BE32(0xFFFF);
 	room->vip.address[3] = room->in4.ip.daddr;
 	room->vip.port = room->in4.tcp.header.dest;
-	mss = offered(room);
-	if (!mss)
+	value = offered(room);
+	if (!value)
 		return TC_ACT_UNSPEC;
 	source = BE32(room->in4.ip.saddr);
 	destination = BE32(room->in4.ip.daddr);
@@ -373,12 +377,12 @@ INLINE int answer4(struct __sk_buff *skb)
 	sip_add(&s, (u64)source << 32 | destination);
 	sip_add(&s, (u64)BE16(room->in4.tcp.header.source) << 48 |
 			    (u64)BE16(room->in4.tcp.header.dest) << 32 | BE32(room->in4.tcp.header.seq));
-	sip_add(&s, now_slot());
+	sip_add(&s, now_slot() << 4 | scale_of(value));
 
 	turn_round(&room->out4.ethernet, &room->in4.ethernet);
 	sum = (u64)BE32(source) + BE32(destination);
 	length = write_answer(&room->out4.tcp, &room->in4.tcp.header, &offer,
-			      cookie_of(sip_end(&s, 3), data_of(&offer)), mss, sum + BE16(PROTO_TCP));
+			      cookie_of(sip_end(&s, 3), data_of(&offer)), value, sum + BE16(PROTO_TCP));
 	room->out4.ip.version_ihl = 0x45;
 	room->out4.ip.tos = 0;
 	room->out4.ip.tot_len = BE16(sizeof(struct iphdr) + length);
@@ -407,7 +411,7 @@ INLINE int answer6(struct __sk_buff *skb)
 	struct offer offer;
 	struct key *key;
 	struct sip s;
-	u32 length, header, zero = 0, mss;
+	u32 length, header, zero = 0, value;
 	u64 high, low, sum;
 
 	if ((void *)(tcp + 1) > end || (ip->version_class_label & BE32(0xF0000000)) != BE32(6U << 28) ||
@@ -419,8 +423,8 @@ INLINE int answer6(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	__builtin_memcpy(room->vip.address, room->in6.ip.daddr, sizeof(room->vip.address));
 	room->vip.port = room->in6.tcp.header.dest;
-	mss = offered(room);
-	if (!mss)
+	value = offered(room);
+	if (!value)
 		return TC_ACT_UNSPEC;
 	high = pair_of(room->in6.ip.saddr);
 	low = pair_of(room->in6.ip.saddr + 2);
@@ -442,12 +446,12 @@ INLINE int answer6(struct __sk_buff *skb)
 	sip_add(&s, pair_of(room->in6.ip.daddr + 2));
 	sip_add(&s, (u64)BE16(room->in6.tcp.header.source) << 48 |
 			    (u64)BE16(room->in6.tcp.header.dest) << 32 | BE32(room->in6.tcp.header.seq));
-	sip_add(&s, now_slot());
+	sip_add(&s, now_slot() << 4 | scale_of(value));
 
 	turn_round(&room->out6.ethernet, &room->in6.ethernet);
 	sum = (u32)csum_diff(0, 0, room->in6.ip.saddr, 2 * sizeof(room->in6.ip.saddr), 0);
 	length = write_answer(&room->out6.tcp, &room->in6.tcp.header, &offer,
-			      cookie_of(sip_end(&s, 6), data_of(&offer)), mss, sum + BE16(PROTO_TCP));
+			      cookie_of(sip_end(&s, 6), data_of(&offer)), value, sum + BE16(PROTO_TCP));
 	room->out6.ip.version_class_label = BE32(6U << 28);
 	room->out6.ip.payload_len = BE16(length);
 	room->out6.ip.nexthdr = PROTO_TCP;

@@ -9,18 +9,22 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from featherlb.control.events import Events
 from featherlb.control.workers import Workers
-from featherlb.core.path.cookies import offered_size, threshold
+from featherlb.core.path.cookies import OFFERED_SCALE, offered_size, threshold
 from featherlb.model import EVERYBODY, Address, Protocol, Service, SynCookies, Vip
 from featherlb.model.errors import HostError
 from featherlb.system import rtnetlink
-from featherlb.system.shield import Shield
+from featherlb.system.shield import Offer, Shield
 from featherlb.worker.protocol import Outcomes, SetShield
+
+REMEMBERED_SCALES = 3
+"""Window scales of a service that workers accept in cookies: the one announced now, and earlier
+ones. More often they don't change within the minutes for which a cookie is valid."""
 
 log = logging.getLogger("featherlb")
 
@@ -49,7 +53,8 @@ class CookieShield:
         self._events = events
         self._shield: Shield | None = None
         self._missing = ""
-        self._vips: dict[Vip, int] = {}
+        self._vips: dict[Vip, Offer] = {}
+        self._scales: dict[str, tuple[int, ...]] = {}
         self._limit = 0.0
         self._answered = self._returned = 0
         self._asked = 0.0
@@ -75,6 +80,10 @@ class CookieShield:
                 self._events.emit("syn-flood", text, logging.WARNING)
             else:
                 self._events.emit("syn-flood-over", "workers see no SYN flood any more")
+        scales = scales_to_offer(outcomes, self._scales)
+        if scales != self._scales:
+            await self._tell(replace(self.message, scales=scales))
+            self._scales = scales
         if self._shield is not None:
             continuing = self._is_continuing(sum(one.returned for one in outcomes))
             try:
@@ -105,18 +114,22 @@ class CookieShield:
         vips = await asyncio.to_thread(self._find_vips, services, flooded)
         if bool(vips) != bool(self._vips):
             # Workers must know of cookies before there are any, and of the last ones.
-            self.message = SetShield(bool(vips))
-            with suppress(HostError):  # a successor hears of it when it starts
-                await self._workers.apply(self.message)
+            await self._tell(replace(self.message, up=bool(vips)))
         await asyncio.to_thread(self._attach, vips)
         self._missing = ""
 
-    def _find_vips(self, services: Sequence[Service], flooded: bool) -> dict[Vip, int]:
+    async def _tell(self, message: SetShield) -> None:
+        self.message = message
+        with suppress(HostError):  # a successor hears of it when it starts
+            await self._workers.apply(message)
+
+    def _find_vips(self, services: Sequence[Service], flooded: bool) -> dict[Vip, Offer]:
         wildcards = any(vip.wildcard for service in services for vip in service.vips)
         own = rtnetlink.addresses() if wildcards else []
-        return vips_to_answer(services, flooded, {one.address.ip for one in own})
+        addresses = {one.address.ip for one in own}
+        return vips_to_answer(services, flooded, addresses, self._scales)
 
-    def _attach(self, vips: dict[Vip, int]) -> None:
+    def _attach(self, vips: dict[Vip, Offer]) -> None:
         assert self._shield is not None
         if vips != self._vips:
             self._shield.serve(vips)
@@ -135,13 +148,37 @@ class CookieShield:
         self.view = replace(self.view, missing=self._missing)
 
 
+def scales_to_offer(
+    outcomes: Sequence[Outcomes], before: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    """The window scales to announce by the names of services, after those of `before`: the smallest
+    of a service's backends, as a sender must not believe a window to be larger than it is. One that
+    no worker has seen yet is believed to have the usual one."""
+    found = dict(before)
+    for name in {name for one in outcomes for name in one.scales}:
+        told = [one.scales[name] for one in outcomes if name in one.scales]
+        backends = [
+            min((scale for scale in scales if scale is not None), default=OFFERED_SCALE)
+            for scales in zip(*told, strict=False)  # while a backend joins or leaves
+        ]
+        scale = min(backends, default=OFFERED_SCALE)
+        earlier = before.get(name, (OFFERED_SCALE,))
+        if scale != earlier[0]:
+            others = tuple(one for one in earlier if one != scale)
+            found[name] = (scale, *others)[:REMEMBERED_SCALES]
+    return found
+
+
 def vips_to_answer(
-    services: Sequence[Service], flooded: bool, addresses: Collection[Address]
-) -> dict[Vip, int]:
-    """The VIPs whose SYNs are to be answered, each with the MSS to offer; no wildcards, which stand
+    services: Sequence[Service],
+    flooded: bool,
+    addresses: Collection[Address],
+    scales: Mapping[str, tuple[int, ...]],
+) -> dict[Vip, Offer]:
+    """The VIPs whose SYNs are to be answered, each with what to offer; no wildcards, which stand
     for these `addresses` of this host. An MSS of 0 takes a VIP out of another one's ports or
-    addresses."""
-    found: dict[Vip, int] = {}
+    addresses. `scales` are those of `scales_to_offer`."""
+    found: dict[Vip, Offer] = {}
     # What names an address comes before what stands for all of them.
     for wildcard in (True, False):
         for service in services:
@@ -153,18 +190,18 @@ def vips_to_answer(
                     continue
                 version = vip.address.version
                 size = offered_size(service.mss, version) if answered else 0
+                offer = Offer(size, scales.get(service.name, (OFFERED_SCALE,))[0])
                 for address in addresses if wildcard else (vip.address,):
                     if address.version == version:
-                        found[Vip(address, vip.first_port, vip.last_port)] = size
-    answered_at = {vip.address for vip, size in found.items() if size}
-    return {vip: size for vip, size in found.items() if vip.address in answered_at}
+                        found[Vip(address, vip.first_port, vip.last_port)] = offer
+    answered_at = {vip.address for vip, offer in found.items() if offer.size}
+    return {vip: offer for vip, offer in found.items() if vip.address in answered_at}
 
 
 def _is_answered(service: Service, flooded: bool) -> bool:
     """Whether the program answers SYNs to this service."""
     return (
-        not service.datapath.kernel_forwards
-        and service.admission == EVERYBODY  # it knows no clients
+        service.admission == EVERYBODY  # it knows no clients
         and service.syn_cookies is not SynCookies.OFF
         and (flooded or service.syn_cookies is SynCookies.ALWAYS)
     )

@@ -83,6 +83,9 @@ class Reason(IntEnum):
     """Lost, or its flow reset, by a fault that an operator has injected."""
     UDP_FLOOD = 32
     """Would open a flow of datagrams, but many have no answer, and the budget for more is spent."""
+    WINDOW_SCALE = 33
+    """A backend's answer that scales its windows less than a SYN cookie has announced, which
+    conntrack can't convert (offload datapath); both ends get a RST."""
 
     @property
     def label(self) -> str:

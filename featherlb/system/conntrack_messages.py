@@ -30,20 +30,24 @@ from featherlb.net.protocols import ADDRESS_FAMILIES, MAPPED, TCP, UDP
 
 if not cython.compiled:
     from featherlb.core.flows.kernel import INSERT, LOOK_UP
-    from featherlb.core.flows.record import FULL, IPV6, Record
+    from featherlb.core.flows.record import FULL, IPV6, SPLICED, Record
 
 NEW_MESSAGE, GET_MESSAGE, DELETE_MESSAGE = (NFNL_SUBSYS_CTNETLINK << 8 | n for n in range(3))
 AF_INET, AF_INET6 = ADDRESS_FAMILIES[4], ADDRESS_FAMILIES[6]
 
 TUPLE_ORIG, TUPLE_REPLY, STATUS, PROTOINFO, NAT_SRC, TIMEOUT = 1, 2, 3, 4, 6, 7
-COUNTERS_ORIG, COUNTERS_REPLY, ID, NAT_DST, ZONE = 9, 10, 12, 13, 18
+COUNTERS_ORIG, COUNTERS_REPLY, ID, NAT_DST, SEQ_ADJ_REPLY, ZONE = 9, 10, 12, 13, 16, 18
 TUPLE_IP, TUPLE_PROTO = 1, 2
 V4_SRC, V4_DST, V6_SRC, V6_DST = 1, 2, 3, 4
 PROTO_NUM, PROTO_SRC_PORT, PROTO_DST_PORT = 1, 2, 3
 NAT_V4_MIN, NAT_V4_MAX, NAT_PROTO, NAT_V6_MIN, NAT_V6_MAX = 1, 2, 3, 4, 5
 NAT_PORT_MIN, NAT_PORT_MAX = 1, 2
-PROTOINFO_TCP, TCP_STATE, TCP_FLAGS_ORIGINAL, TCP_FLAGS_REPLY = 1, 1, 4, 5
-TCP_ESTABLISHED, TCP_FIN_WAIT, LIBERAL = 3, 4, 1 << 3  # of nf_conntrack_tcp.h: states, a flag
+PROTOINFO_TCP, TCP_STATE = 1, 1
+TCP_SCALE_ORIGINAL, TCP_SCALE_REPLY, TCP_FLAGS_ORIGINAL, TCP_FLAGS_REPLY = 2, 3, 4, 5
+# Of nf_conntrack_tcp.h: states, then flags.
+TCP_SYN_SENT, TCP_ESTABLISHED, TCP_FIN_WAIT, TCP_SYN_SENT2 = 1, 3, 4, 9
+SCALED, SACK_PERMITTED, LIBERAL = 1 << 0, 1 << 1, 1 << 3
+CORRECTION_POSITION, OFFSET_BEFORE, OFFSET_AFTER = 1, 2, 3
 COUNTERS_PACKETS, COUNTERS_BYTES = 1, 2
 SEEN_REPLY, DESTINATION_NAT = 1 << 1, 1 << 5  # bits of an entry's status
 
@@ -69,6 +73,7 @@ KERNEL_STATES = len(STATES)
 FIRST_TIMEOUT = 30
 """Seconds that an entry lives before its first packet; then the kernel's timeouts apply."""
 SYN_SENT = int(State.SYN_SENT)
+SYN_RECEIVED = int(State.SYN_RECEIVED)
 FIN_WAIT = int(State.FIN_WAIT)
 CLOSE_WAIT = int(State.CLOSE_WAIT)
 UDP_ONE_WAY = int(State.UDP_ONE_WAY)
@@ -98,12 +103,14 @@ class Requests:
         length, self.length = self.length, 0
         return memoryview(self.buffer)[:length]
 
-    def create(self, record: Record, sequence: int) -> None:
-        """Create a flow's entry with its translation; an error has this sequence.
+    def create(self, record: Record, offset: int, sequence: int) -> None:
+        """Create a flow's entry with its translation; `offset` is added to the sequence numbers of
+        its replies, an error has this sequence.
 
         With one NAT manipulation given, the kernel sets up a null binding for the other one: no
         rule changes the source of a flow in `dnat` mode.
         """
+        spliced = record.protocol == TCP and record.flags & SPLICED != 0
         family = AF_INET6 if record.flags & IPV6 else AF_INET
         start = self.begin(NEW_MESSAGE, NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL, family, sequence)
         at = self.forward_tuple(start + NFNL_HEADER, record, family)
@@ -125,12 +132,17 @@ class Requests:
         at = self.translation(
             at + 8, NAT_DST, family, record.backend_high, record.backend_low, record.backend_port
         )
-        if record.flags & FULL or record.source_port != record.client_port:
+        # A spliced flow's backend has seen its port: the kernel may not pick another one.
+        if record.flags & FULL or record.source_port != record.client_port or spliced:
             at = self.translation(
                 at, NAT_SRC, family, record.source_high, record.source_low, record.source_port
             )
-        if record.protocol == TCP and record.state != SYN_SENT:
+        if spliced and record.state == SYN_RECEIVED:
+            at = self.opened_attribute(at, record.scales)
+        elif record.protocol == TCP and record.state != SYN_SENT:
             at = self.tcp_state_attribute(at, record.state)
+        if spliced:
+            at = self.offset_attribute(at, offset)
         self.finish(start, at)
 
     def delete(self, record: Record, sequence: int) -> None:
@@ -175,7 +187,7 @@ class Requests:
         for at in range(first, end):
             kind = commands.kind(at)
             if kind == INSERT:
-                self.create(commands.records.at(at), at + 1)
+                self.create(commands.records.at(at), commands.offset(at), at + 1)
             elif kind == LOOK_UP:
                 self.get(commands.records.at(at), at + 1)
             else:
@@ -308,6 +320,34 @@ class Requests:
             self.put32(at + 8 * (kind - 2) + 4, LIBERAL << 24 | LIBERAL << 16)
         return at + 32
 
+    def opened_attribute(self, at: int, scales: int) -> int:
+        """Write the TCP state of a connection of which the kernel has seen nothing, but whose next
+        segments complete the handshake: it takes the windows from those, if it knows the scales
+        (client << 4 | backend, 0 if they don't scale). Returns the offset after it."""
+        self.attribute(at, NLA_F_NESTED | PROTOINFO, 48)
+        self.attribute(at + 4, NLA_F_NESTED | PROTOINFO_TCP, 44)
+        self.attribute(at + 8, TCP_STATE, 5)
+        self.put32(at + 12, TCP_ESTABLISHED << 24)
+        self.attribute(at + 16, TCP_SCALE_ORIGINAL, 5)
+        self.put32(at + 20, (scales >> 4) << 24)
+        self.attribute(at + 24, TCP_SCALE_REPLY, 5)
+        self.put32(at + 28, (scales & 15) << 24)
+        flags = SACK_PERMITTED | (SCALED if scales else 0)
+        for kind in (TCP_FLAGS_ORIGINAL, TCP_FLAGS_REPLY):
+            self.attribute(at + 8 * kind, kind, 6)
+            self.put32(at + 8 * kind + 4, flags << 24 | flags << 16)
+        return at + 48
+
+    def offset_attribute(self, at: int, offset: int) -> int:
+        """Write what is added to the sequence numbers of replies, wherever they are, and subtracted
+        where the client acknowledges them (net/netfilter/nf_conntrack_seqadj.c); returns the offset
+        after it."""
+        self.attribute(at, NLA_F_NESTED | SEQ_ADJ_REPLY, 28)
+        for kind in (CORRECTION_POSITION, OFFSET_BEFORE, OFFSET_AFTER):
+            self.attribute(at + 8 * kind - 4, kind, 8)
+            self.put32(at + 8 * kind, 0 if kind == CORRECTION_POSITION else offset)
+        return at + 28
+
     def attribute(self, at: int, kind: int, length: int) -> None:
         """Write an attribute's header; `length` includes it."""
         self.u16[at >> 1] = length
@@ -392,9 +432,11 @@ class Entry(KernelFlow):
             elif kind == PROTOINFO:
                 inner = self.find(at + 4, at + length, PROTOINFO_TCP)
                 if inner:
-                    state = self.find(inner + 4, inner + self.u16[inner >> 1], TCP_STATE)
-                    if state and self.u8[state + 4] < KERNEL_STATES:
-                        self.state = STATES[self.u8[state + 4]]
+                    self.read_tcp(inner + 4, inner + self.u16[inner >> 1])
+            elif kind == SEQ_ADJ_REPLY:
+                after = self.find(at + 4, at + length, OFFSET_AFTER)
+                if after:
+                    self.offset = self.get32(after + 4)
             elif kind in (COUNTERS_ORIG, COUNTERS_REPLY):
                 packets = self.find(at + 4, at + length, COUNTERS_PACKETS)
                 size = self.find(at + 4, at + length, COUNTERS_BYTES)
@@ -406,6 +448,21 @@ class Entry(KernelFlow):
                         self.reply_packets = self.get64(packets + 4)
                         self.reply_bytes = self.get64(size + 4)
             at += (length + 3) & ~3
+
+    def read_tcp(self, at: int, end: int) -> None:
+        """Parse the state of a TCP connection, and the scale of the backend's window, if the kernel
+        has seen the client offer to scale, and the backend's answer."""
+        found = self.find(at, end, TCP_STATE)
+        if not found or self.u8[found + 4] >= KERNEL_STATES:
+            return
+        state = self.u8[found + 4]
+        self.state = STATES[state]
+        client = self.find(at, end, TCP_FLAGS_ORIGINAL)
+        backend = self.find(at, end, TCP_FLAGS_REPLY)
+        scale = self.find(at, end, TCP_SCALE_REPLY)
+        answered = state > TCP_SYN_SENT and state != TCP_SYN_SENT2
+        if answered and client and backend and scale and self.u8[client + 4] & SCALED:
+            self.scale = self.u8[scale + 4] if self.u8[backend + 4] & SCALED else -1
 
     def read_tuple(self, at: int, end: int, reply: bool) -> None:
         """Parse a tuple, of the reply direction if `reply`."""

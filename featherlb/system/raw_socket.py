@@ -5,6 +5,7 @@ have (a VIP that is only routed here). They pass the OUTPUT hook like any packet
 """
 
 import socket
+import sys
 from secrets import randbits
 
 from featherlb.net.fragment import cut6
@@ -25,15 +26,15 @@ class RawSender:
         self.failed = 0
         """Packets that the kernel refused (no route, no buffer); they are lost."""
 
-    def send(self, packet: bytes) -> None:
-        """Send one IP packet; never blocks, never raises."""
+    def send(self, packet: bytes, mark: int = 0) -> None:
+        """Send one IP packet with this packet mark; never blocks, never raises."""
         try:
             if packet[0] >> 4 == 4:
-                address = socket.inet_ntop(socket.AF_INET, packet[16:20])
-                self._ipv4.sendto(packet, socket.MSG_DONTWAIT, (address, 0))
+                sender, address = self._ipv4, socket.inet_ntop(socket.AF_INET, packet[16:20])
             else:
-                address = socket.inet_ntop(socket.AF_INET6, packet[24:40])
-                self._ipv6.sendto(packet, socket.MSG_DONTWAIT, (address, 0))
+                sender, address = self._ipv6, socket.inet_ntop(socket.AF_INET6, packet[24:40])
+            ancillary = [(socket.SOL_SOCKET, socket.SO_MARK, mark.to_bytes(4, sys.byteorder))]
+            sender.sendmsg([packet], ancillary if mark else (), socket.MSG_DONTWAIT, (address, 0))
         except OSError:
             self.failed += 1
 

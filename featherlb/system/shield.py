@@ -7,6 +7,7 @@ it can stay behind. That takes Linux 6.6 (tcx); elsewhere the workers answer.
 import struct
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
+from typing import NamedTuple
 
 from featherlb.model import Address, Link, Vip
 from featherlb.model.errors import HostError
@@ -15,6 +16,17 @@ from featherlb.system import ebpf, tc
 
 PREFIX_BITS = 128
 """Of an address. 16 more are the port's."""
+
+
+NOT_SCALED = 15
+
+
+class Offer(NamedTuple):
+    """What answers offer: the MSS in bytes, 0 where there are none, and the window scale, -1 for
+    none."""
+
+    size: int
+    scale: int
 
 
 class Shield:
@@ -35,24 +47,25 @@ class Shield:
             on_failure.pop_all()
         self._maps["keys"].update(bytes(4), struct.pack("=QQ", *struct.unpack("<QQ", key)))
         self._links: dict[int, tc.Link] = {}
-        self._vips: dict[bytes, int] = {}
+        self._vips: dict[bytes, Offer] = {}
 
     @property
     def interfaces(self) -> Collection[int]:
         """Where it is attached."""
         return self._links.keys()
 
-    def serve(self, vips: Mapping[Vip, int]) -> None:
-        """Answer the SYNs to these VIPs, none of them a wildcard, offering these MSSs; 0 is for a
-        VIP that isn't answered, although it lies within another one. HostError if they are too
-        many."""
-        wanted = {key: size for vip, size in vips.items() for key in keys_of(vip)}
+    def serve(self, vips: Mapping[Vip, Offer]) -> None:
+        """Answer the SYNs to these VIPs, none of them a wildcard; an MSS of 0 is for a VIP that
+        isn't answered, although it lies within another one. HostError if they are too many."""
+        wanted = {key: offer for vip, offer in vips.items() for key in keys_of(vip)}
         for key in self._vips.keys() - wanted.keys():
             self._maps["vips"].delete(key)
-        for key, size in wanted.items():
-            if self._vips.get(key) != size:
+        for key, offer in wanted.items():
+            if self._vips.get(key) != offer:
+                scale = NOT_SCALED if offer.scale < 0 else offer.scale
+                value = scale << 16 | offer.size if offer.size else 0
                 try:
-                    self._maps["vips"].update(key, struct.pack("=I", size))
+                    self._maps["vips"].update(key, struct.pack("=I", value))
                 except OSError as error:
                     self._vips = {}
                     raise HostError(f"the kernel takes no more VIPs ({error.strerror})") from None

@@ -223,18 +223,24 @@ class Worker:
             case LogFlows(enabled):
                 self._core.lifecycle.opened = [] if enabled else None
                 self._channel.send(Applied())
-            case SetShield(up):
-                self._core.cookies.set_shield(up, int(now * 10))
+            case SetShield(up, scales):
+                self._core.cookies.set_shield(up, scales, int(now * 10))
                 self._channel.send(Applied())
             case Reweigh(services):
                 self._core.update(divide_limits(services, self._start.shard))
                 self._serve(merge(self._services, services))
                 self._channel.send(Applied())
             case GetOutcomes(services):
-                cookies = self._core.cookies
-                found = self._core.views.outcomes(services)
-                insistent = self._core.views.insistent()
-                self._channel.send(Outcomes(found, cookies.flooded, cookies.returned, insistent))
+                cookies, views = self._core.cookies, self._core.views
+                self._channel.send(
+                    Outcomes(
+                        views.outcomes(services),
+                        cookies.flooded,
+                        cookies.returned,
+                        views.insistent(),
+                        views.scales(),
+                    )
+                )
             case GetOffenders(count):
                 self._channel.send(Offenders(self._core.views.offenders(count, now)))
             case InjectFaults(faults):

@@ -122,10 +122,11 @@ class LogFlows:
 
 @dataclass(frozen=True, slots=True)
 class SetShield:
-    """To the worker: the kernel answers SYNs with cookies, too, or no longer. It answers
-    `Applied`."""
+    """To the worker: the kernel answers SYNs with cookies, too, or no longer; `scales` are those of
+    `Cookies.set_shield`. It answers `Applied`."""
 
     up: bool
+    scales: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,12 +280,14 @@ class WorkerStatistics:
 @dataclass(frozen=True, slots=True)
 class Outcomes:
     """From the worker: see `Views.outcomes`. It is `flooded` while it answers SYNs with cookies; so
-    many were `returned` so far. `insistent` clients were refused many times since the last one."""
+    many were `returned` so far. `insistent` clients were refused many times since the last one.
+    `scales` are those of `Views.scales`."""
 
     by_service: dict[str, tuple[int, ...]]
     flooded: bool = False
     returned: int = 0
     insistent: tuple[Insistent, ...] = ()
+    scales: dict[str, tuple[int | None, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from scapy.layers.l2 import Dot1Q, Ether
 
 from featherlb.model import SynCookies, Vip
 from featherlb.system import privileges
-from featherlb.system.shield import Shield, keys_of
+from featherlb.system.shield import Offer, Shield, keys_of
 from tests.builders import ip, ipv6_extensions, rebuilt, tcp
 from tests.world import ONE, SECRET, World, service
 
@@ -25,6 +25,7 @@ pytestmark = [
 ]
 
 V4, V6 = "192.0.2.10", "2001:db8::10"
+SCALES = {V4: 10, V6: -1}
 PASSED, REDIRECTED = 0xFFFFFFFF, 7
 CLIENTS = {V4: "198.51.100.7:40000", V6: "[2001:db8:1::7]:40000"}
 OPTIONS: dict[str, list[Any]] = {
@@ -50,10 +51,10 @@ def shield() -> Iterator[Shield]:
         one = supervisor.submit(Shield, SECRET).result()
     one.serve(
         {
-            Vip(ip_address(V4), 80, 80): 1400,
-            Vip(ip_address(V4), 8000, 8010): 1460,
-            Vip(ip_address(V6), 1, 65535): 1400,
-            Vip(ip_address(V6), 81, 81): 0,
+            Vip(ip_address(V4), 80, 80): Offer(1400, SCALES[V4]),
+            Vip(ip_address(V4), 8000, 8010): Offer(1460, 7),
+            Vip(ip_address(V6), 1, 65535): Offer(1400, SCALES[V6]),
+            Vip(ip_address(V6), 81, 81): Offer(0, 7),
         }
     )
     yield one
@@ -70,6 +71,7 @@ def answer_of_a_worker(packet: bytes, address: str) -> bytes:
     one = replace(service(ONE, vips=at(address)), mss=1400, syn_cookies=SynCookies.ALWAYS)
     world = World(one)
     world.now = time.monotonic()
+    world.balancer.cookies.set_shield(False, {"web": (SCALES[address],)}, 0)
     (answer,) = world.handle(packet).answers
     return answer
 

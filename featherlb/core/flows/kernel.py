@@ -14,9 +14,11 @@ import cython
 
 from featherlb.core.flows.record import RECORD_SIZE, Records
 from featherlb.core.flows.table import FlowTable
+from featherlb.net.protocols import TCP
 
 if not cython.compiled:
-    from featherlb.core.flows.record import copy_record
+    from featherlb.core.flows.record import SPLICED, copy_record
+    from featherlb.net.packet import MASK32
 
 
 class Command(IntEnum):
@@ -36,6 +38,8 @@ LOOK_UP = int(Command.LOOK_UP)
 
 UNKNOWN = -1
 """The state of a `KernelFlow` whose state is not known."""
+UNKNOWN_SCALE = -2
+"""The window scale of a backend that has not told it yet."""
 
 
 class Commands:
@@ -43,23 +47,24 @@ class Commands:
 
     Each has a kind (a `Command`), the flow's number, and a copy of the flow's record, as the number
     may be reused before the engine executes the command. `attempts` counts the inserts of this
-    flow that have failed before.
+    flow that have failed before. `offset` is what the kernel adds to the sequence numbers of its
+    replies.
     """
 
     def __init__(self) -> None:
         self.count = 0
         self.size = 64
         self.records = Records(memoryview(bytearray(self.size * RECORD_SIZE)))
-        # Pairs: flow; kind and attempts.
-        self.fields = memoryview(array("I", bytes(self.size * 8)))
+        # Triples: flow; kind and attempts; offset.
+        self.fields = memoryview(array("I", bytes(self.size * 12)))
 
     def grow(self) -> None:
         """Double the capacity."""
         self.size *= 2
         records = bytearray(self.size * RECORD_SIZE)
         records[: self.count * RECORD_SIZE] = self.records.copy(0, self.count)
-        fields = array("I", bytes(self.size * 8))
-        fields[: self.count * 2] = array("I", self.fields[: self.count * 2])
+        fields = array("I", bytes(self.size * 12))
+        fields[: self.count * 3] = array("I", self.fields[: self.count * 3])
         self.records = Records(memoryview(records))
         self.fields = memoryview(fields)
 
@@ -80,22 +85,29 @@ class Commands:
         if self.count == self.size:
             self.grow()
         at = self.count
-        self.fields[2 * at] = flow
-        self.fields[2 * at + 1] = kind << 16 | attempts
-        copy_record(self.records.at(at), table.at(flow))
+        record = table.at(flow)
+        spliced = record.protocol == TCP and record.flags & SPLICED
+        self.fields[3 * at] = flow
+        self.fields[3 * at + 1] = kind << 16 | attempts
+        self.fields[3 * at + 2] = table.splices[flow] & MASK32 if spliced else 0
+        copy_record(self.records.at(at), record)
         self.count = at + 1
 
     def kind(self, at: int) -> int:
         """The `Command` at position `at`, from 0."""
-        return self.fields[2 * at + 1] >> 16
+        return self.fields[3 * at + 1] >> 16
 
     def flow(self, at: int) -> int:
         """Its flow."""
-        return self.fields[2 * at]
+        return self.fields[3 * at]
 
     def attempts(self, at: int) -> int:
         """Inserts of its flow that have failed before."""
-        return self.fields[2 * at + 1] & 0xFFFF
+        return self.fields[3 * at + 1] & 0xFFFF
+
+    def offset(self, at: int) -> int:
+        """What is added to the sequence numbers of its flow's replies, modulo 2^32."""
+        return self.fields[3 * at + 2]
 
     def take(self, batch: "Commands") -> None:
         """Move all commands to the engine's `batch`, whose previous ones have been executed."""
@@ -112,8 +124,9 @@ class KernelFlow:
     Addresses are 128 bits in two words, IPv4 in its mapped form; ports are source << 16 |
     destination. `reply_*` are those of the reply tuple, the packets that the backend sends. `state`
     is a `tcp_state.State` or `UNKNOWN`. `answered` means that a valid reply was seen, `translated`
-    that the kernel translates the destination. Packets and bytes count from the flow's creation in
-    the kernel.
+    that the kernel translates the destination. `offset` is what the kernel adds to the sequence
+    numbers of replies, `scale` the backend's window scale (-1 if it doesn't scale, `UNKNOWN_SCALE`
+    if the kernel hasn't seen). Packets and bytes count from the flow's creation in the kernel.
     """
 
     def __init__(self) -> None:
@@ -126,6 +139,8 @@ class KernelFlow:
         self.state = UNKNOWN
         self.answered = False
         self.translated = False
+        self.offset = 0
+        self.scale = UNKNOWN_SCALE
         self.ports = 0
         self.reply_ports = 0
         self.src_high = 0
@@ -149,6 +164,7 @@ class KernelFlow:
         other.state = self.state
         other.answered = self.answered
         other.translated = self.translated
+        other.offset, other.scale = self.offset, self.scale
         other.ports = self.ports
         other.reply_ports = self.reply_ports
         other.src_high, other.src_low = self.src_high, self.src_low

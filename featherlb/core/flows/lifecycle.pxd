@@ -21,7 +21,7 @@ from featherlb.core.pools.pool cimport Pool
 from featherlb.net.packet cimport MASK32, Packet
 
 cdef int SYN, TCP
-cdef int MAX_EXPIRED_AT_ONCE, MAX_PORT_RECLAIMS
+cdef int MAX_EXPIRED_AT_ONCE, MAX_PORT_RECLAIMS, MAX_REVIEWED, MAX_BALANCE
 cdef unsigned int PROMPT, RETRANSMITTED
 cdef unsigned int YIELDS_CLOSING, YIELDS_UNANSWERED, YIELDS_ANSWERED
 cdef unsigned char[::1] IS_ACTIVE, IS_REUSABLE, IS_ENDED
@@ -44,8 +44,9 @@ cdef class Lifecycle:
     cdef FlightRecorder _recorder
     cdef Announcer _announcer
     cdef unsigned char[::1] _queue_of
-    cdef Py_ssize_t closed_queue, half_open_queue, offload_queue, established_queue, silent_queue
-    cdef Py_ssize_t replica_queue
+    cdef Py_ssize_t closed_queue, half_open_queue, offload_queue, opening_queue
+    cdef Py_ssize_t established_queue, silent_queue, replica_queue
+    cdef int _balance
     cdef list _silent
     cdef unsigned int _scarce_tcp, _scarce_udp
     cdef readonly Py_ssize_t evicted, unanswered
@@ -93,6 +94,8 @@ cdef class Lifecycle:
     @cython.locals(
         record="Record *", before=cython.int, queue=cython.Py_ssize_t, member=PoolMember)
     cdef void enter(self, Py_ssize_t flow, int state, unsigned int ticks) except *
+    @cython.locals(queue=cython.Py_ssize_t)
+    cdef Py_ssize_t offloaded_queue(self, int state) noexcept
     cdef void count_active(self, PoolMember member, Record *record, int change) except *
     @cython.locals(record="Record *", state=cython.int)
     cdef void restore(self, Py_ssize_t flow, PoolMember member, unsigned int seen) except *
@@ -116,9 +119,16 @@ cdef class Lifecycle:
     cdef bint catch_up(self, Py_ssize_t flow) except -1
     @cython.locals(flows=FlowTable, record="Record *", member=PoolMember)
     cdef void end(self, Py_ssize_t flow, int how) except *
+    @cython.locals(known=cython.bint)
+    cdef void review(self, Py_ssize_t flow, bint ask) except *
+    @cython.locals(
+        flows=FlowTable, record="Record *", opening=cython.bint, age=cython.uint,
+        change=cython.int)
+    cdef void judge(self, Py_ssize_t flow, unsigned int ticks) except *
     cdef bint is_silent(self, Py_ssize_t flow) noexcept
     cdef void wake(self, Py_ssize_t flow, unsigned int ticks) except *
     cdef list take_silent(self)
     @cython.locals(
-        flows=FlowTable, flow=cython.Py_ssize_t, record="Record *", _=cython.int)
+        flows=FlowTable, flow=cython.Py_ssize_t, record="Record *", reviewed=cython.int,
+        _=cython.int)
     cdef bint expire(self, unsigned int ticks) except -1

@@ -68,6 +68,14 @@ PROMPT = TICKS_PER_SECOND
 SCARCE = 0.125
 """The part of its timeout that is left to a half-open flow where source ports are scarce: 3.75 s,
 two retransmissions of its SYN."""
+OPENING = 0.5
+"""Seconds after which an offloaded connection should have opened: where most have not, it counts as
+half-open."""
+MAX_REVIEWED = 64
+"""Offloaded connections that the kernel is asked about after that time, per call of `expire`. The
+others are judged by these."""
+MAX_BALANCE = MAX_REVIEWED // 2
+"""Of the latest ones, half-open less open: as large as that a majority shows at once."""
 SILENCE = 0.125
 """The part of its timeout after which an established connection is silent."""
 LONG_SILENCE = 60 * TICKS_PER_SECOND
@@ -155,6 +163,9 @@ class Lifecycle:
         self.closed_queue = queues[TimeoutClass.CLOSED]
         self.half_open_queue = queues[TimeoutClass.HALF_OPEN]
         self.offload_queue = queues[TimeoutClass.OFFLOADED]
+        # Offloaded connections of which it isn't known yet whether they open.
+        self.opening_queue = flows.add_queue(int(TimeoutClass.HALF_OPEN), OPENING)
+        self._balance = 0  # of offloaded connections: more are half-open, or fewer
         # Established connections wait in two queues: the second one is for those that are silent.
         self.established_queue = queues[TimeoutClass.ESTABLISHED]
         self.silent_queue = flows.add_queue(int(TimeoutClass.ESTABLISHED), timeouts.established)
@@ -244,7 +255,7 @@ class Lifecycle:
             source_high,
             source_low,
             backend_port << 16 | source_port,
-            self.offload_queue if pool.offloaded else self._queue_of[state],
+            self.offloaded_queue(state) if pool.offloaded else self._queue_of[state],
             ticks,
         )
         self._next_hops.clients[flow] = 0
@@ -428,16 +439,16 @@ class Lifecycle:
         record.transport_delta = fold(address_delta + 2 * 0xFFFF - ports_before + ports_after)
 
     def enter(self, flow: int, state: int, ticks: int) -> None:
-        """Change a flow's state, and with it the timeout and the member's load. An offloaded flow
-        has no timeout until it has closed, or the kernel has it no longer."""
+        """Change a flow's state, and with it the timeout and the member's load."""
         record = self._flows.at(flow)
         before = record.state
         record.state = state
         if before not in (state, NEW):  # that it opens has been noted
             self._recorder.note(CHANGED, record, state)
-        queue = self._queue_of[state]
-        if record.flags & (OFFLOADED | ABANDONED) == OFFLOADED and queue != self.closed_queue:
-            queue = self.offload_queue
+        if record.flags & (OFFLOADED | ABANDONED) == OFFLOADED:
+            queue = self.offloaded_queue(state)
+        else:
+            queue = self._queue_of[state]
         self._flows.move(flow, queue, ticks)
         if record.flags & FULL:
             self.rank(flow)
@@ -465,6 +476,14 @@ class Lifecycle:
         self.enter(flow, state, ticks)
         if state == UDP_ONE_WAY:
             self.unanswered += 1
+
+    def offloaded_queue(self, state: int) -> int:
+        """The queue of an offloaded flow that enters this state. It has no timeout but for the end:
+        the kernel knows when it was last used."""
+        queue = self._queue_of[state]
+        if queue == self.half_open_queue:
+            return self.opening_queue
+        return queue if queue == self.closed_queue else self.offload_queue
 
     def count_active(self, member: PoolMember, record: Record, change: int) -> None:
         """Note that a flow has become active (1), or no longer is (-1)."""
@@ -611,6 +630,37 @@ class Lifecycle:
             self._flows.touch(flow, seen)
         return record.seen != before
 
+    def review(self, flow: int, ask: bool) -> None:
+        """Decide on an offloaded flow that has been opening for a while: is it known to be, its
+        time is over (`judge`). If the kernel isn't to be asked, it is taken for what most are."""
+        known = self._flows.at(flow).queue == self.half_open_queue
+        if not known and not ask and self._balance > 0:
+            self._flows.move(flow, self.half_open_queue, self._flows.at(flow).seen)
+            return
+        self._flows.move(flow, self.offload_queue, self._flows.at(flow).seen)
+        if known or ask:
+            self._commands.look_up(self._flows, flow)
+
+    def judge(self, flow: int, ticks: int) -> None:
+        """The kernel has just told the state of an offloaded connection: if it is half-open, it has
+        a timeout as others have."""
+        flows = self._flows
+        record = flows.at(flow)
+        opening = self._queue_of[record.state] == self.half_open_queue
+        age = (ticks - flows.created[flow]) & MASK32
+        if age < flows.timeout[self.opening_queue]:
+            return
+        if age < 4 * flows.timeout[self.opening_queue]:
+            change = 1 if opening else -1
+            self._balance = max(-MAX_BALANCE, min(MAX_BALANCE, self._balance + change))
+        if not opening:
+            return
+        if age >= flows.timeout[self.half_open_queue]:
+            self._counters.add(record.member_id, SYN_TIMEOUTS)
+            self.end(flow, EXPIRED)
+        elif record.queue != self.half_open_queue:
+            flows.move(flow, self.half_open_queue, ticks)
+
     def is_silent(self, flow: int) -> bool:
         """Whether the flow has become silent (`take_silent`) and stayed so."""
         return bool(self._flows.at(flow).queue == self.silent_queue)
@@ -628,11 +678,16 @@ class Lifecycle:
     def expire(self, ticks: int) -> bool:
         """End flows whose timeout has passed; True if more are due."""
         flows = self._flows
+        reviewed = 0
         for _ in range(MAX_EXPIRED_AT_ONCE):
             flow = flows.expired(ticks)
             if not flow:
                 return False
             record = flows.at(flow)
+            if flows.is_offloaded(flow) and record.queue != self.closed_queue:
+                self.review(flow, reviewed < MAX_REVIEWED)
+                reviewed += 1
+                continue
             if record.flags & CARRIED and self.catch_up(flow):
                 continue
             if record.queue == self.established_queue:

@@ -3,6 +3,7 @@ cimport cython
 from featherlb.core.flows.counters cimport Counters
 from featherlb.core.flows.flight_recorder cimport (
     BACK_UP, DOWN, JOINED, LEFT, WEIGHED, FlightRecorder)
+from featherlb.core.flows.kernel cimport UNKNOWN_SCALE
 from featherlb.core.flows.record cimport LOCAL_BACKEND
 from featherlb.core.flows.next_hops cimport NextHops
 from featherlb.core.flows.port_holders cimport PortHolders
@@ -18,7 +19,7 @@ cdef class PoolMember:
     cdef unsigned int holders
     cdef readonly bint ranged
     cdef int _port
-    cdef public int flags, flows
+    cdef public int flags, flows, scale
 
     cpdef int port_for(self, int vip_port) noexcept
 

@@ -17,6 +17,7 @@ from featherlb.net.addresses import address_of, words_of
 
 if not cython.compiled:
     from featherlb.core.flows.flight_recorder import BACK_UP, DOWN, JOINED, LEFT, WEIGHED
+    from featherlb.core.flows.kernel import UNKNOWN_SCALE
     from featherlb.core.flows.record import LOCAL_BACKEND
 
 MAX_MEMBERS = 65535
@@ -25,13 +26,15 @@ MAX_MEMBERS = 65535
 class PoolMember:
     """A pool's member for the packet path: its address as words and its number of flows.
     `scheduled` is the same member for the pool and its scheduler. `target` is the backend endpoint
-    for `PortAllocator`, `holders` its number in `PortHolders`."""
+    for `PortAllocator`, `holders` its number in `PortHolders`. `scale` is the backend's window
+    scale as far as the datapath `offload` has seen it (`KernelFlow.scale`)."""
 
     def __init__(self, pool: Pool, scheduled: Member, port_holders: PortHolders) -> None:
         self.pool = pool
         self.scheduled = scheduled
         self.id = scheduled.index
         self.flows = 0
+        self.scale = UNKNOWN_SCALE
         endpoint = scheduled.endpoint
         self.high, self.low = words_of(endpoint.address)
         self.ranged = endpoint.last_port > 0

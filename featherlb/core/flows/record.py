@@ -198,7 +198,7 @@ class Flag(IntFlag):
     SPLICED = 1 << 5  # TCP: opened with a SYN cookie, sequence numbers differ (`splice.py`)
     WIRED = 1 << 6  # its packets are frames (the raw datapath)
     OFFLOADED = 1 << 7  # the kernel translates its packets
-    ABANDONED = 1 << 8  # OFFLOADED, but no longer in the kernel
+    ABANDONED = 1 << 8  # OFFLOADED, but not in the kernel: not yet (SPLICED), or no longer
     UNSURE = 1 << 9  # TCP: the ends have not confirmed its sequence numbers yet
     CLIENT_SPOKE = 1 << 10  # CLOSED: the client has sent something else since the RST
     BACKEND_SPOKE = 1 << 11  # CLOSED: the backend has

@@ -17,7 +17,7 @@ from featherlb.core.path.tracking cimport Tracker
 from featherlb.core.flows.counters cimport COUNTERS, Counters
 from featherlb.core.path.terminate cimport Termination
 from featherlb.core.flows.record cimport (
-    CARRIED, OFFLOADED, SPLICED, WATCHED, Direction, Record, direction_of)
+    CARRIED, SPLICED, WATCHED, Direction, Record, direction_of)
 from featherlb.core.flows.table cimport FlowTable
 from featherlb.core.path.fragments cimport Fragments
 from featherlb.core.path.liveness cimport Liveness
@@ -40,7 +40,7 @@ from featherlb.core.path.restore cimport Restoration
 from featherlb.core.path.export cimport Views
 from featherlb.core.path.faults cimport Faults, Injected
 
-cdef int SYN, TCP, UDP, LONG_HEADER
+cdef int ACK, SYN, TCP, UDP, LONG_HEADER
 cdef int NEW, SYN_SENT, SYN_RETRIED, ESTABLISHED, REPLACED, REPLICA, UDP_ONE_WAY
 cdef int PREROUTING, OUTPUT, WIRE, NOT_READY, TRUNCATED, REWRITTEN
 cdef int TRUNCATED_REASON, NO_BACKEND, POOL_FULL, NO_FLOW, COPY, INVALID, MARTIAN, TTL_EXCEEDED
@@ -112,6 +112,8 @@ cdef class Balancer:
     cdef int look_up(self, Context ctx) except -1
     @cython.locals(verdict=cython.int, fault=Injected)
     cdef int look_up_watched(self, Context ctx) except -1
+    @cython.locals(pool=Pool)
+    cdef bint reopens_by_cookie(self, Context ctx) except -1
     @cython.locals(packet=Packet, member=PoolMember)
     cdef bint learn_ids(self, Context ctx) except -1
     @cython.locals(

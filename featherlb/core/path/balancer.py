@@ -65,12 +65,12 @@ from featherlb.model import (
 from featherlb.model.reason import Reason
 from featherlb.model.shard import WHOLE, Shard
 from featherlb.net.packet import Packet
-from featherlb.net.protocols import SYN, TCP, UDP
+from featherlb.net.protocols import ACK, SYN, TCP, UDP
 
 if not cython.compiled:
     from featherlb.core.flows.counters import COUNTERS
     from featherlb.core.flows.next_hops import LINK_MASK, LINK_SHIFT
-    from featherlb.core.flows.record import CARRIED, OFFLOADED, SPLICED, WATCHED, direction_of
+    from featherlb.core.flows.record import CARRIED, SPLICED, WATCHED, direction_of
     from featherlb.core.path.claims import FIND_OWNER, PENDING
     from featherlb.core.path.context import FIRST_FRAGMENT, GO_ON, ICMP_MESSAGE, LATER_FRAGMENT
     from featherlb.core.path.hooks import (
@@ -210,7 +210,16 @@ class Balancer:
             packet, flows, lifecycle, next_hops, counters, outbox, cookie_key, timeouts.half_open
         )
         self.splices = Splices(
-            packet, flows, lifecycle, next_hops, counters, outbox, redispatch, cookies
+            packet,
+            flows,
+            lifecycle,
+            next_hops,
+            counters,
+            outbox,
+            redispatch,
+            cookies,
+            members,
+            self.offload,
         )
         self.termination = Termination(flows, lifecycle, self.offload, self.tombstones, outbox)
         self.faults = Faults(
@@ -473,9 +482,12 @@ class Balancer:
         if record.flags & CARRIED:
             self.carrying.take(flow)
         action = for_flow(record.flags, reply, ctx.hook)
-        if action != REWRITE:
-            if action == VERIFY:
+        if action == VERIFY:
+            if not self.offload.is_splicing(flow):
+                if packet.flags == ACK and self.reopens_by_cookie(ctx):
+                    return GO_ON
                 return self.offload.handle(ctx)
+        elif action != REWRITE:
             return self.counters.drop(COPY) if action == DROP else self.counters.pass_on()
         if record.state == REPLICA:
             self.replicas.meet(ctx)
@@ -491,9 +503,25 @@ class Balancer:
             return self.counters.drop(TRUNCATED_REASON)
         elif record.flags & WATCHED:
             return self.look_up_watched(ctx)
-        elif record.state != ESTABLISHED and record.state in (SYN_SENT, SYN_RETRIED, REPLACED):
-            return self.redispatch.decide(ctx)
+        elif record.state != ESTABLISHED:
+            if record.state in (SYN_SENT, SYN_RETRIED, REPLACED):
+                return self.redispatch.decide(ctx)
+            if packet.flags == ACK:
+                self.reopens_by_cookie(ctx)
         return GO_ON
+
+    def reopens_by_cookie(self, ctx: Context) -> bool:
+        """Whether the client's ACK in hand reopens its flow, which is closed then. Its SYN would
+        have done so, but a program in the kernel has answered that with a cookie, which comes back.
+        """
+        if ctx.reply:
+            return False
+        pool = self.members.by_id[self.flows.at(ctx.flow).member_id].pool
+        if not self.lifecycle.reopens(ctx.flow, ctx.ticks) or not self.cookies.accepts(ctx, pool):
+            return False
+        self.lifecycle.close(ctx.flow)
+        ctx.flow = 0
+        return True
 
     def look_up_watched(self, ctx: Context) -> int:
         """The rest of `look_up` for a flow that an injected fault has chosen, or that tells its
@@ -554,7 +582,7 @@ class Balancer:
                     ctx.pool = pool
                     verdict = self.pass_gate(ctx, False) if pool.guarded else GO_ON
                     return verdict or self.cookies.answer(ctx)
-            elif self.cookies.accepts(ctx):
+            elif self.cookies.accepts(ctx, pool):
                 return self.splices.begin(ctx)
         # A packet that is here for the second time has been counted.
         if (
@@ -644,7 +672,7 @@ class Balancer:
             return self.turn_away(ctx, -flow)
         ctx.flow = flow
         self.counters.latencies.sent(flow, ctx.now)
-        if pool.keeps_openings and packet.flags == SYN:
+        if packet.flags == SYN and (pool.keeps_openings or opening is not None):
             redispatch.keep(ctx)
         if attempt is not None:
             redispatch.opened(ctx, attempt)
@@ -652,7 +680,7 @@ class Balancer:
             self.splices.opened(ctx, opening)
         if pool.connection_ids is not None:
             self.flows.at(flow).flags |= WATCHED
-        ctx.offloaded = self.flows.at(flow).flags & OFFLOADED != 0
+        ctx.offloaded = self.flows.is_offloaded(flow)
         return self.faults.begin(ctx) if self.faults.active else GO_ON
 
     def route(self, ctx: Context) -> int:
@@ -695,7 +723,9 @@ class Balancer:
                 return verdict
         self.tracker.follow(ctx)
         if spliced and ctx.reply:
-            self.splices.send(ctx)
+            verdict = self.splices.send(ctx)
+            if verdict:
+                return verdict
         if packet.flags & SYN:
             self.clamp_mss(ctx)
         rewrite(packet, self.flows, ctx.flow, ctx.reply, ctx.info)
@@ -704,7 +734,7 @@ class Balancer:
         self.count(ctx)
         if packet.protocol == UDP and self.tracker.is_last_response(ctx):
             self.lifecycle.close(ctx.flow)
-        return REWRITTEN
+        return self.splices.leave(ctx) if spliced else REWRITTEN
 
     # Stages of later fragments
 

@@ -50,8 +50,10 @@ DATA = 0xFF
 """The bits of a cookie that hold the number of a segment size << 5 | scale << 1 | SACK allowed."""
 NOT_SCALED = 15
 OFFERED_SCALE = 7
-"""The window scale that answers announce: that of Linux with its usual buffers. Windows of backends
-with another one are converted (`splice.py`)."""
+"""The window scale that answers announce unless `Cookies.set_shield` says otherwise: that of Linux
+with its usual buffers, before Linux 6.16 made them larger. Windows of backends with another one are
+converted (`splice.py`), but with `offload` they can't be."""
+USUAL = (OFFERED_SCALE,)
 OFFERED_SIZE = 1460
 """The MSS that answers announce at most, in bytes; 20 less over IPv6."""
 LONGEST = 40 + 20 + 12
@@ -70,7 +72,8 @@ class Cookies:
     `flooded` says whether they are used now. `answered` and `returned` count SYNs and cookies.
     `size`, `scale` (-1 without one) and `sack` are what the SYN of the ACK that was accepted last
     said: the MSS in bytes, at most as large as the client's; the window scale; whether SACK is
-    permitted. `first` is that SYN's sequence number, `cookie` is that of the answer.
+    permitted. `first` is that SYN's sequence number, `cookie` is that of the answer, and `offered`
+    the window scale that this has announced, -1 for none.
     """
 
     def __init__(
@@ -97,11 +100,12 @@ class Cookies:
         self._threshold = threshold(flows.capacity)
         self.flooded = False
         self.shielded = False
+        self._scales: dict[str, tuple[int, ...]] = {}
         self.answered = self.returned = 0
         self._unreturned = 0
         self._reviewed = 0
         self._until = 0
-        self.size = self.scale = self.first = self.cookie = 0
+        self.size = self.scale = self.offered = self.first = self.cookie = 0
         self.sack = False
 
     def are_wanted(self, pool: Pool) -> bool:
@@ -128,8 +132,11 @@ class Cookies:
         if half_open + max(0, more) * self._half_open < self._threshold // 2:
             self.flooded = False
 
-    def set_shield(self, up: bool, ticks: int) -> None:
-        """Note whether the kernel answers SYNs: cookies are valid that were not made here."""
+    def set_shield(self, up: bool, scales: dict[str, tuple[int, ...]], ticks: int) -> None:
+        """Note whether the kernel answers SYNs: cookies are valid that were not made here. `scales`
+        are the window scales to announce (-1: none), by the names of services, each before those
+        that were announced earlier."""
+        self._scales = scales
         self.shielded = up
         if not up:
             self._until = max(self._until, (ticks // SLOT + 2) * SLOT)
@@ -150,44 +157,48 @@ class Cookies:
         scale = window_scale(packet)
         sack = permits_sack(packet)
         data = number << 5 | (NOT_SCALED if scale < 0 else scale) << 1 | sack
-        code = self.code(packet.sequence, ctx.ticks // SLOT)
+        offered = self._scales.get(ctx.pool.service.name, USUAL)[0]
+        code = self.code(packet.sequence, ctx.ticks // SLOT, offered)
         self._until = (ctx.ticks // SLOT + 2) * SLOT
         self.answered += 1
         size = offered_size(ctx.pool.service.mss, packet.version)
-        self.write(cookie_of(code, data), size, scale >= 0, sack)
+        self.write(cookie_of(code, data), size, offered if scale >= 0 else -1, sack)
         if ctx.hook == WIRE:
             self._next_hops.egress = self._next_hops.ingress
             return ANSWERED
         self._outbox.add(packet.quote(packet.end - packet.ip))
         return DROP
 
-    def accepts(self, ctx: Context) -> bool:
-        """Whether the segment in hand, of no known flow, returns a cookie."""
+    def accepts(self, ctx: Context, pool: Pool) -> bool:
+        """Whether the segment in hand, to this pool and of no known flow, returns a cookie."""
         packet = self._packet
         if packet.flags != ACK or not (self.shielded or ctx.ticks < self._until):
             return False
         cookie = (packet.acknowledgement - 1) & MASK32
+        scales = self._scales.get(pool.service.name, USUAL)
         slot = ctx.ticks // SLOT
         # A probe of the window comes one byte before the first (RFC 9293 section 3.8.6.1).
         for first in (packet.sequence - 1, packet.sequence):
             first &= MASK32
             for then in (slot, slot - 1):
-                code = self.code(first, then)
-                data = (code ^ cookie) & DATA
-                if cookie_of(code, data) == cookie:
-                    self.size = SIZES[data >> 5]
-                    self.scale = data >> 1 & 15
-                    if self.scale == NOT_SCALED:
-                        self.scale = -1
-                    self.sack = data & 1 != 0
-                    self.first = first
-                    self.cookie = cookie
-                    return True
+                for offered in scales:
+                    code = self.code(first, then, offered)
+                    data = (code ^ cookie) & DATA
+                    if cookie_of(code, data) == cookie:
+                        self.size = SIZES[data >> 5]
+                        self.scale = data >> 1 & 15
+                        if self.scale == NOT_SCALED:
+                            self.scale = -1
+                        self.sack = data & 1 != 0
+                        self.offered = offered
+                        self.first = first
+                        self.cookie = cookie
+                        return True
         return False
 
-    def code(self, first: int, slot: int) -> int:
+    def code(self, first: int, slot: int, offered: int) -> int:
         """The hash of the packet's connection, whose client began with this sequence number, in
-        this slot of time."""
+        this slot of time, and of the window scale that is announced to it."""
         packet = self._packet
         hashing = self._hash
         hashing.begin()
@@ -200,14 +211,14 @@ class Cookies:
             hashing.add((packet.src_low & MASK32) << 32 | packet.dst_low & MASK32)
         ports = packet.ports
         hashing.add(ports << 32 | first)
-        hashing.add(slot)
+        hashing.add(slot << 4 | offered & 15)
         return hashing.end()
 
-    def write(self, cookie: int, size: int, scaled: bool, sack: bool) -> None:
-        """Write the SYN-ACK over the parsed SYN. It is no longer than a SYN with as many options,
-        and the packet's buffer has room behind a shorter one."""
+    def write(self, cookie: int, size: int, scale: int, sack: bool) -> None:
+        """Write the SYN-ACK over the parsed SYN; `scale` is -1 for none. It is no longer than a SYN
+        with as many options, and the packet's buffer has room behind a shorter one."""
         packet = self._packet
-        length = 24 + 4 * sack + 4 * scaled
+        length = 24 + 4 * sack + 4 * (scale >= 0)
         at = packet.ip
         data = packet.data
         if packet.version == 4:
@@ -236,8 +247,8 @@ class Cookies:
         if sack:
             at += 4
             packet.write32(at, 0x01010402)  # padding, SACK permitted
-        if scaled:
-            packet.write32(at + 4, 0x01030300 | OFFERED_SCALE)  # padding, window scale
+        if scale >= 0:
+            packet.write32(at + 4, 0x01030300 | scale)  # padding, window scale
         packet.write16(
             packet.transport + 16,
             packet.transport_checksum(

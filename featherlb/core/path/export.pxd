@@ -4,6 +4,7 @@ from featherlb.core.flows.counters cimport (
     RETRANSMITS, SYN_RETRIES, SYN_TIMEOUTS, Counters)
 from featherlb.core.flows.lifecycle cimport Lifecycle
 from featherlb.core.flows.members cimport Members
+from featherlb.core.flows.kernel cimport UNKNOWN_SCALE
 from featherlb.core.flows.record cimport REDISPATCHED, Records
 from featherlb.core.flows.table cimport FlowTable
 from featherlb.core.path.redispatch cimport Redispatch

@@ -43,6 +43,7 @@ if not cython.compiled:
         SYN_RETRIES,
         SYN_TIMEOUTS,
     )
+    from featherlb.core.flows.kernel import UNKNOWN_SCALE
     from featherlb.core.flows.record import REDISPATCHED
 
 
@@ -371,6 +372,22 @@ class Views:
                 networks = counters.take_networks(member.index)
                 outcomes += (opened, failed, answers, latencies.total(member.index), *networks)
             found[name] = tuple(outcomes)
+        return found
+
+    def scales(self) -> dict[str, tuple[int | None, ...]]:
+        """The window scales of the backends of each offloaded service that uses SYN cookies, in
+        order: -1 if one doesn't scale, None if it isn't known. Services of which none is known are
+        left out."""
+        found = {}
+        for name, pool in self._services.pools.items():
+            if pool.offloaded and pool.cookies_allowed:
+                scales = [
+                    self._members.by_id[member.index].scale for member in pool.members.values()
+                ]
+                if any(scale != UNKNOWN_SCALE for scale in scales):
+                    found[name] = tuple(
+                        None if scale == UNKNOWN_SCALE else scale for scale in scales
+                    )
         return found
 
     def offenders(self, count: int, now: float) -> tuple[Offender, ...]:

@@ -10,7 +10,7 @@ from featherlb.core.flows.windows cimport start_unsure
 from featherlb.core.path.carrying cimport Carrying
 
 cdef int TCP
-cdef int CLOSING, CLOSED, REPLACED
+cdef int NEW, SYN_SENT, SYN_RETRIED, CLOSING, CLOSED, REPLACED
 
 
 cdef class Migration:
@@ -23,5 +23,6 @@ cdef class Migration:
     @cython.locals(flows=FlowTable, flow=cython.Py_ssize_t, record="Record *")
     cpdef object migrate(self, pools)
     @cython.locals(
-        flows=FlowTable, record="Record *", state=cython.int, reply=cython.Py_ssize_t)
+        flows=FlowTable, record="Record *", state=cython.int, reply=cython.Py_ssize_t,
+        spliced=cython.bint, kept=cython.bint)
     cdef object migrate_flow(self, Py_ssize_t flow, bint offloaded)

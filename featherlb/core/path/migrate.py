@@ -26,6 +26,9 @@ if not cython.compiled:
     )
     from featherlb.core.flows.windows import start_unsure
 
+NEW = int(State.NEW)
+SYN_SENT = int(State.SYN_SENT)
+SYN_RETRIED = int(State.SYN_RETRIED)
 CLOSING = int(State.CLOSING)
 CLOSED = int(State.CLOSED)
 REPLACED = int(State.REPLACED)
@@ -74,10 +77,13 @@ class Migration:
         state = record.state
         if flows.is_offloaded(flow):
             self._commands.delete(flows, flow)
-        # The kernel can't translate a spliced one: both ends notice when they send next.
-        if state in (CLOSING, CLOSED, REPLACED) or (
-            offloaded and record.protocol == TCP and record.flags & SPLICED
-        ):
+        spliced = record.protocol == TCP and record.flags & SPLICED
+        # The kernel converts no windows, and knows no flow that opens with a cookie: both ends
+        # notice when they send next.
+        kept = not spliced or (
+            state not in (NEW, SYN_SENT, SYN_RETRIED) and not flows.splices[flow] >> 32
+        )
+        if state in (CLOSING, CLOSED, REPLACED) or not kept:
             record.flags |= ABANDONED
             self._lifecycle.close(flow)
             return
@@ -86,7 +92,9 @@ class Migration:
         if offloaded:
             record.forward_bytes = record.reply_bytes = 0
             # The kernel does not count responses.
-            record.flags = record.flags & ~COUNTED | OFFLOADED
+            if record.protocol != TCP:
+                record.flags &= ~COUNTED
+            record.flags |= OFFLOADED
             self._commands.insert(flows, flow)
         else:
             record.flags &= ~(OFFLOADED | ABANDONED)

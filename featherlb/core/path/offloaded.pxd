@@ -1,11 +1,12 @@
 # C types of offloaded.py, for the compiled build.
 cimport cython
 from featherlb.core.flows.counters cimport COUNTERS, REFUSED, SYN_RETRIES, SYN_TIMEOUTS, Counters
-from featherlb.core.flows.kernel cimport UNKNOWN, Commands, KernelFlow
+from featherlb.core.flows.kernel cimport UNKNOWN, UNKNOWN_SCALE, Commands, KernelFlow
 from featherlb.core.flows.lifecycle cimport IS_REUSABLE, Lifecycle
 from featherlb.core.flows.members cimport Members, PoolMember
 from featherlb.core.flows.record cimport (
-    ABANDONED, ANSWERED, FULL, IPV6, LOCAL_BACKEND, OFFLOADED, Direction, Record, direction_of)
+    ABANDONED, ANSWERED, FULL, IPV6, LOCAL_BACKEND, OFFLOADED, SPLICED, Direction, Record,
+    direction_of)
 from featherlb.core.flows.table cimport FlowTable
 from featherlb.core.path.context cimport GO_ON, Context
 from featherlb.core.path.outbox cimport Outbox
@@ -25,8 +26,8 @@ cdef class OffloadedFlows:
     cdef readonly Py_ssize_t looked_up
     cdef public Py_ssize_t opened
     cdef Py_ssize_t _next
-    cdef list _refused, _reinjected
-    cdef dict _destroyed
+    cdef list _refused, _reinjected, _untracked
+    cdef dict _destroyed, _completed
     cdef FlowTable _flows
     cdef Services _services
     cdef Members _members
@@ -49,6 +50,16 @@ cdef class OffloadedFlows:
     cdef int hand_over(self, Context ctx) except -1
     @cython.locals(packet=Packet)
     cdef int forward(self, Context ctx) except -1
+    @cython.locals(record="Record *")
+    cdef bint is_splicing(self, Py_ssize_t flow) noexcept
+    @cython.locals(record="Record *")
+    cdef object open_untracked(self, Py_ssize_t flow, unsigned int ticks)
+    cdef object send_untracked(self, bytes packet)
+    @cython.locals(record="Record *", reply=cython.int)
+    cdef object hand_over_spliced(
+        self, Py_ssize_t flow, bytes acknowledgement, bytes window, unsigned int ticks)
+    cpdef list take_untracked(self)
+    cpdef list take_completed(self)
     cpdef list take_reinjected(self)
     cpdef list take_refused(self)
     cpdef object look_up(self, Py_ssize_t flow)
@@ -58,7 +69,7 @@ cdef class OffloadedFlows:
     @cython.locals(last=cython.Py_ssize_t, count=cython.Py_ssize_t)
     cpdef object sweep(self)
     cpdef object refused(self, Py_ssize_t flow)
-    @cython.locals(connection=cython.bint)
+    @cython.locals(connection=cython.bint, ours=cython.bint)
     cpdef object exists(self, Py_ssize_t flow, int attempts, KernelFlow other)
     cpdef object counters(self, Py_ssize_t flow, KernelFlow found, unsigned int ticks)
     @cython.locals(last=KernelFlow)
@@ -77,7 +88,7 @@ cdef class OffloadedFlows:
     @cython.locals(record="Record *")
     cdef object await_refusal(self, Py_ssize_t flow, unsigned int ticks)
     cdef object abandon(self, Py_ssize_t flow, unsigned int ticks)
-    @cython.locals(record="Record *", same=cython.bint)
+    @cython.locals(record="Record *", same=cython.bint, spliced=cython.bint)
     cdef bint is_same(self, Py_ssize_t flow, KernelFlow other) noexcept
     @cython.locals(flows=FlowTable, record="Record *", before=cython.uint, after=cython.uint)
     cdef bint change_port(self, Py_ssize_t flow) except -1

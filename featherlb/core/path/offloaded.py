@@ -25,11 +25,13 @@ from featherlb.model import FIRST_UNPRIVILEGED_PORT, Hook, PacketInfo, Verdict
 from featherlb.model.reason import Reason
 from featherlb.model.shard import Shard
 from featherlb.model.ticks import TICKS_PER_SECOND
+from featherlb.net.build import tcp_reset
+from featherlb.net.packet import Packet
 from featherlb.net.protocols import ACK, RST, SYN, TCP, UDP
 
 if not cython.compiled:
     from featherlb.core.flows.counters import COUNTERS, REFUSED, SYN_RETRIES, SYN_TIMEOUTS
-    from featherlb.core.flows.kernel import UNKNOWN
+    from featherlb.core.flows.kernel import UNKNOWN, UNKNOWN_SCALE
     from featherlb.core.flows.lifecycle import IS_REUSABLE
     from featherlb.core.flows.record import (
         ABANDONED,
@@ -38,6 +40,7 @@ if not cython.compiled:
         IPV6,
         LOCAL_BACKEND,
         OFFLOADED,
+        SPLICED,
         direction_of,
     )
     from featherlb.core.path.context import GO_ON
@@ -101,6 +104,8 @@ class OffloadedFlows:
         self._next = 1
         self._refused: list[int] = []
         self._reinjected: list[tuple[int, bytes]] = []
+        self._untracked: list[bytes] = []
+        self._completed: dict[int, tuple[bytes, bytes]] = {}
         self._destroyed: dict[int, KernelFlow] = {}
         self._flows = flows
         self._services = services
@@ -213,7 +218,64 @@ class OffloadedFlows:
         self._reinjected.append((ctx.flow, packet.quote(packet.end - packet.ip)))
         return DROP
 
+    # For connections that open with a cookie (`splice.py`)
+
+    def is_splicing(self, flow: int) -> bool:
+        """Whether the kernel doesn't know this flow yet, as it opens with a cookie, or will never
+        know it, as another backend has replaced its own: its packets are translated here."""
+        record = self._flows.at(flow)
+        return bool(
+            record.protocol == TCP
+            and record.flags & SPLICED
+            and record.flags & ABANDONED
+            and record.state in (SYN_SENT, SYN_RETRIED, REPLACED)
+        )
+
+    def open_untracked(self, flow: int, ticks: int) -> None:
+        """Keep a flow that has just been opened from the kernel until its backend has answered: it
+        would send the SYN-ACK to the client."""
+        record = self._flows.at(flow)
+        if record.flags & OFFLOADED:
+            record.flags |= ABANDONED
+            self._lifecycle.enter(flow, record.state, ticks)
+
+    def send_untracked(self, packet: bytes) -> None:
+        """Send a translated SYN past connection tracking."""
+        self._untracked.append(packet)
+
+    def hand_over_spliced(
+        self, flow: int, acknowledgement: bytes, window: bytes, ticks: int
+    ) -> None:
+        """Have the kernel forward a flow whose backend has answered. Then the segments that
+        complete its handshake are sent, which the kernel translates: to the VIP in the client's
+        name, and from the backend. They are the first that it sees, and it learns windows by them.
+        """
+        record = self._flows.at(flow)
+        record.flags &= ~ABANDONED
+        for reply in (0, 1):
+            direction_of(record, reply).kernel_packets = 0
+        record.forward_bytes = record.reply_bytes = 0
+        self._lifecycle.enter(flow, record.state, ticks)
+        self.commands.insert(self._flows, flow)
+        self._completed[flow] = acknowledgement, window
+
     # For the engine
+
+    def take_untracked(self) -> list[bytes]:
+        """Translated packets to send past connection tracking, since the last call."""
+        untracked = self._untracked
+        if untracked:
+            self._untracked = []
+        return untracked
+
+    def take_completed(self) -> list[tuple[bytes, bytes]]:
+        """Pairs of segments since the last call: one to send to a VIP through conntrack, and then
+        one to send from a backend through conntrack."""
+        completed = self._completed
+        if not completed:
+            return []
+        self._completed = {}
+        return list(completed.values())
 
     def take_reinjected(self) -> list[bytes]:
         """Copies of packets to send through conntrack, since the last call."""
@@ -260,7 +322,17 @@ class OffloadedFlows:
     # Events
 
     def refused(self, flow: int) -> None:
-        """The kernel refused to insert this flow: the packet that opened it is dropped."""
+        """The kernel refused to insert this flow: the packet that opened it is dropped. The ends of
+        a spliced one have a connection: both are reset."""
+        completed = self._completed.pop(flow, None)
+        if completed is not None:
+            for segment in completed:
+                self._outbox.add(reset_of(segment))
+            self._counters.reasons[REPLY] -= 1
+            self._counters.reasons[NO_ENTRY] += 1
+            self._refused.append(flow)
+            self.disown(flow)
+            return
         reinjected = [(other, packet) for other, packet in self._reinjected if other != flow]
         # A datagram without a copy was truncated, and is already counted as dropped.
         if self._flows.at(flow).protocol != UDP or len(reinjected) < len(self._reinjected):
@@ -289,7 +361,9 @@ class OffloadedFlows:
             if self.is_same(flow, other):
                 return
             connection = other.protocol == TCP and other.translated and other.state != UNKNOWN
-            if connection and not IS_REUSABLE[other.state]:
+            # The client of a spliced one has just proved that it has no other.
+            ours = flow in self._completed
+            if connection and not IS_REUSABLE[other.state] and not ours:
                 self.disown(flow)
                 return
         if not attempts:
@@ -301,6 +375,8 @@ class OffloadedFlows:
         self._destroyed.pop(flow, None)
         if self._flows.is_offloaded(flow):
             self.observe(flow, found, ticks)
+            if self._flows.at(flow).protocol == TCP:
+                self._lifecycle.judge(flow, ticks)
 
     def gone(self, flow: int, ticks: int) -> None:
         """A look-up has not found the flow: the kernel has removed it."""
@@ -371,6 +447,8 @@ class OffloadedFlows:
         flags = member.flags | OFFLOADED
         if entry.version == 6:
             flags |= IPV6
+        if entry.protocol == TCP and entry.offset:
+            flags |= SPLICED
         # Another allocator may have assigned its port.
         source = (entry.reply_dst_high, entry.reply_dst_low)
         port = entry.reply_ports & 0xFFFF
@@ -392,6 +470,7 @@ class OffloadedFlows:
             ticks,
         )
         self._counters.latencies.forget(flow)
+        flows.splices[flow] = entry.offset
         record = flows.at(flow)
         record.flags = flags
         record.state = SYN_SENT if entry.protocol == TCP else UDP_ONE_WAY
@@ -437,8 +516,10 @@ class OffloadedFlows:
     def is_same(self, flow: int, other: KernelFlow) -> bool:
         """Whether the entry is this flow with the same translation."""
         record = self._flows.at(flow)
+        spliced = record.protocol == TCP and record.flags & SPLICED
         same: bool = (
-            other.reply_src_low == record.backend_low
+            other.offset == (self._flows.splices[flow] & MASK32 if spliced else 0)
+            and other.reply_src_low == record.backend_low
             and other.reply_src_high == record.backend_high
             and other.reply_dst_low == record.source_low
             and other.reply_dst_high == record.source_high
@@ -476,6 +557,8 @@ class OffloadedFlows:
         self.count(flow, entry, ticks)
         self.observe_port(flow, entry)
         self.observe_state(flow, entry, ticks)
+        if entry.scale != UNKNOWN_SCALE:
+            self._members.by_id[self._flows.at(flow).member_id].scale = entry.scale
 
     def count(self, flow: int, entry: KernelFlow, ticks: int) -> None:
         """Count the packets and bytes that are new."""
@@ -570,3 +653,11 @@ class OffloadedFlows:
         if record.flags & FULL and entry.reply_ports & 0xFFFF != record.source_port:
             return 0
         return flow
+
+
+def reset_of(segment: bytes) -> bytes:
+    """The RST that answers this segment, which has an IP header."""
+    packet = Packet()
+    packet.attach(bytearray(segment))
+    packet.parse(0, len(segment))
+    return tcp_reset(packet)

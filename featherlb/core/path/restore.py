@@ -153,8 +153,9 @@ class Restoration:
         if pool is None or state >= STATES or flows.count == flows.capacity:
             return 0
         spliced = old.protocol == TCP and flags & SPLICED
-        # The kernel doesn't translate it, or only the predecessor knew its SYN.
-        if spliced and (pool.offloaded or state in (NEW, SYN_SENT, SYN_RETRIED)):
+        # Only the predecessor knew its SYN, or the kernel can't convert its windows.
+        opening = state in (NEW, SYN_SENT, SYN_RETRIED)
+        if spliced and (opening or (pool.offloaded and splice >> 32)):
             return 0
         member = self.member(
             pool, old.backend_high, old.backend_low, old.backend_port, old.vip_port

@@ -10,20 +10,31 @@ difference is added to the backend's sequence numbers and subtracted where the c
 them, in SACK blocks, too (RFC 2018). If the backend scales its window otherwise than our SYN-ACK
 had announced, windows are converted as well. Sequence numbers in a flow's record are those that the
 backend knows.
+
+With the datapath `offload` the kernel adds and subtracts the difference. It learns of the flow when
+the backend has answered; until then, packets are translated here, and the SYN is sent past
+connection tracking. The kernel converts no windows: if the backend's scale is smaller than the one
+that was announced, the client would send more than the backend can take, and the connection is
+reset. The next ones are announced the right scale (`Cookies.set_shield`). If it is larger, the
+client believes windows to be smaller than they are, which does no harm.
 """
+
+from typing import Any
 
 import cython
 
 from featherlb.core.flows.counters import Counters
 from featherlb.core.flows.lifecycle import Lifecycle
+from featherlb.core.flows.members import Members
 from featherlb.core.flows.next_hops import NextHops
 from featherlb.core.flows.table import FlowTable
 from featherlb.core.flows.tcp_state import State
 from featherlb.core.path.context import Context
 from featherlb.core.path.cookies import Cookies
+from featherlb.core.path.offloaded import OffloadedFlows
 from featherlb.core.path.outbox import Outbox
 from featherlb.core.path.redispatch import Redispatch
-from featherlb.model import Hook, PacketInfo
+from featherlb.model import Hook, PacketInfo, Verdict
 from featherlb.model.reason import Reason
 from featherlb.model.ticks import TICKS_PER_SECOND
 from featherlb.net.build import flow_reset, flow_segment
@@ -32,9 +43,9 @@ from featherlb.net.protocols import ACK, RST, SYN
 
 if not cython.compiled:
     from featherlb.core.flows.counters import SYN_TIMEOUTS
-    from featherlb.core.flows.record import SPLICED, WIRED, direction_of, ports_of
+    from featherlb.core.flows.record import OFFLOADED, SPLICED, WIRED, direction_of, ports_of
     from featherlb.core.path.context import GO_ON
-    from featherlb.core.path.cookies import OFFERED_SCALE
+    from featherlb.core.path.hooks import is_after_routing
     from featherlb.core.path.redispatch import key_of
     from featherlb.core.path.terminate import towards
     from featherlb.net.checksum import MASK16, fold, update
@@ -58,9 +69,13 @@ has something to send returns its cookie again."""
 NEW = int(State.NEW)
 SYN_SENT = int(State.SYN_SENT)
 SYN_RETRIED = int(State.SYN_RETRIED)
+CLOSED = int(State.CLOSED)
 COOKIE_ACK = int(Reason.COOKIE_ACK)
 INVALID = int(Reason.INVALID)
-OUTPUT = int(Hook.OUTPUT)
+WINDOW_SCALE_REASON = int(Reason.WINDOW_SCALE)
+DROP = int(Verdict.DROP)
+REWRITTEN = int(Verdict.REWRITTEN)
+PREROUTING = int(Hook.PREROUTING)
 NOT_READY = int(PacketInfo.CHECKSUM_NOT_READY)
 
 # What stands behind the offset in a flow's splice: by how many bits windows are shifted.
@@ -73,7 +88,8 @@ class Opening:
     `hook` is the one where the client's packets arrive, `hop` the hop towards the client. `ends`
     are IP version, client, VIP and ports as for `flow_segment`. `first` is the sequence number of
     the client's SYN, `cookie` that of our answer, `window` that of the client's ACK, not scaled,
-    and `scale` the SYN's, -1 without one. The next SYN is due at the tick `due`.
+    `scale` the SYN's, and `offered` that of the answer, both -1 unless windows are scaled. The next
+    SYN is due at the tick `due`.
     """
 
     def __init__(
@@ -86,7 +102,8 @@ class Opening:
         self.first = cookies.first
         self.cookie = cookies.cookie
         self.size = cookies.size
-        self.scale = cookies.scale
+        self.offered = cookies.offered
+        self.scale = cookies.scale if self.offered >= 0 else -1
         self.sack = cookies.sack
         self.window = window
         self.due = due
@@ -128,6 +145,8 @@ class Splices:
         outbox: Outbox,
         redispatch: Redispatch,
         cookies: Cookies,
+        members: Members,
+        offload: OffloadedFlows,
     ) -> None:
         self.openings: dict[tuple[int, int, int, int, int, int], Opening] = {}
         self._packet = packet
@@ -138,6 +157,9 @@ class Splices:
         self._outbox = outbox
         self._redispatch = redispatch
         self._cookies = cookies
+        self._members = members
+        self._offload = offload
+        self._answered: Opening | None = None
 
     # For the packet path: opening
 
@@ -150,7 +172,7 @@ class Splices:
             cookies.returned += 1
             packet = self._packet
             opening = Opening(
-                ctx.hook,
+                PREROUTING if is_after_routing(ctx.hook) else ctx.hook,
                 self._next_hops.ingress,
                 packet,
                 cookies,
@@ -172,6 +194,7 @@ class Splices:
         self._flows.splices[ctx.flow] = 0
         if record.flags & WIRED:
             self._next_hops.clients[ctx.flow] = opening.hop
+        self._offload.open_untracked(ctx.flow, ctx.ticks)
 
     def forget(self, packet: Packet) -> None:
         """No backend takes the connection that the parsed SYN was to open: the client is told."""
@@ -192,13 +215,34 @@ class Splices:
             self.translate(ctx)
         return GO_ON
 
-    def send(self, ctx: Context) -> None:
-        """Give a reply that was followed the numbers that the client knows."""
+    def send(self, ctx: Context) -> int:
+        """Give a reply that was followed the numbers that the client knows; the verdict on it if it
+        can't have them."""
+        record = self._flows.at(ctx.flow)
         if self.openings and self._packet.flags & SYN:
             opening = self.find_by_flow(ctx.flow)
             if opening is not None:
+                del self.openings[self.key_of_flow(ctx.flow)]
+                if record.flags & OFFLOADED:
+                    return self.check_scale(ctx, opening)
                 self.join(ctx, opening)
         self.translate(ctx)
+        if record.flags & OFFLOADED and record.state == CLOSED:
+            self._outbox.add(flow_reset(*towards(record, 0), self._packet.sequence))
+        return GO_ON
+
+    def leave(self, ctx: Context) -> int:
+        """The verdict on a packet of such a flow that was rewritten and counted. With `offload` it
+        has met connection tracking, which doesn't know the flow: another one goes in its place."""
+        if not self._flows.at(ctx.flow).flags & OFFLOADED:
+            return REWRITTEN
+        packet = self._packet
+        if self._answered is not None:
+            self.hand_over(ctx, self._answered)
+            self._answered = None
+        elif not ctx.reply:
+            self._offload.send_untracked(packet.quote(packet.end - packet.ip))
+        return DROP
 
     def find_by_flow(self, flow: int) -> Opening | None:
         """The flow's connection, if its backend has not answered yet."""
@@ -249,17 +293,16 @@ class Splices:
         splice = (opening.cookie - packet.sequence) & MASK32
         if opening.scale >= 0:
             # A backend that doesn't scale takes the client's windows as they are.
-            if scale > OFFERED_SCALE:
-                shift = scale - OFFERED_SCALE
+            if scale > opening.offered:
+                shift = scale - opening.offered
                 splice |= shift << REPLY_LEFT
             else:
-                shift = OFFERED_SCALE - max(scale, 0)
+                shift = opening.offered - max(scale, 0)
                 splice |= shift << REPLY_RIGHT
             if scale < 0:
                 shift = opening.scale
                 splice |= shift << FORWARD_LEFT
         self._flows.splices[flow] = splice
-        del self.openings[self.key_of_flow(flow)]
         self._redispatch.reinject(opening.acknowledgement())
 
         at = packet.transport
@@ -275,6 +318,39 @@ class Splices:
             packet.data[i] = NO_OPERATION
         if not ctx.info & NOT_READY:
             packet.complete_checksum()
+
+    def check_scale(self, ctx: Context, opening: Opening) -> int:
+        """Whether the kernel can forward the flow whose SYN-ACK is in hand; the verdict if not."""
+        record = self._flows.at(ctx.flow)
+        if opening.scale >= 0:
+            scale = window_scale(self._packet)
+            member = self._members.by_id[record.member_id]
+            member.scale = scale
+            if scale < opening.offered:
+                self._outbox.add(opening.reset())
+                self._outbox.add(flow_reset(*towards(record, 1), (opening.first + 1) & MASK32))
+                self._lifecycle.close(ctx.flow)
+                return self._counters.drop(WINDOW_SCALE_REASON)
+        self._answered = opening
+        return GO_ON
+
+    def hand_over(self, ctx: Context, opening: Opening) -> None:
+        """Have the kernel forward the flow from the backend's SYN-ACK on. In its place the backend
+        sends a segment that opens the window."""
+        packet = self._packet
+        record = self._flows.at(ctx.flow)
+        scale = window_scale(packet)
+        self._flows.splices[ctx.flow] = (opening.cookie - packet.sequence) & MASK32
+        record.scales = opening.scale << 4 | scale if opening.scale >= 0 else 0
+        numbers = (packet.sequence + 1) & MASK32, (opening.first + 1) & MASK32
+        # The window of a SYN is not scaled, that of another segment is.
+        window = packet.read16(packet.transport + 14) >> (scale if opening.scale >= 0 else 0)
+        self._offload.hand_over_spliced(
+            ctx.flow,
+            opening.acknowledgement(),
+            flow_segment(*from_backend(record), *numbers, ACK, window),
+            ctx.ticks,
+        )
 
     # Translation
 
@@ -330,6 +406,12 @@ class Splices:
             if flow and self._flows.at(flow).flags & SPLICED:
                 self._counters.add(self._flows.at(flow).member_id, SYN_TIMEOUTS)
                 self._lifecycle.close(flow)
+
+
+def from_backend(record: Any) -> tuple[int, tuple[int, int], tuple[int, int], int]:
+    """IP version, source, destination and ports of a flow's packets as its backend sends them."""
+    version, destination, source, ports = towards(record, 1)
+    return version, source, destination, (ports & MASK16) << 16 | ports >> 16
 
 
 def replace16(packet: Packet, at: int, value: int, summed: bool) -> None:

@@ -262,8 +262,8 @@ class Pool:
         self.raw = service.datapath.takes_frames
         self.offloaded = service.datapath.kernel_forwards
         self.carries = service.datapath.carries
-        self.cookies_always = service.syn_cookies is SynCookies.ALWAYS and not self.offloaded
-        self.cookies_allowed = service.syn_cookies is not SynCookies.OFF and not self.offloaded
+        self.cookies_always = service.syn_cookies is SynCookies.ALWAYS
+        self.cookies_allowed = service.syn_cookies is not SynCookies.OFF
         self.one_packet = service.one_packet
         self.responses = service.responses
         self.all_ports = any(vip.all_ports for vip in service.vips)

@@ -7,6 +7,7 @@ from featherlb.core.pools.schedulers import within_weights
 from featherlb.datapaths import base
 from featherlb.datapaths.base import Context, ServiceChange
 from featherlb.datapaths.offload.ctnetlink import Conntrack
+from featherlb.datapaths.rules.steering import UNTRACKED_MARK
 from featherlb.model import Datapath, Protocol, Service
 from featherlb.model.ticks import TICKS_PER_SECOND
 from featherlb.system import conntrack
@@ -59,6 +60,11 @@ class Engine(base.Engine):
         self._conntrack.execute(now)
         for packet in self._flows.take_reinjected():
             self._sender.send_translated(packet)
+        for packet in self._flows.take_untracked():
+            self._sender.send(packet, UNTRACKED_MARK)
+        for to_vip, from_backend in self._flows.take_completed():
+            self._sender.send_translated(to_vip)
+            self._sender.send(from_backend)
 
     def refresh(self, first: int, count: int, now: float) -> None:
         self._flows.look_up_range(first, count)

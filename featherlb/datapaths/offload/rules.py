@@ -1,12 +1,14 @@
 """The datapath offload on the host: connection tracking translates, and the kernel forwards.
 
 - raw queues SYNs to a VIP before connection tracking has met them. When the verdict comes,
-  conntrack has an entry for the connection and translates the SYN as its first packet.
-- filter accepts what connection tracking translates to and from the backends. Behind that, where no
-  packet of an established connection gets to, it queues what nobody translates: datagrams to a VIP
-  that open a flow, and out-of-state packets to a VIP or from a backend, of connections that
-  conntrack has forgotten or that were deleted there. Where that is too late, mangle does
-  (`_is_late`).
+  conntrack has an entry for the connection and translates the SYN as its first packet. SYNs of
+  connections that open with a cookie leave a worker translated, and connection tracking sees
+  neither them nor the answers: those are out of state.
+- filter accepts what connection tracking translates to and from the backends, and those SYNs.
+  Behind that, where no packet of an established connection gets to, it queues what nobody
+  translates: datagrams to a VIP that open a flow, and out-of-state packets to a VIP or from a
+  backend, of connections that conntrack has forgotten or that were deleted there. Where that is too
+  late, mangle does (`_is_late`).
 - Refusals are queued, too: a RST from a backend, or an ICMP unreachable, while the connection is
   opening. In `dnat` mode filter does this, where only a few packets of an established connection
   meet one more rule. In `full` mode mangle must, as nat replaces the address by which a worker
@@ -26,6 +28,7 @@ from featherlb.datapaths.rules.gate import gate
 from featherlb.datapaths.rules.guards import guard, redirects, settings
 from featherlb.datapaths.rules.queueing import Queued
 from featherlb.datapaths.rules.steering import (
+    UNTRACKED_MARK,
     queue_by_client,
     queue_by_port,
     queue_echo_requests,
@@ -35,6 +38,7 @@ from featherlb.datapaths.rules.steering import (
 from featherlb.datapaths.rules.vip_addresses import foreign_vips
 from featherlb.model import ALL_SOURCE_PORTS, NatMode, Protocol, Service
 from featherlb.system.ruleset import (
+    ANY,
     Action,
     Chain,
     Goto,
@@ -122,14 +126,19 @@ def _raw(parts: Parts, opening: list[Match], scope: Scope) -> Table:
 
 
 def _opening(family: int, opening: list[Match], options: Options, facts: Facts) -> Table:
-    """Queues SYNs to a VIP."""
+    """Queues SYNs to a VIP, and takes those that are translated out of connection tracking."""
     if not opening:
         return Table()
-    steering, queue = _chain("RAW", options), _chain("OPEN", options)
+    steering, queue, untrack = (_chain(role, options) for role in ("RAW", "OPEN", "UNTRACK"))
     return Table(
         {
-            steering: (*returns(facts), *(Rule(match, Goto(queue)) for match in opening)),
+            steering: (
+                *returns(facts),
+                Rule(Match(mark=UNTRACKED_MARK), Goto(untrack)),
+                *(Rule(match, Goto(queue)) for match in opening),
+            ),
             queue: tuple(queue_by_client(family, Side.SOURCE, options)),
+            untrack: (Rule(ANY, Action.UNTRACK),),
         },
         tuple(
             Jump(hook, steering, Match(protocol=Protocol.TCP, syn=True))
@@ -201,8 +210,12 @@ def _filter(parts: Parts, backends: Group, scope: Scope) -> Table:
             **chains,
         },
         tuple(
-            Jump(hook, chain, Match(states=(State.DNAT,)), first=True)
-            for hook in ("INPUT", "FORWARD", "OUTPUT")
+            Jump(hook, chain, Match(states=states), first=True)
+            for hook, states in (
+                ("INPUT", (State.DNAT,)),
+                ("FORWARD", (State.DNAT,)),
+                ("OUTPUT", (State.DNAT, State.UNTRACKED)),
+            )
         ),
     )
 

@@ -21,6 +21,10 @@ PASS_MARKS = 0xFEA70000
 instance, the second one for packets after the routing decision."""
 
 
+UNTRACKED_MARK = 0xFEA80000
+"""Packet mark of SYNs that a worker has translated, and that connection tracking must not see."""
+
+
 def pass_mark(order: int, late: bool = False) -> int:
     """The mark of packets that the instance with this order has accepted unchanged, `late` for
     those after the routing decision (`model.LATE_HOOKS`)."""

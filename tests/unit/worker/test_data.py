@@ -65,7 +65,7 @@ def test_a_pickle_runs_nothing(tmp_path: Path) -> None:
         (b'["Log",[true,"text"]]', "True is no int"),
         (b'["Log",[1]]', "another length"),
         (b'["Start",[1]]', "KeyError"),
-        (b'["Outcomes",[[["web",[1.5]]],false,0,[]]]', "1.5 is no int"),
+        (b'["Outcomes",[[["web",[1.5]]],false,0,[],[]]]', "1.5 is no int"),
         (b"[" * 100_000, "RecursionError"),
     ],
 )

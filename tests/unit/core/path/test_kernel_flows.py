@@ -57,6 +57,7 @@ class Kernel:
     def _execute(self, batch: Commands, at: int) -> None:
         # The copy of the record is not visible from outside when compiled: the keys are.
         wanted = as_inserted(batch.records.key(at))
+        wanted.offset = batch.offset(at)
         flow = batch.flow(at)
         match Command(batch.kind(at)):
             case Command.INSERT:
@@ -250,6 +251,7 @@ def test_counters_and_state_are_what_the_kernel_says() -> None:
 def test_a_flow_that_ended_in_the_kernel_is_forgotten() -> None:
     world, kernel = opened()
     world.advance(10)
+    assert kernel.execute() == [Command.LOOK_UP]  # it isn't open yet
     last = kernel.only
     last.state = int(State.CLOSED)
     kernel.end(last)
