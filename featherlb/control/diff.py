@@ -111,6 +111,8 @@ def plain(value: object) -> str:
     match value:
         case tuple():
             return ", ".join(map(str, value)) or "none"
+        case dict():
+            return "; ".join(f"{key}: {plain(one)}" for key, one in value.items()) or "none"
         case None:
             return "none"
         case bool():

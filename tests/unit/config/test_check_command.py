@@ -150,3 +150,14 @@ def test_without_a_name_the_file_that_up_would_read_is_checked(
     assert CliRunner().invoke(check, []).stdout == "b.yaml: ok\n"
     result = CliRunner(env={"FEATHERLB_CONFIG": "c.yaml"}).invoke(check, [])
     assert result.stdout == "c.yaml: ok\n"
+
+
+def test_a_cluster_is_shown_as_the_file_has_it(tmp_path: Path) -> None:
+    file = tmp_path / "lb.yaml"
+    file.write_text(
+        "services: []\ncluster: {node: a, listen: '10.9.0.1:7946', peers: ['10.9.0.2:7946'],"
+        " source_addresses: {a: [10.0.1.1, 10.0.1.2], b: 10.0.1.3}}\n"
+    )
+    result = CliRunner().invoke(check, [str(file)])
+    assert result.exit_code == 0
+    assert "source addresses a: 10.0.1.1, 10.0.1.2; b: 10.0.1.3" in result.stdout
