@@ -95,6 +95,7 @@ class _Answers:
         self.kernel = kernel
         self.links: dict[int, Link] | None = None
         self.addresses: list[HostAddress] | None = None
+        self.rules: list[RoutingRule] | None = None
         self.routes: dict[tuple[Address, Address | None], Route | None] = {}
 
 
@@ -104,7 +105,8 @@ _answers: ContextVar[_Answers | None] = ContextVar("answers", default=None)
 @contextmanager
 def asked_once() -> Iterator[None]:
     """In this block, and in threads that it starts by asyncio.to_thread, requests share a socket,
-    and the kernel is asked once for links, addresses, and the route to each destination.
+    and the kernel is asked once for links, addresses, routing rules, and the route to each
+    destination.
 
     For one change of the services, which asks for the same routes at every stage. An answer is as
     old as the block at most; a block inside another asks anew.
@@ -218,6 +220,9 @@ def routes() -> dict[Network, Route]:
 
 def rules() -> list[RoutingRule]:
     """The rules of policy routing, without those that every host has."""
+    answers = _answers.get()
+    if answers is not None and answers.rules is not None:
+        return answers.rules
     found = []
     for version, family in ADDRESS_FAMILIES.items():
         with _failing("list the routing rules"), _connected() as kernel:
@@ -237,6 +242,8 @@ def rules() -> list[RoutingRule]:
             usual = table in (RT_TABLE_DEFAULT, RT_TABLE_MAIN, RT_TABLE_LOCAL)
             if action != FR_ACT_TO_TBL or not usual:
                 found.append(RoutingRule(version, marked=FRA_FWMARK in attributes))
+    if answers is not None:
+        answers.rules = found
     return found
 
 

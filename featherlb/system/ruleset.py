@@ -5,7 +5,7 @@ syntax of iptables-restore(8), in one order: interface, protocol, source, destin
 match extensions, the cheap ones first. The syntax is known here and nowhere else.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from math import ceil
@@ -41,15 +41,20 @@ class ReversePath(StrEnum):
 
 
 class State(StrEnum):
-    """A state of conntrack, or a virtual one (iptables-extensions(8), `conntrack`)."""
+    """A state of conntrack, or a virtual one (iptables-extensions(8), `conntrack`), in the order in
+    which iptables-save prints them."""
 
-    NEW = "NEW"
-    ESTABLISHED = "ESTABLISHED"
-    RELATED = "RELATED"
     INVALID = "INVALID"
+    NEW = "NEW"
+    RELATED = "RELATED"
+    ESTABLISHED = "ESTABLISHED"
     UNTRACKED = "UNTRACKED"
     DNAT = "DNAT"
     """The destination is translated."""
+
+
+def _listed(states: Collection[State]) -> str:
+    return ",".join(state for state in State if state in states)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,9 +221,9 @@ class Match:
                 if wanted is not None:
                     yield f"{'' if wanted else '! '}--physdev-is-{name}"
         if self.states:
-            yield f"-m conntrack --ctstate {','.join(self.states)}"
+            yield f"-m conntrack --ctstate {_listed(self.states)}"
         if self.not_states:
-            yield f"-m conntrack ! --ctstate {','.join(self.not_states)}"
+            yield f"-m conntrack ! --ctstate {_listed(self.not_states)}"
         if self.unassured:
             yield "-m conntrack ! --ctstatus ASSURED"
         if self.probability is not None:

@@ -227,9 +227,7 @@ def test_without_a_backend_the_client_is_refused(lab: Lab) -> None:
 
 
 @in_turn(["raw", "offload"], nat=("full", "dnat"))
-def test_known_flows_go_first_in_a_flood(
-    lab: Lab, featherlb: Up, receivers: Receivers, nat: str, tmp_path: Path
-) -> None:
+def test_known_flows_go_first_in_a_flood(featherlb: Up, nat: str, tmp_path: Path) -> None:
     """Of a table of 4,096 flows; only 3 more may open in a tenth of a second while 256 have no
     answer."""
     path = tmp_path / "lb.yaml"
@@ -245,18 +243,18 @@ def test_known_flows_go_first_in_a_flood(
         one[20:22] = port.to_bytes(2, "big")
         flood.append(bytes(one))
 
-    def refused() -> int:
-        count: int = api(lab.balancer, "stats")["reasons"]["udp-flood"]
-        return count
-
     with (
+        Lab(backends=3) as lab,
         featherlb(lab, "--config", str(path)),
+        Receivers(lab.backends, PORT) as receivers,
         Receivers(lab.backends, PORT + 1),  # of which nobody reads
         connected(lab, POOL) as client,
     ):
         known = receivers.exchange(client)
         send(lab, flood)
-        wait_for(lambda: refused() > 0, "the budget is spent")
+        wait_for(
+            lambda: api(lab.balancer, "stats")["reasons"]["udp-flood"] > 0, "the budget is spent"
+        )
         assert [receivers.exchange(client) for _ in range(3)] == [known] * 3
         assert len(flows(lab.balancer)) < 1000
 

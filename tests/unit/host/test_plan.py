@@ -528,7 +528,7 @@ def test_a_router_tells_replies_from_what_it_forwards_by_connection_tracking() -
     router = describe(crowd, routers=frozenset({4}))
     assert copies(router, "raw") == [for_vip]
     assert copies(router, "mangle") == [
-        f"{forwarded} -m conntrack ! --ctstate ESTABLISHED,RELATED -j DROP",
+        f"{forwarded} -m conntrack ! --ctstate RELATED,ESTABLISHED -j DROP",
         f"{forwarded.replace('! --syn', '--tcp-flags SYN,RST,ACK ACK')}"
         " -m conntrack ! --ctstatus ASSURED -j DROP",
     ]
