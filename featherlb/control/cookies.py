@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from featherlb.control.events import Events
 from featherlb.control.workers import Workers
 from featherlb.core.path.cookies import OFFERED_SCALE, offered_size, threshold
-from featherlb.model import EVERYBODY, Address, Protocol, Service, SynCookies, Vip
+from featherlb.model import EVERYBODY, Address, Protocol, Service, SynCookies, Vip, addressed_vips
 from featherlb.model.errors import HostError
 from featherlb.system import rtnetlink
 from featherlb.system.shield import Offer, Shield
@@ -179,21 +179,10 @@ def vips_to_answer(
     for these `addresses` of this host. An MSS of 0 takes a VIP out of another one's ports or
     addresses. `scales` are those of `scales_to_offer`."""
     found: dict[Vip, Offer] = {}
-    # What names an address comes before what stands for all of them.
-    for wildcard in (True, False):
-        for service in services:
-            if service.protocol is not Protocol.TCP:
-                continue
-            answered = _is_answered(service, flooded)
-            for vip in service.vips:
-                if vip.wildcard is not wildcard:
-                    continue
-                version = vip.address.version
-                size = offered_size(service.mss, version) if answered else 0
-                offer = Offer(size, scales.get(service.name, (OFFERED_SCALE,))[0])
-                for address in addresses if wildcard else (vip.address,):
-                    if address.version == version:
-                        found[Vip(address, vip.first_port, vip.last_port)] = offer
+    for service, vip in addressed_vips(services, Protocol.TCP, addresses):
+        answered = _is_answered(service, flooded)
+        size = offered_size(service.mss, vip.address.version) if answered else 0
+        found[vip] = Offer(size, scales.get(service.name, (OFFERED_SCALE,))[0])
     answered_at = {vip.address for vip, offer in found.items() if offer.size}
     return {vip: offer for vip, offer in found.items() if vip.address in answered_at}
 

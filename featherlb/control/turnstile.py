@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from featherlb.datapaths.rules.gate import SLACK
-from featherlb.model import Address, Protocol, Service, Vip
+from featherlb.model import Address, Protocol, Service, Vip, addressed_vips
 from featherlb.model.errors import HostError
 from featherlb.model.reason import Reason
 from featherlb.system import rtnetlink
@@ -122,16 +122,8 @@ def passing(service: Service) -> float:
 def numbered(services: Sequence[Service], addresses: set[Address]) -> dict[Vip, int]:
     """The VIPs of the services, which have the numbers from 1; no wildcards, which stand for these
     `addresses` of this host. Those of UDP are none's."""
-    found: dict[Vip, int] = {}
-    # What names an address comes before what stands for all of them.
-    for wildcard in (True, False):
-        for number, service in enumerate(services, 1):
-            if service.protocol is not Protocol.TCP:
-                continue
-            for vip in service.vips:
-                if vip.wildcard is not wildcard:
-                    continue
-                for address in addresses if wildcard else (vip.address,):
-                    if address.version == vip.address.version:
-                        found[Vip(address, vip.first_port, vip.last_port)] = number
-    return found
+    numbers = {service.name: number for number, service in enumerate(services, 1)}
+    return {
+        vip: numbers[service.name]
+        for service, vip in addressed_vips(services, Protocol.TCP, addresses)
+    }

@@ -69,6 +69,7 @@ from featherlb.model.service import (
     Sync,
     SynCookies,
     Timeouts,
+    addressed_vips,
 )
 
 __all__ = [
@@ -130,6 +131,7 @@ __all__ = [
     "Topology",
     "Verdict",
     "Vip",
+    "addressed_vips",
     "join_host_port",
     "join_host_ports",
     "join_vip",

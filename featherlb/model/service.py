@@ -1,5 +1,6 @@
 """Services, backends and their options: the terms of the YAML file, as values."""
 
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -345,3 +346,20 @@ class Timeouts:
     closed: float = 10.0
     udp_one_way: float = 30.0
     udp_two_way: float = 120.0
+
+
+def addressed_vips(
+    services: Sequence[Service], protocol: Protocol, addresses: Collection[Address]
+) -> Iterator[tuple[Service, Vip]]:
+    """The VIPs of this protocol, each with its service; no wildcards, which stand for these
+    `addresses` of this host. What names an address comes behind what stands for all of them."""
+    for wildcard in (True, False):
+        for service in services:
+            if service.protocol is not protocol:
+                continue
+            for vip in service.vips:
+                if vip.wildcard is not wildcard:
+                    continue
+                for address in addresses if wildcard else (vip.address,):
+                    if address.version == vip.address.version:
+                        yield service, Vip(address, vip.first_port, vip.last_port)

@@ -15,7 +15,8 @@ from scapy.layers.l2 import Dot1Q, Ether
 
 from featherlb.model import SynCookies, Vip
 from featherlb.system import privileges
-from featherlb.system.shield import Offer, Shield, keys_of
+from featherlb.system.shield import Offer, Shield
+from featherlb.system.vip_program import keys_of
 from tests.builders import ip, ipv6_extensions, rebuilt, tcp
 from tests.world import ONE, SECRET, World, service
 
